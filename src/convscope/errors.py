@@ -1,0 +1,112 @@
+"""What can go wrong, and the one form of sentence that says so.
+
+    ConvscopeError                 exit code 2
+    ├── UsageError                 2  a wrong command or argument
+    │   ├── UnknownNameError       2  a name that nothing answers to; carries the nearest valid ones
+    │   ├── ArchitectureError      2  a network that cannot exist; carries the arithmetic that fails
+    │   └── LoweringError          2  a model that the fast engine cannot run
+    ├── DataError                  3  data missing, unreadable or wrong
+    ├── RunError                   3  a run directory that cannot be read or written
+    └── DivergedError              4  training produced NaN or infinity
+
+Every message is one or two lines: what was expected, what was found, what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ConvscopeError(Exception):
+    """Base of every error that a person can cause and cure; the command line shows only its message."""
+
+    exit_code = 2
+
+
+class UsageError(ConvscopeError, ValueError):
+    """A wrong command or argument."""
+
+
+class UnknownNameError(UsageError):
+    """A name that nothing answers to."""
+
+
+class ArchitectureError(UsageError):
+    """A network that cannot exist for the given input."""
+
+
+class LoweringError(UsageError):
+    """A model that the fast engine cannot run; the message names the layer and its settings."""
+
+
+class DataError(ConvscopeError):
+    """Data that is missing, unreadable or wrong."""
+
+    exit_code = 3
+
+
+class RunError(ConvscopeError):
+    """A run directory that cannot be read or written."""
+
+    exit_code = 3
+
+
+class DivergedError(ConvscopeError):
+    """Training that produced NaN or infinity."""
+
+    exit_code = 4
+
+
+def sentence(expected: str, got: object, hint: str = "") -> str:
+    """Say what was expected, what was found and what to do, in the project's one form.
+
+    Parameters
+    ----------
+    expected : str
+        What should have been there, without a full stop.
+    got : object
+        What was there; shown as it prints.
+    hint : str
+        What the reader can do about it, a sentence of its own.
+
+    Returns
+    -------
+    str
+        One line.
+
+    Examples
+    --------
+    >>> sentence("epochs of at least 1", -3, "Leave it out for 10.")
+    'Expected epochs of at least 1, got -3. Leave it out for 10.'
+    """
+    text = f"Expected {expected}, got {got}."
+    return f"{text} {hint}" if hint else text
+
+
+def unknown_name(kind: str, name: str, valid: Iterable[str]) -> UnknownNameError:
+    """Make the error for a name that does not exist, with the nearest valid name.
+
+    Parameters
+    ----------
+    kind : str
+        What the name should have named, e.g. ``"network"``.
+    name : str
+        The name as it was given.
+    valid : iterable of str
+        The names that exist.
+
+    Returns
+    -------
+    UnknownNameError
+        To be raised by the caller.
+
+    Examples
+    --------
+    >>> str(unknown_name("network", "depe", ["simple", "deep"]))
+    "Expected one of the networks simple, deep, got 'depe'. Did you mean 'deep'?"
+    """
+    options = list(valid)
+    near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    hint = f"Did you mean {near[0]!r}?" if near else ""
+    return UnknownNameError(sentence(f"one of the {kind}s {', '.join(options)}", repr(name), hint))
