@@ -1,0 +1,68 @@
+"""convscope: convolutional image classifiers, trained fast, measured honestly, opened up.
+
+The public names below are loaded on first use, so that ``import convscope`` loads neither torch nor Keras.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
+# Keras reads its back end once, when it is first imported; a user's own choice wins.
+os.environ.setdefault("KERAS_BACKEND", "torch")
+
+__version__ = "0.1.0"
+
+# public name → the module that holds it
+_PUBLIC = {
+    "load": "data.catalog",
+    "Dataset": "data.catalog",
+    "Split": "data.catalog",
+    "Preprocess": "preprocessing",
+    "build": "networks",
+    "fit": "training.fit",
+    "predict": "training.fit",
+    "evaluate": "experiment",
+    "Evaluation": "evaluation",
+    "describe": "inspection",
+    "plot_history": "plotting",
+    "plot_confusion_matrix": "plotting",
+    "plot_errors": "plotting",
+    "plot_probability": "plotting",
+    "plot_predictions": "plotting",
+    "ConvscopeError": "errors",
+}
+
+__all__ = [*_PUBLIC, "__version__"]
+
+if TYPE_CHECKING:
+    from convscope.data.catalog import Dataset, Split, load
+    from convscope.errors import ConvscopeError
+    from convscope.evaluation import Evaluation
+    from convscope.experiment import evaluate
+    from convscope.inspection import describe
+    from convscope.networks import build
+    from convscope.plotting import (
+        plot_confusion_matrix,
+        plot_errors,
+        plot_history,
+        plot_predictions,
+        plot_probability,
+    )
+    from convscope.preprocessing import Preprocess
+    from convscope.training.fit import fit, predict
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name on first use."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not."""
+    return sorted(__all__)

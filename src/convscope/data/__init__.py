@@ -1,0 +1,1 @@
+"""Data: from files to arrays, and from arrays to splits."""

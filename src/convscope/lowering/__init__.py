@@ -1,0 +1,1 @@
+"""Lowering: a Keras model becomes a program of typed operations, and the program becomes torch."""

@@ -1,0 +1,1 @@
+"""Training: the drop-in for ``model.fit``, its loop, its schedules."""
