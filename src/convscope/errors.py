@@ -6,6 +6,7 @@
     │   ├── ArchitectureError      2  a network that cannot exist; carries the arithmetic that fails
     │   └── LoweringError          2  a model that the fast engine cannot run
     ├── DataError                  3  data missing, unreadable or wrong
+    │   └── DataNotFoundError      3  data that is nowhere and cannot be downloaded
     ├── RunError                   3  a run directory that cannot be read or written
     └── DivergedError              4  training produced NaN or infinity
 
@@ -44,6 +45,10 @@ class DataError(ConvscopeError):
     """Data that is missing, unreadable or wrong."""
 
     exit_code = 3
+
+
+class DataNotFoundError(DataError):
+    """Data that is neither on this machine nor to be had over the network."""
 
 
 class RunError(ConvscopeError):

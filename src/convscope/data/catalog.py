@@ -1,0 +1,302 @@
+"""The catalogue: the name of a dataset → a Dataset.
+
+A file is looked for in this order: a path given by the user; the folder named in ``CONVSCOPE_DATA``; the
+user's cache; then a verified download. ``digits`` comes with scikit-learn and needs none of that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convscope.data.fetch import cache_folder, fetch, verify
+from convscope.data.formats import decompress, read_idx
+from convscope.data.splits import split_indices
+from convscope.errors import DataError, DataNotFoundError, sentence, unknown_name
+
+# SHA-256 of the decompressed files.
+MNIST_FILES = {
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+MNIST_MIRRORS = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+)
+# scikit-learn's digits have no test set of their own; every run must hold back the same one.
+DIGITS_TEST_FRACTION = 0.2
+DIGITS_SEED = 1338
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images, their labels, and a name for each.
+
+    Parameters
+    ----------
+    images : ndarray of shape (n, h, w, c), uint8
+        Pixels, 0 to 255.
+    labels : ndarray of shape (n,), int64
+        The class of each image, from 0.
+    names : sequence of n str
+        Where each image comes from: a path, or ``mnist/test/00042``.
+
+    Raises
+    ------
+    DataError
+        If shapes, types or lengths do not fit together.
+
+    Examples
+    --------
+    >>> split = Split(np.zeros((2, 8, 8, 1), np.uint8), np.array([0, 1]), ["a.png", "b.png"])
+    >>> len(split)
+    2
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    names: Sequence[str] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != np.uint8 or self.images.ndim != 4:
+            found = f"{self.images.dtype} of shape {self.images.shape}"
+            raise DataError(sentence("images as uint8 of shape (n, height, width, channels)", found))
+        lengths = (len(self.images), len(self.labels), len(self.names))
+        if len(set(lengths)) != 1:
+            raise DataError(
+                sentence("as many labels and names as images", "{}, {} and {}".format(*lengths[::-1]))
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: NDArray[np.int64]) -> Split:
+        """Return the examples at the given positions, in that order.
+
+        Examples
+        --------
+        >>> split = Split(np.zeros((2, 8, 8, 1), np.uint8), np.array([0, 1]), ["a.png", "b.png"])
+        >>> split.take(np.array([1])).names
+        ['b.png']
+        """
+        return Split(self.images[indices], self.labels[indices], [self.names[i] for i in indices])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training and test images of one source.
+
+    Parameters
+    ----------
+    name : str
+        As in the catalogue, or the folder's name.
+    train, test : Split
+        The two parts.
+    class_names : tuple of str
+        The name of each class, by label.
+    fingerprint : str
+        SHA-256 over what was read, in hexadecimal.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+    fingerprint: str
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image."""
+        _, height, width, channels = self.train.images.shape
+        return height, width, channels
+
+
+def fingerprint(*parts: Split, class_names: Sequence[str]) -> str:
+    """Condense images, labels and class names into one SHA-256.
+
+    Parameters
+    ----------
+    *parts : Split
+        In a fixed order.
+    class_names : sequence of str
+        The name of each class, by label.
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits.
+
+    Examples
+    --------
+    >>> split = Split(np.zeros((1, 1, 1, 1), np.uint8), np.array([0]), ["a"])
+    >>> len(fingerprint(split, class_names=["zero"]))
+    64
+    """
+    digest = hashlib.sha256("\0".join(class_names).encode())
+    for part in parts:
+        digest.update(repr(part.images.shape).encode())
+        digest.update(np.ascontiguousarray(part.images).data)
+        digest.update(np.ascontiguousarray(part.labels, dtype="<i8").data)
+    return digest.hexdigest()
+
+
+def load(name: str, path: str | Path | None = None, download: bool = True) -> Dataset:
+    """Load a dataset by name, or IDX files from a folder.
+
+    Parameters
+    ----------
+    name : str
+        ``"mnist"``, ``"digits"``, or the path of a folder that holds the four IDX files.
+    path : str or Path, optional
+        A folder to look in before any other.
+    download : bool
+        Whether the network may be asked when the files are nowhere.
+
+    Returns
+    -------
+    Dataset
+        uint8 images of shape ``(n, height, width, channels)``.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no dataset of that name.
+    DataNotFoundError
+        If its files are nowhere and cannot be downloaded.
+    DataError
+        If a file is damaged or not what it should be.
+
+    Examples
+    --------
+    >>> import convscope
+    >>> digits = convscope.load("digits")
+    >>> digits.train.images.shape, digits.test.images.shape
+    ((1437, 28, 28, 1), (360, 28, 28, 1))
+    """
+    if name in CATALOG:
+        return CATALOG[name].loader(Path(path) if path else None, download)
+    if Path(name).is_dir():
+        return _load_idx_folder(Path(name))
+    if os.sep in name:
+        raise DataNotFoundError(sentence("a folder with images", f"no folder at {name}", "Check the path."))
+    raise unknown_name("dataset", name, CATALOG)
+
+
+def _load_mnist(path: Path | None, download: bool) -> Dataset:
+    """Load MNIST, every file verified."""
+    contents = {
+        stem: verify(_read(_find_mnist(stem, path, download)), digest, stem)
+        for stem, digest in MNIST_FILES.items()
+    }
+    return _assemble_idx("mnist", contents)
+
+
+def _read(file: Path) -> bytes:
+    """Read a file, gzip undone."""
+    try:
+        return decompress(file.read_bytes(), str(file))
+    except OSError as error:
+        raise DataError(sentence(f"{file} to be readable", error.strerror)) from error
+
+
+def _find_mnist(stem: str, path: Path | None, download: bool) -> Path:
+    """Find one file of MNIST in the order that the module's docstring names."""
+    folders = [path, path / "mnist"] if path else mnist_folders()
+    for folder in folders:
+        if found := _idx_file(folder, stem):
+            return found
+    looked = ", ".join(str(folder) for folder in folders)
+    if path or not download:
+        hint = "Set CONVSCOPE_DATA, or run `convscope data fetch mnist`."
+        raise DataNotFoundError(sentence(f"{stem}.gz in {looked}", "no such file", hint))
+    return fetch(f"{stem}.gz", MNIST_MIRRORS, MNIST_FILES[stem], cache_folder() / "mnist")
+
+
+def mnist_folders() -> list[Path]:
+    """List the folders in which MNIST is looked for, first the user's own.
+
+    Examples
+    --------
+    >>> mnist_folders()[-1].name
+    'mnist'
+    """
+    own = os.environ.get("CONVSCOPE_DATA")
+    return [*([Path(own) / "mnist"] if own else []), cache_folder() / "mnist"]
+
+
+def _idx_file(folder: Path, stem: str) -> Path | None:
+    """Return the file of that stem, compressed or plain, if it is there."""
+    candidates = (folder / f"{stem}.gz", folder / stem)
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def _load_idx_folder(folder: Path) -> Dataset:
+    """Load four IDX files named as MNIST's, whatever their content."""
+    files = {stem: _idx_file(folder, stem) for stem in MNIST_FILES}
+    missing = [stem for stem, file in files.items() if file is None]
+    if missing:
+        raise DataError(sentence(f"{missing[0]}[.gz] in {folder}", "no such file"))
+    return _assemble_idx(folder.name, {stem: _read(file) for stem, file in files.items() if file})
+
+
+def _assemble_idx(name: str, contents: dict[str, bytes]) -> Dataset:
+    """Make a Dataset of the contents of the four files."""
+    parts = {}
+    for part, prefix in (("train", "train"), ("test", "t10k")):
+        images = read_idx(
+            contents[f"{prefix}-images-idx3-ubyte"], f"{prefix}-images-idx3-ubyte", dimensions=3
+        )
+        labels = read_idx(
+            contents[f"{prefix}-labels-idx1-ubyte"], f"{prefix}-labels-idx1-ubyte", dimensions=1
+        )
+        names = [f"{name}/{part}/{number:05d}" for number in range(len(labels))]
+        parts[part] = Split(
+            images.astype(np.uint8, copy=False)[..., None], labels.astype(np.int64), names
+        )  # (n, h, w, 1)
+    classes = int(max(part.labels.max() for part in parts.values())) + 1
+    return _dataset(name, parts["train"], parts["test"], tuple(str(label) for label in range(classes)))
+
+
+def _load_digits() -> Dataset:
+    """Load scikit-learn's digits, enlarged to 28×28 so that they fit every network of the exercise."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)  # values 0 … 16 → 0 … 255
+    enlarged = pixels.repeat(3, axis=1).repeat(3, axis=2)  # (n, 24, 24)
+    images = np.pad(enlarged, ((0, 0), (2, 2), (2, 2)))[..., None]  # (n, 28, 28, 1)
+    labels = bunch.target.astype(np.int64)
+    names = [f"digits/{number:04d}" for number in range(len(labels))]
+    everything = Split(images, labels, names)
+    train, test = split_indices(labels, DIGITS_TEST_FRACTION, DIGITS_SEED)
+    return _dataset("digits", everything.take(train), everything.take(test), tuple("0123456789"))
+
+
+def _dataset(name: str, train: Split, test: Split, class_names: tuple[str, ...]) -> Dataset:
+    """Make a Dataset with its fingerprint."""
+    return Dataset(name, train, test, class_names, fingerprint(train, test, class_names=class_names))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the catalogue."""
+
+    loader: Callable[[Path | None, bool], Dataset]
+    summary: str
+
+
+CATALOG = {
+    "mnist": Entry(_load_mnist, "60,000 + 10,000 handwritten digits, 28×28 grey (LeCun, Cortes & Burges)"),
+    "digits": Entry(
+        lambda _path, _download: _load_digits(),
+        "1,797 handwritten digits, 8×8 grey, enlarged to 28×28 (scikit-learn)",
+    ),
+}
