@@ -1,0 +1,413 @@
+"""Preprocessing: fitted once on the training images, then frozen and applied everywhere.
+
+One object, one implementation: training, validation, prediction, export and serving all call
+``Preprocess.apply_tensor``, so that "99 % in validation, 70 % in use" cannot come from here.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from convscope.errors import DataError, UsageError, sentence, unknown_name
+
+if TYPE_CHECKING:
+    import torch
+
+SCALINGS = ("minmax", "unit", "standard")
+RESIZES = ("letterbox", "crop", "stretch")
+DATA_FORMATS = ("channels_last", "channels_first")
+# Images are converted to float32 this many at a time while fitting, so that memory stays flat.
+FIT_CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """From uint8 pixels of any size to the float32 array that a network takes.
+
+    The pixels are brought to the size and channels of the training images, converted to float32, scaled
+    as ``pixels * scale + offset``, clipped to ``limits`` where there are any, and their channel axis is put
+    where ``data_format`` says.
+
+    ``minmax`` clips to [0, 1]: a pixel darker or brighter than any training image had at that position
+    counts as the darkest or brightest one seen there. Without this, a position that is constant in the
+    training set (the border of MNIST) would hand a value of up to 255 to the network.
+
+    Parameters
+    ----------
+    height, width, channels : int
+        Size of the images that the network takes, in pixels.
+    scaling : {"minmax", "unit", "standard"}
+        ``minmax``: scikit-learn's MinMaxScaler, fitted per pixel. ``unit``: divide by 255. ``standard``:
+        subtract the mean of each channel and divide by its standard deviation.
+    scale, offset : ndarray, float32
+        Broadcast against ``(height, width, channels)``.
+    limits : tuple of two float or None
+        What the scaled values are clipped to.
+    data_format : {"channels_last", "channels_first"}
+        Where the channel axis is in the result.
+    resize : {"letterbox", "crop", "stretch"}
+        How an image of another size is brought to size.
+
+    Examples
+    --------
+    >>> images = np.arange(0, 240, 10, dtype=np.uint8).reshape(6, 2, 2, 1)
+    >>> preprocess = Preprocess.fit(images)
+    >>> preprocess.apply(images)[:, 0, 0, 0].round(2).astype(str).tolist()
+    ['0.0', '0.2', '0.4', '0.6', '0.8', '1.0']
+    """
+
+    height: int
+    width: int
+    channels: int
+    scaling: str
+    scale: NDArray[np.float32] = field(repr=False)
+    offset: NDArray[np.float32] = field(repr=False)
+    limits: tuple[float, float] | None
+    data_format: str = "channels_last"
+    resize: str = "letterbox"
+
+    @classmethod
+    def fit(
+        cls,
+        images: NDArray[np.uint8],
+        scaling: str = "minmax",
+        data_format: str = "channels_last",
+        resize: str = "letterbox",
+    ) -> Preprocess:
+        """Learn the scaling from the training images, and from nothing else.
+
+        Parameters
+        ----------
+        images : ndarray of shape (n, h, w, c), uint8
+            The training images.
+        scaling, data_format, resize : str
+            As in the class.
+
+        Returns
+        -------
+        Preprocess
+            Ready to apply.
+
+        Raises
+        ------
+        UnknownNameError
+            If one of the choices does not exist.
+        DataError
+            If the images are not uint8 of that shape, or none.
+        """
+        for kind, value, valid in (
+            ("scaling", scaling, SCALINGS),
+            ("data format", data_format, DATA_FORMATS),
+            ("way to resize", resize, RESIZES),
+        ):
+            if value not in valid:
+                raise unknown_name(kind, value, valid)
+        _require_images(images)
+        if len(images) == 0:
+            raise DataError(sentence("at least one training image", "none"))
+        scale, offset, limits = _FITS[scaling](images)
+        _, height, width, channels = images.shape
+        return cls(height, width, channels, scaling, scale, offset, limits, data_format, resize)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Shape of one preprocessed image, in the order of the data format."""
+        if self.data_format == "channels_first":
+            return self.channels, self.height, self.width
+        return self.height, self.width, self.channels
+
+    def apply(self, images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """Preprocess images that lie in memory.
+
+        Parameters
+        ----------
+        images : ndarray of shape (n, h, w, c), uint8, or a sequence of (h, w, c) arrays
+            Images of any size; sizes may differ in a sequence.
+
+        Returns
+        -------
+        ndarray, float32
+            ``(n, height, width, channels)`` or ``(n, channels, height, width)``.
+
+        Raises
+        ------
+        DataError
+            If the images are not uint8.
+
+        Examples
+        --------
+        >>> preprocess = Preprocess.fit(np.zeros((1, 4, 4, 1), np.uint8), scaling="unit")
+        >>> preprocess.apply(np.full((2, 8, 8, 3), 255, np.uint8)).shape
+        (2, 4, 4, 1)
+        """
+        import torch
+
+        pixels = torch.from_numpy(np.ascontiguousarray(self.conform(images)))
+        result: NDArray[np.float32] = self.apply_tensor(pixels).numpy()
+        return result
+
+    def apply_tensor(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Preprocess a batch that already has the right size; the one implementation of the arithmetic.
+
+        Parameters
+        ----------
+        pixels : torch.Tensor of shape (n, height, width, channels), uint8
+            On any device.
+
+        Returns
+        -------
+        torch.Tensor, float32
+            ``(n, height, width, channels)`` or ``(n, channels, height, width)``, contiguous.
+
+        Examples
+        --------
+        >>> import torch
+        >>> preprocess = Preprocess.fit(np.zeros((1, 4, 4, 1), np.uint8), scaling="unit")
+        >>> preprocess.apply_tensor(torch.full((1, 4, 4, 1), 255, dtype=torch.uint8)).max().item()
+        1.0
+        """
+        import torch
+
+        scale = torch.from_numpy(self.scale).to(pixels.device)
+        offset = torch.from_numpy(self.offset).to(pixels.device)
+        values = pixels.to(torch.float32).mul_(scale).add_(offset)
+        if self.limits is not None:
+            values.clamp_(*self.limits)
+        if self.data_format == "channels_first":
+            return values.permute(0, 3, 1, 2).contiguous()  # (n, c, h, w)
+        return values
+
+    def conform(self, images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        """Bring images to the size and channels of the training images, still as uint8 pixels.
+
+        Parameters
+        ----------
+        images : ndarray of shape (n, h, w, c), uint8, or a sequence of (h, w, c) arrays
+            Images of any size.
+
+        Returns
+        -------
+        ndarray of shape (n, height, width, channels), uint8
+            The array itself where nothing had to change.
+        """
+        if isinstance(images, np.ndarray):
+            _require_images(images)
+            if images.shape[1:] == (self.height, self.width, self.channels):
+                return images
+        shape = (self.height, self.width)
+        conformed = [conform(image, shape, self.channels, self.resize) for image in images]
+        return np.stack(conformed) if conformed else np.empty((0, *shape, self.channels), np.uint8)
+
+    def describe(self) -> list[str]:
+        """Say in words what is done to an image, a line for each step.
+
+        Examples
+        --------
+        >>> Preprocess.fit(np.zeros((1, 4, 4, 1), np.uint8), scaling="unit").describe()[1]
+        'unit scaling: divided by 255'
+        """
+        scaling = {
+            "minmax": "minmax scaling: each pixel to [0, 1] by its range over the training images, clipped",
+            "unit": "unit scaling: divided by 255",
+            "standard": "standard scaling: each channel to mean 0 and standard deviation 1 over the training images",
+        }[self.scaling]
+        size = f"{self.height}×{self.width}×{self.channels}"
+        return [
+            f"float32 from uint8 pixels, {size}; other sizes by {self.resize}",
+            scaling,
+            f"channel axis: {self.data_format}, one image has shape {self.input_shape}",
+        ]
+
+    def to_files(self) -> dict[str, bytes]:
+        """Serialise to named files: the settings as JSON, the arrays as NumPy's npz.
+
+        Examples
+        --------
+        >>> sorted(Preprocess.fit(np.zeros((1, 4, 4, 1), np.uint8)).to_files())
+        ['preprocess.json', 'preprocess.npz']
+        """
+        arrays = {"scale": self.scale, "offset": self.offset}
+        settings = {key: value for key, value in asdict(self).items() if key not in arrays}
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **arrays)
+        return {
+            "preprocess.json": json.dumps(settings, indent=2).encode(),
+            "preprocess.npz": buffer.getvalue(),
+        }
+
+    @classmethod
+    def from_files(cls, files: dict[str, bytes]) -> Preprocess:
+        """Load what ``to_files`` made.
+
+        Raises
+        ------
+        DataError
+            If a file is missing or damaged.
+
+        Examples
+        --------
+        >>> preprocess = Preprocess.fit(np.zeros((1, 4, 4, 1), np.uint8))
+        >>> Preprocess.from_files(preprocess.to_files()).input_shape
+        (4, 4, 1)
+        """
+        try:
+            settings: dict[str, Any] = json.loads(files["preprocess.json"])
+            with np.load(io.BytesIO(files["preprocess.npz"]), allow_pickle=False) as arrays:
+                settings |= {name: arrays[name].astype(np.float32) for name in ("scale", "offset")}
+            settings["limits"] = tuple(settings["limits"]) if settings["limits"] else None
+            return cls(**settings)
+        except (KeyError, TypeError, ValueError, OSError, EOFError) as error:
+            raise DataError(sentence("preprocess.json and preprocess.npz of a run", error)) from error
+
+
+def one_hot(labels: NDArray[np.int64], classes: int) -> NDArray[np.float32]:
+    """Turn class numbers into target vectors.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (n,), int64
+        From 0.
+    classes : int
+        How many classes there are.
+
+    Returns
+    -------
+    ndarray of shape (n, classes), float32
+        1 at the label, 0 elsewhere.
+
+    Raises
+    ------
+    UsageError
+        If a label is outside the classes.
+
+    Examples
+    --------
+    >>> one_hot(np.array([2, 0]), 3).tolist()
+    [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+    """
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        found = f"{labels.min()} to {labels.max()}"
+        raise UsageError(sentence(f"labels from 0 to {classes - 1}", found))
+    targets = np.zeros((len(labels), classes), np.float32)
+    targets[np.arange(len(labels)), labels] = 1
+    return targets
+
+
+def conform(
+    image: NDArray[np.uint8], size: tuple[int, int], channels: int, resize: str = "letterbox"
+) -> NDArray[np.uint8]:
+    """Bring one image to a size and a number of channels.
+
+    Parameters
+    ----------
+    image : ndarray of shape (h, w, 1) or (h, w, 3), uint8
+        Grey or RGB.
+    size : tuple of int
+        Height and width wanted, in pixels.
+    channels : {1, 3}
+        Grey is repeated into RGB; RGB becomes grey by luminance (ITU-R BT.601, as Pillow does).
+    resize : {"letterbox", "crop", "stretch"}
+        ``letterbox`` keeps the whole image and its proportions and fills the rest with black; ``crop``
+        keeps the proportions and cuts what stands over; ``stretch`` changes the proportions.
+
+    Returns
+    -------
+    ndarray of shape (height, width, channels), uint8
+
+    Raises
+    ------
+    DataError
+        If the image is not uint8 with 1 or 3 channels.
+
+    Examples
+    --------
+    >>> conform(np.full((10, 20, 3), 255, np.uint8), (8, 8), 1)[:, 0, 0].tolist()
+    [0, 0, 255, 255, 255, 255, 0, 0]
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
+        found = f"{image.dtype} of shape {image.shape}"
+        raise DataError(sentence("an image as uint8 of shape (height, width, 1 or 3)", found))
+    picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+    picture = picture.convert("L" if channels == 1 else "RGB")
+    if image.shape[:2] != size:
+        picture = _resized(picture, size, resize)
+    return np.asarray(picture).reshape(*size, channels)
+
+
+def _resized(picture: Image.Image, size: tuple[int, int], resize: str) -> Image.Image:
+    """Resample a picture to (height, width)."""
+    height, width = size
+    if resize == "stretch":
+        return picture.resize((width, height), Image.Resampling.BILINEAR)
+    pick = min if resize == "letterbox" else max
+    factor = pick(width / picture.width, height / picture.height)
+    inner = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+    resampled = picture.resize(inner, Image.Resampling.BILINEAR)
+    canvas = Image.new(picture.mode, (width, height))
+    # A negative corner crops, a positive one leaves a border: one line for both.
+    canvas.paste(resampled, ((width - inner[0]) // 2, (height - inner[1]) // 2))
+    return canvas
+
+
+def _require_images(images: NDArray[np.uint8]) -> None:
+    """Refuse anything but a batch of uint8 images."""
+    if images.dtype != np.uint8 or images.ndim != 4:
+        found = f"{images.dtype} of shape {images.shape}"
+        expected = "images as uint8 (0 to 255) of shape (n, height, width, channels)"
+        raise DataError(sentence(expected, found, "Hand over the pixels as they were read."))
+
+
+Fitted = tuple[NDArray[np.float32], NDArray[np.float32], tuple[float, float] | None]
+
+
+def _fit_minmax(images: NDArray[np.uint8]) -> Fitted:
+    """Fit scikit-learn's MinMaxScaler per pixel, as the exercise does."""
+    from sklearn.preprocessing import MinMaxScaler
+
+    scaler = MinMaxScaler(feature_range=(0, 1))
+    for start in range(0, len(images), FIT_CHUNK):
+        chunk = images[start : start + FIT_CHUNK]
+        scaler.partial_fit(chunk.reshape(len(chunk), -1).astype(np.float32))  # (n, h·w·c)
+    shape = images.shape[1:]
+    return (
+        scaler.scale_.reshape(shape).astype(np.float32),  # (h, w, c)
+        scaler.min_.reshape(shape).astype(np.float32),  # (h, w, c)
+        (0.0, 1.0),
+    )
+
+
+def _fit_unit(images: NDArray[np.uint8]) -> Fitted:
+    """Divide by 255."""
+    channels = images.shape[-1]
+    return np.full(channels, 1 / 255, np.float32), np.zeros(channels, np.float32), None
+
+
+def _fit_standard(images: NDArray[np.uint8]) -> Fitted:
+    """Give each channel mean 0 and standard deviation 1, exactly, from counts of the 256 grey levels."""
+    levels = np.arange(256)
+    counts = np.stack([_level_counts(images, channel) for channel in range(images.shape[-1])])  # (c, 256)
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    mean = shares @ levels  # (c,)
+    deviation = np.sqrt(shares @ levels**2 - mean**2)
+    deviation[deviation == 0] = 1  # a constant channel is shifted, not scaled
+    return (1 / deviation).astype(np.float32), (-mean / deviation).astype(np.float32), None
+
+
+def _level_counts(images: NDArray[np.uint8], channel: int) -> NDArray[np.int64]:
+    """Count how often each grey level occurs in a channel."""
+    chunks = (images[start : start + FIT_CHUNK, ..., channel] for start in range(0, len(images), FIT_CHUNK))
+    counts = np.zeros(256, np.int64)
+    for chunk in chunks:
+        counts += np.bincount(chunk.ravel(), minlength=256)
+    return counts
+
+
+_FITS = {"minmax": _fit_minmax, "unit": _fit_unit, "standard": _fit_standard}
