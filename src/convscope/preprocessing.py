@@ -217,7 +217,7 @@ class Preprocess:
         scaling = {
             "minmax": "minmax scaling: each pixel to [0, 1] by its range over the training images, clipped",
             "unit": "unit scaling: divided by 255",
-            "standard": "standard scaling: each channel to mean 0 and standard deviation 1 over the training images",
+            "standard": "standard scaling: mean 0, standard deviation 1 per channel over the training images",
         }[self.scaling]
         size = f"{self.height}×{self.width}×{self.channels}"
         return [

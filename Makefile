@@ -1,0 +1,59 @@
+# Everything installs into .venv from pyproject.toml and constraints.txt; nothing else is needed but
+# Python 3.11 or newer, make and a package registry.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+# Data that stands beside the checkout is used in the place of a download.
+ifneq ($(wildcard ../shared/datasets),)
+export CONVSCOPE_DATA ?= $(abspath ../shared/datasets)
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-all test-backends lint bench clean
+
+help: ## Show what there is to make
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+run: $(VENV)/.run ## Do the whole exercise on MNIST: three networks, figures, a comparison with the published results
+	$(BIN)/convscope exercise
+
+test: $(VENV)/.dev ## Run the tests that take seconds
+	$(BIN)/python -m pytest
+
+test-all: $(VENV)/.dev ## Run every test, the slow ones and those in a browser too
+	$(BIN)/python -m pytest -m 'not gpu' --durations=10
+
+test-backends: $(VENV)/.run ## Train with Keras's own fit on JAX and TensorFlow, in an environment of its own
+	PYTHON=$(PYTHON) sh benchmarks/backends.sh
+
+lint: $(VENV)/.dev ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.bench ## Measure speed against Keras, PyTorch, ONNX Runtime, JAX and TensorFlow (takes a while)
+	$(BIN)/python benchmarks/throughput.py
+
+clean: ## Remove the environments and everything that can be made again; runs stay
+	rm -rf .venv .venv-* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "convscope needs Python 3.11 or newer, this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp file for each set of packages: the second call starts at once.
+$(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable '.[dev,onnx]'
+	@touch $@ $(VENV)/.run
+
+$(VENV)/.bench: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable '.[bench]'
+	@touch $@ $(VENV)/.run

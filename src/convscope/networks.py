@@ -1,0 +1,188 @@
+"""Named networks: a name, an input shape and a class count → a Keras model.
+
+Each network is a list of layers and their settings, so that it can be shown, counted and explained before it
+is built.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from convscope.arithmetic import explain_failure
+from convscope.errors import ArchitectureError, UsageError, sentence, unknown_name
+
+if TYPE_CHECKING:
+    import keras
+
+LayerSpec = tuple[str, dict[str, Any]]
+
+
+def _convolution(filters: int, kernel_size: int = 3, padding: str = "valid") -> LayerSpec:
+    settings = {"filters": filters, "kernel_size": kernel_size, "padding": padding, "activation": "relu"}
+    return "Conv2D", settings
+
+
+def _pool() -> LayerSpec:
+    return "MaxPooling2D", {"pool_size": 2}
+
+
+def _dropout(rate: float) -> LayerSpec:
+    return "Dropout", {"rate": rate}
+
+
+def _dense(units: int, activation: str = "relu") -> LayerSpec:
+    return "Dense", {"units": units, "activation": activation}
+
+
+def _flatten() -> LayerSpec:
+    return "Flatten", {}
+
+
+def _simple(classes: int) -> list[LayerSpec]:
+    return [_convolution(32), _flatten(), _dense(classes, "softmax")]
+
+
+def _dense_layers(classes: int) -> list[LayerSpec]:
+    return [_convolution(32), _dropout(0.25), _flatten(), *_classifier(128, classes)]
+
+
+def _deep(classes: int) -> list[LayerSpec]:
+    features = [_convolution(32), _convolution(64), _pool(), _dropout(0.25)]
+    return [*features, _flatten(), *_classifier(128, classes)]
+
+
+def _stages(classes: int) -> list[LayerSpec]:
+    return [*_stage(32), *_stage(64), _flatten(), *_classifier(512, classes)]
+
+
+def _swift(classes: int) -> list[LayerSpec]:
+    features = [_convolution(24, kernel_size=5), _pool(), _convolution(32), _pool()]
+    return [*features, _flatten(), _dense(256), _dense(classes, "softmax")]
+
+
+def _stage(filters: int) -> list[LayerSpec]:
+    return [_convolution(filters, padding="same"), _convolution(filters), _pool(), _dropout(0.25)]
+
+
+def _classifier(units: int, classes: int) -> list[LayerSpec]:
+    return [_dense(units), _dropout(0.5), _dense(classes, "softmax")]
+
+
+@dataclass(frozen=True)
+class Network:
+    """One line of the list of networks."""
+
+    layers: Callable[[int], list[LayerSpec]]
+    summary: str
+
+
+NETWORKS = {
+    "simple": Network(_simple, "one convolution, then the classes"),
+    "dense": Network(_dense_layers, "one convolution, a dense layer, dropout"),
+    "deep": Network(_deep, "two convolutions, pooling, a dense layer, dropout"),
+    "stages": Network(_stages, "two stages of two convolutions and pooling, a dense layer, dropout"),
+    "swift": Network(_swift, "a small network for the fastest way to a good accuracy"),
+}
+
+
+def layers_of(name: str, classes: int = 10) -> list[LayerSpec]:
+    """List the layers of a named network and their settings.
+
+    Parameters
+    ----------
+    name : str
+        One of ``NETWORKS``.
+    classes : int
+        How many classes the last layer tells apart.
+
+    Returns
+    -------
+    list of (str, dict)
+        Keras's name of each layer's class, and its settings.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such network.
+
+    Examples
+    --------
+    >>> [kind for kind, settings in layers_of("simple")]
+    ['Conv2D', 'Flatten', 'Dense']
+    """
+    if name not in NETWORKS:
+        raise unknown_name("network", name, NETWORKS)
+    if classes < 2:
+        raise UsageError(sentence("at least 2 classes", classes))
+    return NETWORKS[name].layers(classes)
+
+
+def build(
+    name: str,
+    input_shape: tuple[int, int, int] = (28, 28, 1),
+    classes: int = 10,
+    data_format: str | None = None,
+) -> keras.Model:
+    """Build a named network, not yet compiled.
+
+    Parameters
+    ----------
+    name : str
+        One of ``NETWORKS``.
+    input_shape : tuple of int
+        Shape of one image in the order of the data format: ``(height, width, channels)`` for channels_last.
+    classes : int
+        How many classes the last layer tells apart.
+    data_format : {"channels_last", "channels_first"}, optional
+        Keras's own setting (``keras.config.image_data_format()``) when left out.
+
+    Returns
+    -------
+    keras.Sequential
+        With layers named after their kind and number: ``conv2d_1``, ``conv2d_2``, …
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such network.
+    ArchitectureError
+        If the input is too small; the message names the layer and shows its arithmetic.
+
+    Examples
+    --------
+    >>> build("simple").count_params()
+    216650
+    """
+    import keras
+
+    data_format = data_format or keras.config.image_data_format()
+    counts: Counter[str] = Counter()
+    model = keras.Sequential([keras.Input(input_shape)], name=name)
+    for kind, own in layers_of(name, classes):
+        counts[kind] += 1
+        settings = {"name": f"{_snake_case(kind)}_{counts[kind]}", **own}
+        if kind not in ("Dense", "Dropout"):  # the layers that care which axis holds the channels
+            settings["data_format"] = data_format
+        _add(model, kind, settings)
+    return model
+
+
+def _snake_case(kind: str) -> str:
+    """Write a class's name as Keras writes it in layer names: MaxPooling2D → max_pooling2d."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind).lower()
+
+
+def _add(model: keras.Sequential, kind: str, settings: dict[str, Any]) -> None:
+    """Add a layer; where Keras refuses it, show the arithmetic at which it fails."""
+    import keras
+
+    shape = tuple(model.output_shape[1:])
+    try:
+        model.add(getattr(keras.layers, kind)(**settings))
+    except ValueError as error:
+        failure = explain_failure(kind, settings, shape)
+        raise ArchitectureError(failure) from error
