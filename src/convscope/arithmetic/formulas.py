@@ -1,0 +1,364 @@
+"""One quantity at a time: its value, and the formula with the numbers in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from convscope.errors import ArchitectureError, UsageError, sentence
+
+# A length of None is one that the network leaves open (an image of any size).
+Length = int | None
+Shape = tuple[Length, ...]
+
+
+@dataclass(frozen=True)
+class Calculation:
+    """A number and the arithmetic that gives it.
+
+    Parameters
+    ----------
+    value : int or None
+        The result; None where a length that enters it is left open.
+    text : str
+        The formula with its numbers, e.g. ``"⌊(28 − 3)/1⌋ + 1 = 26"``.
+    """
+
+    value: Length
+    text: str
+
+    def __str__(self) -> str:
+        """Show the formula."""
+        return self.text
+
+
+@dataclass(frozen=True)
+class ReceptiveField:
+    """What one output sees of the image along one axis, in pixels of the image.
+
+    Notation and recurrences as in Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional
+    Neural Networks", Distill (2019), section 2.
+
+    Parameters
+    ----------
+    size : Fraction
+        How many pixels the first output sees.
+    jump : Fraction
+        By how many pixels the window moves from one output to the next; 0 once an output sees everything.
+    start : Fraction
+        Where the window of the first output begins; negative inside the padding.
+    """
+
+    size: Fraction = Fraction(1)
+    jump: Fraction = Fraction(1)
+    start: Fraction = Fraction(0)
+
+    @property
+    def pixels(self) -> int:
+        """The size as a whole number of pixels."""
+        return math.ceil(self.size)
+
+    def through(self, window: int, stride: int = 1, before: int = 0) -> ReceptiveField:
+        """Follow the field through a layer that slides a window.
+
+        Parameters
+        ----------
+        window : int
+            Positions that the window spans, dilation included.
+        stride : int
+            Steps between windows.
+        before : int
+            Padding in front of the axis.
+
+        Returns
+        -------
+        ReceptiveField
+            The field behind the layer.
+
+        Examples
+        --------
+        >>> ReceptiveField().through(3).through(2, stride=2).pixels
+        4
+        """
+        return ReceptiveField(
+            size=self.size + (window - 1) * self.jump,
+            jump=self.jump * stride,
+            start=self.start - before * self.jump,
+        )
+
+    def over(self, length: int, image: int) -> ReceptiveField:
+        """Join the fields of all `length` outputs along the axis, cut to the `image`.
+
+        Examples
+        --------
+        >>> ReceptiveField().through(3).over(26, image=28).pixels
+        28
+        """
+        end = min(Fraction(image), self.start + self.size + (length - 1) * self.jump)
+        start = max(Fraction(0), self.start)
+        return ReceptiveField(size=end - start, jump=Fraction(0), start=start)
+
+    def joined(self, other: ReceptiveField) -> ReceptiveField:
+        """Join with the field of a second branch that ends in the same place.
+
+        Examples
+        --------
+        >>> ReceptiveField().joined(ReceptiveField().through(3, before=1)).pixels
+        3
+        """
+        start = min(self.start, other.start)
+        end = max(self.start + self.size, other.start + other.size)
+        return ReceptiveField(size=end - start, jump=max(self.jump, other.jump), start=start)
+
+
+def show(number: Length) -> str:
+    """Write a number with thousands separated; a length left open is n.
+
+    Examples
+    --------
+    >>> show(216330), show(None)
+    ('216,330', 'n')
+    """
+    return "n" if number is None else f"{number:,}"
+
+
+def show_shape(shape: Iterable[Length]) -> str:
+    """Write a shape with multiplication signs between its lengths.
+
+    Examples
+    --------
+    >>> show_shape((26, 26, 32))
+    '26×26×32'
+    """
+    return "×".join("n" if length is None else str(length) for length in shape)
+
+
+def product_of(factors: Sequence[Length]) -> Calculation:
+    """Multiply, leaving the result open where a factor is.
+
+    Examples
+    --------
+    >>> product_of([26, 26, 32]).text
+    '26·26·32 = 21,632'
+    """
+    value = None if None in factors else math.prod(f for f in factors if f is not None)
+    return Calculation(value, f"{'·'.join(show(f) for f in factors)} = {show(value)}")
+
+
+def effective_window(window: int, dilation: int = 1) -> int:
+    """Positions that a dilated window spans: ``dilation·(window − 1) + 1``.
+
+    Examples
+    --------
+    >>> effective_window(3, dilation=2)
+    5
+    """
+    return dilation * (window - 1) + 1
+
+
+def output_length(
+    length: Length, window: int, stride: int = 1, padding: str = "valid", dilation: int = 1
+) -> Calculation:
+    """Count the positions at which a window fits: a convolution's or a pooling's output length.
+
+    Parameters
+    ----------
+    length : int or None
+        Input length along this axis.
+    window : int
+        Length of the kernel or of the pooling window, at least 1.
+    stride : int
+        Steps between windows, at least 1.
+    padding : {"valid", "same"}
+        No padding, or as much as gives ``⌈length / stride⌉``.
+    dilation : int
+        Steps between the elements of the window, at least 1.
+
+    Returns
+    -------
+    Calculation
+        The output length with its formula. A value below 1 means that the window does not fit.
+
+    Raises
+    ------
+    UsageError
+        When an argument is out of range.
+
+    Notes
+    -----
+    Dumoulin and Visin, "A guide to convolution arithmetic for deep learning" (2016), relationships 5 and 11.
+
+    Examples
+    --------
+    >>> print(output_length(28, 3))
+    ⌊(28 − 3)/1⌋ + 1 = 26
+    >>> print(output_length(28, 3, stride=2, padding="same"))
+    ⌈28/2⌉ = 14
+    >>> print(output_length(28, 3, dilation=2))
+    ⌊(28 − 2·(3 − 1) − 1)/1⌋ + 1 = 24
+    """
+    _check_window(window, stride, padding, dilation)
+    if padding == "same":
+        value = None if length is None else -(-length // stride)
+        return Calculation(value, f"⌈{show(length)}/{stride}⌉ = {_result(value, length)}")
+    span = effective_window(window, dilation)
+    value = None if length is None else (length - span) // stride + 1
+    reach = f"{window}" if dilation == 1 else f"{dilation}·({window} − 1) − 1"
+    return Calculation(value, f"⌊({show(length)} − {reach})/{stride}⌋ + 1 = {_result(value, length)}")
+
+
+def same_padding(length: int, window: int, stride: int = 1, dilation: int = 1) -> tuple[int, int, str]:
+    """Find the zeros that padding "same" puts before and after an axis; an odd one goes after.
+
+    Parameters
+    ----------
+    length, window, stride, dilation : int
+        As for `output_length`.
+
+    Returns
+    -------
+    before, after : int
+        Zeros on each side.
+    text : str
+        The formula of their sum.
+
+    Examples
+    --------
+    >>> same_padding(28, 3)
+    (1, 1, '(28 − 1)·1 + 3 − 28 = 2')
+    >>> same_padding(28, 3, stride=2)[:2]
+    (0, 1)
+    """
+    _check_window(window, stride, "same", dilation)
+    span = effective_window(window, dilation)
+    positions = -(-length // stride)
+    needed = (positions - 1) * stride + span - length
+    total = max(needed, 0)
+    text = f"({positions} − 1)·{stride} + {span} − {length} = {needed}".replace("= -", "= −")
+    if needed < 0:
+        text += ", so 0"
+    return total // 2, total - total // 2, text
+
+
+def conv_parameters(
+    kernel: Sequence[int], channels: int, filters: int, groups: int = 1, use_bias: bool = True
+) -> Calculation:
+    """Count the weights of a convolution: one kernel over all input channels for each filter, and a bias.
+
+    Parameters
+    ----------
+    kernel : sequence of int
+        Height and width of the kernel.
+    channels : int
+        Input channels.
+    filters : int
+        Output channels.
+    groups : int
+        Independent groups of channels; each filter sees ``channels / groups``.
+    use_bias : bool
+        Whether each filter has a bias.
+
+    Returns
+    -------
+    Calculation
+        The number of weights with its formula.
+
+    Examples
+    --------
+    >>> print(conv_parameters((3, 3), 1, 32))
+    3·3·1·32 + 32 = 320
+    >>> print(conv_parameters((3, 3), 64, 32, groups=4, use_bias=False))
+    3·3·(64/4)·32 = 4,608
+    """
+    weights = math.prod(kernel) * (channels // groups) * filters
+    total = weights + (filters if use_bias else 0)
+    seen = show(channels) if groups == 1 else f"({show(channels)}/{groups})"
+    terms = f"{'·'.join(map(str, kernel))}·{seen}·{show(filters)}" + (
+        f" + {show(filters)}" if use_bias else ""
+    )
+    return Calculation(total, f"{terms} = {show(total)}")
+
+
+def dense_parameters(inputs: int, units: int, use_bias: bool = True) -> Calculation:
+    """Count the weights of a dense layer: one for each pair of input and unit, and a bias for each unit.
+
+    Examples
+    --------
+    >>> print(dense_parameters(21632, 10))
+    21,632·10 + 10 = 216,330
+    """
+    total = inputs * units + (units if use_bias else 0)
+    terms = f"{show(inputs)}·{show(units)}" + (f" + {show(units)}" if use_bias else "")
+    return Calculation(total, f"{terms} = {show(total)}")
+
+
+def conv_macs(
+    output: Sequence[Length], kernel: Sequence[int], channels: int, filters: int, groups: int = 1
+) -> Calculation:
+    """Count the multiply-accumulates of a convolution: one per output number and kernel weight it meets.
+
+    The addition of the bias and the activation are not counted.
+
+    Examples
+    --------
+    >>> print(conv_macs((26, 26), (3, 3), 1, 32))
+    26·26·32·(3·3·1) = 194,688
+    """
+    per_output = math.prod(kernel) * (channels // groups)
+    positions = product_of(list(output)).value
+    total = None if positions is None else positions * filters * per_output
+    seen = show(channels) if groups == 1 else f"{show(channels)}/{groups}"
+    places = "·".join(show(length) for length in (*output, filters))
+    return Calculation(total, f"{places}·({'·'.join(map(str, kernel))}·{seen}) = {show(total)}")
+
+
+def check_strides_and_dilation(
+    strides: Sequence[int], dilation: Sequence[int], layer: str = "Conv2D"
+) -> None:
+    """Refuse a stride together with a dilation: Keras has no such convolution.
+
+    Parameters
+    ----------
+    strides, dilation : sequence of int
+        Along height and width.
+    layer : str
+        What to call the layer in the message.
+
+    Raises
+    ------
+    ArchitectureError
+        When one of the strides and one of the dilation rates are above 1; names both.
+
+    Examples
+    --------
+    >>> check_strides_and_dilation((2, 2), (1, 1))
+    >>> check_strides_and_dilation((2, 2), (3, 3))
+    Traceback (most recent call last):
+    ...
+    convscope.errors.ArchitectureError: Expected strides of 1 or a dilation_rate of 1 for Conv2D, \
+got strides=(2, 2) with dilation_rate=(3, 3). \
+Dilate with strides=1 and shrink the image in a layer of its own, for example MaxPooling2D.
+    """
+    if max(strides) > 1 and max(dilation) > 1:
+        raise ArchitectureError(
+            sentence(
+                f"strides of 1 or a dilation_rate of 1 for {layer}",
+                f"strides={tuple(strides)} with dilation_rate={tuple(dilation)}",
+                "Dilate with strides=1 and shrink the image in a layer of its own, for example MaxPooling2D.",
+            )
+        )
+
+
+def _result(value: Length, length: Length) -> str:
+    """Show a result that may be negative, or open because the input is."""
+    return "open" if length is None else show(value).replace("-", "−")
+
+
+def _check_window(window: int, stride: int, padding: str, dilation: int) -> None:
+    for name, number in (("window", window), ("stride", stride), ("dilation", dilation)):
+        if number < 1:
+            raise UsageError(sentence(f"a {name} of at least 1", number))
+    if padding not in ("valid", "same"):
+        raise UsageError(sentence("padding 'valid' or 'same'", repr(padding)))

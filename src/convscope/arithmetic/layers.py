@@ -1,0 +1,196 @@
+"""The layers whose arithmetic is known, chains of them, and why one cannot exist."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from convscope.arithmetic import others, windows
+from convscope.arithmetic.formulas import Length, ReceptiveField, Shape
+from convscope.arithmetic.site import Fields, LayerArithmetic, Rule, Site
+from convscope.errors import ArchitectureError
+
+_NUMBER_BY_NUMBER = (
+    "Activation",
+    "ReLU",
+    "LeakyReLU",
+    "ELU",
+    "Softmax",
+    "Dropout",
+    "SpatialDropout2D",
+    "GaussianNoise",
+    "GaussianDropout",
+    "AlphaDropout",
+    "ActivityRegularization",
+    "Rescaling",
+    "Identity",
+)
+_RULES: dict[str, Rule] = {
+    "Conv2D": windows.convolution,
+    "DepthwiseConv2D": windows.depthwise_convolution,
+    "SeparableConv2D": windows.separable_convolution,
+    "MaxPooling2D": windows.pooling,
+    "AveragePooling2D": windows.pooling,
+    "GlobalAveragePooling2D": windows.global_pooling,
+    "GlobalMaxPooling2D": windows.global_pooling,
+    "Dense": others.dense,
+    "Flatten": others.flatten,
+    "Reshape": others.reshape,
+    "BatchNormalization": others.batch_normalization,
+    "LayerNormalization": others.layer_normalization,
+    "ZeroPadding2D": others.zero_padding,
+    "Cropping2D": others.cropping,
+    "UpSampling2D": others.upsampling,
+    "Concatenate": others.concatenate,
+    **dict.fromkeys(
+        ("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum"), others.elementwise_merge
+    ),
+    **dict.fromkeys(_NUMBER_BY_NUMBER, others.number_by_number),
+}
+
+# The names of the Keras classes whose arithmetic is known.
+KNOWN_LAYERS = tuple(_RULES)
+
+
+def work_out(
+    layer_type: str,
+    settings: Mapping[str, Any],
+    input_shapes: Sequence[Shape],
+    *,
+    fields: Sequence[Fields] | None = None,
+    image: tuple[Length, Length] | None = None,
+    channels_first: bool | None = None,
+) -> LayerArithmetic | None:
+    """Work out one layer.
+
+    Parameters
+    ----------
+    layer_type : str
+        Name of the Keras class, e.g. ``"Conv2D"``.
+    settings : mapping
+        The layer's arguments as in its ``get_config()``; those left out have Keras's defaults.
+    input_shapes : sequence of tuple of int or None
+        Shape of each input, without the batch axis.
+    fields : sequence of pairs of ReceptiveField, optional
+        What one position of each input sees; without it the inputs are taken as the image itself.
+    image : pair of int or None, optional
+        Height and width of the network's input; without it those of the first input.
+    channels_first : bool, optional
+        The order of the axes; without it what ``settings["data_format"]`` says.
+
+    Returns
+    -------
+    LayerArithmetic or None
+        None for a layer whose arithmetic is not known.
+
+    Raises
+    ------
+    ArchitectureError
+        When the layer cannot stand behind these inputs; the message has the arithmetic that fails.
+
+    Examples
+    --------
+    >>> conv = work_out("Conv2D", {"filters": 32, "kernel_size": 3}, [(28, 28, 1)])
+    >>> conv.output_shape, conv.parameters
+    ((26, 26, 32), 320)
+    >>> conv.lines[0]
+    'height and width: ⌊(28 − 3)/1⌋ + 1 = 26'
+    """
+    if layer_type not in _RULES:
+        return None
+    if channels_first is None or settings.get("data_format"):
+        channels_first = settings.get("data_format") == "channels_first"
+    if fields is None:
+        fields, image = _as_image(input_shapes, channels_first)
+    site = Site(layer_type, settings, tuple(input_shapes), tuple(fields), image, channels_first)
+    return _RULES[layer_type](site)
+
+
+def work_out_chain(
+    layers: Iterable[tuple[str, Mapping[str, Any]]], input_shape: Shape
+) -> tuple[LayerArithmetic | None, ...]:
+    """Work out layers one behind the other, as in a Sequential model.
+
+    Parameters
+    ----------
+    layers : iterable of (str, mapping)
+        Class name and settings of each layer, in order.
+    input_shape : tuple of int or None
+        Shape of the network's input, without the batch axis.
+
+    Returns
+    -------
+    tuple of LayerArithmetic or None
+        One for each layer; None from the first layer on whose arithmetic is not known.
+
+    Raises
+    ------
+    ArchitectureError
+        At the first layer that cannot exist; names it and shows the arithmetic that fails.
+
+    Examples
+    --------
+    >>> chain = [("Conv2D", {"filters": 32, "kernel_size": 3}), ("Flatten", {}), ("Dense", {"units": 10})]
+    >>> [layer.parameters for layer in work_out_chain(chain, (28, 28, 1))]
+    [320, 0, 216330]
+    """
+    listed = list(layers)
+    formats = [settings["data_format"] for _, settings in listed if settings.get("data_format")]
+    channels_first = bool(formats) and formats[0] == "channels_first"
+    (fields,), image = _as_image([input_shape], channels_first)
+    shape, results = input_shape, list[LayerArithmetic | None]()
+    for layer_type, settings in listed:
+        result = work_out(
+            layer_type, settings, [shape], fields=[fields], image=image, channels_first=channels_first
+        )
+        if result is None:
+            return (*results, *[None] * (len(listed) - len(results)))
+        results.append(result)
+        shape, fields = result.output_shape, result.fields
+    return tuple(results)
+
+
+def explain_failure(
+    layer_type: str, settings: Mapping[str, Any], input_shape: Shape | Sequence[Shape]
+) -> str:
+    """Say why a layer cannot stand behind an input.
+
+    Parameters
+    ----------
+    layer_type : str
+        Name of the Keras class.
+    settings : mapping
+        The layer's arguments as in its ``get_config()``.
+    input_shape : tuple of int or None, or a list of them
+        Shape of its input (of each input of a merging layer), without the batch axis.
+
+    Returns
+    -------
+    str
+        One line: what the layer needs, what it gets with the arithmetic that fails, what to do. Empty where
+        the arithmetic finds nothing wrong, or does not know the layer.
+
+    Examples
+    --------
+    >>> explain_failure("Conv2D", {"name": "conv_2", "filters": 32, "kernel_size": 3}, (2, 2, 16))
+    "Expected an input of at least 3×3 for layer 'conv_2' (Conv2D), whose kernel is 3×3, \
+got 2×2: ⌊(2 − 3)/1⌋ + 1 = 0. \
+Use padding='same', a smaller kernel, fewer layers before it, or a larger image."
+    """
+    several = bool(input_shape) and not (input_shape[0] is None or isinstance(input_shape[0], int))
+    shapes = [tuple(shape) for shape in input_shape] if several else [tuple(input_shape)]  # type: ignore[arg-type]
+    try:
+        work_out(layer_type, settings, shapes)  # type: ignore[arg-type]
+    except ArchitectureError as error:
+        return str(error)
+    return ""
+
+
+def _as_image(
+    shapes: Sequence[Shape], channels_first: bool
+) -> tuple[list[Fields], tuple[Length, Length] | None]:
+    """Take inputs as images, each position of which sees itself; anything else is not known."""
+    if any(len(shape) != 3 for shape in shapes):
+        return [None] * len(shapes), None
+    height, width = shapes[0][1:] if channels_first else shapes[0][:2]
+    return [(ReceptiveField(), ReceptiveField())] * len(shapes), (height, width)
