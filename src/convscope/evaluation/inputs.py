@@ -127,7 +127,8 @@ def _from_one_hot(table: NDArray[Any]) -> NDArray[np.int64]:
         raise DataError(
             sentence("one-hot labels with a single 1 in each row", f"{table[bad[0]]} ({_rows(bad)})")
         )
-    return np.argmax(table, axis=1).astype(np.int64)  # (n, k) → (n,)
+    indices: NDArray[np.int64] = np.argmax(table, axis=1).astype(np.int64)  # (n, k) → (n,)
+    return indices
 
 
 def _from_indices(values: NDArray[Any], classes: int) -> NDArray[np.int64]:

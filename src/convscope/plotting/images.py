@@ -1,0 +1,300 @@
+"""Draw images with what was predicted for them: the worst errors, the first predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
+
+from convscope.errors import UsageError, sentence
+from convscope.evaluation import as_labels, as_probabilities, worst_errors
+from convscope.plotting.style import BLACK, BLUE, GREY, RED, new_figure, plain, shorten
+
+COLOUR_CHANNELS = (3, 4)
+CHANNEL_COUNTS = (1, *COLOUR_CHANNELS)
+
+
+def plot_errors(
+    images: ArrayLike,
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    class_names: Sequence[str] | None = None,
+    count: int = 6,
+    *,
+    names: Sequence[str] | None = None,
+) -> Figure:
+    """Draw the worst errors: those with the largest gap between the predicted and the true class.
+
+    Parameters
+    ----------
+    images : array-like of shape (n, h, w, c), (n, c, h, w) or (n, h, w)
+        Grey or colour; uint8 from 0 to 255, or floating point.
+    labels : array-like of shape (n,) or (n, k)
+        Class indices or one-hot.
+    probabilities : array-like of shape (n, k)
+    class_names : sequence of k str, optional
+    count : int
+        How many to show at most.
+    names : sequence of n str, optional
+        A name for each image, written below it.
+
+    Returns
+    -------
+    Figure
+        A figure that says so when there are no errors.
+
+    Raises
+    ------
+    UsageError
+        When shapes do not fit together.
+    DataError
+        When probabilities or labels hold impossible values.
+
+    Examples
+    --------
+    >>> figure = plot_errors(np.zeros((2, 8, 8)), [0, 1], [[0.2, 0.8], [0.1, 0.9]], ["cat", "dog"])
+    >>> print(figure.axes[0].get_title())
+    predicted dog (0.80)
+    true cat (0.20)
+    """
+    table = as_probabilities(probabilities)  # (n, k)
+    truth = as_labels(labels, table.shape[1], len(table))  # (n,)
+    worst = worst_errors(table, truth, count)
+    if not worst.size:
+        return message_figure("No errors", f"All {len(table)} images are predicted correctly.")
+    predicted = np.argmax(table, axis=1)  # (n, k) → (n,)
+    captions = [
+        f"predicted {_class(class_names, predicted[index])} ({table[index, predicted[index]]:.2f})\n"
+        f"true {_class(class_names, truth[index])} ({table[index, truth[index]]:.2f})"
+        for index in worst
+    ]
+    total = int((predicted != truth).sum())
+    title = f"The worst {len(worst)} of {total} errors" if total > len(worst) else f"All {total} errors"
+    below = _names_below(names, worst, len(table))
+    return image_grid(as_pictures(images, len(table))[worst], captions, title, columns=3, below=below)
+
+
+def plot_predictions(
+    images: ArrayLike,
+    probabilities: ArrayLike,
+    labels: ArrayLike | None = None,
+    class_names: Sequence[str] | None = None,
+    count: int = 15,
+) -> Figure:
+    """Draw the first images with their predictions.
+
+    Parameters
+    ----------
+    images : array-like of shape (n, h, w, c), (n, c, h, w) or (n, h, w)
+        Grey or colour; uint8 from 0 to 255, or floating point.
+    probabilities : array-like of shape (n, k)
+    labels : array-like of shape (n,) or (n, k), optional
+        With them, right predictions are ticked and wrong ones crossed.
+    class_names : sequence of k str, optional
+    count : int
+        How many to show at most.
+
+    Returns
+    -------
+    Figure
+
+    Raises
+    ------
+    UsageError
+        When shapes do not fit together.
+    DataError
+        When probabilities or labels hold impossible values.
+
+    Examples
+    --------
+    >>> figure = plot_predictions(np.zeros((1, 8, 8, 1)), [[0.2, 0.8]], [0], ["cat", "dog"])
+    >>> print(figure.axes[0].get_title())
+    ✗ dog (0.80)
+    true cat
+    """
+    table = as_probabilities(probabilities)  # (n, k)
+    pictures = as_pictures(images, len(table))[:count]
+    shown = table[: len(pictures)]
+    predicted = np.argmax(shown, axis=1)  # (n, k) → (n,)
+    texts = [
+        f"{_class(class_names, index)} ({row[index]:.2f})"
+        for index, row in zip(predicted, shown, strict=True)
+    ]
+    title = f"The first {len(pictures)} images and their predictions"
+    if labels is None:
+        return image_grid(pictures, texts, title, columns=5)
+    truth = as_labels(labels, table.shape[1], len(table))[: len(pictures)]
+    right = predicted == truth
+    captions = [
+        f"✓ {text}\n" if hit else f"✗ {text}\ntrue {_class(class_names, true)}"
+        for text, hit, true in zip(texts, right, truth, strict=True)
+    ]
+    return image_grid(pictures, captions, title, columns=5, colours=[BLUE if hit else RED for hit in right])
+
+
+def as_pictures(images: ArrayLike, count: int | None = None) -> NDArray[Any]:
+    """Bring images into the form that matplotlib draws.
+
+    Parameters
+    ----------
+    images : array-like of shape (n, h, w, c), (n, c, h, w) or (n, h, w)
+    count : int, optional
+        How many there must be.
+
+    Returns
+    -------
+    ndarray of shape (n, h, w) for grey, (n, h, w, 3 or 4) for colour
+
+    Raises
+    ------
+    UsageError
+        When the shape is none of these, or their number is not `count`.
+
+    Examples
+    --------
+    >>> as_pictures(np.zeros((5, 1, 28, 28))).shape
+    (5, 28, 28)
+    """
+    pictures = np.asarray(images)
+    if pictures.ndim not in (3, 4):
+        hint = "A single image x becomes x[None]."
+        raise UsageError(sentence("images of shape (n, h, w, c)", pictures.shape, hint))
+    if count is not None and len(pictures) != count:
+        raise UsageError(sentence(f"{count} images, one for each row of probabilities", len(pictures)))
+    if pictures.ndim == 3:
+        return pictures
+    if pictures.shape[3] not in CHANNEL_COUNTS and pictures.shape[1] in CHANNEL_COUNTS:
+        pictures = np.moveaxis(pictures, 1, 3)  # (n, c, h, w) → (n, h, w, c)
+    if pictures.shape[3] in COLOUR_CHANNELS:
+        return pictures
+    grey: NDArray[Any] = pictures.mean(axis=3)  # (n, h, w, c) → (n, h, w); the eye sees no two channels
+    return grey
+
+
+def image_grid(
+    pictures: NDArray[Any],
+    captions: Sequence[str],
+    title: str,
+    columns: int,
+    *,
+    below: Sequence[str] | None = None,
+    colours: Sequence[str] | None = None,
+) -> Figure:
+    """Draw images side by side, each with its caption.
+
+    Parameters
+    ----------
+    pictures : ndarray of shape (n, h, w) or (n, h, w, 3 or 4)
+        See `as_pictures`.
+    captions : sequence of n str
+        Ready for matplotlib; written above each image.
+    title : str
+    columns : int
+        How many images stand in a row.
+    below : sequence of n str, optional
+        Written below each image, small.
+    colours : sequence of n str, optional
+        Of the captions.
+
+    Returns
+    -------
+    Figure
+
+    Examples
+    --------
+    >>> len(image_grid(np.zeros((3, 8, 8)), ["a", "b", "c"], "Three", columns=2).axes)
+    3
+    """
+    columns = max(1, min(columns, len(pictures)))
+    rows = max(1, -(-len(pictures) // columns))
+    lines = 1 + max((caption.count("\n") for caption in captions), default=0) + (below is not None)
+    with new_figure(max(3.4, 2.0 * columns), 0.6 + rows * (1.5 + 0.2 * lines)) as figure:
+        figure.suptitle(title)
+        for index, picture in enumerate(pictures):
+            axes = figure.add_subplot(rows, columns, index + 1)
+            draw_picture(axes, picture)
+            axes.set_title(captions[index], fontsize=9, color=BLACK if colours is None else colours[index])
+            if below is not None:
+                axes.set_xlabel(below[index], fontsize=7, color=GREY)
+    return figure
+
+
+def draw_picture(axes: Axes, picture: NDArray[Any]) -> None:
+    """Draw one image without ticks, grey from black to white.
+
+    Parameters
+    ----------
+    axes : Axes
+    picture : ndarray of shape (h, w) or (h, w, 3 or 4)
+        uint8 is drawn from 0 to 255, floating point from 0 to 1; floating point that leaves that range
+        (a standardised image) from its own smallest to its largest value.
+
+    Examples
+    --------
+    >>> with new_figure(1, 1) as figure:
+    ...     draw_picture(figure.subplots(), np.zeros((2, 2)))
+    """
+    axes.imshow(_in_unit_range(picture), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+
+
+def _in_unit_range(picture: NDArray[Any]) -> NDArray[np.float64]:
+    if picture.dtype.kind in "iub":
+        full = (
+            np.iinfo(picture.dtype).max
+            if picture.dtype == np.uint16
+            else 1
+            if picture.dtype.kind == "b"
+            else 255
+        )
+        return np.clip(picture / full, 0, 1)
+    values = np.nan_to_num(picture.astype(np.float64))
+    low, high = values.min(initial=0), values.max(initial=0)
+    if low >= -1e-6 and high <= 1 + 1e-6:
+        return np.clip(values, 0, 1)
+    if low >= 0 and high <= 255:
+        return values / 255
+    stretched: NDArray[np.float64] = (values - low) / (high - low)
+    return stretched
+
+
+def message_figure(title: str, message: str) -> Figure:
+    """Make a figure that says in words that there is nothing to draw.
+
+    Parameters
+    ----------
+    title, message : str
+
+    Returns
+    -------
+    Figure
+
+    Examples
+    --------
+    >>> message_figure("No errors", "All 10 images are predicted correctly.").axes[0].get_title()
+    'No errors'
+    """
+    with new_figure(5, 1.4) as figure:
+        axes = figure.subplots()
+        axes.set_axis_off()
+        axes.set_title(title)
+        axes.text(0.5, 0.5, plain(message), ha="center", va="center", transform=axes.transAxes)
+    return figure
+
+
+def _class(class_names: Sequence[str] | None, index: int) -> str:
+    return str(index) if class_names is None else shorten(class_names[index], 14)
+
+
+def _names_below(names: Sequence[str] | None, chosen: NDArray[np.int64], count: int) -> list[str] | None:
+    if names is None:
+        return None
+    if len(names) != count:
+        raise UsageError(sentence(f"{count} image names", len(names)))
+    return [shorten(names[index], 30) for index in chosen]

@@ -1,0 +1,276 @@
+"""The look that all figures share, and how a figure is made, shown in a notebook and saved."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import io
+import os
+import secrets
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from cycler import cycler
+from matplotlib import font_manager
+from matplotlib.figure import Figure
+
+from convscope.errors import UsageError, sentence
+
+# Colours that people with any common colour blindness tell apart (Okabe and Ito, "Color Universal
+# Design", 2008).
+BLACK = "#000000"
+ORANGE = "#E69F00"
+SKY = "#56B4E9"
+GREEN = "#009E73"
+YELLOW = "#F0E442"
+BLUE = "#0072B2"
+RED = "#D55E00"
+PINK = "#CC79A7"
+GREY = "#767676"  # the lightest grey that is still legible (4.5 : 1) on white
+
+DPI = 144
+
+STYLE: dict[str, Any] = {
+    "figure.dpi": DPI,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "font.size": 10.0,
+    "axes.titlesize": 11.0,
+    "axes.labelsize": 10.0,
+    "xtick.labelsize": 9.0,
+    "ytick.labelsize": 9.0,
+    "legend.fontsize": 9.0,
+    "legend.frameon": False,
+    "figure.titlesize": 12.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": False,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.8,
+    "lines.linewidth": 1.8,
+    "axes.prop_cycle": cycler(color=[BLUE, RED, GREEN, ORANGE, SKY, PINK, BLACK, YELLOW]),
+    "image.interpolation": "nearest",
+    "svg.hashsalt": "convscope",
+}
+
+# Class names come in every script; DejaVu Sans lacks these, so an installed font that has them helps out.
+OTHER_SCRIPTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "WenQuanYi Zen Hei",
+    "Microsoft YaHei",
+    "PingFang SC",
+    "Hiragino Sans",
+    "Noto Sans Devanagari",
+    "Noto Sans Thai",
+    "Arial Unicode MS",
+)
+
+
+class NotebookFigure(Figure):
+    """A Figure that a Jupyter notebook shows exactly once in the cell that made it.
+
+    pyplot's figures are shown at the end of a cell, and a second time when a function that returns one
+    ends the cell. This one tells pyplot when it has been shown.
+    """
+
+    def _repr_png_(self) -> bytes:
+        """Draw the figure for a notebook that has not loaded pyplot."""
+        return png_bytes(self)
+
+    def _ipython_display_(self) -> None:
+        """Show the figure, and take it off the list of those to be shown at the end of the cell."""
+        display = _module("IPython.display").display
+        display({"image/png": self._repr_png_(), "text/plain": repr(self)}, raw=True)
+        if _inline_backend():
+            _module("matplotlib.pyplot").close(self)
+
+
+@contextmanager
+def new_figure(width: float, height: float) -> Iterator[Figure]:
+    """Make a figure in the project's style; what is drawn inside the ``with`` block has it too.
+
+    Parameters
+    ----------
+    width, height : float
+        In inches.
+
+    Yields
+    ------
+    Figure
+        With constrained layout. Known to pyplot only where a notebook draws inline, so that a long
+        program does not collect open figures.
+
+    Examples
+    --------
+    >>> with new_figure(4, 3) as figure:
+    ...     axes = figure.subplots()
+    >>> figure.get_layout_engine() is not None
+    True
+    """
+    style: dict[Any, Any] = {
+        **STYLE,
+        "font.family": _families(),
+    }  # rc_context lists every legal key in its type
+    with mpl.rc_context(style):
+        if _inline_backend():
+            pyplot = _module("matplotlib.pyplot")
+            yield pyplot.figure(figsize=(width, height), layout="constrained", FigureClass=NotebookFigure)
+        else:
+            yield NotebookFigure(figsize=(width, height), layout="constrained")
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """Draw a figure as PNG; the same figure always gives the same bytes.
+
+    Parameters
+    ----------
+    figure : Figure
+
+    Returns
+    -------
+    bytes
+        At 144 dots per inch, without metadata.
+
+    Examples
+    --------
+    >>> with new_figure(1, 1) as figure:
+    ...     axes = figure.subplots()
+    >>> png_bytes(figure)[1:4]
+    b'PNG'
+    """
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        # A script that no installed font covers shows as boxes; that is no reason to fail.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    """Write a figure as PNG, whole or not at all.
+
+    Parameters
+    ----------
+    figure : Figure
+    path : str or path
+        Ends in ``.png``; its folder exists.
+
+    Returns
+    -------
+    Path
+        Where it was written.
+
+    Raises
+    ------
+    UsageError
+        When the path does not end in ``.png`` or cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with new_figure(1, 1) as figure, tempfile.TemporaryDirectory() as folder:
+    ...     save_figure(figure, Path(folder) / "empty.png").name
+    'empty.png'
+    """
+    target = Path(path)
+    if target.suffix.lower() != ".png":
+        raise UsageError(sentence("a path that ends in .png", str(target)))
+    try:
+        _replace(target, png_bytes(figure))
+    except OSError as error:
+        raise UsageError(
+            sentence(f"a place to write {target.name}", f"{error.strerror}: {target}")
+        ) from error
+    return target
+
+
+def _replace(target: Path, content: bytes) -> None:
+    """Write beside the target, then rename: a reader never meets half a file."""
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def plain(text: object) -> str:
+    r"""Prepare a name that a user chose, so that matplotlib shows it as it is.
+
+    A pair of dollar signs would start a formula, and control characters have no glyph.
+
+    Parameters
+    ----------
+    text : object
+        Shown as it prints.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> print(plain("5 $ or 6 $"))
+    5 \$ or 6 \$
+    """
+    shown = "".join(
+        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(text)
+    )
+    return shown.replace("$", r"\$")
+
+
+def shorten(text: object, length: int = 24) -> str:
+    """Cut a long name in its middle; both its beginning and its end tell it apart.
+
+    Parameters
+    ----------
+    text : object
+        Shown as it prints.
+    length : int
+        The most characters to keep.
+
+    Returns
+    -------
+    str
+        Ready for matplotlib, see `plain`.
+
+    Examples
+    --------
+    >>> shorten("photographs/holiday/0042.jpg", 15)
+    'photogr…042.jpg'
+    """
+    full = str(text)
+    if len(full) <= length:
+        return plain(full)
+    tail = length // 2
+    return plain(f"{full[: length - 1 - tail]}…{full[-tail:]}")
+
+
+@functools.cache
+def _families() -> list[str]:
+    installed = set(font_manager.get_font_names())
+    return ["DejaVu Sans", *(name for name in OTHER_SCRIPTS if name in installed)]
+
+
+def _inline_backend() -> bool:
+    """Say whether this is a notebook in which pyplot shows every open figure at the end of the cell."""
+    shell = sys.modules.get("IPython")
+    if shell is None or shell.get_ipython() is None:
+        return False
+    # Asking matplotlib before pyplot is loaded would make it choose a backend.
+    loaded = "matplotlib.pyplot" in sys.modules
+    return "inline" in (mpl.get_backend() if loaded else os.environ.get("MPLBACKEND", ""))
+
+
+def _module(name: str) -> Any:
+    """Import what only a notebook needs; pyplot is slow to load and keeps every figure that it makes."""
+    return importlib.import_module(name)
