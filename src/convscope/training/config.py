@@ -1,0 +1,134 @@
+"""What a training is to do, as plain values that can be written into a run and read back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from convscope.errors import UsageError, sentence, unknown_name
+from convscope.training import schedule
+
+OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", "adagrad", "nadam", "lion")
+ENGINES = ("auto", "fast", "keras")
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The settings of one training.
+
+    Attributes
+    ----------
+    epochs, batch_size : int
+        At least 1.
+    optimizer : str
+        A Keras optimizer by its short name, one of ``OPTIMIZERS``.
+    learning_rate : float or None
+        The constant or the highest rate; None for the optimizer's own default.
+    schedule : str
+        ``constant``, ``one-cycle`` or ``cosine``.
+    label_smoothing : float
+        Between 0 and 1, 1 excluded.
+    seed : int
+        At least 0; order, masks and initial weights follow it.
+    engine, precision : str
+        See :func:`convscope.fit`.
+    deterministic : bool
+        Choose the plan by fixed rules instead of by measurement.
+
+    Raises
+    ------
+    UsageError
+        When a value is out of its range.
+    UnknownNameError
+        When a name is not known.
+
+    Examples
+    --------
+    >>> TrainingConfig(epochs=3).to_dict()["optimizer"]
+    'adam'
+    """
+
+    epochs: int = 10
+    batch_size: int = 128
+    optimizer: str = "adam"
+    learning_rate: float | None = None
+    schedule: str = "constant"
+    label_smoothing: float = 0.0
+    seed: int = 1338
+    engine: str = "auto"
+    precision: str = "auto"
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained with."""
+        for name in ("epochs", "batch_size"):
+            require_count(name, getattr(self, name), 1)
+        require_count("seed", self.seed, 0)
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise UsageError(sentence("a learning rate above 0", self.learning_rate))
+        if not 0 <= self.label_smoothing < 1:
+            raise UsageError(sentence("label smoothing from 0 to below 1", self.label_smoothing))
+        for kind, name, valid in (
+            ("optimizer", self.optimizer, OPTIMIZERS),
+            ("schedule", self.schedule, schedule.NAMES),
+            ("engine", self.engine, ENGINES),
+            ("precision", self.precision, PRECISIONS),
+        ):
+            if name not in valid:
+                raise unknown_name(kind, name, valid)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the settings as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:
+        """Read the settings that :meth:`to_dict` gave.
+
+        Parameters
+        ----------
+        values : mapping of str to JSON values
+            Missing settings take their defaults.
+
+        Returns
+        -------
+        TrainingConfig
+            The settings.
+
+        Raises
+        ------
+        UnknownNameError
+            When a setting has no such name.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise unknown_name("training setting", name, known)
+        return cls(**values)
+
+
+def require_count(name: str, value: object, least: int) -> None:
+    """Refuse anything but a whole number of at least ``least``.
+
+    Parameters
+    ----------
+    name : str
+        What the number is for, as the user writes it.
+    value : object
+        What was given.
+    least : int
+        The lowest number allowed.
+
+    Raises
+    ------
+    UsageError
+        When it is something else.
+
+    Examples
+    --------
+    >>> require_count("epochs", 3, 1)
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < least:
+        raise UsageError(sentence(f"{name} of at least {least}, a whole number", repr(value)))

@@ -1,0 +1,114 @@
+"""What happens while a network trains, as frozen objects that listeners receive.
+
+The loop yields events and owns no logging: the progress bar, the history file, Keras's callbacks and the
+checkpoints are listeners. A listener is any callable that takes one event; it may raise to end the training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from convscope.training.state import TrainingState
+
+
+@dataclass(frozen=True)
+class Event:
+    """Base of every event."""
+
+
+@dataclass(frozen=True)
+class Notice(Event):
+    """One sentence for the person who trains, such as the reason why the fast engine is not used."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class TrainBegin(Event):
+    """Training starts; epochs are counted from 0, ``steps`` is None where the input has no known length."""
+
+    engine: str
+    first_epoch: int
+    epochs: int
+    steps: int | None
+
+
+@dataclass(frozen=True)
+class EpochBegin(Event):
+    """An epoch starts."""
+
+    epoch: int
+
+
+@dataclass(frozen=True)
+class StepEnd(Event):
+    """A step is done; its numbers are read from the device only when somebody asks for them.
+
+    ``logs`` are means over the epoch so far, as Keras shows them: ``loss``, then the compiled metrics.
+    """
+
+    epoch: int
+    step: int
+    steps: int | None
+    read_logs: Callable[[], Mapping[str, float]] = field(repr=False)
+    snapshot: Callable[[], TrainingState] = field(repr=False)
+
+    @property
+    def logs(self) -> Mapping[str, float]:
+        """Means over the epoch so far, by name."""
+        return self.read_logs()
+
+    @property
+    def loss(self) -> float:
+        """Mean loss over the epoch so far."""
+        return self.logs["loss"]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Compiled metrics over the epoch so far, by name, without the loss."""
+        return {name: value for name, value in self.logs.items() if name != "loss"}
+
+
+@dataclass(frozen=True)
+class EpochEnd(Event):
+    """An epoch is over, its validation included; ``logs`` is what Keras's History records."""
+
+    epoch: int
+    logs: Mapping[str, float]
+    seconds: float
+    snapshot: Callable[[], TrainingState] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class TrainEnd(Event):
+    """Training is over and the model holds its final weights."""
+
+    logs: Mapping[str, float]
+    seconds: float
+
+
+Listener = Callable[[Event], None]
+
+
+def tell(listeners: tuple[Listener, ...], event: Event) -> None:
+    """Hand an event to every listener, in order.
+
+    Parameters
+    ----------
+    listeners : tuple of callables
+        Each takes the event.
+    event : Event
+        What happened.
+
+    Examples
+    --------
+    >>> heard = []
+    >>> tell((heard.append,), Notice("training on digits"))
+    >>> heard[0].text
+    'training on digits'
+    """
+    for listener in listeners:
+        listener(event)

@@ -1,0 +1,234 @@
+"""The drop-in for ``model.fit``: the same call, on a program lowered from the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from convscope.errors import UsageError, sentence, unknown_name
+from convscope.training import keras_engine
+from convscope.training.batches import Shuffle
+from convscope.training.config import ENGINES, PRECISIONS, require_count
+from convscope.training.events import Listener
+from convscope.training.inputs import ImagePreprocess, read_input
+from convscope.training.progress import progress_listener
+from convscope.training.request import (
+    FitRequest,
+    flatten_callbacks,
+    plan_rows,
+    resolve_seed,
+    set_validation_apart,
+)
+from convscope.training.schedule import Schedule
+from convscope.training.state import TrainingState
+
+
+def fit(  # noqa: PLR0917  the positional arguments are those of Keras's fit
+    model: keras.Model,
+    x: Any = None,
+    y: Any = None,
+    batch_size: int | None = None,
+    epochs: int = 1,
+    verbose: str | int = "auto",
+    callbacks: Any = None,
+    validation_split: float = 0.0,
+    validation_data: Any = None,
+    shuffle: Shuffle = True,
+    class_weight: Mapping[int, float] | None = None,
+    sample_weight: Any = None,
+    initial_epoch: int = 0,
+    steps_per_epoch: int | None = None,
+    validation_steps: int | None = None,
+    validation_batch_size: int | None = None,
+    validation_freq: int | Sequence[int] = 1,
+    *,
+    engine: str = "auto",
+    precision: str = "auto",
+    seed: int | None = None,
+    deterministic: bool = False,
+    preprocess: ImagePreprocess | None = None,
+    plan: Mapping[str, Any] | None = None,
+    device: str | None = None,
+    schedule: Schedule | None = None,
+    listeners: Sequence[Listener] = (),
+    on_divergence: str = "continue",
+    resume_from: TrainingState | None = None,
+) -> keras.callbacks.History:
+    """Train a compiled Keras model as ``model.fit`` does, several times faster where it can be lowered.
+
+    The positional arguments are those of ``keras.Model.fit`` and mean the same; below are the others.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Compiled. Afterwards it holds the trained weights, its optimizer the moments.
+    x, y, batch_size, epochs, verbose, callbacks, validation_split, validation_data, shuffle, class_weight, \
+sample_weight, initial_epoch, steps_per_epoch, validation_steps, validation_batch_size, validation_freq
+        See ``keras.Model.fit``. With arrays and ``steps_per_epoch``, an epoch that reaches the end of the
+        data goes on with the next pass.
+    engine : {"auto", "fast", "keras"}
+        ``auto`` lowers the model where that is possible and says in one line why where it is not; ``fast``
+        makes that an error; ``keras`` is Keras's own ``fit``.
+    precision : {"auto", "float32", "bfloat16"}
+        What the fast engine computes with; the weights are float32 always.
+    seed : int or None
+        Order and dropout masks become functions of it and of the absolute epoch, so that the same call
+        gives the same weights, bit for bit, on the same machine.
+    deterministic : bool
+        Choose the fast engine's plan by fixed rules instead of by measurement.
+    preprocess : Preprocess or None
+        Then ``x`` holds raw uint8 images, shape ``(n, h, w, c)``, prepared batch by batch.
+    plan : dict or None
+        A plan recorded earlier, to be used again instead of measuring.
+    device : str or None
+        Where the fast engine computes; None for a GPU where torch sees one, otherwise the CPU.
+    schedule : Schedule or None
+        Sets the learning rate, and the momentum if it says so, at each step; see
+        :mod:`convscope.training.schedule`.
+    listeners : sequence of callables
+        Each takes every event of :mod:`convscope.training.events`.
+    on_divergence : {"continue", "raise"}
+        Whether a loss of NaN or infinity ends the training with an error; Keras goes on.
+    resume_from : TrainingState or None
+        Continue from this state as if nothing had happened.
+
+    Returns
+    -------
+    keras.callbacks.History
+        As Keras gives it.
+
+    Raises
+    ------
+    UsageError
+        When an argument cannot be used; its message says what to do.
+    LoweringError
+        When ``engine="fast"`` and the model cannot be lowered.
+    DivergedError
+        When ``on_divergence="raise"`` and the loss is no longer finite.
+
+    Examples
+    --------
+    >>> import keras, numpy as np
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="softmax")])
+    >>> model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    >>> x, y = np.random.default_rng(0).random((64, 4), np.float32), np.arange(64) % 2
+    >>> history = fit(model, x, y, epochs=2, seed=1338, verbose=0)
+    >>> sorted(history.history)
+    ['accuracy', 'loss']
+    """
+    _check_arguments(
+        model,
+        engine=engine,
+        precision=precision,
+        on_divergence=on_divergence,
+        epochs=epochs,
+        initial_epoch=initial_epoch,
+    )
+    seed_in_use = resolve_seed(seed, resume_from)
+    train = read_input(x, y, sample_weight, preprocess)
+    train, validation = set_validation_apart(train, validation_split, validation_data)
+    request = FitRequest(
+        model=model,
+        train=train,
+        validation=validation,
+        plan=plan_rows(train, batch_size, steps_per_epoch, shuffle, seed_in_use),
+        validation_plan=plan_rows(
+            validation, validation_batch_size or batch_size, validation_steps, False, 0
+        ),
+        epochs=int(epochs),
+        initial_epoch=int(initial_epoch),
+        seed=seed_in_use,
+        seeded=seed is not None or resume_from is not None,
+        callbacks=flatten_callbacks(callbacks),
+        listeners=(*listeners, *progress_listener(verbose)),
+        shuffle=shuffle,
+        class_weight=class_weight,
+        steps_per_epoch=steps_per_epoch,
+        validation_steps=validation_steps,
+        validation_freq=validation_freq,
+        schedule=schedule,
+        resume_from=resume_from,
+        stop_on_divergence=on_divergence == "raise",
+        precision=precision,
+        deterministic=deterministic,
+        lowering_plan=plan,
+        device=device,
+    )
+    return keras_engine.run(request)
+
+
+def predict(
+    model: keras.Model,
+    x: Any,
+    batch_size: int | None = None,
+    *,
+    preprocess: ImagePreprocess | None = None,
+    precision: str = "float32",
+    engine: str = "auto",
+) -> NDArray[np.float32]:
+    """Compute a model's outputs, as ``model.predict`` does.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Built; it need not be compiled.
+    x : array of shape (n, ...)
+        Network input; or raw uint8 images ``(n, h, w, c)`` beside ``preprocess``.
+    batch_size : int or None
+        Rows computed at once; None for a size that suits the machine.
+    preprocess : Preprocess or None
+        Applied batch by batch.
+    precision : {"float32", "bfloat16", "auto"}
+        What the fast engine computes with.
+    engine : {"auto", "fast", "keras"}
+        As for :func:`fit`.
+
+    Returns
+    -------
+    ndarray of float32, shape (n, classes)
+        Row i belongs to ``x[i]``.
+
+    Raises
+    ------
+    UsageError
+        When an argument cannot be used.
+    LoweringError
+        When ``engine="fast"`` and the model cannot be lowered.
+
+    Examples
+    --------
+    >>> import keras, numpy as np
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="softmax")])
+    >>> predict(model, np.zeros((3, 4), np.float32)).tolist()
+    [[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]]
+    """
+    _check_names(engine, precision)
+    if batch_size is not None:
+        require_count("batch_size", batch_size, 1)
+    return keras_engine.predict(model, x, batch_size or 256, preprocess)
+
+
+def _check_arguments(
+    model: keras.Model, *, engine: str, precision: str, on_divergence: str, epochs: int, initial_epoch: int
+) -> None:
+    """Refuse what no engine can work with, before any work is done."""
+    if not isinstance(model, keras.Model):
+        raise UsageError(sentence("a Keras model", type(model).__name__))
+    if not model.compiled:
+        raise UsageError(sentence("a compiled model", "one without a loss", "Call model.compile first."))
+    _check_names(engine, precision)
+    if on_divergence not in ("continue", "raise"):
+        raise unknown_name("answer to divergence", on_divergence, ("continue", "raise"))
+    require_count("epochs", epochs, 1)
+    require_count("initial_epoch", initial_epoch, 0)
+
+
+def _check_names(engine: str, precision: str) -> None:
+    if engine not in ENGINES:
+        raise unknown_name("engine", engine, ENGINES)
+    if precision not in PRECISIONS:
+        raise unknown_name("precision", precision, PRECISIONS)

@@ -1,0 +1,220 @@
+"""What a user may hand to ``fit``: arrays, whose rows can be chosen, or a stream of batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from convscope.errors import UsageError, sentence
+from convscope.training.batches import epoch_order
+
+Batch = tuple[Any, Any, Any]  # x, y, sample_weight; the last two may be None
+
+
+class ImagePreprocess(Protocol):
+    """What training asks of :class:`convscope.Preprocess`: raw images in, network input out."""
+
+    def apply(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Turn raw images into network input."""
+        ...
+
+    def apply_tensor(self, images: torch.Tensor) -> torch.Tensor:
+        """Turn a tensor of raw images into network input."""
+        ...
+
+
+@dataclass(frozen=True)
+class ArrayInput:
+    """Arrays, or nested lists and dictionaries of arrays, with a row for each example.
+
+    Attributes
+    ----------
+    x, y, sample_weight : arrays or nested structures of arrays
+        NumPy arrays (memory-mapped ones stay on disk) or torch tensors; all but ``x`` may be None.
+    preprocess : ImagePreprocess or None
+        Applied to the images of each batch, never to the whole set.
+    """
+
+    x: Any
+    y: Any = None
+    sample_weight: Any = None
+    preprocess: ImagePreprocess | None = None
+
+    @property
+    def rows(self) -> int:
+        """Number of examples."""
+        return int(keras.tree.flatten(self.x)[0].shape[0])
+
+    def gather(self, rows: NDArray[np.int64]) -> Batch:
+        """Read one batch as NumPy arrays, floats as Keras's float type, images preprocessed."""
+        x, y, weight = (_map_leaves(lambda leaf: _take(leaf, rows), part) for part in self._parts())
+        return (x if self.preprocess is None else self.preprocess.apply(x)), y, weight
+
+    def split(self, share: float) -> tuple[ArrayInput, ArrayInput]:
+        """Set the last rows apart, as Keras does for ``validation_split``.
+
+        Parameters
+        ----------
+        share : float
+            Share of the rows that goes to validation, between 0 and 1.
+
+        Returns
+        -------
+        tuple of ArrayInput
+            Training and validation rows; views, not copies.
+
+        Raises
+        ------
+        UsageError
+            When one side would be empty.
+        """
+        border = math.floor(self.rows * (1.0 - share))
+        if not 0 < border < self.rows:
+            hint = "Give more data or another share."
+            expected = f"a validation_split that leaves rows on both sides of {self.rows}"
+            raise UsageError(sentence(expected, share, hint))
+        first, last = slice(None, border), slice(border, None)
+        return self._slice(first), self._slice(last)
+
+    def _parts(self) -> Batch:
+        return self.x, self.y, self.sample_weight
+
+    def _slice(self, rows: slice) -> ArrayInput:
+        x, y, weight = (_map_leaves(lambda leaf: leaf[rows], part) for part in self._parts())
+        return replace(self, x=x, y=y, sample_weight=weight)
+
+
+@dataclass(frozen=True)
+class StreamInput:
+    """A PyDataset, generator, DataLoader or other iterable that makes its own batches."""
+
+    batches: Any
+    preprocess: ImagePreprocess | None = None
+
+
+Input = ArrayInput | StreamInput
+
+
+def read_input(x: Any, y: Any, sample_weight: Any, preprocess: ImagePreprocess | None) -> Input:
+    """Sort what the user gave into rows or a stream.
+
+    Parameters
+    ----------
+    x, y, sample_weight : as Keras's ``fit`` takes them
+        Images, targets and weights; or a stream of batches as ``x`` and None.
+    preprocess : ImagePreprocess or None
+        To be applied to each batch.
+
+    Returns
+    -------
+    ArrayInput or StreamInput
+        The input.
+
+    Raises
+    ------
+    UsageError
+        When the arrays do not have the same number of rows, or ``preprocess`` has no raw images to work on.
+    """
+    leaves = keras.tree.flatten((x, y, sample_weight))
+    if x is None or not all(leaf is None or _is_array(leaf) for leaf in leaves):
+        return StreamInput(x, preprocess)
+    x, y, sample_weight = (_map_leaves(_as_array, part) for part in (x, y, sample_weight))
+    counts = {int(leaf.shape[0]) for leaf in keras.tree.flatten((x, y, sample_weight)) if leaf is not None}
+    if len(counts) > 1:
+        raise UsageError(sentence("the same number of rows in x, y and sample_weight", sorted(counts)))
+    if preprocess is not None:
+        _require_raw_images(x)
+    return ArrayInput(x, y, sample_weight, preprocess)
+
+
+class PreparedDataset(keras.utils.PyDataset):  # type: ignore[misc]  # Keras is untyped
+    """A user's PyDataset whose batches come in the training's own order, preprocessed if asked for.
+
+    Parameters
+    ----------
+    dataset : keras.utils.PyDataset
+        Where the batches come from.
+    preprocess : ImagePreprocess or None
+        Applied to the images of each batch.
+    seed : int or None
+        Shuffle the batches by this seed and the absolute epoch; None leaves their order.
+    """
+
+    def __init__(
+        self, dataset: keras.utils.PyDataset, preprocess: ImagePreprocess | None, seed: int | None
+    ) -> None:
+        super().__init__(dataset.workers, dataset.use_multiprocessing, dataset.max_queue_size)
+        self.epoch = 0
+        self._dataset, self._preprocess, self._seed = dataset, preprocess, seed
+
+    @property
+    def num_batches(self) -> int | None:
+        """Batches in an epoch, None without end."""
+        count = self._dataset.num_batches
+        return None if count is None else int(count)
+
+    def __getitem__(self, index: int) -> Any:
+        count = self.num_batches
+        if self._seed is not None and count is not None:
+            index = int(epoch_order(self._seed, self.epoch, count)[index])
+        return preprocess_batch(self._dataset[index], self._preprocess)
+
+    def on_epoch_begin(self) -> None:
+        """Tell the user's dataset."""
+        self._dataset.on_epoch_begin()
+
+    def on_epoch_end(self) -> None:
+        """Tell the user's dataset."""
+        self._dataset.on_epoch_end()
+
+
+def preprocess_batch(batch: Any, preprocess: ImagePreprocess | None) -> Any:
+    """Apply the preprocessing to the images of ``(x,)``, ``(x, y)`` or ``(x, y, sample_weight)``."""
+    if preprocess is None:
+        return batch
+    x, *rest = batch if isinstance(batch, (tuple, list)) else (batch,)
+    return (preprocess.apply(np.asarray(x)), *rest)
+
+
+def preprocess_stream(batches: Any, preprocess: ImagePreprocess) -> Iterator[Any]:
+    """Apply the preprocessing to each batch of an iterable, one after the other."""
+    for batch in batches:
+        yield preprocess_batch(batch, preprocess)
+
+
+def _map_leaves(function: Callable[[Any], Any], structure: Any) -> Any:
+    return keras.tree.map_structure(lambda leaf: None if leaf is None else function(leaf), structure)
+
+
+def _is_array(leaf: Any) -> bool:
+    has_rows = len(getattr(leaf, "shape", ())) > 0
+    return has_rows and (isinstance(leaf, (np.ndarray, torch.Tensor)) or hasattr(leaf, "__array__"))
+
+
+def _as_array(leaf: Any) -> NDArray[Any] | torch.Tensor:
+    return leaf if isinstance(leaf, (np.ndarray, torch.Tensor)) else np.asarray(leaf)
+
+
+def _take(leaf: NDArray[Any] | torch.Tensor, rows: NDArray[np.int64]) -> NDArray[Any]:
+    """Read some rows as a NumPy array of a type that Keras trains with."""
+    if isinstance(leaf, torch.Tensor):
+        leaf = leaf.index_select(0, torch.from_numpy(np.array(rows)).to(leaf.device)).cpu().numpy()
+        taken = leaf
+    else:
+        taken = np.asarray(leaf[rows])
+    return taken.astype(keras.config.floatx(), copy=False) if taken.dtype.kind == "f" else taken
+
+
+def _require_raw_images(x: Any) -> None:
+    if keras.tree.is_nested(x):
+        raise UsageError(sentence("one array of images beside preprocess", f"a {type(x).__name__}"))
+    if str(x.dtype).removeprefix("torch.") != "uint8":
+        hint = "Leave preprocess out where the images are prepared already."
+        raise UsageError(sentence("uint8 images beside preprocess", x.dtype, hint))

@@ -1,0 +1,242 @@
+"""Keras's own ``fit``, with convscope's order, events and resumption around it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from convscope.errors import DivergedError, UsageError, sentence
+from convscope.training.batches import BatchPlan, plan_batches
+from convscope.training.events import EpochBegin, EpochEnd, StepEnd, TrainBegin, TrainEnd
+from convscope.training.inputs import (
+    ArrayInput,
+    Batch,
+    Input,
+    PreparedDataset,
+    StreamInput,
+    preprocess_stream,
+    read_input,
+)
+from convscope.training.keras_state import load_state, set_rate, snapshot
+from convscope.training.request import FitRequest
+from convscope.training.state import TrainingState
+
+
+def run(request: FitRequest) -> keras.callbacks.History:
+    """Train with Keras's ``fit``.
+
+    Parameters
+    ----------
+    request : FitRequest
+        The checked arguments.
+
+    Returns
+    -------
+    keras.callbacks.History
+        As Keras gives it.
+
+    Raises
+    ------
+    UsageError
+        When the state to resume from lies inside an epoch.
+    DivergedError
+        When the loss is no longer finite and the request says to stop then.
+    """
+    first_epoch = _first_epoch(request)
+    train = _training_batches(request)
+    conductor = _Conductor(request, train, first_epoch)
+    with _own_randomness(request.seeded):
+        return request.model.fit(
+            x=train,
+            epochs=request.epochs,
+            verbose=0,
+            callbacks=[conductor, *request.callbacks, request.history, _Reporter(request, conductor)],
+            validation_data=_validation_batches(request),
+            shuffle=False,
+            class_weight=request.class_weight,
+            initial_epoch=first_epoch,
+            steps_per_epoch=None if isinstance(train, PlannedBatches) else request.steps_per_epoch,
+            validation_steps=None if request.validation_plan else request.validation_steps,
+            validation_freq=request.validation_freq,
+        )
+
+
+class PlannedBatches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras is untyped
+    """Arrays as a PyDataset whose batches follow a plan; the conductor sets the epoch."""
+
+    def __init__(self, data: ArrayInput, plan: BatchPlan) -> None:
+        super().__init__()
+        self.epoch = 0
+        self._data, self._plan = data, plan
+
+    def __len__(self) -> int:
+        return self._plan.steps
+
+    def __getitem__(self, index: int) -> Batch | tuple[Any, ...]:
+        x, y, weight = self._data.gather(self._plan.rows_of(self.epoch, index))
+        if y is None:
+            return (x,)
+        return (x, y) if weight is None else (x, y, weight)
+
+
+class _Conductor(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untyped
+    """First of the callbacks: sets order, randomness and learning rate before anybody else looks."""
+
+    def __init__(self, request: FitRequest, train: Any, first_epoch: int) -> None:
+        super().__init__()
+        self.epoch = first_epoch
+        self._request, self._train = request, train
+
+    def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:  # noqa: ARG002  Keras's signature
+        if self._request.resume_from is not None:
+            load_state(self.model, self._request.resume_from)
+            self._request.history.history = {
+                name: list(values) for name, values in self._request.resume_from.history.items()
+            }
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:  # noqa: ARG002
+        self.epoch = epoch
+        if isinstance(self._train, (PlannedBatches, PreparedDataset)):
+            self._train.epoch = epoch
+        if self._request.seeded:
+            seed_layers(self.model, self._request.seed, epoch)
+
+    def on_train_batch_begin(self, batch: int, logs: Mapping[str, float] | None = None) -> None:  # noqa: ARG002
+        if self._request.schedule is not None and self._request.plan is not None:
+            step = self.epoch * self._request.plan.steps + batch
+            set_rate(self.model.optimizer, self._request.schedule(step))
+
+
+class _Reporter(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untyped
+    """Last of the callbacks: turns Keras's calls into events, when the others have had their say."""
+
+    def __init__(self, request: FitRequest, conductor: _Conductor) -> None:
+        super().__init__()
+        self._request, self._conductor = request, conductor
+        self._training_began = self._epoch_began = 0.0
+
+    def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:  # noqa: ARG002
+        self._training_began = time.perf_counter()
+        request = self._request
+        first_epoch = self.model._initial_epoch or self._conductor.epoch
+        request.tell(TrainBegin("keras", first_epoch, request.epochs, self.params.get("steps")))
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:  # noqa: ARG002
+        self._epoch_began = time.perf_counter()
+        self._request.tell(EpochBegin(epoch))
+
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
+        logs = dict(logs or {})
+        if self._request.stop_on_divergence and not math.isfinite(logs.get("loss", 0.0)):
+            raise diverged(self._conductor.epoch, batch, logs["loss"])
+        epoch, steps = self._conductor.epoch, self.params.get("steps")
+        self._request.tell(
+            StepEnd(epoch, batch, steps, lambda: logs, lambda: self._snapshot(epoch, batch + 1))
+        )
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        seconds = time.perf_counter() - self._epoch_began
+        logs = dict(logs or {})
+        self._request.tell(EpochEnd(epoch, logs, seconds, lambda: self._snapshot(epoch + 1, 0)))
+
+    def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
+        self._request.tell(TrainEnd(dict(logs or {}), time.perf_counter() - self._training_began))
+
+    def _snapshot(self, epoch: int, step: int) -> TrainingState:
+        return snapshot(
+            self.model,
+            seed=self._request.seed,
+            epoch=epoch,
+            step=step,
+            history=self._request.history.history,
+        )
+
+
+def diverged(epoch: int, step: int, loss: float) -> DivergedError:
+    """Make the error for a loss that is no longer a number."""
+    hint = "Lower the learning rate, or look at the input for values that are not finite."
+    return DivergedError(sentence(f"a finite loss in epoch {epoch + 1}, step {step + 1}", loss, hint))
+
+
+def seed_layers(model: keras.Model, seed: int, epoch: int) -> None:
+    """Make dropout and random layers a function of the seed and the absolute epoch.
+
+    Layers to which the user gave a seed of their own keep it.
+    """
+    torch.manual_seed(_mix(seed, epoch, 0))
+    for number, generator in enumerate(_seed_generators(model), start=1):
+        if generator._initial_seed is None:
+            generator.state.assign(np.array([_mix(seed, epoch, number), 0]))
+
+
+def _mix(seed: int, epoch: int, number: int) -> int:
+    """Draw a seed of 31 bits, which every back end's seed type holds."""
+    return int(np.random.SeedSequence([seed, epoch, number]).generate_state(1)[0] >> 1)
+
+
+def _seed_generators(model: keras.Model) -> Iterator[Any]:
+    for layer in model._flatten_layers():
+        yield from getattr(layer, "_seed_generators", ())
+
+
+@contextmanager
+def _own_randomness(seeded: bool) -> Iterator[None]:
+    """Leave the caller's torch generators as they were, if training seeds them."""
+    if not seeded:
+        yield
+        return
+    with torch.random.fork_rng():
+        yield
+
+
+def _first_epoch(request: FitRequest) -> int:
+    state = request.resume_from
+    if state is None:
+        return request.initial_epoch
+    if state.step:
+        hint = "Resume it with the fast engine, or from the end of an epoch."
+        raise UsageError(
+            sentence("a state between two epochs for Keras's own fit", f"step {state.step}", hint)
+        )
+    return state.epoch
+
+
+def _training_batches(request: FitRequest) -> Any:
+    seed = request.seed if request.shuffle else None
+    return _as_keras_input(request.train, request.plan, seed)
+
+
+def _validation_batches(request: FitRequest) -> Any:
+    if request.validation is None:
+        return None
+    return _as_keras_input(request.validation, request.validation_plan, None)
+
+
+def _as_keras_input(data: Input, plan: BatchPlan | None, seed: int | None) -> Any:
+    if isinstance(data, ArrayInput) and plan is not None:
+        return PlannedBatches(data, plan)
+    stream = data if isinstance(data, StreamInput) else StreamInput(data.x)
+    if isinstance(stream.batches, keras.utils.PyDataset):
+        return PreparedDataset(stream.batches, stream.preprocess, seed)
+    if stream.preprocess is not None:
+        return preprocess_stream(stream.batches, stream.preprocess)
+    return stream.batches
+
+
+def predict(model: keras.Model, x: Any, batch_size: int, preprocess: Any = None) -> NDArray[np.float32]:
+    """Compute a model's outputs with Keras's own ``predict``; see :func:`convscope.predict`."""
+    data = read_input(x, None, None, preprocess)
+    if isinstance(data, ArrayInput):
+        plan = plan_batches(data.rows, batch_size, None, False, 0)
+        outputs = model.predict(PlannedBatches(data, plan), verbose=0)
+    else:
+        outputs = model.predict(_as_keras_input(data, None, None), verbose=0)
+    return np.asarray(outputs, np.float32)

@@ -1,0 +1,252 @@
+"""Progress for a person who watches: a bar in a terminal or notebook, a line per epoch elsewhere.
+
+This is the one place beside the command line that writes to a stream, because ``fit`` stands in for Keras's
+``fit``, whose users expect to see the training go on.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from convscope.errors import UsageError, sentence
+from convscope.training.events import (
+    EpochBegin,
+    EpochEnd,
+    Event,
+    Listener,
+    Notice,
+    StepEnd,
+    TrainBegin,
+    TrainEnd,
+)
+
+_SECONDS_BETWEEN_LOOKS = 0.2
+_BAR_WIDTH = 24
+
+
+def progress_listener(verbose: str | int) -> tuple[Listener, ...]:
+    """Choose the listener that Keras's ``verbose`` asks for.
+
+    Parameters
+    ----------
+    verbose : {"auto", 0, 1, 2}
+        ``auto`` and 1: a bar where the output is a terminal or a notebook, otherwise a line per epoch;
+        2: a line per epoch; 0: nothing.
+
+    Returns
+    -------
+    tuple of listeners
+        One, or none.
+
+    Raises
+    ------
+    UsageError
+        When ``verbose`` is something else.
+
+    Examples
+    --------
+    >>> progress_listener(0)
+    ()
+    """
+    if verbose not in ("auto", 0, 1, 2):
+        raise UsageError(sentence('verbose "auto", 0, 1 or 2', repr(verbose)))
+    if verbose == 0:
+        return ()
+    if verbose == 2:
+        return (EpochLines(sys.stdout),)
+    if _in_notebook():
+        return (_Bar(_NotebookScreen()),)
+    if sys.stdout.isatty():
+        return (_Bar(_TerminalScreen(sys.stdout)),)
+    return (EpochLines(sys.stdout),)
+
+
+class EpochLines:
+    """Writes one line at the end of each epoch, for pipes and log files.
+
+    Parameters
+    ----------
+    stream : text file
+        Where the lines go.
+
+    Examples
+    --------
+    >>> import sys
+    >>> listen = EpochLines(sys.stdout)
+    >>> listen(TrainBegin("fast", 0, 2, 10))
+    >>> listen(EpochEnd(0, {"loss": 0.25, "accuracy": 0.9}, 3.0, lambda: None))
+    Epoch 1/2 · 3 s · loss 0.2500 · accuracy 0.9000
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._epochs = stream, 0
+
+    def __call__(self, event: Event) -> None:
+        """Write a line if the event is the end of an epoch, or a notice."""
+        if isinstance(event, TrainBegin):
+            self._epochs = event.epochs
+        elif isinstance(event, (EpochEnd, Notice)):
+            text = event.text if isinstance(event, Notice) else describe_epoch(event, self._epochs)
+            self._stream.write(text + "\n")
+            self._stream.flush()
+
+
+def describe_epoch(event: EpochEnd, epochs: int) -> str:
+    """Say in one line how an epoch went.
+
+    Parameters
+    ----------
+    event : EpochEnd
+        The epoch.
+    epochs : int
+        How many there are.
+
+    Returns
+    -------
+    str
+        Number, duration, losses and metrics.
+
+    Examples
+    --------
+    >>> describe_epoch(EpochEnd(1, {"loss": 0.5}, 75.0, lambda: None), 10)
+    'Epoch 2/10 · 1 min 15 s · loss 0.5000'
+    """
+    return " · ".join([f"Epoch {event.epoch + 1}/{epochs}", _duration(event.seconds), *_numbers(event.logs)])
+
+
+class _Bar:
+    """Draws the epoch that runs as a bar, and leaves a line for each epoch that is over."""
+
+    def __init__(self, screen: _Screen) -> None:
+        self._screen = screen
+        self._epochs = 0
+        self._began = self._looked = 0.0
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, TrainBegin):
+            self._epochs = event.epochs
+            self._screen.open()
+        elif isinstance(event, EpochBegin):
+            self._began = self._looked = time.perf_counter()
+        elif isinstance(event, StepEnd):
+            self._draw_step(event)
+        elif isinstance(event, EpochEnd):
+            self._screen.keep(describe_epoch(event, self._epochs))
+        elif isinstance(event, Notice):
+            self._screen.keep(event.text)
+        elif isinstance(event, TrainEnd):
+            self._screen.close()
+
+    def _draw_step(self, event: StepEnd) -> None:
+        now = time.perf_counter()
+        if now - self._looked < _SECONDS_BETWEEN_LOOKS:
+            return  # reading a number makes the step wait for its device
+        self._looked = now
+        done, steps = event.step + 1, event.steps
+        head = f"Epoch {event.epoch + 1}/{self._epochs}"
+        if steps:
+            left = (now - self._began) / done * (steps - done)
+            filled = round(_BAR_WIDTH * done / steps)
+            bar = "━" * filled + "╌" * (_BAR_WIDTH - filled)
+            parts = [f"{head} {bar} {done}/{steps}", f"{_duration(left)} left"]
+        else:
+            parts = [f"{head} step {done}"]
+        self._screen.draw(" · ".join([*parts, *_numbers(event.logs)]))
+
+
+class _Screen:
+    """Where a bar is drawn: lines that stay, and below them one that changes."""
+
+    def open(self) -> None:
+        """Prepare for drawing."""
+
+    def draw(self, line: str) -> None:
+        """Replace the line that changes."""
+
+    def keep(self, line: str) -> None:
+        """Add a line that stays, and empty the one that changes."""
+
+    def close(self) -> None:
+        """Remove the line that changes."""
+
+
+class _TerminalScreen(_Screen):
+    """A terminal, through rich, which copes with its width."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._console = Console(file=stream, highlight=False)
+        self._live: Live | None = None
+
+    def draw(self, line: str) -> None:
+        if self._live is None:
+            self._live = Live(console=self._console, transient=True, auto_refresh=False)
+            self._live.start()
+        self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+
+    def keep(self, line: str) -> None:
+        self.close()
+        self._console.print(Text(line))
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+class _NotebookScreen(_Screen):
+    """A notebook cell, through IPython's own display, which needs no widgets."""
+
+    def __init__(self) -> None:
+        self._kept: list[str] = []
+        self._handle: Any = None
+
+    def open(self) -> None:
+        display = importlib.import_module("IPython.display").display  # only notebooks have IPython
+        self._handle = display({"text/plain": ""}, raw=True, display_id=True)
+
+    def draw(self, line: str) -> None:
+        self._show([*self._kept, line])
+
+    def keep(self, line: str) -> None:
+        self._kept.append(line)
+        self._show(self._kept)
+
+    def _show(self, lines: list[str]) -> None:
+        if self._handle is not None:
+            self._handle.update({"text/plain": "\n".join(lines)}, raw=True)
+
+
+def _in_notebook() -> bool:
+    """Say whether the code runs in a notebook's kernel, without importing IPython."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return type(shell).__name__ == "ZMQInteractiveShell"
+
+
+def _numbers(logs: Mapping[str, float]) -> list[str]:
+    """Losses and metrics as text, the training's own first."""
+    names = sorted(logs, key=lambda name: (name.startswith("val_"), "loss" not in name, name))
+    return [f"{name.replace('_', ' ')} {_number(logs[name])}" for name in names]
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if abs(value) >= 1e-3 or value == 0 else f"{value:.2e}"
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 10:
+        return f"{seconds:.1f} s".replace(".0 s", " s")
+    hours, rest = divmod(whole, 3600)
+    minutes, rest = divmod(rest, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,242 @@
+"""The learning rate as a pure function of the step, with the momentum that goes with it.
+
+A schedule maps a step, counted from 0 over the whole training, to a :class:`Rate`. It knows nothing of
+networks or optimizers, so that it can be drawn, tested and resumed anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from convscope.errors import UsageError, sentence, unknown_name
+
+NAMES = ("constant", "one-cycle", "cosine")
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What an optimizer uses in one step.
+
+    ``momentum`` is SGD's momentum or Adam's beta_1; None leaves the optimizer's own.
+    """
+
+    learning_rate: float
+    momentum: float | None = None
+
+
+class Schedule(Protocol):
+    """A step, counted from 0 over the whole training, gives a rate."""
+
+    def __call__(self, step: int) -> Rate:
+        """Give the rate of one step."""
+        ...
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same learning rate at every step.
+
+    Examples
+    --------
+    >>> Constant(0.001)(1000).learning_rate
+    0.001
+    """
+
+    learning_rate: float
+
+    def __call__(self, step: int) -> Rate:  # noqa: ARG002  a schedule takes the step even if it is all the same
+        """Give the rate of one step."""
+        return Rate(self.learning_rate)
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """A linear warm-up, then half a cosine down to ``floor`` times the peak.
+
+    Loshchilov and Hutter, SGDR (2017), section 3, without restarts.
+
+    Examples
+    --------
+    >>> fall = Cosine(peak=0.1, steps=100)
+    >>> fall(0).learning_rate, round(fall(50).learning_rate, 6), fall(100).learning_rate
+    (0.1, 0.05, 0.0)
+    """
+
+    peak: float
+    steps: int
+    warmup_steps: int = 0
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse a schedule that cannot be."""
+        _require_length(self.steps)
+        if not 0 <= self.warmup_steps < self.steps:
+            raise UsageError(sentence(f"warm-up of 0 to {self.steps - 1} steps", self.warmup_steps))
+
+    def __call__(self, step: int) -> Rate:
+        """Give the rate of one step."""
+        if step < self.warmup_steps:
+            return Rate(self.peak * (step + 1) / self.warmup_steps)
+        share = (step - self.warmup_steps) / (self.steps - self.warmup_steps)
+        return Rate(_between(self.peak, self.peak * self.floor, share))
+
+
+@dataclass(frozen=True)
+class OneCycle:
+    """Up to the peak and down again along half cosines, the momentum the other way round.
+
+    Smith and Topin, Super-Convergence (2018), section 2; the last part runs far below the start.
+
+    Parameters
+    ----------
+    peak : float
+        The highest learning rate.
+    steps : int
+        Steps of the whole training.
+    rising : float
+        Share of the steps that rise, between 0 and 1.
+    start_divisor, end_divisor : float
+        The peak divided by these is the first and the last learning rate.
+    momenta : pair of float or None
+        The lowest momentum (at the peak) and the highest (at both ends); None leaves the optimizer's own.
+
+    Examples
+    --------
+    >>> cycle = OneCycle(peak=0.01, steps=100, momenta=(0.7, 0.9))
+    >>> cycle(25)
+    Rate(learning_rate=0.01, momentum=0.7)
+    >>> round(cycle(0).learning_rate, 6)
+    0.0004
+    """
+
+    peak: float
+    steps: int
+    rising: float = 0.25
+    start_divisor: float = 25.0
+    end_divisor: float = 1e4
+    momenta: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a schedule that cannot be."""
+        _require_length(self.steps)
+        if not 0 < self.rising < 1:
+            raise UsageError(sentence("a rising share between 0 and 1", self.rising))
+
+    def __call__(self, step: int) -> Rate:
+        """Give the rate of one step."""
+        summit = self.rising * self.steps
+        low, high = self.momenta or (None, None)
+        if step < summit:
+            share, start, end, momentum_start, momentum_end = (
+                step / summit, self.peak / self.start_divisor, self.peak, high, low,
+            )  # fmt: skip
+        else:
+            share, start, end, momentum_start, momentum_end = (
+                (step - summit) / (self.steps - summit), self.peak, self.peak / self.end_divisor, low, high,
+            )  # fmt: skip
+        if momentum_start is None or momentum_end is None:
+            return Rate(_between(start, end, share))
+        return Rate(_between(start, end, share), _between(momentum_start, momentum_end, share))
+
+
+def make_schedule(name: str, learning_rate: float, steps: int) -> Schedule | None:
+    """Make a schedule by name.
+
+    Parameters
+    ----------
+    name : str
+        ``constant``, ``one-cycle`` or ``cosine``.
+    learning_rate : float
+        The constant or the highest learning rate, above 0.
+    steps : int
+        Steps of the whole training.
+
+    Returns
+    -------
+    Schedule or None
+        None for ``constant``: the optimizer's own learning rate then stays, and callbacks may set it.
+
+    Raises
+    ------
+    UnknownNameError
+        When no schedule has that name.
+    UsageError
+        When the learning rate or the number of steps is not above 0.
+
+    Examples
+    --------
+    >>> make_schedule("cosine", 0.001, 200)
+    Cosine(peak=0.001, steps=200, warmup_steps=0, floor=0.0)
+    """
+    if learning_rate <= 0:
+        raise UsageError(sentence("a learning rate above 0", learning_rate))
+    if name not in NAMES:
+        raise unknown_name("schedule", name, NAMES)
+    if name == "constant":
+        return None
+    if name == "cosine":
+        return Cosine(learning_rate, steps)
+    return OneCycle(learning_rate, steps)
+
+
+def plateau_rate(
+    losses: Sequence[float],
+    learning_rate: float,
+    *,
+    factor: float = 0.5,
+    patience: int = 2,
+    min_delta: float = 1e-4,
+    floor: float = 0.0,
+) -> float:
+    """Lower the learning rate each time that the validation loss has not fallen for a while.
+
+    A pure function of the losses so far, so that a resumed training finds the same rate.
+
+    Parameters
+    ----------
+    losses : sequence of float
+        Validation loss of each epoch so far.
+    learning_rate : float
+        The rate of the first epoch.
+    factor : float
+        What the rate is multiplied with, between 0 and 1.
+    patience : int
+        Epochs without a new best loss before the rate falls.
+    min_delta : float
+        What counts as lower.
+    floor : float
+        The rate falls no lower.
+
+    Returns
+    -------
+    float
+        The rate of the next epoch.
+
+    Examples
+    --------
+    >>> plateau_rate([0.5, 0.4, 0.41, 0.42], 0.001)
+    0.0005
+    """
+    best, waited, rate = math.inf, 0, learning_rate
+    for loss in losses:
+        if loss < best - min_delta:
+            best, waited = loss, 0
+            continue
+        waited += 1
+        if waited >= patience:
+            rate, waited = max(rate * factor, floor), 0
+    return rate
+
+
+def _between(start: float, end: float, share: float) -> float:
+    """Move from start to end along half a cosine; shares outside 0 … 1 count as the nearer end."""
+    share = min(max(share, 0.0), 1.0)
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+
+
+def _require_length(steps: int) -> None:
+    if steps < 1:
+        raise UsageError(sentence("a schedule of at least 1 step", steps))
