@@ -167,7 +167,7 @@ def build(
         settings = {"name": f"{_snake_case(kind)}_{counts[kind]}", **own}
         if kind not in ("Dense", "Dropout"):  # the layers that care which axis holds the channels
             settings["data_format"] = data_format
-        _add(model, kind, settings)
+        _add(model, kind, settings, input_shape)
     return model
 
 
@@ -176,13 +176,12 @@ def _snake_case(kind: str) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind).lower()
 
 
-def _add(model: keras.Sequential, kind: str, settings: dict[str, Any]) -> None:
+def _add(model: keras.Sequential, kind: str, settings: dict[str, Any], input_shape: tuple[int, ...]) -> None:
     """Add a layer; where Keras refuses it, show the arithmetic at which it fails."""
     import keras
 
-    shape = tuple(model.output_shape[1:])
+    shape = tuple(model.output_shape[1:]) if model.layers else tuple(input_shape)
     try:
         model.add(getattr(keras.layers, kind)(**settings))
     except ValueError as error:
-        failure = explain_failure(kind, settings, shape)
-        raise ArchitectureError(failure) from error
+        raise ArchitectureError(explain_failure(kind, settings, shape) or str(error)) from error

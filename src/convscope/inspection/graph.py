@@ -1,0 +1,209 @@
+"""A Keras model as a list of calls: nested models opened, shared layers once for each use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import keras
+from keras.src.models.functional import Functional  # Keras exports no public name for it
+
+from convscope.arithmetic import Shape
+from convscope.errors import UsageError, sentence, unknown_name
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Call:
+    """One use of a layer or operation.
+
+    Parameters
+    ----------
+    name : str
+        The layer's name; behind the names of the models it is nested in, before ``:2`` at its second use.
+    operation : keras.layers.Layer or keras.Operation
+        What is called.
+    inputs, outputs : tuple of int
+        Numbers of the values that go in and come out.
+    input_shapes, output_shapes : tuple of tuple of int or None
+        Their shapes, without the batch axis.
+    first_use : bool
+        Whether the layer has not been used before.
+    """
+
+    name: str
+    operation: Any
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    input_shapes: tuple[Shape, ...]
+    output_shapes: tuple[Shape, ...]
+    first_use: bool
+    _node: Any
+    _keys: tuple[int, ...]
+
+    @property
+    def type(self) -> str:
+        """The name of the operation's class."""
+        return type(self.operation).__name__
+
+    def __call__(self, values: dict[int, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Call the operation, as at inference, on the values that enter it."""
+        tensors = {key: values[number] for key, number in zip(self._keys, self.inputs, strict=True)}
+        args, kwargs = self._node.arguments.fill_in(tensors)
+        if getattr(self.operation, "_call_has_training_arg", False):
+            kwargs = {**kwargs, "training": False}
+        return tuple(keras.tree.flatten(self.operation(*args, **kwargs)))
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The calls of a model, in an order in which they can be made.
+
+    Parameters
+    ----------
+    calls : tuple of Call
+        Without input layers.
+    inputs, outputs : tuple of int
+        Numbers of the values that the model takes and gives.
+    input_shapes : tuple of tuple of int or None
+        Without the batch axis.
+    channels_first : bool
+        The order of an image's axes, by the first layer that has one.
+    """
+
+    calls: tuple[Call, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    input_shapes: tuple[Shape, ...]
+    channels_first: bool
+
+    def call(self, layer: str | int) -> Call:
+        """Find a call by its layer's name, or by its number.
+
+        Raises
+        ------
+        UnknownNameError
+            When no layer has the name.
+        UsageError
+            When there is no such number.
+        """
+        if isinstance(layer, int):
+            if not -len(self.calls) <= layer < len(self.calls):
+                raise UsageError(sentence(f"a layer number below {len(self.calls)}", layer))
+            return self.calls[layer]
+        for call in self.calls:
+            if call.name == layer:
+                return call
+        raise unknown_name("layer", layer, [call.name for call in self.calls])
+
+
+def read_graph(model: keras.Model) -> Graph:
+    """Read the calls of a Sequential or functional model.
+
+    Parameters
+    ----------
+    model : keras.Model
+        A built model.
+
+    Returns
+    -------
+    Graph
+        Its calls; those of nested models in their place.
+
+    Raises
+    ------
+    UsageError
+        When the model has no graph: a Sequential model without an input shape, or a subclassed one.
+    """
+    functional = _functional(model)
+    if functional is None:
+        raise UsageError(
+            sentence(
+                "a Sequential or functional model that knows its input shape",
+                f"{type(model).__name__} {getattr(model, 'name', '')!r}",
+                "Begin a Sequential model with keras.Input(shape); "
+                "write a subclassed one as keras.Model(inputs, outputs).",
+            )
+        )
+    reader = _Reader()
+    inputs = tuple(reader.number() for _ in functional.inputs)
+    outputs = reader.read(functional, inputs, prefix="")
+    return Graph(
+        calls=tuple(reader.calls),
+        inputs=inputs,
+        outputs=outputs,
+        input_shapes=tuple(_shape(tensor) for tensor in functional.inputs),
+        channels_first=_channels_first(reader.calls),
+    )
+
+
+class _Reader:
+    """Numbers values and collects calls, from the outermost model inwards."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self._values = 0
+        self._uses: dict[int, int] = {}
+
+    def number(self) -> int:
+        """Give the next value its number."""
+        self._values += 1
+        return self._values - 1
+
+    def read(self, functional: Any, inputs: tuple[int, ...], prefix: str) -> tuple[int, ...]:
+        """Collect the calls of a model into which the values `inputs` go; return the values that come out."""
+        numbers = {id(tensor): number for tensor, number in zip(functional.inputs, inputs, strict=True)}
+        for node in _nodes(functional):
+            entering = tuple(numbers[id(tensor)] for tensor in node.input_tensors)
+            inner = _functional(node.operation)
+            if inner is not None:
+                leaving = self.read(inner, entering, f"{prefix}{node.operation.name}/")
+            else:
+                leaving = tuple(self.number() for _ in node.outputs)
+                self._collect(node, entering, leaving, prefix)
+            numbers.update({id(tensor): n for tensor, n in zip(node.outputs, leaving, strict=True)})
+        return tuple(numbers[id(tensor)] for tensor in functional.outputs)
+
+    def _collect(self, node: Any, inputs: tuple[int, ...], outputs: tuple[int, ...], prefix: str) -> None:
+        uses = self._uses[id(node.operation)] = self._uses.get(id(node.operation), 0) + 1
+        name = f"{prefix}{node.operation.name}"
+        self.calls.append(
+            Call(
+                name=name if uses == 1 else f"{name}:{uses}",
+                operation=node.operation,
+                inputs=inputs,
+                outputs=outputs,
+                input_shapes=tuple(_shape(tensor) for tensor in node.input_tensors),
+                output_shapes=tuple(_shape(tensor) for tensor in node.outputs),
+                first_use=uses == 1,
+                _node=node,
+                _keys=tuple(id(tensor) for tensor in node.input_tensors),
+            )
+        )
+
+
+def _functional(model: Any) -> Any:
+    """Find the graph inside a model; None for a layer, or a model whose own code computes its output."""
+    if isinstance(model, keras.Sequential):
+        return getattr(model, "_functional", None)
+    is_graph = isinstance(model, Functional) and type(model).call is Functional.call
+    return model if is_graph else None
+
+
+def _nodes(functional: Any) -> list[Any]:
+    """List the calls of a graph, inputs first."""
+    by_depth = functional._nodes_by_depth
+    return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth] if not node.is_input]
+
+
+def _shape(tensor: Any) -> Shape:
+    return tuple(tensor.shape[1:])
+
+
+def _channels_first(calls: Sequence[Call]) -> bool:
+    formats = [getattr(call.operation, "data_format", None) for call in calls]
+    named = [data_format for data_format in formats if data_format]
+    return bool((named[0] if named else keras.config.image_data_format()) == "channels_first")

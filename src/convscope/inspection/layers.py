@@ -1,0 +1,269 @@
+"""What a network is made of: shapes, weights and costs of each layer, with the arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from convscope.arithmetic import (
+    Fields,
+    LayerArithmetic,
+    ReceptiveField,
+    Shape,
+    show_shape,
+    work_out,
+)
+from convscope.inspection.graph import Call, Graph, read_graph
+
+if TYPE_CHECKING:
+    import keras
+
+
+@dataclass(frozen=True)
+class LayerDescription:
+    """One layer of a network. Shapes have no batch axis; None is a length that the network leaves open.
+
+    Parameters
+    ----------
+    name, type : str
+        The layer's name, and the name of its Keras class.
+    input_shape, output_shape : tuple of int or None, or a tuple of such tuples
+        Several shapes where several arrays go in or come out.
+    weight_names : tuple of str
+        Keras's names of the weights.
+    weight_shapes : tuple of tuple of int
+        Their shapes in Keras's layout.
+    parameters : int
+        Numbers in the weights, those that are not trained included; 0 at a shared layer's later uses.
+    trainable_parameters : int
+        Those that training changes.
+    macs : int or None
+        Multiply-accumulates for one image (convolutions and dense layers; biases and activations are not
+        counted); None where they are not known.
+    receptive_field : tuple of int or None
+        Height and width, in pixels of the input image, of what one output sees.
+    arithmetic : tuple of str
+        The formulas with their numbers.
+    fields : pair of ReceptiveField or None
+        The receptive field with its jump and start.
+    """
+
+    name: str
+    type: str
+    input_shape: Any
+    output_shape: Any
+    weight_names: tuple[str, ...]
+    weight_shapes: tuple[tuple[int, ...], ...]
+    parameters: int
+    trainable_parameters: int
+    macs: int | None
+    receptive_field: tuple[int, int] | None
+    arithmetic: tuple[str, ...]
+    fields: Fields = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the description as plain lists, numbers and strings."""
+        return {
+            "name": self.name,
+            "type": self.type,
+            "input_shape": _plain(self.input_shape),
+            "output_shape": _plain(self.output_shape),
+            "weight_names": list(self.weight_names),
+            "weight_shapes": _plain(self.weight_shapes),
+            "parameters": self.parameters,
+            "trainable_parameters": self.trainable_parameters,
+            "macs": self.macs,
+            "receptive_field": _plain(self.receptive_field),
+            "arithmetic": list(self.arithmetic),
+        }
+
+
+@dataclass(frozen=True)
+class NetworkDescription:
+    """A network and its layers.
+
+    Parameters
+    ----------
+    name : str
+        The model's name.
+    input_shape : tuple of int or None, or a tuple of such tuples
+        Without the batch axis.
+    channels_first : bool
+        The order of an image's axes.
+    layers : tuple of LayerDescription
+        Input layers are left out.
+    parameters, trainable_parameters : int
+        In all layers.
+    macs : int or None
+        In all layers whose multiply-accumulates are known; None if lengths are left open.
+    """
+
+    name: str
+    input_shape: Any
+    channels_first: bool
+    layers: tuple[LayerDescription, ...]
+    parameters: int
+    trainable_parameters: int
+    macs: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the description as plain lists, numbers and strings."""
+        return {
+            "name": self.name,
+            "input_shape": _plain(self.input_shape),
+            "data_format": "channels_first" if self.channels_first else "channels_last",
+            "layers": [layer.to_json() for layer in self.layers],
+            "parameters": self.parameters,
+            "trainable_parameters": self.trainable_parameters,
+            "macs": self.macs,
+        }
+
+
+@dataclass(frozen=True)
+class _Value:
+    """What is known of an array on its way: which input it comes from, and what its positions see of it."""
+
+    fields: Fields
+    image: tuple[int | None, int | None] | None
+    origin: int
+
+
+def describe(model: keras.Model) -> NetworkDescription:
+    """Describe a network: shapes, weights and costs of each layer, with the arithmetic.
+
+    Parameters
+    ----------
+    model : keras.Model
+        A built Sequential or functional model; nested models are opened.
+
+    Returns
+    -------
+    NetworkDescription
+        Shapes, weights and parameters are Keras's own; multiply-accumulates, receptive fields and formulas
+        are convscope's, and left out where they disagree with Keras.
+
+    Raises
+    ------
+    UsageError
+        When the model has no graph to read (a subclassed model, or a Sequential one without input shape).
+
+    Examples
+    --------
+    >>> from convscope.networks import build
+    >>> network = describe(build("simple"))
+    >>> network.parameters
+    216650
+    >>> network.layers[0].arithmetic[0]
+    'height and width: ⌊(28 − 3)/1⌋ + 1 = 26'
+    """
+    graph = read_graph(model)
+    values = {
+        number: _input_value(origin, shape, graph.channels_first)
+        for origin, (number, shape) in enumerate(zip(graph.inputs, graph.input_shapes, strict=True))
+    }
+    layers = [_describe_call(call, graph, values) for call in graph.calls]
+    return NetworkDescription(
+        name=model.name,
+        input_shape=_one_or_all(graph.input_shapes),
+        channels_first=graph.channels_first,
+        layers=tuple(layers),
+        parameters=sum(layer.parameters for layer in layers),
+        trainable_parameters=sum(layer.trainable_parameters for layer in layers),
+        macs=_total_macs(layers, graph),
+    )
+
+
+def _describe_call(call: Call, graph: Graph, values: dict[int, _Value]) -> LayerDescription:
+    entering = [values[number] for number in call.inputs]
+    worked_out = _arithmetic(call, graph, entering)
+    weights = list(getattr(call.operation, "weights", []))
+    shapes = tuple(tuple(weight.shape) for weight in weights)
+    lines = _lines(call, worked_out, shapes)
+    trusted = worked_out if worked_out is not None and _agrees(worked_out, call, shapes) else None
+    fields = trusted.fields if trusted else None
+    first = entering[0] if entering else _Value(None, None, -1)
+    values.update(dict.fromkeys(call.outputs, replace(first, fields=fields)))
+    return LayerDescription(
+        name=call.name,
+        type=call.type,
+        input_shape=_one_or_all(call.input_shapes),
+        output_shape=_one_or_all(call.output_shapes),
+        weight_names=tuple(weight.name for weight in weights),
+        weight_shapes=shapes,
+        parameters=_count(weights) if call.first_use else 0,
+        trainable_parameters=_count([w for w in weights if w.trainable]) if call.first_use else 0,
+        macs=trusted.macs if trusted else None,
+        receptive_field=(fields[0].pixels, fields[1].pixels) if fields else None,
+        arithmetic=lines,
+        fields=fields,
+    )
+
+
+def _arithmetic(call: Call, graph: Graph, entering: list[_Value]) -> LayerArithmetic | None:
+    """Work a layer out, if it is one of Keras's own."""
+    if not type(call.operation).__module__.startswith("keras.src.layers.") or not entering:
+        return None
+    one_image = len({value.origin for value in entering}) == 1
+    return work_out(
+        call.type,
+        call.operation.get_config(),
+        call.input_shapes,
+        fields=[value.fields if one_image else None for value in entering],
+        image=entering[0].image,
+        channels_first=graph.channels_first,
+    )
+
+
+def _agrees(worked_out: LayerArithmetic, call: Call, shapes: tuple[tuple[int, ...], ...]) -> bool:
+    """Compare with Keras's own shapes; a layer changed by hand or quantized may differ."""
+    expected = tuple(shape for _, shape in worked_out.weight_shapes)
+    return worked_out.output_shape == call.output_shapes[0] and expected == shapes
+
+
+def _lines(
+    call: Call, worked_out: LayerArithmetic | None, shapes: tuple[tuple[int, ...], ...]
+) -> tuple[str, ...]:
+    if worked_out is None:
+        return (f"no arithmetic known for {call.type}; shapes and weights are as Keras reports them",)
+    if not _agrees(worked_out, call, shapes):
+        listed = ", ".join(show_shape(shape) or "one number" for shape in shapes) or "none"
+        return (
+            f"Keras reports output {show_shape(call.output_shapes[0])} and weights {listed}, "
+            f"which the arithmetic of {call.type} does not give; only Keras's numbers are shown",
+        )
+    if not call.first_use and shapes:
+        return (*worked_out.lines, "the weights are shared with the layer's first use and counted there")
+    return worked_out.lines
+
+
+def _input_value(origin: int, shape: Shape, channels_first: bool) -> _Value:
+    if len(shape) != 3:
+        return _Value(None, None, origin)
+    height, width = shape[1:] if channels_first else shape[:2]
+    return _Value((ReceptiveField(), ReceptiveField()), (height, width), origin)
+
+
+def _total_macs(layers: list[LayerDescription], graph: Graph) -> int | None:
+    """Add the known ones; an open length anywhere leaves the sum open."""
+    if any(None in shape for shape in graph.input_shapes):
+        return None
+    return sum(layer.macs or 0 for layer in layers)
+
+
+def _count(weights: list[Any]) -> int:
+    count = 0
+    for weight in weights:
+        size = 1
+        for length in weight.shape:
+            size *= int(length)
+        count += size
+    return count
+
+
+def _one_or_all(shapes: tuple[Shape, ...]) -> Any:
+    return shapes[0] if len(shapes) == 1 else shapes
+
+
+def _plain(value: Any) -> Any:
+    """Turn tuples into lists, as JSON would."""
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
