@@ -1,0 +1,155 @@
+"""``convscope exercise``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from convscope.cli.output import say, show_json, table, warn
+from convscope.errors import unknown_name
+
+if TYPE_CHECKING:
+    from convscope.data.catalog import Dataset
+    from convscope.experiment import Result
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+def exercise(
+    network: Annotated[
+        str, typer.Option(help="simple, dense, deep, stages, swift, or all for the exercise's three.")
+    ] = "all",
+    data: Annotated[
+        str | None,
+        typer.Option(help="mnist, digits, or a folder of IDX files. [default: mnist, else digits]"),
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="How often the network sees each training image.")] = 10,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 128,
+    seed: Annotated[int, typer.Option(help="Decides split, first weights, order and dropout.")] = 1338,
+    out: Annotated[Path, typer.Option(help="The folder in which runs are written.")] = Path("runs"),
+    engine: Annotated[str, typer.Option(help="auto, fast or keras.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    scaling: Annotated[str, typer.Option(help="minmax, unit or standard.")] = "minmax",
+    data_format: Annotated[str, typer.Option(help="channels_last or channels_first.")] = "channels_last",
+    json: Json = False,
+) -> None:
+    """Do the whole exercise: prepare, train, evaluate, draw, compare with the published results.
+
+    Example: convscope exercise --network simple --epochs 1
+    """
+    # Heavy imports wait until the command is certain to be this one.
+    from convscope import exercise as exercises
+    from convscope.environment import versions
+    from convscope.experiment import ExperimentConfig
+    from convscope.training.config import TrainingConfig
+    from convscope.training.progress import progress_listener
+
+    if network not in exercises.choices():
+        raise unknown_name("network", network, exercises.choices())
+    training = TrainingConfig(
+        epochs=epochs, batch_size=batch_size, seed=seed, engine=engine, precision=precision
+    )
+    config = ExperimentConfig(scaling=scaling, data_format=data_format, training=training)
+    dataset, notice = exercises.exercise_data(data)
+    if notice:
+        warn(notice)
+    if not json:
+        _show_data(dataset)
+    results = exercises.run_exercise(
+        exercises.networks_of(network),
+        config,
+        dataset,
+        out,
+        command=["convscope", *sys.argv[1:]],
+        listeners=() if json else progress_listener("auto"),
+        on_begin=(lambda _name: None) if json else (lambda name: _show_network(name, config, dataset)),
+        on_result=(lambda _result: None) if json else (lambda result: _show_result(result, dataset)),
+    )
+    if json:
+        show_json(_as_json(dataset, results, versions()))
+    else:
+        _show_comparison(dataset, results)
+
+
+def _as_json(dataset: Dataset, results: list[Result], versions: dict[str, str]) -> dict[str, Any]:
+    return {
+        "data": {
+            "name": dataset.name,
+            "fingerprint": dataset.fingerprint,
+            "counts": {"train": len(dataset.train), "test": len(dataset.test)},
+        },
+        "networks": {
+            result.network: {
+                "parameters": result.parameters,
+                "test_loss": result.test.loss,
+                "test_accuracy": result.test.accuracy,
+                "seconds": result.seconds,
+                "run": str(result.run),
+            }
+            for result in results
+        },
+        "versions": versions,
+    }
+
+
+def _show_data(dataset: Dataset) -> None:
+    height, width, channels = dataset.input_shape
+    say(
+        f"Data: {dataset.name}, {len(dataset.train):,} training and {len(dataset.test):,} test images of "
+        f"{height}×{width}×{channels}, {len(dataset.class_names)} classes, "
+        f"fingerprint {dataset.fingerprint[:12]}"
+    )
+
+
+def _show_network(name: str, config: Any, dataset: Dataset) -> None:
+    from convscope.cli.inspecting import show_description
+    from convscope.inspection import describe
+    from convscope.networks import build
+
+    shape = dataset.input_shape
+    if config.data_format == "channels_first":
+        shape = (shape[2], shape[0], shape[1])
+    model = build(name, shape, len(dataset.class_names), config.data_format)
+    say("")
+    show_description(describe(model), f"{name} on {dataset.name}", arithmetic=False)
+
+
+def _show_result(result: Result, dataset: Dataset) -> None:
+    say(f"\n{result.network} on {dataset.name}, {len(dataset.test):,} test images:")
+    say(f"{result.test}\n\n{result.test.report()}")
+    say(f"Run: {result.run}")
+
+
+def _show_comparison(dataset: Dataset, results: list[Result]) -> None:
+    from convscope.exercise import comparison
+
+    rows = []
+    for row in comparison(results):
+        published = row["published"]
+        rows.append(
+            [
+                row["network"],
+                f"{row['parameters']:,}",
+                f"{published['parameters']:,}" if published else "–",
+                f"{row['test_accuracy']:.2%}",
+                f"{published['test_accuracy']:.2%}" if published else "–",
+                f"{row['test_loss']:.4f}",
+                f"{published['test_loss']:.4f}" if published else "–",
+                f"{row['seconds']:.1f} s",
+            ]
+        )
+    columns = [
+        "network",
+        "parameters",
+        "published",
+        f"test accuracy on {dataset.name}",
+        "published on mnist",
+        "test loss",
+        "published",
+        "training",
+    ]
+    say("")
+    table(f"This run on {dataset.name} beside the exercise's published results on mnist", columns, rows)

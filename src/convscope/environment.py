@@ -1,0 +1,84 @@
+"""The surroundings of a run: versions, source commit, device; what somebody needs to repeat it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("convscope", "keras", "torch", "numpy", "scipy", "scikit-learn", "matplotlib")
+
+
+def versions() -> dict[str, str]:
+    """Return the version of Python and of each package that decides a result.
+
+    Examples
+    --------
+    >>> "keras" in versions()
+    True
+    """
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
+
+
+def source_commit() -> str | None:
+    """Return the commit of the checkout that convscope runs from; None for an installed package.
+
+    A ``+`` at its end says that files were changed since.
+    """
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        # The program is fixed and no argument comes from outside.
+        process = subprocess.run(  # noqa: S603
+            ["git", *arguments],  # noqa: S607
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+        return process.stdout.strip()
+
+    try:
+        if not git("ls-files", Path(__file__).name):  # inside somebody else's checkout
+            return None
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def device() -> dict[str, Any]:
+    """Return what the computation runs on.
+
+    Examples
+    --------
+    >>> sorted(device())
+    ['cores', 'processor', 'torch_device', 'torch_threads']
+    """
+    import torch
+
+    gpu = torch.cuda.is_available()
+    return {
+        "torch_device": torch.cuda.get_device_name() if gpu else "cpu",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+def describe() -> dict[str, Any]:
+    """Return all of it, as a run records it."""
+    return {"versions": versions(), "source_commit": source_commit(), "device": device()}
+
+
+def _processor() -> str:
+    """Name the processor as well as the operating system can."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())

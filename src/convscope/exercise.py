@@ -1,0 +1,165 @@
+"""The exercise: three growing networks on MNIST, held against the published results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from convscope.data.catalog import Dataset, load
+from convscope.errors import DataNotFoundError
+from convscope.experiment import ExperimentConfig, Listener, Result, run_experiment
+from convscope.networks import NETWORKS
+from convscope.runs import RunDirectory
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the exercise's solution of May 2018 reports for a network on MNIST."""
+
+    parameters: int
+    test_accuracy: float
+    test_loss: float
+
+
+PUBLISHED = {
+    "simple": Published(216_650, 0.9805, 0.0656),
+    "dense": Published(2_770_634, 0.9843, 0.0484),
+    "deep": Published(1_199_882, 0.9908, 0.0325),
+}
+
+
+def exercise_data(name: str | None) -> tuple[Dataset, str | None]:
+    """Load the exercise's data: MNIST where it can be had, else the digits, loudly.
+
+    Parameters
+    ----------
+    name : str or None
+        A dataset asked for by name is loaded or fails; None asks for MNIST with the digits to fall back on.
+
+    Returns
+    -------
+    dataset : Dataset
+        What will be used.
+    notice : str or None
+        What a person must be told about it.
+
+    Raises
+    ------
+    DataError
+        If what was asked for cannot be had, or is damaged.
+
+    Examples
+    --------
+    >>> exercise_data("digits")[0].name
+    'digits'
+    """
+    if name is not None:
+        return load(name), None
+    try:
+        return load("mnist"), None
+    except DataNotFoundError as error:
+        notice = (
+            f"MNIST is not to be had: {error}\nThis run uses scikit-learn's digits instead: 1,797 images."
+        )
+        return load("digits"), notice
+
+
+def networks_of(choice: str) -> list[str]:
+    """List the networks that a choice means: ``all`` for the three of the exercise.
+
+    Examples
+    --------
+    >>> networks_of("all")
+    ['simple', 'dense', 'deep']
+    >>> networks_of("stages")
+    ['stages']
+    """
+    return list(PUBLISHED) if choice == "all" else [choice]
+
+
+def choices() -> list[str]:
+    """List what may be asked for as a network."""
+    return [*NETWORKS, "all"]
+
+
+def run_exercise(
+    names: Sequence[str],
+    config: ExperimentConfig,
+    dataset: Dataset,
+    out: Path,
+    *,
+    command: Sequence[str] = (),
+    listeners: Sequence[Listener] = (),
+    on_begin: Callable[[str], None] = lambda _name: None,
+    on_result: Callable[[Result], None] = lambda _result: None,
+) -> list[Result]:
+    """Run each network as an experiment, in a folder of their own below ``out``.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Networks by name.
+    config : ExperimentConfig
+        Its network is replaced by each name in turn.
+    dataset : Dataset
+        The same for all.
+    out : Path
+        The folder of all runs.
+    command : sequence of str
+        The command line that led here, for the record.
+    listeners : sequence of callables
+        Each receives every training event.
+    on_begin, on_result : callables
+        Called with the name before, and with the Result after each network.
+
+    Returns
+    -------
+    list of Result
+        In the order of the names.
+
+    Raises
+    ------
+    ConvscopeError
+        As ``run_experiment``; runs that were finished before stay.
+    """
+    folder = out / f"{datetime.now():%Y%m%d-%H%M%S}-exercise-{dataset.name}"
+    results = []
+    for name in names:
+        on_begin(name)
+        chosen = replace(config, network=name)
+        results.append(run_experiment(chosen, dataset, folder / name, listeners, command))
+        on_result(results[-1])
+    RunDirectory(folder).write_bytes("comparison.json", json.dumps(comparison(results), indent=2).encode())
+    return results
+
+
+def comparison(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Put results beside the published ones.
+
+    Parameters
+    ----------
+    results : sequence of Result
+        Of one exercise.
+
+    Returns
+    -------
+    list of dict
+        ``network``, ``parameters``, ``test_accuracy``, ``test_loss``, ``seconds``, ``run``, and under
+        ``published`` the same from the exercise's solution, where it has them.
+    """
+    return [
+        {
+            "network": result.network,
+            "parameters": result.parameters,
+            "test_accuracy": result.test.accuracy,
+            "test_loss": result.test.loss,
+            "seconds": round(result.seconds, 2),
+            "run": str(result.run),
+            "published": vars(PUBLISHED[result.network]) if result.network in PUBLISHED else None,
+        }
+        for result in results
+    ]
