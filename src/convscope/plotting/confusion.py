@@ -71,7 +71,9 @@ def plot_confusion_matrix(
         figure.colorbar(shown, ax=axes, label="share of the true class", shrink=0.75)
         _name_classes(axes, [shorten(name, 16) for name in classes])
         if len(classes) <= MOST_WRITTEN:
-            _write_cells(axes, shown, shares if normalize else counts, normalize)
+            _write_cells(
+                axes, shown, shares if normalize else counts, normalize, 0.75 * 72 * side / len(classes)
+            )
         axes.set_title(f"Confusion matrix ({unit})" if title is None else title)
     return figure
 
@@ -105,8 +107,10 @@ def _name_classes(axes: Axes, names: list[str]) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _write_cells(axes: Axes, shown: AxesImage, values: NDArray[Any], normalize: bool) -> None:
-    size = float(np.clip(12 - 0.3 * len(values), 4.5, 10))
+def _write_cells(axes: Axes, shown: AxesImage, values: NDArray[Any], normalize: bool, points: float) -> None:
+    """Write each number so that the longest fits into a cell of the given width in points."""
+    longest = 4 if normalize else len(str(int(values.max(initial=0))))
+    size = float(np.clip(points / (0.75 * longest), 4, 10))
     colours = np.asarray(shown.to_rgba(np.asarray(shown.get_array())))  # (k, k, 4)
     for (row, column), value in np.ndenumerate(values):
         text = f"{value:.2f}" if normalize else f"{value:g}" if value % 1 else f"{int(value)}"

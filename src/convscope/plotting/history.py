@@ -28,7 +28,7 @@ def plot_history(history: Any) -> Figure:
     Returns
     -------
     Figure
-        Two panels; the best validation epoch is marked.
+        Two panels.
 
     Raises
     ------
@@ -87,4 +87,5 @@ def _draw(axes: Axes, epochs: list[int], curves: dict[str, list[float]], name: s
     if axes.lines:
         axes.legend()
     else:
+        axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.5, f"no {name} was recorded", ha="center", va="center", transform=axes.transAxes)

@@ -73,9 +73,15 @@ def plot_errors(
         for index in worst
     ]
     total = int((predicted != truth).sum())
-    title = f"The worst {len(worst)} of {total} errors" if total > len(worst) else f"All {total} errors"
+    title = _errors_title(len(worst), total)
     below = _names_below(names, worst, len(table))
     return image_grid(as_pictures(images, len(table))[worst], captions, title, columns=3, below=below)
+
+
+def _errors_title(shown: int, total: int) -> str:
+    if total == 1:
+        return "The only error"
+    return f"The worst {shown} of {total} errors" if total > shown else f"All {total} errors"
 
 
 def plot_predictions(
@@ -211,8 +217,11 @@ def image_grid(
     """
     columns = max(1, min(columns, len(pictures)))
     rows = max(1, -(-len(pictures) // columns))
-    lines = 1 + max((caption.count("\n") for caption in captions), default=0) + (below is not None)
-    with new_figure(max(3.4, 2.0 * columns), 0.6 + rows * (1.5 + 0.2 * lines)) as figure:
+    lines = [line for caption in captions for line in caption.split("\n")]
+    wide = max(1.6, 0.4 + 0.085 * max(map(len, lines), default=0))  # inches for one caption at 9 points
+    high = 1.6 + 0.2 * len(lines) / max(1, len(captions)) + 0.3 * (below is not None)
+    gap = 0.06 if below is not None else 0.02
+    with new_figure(max(3.4, wide * columns), 0.5 + rows * high, gap) as figure:
         figure.suptitle(title)
         for index, picture in enumerate(pictures):
             axes = figure.add_subplot(rows, columns, index + 1)
@@ -297,4 +306,4 @@ def _names_below(names: Sequence[str] | None, chosen: NDArray[np.int64], count: 
         return None
     if len(names) != count:
         raise UsageError(sentence(f"{count} image names", len(names)))
-    return [shorten(names[index], 30) for index in chosen]
+    return [shorten(names[index], 30, keep_end=True) for index in chosen]

@@ -56,6 +56,8 @@ STYLE: dict[str, Any] = {
     "lines.linewidth": 1.8,
     "axes.prop_cycle": cycler(color=[BLUE, RED, GREEN, ORANGE, SKY, PINK, BLACK, YELLOW]),
     "image.interpolation": "nearest",
+    "figure.constrained_layout.h_pad": 0.06,
+    "figure.constrained_layout.w_pad": 0.06,
     "svg.hashsalt": "convscope",
 }
 
@@ -87,19 +89,26 @@ class NotebookFigure(Figure):
     def _ipython_display_(self) -> None:
         """Show the figure, and take it off the list of those to be shown at the end of the cell."""
         display = _module("IPython.display").display
-        display({"image/png": self._repr_png_(), "text/plain": repr(self)}, raw=True)
+        width, height = (round(96 * inches) for inches in self.get_size_inches())  # CSS pixels
+        display(
+            {"image/png": self._repr_png_(), "text/plain": repr(self)},
+            metadata={"image/png": {"width": width, "height": height}},
+            raw=True,
+        )
         if _inline_backend():
             _module("matplotlib.pyplot").close(self)
 
 
 @contextmanager
-def new_figure(width: float, height: float) -> Iterator[Figure]:
+def new_figure(width: float, height: float, gap: float = 0.02) -> Iterator[Figure]:
     """Make a figure in the project's style; what is drawn inside the ``with`` block has it too.
 
     Parameters
     ----------
     width, height : float
         In inches.
+    gap : float
+        Between rows of axes, as a share of their height.
 
     Yields
     ------
@@ -114,12 +123,16 @@ def new_figure(width: float, height: float) -> Iterator[Figure]:
     >>> figure.get_layout_engine() is not None
     True
     """
+    inline = _inline_backend()
+    if inline:  # loading it turns pyplot's interactive mode on, which rc_context would turn off again
+        _module("matplotlib_inline.backend_inline")
     style: dict[Any, Any] = {
         **STYLE,
+        "figure.constrained_layout.hspace": gap,
         "font.family": _families(),
     }  # rc_context lists every legal key in its type
     with mpl.rc_context(style):
-        if _inline_backend():
+        if inline:
             pyplot = _module("matplotlib.pyplot")
             yield pyplot.figure(figsize=(width, height), layout="constrained", FigureClass=NotebookFigure)
         else:
@@ -228,8 +241,8 @@ def plain(text: object) -> str:
     return shown.replace("$", r"\$")
 
 
-def shorten(text: object, length: int = 24) -> str:
-    """Cut a long name in its middle; both its beginning and its end tell it apart.
+def shorten(text: object, length: int = 24, keep_end: bool = False) -> str:
+    """Cut a long name: in its middle, or at its beginning, where the end of a path tells it apart.
 
     Parameters
     ----------
@@ -237,6 +250,8 @@ def shorten(text: object, length: int = 24) -> str:
         Shown as it prints.
     length : int
         The most characters to keep.
+    keep_end : bool
+        Cut at the beginning.
 
     Returns
     -------
@@ -247,11 +262,13 @@ def shorten(text: object, length: int = 24) -> str:
     --------
     >>> shorten("photographs/holiday/0042.jpg", 15)
     'photogr…042.jpg'
+    >>> shorten("photographs/holiday/0042.jpg", 15, keep_end=True)
+    '…liday/0042.jpg'
     """
     full = str(text)
     if len(full) <= length:
         return plain(full)
-    tail = length // 2
+    tail = length - 1 if keep_end else length // 2
     return plain(f"{full[: length - 1 - tail]}…{full[-tail:]}")
 
 
