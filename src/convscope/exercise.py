@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,23 +13,8 @@ from convscope.data.catalog import Dataset, load
 from convscope.errors import DataNotFoundError
 from convscope.experiment import ExperimentConfig, Listener, Result, run_experiment
 from convscope.networks import NETWORKS
+from convscope.reference import PUBLISHED
 from convscope.runs import RunDirectory
-
-
-@dataclass(frozen=True)
-class Published:
-    """What the exercise's solution of May 2018 reports for a network on MNIST."""
-
-    parameters: int
-    test_accuracy: float
-    test_loss: float
-
-
-PUBLISHED = {
-    "simple": Published(216_650, 0.9805, 0.0656),
-    "dense": Published(2_770_634, 0.9843, 0.0484),
-    "deep": Published(1_199_882, 0.9908, 0.0325),
-}
 
 
 def exercise_data(name: str | None) -> tuple[Dataset, str | None]:
