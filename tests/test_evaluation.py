@@ -226,10 +226,10 @@ def test_names_reach_the_worst_errors():
     ]
 
 
-def test_it_prints_as_one_line():
+def test_it_prints_as_summary_and_report():
     result = Evaluation.from_probabilities([[0.9, 0.1], [0.6, 0.4]], [0, 1])
-    assert str(result).startswith("accuracy 50.00% (1 of 2 images")
-    assert "\n" not in repr(result)
+    assert str(result) == f"accuracy 50.00% (1 of 2 images), loss 0.5108\n\n{result.report()}"
+    assert repr(result) == "<Evaluation: accuracy 50.00% (1 of 2 images), loss 0.5108>"
 
 
 @st.composite

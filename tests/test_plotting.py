@@ -13,6 +13,7 @@ from PIL import Image
 
 from convscope.errors import DataError, UsageError
 from convscope.plotting import (
+    embedded,
     plot_confusion_matrix,
     plot_errors,
     plot_history,
@@ -355,6 +356,13 @@ class TestNotebook:
         plot_history(FULL)
         assert len(mpl.pyplot.get_fignums()) == 1
         assert not shown
+
+    def test_an_embedded_figure_is_left_to_who_embeds_it(self, shown):
+        with embedded():
+            plot_history(FULL)
+        assert mpl.pyplot.get_fignums() == []
+        plot_history(FULL)
+        assert mpl.pyplot.get_fignums() == [1]
 
     def test_elsewhere_pyplot_keeps_no_figures(self):
         figure = plot_history(FULL)

@@ -500,4 +500,5 @@ def evaluate(
 
     probabilities = predict(model, x, preprocess=preprocess)
     evaluation = Evaluation.from_probabilities(probabilities, y, class_names, names)
-    return Assessment(evaluation, draw_figures(evaluation, x))
+    with plotting.embedded():
+        return Assessment(evaluation, draw_figures(evaluation, x))

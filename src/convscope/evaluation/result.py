@@ -248,12 +248,26 @@ class Evaluation:
             "probability_predicted": float(self.probabilities[index, predicted]),
         }
 
-    def __str__(self) -> str:
+    def summary(self) -> str:
+        """Say in one line how good the predictions are.
+
+        Returns
+        -------
+        str
+
+        Examples
+        --------
+        >>> Evaluation.from_probabilities([[0.9, 0.1], [0.6, 0.4]], [0, 1]).summary()
+        'accuracy 50.00% (1 of 2 images), loss 0.5108'
+        """
         correct = self.images - self.errors
         return f"accuracy {self.accuracy:.2%} ({correct} of {self.images} images), loss {self.loss:.4f}"
 
+    def __str__(self) -> str:
+        return f"{self.summary()}\n\n{self.report()}"
+
     def __repr__(self) -> str:
-        return f"<Evaluation: {self}>"
+        return f"<Evaluation: {self.summary()}>"
 
 
 def _row(name: str, scores: FloatArray, support: int, width: int, digits: int) -> str:

@@ -8,10 +8,11 @@ from convscope.plotting.confusion import plot_confusion_matrix
 from convscope.plotting.history import plot_history
 from convscope.plotting.images import plot_errors, plot_predictions
 from convscope.plotting.probability import plot_probability
-from convscope.plotting.style import STYLE, png_bytes, save_figure
+from convscope.plotting.style import STYLE, embedded, png_bytes, save_figure
 
 __all__ = [
     "STYLE",
+    "embedded",
     "plot_confusion_matrix",
     "plot_errors",
     "plot_history",

@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,9 @@ OTHER_SCRIPTS = (
 )
 
 
+_embedded = ContextVar("embedded", default=False)
+
+
 class NotebookFigure(Figure):
     """A Figure that a Jupyter notebook shows exactly once in the cell that made it.
 
@@ -97,6 +101,24 @@ class NotebookFigure(Figure):
         )
         if _inline_backend():
             _module("matplotlib.pyplot").close(self)
+
+
+@contextmanager
+def embedded() -> Iterator[None]:
+    """Make figures inside the ``with`` block for something else that shows them, such as a page.
+
+    Without it, a notebook would show them a second time at the end of the cell.
+
+    Examples
+    --------
+    >>> with embedded(), new_figure(1, 1) as figure:
+    ...     axes = figure.subplots()
+    """
+    token = _embedded.set(True)
+    try:
+        yield
+    finally:
+        _embedded.reset(token)
 
 
 @contextmanager
@@ -123,7 +145,7 @@ def new_figure(width: float, height: float, gap: float = 0.02) -> Iterator[Figur
     >>> figure.get_layout_engine() is not None
     True
     """
-    inline = _inline_backend()
+    inline = _inline_backend() and not _embedded.get()
     if inline:  # loading it turns pyplot's interactive mode on, which rc_context would turn off again
         _module("matplotlib_inline.backend_inline")
     style: dict[Any, Any] = {
