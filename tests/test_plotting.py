@@ -357,7 +357,8 @@ class TestNotebook:
         assert len(mpl.pyplot.get_fignums()) == 1
         assert not shown
 
-    def test_an_embedded_figure_is_left_to_who_embeds_it(self, shown):
+    @pytest.mark.usefixtures("shown")
+    def test_an_embedded_figure_is_left_to_who_embeds_it(self):
         with embedded():
             plot_history(FULL)
         assert mpl.pyplot.get_fignums() == []

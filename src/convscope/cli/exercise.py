@@ -119,7 +119,7 @@ def _show_network(name: str, config: Any, dataset: Dataset) -> None:
 
 def _show_result(result: Result, dataset: Dataset) -> None:
     say(f"\n{result.network} on {dataset.name}, {len(dataset.test):,} test images:")
-    say(f"{result.test}\n\n{result.test.report()}")
+    say(str(result.test))
     say(f"Run: {result.run}")
 
 
