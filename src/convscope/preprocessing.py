@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -264,7 +265,7 @@ class Preprocess:
                 settings |= {name: arrays[name].astype(np.float32) for name in ("scale", "offset")}
             settings["limits"] = tuple(settings["limits"]) if settings["limits"] else None
             return cls(**settings)
-        except (KeyError, TypeError, ValueError, OSError, EOFError) as error:
+        except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(sentence("preprocess.json and preprocess.npz of a run", error)) from error
 
 

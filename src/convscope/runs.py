@@ -14,6 +14,7 @@ import math
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -122,7 +123,7 @@ class RunDirectory:
         try:
             with np.load(io.BytesIO(self.read_bytes(name)), allow_pickle=False) as file:
                 return {key: file[key] for key in file.files}
-        except (ValueError, OSError, EOFError, KeyError) as error:
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise RunError(sentence(f"{name} in {self.path} to be whole", error)) from error
 
     def read_table(self, name: str) -> dict[str, list[float]]:
