@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 
 from convscope.errors import ArchitectureError, UsageError, sentence
 
@@ -43,22 +42,17 @@ class ReceptiveField:
 
     Parameters
     ----------
-    size : Fraction
+    size : int
         How many pixels the first output sees.
-    jump : Fraction
+    jump : int
         By how many pixels the window moves from one output to the next; 0 once an output sees everything.
-    start : Fraction
+    start : int
         Where the window of the first output begins; negative inside the padding.
     """
 
-    size: Fraction = Fraction(1)
-    jump: Fraction = Fraction(1)
-    start: Fraction = Fraction(0)
-
-    @property
-    def pixels(self) -> int:
-        """The size as a whole number of pixels."""
-        return math.ceil(self.size)
+    size: int = 1
+    jump: int = 1
+    start: int = 0
 
     def through(self, window: int, stride: int = 1, before: int = 0) -> ReceptiveField:
         """Follow the field through a layer that slides a window.
@@ -79,7 +73,7 @@ class ReceptiveField:
 
         Examples
         --------
-        >>> ReceptiveField().through(3).through(2, stride=2).pixels
+        >>> ReceptiveField().through(3).through(2, stride=2).size
         4
         """
         return ReceptiveField(
@@ -93,24 +87,31 @@ class ReceptiveField:
 
         Examples
         --------
-        >>> ReceptiveField().through(3).over(26, image=28).pixels
+        >>> ReceptiveField().through(3).over(26, image=28).size
         28
         """
-        end = min(Fraction(image), self.start + self.size + (length - 1) * self.jump)
-        start = max(Fraction(0), self.start)
-        return ReceptiveField(size=end - start, jump=Fraction(0), start=start)
+        end = min(image, self.start + self.size + (length - 1) * self.jump)
+        start = max(0, self.start)
+        return ReceptiveField(size=end - start, jump=0, start=start)
 
-    def joined(self, other: ReceptiveField) -> ReceptiveField:
+    def joined(self, other: ReceptiveField) -> ReceptiveField | None:
         """Join with the field of a second branch that ends in the same place.
+
+        A branch whose outputs all see the same (a gate behind a global pooling) decides alone; branches that
+        move by different jumps have no common window.
 
         Examples
         --------
-        >>> ReceptiveField().joined(ReceptiveField().through(3, before=1)).pixels
-        3
+        >>> ReceptiveField().joined(ReceptiveField().through(3, before=1))
+        ReceptiveField(size=3, jump=1, start=-1)
         """
+        if 0 in (self.jump, other.jump):
+            return min(self, other, key=lambda field: (field.jump, -field.size))
+        if self.jump != other.jump:
+            return None
         start = min(self.start, other.start)
         end = max(self.start + self.size, other.start + other.size)
-        return ReceptiveField(size=end - start, jump=max(self.jump, other.jump), start=start)
+        return ReceptiveField(size=end - start, jump=self.jump, start=start)
 
 
 def show(number: Length) -> str:

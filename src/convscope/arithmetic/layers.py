@@ -38,6 +38,7 @@ _RULES: dict[str, Rule] = {
     "Reshape": others.reshape,
     "BatchNormalization": others.batch_normalization,
     "LayerNormalization": others.layer_normalization,
+    "Normalization": others.normalization,
     "ZeroPadding2D": others.zero_padding,
     "Cropping2D": others.cropping,
     "UpSampling2D": others.upsampling,

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 from itertools import zip_longest
 
 from convscope.arithmetic.formulas import (
     Length,
-    ReceptiveField,
     Shape,
     dense_parameters,
     product_of,
@@ -126,6 +124,26 @@ def layer_normalization(site: Site) -> LayerArithmetic:
     )
 
 
+def normalization(site: Site) -> LayerArithmetic:
+    """Work out Normalization: the mean and variance that it has measured, unless they were given."""
+    if site.settings.get("mean") is not None:
+        return number_by_number(site)
+    axis = site.settings.get("axis", -1)
+    axes = [] if axis is None else [int(a) for a in axis] if isinstance(axis, list | tuple) else [int(axis)]
+    lengths = _known(tuple(site.shape[a - 1 if a > 0 else a] for a in axes))
+    each = math.prod(lengths)
+    factors = "·".join(map(show, lengths)) or "1"
+    return LayerArithmetic(
+        output_shape=site.shape,
+        weight_shapes=(("mean", lengths), ("variance", lengths), ("count", ())),
+        parameters=2 * each + 1,
+        fields=site.fields[0],
+        lines=(
+            f"parameters (mean, variance and a count; not trained): 2·{factors} + 1 = {show(2 * each + 1)}",
+        ),
+    )
+
+
 def number_by_number(site: Site) -> LayerArithmetic:
     """Work out a layer that changes each number alone (activations, dropout, rescaling)."""
     return LayerArithmetic(
@@ -150,17 +168,18 @@ def upsampling(site: Site) -> LayerArithmetic:
     lengths, channels = site.image_parts()
     factors = site.pair("size", 2)
     results = [product_of([length, factor]) for length, factor in zip(lengths, factors, strict=True)]
-    fields: Fields = None
-    method = str(site.settings.get("interpolation") or "nearest")
-    if site.fields[0] is not None and method in ("nearest", "bilinear"):
-        height, width = (
-            _upsampled(field, factor, method) for field, factor in zip(site.fields[0], factors, strict=True)
-        )
-        fields = height, width
+    same = factors == (1, 1)
     return LayerArithmetic(
         output_shape=site.image_shape([result.value for result in results], channels),
-        fields=fields,
-        lines=by_axis("", results[0].text, results[1].text),
+        fields=site.fields[0] if same else None,
+        lines=(
+            *by_axis("", results[0].text, results[1].text),
+            *(
+                ()
+                if same
+                else ("receptive field: not followed further, since neighbours see the same pixels",)
+            ),
+        ),
     )
 
 
@@ -247,18 +266,6 @@ def _margins(site: Site, key: str, sign: str) -> LayerArithmetic:
     )
 
 
-def _upsampled(field: ReceptiveField, factor: int, method: str) -> ReceptiveField:
-    """Nearest repeats a position; bilinear mixes it with a neighbour on either side."""
-    if factor == 1:
-        return field
-    reach = 1 if method == "bilinear" else 0
-    return ReceptiveField(
-        size=field.size + reach * field.jump,
-        jump=field.jump * Fraction(1, factor),
-        start=field.start - reach * field.jump,
-    )
-
-
 def _broadcast(site: Site, first: Shape, second: Shape) -> Shape:
     """Stretch lengths of 1, aligned at the last axis, as NumPy does."""
     lengths: list[Length] = []
@@ -278,7 +285,10 @@ def _joined(branches: tuple[Fields, ...]) -> Fields:
     for branch in branches[1:]:
         if joined is None or branch is None:
             return None
-        joined = joined[0].joined(branch[0]), joined[1].joined(branch[1])
+        height, width = joined[0].joined(branch[0]), joined[1].joined(branch[1])
+        if height is None or width is None:
+            return None
+        joined = height, width
     return joined
 
 

@@ -61,7 +61,8 @@ class Site:
     def label(self) -> str:
         """What to call the layer in a message."""
         name = self.settings.get("name")
-        return f"layer {name!r} ({self.layer_type})" if name else f"a {self.layer_type} layer"
+        article = "an" if self.layer_type[0] in "AEIOU" else "a"
+        return f"layer {name!r} ({self.layer_type})" if name else f"{article} {self.layer_type} layer"
 
     def pair(self, key: str, default: Any = 1) -> tuple[int, int]:
         """Read a setting that is one number for both axes, or one for each."""
@@ -141,7 +142,7 @@ def field_lines(fields: Fields) -> tuple[str, ...]:
     """Say what an output behind a layer sees that all positions enter."""
     if fields is None:
         return ()
-    return by_axis("receptive field", *(f"all positions together see {field.pixels}" for field in fields))
+    return by_axis("receptive field", *(f"all positions together see {field.size}" for field in fields))
 
 
 def _sides(value: int | Sequence[int]) -> tuple[int, int]:

@@ -129,7 +129,7 @@ def read_graph(model: keras.Model) -> Graph:
             )
         )
     reader = _Reader()
-    inputs = tuple(reader.number() for _ in functional.inputs)
+    inputs = tuple(reader.number(_shape(tensor)) for tensor in functional.inputs)
     outputs = reader.read(functional, inputs, prefix="")
     return Graph(
         calls=tuple(reader.calls),
@@ -145,13 +145,13 @@ class _Reader:
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
-        self._values = 0
+        self._shapes: list[Shape] = []
         self._uses: dict[int, int] = {}
 
-    def number(self) -> int:
+    def number(self, shape: Shape) -> int:
         """Give the next value its number."""
-        self._values += 1
-        return self._values - 1
+        self._shapes.append(shape)
+        return len(self._shapes) - 1
 
     def read(self, functional: Any, inputs: tuple[int, ...], prefix: str) -> tuple[int, ...]:
         """Collect the calls of a model into which the values `inputs` go; return the values that come out."""
@@ -162,7 +162,7 @@ class _Reader:
             if inner is not None:
                 leaving = self.read(inner, entering, f"{prefix}{node.operation.name}/")
             else:
-                leaving = tuple(self.number() for _ in node.outputs)
+                leaving = tuple(self.number(shape) for shape in self._output_shapes(node, entering))
                 self._collect(node, entering, leaving, prefix)
             numbers.update({id(tensor): n for tensor, n in zip(node.outputs, leaving, strict=True)})
         return tuple(numbers[id(tensor)] for tensor in functional.outputs)
@@ -176,13 +176,26 @@ class _Reader:
                 operation=node.operation,
                 inputs=inputs,
                 outputs=outputs,
-                input_shapes=tuple(_shape(tensor) for tensor in node.input_tensors),
-                output_shapes=tuple(_shape(tensor) for tensor in node.outputs),
+                input_shapes=tuple(self._shapes[number] for number in inputs),
+                output_shapes=tuple(self._shapes[number] for number in outputs),
                 first_use=uses == 1,
                 _node=node,
                 _keys=tuple(id(tensor) for tensor in node.input_tensors),
             )
         )
+
+    def _output_shapes(self, node: Any, inputs: tuple[int, ...]) -> list[Shape]:
+        """Find the shapes of what comes out; inside a nested model Keras may have left lengths open."""
+        shapes = [self._shapes[number] for number in inputs]
+        if shapes == [_shape(tensor) for tensor in node.input_tensors]:
+            return [_shape(tensor) for tensor in node.outputs]
+        known = {
+            id(tensor): keras.KerasTensor((tensor.shape[0], *shape), dtype=tensor.dtype)
+            for tensor, shape in zip(node.input_tensors, shapes, strict=True)
+        }
+        args, kwargs = node.arguments.fill_in(known)
+        spec = node.operation.compute_output_spec(*args, **kwargs)
+        return [_shape(tensor) for tensor in keras.tree.flatten(spec)]
 
 
 def _functional(model: Any) -> Any:

@@ -193,7 +193,7 @@ def _describe_call(call: Call, graph: Graph, values: dict[int, _Value]) -> Layer
         parameters=_count(weights) if call.first_use else 0,
         trainable_parameters=_count([w for w in weights if w.trainable]) if call.first_use else 0,
         macs=trusted.macs if trusted else None,
-        receptive_field=(fields[0].pixels, fields[1].pixels) if fields else None,
+        receptive_field=(fields[0].size, fields[1].size) if fields else None,
         arithmetic=lines,
         fields=fields,
     )
