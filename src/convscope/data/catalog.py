@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from convscope.data.fetch import cache_folder, fetch, verify
 from convscope.data.formats import decompress, read_idx
+from convscope.data.names import Names
 from convscope.data.splits import split_indices
 from convscope.errors import DataError, DataNotFoundError, sentence, unknown_name
 
@@ -34,6 +35,7 @@ MNIST_MIRRORS = (
 # scikit-learn's digits have no test set of their own; every run must hold back the same one.
 DIGITS_TEST_FRACTION = 0.2
 DIGITS_SEED = 1338
+FINGERPRINT_CHUNK = 4096
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Split:
         The class of each image, from 0.
     names : sequence of n str
         Where each image comes from: a path, or ``mnist/test/00042``.
+    groups : ndarray of shape (n,), int64, optional
+        Images with the same number show nearly the same; a split keeps them on one side.
 
     Raises
     ------
@@ -64,6 +68,7 @@ class Split:
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     names: Sequence[str] = field(repr=False)
+    groups: NDArray[np.int64] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 4:
@@ -87,7 +92,10 @@ class Split:
         >>> split.take(np.array([1])).names
         ['b.png']
         """
-        return Split(self.images[indices], self.labels[indices], [self.names[i] for i in indices])
+        names = self.names
+        chosen = names.take(indices) if isinstance(names, Names) else [names[i] for i in indices]
+        groups = None if self.groups is None else self.groups[indices]
+        return Split(self.images[indices], self.labels[indices], chosen, groups)
 
 
 @dataclass(frozen=True)
@@ -104,6 +112,14 @@ class Dataset:
         The name of each class, by label.
     fingerprint : str
         SHA-256 over what was read, in hexadecimal.
+    validation : Split, optional
+        A third part, where the source brings one.
+    resize : {"letterbox", "crop", "stretch"}
+        How images of another size were brought to this one; ``Preprocess`` must do the same.
+    notes : tuple of str
+        What a person should know about how the data were read, a sentence each.
+    left_out : tuple of (str, str)
+        Each file that could not be used, and why.
     """
 
     name: str
@@ -111,6 +127,10 @@ class Dataset:
     test: Split
     class_names: tuple[str, ...]
     fingerprint: str
+    validation: Split | None = None
+    resize: str = "letterbox"
+    notes: tuple[str, ...] = ()
+    left_out: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -143,7 +163,9 @@ def fingerprint(*parts: Split, class_names: Sequence[str]) -> str:
     digest = hashlib.sha256("\0".join(class_names).encode())
     for part in parts:
         digest.update(repr(part.images.shape).encode())
-        digest.update(np.ascontiguousarray(part.images).data)
+        for start in range(0, len(part), FINGERPRINT_CHUNK):  # the images may be larger than the memory
+            chunk = part.images[start : start + FINGERPRINT_CHUNK]
+            digest.update(np.ascontiguousarray(chunk).data)
         digest.update(np.ascontiguousarray(part.labels, dtype="<i8").data)
     return digest.hexdigest()
 

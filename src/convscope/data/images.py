@@ -1,0 +1,425 @@
+"""Image files: bytes → upright uint8 pixels, grey or RGB.
+
+Only six formats are ever handed to a decoder, whatever a file is called; the pixel count is checked before
+anything is decoded; every image is decoded whole, so that one that is cut short is an error.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from convscope.errors import DataError, sentence
+
+# Pillow's name of each format → the endings that its files go by.
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp", ".dib"),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+}
+SUFFIXES = {suffix: name for name, suffixes in FORMATS.items() for suffix in suffixes}
+# A photograph of 8,000×8,000; decoded it takes 192 MB.
+PIXEL_CAP = 64_000_000
+BYTE_CAP = 512 * 2**20
+# Enough to tell what a file is.
+HEAD = 512
+
+# What can be odd about an image that is used all the same.
+TRAITS = ("animated", "cmyk", "sixteen_bit", "rotated", "transparent")
+
+ORIENTATION_TAG = 0x0112
+# EXIF 2.32, 4.6.5: the transposition that turns each orientation upright; 5 to 8 exchange the sides.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# What else people and crawlers name like an image, told by how it begins.
+_OTHER_KINDS = (
+    (b"%!PS", "an EPS drawing"),
+    (b"\xc5\xd0\xd3\xc6", "an EPS drawing"),
+    (b"%PDF", "a PDF document"),
+    (b"PK\x03\x04", "a ZIP archive"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"8BPS", "a Photoshop document"),
+    (b"\x00\x00\x01\x00", "an icon"),
+)
+_MARKUP = ((b"<!doctype html", "an HTML page"), (b"<html", "an HTML page"), (b"<svg", "an SVG drawing"))
+
+
+class ImageError(DataError):
+    """An image that cannot be used.
+
+    Parameters
+    ----------
+    kind : str
+        ``empty``, ``not_an_image``, ``too_large``, ``truncated``, ``damaged``, ``unsupported`` or
+        ``unreadable``.
+    message : str
+        What was expected, what was found, what to do.
+    found : str
+        What was found, in a few words.
+
+    Examples
+    --------
+    >>> ImageError("empty", "Expected an image, got nothing.", "nothing").kind
+    'empty'
+    """
+
+    def __init__(self, kind: str, message: str, found: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.found = found
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What an image file says about itself before its pixels are decoded.
+
+    Attributes
+    ----------
+    format : str
+        One of ``FORMATS``.
+    height, width : int
+        Of the upright image, in pixels.
+    channels : int
+        1 for grey, 3 for anything else.
+    traits : tuple of str
+        Those of ``TRAITS`` that apply.
+    """
+
+    format: str
+    height: int
+    width: int
+    channels: int
+    traits: tuple[str, ...]
+
+
+def sniff(head: bytes) -> str:
+    """Tell what a file is by how it begins.
+
+    Parameters
+    ----------
+    head : bytes
+        At least its first 16 bytes; ``HEAD`` of them see through leading blanks.
+
+    Returns
+    -------
+    str
+        One of ``FORMATS``, or another kind in words; empty where nothing is known.
+
+    Examples
+    --------
+    >>> sniff(b"GIF89a and so on"), sniff(b"  <!DOCTYPE html><html>"), sniff(b"hello")
+    ('GIF', 'an HTML page', '')
+    """
+    if name := _image_format(head):
+        return name
+    for magic, kind in _OTHER_KINDS:
+        if head.startswith(magic):
+            return kind
+    if head[4:8] == b"ftyp":
+        return "a HEIF image or a video"
+    opening = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return next((kind for magic, kind in _MARKUP if opening.startswith(magic)), "")
+
+
+def _image_format(head: bytes) -> str:
+    """Name the format, if it is one of ours."""
+    if head.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return "GIF"
+    if head.startswith((b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")):
+        return "TIFF"
+    # Two letters are little; the size of the header that follows them tells a bitmap from a text.
+    bitmap = head.startswith(b"BM") and head[14:18] in {
+        bytes([size, 0, 0, 0]) for size in (12, 40, 52, 56, 64, 108, 124)
+    }
+    return "BMP" if bitmap else ""
+
+
+@contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Keep Pillow's warnings about odd files from the screen; its warning of a bomb becomes an error.
+
+    Enter it once around many calls, in one thread: Python's warning filters belong to the whole process.
+
+    Examples
+    --------
+    >>> with quiet_pillow():
+    ...     pass
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+        yield
+
+
+def read_bytes(path: Path | str, source: str) -> bytes:
+    """Read a whole file that should be an image.
+
+    Parameters
+    ----------
+    path : path
+        A regular file, or a link to one.
+    source : str
+        Its name, for messages.
+
+    Returns
+    -------
+    bytes
+        At most ``BYTE_CAP``.
+
+    Raises
+    ------
+    ImageError
+        If it cannot be read, is no regular file (a pipe would never end) or is too large.
+    """
+    try:
+        status = os.stat(path)  # noqa: PTH116  a Path costs more than the call, and there may be millions
+        if not stat.S_ISREG(status.st_mode):
+            raise _refusal("unreadable", source, "something that is no regular file")
+        if status.st_size > BYTE_CAP:
+            found = f"{status.st_size / 2**20:,.0f} MB"
+            raise _refusal("too_large", source, found, f"An image may have {BYTE_CAP // 2**20} MB.")
+        with open(path, "rb") as file:  # noqa: PTH123  as above
+            return file.read()
+    except OSError as error:
+        raise _refusal("unreadable", source, error.strerror or str(error)) from error
+
+
+def read_image(path: Path | str) -> NDArray[np.uint8]:
+    """Read an image file as upright pixels.
+
+    Parameters
+    ----------
+    path : path
+        JPEG, PNG, WebP, BMP, GIF or TIFF, whatever its name.
+
+    Returns
+    -------
+    ndarray of shape (h, w, 1) or (h, w, 3), uint8
+        As ``decode`` gives it.
+
+    Raises
+    ------
+    ImageError
+        If it cannot be used; the message names the file.
+
+    Examples
+    --------
+    >>> read_image("no/such.png")
+    Traceback (most recent call last):
+        ...
+    convscope.data.images.ImageError: Expected no/such.png to be an image, got No such file or directory.
+    """
+    with quiet_pillow():
+        return decode(read_bytes(path, str(path)), str(path))
+
+
+def read_header(raw: bytes, source: str) -> Header:
+    """Read what an image says about itself, without decoding its pixels.
+
+    Parameters
+    ----------
+    raw : bytes
+        A whole file.
+    source : str
+        Its name, for messages.
+
+    Returns
+    -------
+    Header
+        Size, format and oddities.
+
+    Raises
+    ------
+    ImageError
+        If it is none of the formats, or has more pixels than ``PIXEL_CAP``.
+    """
+    with _failures_named(raw, source), _opened(raw, source) as image:
+        orientation = _orientation(image, raw)
+        width, height = image.size[::-1] if orientation >= 5 else image.size
+        traits = _traits(image, orientation)
+        return Header(_format_of(image), height, width, 1 if _is_grey(image) else 3, traits)
+
+
+def decode(raw: bytes, source: str) -> NDArray[np.uint8]:
+    """Decode an image whole: the first frame, upright, in 8 bits, grey or RGB.
+
+    Of 16 bits the upper 8 are kept. What is transparent lies on white. CMYK and palettes become RGB.
+
+    Parameters
+    ----------
+    raw : bytes
+        A whole file.
+    source : str
+        Its name, for messages.
+
+    Returns
+    -------
+    ndarray of shape (h, w, 1) or (h, w, 3), uint8
+        Pixels.
+
+    Raises
+    ------
+    ImageError
+        If the image is empty, cut short, damaged, too large or none of the formats.
+
+    Examples
+    --------
+    >>> buffer = io.BytesIO()
+    >>> Image.new("LA", (3, 2), (0, 0)).save(buffer, "PNG")
+    >>> decode(buffer.getvalue(), "clear.png")[..., 0].tolist()
+    [[255, 255, 255], [255, 255, 255]]
+    """
+    with _failures_named(raw, source), _opened(raw, source) as image:
+        orientation = _orientation(image, raw)
+        image.load()
+        if image.format == "PNG" and b"IEND" not in raw:
+            raise OSError("truncated: the end of the PNG is missing")
+        # Pillow turns a TIFF upright by itself while loading, and then forgets its orientation.
+        if orientation in UPRIGHT and image.format != "TIFF":
+            return _pixels(image.transpose(UPRIGHT[orientation]), source)
+        return _pixels(image, source)
+
+
+@contextmanager
+def _opened(raw: bytes, source: str) -> Iterator[Image.Image]:
+    """Open an image of one of our formats, checked for its number of pixels, not yet decoded."""
+    if not raw:
+        raise _refusal("empty", source, "an empty file")
+    with Image.open(io.BytesIO(raw), formats=list(FORMATS)) as image:
+        if image.width * image.height > PIXEL_CAP:
+            raise _too_many_pixels(source, f"{image.width:,}×{image.height:,} pixels")
+        yield image
+
+
+@contextmanager
+def _failures_named(raw: bytes, source: str) -> Iterator[None]:
+    """Turn whatever a decoder raises into an ImageError that names the file."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_many_pixels(source, f"more than {PIXEL_CAP:,} pixels") from error
+    except Exception as error:
+        # Pillow's plugins raise almost anything on damaged bytes (struct.error, KeyError, SyntaxError …);
+        # each of them means that this file cannot be read.
+        raise _diagnose(raw, source, error) from error
+
+
+def _diagnose(raw: bytes, source: str, error: Exception) -> ImageError:
+    """Say why bytes that should be an image could not be decoded."""
+    kind = sniff(raw[:HEAD])
+    if kind not in FORMATS:
+        return _refusal("not_an_image", source, kind or "something else")
+    if _ends_early(raw, kind) or "truncated" in str(error).lower():
+        return _refusal("truncated", source, f"{kind} that is cut short", "Copy or download it again.")
+    return _refusal("damaged", source, f"{kind} that cannot be decoded", "Copy or download it again.")
+
+
+def _ends_early(raw: bytes, kind: str) -> bool:
+    """Tell by the structure of a file whether its end is missing."""
+    if kind == "JPEG":
+        return b"\xff\xd9" not in raw[-64:]
+    if kind == "PNG":
+        return b"IEND" not in raw
+    if kind == "WEBP":
+        return len(raw) < int.from_bytes(raw[4:8], "little") + 8
+    if kind == "BMP":
+        return len(raw) < int.from_bytes(raw[2:6], "little")
+    return kind == "GIF" and not raw.rstrip(b"\x00").endswith(b"\x3b")
+
+
+def _refusal(kind: str, source: str, found: str, hint: str = "") -> ImageError:
+    """Make the error for an image that cannot be used."""
+    return ImageError(kind, sentence(f"{source} to be an image", found, hint), found)
+
+
+def _too_many_pixels(source: str, found: str) -> ImageError:
+    """Make the error for an image that would fill the memory."""
+    expected = f"{source} to have at most {PIXEL_CAP:,} pixels"
+    return ImageError("too_large", sentence(expected, found, "Make it smaller."), found)
+
+
+def _format_of(image: Image.Image) -> str:
+    """Name the format; several pictures in one JPEG, as phones write them, are still a JPEG."""
+    return "JPEG" if image.format == "MPO" else str(image.format)
+
+
+def _orientation(image: Image.Image, raw: bytes) -> int:
+    """Read the EXIF orientation, 1 to 8; anything unreadable counts as upright."""
+    # Pillow would decode the whole PNG to look for EXIF data that most of them do not have.
+    if image.format == "PNG" and b"eXIf" not in raw and b"Raw profile type exif" not in raw:
+        return 1
+    with suppress(Exception):  # as for decoders: damaged EXIF data raise almost anything
+        value = image.getexif().get(ORIENTATION_TAG, 1)
+        return value if isinstance(value, int) and 1 <= value <= 8 else 1
+    return 1
+
+
+def _traits(image: Image.Image, orientation: int) -> tuple[str, ...]:
+    """Name what is odd about an image, in the order of ``TRAITS``."""
+    many = image.format in {"GIF", "PNG", "WEBP", "TIFF"} and getattr(image, "n_frames", 1) > 1
+    deep = image.mode.startswith("I") or any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+    found = (many, image.mode == "CMYK", deep, orientation != 1, image.has_transparency_data)
+    return tuple(trait for trait, present in zip(TRAITS, found, strict=True) if present)
+
+
+def _is_grey(image: Image.Image) -> bool:
+    """Tell whether an image has no colours, by its mode."""
+    return image.mode[0] in "1LIF" and image.mode != "LAB"
+
+
+def _pixels(image: Image.Image, source: str) -> NDArray[np.uint8]:
+    """Give the pixels of a loaded image as (h, w, 1) or (h, w, 3)."""
+    if image.mode.startswith("I"):
+        return _from_sixteen_bits(image, source)
+    if image.mode == "F":
+        raise _refusal("unsupported", source, "floating point pixels", "Save it with 8 or 16 bits.")
+    grey = _is_grey(image)
+    if image.has_transparency_data:
+        image = _on_white(image)
+    pixels = np.asarray(image.convert("L" if grey else "RGB"))
+    return pixels[..., None] if grey else pixels  # (h, w, 1 or 3)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Lay a transparent image on white: what people see where they make such images."""
+    clear = image.convert("RGBA")
+    canvas = Image.new("RGBA", clear.size, "white")
+    canvas.alpha_composite(clear)
+    return canvas.convert("RGB")
+
+
+def _from_sixteen_bits(image: Image.Image, source: str) -> NDArray[np.uint8]:
+    """Keep the upper 8 of 16 bits; Pillow's own conversion would cut off instead."""
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 65535:
+        raise _refusal("unsupported", source, "pixels of 32 bits", "Save it with 8 or 16 bits.")
+    return (values >> 8).astype(np.uint8)[..., None]  # (h, w, 1)

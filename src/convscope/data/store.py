@@ -1,0 +1,154 @@
+"""The cache of decoded images: pixels and what was noted beside them, kept under a key of their content."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convscope.data.cache import disk_errors_named, scratch_folder
+from convscope.data.fetch import cache_folder
+from convscope.data.pixels import read_pixels
+
+
+@dataclass
+class StoreWriter:
+    """Takes the pixels of a store, some at a time.
+
+    Attributes
+    ----------
+    file : binary file
+        What has been appended so far.
+    shape : tuple of int
+        Of one image, ``(h, w, c)``.
+    count : int
+        Images so far.
+    arrays : dict of str to ndarray
+        What is to be kept beside the pixels; filled by whoever writes.
+    notes : dict
+        The same, as JSON values.
+    """
+
+    file: IO[bytes]
+    shape: tuple[int, ...]
+    count: int = 0
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def append(self, images: NDArray[np.uint8]) -> None:
+        """Write images ``(k, h, w, c)`` behind those that are there."""
+        self.file.write(np.ascontiguousarray(images).data)
+        self.count += len(images)
+
+
+@dataclass(frozen=True)
+class Store:
+    """A finished store: pixels, and what was noted beside them."""
+
+    images: NDArray[np.uint8]
+    arrays: Mapping[str, NDArray[Any]] = field(repr=False)
+    notes: Mapping[str, Any] = field(repr=False)
+
+
+def store_folder() -> Path:
+    """Name the folder of the cache that holds the stores."""
+    return cache_folder() / "images"
+
+
+def open_store(key: str) -> Store | None:
+    """Open the store of that key, if there is a whole one.
+
+    Parameters
+    ----------
+    key : str
+        Hexadecimal digits that stand for the content.
+
+    Returns
+    -------
+    Store or None
+        Its pixels in memory where they are few, else memory-mapped.
+    """
+    folder = store_folder() / key
+    try:
+        notes = json.loads((folder / "notes.json").read_text("utf-8"))
+        shape = tuple(notes["shape"])
+        if (folder / "pixels").stat().st_size != math.prod(shape):
+            return None
+        with np.load(folder / "arrays.npz", allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        return Store(read_pixels(folder / "pixels", shape), arrays, notes["notes"])
+    except (OSError, ValueError, KeyError):
+        return None  # not there, or not ours: it is made anew
+
+
+@contextmanager
+def write_store(key: str, shape: tuple[int, ...]) -> Iterator[StoreWriter]:
+    """Write a store; it appears under its key when the block ends well, whole, or not at all.
+
+    Two processes may write the same one: the first to end wins, and the second finds it in place.
+
+    Parameters
+    ----------
+    key : str
+        Hexadecimal digits that stand for the content.
+    shape : tuple of int
+        Of one image, ``(h, w, c)``.
+
+    Yields
+    ------
+    StoreWriter
+        To append to.
+
+    Raises
+    ------
+    DataError
+        If the cache cannot be written, or the disk is full.
+    """
+    with disk_errors_named(), tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
+        folder = Path(scratch) / key
+        folder.mkdir()
+        with (folder / "pixels").open("wb") as file:
+            writer = StoreWriter(file, shape)
+            yield writer
+            _sync(file)
+        _write_beside(folder, writer)
+        _publish(folder, store_folder() / key)
+
+
+def _write_beside(folder: Path, writer: StoreWriter) -> None:
+    """Write what is kept beside the pixels."""
+    with (folder / "arrays.npz").open("wb") as file:
+        np.savez(file, allow_pickle=False, **writer.arrays)
+        _sync(file)
+    with (folder / "notes.json").open("wb") as file:
+        shape = [writer.count, *writer.shape]
+        file.write(json.dumps({"shape": shape, "notes": writer.notes}).encode())
+        _sync(file)
+
+
+def _sync(file: IO[bytes]) -> None:
+    """Make sure that the content is on the disk before its name is."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _publish(folder: Path, target: Path) -> None:
+    """Rename a finished store into place, unless a whole one is there already."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.rename(target)
+    except OSError:
+        if open_store(target.name) is not None:
+            return
+        # A damaged one is in the way; it is moved aside, so that a reader finds a whole one or none.
+        target.rename(folder.with_name("damaged"))
+        folder.rename(target)
