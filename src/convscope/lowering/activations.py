@@ -1,0 +1,120 @@
+"""Keras's activation functions on torch tensors, by their Keras names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  the name that torch's own documentation uses
+
+from convscope.lowering.program import Activation
+
+Function = Callable[[torch.Tensor], torch.Tensor]
+
+
+def activation_function(activation: Activation) -> Function:
+    """Return the torch function of an activation.
+
+    Parameters
+    ----------
+    activation : Activation
+        One of the names that reading produces.
+
+    Returns
+    -------
+    callable
+        Tensor → tensor of the same shape and dtype.
+
+    Examples
+    --------
+    >>> activation_function(Activation("relu", (("max_value", 6.0),)))(torch.tensor([-1.0, 3.0, 9.0])).tolist()
+    [0.0, 3.0, 6.0]
+    """
+    make = _MAKERS.get(activation.name)
+    if make is not None:
+        return make(**activation.arguments)
+    return _PLAIN[activation.name]
+
+
+def _relu(negative_slope: float = 0.0, max_value: float | None = None, threshold: float = 0.0) -> Function:
+    """Return Keras's ReLU: max_value above, slope · (x − threshold) below the threshold, x between."""
+    if negative_slope == 0.0 and threshold == 0.0 and max_value in (None, 6.0):
+        return torch.relu if max_value is None else F.relu6
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        passed = torch.where(x > threshold, x, 0.0) if threshold else torch.relu(x)
+        if max_value is not None:
+            passed = torch.clamp(passed, 0.0, max_value)
+        return passed - negative_slope * torch.relu(threshold - x) if negative_slope else passed
+
+    return function
+
+
+def _leaky_relu(negative_slope: float = 0.2) -> Function:
+    return lambda x: F.leaky_relu(x, negative_slope)
+
+
+def _elu(alpha: float = 1.0) -> Function:
+    return lambda x: F.elu(x, alpha)
+
+
+def _celu(alpha: float = 1.0) -> Function:
+    return lambda x: F.celu(x, alpha)
+
+
+def _gelu(approximate: bool = False) -> Function:
+    return lambda x: F.gelu(x, approximate="tanh" if approximate else "none")
+
+
+def _softmax(axis: int = -1) -> Function:
+    return lambda x: torch.softmax(x, dim=axis)
+
+
+def _log_softmax(axis: int = -1) -> Function:
+    return lambda x: torch.log_softmax(x, dim=axis)
+
+
+def _squareplus(x: torch.Tensor) -> torch.Tensor:
+    return (x + torch.sqrt(x * x + 4.0)) / 2
+
+
+def _sparse_plus(x: torch.Tensor) -> torch.Tensor:
+    return torch.where(x <= -1, 0.0, torch.where(x < 1, (x + 1) ** 2 / 4, x))
+
+
+def _sparse_sigmoid(x: torch.Tensor) -> torch.Tensor:
+    return torch.where(x <= -1, 0.0, torch.where(x >= 1, 1.0, 0.5 * (x + 1)))
+
+
+_MAKERS: dict[str, Callable[..., Function]] = {
+    "relu": _relu,
+    "leaky_relu": _leaky_relu,
+    "elu": _elu,
+    "celu": _celu,
+    "gelu": _gelu,
+    "softmax": _softmax,
+    "log_softmax": _log_softmax,
+}
+
+_PLAIN: dict[str, Any] = {
+    "relu6": F.relu6,
+    "selu": F.selu,
+    "silu": F.silu,
+    "mish": F.mish,
+    "softplus": F.softplus,
+    "softsign": F.softsign,
+    "soft_shrink": F.softshrink,
+    "sparse_plus": _sparse_plus,
+    "squareplus": _squareplus,
+    "tanh": torch.tanh,
+    "tanh_shrink": F.tanhshrink,
+    "hard_tanh": F.hardtanh,
+    "hard_shrink": F.hardshrink,
+    "sigmoid": torch.sigmoid,
+    "hard_sigmoid": F.hardsigmoid,
+    "log_sigmoid": F.logsigmoid,
+    "sparse_sigmoid": _sparse_sigmoid,
+    "hard_silu": F.hardswish,
+    "exponential": torch.exp,
+}

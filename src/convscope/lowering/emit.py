@@ -1,0 +1,282 @@
+"""Emit a program as torch: the network that trains and predicts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from convscope.errors import LoweringError, sentence
+from convscope.lowering import program as ops
+from convscope.lowering.activations import activation_function
+from convscope.lowering.program import Compute, Op, Program, written
+from convscope.lowering.torch_ops import Runner, Step, runner_of
+from convscope.lowering.variables import is_seed, named_variables, tensor_of
+
+Tensor = torch.Tensor
+Prepared = tuple[Tensor, Tensor | None]
+
+
+def emit(program: Program, model: Any, plan: Mapping[str, Any] | None = None) -> LoweredNetwork:
+    """Turn a program into a network that runs on torch.
+
+    Parameters
+    ----------
+    program : Program
+        Read from ``model``, optimised or not.
+    model : keras.Model
+        Holds the variables. On Keras's torch back end the network uses their storage: what trains here is in the
+        model at once.
+    plan : mapping, optional
+        A recorded ``network.plan``, used in place of the program's own choices.
+
+    Returns
+    -------
+    LoweredNetwork
+        Ready to be called.
+
+    Raises
+    ------
+    LoweringError
+        When the plan belongs to another program, or a variable is not float32.
+
+    Examples
+    --------
+    >>> import keras
+    >>> from convscope.lowering.read import lower
+    >>> model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
+    >>> emit(lower(model), model)(torch.zeros(3, 8, 8, 1)).shape
+    torch.Size([3, 2])
+    """
+    if plan is not None:
+        program = apply_plan(program, plan)
+    return LoweredNetwork(program, model)
+
+
+def plan_of(program: Program) -> dict[str, Any]:
+    """Return the choices made for a program's ops as a structure for JSON: op name → precision, layout, algorithm."""
+    return {op.name: dataclasses.asdict(op.compute) for op in program if isinstance(op, ops.Conv2D | ops.Dense)}
+
+
+def apply_plan(program: Program, plan: Mapping[str, Any]) -> Program:
+    """Return the program with the choices of a recorded plan.
+
+    Raises
+    ------
+    LoweringError
+        When the plan names other ops than the program has.
+    """
+    heavy = {op.name for op in program if isinstance(op, ops.Conv2D | ops.Dense)}
+    if heavy != set(plan):
+        strange = sorted(heavy.symmetric_difference(plan))
+        raise LoweringError(
+            sentence(f"a plan for the ops of {program.name!r}", f"one that differs in {', '.join(strange)}")
+        )
+    return program.replace(
+        ops=tuple(
+            dataclasses.replace(op, compute=Compute(**plan[op.name]))
+            if isinstance(op, ops.Conv2D | ops.Dense)
+            else op
+            for op in program
+        )
+    )
+
+
+class LoweredNetwork:
+    """A program on torch.
+
+    Attributes
+    ----------
+    weights : dict of str to Tensor
+        By Keras variable path, float32, in Keras's layout: first the trainable ones in the order of
+        ``model.trainable_variables`` (``requires_grad``), then frozen ones.
+    state : dict of str to Tensor
+        Other variables that the program uses (moving statistics); a forward pass in training mode updates them.
+    output_activations : tuple
+        For each output "softmax", "sigmoid" or None: what ``logits=True`` leaves out.
+    activity_loss : Tensor or None
+        The activity regularization of the last forward pass.
+    """
+
+    def __init__(self, program: Program, model: Any) -> None:
+        self.program = program
+        self.weights, self.state = _collect(program, model)
+        self.activity_loss: Tensor | None = None
+        self.output_activations = tuple(
+            None if output.activation is None else output.activation.name for output in program.outputs
+        )
+        self._tensors = {**self.weights, **self.state}
+        self._constants: dict[int, Tensor] = {}
+        self._prepared: dict[str, tuple[tuple[int, ...], Prepared]] = {}
+        self._seed, self._number = 0, 0
+        self._build()
+
+    @property
+    def output_activation(self) -> str | None:
+        """Return what ``logits=True`` leaves out of the first output."""
+        return self.output_activations[0]
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """Return precision, layout and algorithm of each heavy op, for JSON."""
+        return plan_of(self.program)
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the weights are."""
+        return next(iter(self._tensors.values())).device if self._tensors else torch.device("cpu")
+
+    def to(self, device: torch.device | str) -> LoweredNetwork:
+        """Move weights and state to a device; there they no longer share storage with the Keras model."""
+        with torch.no_grad():
+            for store in (self.weights, self.state):
+                for path, tensor in store.items():
+                    store[path] = tensor.to(device).requires_grad_(tensor.requires_grad)
+        self._tensors = {**self.weights, **self.state}
+        self._constants.clear()
+        self._prepared.clear()
+        return self
+
+    def begin_step(self, seed: int, step: int) -> None:
+        """Say which step comes: random masks depend on seed, step and layer alone.
+
+        Parameters
+        ----------
+        seed : int
+            The run's seed.
+        step : int
+            The absolute number of the step, counted from the beginning of the run.
+        """
+        self._seed, self._number = seed, step
+
+    def __call__(self, inputs: Any, training: bool = False, logits: bool = False) -> Any:
+        """Compute the outputs.
+
+        Parameters
+        ----------
+        inputs : Tensor, or list, tuple or dict of Tensors
+            In the axis order of the model's inputs; float32, or integers where the model takes them.
+        training : bool
+            Dropout drops, normalization uses and records the batch's statistics.
+        logits : bool
+            Leave out the final softmax or sigmoid (``output_activations``).
+
+        Returns
+        -------
+        Tensor or structure of Tensors
+            float32, packed as the Keras model packs its outputs.
+        """
+        step = Step(training, self._seed, self._number)
+        slots: dict[str, Tensor] = dict(zip(self._input_names, self._flat(inputs), strict=True))
+        for run, reads, writes, finished in self._schedule:
+            result = run(step, *[slots[name] for name in reads])
+            if len(writes) == 1:
+                slots[writes[0]] = result
+            elif writes:
+                slots.update(zip(writes, result, strict=True))
+            for name in finished:
+                del slots[name]
+        self.activity_loss = torch.stack([loss.reshape(()) for loss in step.losses]).sum() if step.losses else None
+        results = [self._finish(slots[name], activate, logits) for name, activate in self._outputs]
+        return self._pack(results)
+
+    def tensor(self, path: str) -> Tensor:
+        """Return a weight or a state by its path."""
+        return self._tensors[path]
+
+    def on_device(self, constant: Tensor) -> Tensor:
+        """Return a constant on the network's device, copied there once."""
+        if constant.device == self.device:
+            return constant
+        key = id(constant)
+        if key not in self._constants:
+            self._constants[key] = constant.to(self.device)
+        return self._constants[key]
+
+    def prepared(self, op: Op, prepare: Callable[[], Prepared]) -> Prepared:
+        """Return an op's weights as it computes with them; kept while no gradient is wanted and nothing changes."""
+        if torch.is_grad_enabled():
+            return prepare()
+        versions = tuple(self._tensors[path]._version for path in (*op.weights, *op.state))
+        known = self._prepared.get(op.name)
+        if known is None or known[0] != versions:
+            known = (versions, prepare())
+            self._prepared[op.name] = known
+        return known[1]
+
+    def refresh(self) -> None:
+        """Forget everything derived from the weights; needed after a change that torch does not count."""
+        self._prepared.clear()
+
+    def _build(self) -> None:
+        program = self.program
+        self._input_names = [value.name for value in program.inputs]
+        last_use = {name: op.name for op in program for name in op.inputs}
+        kept = {output.value for output in program.outputs}
+        self._schedule: list[tuple[Runner, tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = []
+        for op in program:
+            finished = tuple(
+                name for name in dict.fromkeys(op.inputs) if last_use[name] == op.name and name not in kept
+            )
+            self._schedule.append((runner_of(op, self), op.inputs, written(op), finished))
+        self._outputs = [
+            (output.value, activation_function(output.activation) if output.activation else None)
+            for output in program.outputs
+        ]
+
+    def _flat(self, inputs: Any) -> list[Tensor]:
+        if isinstance(inputs, Tensor):
+            tensors = [inputs]
+        elif isinstance(inputs, Mapping):
+            tensors = [inputs[name] for name in self._input_keys()]
+        else:
+            tensors = list(inputs)
+        return [self._as_declared(tensor, value) for tensor, value in zip(tensors, self.program.inputs, strict=True)]
+
+    def _input_keys(self) -> list[str]:
+        structure = self.program.input_structure
+        if isinstance(structure, Mapping):
+            by_tensor = {name: key for key, name in structure.items()}
+            return [by_tensor[value.name] for value in self.program.inputs]
+        return self._input_names
+
+    @staticmethod
+    def _as_declared(tensor: Tensor, value: ops.Value) -> Tensor:
+        wanted = value.dtype.startswith(("float", "bfloat"))
+        return tensor.float() if wanted and tensor.dtype is not torch.float32 else tensor
+
+    @staticmethod
+    def _finish(result: Tensor, activate: Callable[[Tensor], Tensor] | None, logits: bool) -> Tensor:
+        result = result.float() if result.is_floating_point() else result
+        return result if logits or activate is None else activate(result)
+
+    def _pack(self, results: list[Tensor]) -> Any:
+        def fill(structure: Any) -> Any:
+            if isinstance(structure, Mapping):
+                return {key: fill(part) for key, part in structure.items()}
+            if isinstance(structure, list | tuple):
+                return [fill(part) for part in structure]
+            return results[structure]
+
+        structure = self.program.output_structure
+        if structure is None or (isinstance(structure, list | tuple) and len(structure) == 1):
+            return results[0]
+        return fill(structure)
+
+
+def _collect(program: Program, model: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Sort the model's variables into weights (trainable first) and state."""
+    variables = {path: v for path, v in named_variables(model).items() if not is_seed(path)}
+    trainable = {id(variable) for variable in model.trainable_variables}
+    paths = [path for path, variable in variables.items() if id(variable) in trainable]
+    frozen = [path for op in program for path in op.weights if path not in paths]
+    weights = {
+        path: tensor_of(variables[path], path).requires_grad_(id(variables[path]) in trainable)
+        for path in dict.fromkeys([*paths, *frozen])
+    }
+    state = {
+        path: tensor_of(variables[path], path) for op in program for path in op.state if path not in weights
+    }
+    return weights, state

@@ -1,0 +1,78 @@
+"""The variables of a Keras model by path, and their storage as torch tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from convscope.errors import LoweringError
+
+
+def named_variables(model: Any) -> dict[str, Any]:
+    """Return the variables of a model by their path.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Any built model.
+
+    Returns
+    -------
+    dict
+        Path → Keras variable, in Keras's order. Where two variables share a path (nested models that were built
+        apart), the later ones get a number behind it, so that every path is unique.
+
+    Examples
+    --------
+    >>> import keras
+    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="d")])
+    >>> list(named_variables(model))
+    ['d/kernel', 'd/bias']
+    """
+    named: dict[str, Any] = {}
+    for variable in model.variables:
+        path, count = variable.path, 1
+        while path in named:
+            count += 1
+            path = f"{variable.path}#{count}"
+        named[path] = variable
+    return named
+
+
+def is_seed(path: str) -> bool:
+    """Say whether a variable is the state of a random generator.
+
+    Examples
+    --------
+    >>> is_seed("dropout/seed_generator_state")
+    True
+    """
+    return "seed_generator_state" in path.rsplit("/", 1)[-1]
+
+
+def tensor_of(variable: Any, path: str) -> torch.Tensor:
+    """Return a variable's values as a tensor; on Keras's torch back end the two share their storage.
+
+    Parameters
+    ----------
+    variable : keras.Variable
+        The variable.
+    path : str
+        Its path, for the message.
+
+    Returns
+    -------
+    torch.Tensor
+        Detached from any graph; changes of it are changes of the variable on the torch back end.
+
+    Raises
+    ------
+    LoweringError
+        When a floating-point variable is not float32.
+    """
+    value = variable.value
+    tensor = value.detach() if isinstance(value, torch.Tensor) else torch.from_numpy(variable.numpy().copy())
+    if tensor.is_floating_point() and tensor.dtype is not torch.float32:
+        raise LoweringError(f"Expected float32 variables, got {path!r} of type {tensor.dtype}. Use engine='keras'.")
+    return tensor
