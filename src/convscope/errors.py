@@ -8,7 +8,8 @@
     ├── DataError                  3  data missing, unreadable or wrong
     │   └── DataNotFoundError      3  data that is nowhere and cannot be downloaded
     ├── RunError                   3  a run directory that cannot be read or written
-    └── DivergedError              4  training produced NaN or infinity
+    ├── DivergedError              4  training produced NaN or infinity
+    └── InterruptedRunError      130  a person stopped the training; what was reached is kept
 
 Every message is one or two lines: what was expected, what was found, what to do.
 """
@@ -61,6 +62,12 @@ class DivergedError(ConvscopeError):
     """Training that produced NaN or infinity."""
 
     exit_code = 4
+
+
+class InterruptedRunError(ConvscopeError):
+    """A training that a person stopped; the run holds what was reached."""
+
+    exit_code = 130
 
 
 def sentence(expected: str, got: object, hint: str = "") -> str:

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from convscope import environment, networks, plotting
 from convscope.data.catalog import Dataset, Split
 from convscope.data.splits import split_indices
-from convscope.errors import UsageError, sentence
+from convscope.errors import InterruptedRunError, UsageError, sentence, unknown_name
 from convscope.evaluation import Evaluation
-from convscope.preprocessing import Preprocess, one_hot
+from convscope.preprocessing import DATA_FORMATS, RESIZES, SCALINGS, Preprocess, one_hot
 from convscope.runs import RunDirectory, create_run
 from convscope.training.config import TrainingConfig
-from convscope.training.events import EpochEnd, Event
+from convscope.training.events import EpochEnd, Event, Notice
 
 if TYPE_CHECKING:
     import keras
@@ -64,6 +64,13 @@ class ExperimentConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
+        for kind, name, valid in (
+            ("scaling", self.scaling, SCALINGS),
+            ("data format", self.data_format, DATA_FORMATS),
+            ("way to resize", self.resize, RESIZES),
+        ):
+            if name not in valid:
+                raise unknown_name(kind, name, valid)
         if not 0 < self.validation_share < 1:
             raise UsageError(sentence("a validation share between 0 and 1", self.validation_share))
 
@@ -132,11 +139,14 @@ def run_experiment(
     ------
     ConvscopeError
         If data, network or training do not fit together, or the run cannot be written; no run is left.
-    KeyboardInterrupt
+    InterruptedRunError
         If a person stopped the training; a run with status ``interrupted`` is left, without an evaluation.
     """
     with create_run(target) as run:
         prepared = prepare(dataset, config)
+        for step in prepared.describe():
+            for listener in listeners:
+                listener(Notice(step))
         model = build_model(config, prepared)
         training = train(model, prepared, config, listeners)
         record = {
@@ -156,7 +166,9 @@ def run_experiment(
             write_figures(run, test, prepared.test, training.history, f"{model.name} on {dataset.name}")
             run.write_json("run.json", record | {"status": "completed"})
     if training.interrupted:
-        raise KeyboardInterrupt(f"{target} holds the network as it was after the last step")
+        raise InterruptedRunError(
+            f"Interrupted. {target} holds the network as it was then, without an evaluation."
+        )
     return Result(
         target, model.name, model.count_params(), training.seconds, training.history, validation, test
     )

@@ -157,12 +157,14 @@ def build(
     >>> build("simple").count_params()
     216650
     """
+    specification = layers_of(name, classes)  # a wrong name is told before Keras is loaded
+
     import keras
 
     data_format = data_format or keras.config.image_data_format()
     counts: Counter[str] = Counter()
     model = keras.Sequential([keras.Input(input_shape)], name=name)
-    for kind, own in layers_of(name, classes):
+    for kind, own in specification:
         counts[kind] += 1
         settings = {"name": f"{_snake_case(kind)}_{counts[kind]}", **own}
         if kind not in ("Dense", "Dropout"):  # the layers that care which axis holds the channels

@@ -52,12 +52,11 @@ def main() -> None:
         code = error.exit_code
     except Exit as exit_:
         code = exit_.exit_code
+        if code == INTERRUPTED:
+            fail("Interrupted; nothing was left behind.")
     except TyperException as error:
         fail(f"{error.format_message()} Try `convscope --help`.")
         code = error.exit_code
-    except KeyboardInterrupt as interrupt:
-        fail(f"Interrupted. {interrupt}".rstrip())
-        code = INTERRUPTED
     except BrokenPipeError:
         code = 0  # whoever read our output has seen enough
     sys.exit(code or 0)

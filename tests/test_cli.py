@@ -1,0 +1,240 @@
+"""The command line, as a person types it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from convscope.cli.inspecting import parse_shape
+from convscope.errors import UsageError
+
+PROGRAM = Path(sys.executable).with_name("convscope")
+
+
+def convscope(*arguments, cwd, **environment):
+    """Run the program without a network of its own: what it needs comes with scikit-learn."""
+    return subprocess.run(
+        [PROGRAM, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+    )
+
+
+@pytest.fixture(scope="module")
+def exercise(tmp_path_factory):
+    """One short exercise on the digits, for all tests that look at what it left."""
+    folder = tmp_path_factory.mktemp("exercise")
+    done = convscope(
+        "exercise", "--network", "simple", "--epochs", "1", "--data", "digits", "--json", cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout)
+
+
+def test_the_exercise_prints_one_json_object(exercise):
+    _, printed = exercise
+    assert printed["data"]["name"] == "digits"
+    assert printed["data"]["counts"] == {"train": 1437, "test": 360}
+    assert len(printed["data"]["fingerprint"]) == 64
+    (network,) = printed["networks"].values()
+    assert set(network) == {"parameters", "test_loss", "test_accuracy", "seconds", "run"}
+    assert network["parameters"] == 216_650
+    assert 0.5 < network["test_accuracy"] <= 1
+    assert {"python", "keras", "torch"} <= set(printed["versions"])
+
+
+def test_the_exercise_leaves_a_whole_run(exercise):
+    folder, printed = exercise
+    run = folder / printed["networks"]["simple"]["run"]
+    files = {file.relative_to(run).as_posix() for file in run.rglob("*") if file.is_file()}
+    assert files >= {
+        "run.json",
+        "history.csv",
+        "model.keras",
+        "weights.safetensors",
+        "preprocess.json",
+        "preprocess.npz",
+        "predictions.npz",
+        "evaluation.json",
+        *(
+            f"figures/{name}.png"
+            for name in ("history", "probability", "confusion_matrix", "worst_errors", "predictions")
+        ),
+    }
+    record = json.loads((run / "run.json").read_text())
+    assert record["status"] == "completed"
+    assert record["data"]["name"] == "digits"
+    assert record["data"]["counts"] == {"train": 1005, "validation": 432, "test": 360}
+    assert record["command"].startswith("convscope exercise --network simple")
+
+
+def test_a_run_can_be_inspected(exercise):
+    folder, printed = exercise
+    done = convscope("inspect", printed["networks"]["simple"]["run"], "--json", cwd=folder)
+    assert json.loads(done.stdout)["parameters"] == 216_650
+
+
+def test_inspect_prints_layers_with_their_arithmetic(tmp_path):
+    printed = json.loads(convscope("inspect", "deep", "--json", cwd=tmp_path).stdout)
+    assert printed["parameters"] == 1_199_882
+    first = printed["layers"][0]
+    assert first["output_shape"] == [26, 26, 32]
+    assert {
+        "name",
+        "type",
+        "input_shape",
+        "output_shape",
+        "weight_shapes",
+        "parameters",
+        "macs",
+        "receptive_field",
+        "arithmetic",
+    } <= set(first)
+    assert any("⌊(28 − 3)/1⌋ + 1 = 26" in line for line in first["arithmetic"])
+    assert any("3·3·1·32 + 32 = 320" in line for line in first["arithmetic"])
+
+
+def test_without_mnist_and_network_the_exercise_says_so_and_uses_the_digits(tmp_path):
+    done = convscope(
+        "exercise", "--network", "simple", "--epochs", "1",
+        cwd=tmp_path, CONVSCOPE_DATA=str(tmp_path), CONVSCOPE_CACHE=str(tmp_path / "cache"), **NO_NETWORK,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert "MNIST is not to be had" in done.stderr
+    assert "simple on digits" in done.stdout
+    assert "-exercise-digits/simple" in done.stdout
+
+
+# A proxy that nobody serves makes every download fail at once, wherever the tests run.
+NO_NETWORK = {"https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
+
+WRONG = {
+    "no-such-command": (["exercsie"], 2, "No such command"),
+    "no-such-option": (["exercise", "--epoch", "1"], 2, "No such option"),
+    "no-such-network": (["exercise", "--network", "depe", "--data", "digits"], 2, "Did you mean 'deep'"),
+    "no-such-dataset": (["exercise", "--data", "digit"], 2, "Did you mean 'digits'"),
+    "no-such-folder": (["exercise", "--data", "./nowhere"], 3, "no folder at ./nowhere"),
+    "mnist-nowhere": (["exercise", "--data", "mnist"], 3, "no connection"),
+    "negative-epochs": (["exercise", "--data", "digits", "--epochs", "-3"], 2, "epochs of at least 1"),
+    "no-epochs": (["exercise", "--data", "digits", "--epochs", "0"], 2, "epochs of at least 1"),
+    "word-for-epochs": (["exercise", "--epochs", "ten"], 2, "valid integer"),
+    "no-batch": (["exercise", "--data", "digits", "--batch-size", "0"], 2, "batch_size of at least 1"),
+    "negative-seed": (["exercise", "--data", "digits", "--seed", "-1"], 2, "seed of at least 0"),
+    "no-such-scaling": (["exercise", "--data", "digits", "--scaling", "minmix"], 2, "Did you mean 'minmax'"),
+    "no-such-engine": (["exercise", "--data", "digits", "--engine", "fsat"], 2, "Did you mean 'fast'"),
+    "file-in-the-way": (["exercise", "--data", "digits", "--out", "file/x"], 3, "to be able to write"),
+    "inspect-nothing": (["inspect"], 2, "Missing argument"),
+    "inspect-no-network": (["inspect", "deeep"], 2, "Did you mean 'deep'"),
+    "inspect-no-run": (["inspect", "."], 3, "a run directory with run.json"),
+    "inspect-no-file": (["inspect", "x.keras"], 3, "x.keras to be a Keras model"),
+    "inspect-too-small": (["inspect", "deep", "--input", "3x3x1"], 2, "⌊(1 − 3)/1⌋ + 1"),
+    "inspect-no-shape": (["inspect", "deep", "--input", "28"], 2, "a shape such as 28x28x1"),
+    "inspect-one-class": (["inspect", "deep", "--classes", "1"], 2, "at least 2 classes, got 1"),
+    "data-no-such-name": (["data", "info", "minst"], 2, "Did you mean 'mnist'"),
+    "data-fetch-offline": (["data", "fetch", "mnist"], 3, "Is there a network?"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), WRONG.values(), ids=WRONG)
+def test_a_wrong_command_gets_one_or_two_lines_and_leaves_nothing(tmp_path, arguments, code, message):
+    (tmp_path / "file").write_text("in the way")
+    done = convscope(
+        *arguments,
+        cwd=tmp_path,
+        CONVSCOPE_DATA=str(tmp_path),
+        CONVSCOPE_CACHE=str(tmp_path / "cache"),
+        **NO_NETWORK,
+    )
+    assert done.returncode == code
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 2
+    assert "Traceback" not in done.stderr
+    left = [entry.name for entry in tmp_path.iterdir() if entry.name != "cache"]
+    assert left == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda raw: raw[: len(raw) // 2], "a damaged one"),
+        (lambda raw: raw[:-8] + bytes([raw[-8] ^ 1]) + raw[-7:], "a damaged one"),
+        (lambda _raw: b"\1\2\3\4" * 10, "to have the SHA-256"),
+        (lambda _raw: b"", "to have the SHA-256"),
+    ],
+    ids=["truncated", "bit-flipped", "wrong-magic", "empty"],
+)
+def test_a_damaged_mnist_is_never_trained_on(tmp_path, damage, message):
+    import gzip
+
+    folder = tmp_path / "mnist"
+    folder.mkdir()
+    raw = gzip.compress(b"\0\0\x08\3" + bytes(100))
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (folder / f"{name}-ubyte.gz").write_bytes(damage(raw))
+    done = convscope("exercise", cwd=tmp_path, CONVSCOPE_DATA=str(tmp_path))
+    assert done.returncode == 3
+    assert message in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_interrupted_training_leaves_a_readable_run(tmp_path):
+    with subprocess.Popen(
+        [PROGRAM, "exercise", "--network", "simple", "--epochs", "500", "--data", "digits"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        for line in process.stdout:
+            if line.startswith("Epoch 2/"):
+                break
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Interrupted" in errors
+    assert "Traceback" not in errors
+    (run,) = tmp_path.glob("runs/*/simple")
+    assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
+    assert len((run / "history.csv").read_text().splitlines()) >= 3
+    again = convscope("inspect", str(run), "--json", cwd=tmp_path)
+    assert json.loads(again.stdout)["parameters"] == 216_650
+
+
+@pytest.mark.parametrize(
+    "command",
+    [[], ["exercise"], ["inspect"], ["data"], ["data", "list"], ["data", "fetch"], ["data", "info"]],
+    ids=" ".join,
+)
+def test_every_command_has_help(tmp_path, command):
+    done = convscope(*command, "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert f"Usage: convscope {' '.join(command)}".strip() in done.stdout
+
+
+def test_datasets_are_listed(tmp_path):
+    listed = json.loads(convscope("data", "list", "--json", cwd=tmp_path).stdout)["datasets"]
+    assert {entry["name"]: entry["state"] for entry in listed}["digits"] == "ready"
+
+
+def test_a_dataset_is_described(tmp_path):
+    described = json.loads(convscope("data", "info", "digits", "--json", cwd=tmp_path).stdout)
+    assert described["input_shape"] == [28, 28, 1]
+    assert sum(described["per_class"]["test"]) == 360
+
+
+@pytest.mark.parametrize(("text", "shape"), [("28x28x1", (28, 28, 1)), ("32×48×3", (32, 48, 3))])
+def test_shapes_are_read(text, shape):
+    assert parse_shape(text) == shape
+
+
+@pytest.mark.parametrize("text", ["28", "28x28", "0x1x1", "axbxc", "-1x2x3", "1x2x3x4", ""])
+def test_what_is_no_shape_is_refused(text):
+    with pytest.raises(UsageError, match="a shape such as 28x28x1"):
+        parse_shape(text)

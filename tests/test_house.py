@@ -1,0 +1,152 @@
+"""The house keeps its walls: who may import whom, what the public door shows, what loads with it."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import convscope
+
+SOURCE = Path(convscope.__file__).parent
+
+# Each room and its floor; a module imports only from a lower floor, or from its own folder.
+FLOORS = {
+    "errors": 0,
+    "runs": 1,
+    "data": 1,
+    "arithmetic": 1,
+    "environment": 1,
+    "reference": 1,
+    "preprocessing": 1,
+    "augmentation": 1,
+    "networks": 2,
+    "lowering": 2,
+    "training": 3,
+    "evaluation": 3,
+    "inspection": 3,
+    "grading": 4,
+    "bundle": 4,
+    "plotting": 4,
+    "prediction": 5,
+    "report": 5,
+    "experiment": 6,
+    "exercise": 7,
+    "lessons": 7,
+    "cli": 8,
+}
+# Where the heavy libraries may be imported: a room, or one module of it.
+KERAS = ("networks", "lowering", "training", "inspection", "bundle", "experiment")
+TORCH = (
+    "preprocessing",
+    "augmentation",
+    "lowering",
+    "training",
+    "inspection",
+    "bundle",
+    "prediction",
+    "environment",
+)
+MATPLOTLIB = ("plotting",)
+
+
+def modules():
+    return sorted(SOURCE.rglob("*.py"))
+
+
+def name_of(path):
+    return ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+
+
+def imports_of(path):
+    """List what a module imports when it runs, at its top or in a function; not what only types need."""
+    found = set()
+
+    def visit(node):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text()))
+    return found
+
+
+def rooms_imported(path):
+    own = [name.split(".")[1] for name in imports_of(path) if name.startswith("convscope.")]
+    return {room for room in own if room in FLOORS}
+
+
+every_module = pytest.mark.parametrize("path", modules(), ids=name_of)
+
+
+@every_module
+def test_a_module_imports_only_from_below_or_from_its_own_folder(path):
+    room = name_of(path).split(".")[0]
+    if room == "__init__":
+        return  # the public door points at every floor, by name, and loads none
+    assert room in FLOORS, f"give {room} a floor"
+    upward = {other for other in rooms_imported(path) if other != room and FLOORS[other] >= FLOORS[room]}
+    assert not upward
+
+
+@every_module
+@pytest.mark.parametrize(
+    ("library", "allowed"),
+    [("keras", KERAS), ("torch", TORCH), ("matplotlib", MATPLOTLIB)],
+    ids=["keras", "torch", "matplotlib"],
+)
+def test_heavy_libraries_stay_in_their_rooms(path, library, allowed):
+    roots = {name.split(".")[0] for name in imports_of(path)}
+    if library in roots:
+        assert name_of(path).split(".")[0] in allowed
+
+
+@every_module
+def test_only_the_command_line_prints_or_exits(path):
+    calls = {
+        node.func.id
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    if name_of(path).split(".")[0] != "cli":
+        assert not calls & {"print", "exit", "quit"}
+        assert "sys.exit" not in path.read_text()
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_importing_the_package_loads_neither_torch_nor_keras():
+    heavy = run(
+        "import convscope, sys; print({'torch', 'keras', 'matplotlib', 'sklearn'} & set(sys.modules))"
+    )
+    assert heavy.strip() == "set()"
+
+
+def test_showing_help_loads_neither_torch_nor_keras():
+    code = (
+        "import sys; sys.argv = ['convscope', '--help']\n"
+        "from convscope.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: print({'torch', 'keras', 'matplotlib', 'sklearn', 'numpy'} & set(sys.modules))"
+    )
+    assert run(code).strip().endswith("set()")
+
+
+@pytest.mark.parametrize("name", convscope.__all__)
+def test_every_public_name_exists_and_is_documented(name):
+    value = getattr(convscope, name)
+    assert name == "__version__" or value.__doc__
+
+
+def test_an_unknown_public_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = convscope.nothing
