@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from convscope.errors import DivergedError, sentence
+
 if TYPE_CHECKING:
     from convscope.training.state import TrainingState
 
@@ -44,6 +46,14 @@ class EpochBegin(Event):
 
 
 @dataclass(frozen=True)
+class StepBegin(Event):
+    """A step starts; its batch is at hand."""
+
+    epoch: int
+    step: int
+
+
+@dataclass(frozen=True)
 class StepEnd(Event):
     """A step is done; its numbers are read from the device only when somebody asks for them.
 
@@ -70,6 +80,33 @@ class StepEnd(Event):
     def metrics(self) -> dict[str, float]:
         """Compiled metrics over the epoch so far, by name, without the loss."""
         return {name: value for name, value in self.logs.items() if name != "loss"}
+
+
+@dataclass(frozen=True)
+class ValidationBegin(Event):
+    """The validation of an epoch starts."""
+
+
+@dataclass(frozen=True)
+class ValidationStepBegin(Event):
+    """A batch of the validation starts."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class ValidationStepEnd(Event):
+    """A batch of the validation is done; ``read_logs`` gives the means so far."""
+
+    step: int
+    read_logs: Callable[[], Mapping[str, float]] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class ValidationEnd(Event):
+    """The validation is over; ``logs`` has its means, without ``val_`` before the names."""
+
+    logs: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -112,3 +149,27 @@ def tell(listeners: tuple[Listener, ...], event: Event) -> None:
     """
     for listener in listeners:
         listener(event)
+
+
+def diverged(epoch: int, step: int, loss: float) -> DivergedError:
+    """Make the error for a loss that is no longer a number.
+
+    Parameters
+    ----------
+    epoch, step : int
+        Where it was noticed, counted from 0.
+    loss : float
+        The mean loss of the epoch so far.
+
+    Returns
+    -------
+    DivergedError
+        To be raised by the caller.
+
+    Examples
+    --------
+    >>> str(diverged(0, 49, float("nan"))).split(". ")[0]
+    'Expected a finite loss in epoch 1, step 50, got nan'
+    """
+    hint = "Lower the learning rate, or look at the input for values that are not finite."
+    return DivergedError(sentence(f"a finite loss in epoch {epoch + 1}, step {step + 1}", loss, hint))

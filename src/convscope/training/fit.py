@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.errors import UsageError, sentence, unknown_name
+from convscope.errors import LoweringError, UsageError, sentence, unknown_name
 from convscope.training import keras_engine
 from convscope.training.batches import Shuffle
 from convscope.training.config import ENGINES, PRECISIONS, require_count
-from convscope.training.events import Listener
+from convscope.training.events import Listener, Notice
 from convscope.training.inputs import ImagePreprocess, read_input
 from convscope.training.progress import progress_listener
 from convscope.training.request import (
@@ -26,8 +26,11 @@ from convscope.training.request import (
 from convscope.training.schedule import Schedule
 from convscope.training.state import TrainingState
 
+if TYPE_CHECKING:
+    from convscope.training.fast_engine import FastEngine
 
-def fit(  # noqa: PLR0917  the positional arguments are those of Keras's fit
+
+def fit(
     model: keras.Model,
     x: Any = None,
     y: Any = None,
@@ -158,7 +161,30 @@ sample_weight, initial_epoch, steps_per_epoch, validation_steps, validation_batc
         lowering_plan=plan,
         device=device,
     )
-    return keras_engine.run(request)
+    return _run(request, engine)
+
+
+def _run(request: FitRequest, engine: str) -> keras.callbacks.History:
+    """Train on the fast engine where that is wanted and possible, otherwise through Keras."""
+    if engine == "keras":
+        return keras_engine.run(request)
+    try:
+        fast = _prepare_fast(request)
+    except LoweringError as error:
+        if engine == "fast":
+            raise
+        request.tell(Notice(f"Training with Keras's own fit. {error}"))
+        return keras_engine.run(request)
+    return fast.run()
+
+
+def _prepare_fast(request: FitRequest) -> FastEngine:
+    """Lower the model; only Keras on torch has anything to lower to."""
+    if keras.backend.backend() != "torch":
+        raise LoweringError(sentence("Keras on torch", f"Keras on {keras.backend.backend()}"))
+    from convscope.training.fast_engine import FastEngine
+
+    return FastEngine(request)
 
 
 def predict(

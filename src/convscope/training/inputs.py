@@ -54,7 +54,7 @@ class ArrayInput:
 
     def gather(self, rows: NDArray[np.int64]) -> Batch:
         """Read one batch as NumPy arrays, floats as Keras's float type, images preprocessed."""
-        x, y, weight = (_map_leaves(lambda leaf: _take(leaf, rows), part) for part in self._parts())
+        x, y, weight = (map_leaves(lambda leaf: _take(leaf, rows), part) for part in self._parts())
         return (x if self.preprocess is None else self.preprocess.apply(x)), y, weight
 
     def split(self, share: float) -> tuple[ArrayInput, ArrayInput]:
@@ -87,7 +87,7 @@ class ArrayInput:
         return self.x, self.y, self.sample_weight
 
     def _slice(self, rows: slice) -> ArrayInput:
-        x, y, weight = (_map_leaves(lambda leaf: leaf[rows], part) for part in self._parts())
+        x, y, weight = (map_leaves(lambda leaf: leaf[rows], part) for part in self._parts())
         return replace(self, x=x, y=y, sample_weight=weight)
 
 
@@ -125,7 +125,7 @@ def read_input(x: Any, y: Any, sample_weight: Any, preprocess: ImagePreprocess |
     leaves = keras.tree.flatten((x, y, sample_weight))
     if x is None or not all(leaf is None or _is_array(leaf) for leaf in leaves):
         return StreamInput(x, preprocess)
-    x, y, sample_weight = (_map_leaves(_as_array, part) for part in (x, y, sample_weight))
+    x, y, sample_weight = (map_leaves(_as_array, part) for part in (x, y, sample_weight))
     counts = {int(leaf.shape[0]) for leaf in keras.tree.flatten((x, y, sample_weight)) if leaf is not None}
     if len(counts) > 1:
         raise UsageError(sentence("the same number of rows in x, y and sample_weight", sorted(counts)))
@@ -189,7 +189,30 @@ def preprocess_stream(batches: Any, preprocess: ImagePreprocess) -> Iterator[Any
         yield preprocess_batch(batch, preprocess)
 
 
-def _map_leaves(function: Callable[[Any], Any], structure: Any) -> Any:
+def prepare_stream(stream: StreamInput, seed: int | None) -> Any:
+    """Put preprocessing and order around a stream, in a form that Keras takes.
+
+    Parameters
+    ----------
+    stream : StreamInput
+        As the user gave it.
+    seed : int or None
+        For a PyDataset: shuffle its batches by this seed and the epoch.
+
+    Returns
+    -------
+    PyDataset, generator or the stream itself
+        What Keras's ``fit`` accepts as ``x``.
+    """
+    if isinstance(stream.batches, keras.utils.PyDataset):
+        return PreparedDataset(stream.batches, stream.preprocess, seed)
+    if stream.preprocess is not None:
+        return preprocess_stream(stream.batches, stream.preprocess)
+    return stream.batches
+
+
+def map_leaves(function: Callable[[Any], Any], structure: Any) -> Any:
+    """Apply a function to every array of a nested structure; None stays None."""
     return keras.tree.map_structure(lambda leaf: None if leaf is None else function(leaf), structure)
 
 

@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from convscope.errors import DivergedError, UsageError, sentence
+from convscope.errors import UsageError, sentence
 from convscope.training.batches import BatchPlan, plan_batches
-from convscope.training.events import EpochBegin, EpochEnd, StepEnd, TrainBegin, TrainEnd
+from convscope.training.events import EpochBegin, EpochEnd, StepEnd, TrainBegin, TrainEnd, diverged
 from convscope.training.inputs import (
     ArrayInput,
     Batch,
     Input,
     PreparedDataset,
     StreamInput,
-    preprocess_stream,
+    prepare_stream,
     read_input,
 )
 from convscope.training.keras_state import load_state, set_rate, snapshot
@@ -160,12 +160,6 @@ class _Reporter(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is unt
         )
 
 
-def diverged(epoch: int, step: int, loss: float) -> DivergedError:
-    """Make the error for a loss that is no longer a number."""
-    hint = "Lower the learning rate, or look at the input for values that are not finite."
-    return DivergedError(sentence(f"a finite loss in epoch {epoch + 1}, step {step + 1}", loss, hint))
-
-
 def seed_layers(model: keras.Model, seed: int, epoch: int) -> None:
     """Make dropout and random layers a function of the seed and the absolute epoch.
 
@@ -223,12 +217,7 @@ def _validation_batches(request: FitRequest) -> Any:
 def _as_keras_input(data: Input, plan: BatchPlan | None, seed: int | None) -> Any:
     if isinstance(data, ArrayInput) and plan is not None:
         return PlannedBatches(data, plan)
-    stream = data if isinstance(data, StreamInput) else StreamInput(data.x)
-    if isinstance(stream.batches, keras.utils.PyDataset):
-        return PreparedDataset(stream.batches, stream.preprocess, seed)
-    if stream.preprocess is not None:
-        return preprocess_stream(stream.batches, stream.preprocess)
-    return stream.batches
+    return prepare_stream(data, seed) if isinstance(data, StreamInput) else None
 
 
 def predict(model: keras.Model, x: Any, batch_size: int, preprocess: Any = None) -> NDArray[np.float32]:

@@ -100,15 +100,24 @@ def set_rate(optimizer: keras.optimizers.Optimizer, rate: Rate) -> None:
     Raises
     ------
     UsageError
-        When the optimizer was made with a LearningRateSchedule.
+        When the optimizer was made with a LearningRateSchedule, or has no momentum to set.
     """
-    if isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
-        hint = "Leave out one of the two."
-        raise UsageError(sentence("a number as the optimizer's learning rate beside schedule",
-                                  type(optimizer._learning_rate).__name__, hint))  # fmt: skip
+    require_settable(optimizer, rate)
     optimizer.learning_rate = rate.learning_rate
     if rate.momentum is not None:
         setattr(optimizer, momentum_name(optimizer), rate.momentum)
+
+
+def require_settable(optimizer: keras.optimizers.Optimizer, rate: Rate) -> None:
+    """Refuse a schedule for an optimizer that cannot follow it; see :func:`set_rate`."""
+    own = optimizer._learning_rate
+    if not isinstance(own, keras.Variable):
+        hint = "Leave out one of the two."
+        expected = "a number as the optimizer's learning rate beside schedule"
+        raise UsageError(sentence(expected, type(own).__name__, hint))
+    if rate.momentum is not None and not getattr(optimizer, momentum_name(optimizer), 0.0):
+        hint = "Compile it with a momentum, or use a schedule without one."
+        raise UsageError(sentence("an optimizer with momentum beside this schedule", optimizer.name, hint))
 
 
 def momentum_name(optimizer: keras.optimizers.Optimizer) -> str:

@@ -51,14 +51,6 @@ class FitRequest:
         """Hand an event to every listener."""
         tell(self.listeners, event)
 
-    def validates(self, epoch: int) -> bool:
-        """Say whether an epoch, counted from 0, ends with validation."""
-        if self.validation is None:
-            return False
-        if isinstance(self.validation_freq, int):
-            return (epoch + 1) % self.validation_freq == 0
-        return epoch + 1 in self.validation_freq
-
 
 def flatten_callbacks(callbacks: Any) -> list[keras.callbacks.Callback]:
     """Give the callbacks as a list, whatever form Keras's ``fit`` takes them in."""

@@ -1,0 +1,180 @@
+"""The fast engine: a compiled Keras model, lowered, trained by the loop, its callbacks called on the way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import torch
+from keras.src.backend.torch.core import get_device
+
+from convscope.errors import LoweringError, UsageError, sentence
+from convscope.lowering import LoweredNetwork, emit, lower, optimise, restore
+from convscope.training.callbacks import CallbackBridge
+from convscope.training.feeds import ArrayFeed, StreamFeed, make_feed
+from convscope.training.keras_state import load_state
+from convscope.training.loop import Course, train
+from convscope.training.request import FitRequest
+from convscope.training.trainer import Trainer
+
+_OWN_METHODS = (
+    "fit",
+    "train_step",
+    "test_step",
+    "compute_loss",
+    "compute_metrics",
+    "make_train_function",
+    "evaluate",
+)
+
+
+def obstacle(model: keras.Model) -> str | None:
+    """Say why a compiled model's training cannot be lowered, whatever its layers are.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Compiled.
+
+    Returns
+    -------
+    str or None
+        The reason, as the second half of a sentence; None where there is none.
+
+    Examples
+    --------
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> model.compile("sgd", "mse", run_eagerly=True)
+    >>> obstacle(model)
+    'it was compiled with run_eagerly=True'
+    """
+    for name in _OWN_METHODS:
+        if getattr(type(model), name) is not getattr(keras.Model, name):
+            return f"{type(model).__name__} has a {name} of its own"
+    for name, value in (("run_eagerly", False), ("jit_compile", False), ("steps_per_execution", 1)):
+        if getattr(model, name) != value:
+            return f"it was compiled with {name}={getattr(model, name)}"
+    if model.optimizer is None or model._compile_loss is None:
+        return "it was compiled without an optimizer or a loss"
+    return None
+
+
+class FastEngine:
+    """Everything that a training on the fast engine needs, prepared; :meth:`run` trains.
+
+    Parameters
+    ----------
+    request : FitRequest
+        The checked arguments.
+
+    Raises
+    ------
+    LoweringError
+        When the model cannot be lowered; the message names what stands in the way.
+    UsageError
+        When the device is not the one that holds the model.
+    """
+
+    def __init__(self, request: FitRequest) -> None:
+        reason = obstacle(request.model)
+        if reason is not None:
+            raise LoweringError(
+                sentence("a model whose training can be lowered", f"one that cannot: {reason}")
+            )
+        self._request = request
+        device = torch.device(get_device())
+        self._feed = _training_feed(request, device)
+        _build(request.model, self._feed)
+        self._network = _lowered(request)
+        self._validation = _validation_feed(request, device)
+        self._trainer = Trainer(request.model, self._network, request.seed, request.history.history)
+
+    def run(self) -> keras.callbacks.History:
+        """Train; afterwards the model holds the weights, also when a listener or a person breaks it off."""
+        request = self._request
+        if request.resume_from is not None:
+            load_state(request.model, request.resume_from)
+            request.history.history.update({k: list(v) for k, v in request.resume_from.history.items()})
+        bridge = CallbackBridge(
+            request.callbacks,
+            request.history,
+            request.model,
+            epochs=request.epochs,
+            steps=self._feed.steps,
+            refresh=self._trainer.optimizer.refresh,
+        )
+        request.model.stop_training = False
+        try:
+            bridge.begin()
+            for event in train(self._trainer, self._feed, self._course()):
+                bridge(event)
+                request.tell(event)
+        finally:
+            restore(self._network, request.model)
+        return request.history
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """How each op is computed, to be recorded with the run."""
+        return self._network.plan
+
+    def _course(self) -> Course:
+        request, state = self._request, self._request.resume_from
+        first_epoch = request.model._initial_epoch or request.initial_epoch
+        return Course(
+            epochs=request.epochs,
+            first_epoch=first_epoch if state is None else state.epoch,
+            first_step=0 if state is None else state.step,
+            sums=() if state is None else list(state.metrics.values()),
+            validation=self._validation,
+            validation_freq=request.validation_freq,
+            schedule=request.schedule,
+            stop_on_divergence=request.stop_on_divergence,
+        )
+
+
+def _training_feed(request: FitRequest, device: torch.device) -> ArrayFeed | StreamFeed:
+    return make_feed(
+        request.train,
+        request.plan,
+        steps=request.steps_per_epoch,
+        device=device,
+        class_weight=request.class_weight,
+        seed=request.seed if request.shuffle else None,
+    )
+
+
+def _validation_feed(request: FitRequest, device: torch.device) -> ArrayFeed | StreamFeed | None:
+    if request.validation is None:
+        return None
+    return make_feed(
+        request.validation,
+        request.validation_plan,
+        steps=request.validation_steps,
+        device=device,
+        restarts=True,
+    )
+
+
+def _build(model: keras.Model, feed: ArrayFeed | StreamFeed) -> None:
+    """Let Keras build model, loss, metrics and optimizer from one batch's shapes, as its ``fit`` does."""
+    x, y, weight = feed.batch(0, 0) if isinstance(feed, ArrayFeed) else feed.first_batch()
+    if y is None:
+        raise UsageError(sentence("targets y for the loss", "none"))
+    model._symbolic_build(data_batch=(x, y, weight))
+
+
+def _lowered(request: FitRequest) -> LoweredNetwork:
+    program, _ = optimise(
+        lower(request.model),
+        training=True,
+        deterministic=request.deterministic,
+        precision=request.precision,
+    )
+    network = emit(program, request.model, plan=request.lowering_plan)
+    if request.device is not None and torch.device(request.device).type != network.device.type:
+        hint = "Build the model inside `with keras.device(...)`, or set KERAS_TORCH_DEVICE."
+        raise UsageError(
+            sentence(f"the device that holds the model, {network.device.type}", request.device, hint)
+        )
+    return network

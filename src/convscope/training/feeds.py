@@ -1,0 +1,258 @@
+"""Where the fast engine's batches come from, as torch tensors on its device."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+import torch
+from keras.src.backend.torch.trainer import TorchEpochIterator
+from numpy.typing import NDArray
+
+from convscope.errors import UsageError, sentence
+from convscope.training.batches import BatchPlan
+from convscope.training.inputs import (
+    ArrayInput,
+    Input,
+    PreparedDataset,
+    StreamInput,
+    map_leaves,
+    prepare_stream,
+)
+
+Batch = tuple[Any, Any, Any]  # x, y, sample_weight as tensors or structures of them; the last may be None
+_RESIDENT_SHARE = 0.5  # of a GPU's free memory that the training data may take
+
+
+class Feed(Protocol):
+    """The batches of every epoch."""
+
+    @property
+    def steps(self) -> int | None:
+        """Batches in an epoch; None where nobody knows."""
+        ...
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Give the batches of one epoch, from one of its steps on."""
+        ...
+
+
+class ArrayFeed:
+    """Batches gathered from arrays by a plan.
+
+    Parameters
+    ----------
+    data : ArrayInput
+        Rows; memory-mapped arrays stay on disk.
+    plan : BatchPlan
+        Which rows make which batch.
+    class_weight : mapping of int to float or None
+        Becomes sample weights, as in Keras.
+    device : torch.device
+        Where the batches are to be; small data move there as a whole.
+    """
+
+    def __init__(
+        self,
+        data: ArrayInput,
+        plan: BatchPlan,
+        class_weight: Mapping[int, float] | None,
+        device: torch.device,
+    ) -> None:
+        self._plan, self._device, self._preprocess = plan, device, data.preprocess
+        weight = data.sample_weight
+        if class_weight is not None:
+            weight = class_weights_to_sample_weights(data.y, weight, class_weight)
+        parts = [map_leaves(_as_tensor, part) for part in (data.x, data.y, weight)]
+        self._parts = _move_if_small(parts, device)
+
+    @property
+    def steps(self) -> int:
+        """Batches in an epoch."""
+        return self._plan.steps
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Give the batches of one epoch, from one of its steps on."""
+        for step in range(first_step, self.steps):
+            yield self.batch(epoch, step)
+
+    def batch(self, epoch: int, step: int) -> Batch:
+        """Gather one batch."""
+        rows = torch.from_numpy(np.array(self._plan.rows_of(epoch, step)))
+        x, y, weight = (map_leaves(lambda leaf: _take(leaf, rows), part) for part in self._parts)
+        if self._preprocess is not None:
+            x = self._prepare(x)
+        return self._move(x), self._move(y), self._move(weight)
+
+    def _prepare(self, images: torch.Tensor) -> torch.Tensor:
+        """Preprocess raw images, brought to the right size first where they have another."""
+        preprocess = self._preprocess
+        assert preprocess is not None  # noqa: S101  asked by the caller, for mypy
+        conform = getattr(preprocess, "conform", None)
+        if conform is not None and not images.is_cuda:
+            images = torch.from_numpy(np.ascontiguousarray(conform(images.numpy())))
+        return preprocess.apply_tensor(images)
+
+    def _move(self, structure: Any) -> Any:
+        return map_leaves(lambda leaf: leaf.to(self._device, non_blocking=True), structure)
+
+
+class StreamFeed:
+    """Batches that a PyDataset, generator or loader makes, through Keras's own adapters.
+
+    Parameters
+    ----------
+    stream : StreamInput
+        The batches' source.
+    steps : int or None
+        Batches in an epoch; None for all that come.
+    class_weight : mapping of int to float or None
+        Becomes sample weights, as in Keras.
+    seed : int or None
+        For a PyDataset: shuffle its batches by this seed and the epoch.
+    device : torch.device
+        Where the batches are to be.
+    restarts : bool
+        Begin the stream anew for each epoch, as Keras does for validation; otherwise go on where it stands.
+    """
+
+    def __init__(
+        self,
+        stream: StreamInput,
+        *,
+        steps: int | None,
+        class_weight: Mapping[int, float] | None,
+        seed: int | None,
+        device: torch.device,
+        restarts: bool,
+    ) -> None:
+        self._device, self._restarts = device, restarts
+        self._source = prepare_stream(stream, seed)
+        self._iterator = TorchEpochIterator(
+            self._source, steps_per_epoch=steps, shuffle=False, class_weight=class_weight
+        )
+
+    @property
+    def steps(self) -> int | None:
+        """Batches in an epoch; None where nobody knows before its end."""
+        count = self._iterator.num_batches
+        return None if count is None else int(count)
+
+    def first_batch(self) -> Batch:
+        """Look at a batch before training begins, as Keras does to learn the shapes."""
+        for _, _, data in self._iterator:
+            batch = self._unpack(data[0])
+            break
+        else:
+            raise UsageError(sentence("at least one batch", "none"))
+        self._iterator.reset()
+        return batch
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Give the batches of one epoch, from one of its steps on."""
+        if self._restarts:
+            self._iterator.reset()
+        if isinstance(self._source, PreparedDataset):
+            self._source.epoch = epoch
+        for step, _, data in self._iterator:
+            if step >= first_step:
+                yield self._unpack(data[0])
+
+    def _unpack(self, data: Any) -> Batch:
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
+        return tuple(
+            map_leaves(lambda leaf: _as_tensor(leaf).to(self._device), part) for part in (x, y, weight)
+        )
+
+
+def make_feed(
+    data: Input,
+    plan: BatchPlan | None,
+    *,
+    steps: int | None,
+    device: torch.device,
+    class_weight: Mapping[int, float] | None = None,
+    seed: int | None = None,
+    restarts: bool = False,
+) -> ArrayFeed | StreamFeed:
+    """Choose the feed for an input; parameters as for the feeds themselves."""
+    if isinstance(data, StreamInput):
+        return StreamFeed(
+            data, steps=steps, class_weight=class_weight, seed=seed, device=device, restarts=restarts
+        )
+    assert plan is not None  # noqa: S101  arrays always have a plan
+    return ArrayFeed(data, plan, class_weight, device)
+
+
+def class_weights_to_sample_weights(
+    y: Any, sample_weight: Any, class_weight: Mapping[int, float]
+) -> NDArray[np.float32]:
+    """Give each example the weight of its class, 1 where its class has none.
+
+    Parameters
+    ----------
+    y : array of shape (n, classes), (n, 1) or (n,)
+        One-hot targets or class numbers.
+    sample_weight : object
+        Must be None: Keras allows one of the two.
+    class_weight : mapping of int to float
+        Class number → weight.
+
+    Returns
+    -------
+    ndarray of float32, shape (n,)
+        The weights.
+
+    Raises
+    ------
+    UsageError
+        When there are sample weights too, or several outputs.
+
+    Examples
+    --------
+    >>> class_weights_to_sample_weights(np.array([0, 1, 1]), None, {1: 2.0}).tolist()
+    [1.0, 2.0, 2.0]
+    """
+    if sample_weight is not None:
+        raise UsageError(sentence("class_weight or sample_weight", "both"))
+    if keras.tree.is_nested(y) or y is None:
+        raise UsageError(sentence("one array of targets beside class_weight", type(y).__name__))
+    targets = np.asarray(y)
+    if targets.ndim > 1:
+        targets = targets.argmax(axis=-1) if targets.shape[-1] != 1 else targets[..., 0]
+    classes, positions = np.unique(np.round(targets).astype(np.int32), return_inverse=True)
+    weights = np.array([class_weight.get(int(number), 1.0) for number in classes], np.float32)
+    return weights[positions.reshape(targets.shape)]
+
+
+def _as_tensor(leaf: NDArray[Any] | torch.Tensor) -> torch.Tensor:
+    """Share the memory of an array, read-only and memory-mapped ones too."""
+    if isinstance(leaf, torch.Tensor):
+        return leaf
+    if leaf.dtype.kind not in "fiub":
+        raise UsageError(sentence("numbers as input", f"an array of type {leaf.dtype}"))
+    if any(stride < 0 for stride in leaf.strides):
+        leaf = np.ascontiguousarray(leaf)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch warns of read-only arrays; nobody writes here
+        return torch.from_numpy(leaf)
+
+
+def _take(leaf: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    taken = leaf.index_select(0, rows.to(leaf.device))
+    return taken.float() if taken.dtype is torch.float64 else taken
+
+
+def _move_if_small(parts: list[Any], device: torch.device) -> list[Any]:
+    """Bring the data to a GPU as a whole where they leave it room to work."""
+    if device.type != "cuda":
+        return parts
+    leaves = [leaf for leaf in keras.tree.flatten(parts) if leaf is not None]
+    free, _ = torch.cuda.mem_get_info(device)
+    if math.fsum(leaf.nbytes for leaf in leaves) > free * _RESIDENT_SHARE:
+        return parts
+    return [map_leaves(lambda leaf: leaf.to(device), part) for part in parts]

@@ -1,0 +1,169 @@
+"""One step of training or validation on a lowered network: planned once, then only executed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import torch
+from keras.src.utils.python_utils import pythonify_logs
+
+from convscope.lowering import LoweredNetwork
+from convscope.lowering.variables import named_variables
+from convscope.training.feeds import Batch
+from convscope.training.keras_state import snapshot
+from convscope.training.losses import Penalties, find_cross_entropy
+from convscope.training.metrics import MetricsPlan
+from convscope.training.optimizers import plan_step
+from convscope.training.state import TrainingState
+
+_ACTIVATIONS: dict[str | None, Callable[[torch.Tensor], torch.Tensor]] = {
+    "softmax": lambda logits: torch.softmax(logits, dim=-1),
+    "sigmoid": torch.sigmoid,
+    None: lambda outputs: outputs,
+}
+
+
+class Trainer:
+    """Trains a compiled Keras model through the network lowered from it.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Compiled and built; its variables share their storage with the network's weights.
+    network : LoweredNetwork
+        Emitted for training.
+    seed : int
+        What the dropout masks follow.
+    history : mapping of str to list of float
+        What the model's History holds, for snapshots.
+    """
+
+    def __init__(
+        self, model: keras.Model, network: LoweredNetwork, seed: int, history: Mapping[str, list[float]]
+    ) -> None:
+        self._model, self._network, self._seed, self._history = model, network, seed, history
+        paths = {id(variable): path for path, variable in named_variables(model).items()}
+        variables = list(model.trainable_variables)
+        weights = [network.weights[paths[id(variable)]] for variable in variables]
+        self.optimizer = plan_step(model.optimizer, variables, weights)
+        self._penalties = Penalties(variables, weights)
+        self._cross_entropy = find_cross_entropy(model, network.output_activation)
+        self._metrics = MetricsPlan(model, from_logits=self._cross_entropy is not None)
+        self._input_ranks = _input_ranks(model)
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether somebody has set ``model.stop_training``."""
+        return bool(self._model.stop_training)
+
+    @property
+    def stop_evaluating_requested(self) -> bool:
+        """Whether somebody has set ``model.stop_evaluating``."""
+        return bool(self._model.stop_evaluating)
+
+    def begin_epoch(self, sums: Sequence[Any] = ()) -> None:
+        """Reset the metrics, or continue from the sums of an epoch that was interrupted."""
+        self._model.reset_metrics()
+        for variable, value in zip(self._model.metrics_variables, sums, strict=bool(sums)):
+            variable.assign(value)
+        self._model.train()
+
+    def train_on(self, batch: Batch, number: int) -> None:
+        """Do one step: forward, loss, backward, update.
+
+        Parameters
+        ----------
+        batch : tuple of tensors
+            Images, targets, weights or None.
+        number : int
+            The absolute number of the step, which the dropout masks follow.
+        """
+        x, y, weight = batch
+        self._network.begin_step(self._seed, number)
+        scores = self._forward(x, training=True)
+        loss = self._loss(scores, y, weight)
+        if loss.requires_grad:  # a model without trainable weights has nothing to learn
+            torch.autograd.backward(self.optimizer.scale(loss))
+            self.optimizer()
+        self._record(loss, scores, y, weight, x)
+
+    def begin_validation(self) -> None:
+        """Reset the metrics and switch Keras's torch layers to inference."""
+        self._model.eval()
+        self._model.stop_evaluating = False
+        self._model.reset_metrics()
+
+    @torch.no_grad()
+    def evaluate_on(self, batch: Batch) -> None:
+        """Add one batch to the validation's means."""
+        x, y, weight = batch
+        scores = self._forward(x, training=False)
+        self._record(self._loss(scores, y, weight), scores, y, weight, x)
+
+    def finish(self) -> None:
+        """Do what Keras does after the last epoch: weights become their averages if there are any."""
+        self._model.eval()
+        self._model.optimizer.finalize_variable_values(self._model.trainable_weights)
+
+    def read_logs(self) -> dict[str, float]:
+        """Read the means so far, under Keras's names."""
+        logs: dict[str, float] = pythonify_logs(self._model.get_metrics_result())
+        return logs
+
+    def read_loss(self) -> float:
+        """Read the mean loss so far."""
+        return float(self._model._loss_tracker.result())
+
+    def snapshot(self, epoch: int, step: int) -> TrainingState:
+        """Copy the whole state of the training, standing before ``step`` of ``epoch``."""
+        sums = {}
+        if step:
+            sums = {
+                f"{number}": np.array(keras.ops.convert_to_numpy(variable.value))
+                for number, variable in enumerate(self._model.metrics_variables)
+            }
+        return snapshot(
+            self._model, seed=self._seed, epoch=epoch, step=step, history=self._history, metrics=sums
+        )
+
+    def _forward(self, x: Any, training: bool) -> Any:
+        x = _with_ranks(x, self._input_ranks)
+        return self._network(x, training=training, logits=self._cross_entropy is not None)
+
+    def _loss(self, scores: Any, y: Any, weight: Any) -> torch.Tensor:
+        if self._cross_entropy is not None:
+            loss = self._cross_entropy(scores, y, weight)
+        else:
+            loss = self._model._compile_loss(y, scores, weight)
+        if self._penalties:
+            loss = loss + self._penalties()
+        if self._network.activity_loss is not None:
+            loss = loss + self._network.activity_loss
+        return loss
+
+    def _record(self, loss: torch.Tensor, scores: Any, y: Any, weight: Any, x: Any) -> None:
+        rows = keras.tree.flatten(x)[0].shape[0]
+        self._metrics.update_loss(loss, rows)
+        if self._model._compile_metrics is None:
+            return
+        scores = keras.tree.map_structure(torch.Tensor.detach, scores)
+        if self._metrics.needs_outputs and self._cross_entropy is not None:
+            scores = _ACTIVATIONS[self._network.output_activation](scores)
+        self._metrics.update(y, scores, weight)
+
+
+def _input_ranks(model: keras.Model) -> int | None:
+    """Give the rank of a single input; None where there are several, which are taken as they are."""
+    return len(model.inputs[0].shape) if len(model.inputs) == 1 else None
+
+
+def _with_ranks(x: Any, rank: int | None) -> Any:
+    """Add or drop a last axis of length 1, as Keras's functional models do."""
+    if rank is None or not isinstance(x, torch.Tensor) or x.ndim == rank:
+        return x
+    if x.ndim == rank - 1:
+        return x.unsqueeze(-1)  # (n, ..., 1)
+    return x.squeeze(-1) if x.ndim == rank + 1 and x.shape[-1] == 1 else x  # (n, ...)
