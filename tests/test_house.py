@@ -32,6 +32,7 @@ FLOORS = {
     "prediction": 5,
     "report": 5,
     "experiment": 6,
+    "recipes": 7,
     "exercise": 7,
     "lessons": 7,
     "cli": 8,

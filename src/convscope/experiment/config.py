@@ -1,0 +1,97 @@
+"""What decides an experiment's outcome, apart from the data themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from convscope.errors import UsageError, sentence, unknown_name
+from convscope.networks import NETWORKS
+from convscope.preprocessing import DATA_FORMATS, RESIZES, SCALINGS
+from convscope.training.config import TrainingConfig
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """Everything that decides an experiment's outcome, apart from the data themselves.
+
+    Parameters
+    ----------
+    network : str
+        A name from ``convscope.networks``, or the path of a ``.keras`` file.
+    scaling, data_format, resize : str
+        As in ``Preprocess``.
+    validation_share : float
+        The share of the training images held back for validation; 0 trains on all of them.
+    stratify : bool
+        Keep the classes' proportions in both parts.
+    optimizer_settings : mapping
+        Arguments of the Keras optimizer beside its learning rate, such as ``beta_1``.
+    training : TrainingConfig
+        Epochs, batch size, optimizer, seed and the like.
+
+    Raises
+    ------
+    UnknownNameError
+        If a choice does not exist; the nearest valid one is named.
+    UsageError
+        If the share is impossible.
+
+    Examples
+    --------
+    >>> ExperimentConfig("simple").training.epochs
+    10
+    """
+
+    network: str = "deep"
+    scaling: str = "minmax"
+    data_format: str = "channels_last"
+    resize: str = "letterbox"
+    validation_share: float = 0.3
+    stratify: bool = True
+    optimizer_settings: Mapping[str, Any] = field(default_factory=dict)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        for kind, name, valid in (
+            ("scaling", self.scaling, SCALINGS),
+            ("data format", self.data_format, DATA_FORMATS),
+            ("way to resize", self.resize, RESIZES),
+        ):
+            if name not in valid:
+                raise unknown_name(kind, name, valid)
+        if not self.network_file and self.network not in NETWORKS:
+            raise unknown_name("network", self.network, NETWORKS)
+        if not 0 <= self.validation_share < 1:
+            raise UsageError(sentence("a validation share from 0 to below 1", self.validation_share))
+
+    @property
+    def network_file(self) -> Path | None:
+        """The ``.keras`` file that holds the network, if it is not a named one."""
+        return Path(self.network) if self.network.endswith(".keras") else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the settings as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ExperimentConfig:
+        """Read what ``to_json`` gave.
+
+        Raises
+        ------
+        UnknownNameError
+            If a setting has no such name.
+
+        Examples
+        --------
+        >>> ExperimentConfig.from_json(ExperimentConfig("simple").to_json()) == ExperimentConfig("simple")
+        True
+        """
+        known = [setting.name for setting in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise unknown_name("experiment setting", name, known)
+        return cls(**{**values, "training": TrainingConfig.from_dict(values.get("training", {}))})

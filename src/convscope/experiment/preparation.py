@@ -1,0 +1,93 @@
+"""From a dataset to what the network will see: parts, and the preprocessing fitted on one of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from convscope.data.catalog import Dataset, Split
+from convscope.data.splits import split_indices
+from convscope.experiment.config import ExperimentConfig
+from convscope.preprocessing import Preprocess, conform
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the network will see: up to three parts, one preprocessing.
+
+    The images are still uint8: batches are preprocessed as they are needed.
+    """
+
+    train: Split
+    validation: Split | None
+    test: Split
+    preprocess: Preprocess
+    class_names: tuple[str, ...]
+
+    @property
+    def parts(self) -> dict[str, Split]:
+        """The parts by name, validation only where there is one."""
+        validation = {"validation": self.validation} if self.validation else {}
+        return {"train": self.train, **validation, "test": self.test}
+
+    def describe(self) -> list[str]:
+        """Say in words how the data were prepared, a line for each step."""
+        counts = ", ".join(f"{len(part):,} {name}" for name, part in self.parts.items())
+        return [
+            f"split: {counts} images",
+            *self.preprocess.describe(),
+            f"one-hot targets of length {len(self.class_names)}",
+        ]
+
+
+def prepare(
+    dataset: Dataset, config: ExperimentConfig, image_shape: tuple[int, int, int] | None = None
+) -> Prepared:
+    """Split the training images and fit the preprocessing on the part that is trained on.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        As it was loaded.
+    config : ExperimentConfig
+        Shares, seed and scaling.
+    image_shape : tuple of int, optional
+        Height, width and channels that the network takes, where they are not the dataset's.
+
+    Returns
+    -------
+    Prepared
+
+    Examples
+    --------
+    >>> import convscope
+    >>> prepared = prepare(convscope.load("digits"), ExperimentConfig())
+    >>> len(prepared.train), len(prepared.validation)
+    (1005, 432)
+    """
+    train, validation = _hold_back(dataset, config)
+    parts = [_conformed(part, image_shape, config.resize) for part in (train, validation, dataset.test)]
+    train, validation, test = parts
+    preprocess = Preprocess.fit(train.images, config.scaling, config.data_format, config.resize)
+    return Prepared(train, validation if len(validation) else None, test, preprocess, dataset.class_names)
+
+
+def _hold_back(dataset: Dataset, config: ExperimentConfig) -> tuple[Split, Split]:
+    """Divide the training images into those trained on and those held back."""
+    if config.validation_share == 0:
+        return dataset.train, dataset.train.take(np.empty(0, np.int64))
+    first, second = split_indices(
+        dataset.train.labels, config.validation_share, config.training.seed, config.stratify
+    )
+    return dataset.train.take(first), dataset.train.take(second)
+
+
+def _conformed(part: Split, image_shape: tuple[int, int, int] | None, resize: str) -> Split:
+    """Bring images to the size that the network takes; nothing is copied where they have it."""
+    if image_shape is None or part.images.shape[1:] == image_shape:
+        return part
+    *size, channels = image_shape
+    images = [conform(image, (size[0], size[1]), channels, resize) for image in part.images]
+    stacked = np.stack(images) if images else np.empty((0, *image_shape), np.uint8)
+    return Split(stacked, part.labels, part.names)

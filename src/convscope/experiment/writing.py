@@ -1,0 +1,93 @@
+"""What an experiment writes into its run directory."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convscope import plotting
+from convscope.data.catalog import Split
+from convscope.evaluation import Evaluation
+from convscope.experiment.assessment import draw_figures
+from convscope.preprocessing import Preprocess
+from convscope.runs import RunDirectory
+
+if TYPE_CHECKING:
+    import keras
+
+
+def write_training(
+    run: RunDirectory, model: keras.Model, preprocess: Preprocess, history: dict[str, list[float]]
+) -> None:
+    """Write the network, its preprocessing and the history of its training.
+
+    Parameters
+    ----------
+    run : RunDirectory
+        To write into.
+    model : keras.Model
+        Trained.
+    preprocess : Preprocess
+        What the model's input must go through.
+    history : dict of lists
+        A value for each epoch.
+    """
+    from safetensors.numpy import save
+
+    with tempfile.TemporaryDirectory() as scratch:  # Keras saves to a path only
+        file = Path(scratch) / "model.keras"
+        model.save(file)
+        run.write_bytes("model.keras", file.read_bytes())
+    weights = {variable.path: np.ascontiguousarray(variable.numpy()) for variable in model.weights}
+    run.write_bytes("weights.safetensors", save(weights))
+    for name, content in preprocess.to_files().items():
+        run.write_bytes(name, content)
+    epochs = max((len(values) for values in history.values()), default=0)
+    run.write_table("history.csv", {"epoch": range(1, epochs + 1), **history})
+
+
+def write_evaluation(run: RunDirectory, evaluations: Mapping[str, Evaluation]) -> None:
+    """Write predictions and what they are worth.
+
+    Parameters
+    ----------
+    run : RunDirectory
+        To write into.
+    evaluations : mapping of str to Evaluation
+        Of each part, by its name.
+    """
+    run.write_json("evaluation.json", {part: one.to_json() for part, one in evaluations.items()})
+    arrays: dict[str, NDArray[Any]] = {}
+    for part, evaluation in evaluations.items():
+        arrays[f"{part}_probabilities"] = evaluation.probabilities.astype(np.float32)
+        arrays[f"{part}_labels"] = evaluation.labels
+        arrays[f"{part}_names"] = np.array(evaluation.names)
+    run.write_arrays("predictions.npz", arrays)
+
+
+def write_figures(
+    run: RunDirectory, test: Evaluation, part: Split, history: dict[str, list[float]], subject: str
+) -> None:
+    """Draw and write the exercise's figures.
+
+    Parameters
+    ----------
+    run : RunDirectory
+        To write into, under ``figures/``.
+    test : Evaluation
+        Of the test images.
+    part : Split
+        The test images.
+    history : dict of lists
+        A value for each epoch.
+    subject : str
+        What the figures are about, e.g. ``deep on mnist``; stands in every title.
+    """
+    for name, figure in draw_figures(test, part.images, history).items():
+        figure.suptitle(f"{subject}: {name.replace('_', ' ')}")
+        run.write_bytes(f"figures/{name}.png", plotting.png_bytes(figure))
