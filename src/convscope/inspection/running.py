@@ -1,0 +1,189 @@
+"""A network, run layer by layer on torch tensors, so that every value on the way can be looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from convscope.arithmetic import show_shape
+from convscope.errors import UsageError, sentence
+from convscope.inspection.graph import Call, Graph
+
+FloatArray = npt.NDArray[np.float32]
+Values = dict[int, torch.Tensor]
+
+# Layers that look at a neighbourhood with learned weights.
+CONVOLUTIONS = ("Conv2D", "DepthwiseConv2D", "SeparableConv2D")
+
+
+def to_batch(graph: Graph, images: npt.ArrayLike) -> torch.Tensor:
+    """Turn preprocessed images into a batch for the network; a single image becomes a batch of one.
+
+    Raises
+    ------
+    UsageError
+        When Keras does not run on torch, the network has several inputs, or the shape is not its own.
+    """
+    if keras.backend.backend() != "torch":
+        raise UsageError(
+            sentence(
+                "Keras on torch for looking inside a network",
+                f"Keras on {keras.backend.backend()}",
+                "Set KERAS_BACKEND=torch before the start.",
+            )
+        )
+    if len(graph.input_shapes) != 1:
+        raise UsageError(sentence("a network with one input", f"{len(graph.input_shapes)} inputs"))
+    array = np.asarray(images, dtype=np.float32)
+    expected = graph.input_shapes[0]
+    if array.ndim == len(expected):
+        array = array[None]
+    fits = array.ndim == len(expected) + 1 and all(
+        length in (None, found) for length, found in zip(expected, array.shape[1:], strict=True)
+    )
+    if not fits:
+        raise UsageError(
+            sentence(
+                f"preprocessed images of {show_shape(expected)}",
+                show_shape(array.shape[1:] if array.ndim == len(expected) + 1 else array.shape),
+                "Apply the network's own preprocessing first.",
+            )
+        )
+    tensor: torch.Tensor = keras.ops.convert_to_tensor(array)  # on the device that Keras uses
+    return tensor
+
+
+def one_image(graph: Graph, image: npt.ArrayLike) -> torch.Tensor:
+    """Turn one preprocessed image into a batch of one."""
+    batch = to_batch(graph, image)
+    if len(batch) != 1:
+        raise UsageError(sentence("one image", f"{len(batch)}", "Choose one: images[0]."))
+    return batch
+
+
+def run(graph: Graph, batch: torch.Tensor, until: Call | None = None) -> Values:
+    """Call every layer as at inference; return all values by their numbers.
+
+    Parameters
+    ----------
+    graph : Graph
+        The network.
+    batch : torch.Tensor
+        Shape ``(n, …)``; gradients are followed if it wants them.
+    until : Call, optional
+        The last call to make.
+
+    Returns
+    -------
+    dict of int to torch.Tensor
+        What enters and leaves each call.
+    """
+    values = {graph.inputs[0]: batch}
+    for call in graph.calls:
+        values.update(zip(call.outputs, call(values), strict=True))
+        if call is until:
+            break
+    return values
+
+
+def in_batches(images: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
+    """Cut a batch into smaller ones."""
+    for start in range(0, len(images), size):
+        yield images[start : start + size]
+
+
+def last_call(graph: Graph) -> Call:
+    """Find the call that gives the network's output."""
+    return next(call for call in graph.calls if graph.outputs[0] in call.outputs)
+
+
+def logits(graph: Graph, values: Values) -> torch.Tensor:
+    """Take the network's scores from before its last softmax or sigmoid, where it has one.
+
+    Parameters
+    ----------
+    graph : Graph
+        The network.
+    values : dict of int to torch.Tensor
+        From `run`.
+
+    Returns
+    -------
+    torch.Tensor
+        Shape ``(n, classes)``.
+    """
+    call = last_call(graph)
+    squashed = activation_name(call.operation) in ("softmax", "sigmoid")
+    scores: torch.Tensor
+    if call.type == "Dense" and squashed:
+        sums = values[call.inputs[0]] @ call.operation.kernel.value
+        scores = sums if call.operation.bias is None else sums + call.operation.bias.value
+    elif call.type == "Softmax" or (call.type == "Activation" and squashed):
+        scores = values[call.inputs[0]]
+    else:
+        scores = values[graph.outputs[0]]
+    if scores.ndim != 2:
+        raise UsageError(
+            sentence(
+                "a network that gives one score for each class", f"output of {show_shape(scores.shape[1:])}"
+            )
+        )
+    return scores.float()
+
+
+def activation_name(operation: Any) -> str:
+    """Name a layer's activation function; a layer without one is linear."""
+    if isinstance(operation, keras.layers.Softmax):
+        return "softmax"
+    if isinstance(operation, keras.layers.ReLU):
+        return "relu"
+    activation = getattr(operation, "activation", None)
+    return "linear" if activation is None else str(getattr(activation, "__name__", activation))
+
+
+def chosen_class(scores: torch.Tensor, class_index: int | None) -> int:
+    """Check the class asked for, or take the one with the highest score."""
+    if class_index is None:
+        return int(scores[0].argmax())
+    if not 0 <= class_index < scores.shape[1]:
+        raise UsageError(sentence(f"a class from 0 to {scores.shape[1] - 1}", class_index))
+    return class_index
+
+
+def to_numpy(tensor: torch.Tensor) -> FloatArray:
+    """Take a tensor out of torch, as float32."""
+    return tensor.detach().float().cpu().numpy()
+
+
+def channels_last(graph: Graph, tensor: torch.Tensor) -> torch.Tensor:
+    """Bring a batch of images or feature maps into the order (n, h, w, c); leave anything else."""
+    return tensor.movedim(1, -1) if graph.channels_first and tensor.ndim == 4 else tensor
+
+
+def image_call(graph: Graph, layer: str | int | None, kind: str = "an image") -> Call:
+    """Find a layer that gives feature maps; without a name the last convolution, or else the last one.
+
+    Raises
+    ------
+    UsageError
+        When the layer does not give feature maps, or none does.
+    """
+    if layer is not None:
+        call = graph.call(layer)
+        if len(call.output_shapes[0]) != 3:
+            raise UsageError(
+                sentence(
+                    f"a layer whose output is {kind}", f"{call.name} with {show_shape(call.output_shapes[0])}"
+                )
+            )
+        return call
+    maps = [call for call in graph.calls if len(call.output_shapes[0]) == 3]
+    convolutions = [call for call in maps if call.type in CONVOLUTIONS]
+    if not maps:
+        raise UsageError(sentence("a network with feature maps", "dense layers only"))
+    return (convolutions or maps)[-1]
