@@ -228,8 +228,9 @@ def test_names_reach_the_worst_errors():
 
 def test_it_prints_as_summary_and_report():
     result = Evaluation.from_probabilities([[0.9, 0.1], [0.6, 0.4]], [0, 1])
-    assert str(result) == f"accuracy 50.00% (1 of 2 images), loss 0.5108\n\n{result.report()}"
-    assert repr(result) == "<Evaluation: accuracy 50.00% (1 of 2 images), loss 0.5108>"
+    assert str(result) == f"{result.summary()}\n\n{result.report()}"
+    assert result.summary().startswith("accuracy 50.00% (1 of 2 images, 95 % interval 9.45% … 90.55%), loss")
+    assert repr(result) == f"<Evaluation: {result.summary()}>"
 
 
 @st.composite

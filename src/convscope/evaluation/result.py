@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from convscope.evaluation import metrics
+from convscope.errors import UsageError, sentence
+from convscope.evaluation import metrics, summaries
+from convscope.evaluation.calibration import Reliability, reliability
+from convscope.evaluation.coverage import Coverage, coverage_curve
+from convscope.evaluation.examples import ConfusedPair, confused_pairs, images_by_difficulty
 from convscope.evaluation.inputs import as_labels, as_names, as_probabilities
+from convscope.evaluation.intervals import Interval, wilson_interval
+from convscope.evaluation.label_check import LabelCheck, check_labels
 from convscope.evaluation.metrics import FloatArray, IntArray
+from convscope.evaluation.ranking import Areas, Curve, one_vs_rest_areas, one_vs_rest_curve
+from convscope.evaluation.report import classification_report
+from convscope.evaluation.serialize import to_json
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -38,6 +48,24 @@ class Evaluation:
         For each class; 0 where there is nothing to divide by.
     support : ndarray of shape (k,), int64
         Number of images of each class.
+    accuracy_interval : Interval
+        95 % Wilson interval of the accuracy.
+    top_k : dict of int to float
+        k → share of images whose true class is among the k most probable; k = 1, 3, 5 where below the
+        number of classes.
+    balanced_accuracy, kappa, log_loss, brier_score : float
+        Mean recall; Cohen's kappa (NaN where undefined); cross-entropy that does not forgive being certain
+        and wrong; squared distance to the truth, from 0 to 2.
+    areas : Areas
+        One-vs-rest ROC area and average precision of each class.
+    reliability : Reliability
+        Confidence against accuracy in 15 bins, and the expected calibration error.
+    coverage : Coverage
+        Accuracy against the share of images answered.
+    label_check : LabelCheck
+        All images, the most likely wrong label first.
+
+    What is not needed to print it is computed when first asked for, and then kept.
     """
 
     probabilities: FloatArray
@@ -167,6 +195,159 @@ class Evaluation:
         """
         return metrics.worst_errors(self.probabilities, self.labels, count)
 
+    @cached_property
+    def accuracy_interval(self) -> Interval:
+        """The 95 % Wilson interval of the accuracy."""
+        return wilson_interval(self.images - self.errors, self.images)
+
+    @cached_property
+    def top_k(self) -> dict[int, float]:
+        """How often the true class is among the k most probable ones."""
+        return summaries.top_k_accuracies(self.probabilities, self.labels)
+
+    @cached_property
+    def balanced_accuracy(self) -> float:
+        """The mean recall of the classes that have images."""
+        return summaries.balanced_accuracy(self.confusion)
+
+    @cached_property
+    def kappa(self) -> float:
+        """Cohen's kappa: agreement with the labels beyond chance."""
+        return summaries.cohen_kappa(self.confusion)
+
+    @cached_property
+    def log_loss(self) -> float:
+        """The mean of −ln p(true class), clipped only at float64's epsilon."""
+        return summaries.log_loss(self.probabilities, self.labels)
+
+    @cached_property
+    def brier_score(self) -> float:
+        """The mean squared distance of the probabilities to the truth, from 0 to 2."""
+        return summaries.brier_score(self.probabilities, self.labels)
+
+    @cached_property
+    def areas(self) -> Areas:
+        """One-vs-rest ROC area and average precision of each class."""
+        return one_vs_rest_areas(self.probabilities, self.labels)
+
+    @cached_property
+    def reliability(self) -> Reliability:
+        """Confidence against accuracy, and the expected calibration error."""
+        return reliability(self.probabilities, self.labels)
+
+    @cached_property
+    def coverage(self) -> Coverage:
+        """Accuracy against the share of images answered."""
+        return coverage_curve(self.probabilities, self.labels)
+
+    @cached_property
+    def label_check(self) -> LabelCheck:
+        """All images, the most likely wrong label first; meant for images not trained on."""
+        return check_labels(self.probabilities, self.labels)
+
+    def curve(self, class_index: int) -> Curve:
+        """Follow one class against the rest over all thresholds: ROC and precision–recall.
+
+        Parameters
+        ----------
+        class_index : int
+            From 0 to k − 1.
+
+        Returns
+        -------
+        Curve
+
+        Raises
+        ------
+        UsageError
+            When there is no such class.
+
+        Examples
+        --------
+        >>> Evaluation.from_probabilities([[0.9, 0.1], [0.6, 0.4]], [0, 1]).curve(1).recall
+        array([0., 1., 1.])
+        """
+        return one_vs_rest_curve(self.probabilities, self.labels, self._class(class_index))
+
+    def confused_pairs(self, count: int = 10) -> list[ConfusedPair]:
+        """List which class is most often taken for which other one.
+
+        Parameters
+        ----------
+        count : int
+            How many to list at most.
+
+        Returns
+        -------
+        list of ConfusedPair
+            The most frequent first.
+
+        Examples
+        --------
+        >>> Evaluation.from_probabilities([[0.9, 0.1], [0.6, 0.4]], [0, 1]).confused_pairs()
+        [ConfusedPair(true=1, predicted=0, images=1, share=1.0)]
+        """
+        return confused_pairs(self.confusion, count)
+
+    def hardest(self, class_index: int, count: int = 6) -> IntArray:
+        """Find the images of one class that get the least probability for it.
+
+        Parameters
+        ----------
+        class_index : int
+            From 0 to k − 1.
+        count : int
+            How many to return at most.
+
+        Returns
+        -------
+        ndarray of shape (at most count,), int64
+            Indices of images, the hardest first.
+
+        Raises
+        ------
+        UsageError
+            When there is no such class.
+
+        Examples
+        --------
+        >>> Evaluation.from_probabilities([[0.9, 0.1], [0.6, 0.4]], [0, 0]).hardest(0, 1)
+        array([1])
+        """
+        return images_by_difficulty(self.probabilities, self.labels, self._class(class_index))[:count]
+
+    def easiest(self, class_index: int, count: int = 6) -> IntArray:
+        """Find the images of one class that get the most probability for it.
+
+        Parameters
+        ----------
+        class_index : int
+            From 0 to k − 1.
+        count : int
+            How many to return at most.
+
+        Returns
+        -------
+        ndarray of shape (at most count,), int64
+            Indices of images, the easiest first.
+
+        Raises
+        ------
+        UsageError
+            When there is no such class.
+
+        Examples
+        --------
+        >>> Evaluation.from_probabilities([[0.9, 0.1], [0.6, 0.4]], [0, 0]).easiest(0, 1)
+        array([0])
+        """
+        return images_by_difficulty(self.probabilities, self.labels, self._class(class_index))[::-1][:count]
+
+    def _class(self, index: int) -> int:
+        if not 0 <= index < self.classes:
+            raise UsageError(sentence(f"a class from 0 to {self.classes - 1}", index))
+        return index
+
     def report(self, digits: int = 4) -> str:
         """Write precision, recall, F1 and support of each class as a table, in scikit-learn's layout.
 
@@ -193,17 +374,7 @@ class Evaluation:
         weighted avg       0.25      0.50      0.33         2
         <BLANKLINE>
         """
-        width = max(len("weighted avg"), *map(len, self.class_names))
-        scores = np.stack([self.precision, self.recall, self.f1])  # (3, k)
-        rows = [
-            _row(name, scores[:, index], int(self.support[index]), width, digits)
-            for index, name in enumerate(self.class_names)
-        ]
-        accuracy = f"{'accuracy':>{width}}  {'':>9} {'':>9} {self.accuracy:>9.{digits}f} {self.images:>9}"
-        macro = _row("macro avg", scores.mean(axis=1), self.images, width, digits)
-        weighted = _row("weighted avg", scores @ self.support / self.images, self.images, width, digits)
-        header = f"{'':>{width}}  {'precision':>9} {'recall':>9} {'f1-score':>9} {'support':>9}"
-        return "\n".join([header, "", *rows, "", accuracy, macro, weighted, ""])
+        return classification_report(self, digits)
 
     def to_json(self) -> dict[str, Any]:
         """Give everything as a dictionary of plain JSON types; an undefined number becomes None.
@@ -217,36 +388,7 @@ class Evaluation:
         >>> Evaluation.from_probabilities([[0.9, 0.1], [0.6, 0.4]], [0, 1]).to_json()["confusion"]
         [[1, 0], [1, 0]]
         """
-        return {
-            "images": self.images,
-            "errors": self.errors,
-            "loss": self.loss,
-            "accuracy": self.accuracy,
-            "class_names": list(self.class_names),
-            "per_class": [self._class_json(index) for index in range(self.classes)],
-            "confusion": self.confusion.tolist(),
-            "worst_errors": [self._image_json(int(index)) for index in self.worst_errors()],
-        }
-
-    def _class_json(self, index: int) -> dict[str, Any]:
-        return {
-            "name": self.class_names[index],
-            "precision": float(self.precision[index]),
-            "recall": float(self.recall[index]),
-            "f1": float(self.f1[index]),
-            "support": int(self.support[index]),
-        }
-
-    def _image_json(self, index: int) -> dict[str, Any]:
-        true, predicted = int(self.labels[index]), int(self.predictions[index])
-        return {
-            "index": index,
-            "name": self.name_of(index),
-            "true": self.class_names[true],
-            "predicted": self.class_names[predicted],
-            "probability_true": float(self.probabilities[index, true]),
-            "probability_predicted": float(self.probabilities[index, predicted]),
-        }
+        return to_json(self)
 
     def summary(self) -> str:
         """Say in one line how good the predictions are.
@@ -258,18 +400,14 @@ class Evaluation:
         Examples
         --------
         >>> Evaluation.from_probabilities([[0.9, 0.1], [0.6, 0.4]], [0, 1]).summary()
-        'accuracy 50.00% (1 of 2 images), loss 0.5108'
+        'accuracy 50.00% (1 of 2 images, 95 % interval 9.45% … 90.55%), loss 0.5108'
         """
-        correct = self.images - self.errors
-        return f"accuracy {self.accuracy:.2%} ({correct} of {self.images} images), loss {self.loss:.4f}"
+        low, high = self.accuracy_interval
+        counts = f"{self.images - self.errors} of {self.images} images, 95 % interval {low:.2%} … {high:.2%}"
+        return f"accuracy {self.accuracy:.2%} ({counts}), loss {self.loss:.4f}"
 
     def __str__(self) -> str:
         return f"{self.summary()}\n\n{self.report()}"
 
     def __repr__(self) -> str:
         return f"<Evaluation: {self.summary()}>"
-
-
-def _row(name: str, scores: FloatArray, support: int, width: int, digits: int) -> str:
-    numbers = " ".join(f"{score:>9.{digits}f}" for score in scores)
-    return f"{name:>{width}}  {numbers} {support:>9}"
