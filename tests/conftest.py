@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+# Small arrays gain nothing from a second thread, and threads that wait for one another lose much where other
+# programs run too. Set before torch is loaded; programs that a test starts inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import convscope  # it chooses Keras's back end, before a test imports Keras
 
 

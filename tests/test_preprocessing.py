@@ -94,6 +94,14 @@ def test_arrays_and_tensors_go_the_same_way():
     )
 
 
+def test_images_that_must_not_be_written_to_stay_as_they_are():
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 1), np.uint8)
+    images.flags.writeable = False
+    before = images.copy()
+    assert Preprocess.fit(images).apply(images).max() == 1
+    np.testing.assert_array_equal(images, before)
+
+
 def test_scaled_floats_are_refused_so_that_nothing_is_scaled_twice():
     preprocess = Preprocess.fit(np.zeros((1, 4, 4, 1), np.uint8))
     with pytest.raises(DataError, match=r"images as uint8 .* got float32"):

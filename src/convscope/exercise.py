@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -111,15 +112,89 @@ def run_exercise(
     ConvscopeError
         As ``run_experiment``; runs that were finished before stay.
     """
-    folder = out / f"{datetime.now():%Y%m%d-%H%M%S}-exercise-{dataset.name}"
-    results = []
-    for name in names:
-        on_begin(name)
-        chosen = replace(config, network=name)
-        results.append(run_experiment(chosen, dataset, folder / name, listeners, command))
-        on_result(results[-1])
-    RunDirectory(folder).write_bytes("comparison.json", json.dumps(comparison(results), indent=2).encode())
+    configs = {name: replace(config, network=name) for name in names}
+    results = run_several(
+        configs, dataset, out, "exercise", command=command, listeners=listeners, on_begin=on_begin,
+        on_result=on_result,
+    )  # fmt: skip
+    folder = RunDirectory(results[0].run.parent)
+    folder.write_bytes("comparison.json", json.dumps(comparison(results), indent=2).encode())
     return results
+
+
+def run_several(
+    configs: Mapping[str, ExperimentConfig],
+    dataset: Dataset,
+    out: Path,
+    kind: str,
+    *,
+    command: Sequence[str] = (),
+    listeners: Sequence[Listener] = (),
+    on_begin: Callable[[str], None] = lambda _name: None,
+    on_result: Callable[[Result], None] = lambda _result: None,
+) -> list[Result]:
+    """Run experiments one after the other, in a folder of their own below ``out``.
+
+    Parameters
+    ----------
+    configs : mapping of str to ExperimentConfig
+        Each experiment by the name of its run directory.
+    dataset : Dataset
+        The same for all.
+    out : Path
+        The folder of all runs.
+    kind : str
+        Stands in the folder's name, between its time and the dataset.
+    command, listeners, on_begin, on_result
+        As for ``run_exercise``; ``on_begin`` receives the run's name.
+
+    Returns
+    -------
+    list of Result
+        In the order of the configurations.
+
+    Raises
+    ------
+    ConvscopeError
+        As ``run_experiment``; runs that were finished before stay.
+    """
+    folder = out / f"{datetime.now():%Y%m%d-%H%M%S}-{kind}-{dataset.name}"
+    results = []
+    for name, config in configs.items():
+        on_begin(name)
+        results.append(run_experiment(config, dataset, folder / name, listeners, command))
+        on_result(results[-1])
+    return results
+
+
+def spread(results: Sequence[Result]) -> dict[str, dict[str, float]]:
+    """Condense the results of several seeds.
+
+    Parameters
+    ----------
+    results : sequence of Result
+        At least one.
+
+    Returns
+    -------
+    dict of str to dict
+        For ``test_accuracy``, ``test_loss`` and ``seconds``: ``mean``, ``deviation`` (of the sample, with
+        n − 1; 0 for a single result), ``minimum``, ``maximum``.
+    """
+    quantities = {
+        "test_accuracy": [result.test.accuracy for result in results],
+        "test_loss": [result.test.loss for result in results],
+        "seconds": [result.seconds for result in results],
+    }
+    return {
+        name: {
+            "mean": statistics.fmean(values),
+            "deviation": statistics.stdev(values) if len(values) > 1 else 0.0,
+            "minimum": min(values),
+            "maximum": max(values),
+        }
+        for name, values in quantities.items()
+    }
 
 
 def comparison(results: Sequence[Result]) -> list[dict[str, Any]]:

@@ -151,7 +151,8 @@ class Preprocess:
         """
         import torch
 
-        pixels = torch.from_numpy(np.ascontiguousarray(self.conform(images)))
+        # torch takes only arrays that may be written to; nothing is copied where that is so already.
+        pixels = torch.from_numpy(np.require(self.conform(images), requirements=["C", "W"]))
         result: NDArray[np.float32] = self.apply_tensor(pixels).numpy()
         return result
 

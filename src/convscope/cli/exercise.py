@@ -57,7 +57,7 @@ def exercise(
     if notice:
         warn(notice)
     if not json:
-        _show_data(dataset)
+        show_data(dataset)
     results = exercises.run_exercise(
         exercises.networks_of(network),
         config,
@@ -66,7 +66,7 @@ def exercise(
         command=["convscope", *sys.argv[1:]],
         listeners=() if json else progress_listener("auto"),
         on_begin=(lambda _name: None) if json else (lambda name: _show_network(name, config, dataset)),
-        on_result=(lambda _result: None) if json else (lambda result: _show_result(result, dataset)),
+        on_result=(lambda _result: None) if json else (lambda result: show_result(result, dataset)),
     )
     if json:
         show_json(_as_json(dataset, results, versions()))
@@ -95,7 +95,8 @@ def _as_json(dataset: Dataset, results: list[Result], versions: dict[str, str]) 
     }
 
 
-def _show_data(dataset: Dataset) -> None:
+def show_data(dataset: Dataset) -> None:
+    """Say in one line what will be trained on."""
     height, width, channels = dataset.input_shape
     say(
         f"Data: {dataset.name}, {len(dataset.train):,} training and {len(dataset.test):,} test images of "
@@ -117,7 +118,8 @@ def _show_network(name: str, config: Any, dataset: Dataset) -> None:
     show_description(describe(model), f"{name} on {dataset.name}", arithmetic=False)
 
 
-def _show_result(result: Result, dataset: Dataset) -> None:
+def show_result(result: Result, dataset: Dataset) -> None:
+    """Print what came out of one network."""
     say(f"\n{result.network} on {dataset.name}, {len(dataset.test):,} test images:")
     say(str(result.test))
     say(f"Run: {result.run}")

@@ -9,7 +9,7 @@ import typer
 from typer.exceptions import Exit, TyperException
 
 import convscope
-from convscope.cli import datasets, exercise, inspecting
+from convscope.cli import datasets, exercise, inspecting, training
 from convscope.cli.output import fail, say
 from convscope.errors import ConvscopeError
 
@@ -24,6 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("exercise")(exercise.exercise)
+app.command("train")(training.train)
 app.command("inspect")(inspecting.inspect)
 app.add_typer(datasets.app, name="data")
 

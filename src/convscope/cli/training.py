@@ -1,0 +1,147 @@
+"""``convscope train``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from convscope.cli.exercise import show_data, show_result
+from convscope.cli.output import say, show_json, table
+from convscope.errors import UsageError, sentence
+
+if TYPE_CHECKING:
+    from convscope.experiment import ExperimentConfig, Result
+
+
+def train(
+    data: Annotated[str, typer.Argument(help="mnist, digits, or the path of your images.")],
+    network: Annotated[
+        str | None, typer.Option(help="A network by name, or a .keras file. [default: deep]")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="Settings under one name: swift.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training images. [default: 10]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per step. [default: 128]")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="adam, sgd, adamw, … [default: adam]")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="The highest one, where it changes. [default: the optimizer's]")
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="constant, one-cycle or cosine. [default: constant]")
+    ] = None,
+    label_smoothing: Annotated[float | None, typer.Option(help="From 0 to below 1. [default: 0]")] = None,
+    validation_share: Annotated[
+        float | None, typer.Option(help="Share of the training images held back. [default: 0.3]")
+    ] = None,
+    scaling: Annotated[str | None, typer.Option(help="minmax, unit or standard. [default: minmax]")] = None,
+    data_format: Annotated[
+        str | None, typer.Option(help="channels_last or channels_first. [default: channels_last]")
+    ] = None,
+    resize: Annotated[
+        str | None, typer.Option(help="letterbox, crop or stretch. [default: letterbox]")
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="auto, fast or keras. [default: auto]")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16. [default: auto]")] = None,
+    deterministic: Annotated[
+        bool | None, typer.Option("--deterministic", help="Plan by fixed rules, not by measurement.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The first seed. [default: 1338]")] = None,
+    seeds: Annotated[int, typer.Option(help="Train this often, each time with the next seed.")] = 1,
+    out: Annotated[Path, typer.Option(help="The folder in which runs are written.")] = Path("runs"),
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Train a network on a dataset and write a run; with --seeds, show mean and spread.
+
+    Example: convscope train mnist --recipe swift --seeds 10
+    """
+    from convscope.data.catalog import load
+    from convscope.exercise import run_several
+    from convscope.training.progress import progress_listener
+
+    if seeds < 1:
+        raise UsageError(sentence("seeds of at least 1", seeds))
+    config = _configure(
+        recipe,
+        network=network, validation_share=validation_share, scaling=scaling, data_format=data_format,
+        resize=resize,
+        training={
+            "epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "schedule": schedule,
+            "learning_rate": learning_rate, "label_smoothing": label_smoothing, "seed": seed,
+            "engine": engine, "precision": precision, "deterministic": deterministic,
+        },
+    )  # fmt: skip
+    dataset = load(data)
+    if not json:
+        show_data(dataset)
+    results = run_several(
+        _with_seeds(config, seeds),
+        dataset,
+        out,
+        "train",
+        command=["convscope", *sys.argv[1:]],
+        listeners=() if json else progress_listener("auto"),
+        on_result=(lambda _result: None) if json else (lambda result: show_result(result, dataset)),
+    )
+    if json:
+        show_json(_as_json(dataset.name, results))
+    elif seeds > 1:
+        _show_spread(dataset.name, results)
+
+
+def _configure(recipe: str | None, *, training: dict[str, Any], **settings: Any) -> ExperimentConfig:
+    """Take a recipe or the defaults, and replace what the command line sets."""
+    from convscope.experiment import ExperimentConfig
+    from convscope.recipes import recipe as find_recipe
+
+    base = find_recipe(recipe) if recipe else ExperimentConfig()
+    chosen = replace(base.training, **{name: value for name, value in training.items() if value is not None})
+    given = {name: value for name, value in settings.items() if value is not None}
+    return replace(base, training=chosen, **given)
+
+
+def _with_seeds(config: ExperimentConfig, seeds: int) -> dict[str, ExperimentConfig]:
+    """Repeat a configuration with consecutive seeds; one alone is named after its network."""
+    name = Path(config.network).stem
+    if seeds == 1:
+        return {name: config}
+    first = config.training.seed
+    return {
+        f"{name}-seed-{seed}": replace(config, training=replace(config.training, seed=seed))
+        for seed in range(first, first + seeds)
+    }
+
+
+def _as_json(data: str, results: list[Result]) -> dict[str, Any]:
+    from convscope.exercise import spread
+
+    return {
+        "data": data,
+        "runs": [
+            {
+                "run": str(result.run),
+                "parameters": result.parameters,
+                "seconds": result.seconds,
+                "validation_accuracy": result.validation.accuracy if result.validation else None,
+                "test_accuracy": result.test.accuracy,
+                "test_loss": result.test.loss,
+            }
+            for result in results
+        ],
+        "spread": spread(results),
+    }
+
+
+def _show_spread(data: str, results: list[Result]) -> None:
+    from convscope.exercise import spread
+
+    forms = {"test_accuracy": "{:.3%}", "test_loss": "{:.4f}", "seconds": "{:.2f} s"}
+    keys = ("mean", "deviation", "minimum", "maximum")
+    rows = [
+        [name, *(forms[name].format(values[key]) for key in keys)] for name, values in spread(results).items()
+    ]
+    say("")
+    columns = [f"{len(results)} seeds on {data}", "mean", "standard deviation", "lowest", "highest"]
+    table("Spread over seeds", columns, rows)
