@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convscope.errors import DivergedError, sentence
 
@@ -30,12 +30,16 @@ class Notice(Event):
 
 @dataclass(frozen=True)
 class TrainBegin(Event):
-    """Training starts; epochs are counted from 0, ``steps`` is None where the input has no known length."""
+    """Training starts; epochs are counted from 0, ``steps`` is None where the input has no known length.
+
+    ``plan`` says how the fast engine computes each op; recorded, it lets the run be repeated.
+    """
 
     engine: str
     first_epoch: int
     epochs: int
     steps: int | None
+    plan: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 import torch
 from keras.src.backend.torch.core import get_device
@@ -112,11 +110,6 @@ class FastEngine:
         finally:
             restore(self._network, request.model)
         return request.history
-
-    @property
-    def plan(self) -> dict[str, Any]:
-        """How each op is computed, to be recorded with the run."""
-        return self._network.plan
 
     def _course(self) -> Course:
         request, state = self._request, self._request.resume_from

@@ -100,7 +100,7 @@ def train(trainer: Trainer, feed: Feed, course: Course) -> Iterator[Event]:
     """
     began = time.perf_counter()
     logs: Mapping[str, float] = {}
-    yield TrainBegin("fast", course.first_epoch, course.epochs, feed.steps)
+    yield TrainBegin("fast", course.first_epoch, course.epochs, feed.steps, trainer.plan)
     for epoch in range(course.first_epoch, course.epochs):
         logs = yield from _train_epoch(trainer, feed, course, epoch)
         if trainer.stop_requested:

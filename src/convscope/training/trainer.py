@@ -55,6 +55,11 @@ class Trainer:
         self._input_ranks = _input_ranks(model)
 
     @property
+    def plan(self) -> dict[str, Any]:
+        """How the network computes each op, as a structure for JSON."""
+        return self._network.plan
+
+    @property
     def stop_requested(self) -> bool:
         """Whether somebody has set ``model.stop_training``."""
         return bool(self._model.stop_training)
