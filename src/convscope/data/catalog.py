@@ -19,7 +19,7 @@ from convscope.data.fetch import cache_folder, fetch, verify
 from convscope.data.formats import decompress, read_idx
 from convscope.data.names import Names
 from convscope.data.splits import split_indices
-from convscope.errors import DataError, DataNotFoundError, sentence, unknown_name
+from convscope.errors import DataError, DataNotFoundError, UsageError, sentence, unknown_name
 
 # SHA-256 of the decompressed files.
 MNIST_FILES = {
@@ -170,25 +170,50 @@ def fingerprint(*parts: Split, class_names: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def load(name: str, path: str | Path | None = None, download: bool = True) -> Dataset:
-    """Load a dataset by name, or IDX files from a folder.
+def load(
+    name: str | Path,
+    path: str | Path | None = None,
+    download: bool = True,
+    *,
+    size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    resize: str = "letterbox",
+    seed: int = 1338,
+    progress: Callable[[int, int], None] | None = None,
+) -> Dataset:
+    """Load a dataset by name, or your own images by their path.
 
     Parameters
     ----------
-    name : str
-        ``"mnist"``, ``"digits"``, or the path of a folder that holds the four IDX files.
+    name : str or Path
+        ``"mnist"``, ``"digits"``; or the path of a folder with a folder for each class, with or without
+        ``train``, ``val`` and ``test``; of a CSV file of paths and labels, or of pixels; of ``.npz``, Parquet
+        or IDX files.
     path : str or Path, optional
-        A folder to look in before any other.
+        For a name: a folder to look in before any other.
     download : bool
         Whether the network may be asked when the files are nowhere.
+    size : int or (int, int), optional
+        Height and width that your images are brought to, in pixels. Without it: the size that they all
+        have, or one that suits most; at most 96 on the longer side.
+    channels : {1, 3}, optional
+        Grey or RGB; without it grey if all images are.
+    resize : {"letterbox", "crop", "stretch"}
+        How images of another size are brought to that one; as in ``Preprocess``.
+    seed : int
+        Decides which of your images are held back as a test part, where there is none.
+    progress : callable, optional
+        Takes how many images are done, and of how many.
 
     Returns
     -------
     Dataset
-        uint8 images of shape ``(n, height, width, channels)``.
+        uint8 images of shape ``(n, height, width, channels)``; memory-mapped where they are large.
 
     Raises
     ------
+    UsageError
+        If size or channels are asked for of a dataset that has its own.
     UnknownNameError
         If there is no dataset of that name.
     DataNotFoundError
@@ -204,12 +229,19 @@ def load(name: str, path: str | Path | None = None, download: bool = True) -> Da
     ((1437, 28, 28, 1), (360, 28, 28, 1))
     """
     if name in CATALOG:
-        return CATALOG[name].loader(Path(path) if path else None, download)
-    if Path(name).is_dir():
-        return _load_idx_folder(Path(name))
-    if os.sep in name:
-        raise DataNotFoundError(sentence("a folder with images", f"no folder at {name}", "Check the path."))
-    raise unknown_name("dataset", name, CATALOG)
+        if size is not None or channels is not None:
+            raise UsageError(sentence(f"no size or channels for {name}, which has its own", size or channels))
+        return CATALOG[str(name)].loader(Path(path) if path else None, download)
+    location = Path(name)
+    if all(_idx_file(location, stem) for stem in MNIST_FILES):
+        return _load_idx_folder(location)
+    if isinstance(name, str) and os.sep not in name and not location.exists():
+        raise unknown_name("dataset", name, CATALOG)
+    from convscope.data.paths import load_path
+    from convscope.data.survey import ReadOptions, no_progress
+
+    options = ReadOptions(size, channels, resize)
+    return load_path(location, options, seed=seed, progress=progress or no_progress)
 
 
 def _load_mnist(path: Path | None, download: bool) -> Dataset:

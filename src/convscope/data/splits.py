@@ -10,7 +10,11 @@ from convscope.errors import DataError, UsageError, sentence
 
 
 def split_indices(
-    labels: NDArray[np.int64], fraction: float, seed: int, stratify: bool = True
+    labels: NDArray[np.int64],
+    fraction: float,
+    seed: int,
+    stratify: bool = True,
+    groups: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Divide examples into two groups at random, each class in the same proportion.
 
@@ -24,6 +28,9 @@ def split_indices(
         The same seed gives the same groups.
     stratify : bool
         Keep the classes' proportions in both groups.
+    groups : ndarray of shape (n,), int64, optional
+        Examples with the same number stay together; the first of them decides for all, so that the share
+        and the proportions are met less exactly the larger such groups are.
 
     Returns
     -------
@@ -43,6 +50,8 @@ def split_indices(
     >>> len(first), len(second), np.bincount(np.repeat([0, 1], 50)[second]).tolist()
     (70, 30, [15, 15])
     """
+    if groups is not None:
+        return _split_groups(labels, fraction, seed, stratify, groups)
     if not 0 < fraction < 1:
         raise UsageError(sentence("a share between 0 and 1 for the split", fraction))
     if stratify:
@@ -62,3 +71,16 @@ def split_indices(
         message = sentence("enough examples to split", f"{len(labels)} ({error})", "Add examples.")
         raise DataError(message) from error
     return first, second
+
+
+def _split_groups(
+    labels: NDArray[np.int64], fraction: float, seed: int, stratify: bool, groups: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Divide the first example of each group; the others follow it."""
+    _, leaders, member_of = np.unique(groups, return_index=True, return_inverse=True)
+    if len(leaders) == len(labels):
+        return split_indices(labels, fraction, seed, stratify)
+    _, chosen = split_indices(labels[leaders], fraction, seed, stratify)
+    side = np.isin(member_of, chosen)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    return order[~side[order]], order[side[order]]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,3 +153,50 @@ def _publish(folder: Path, target: Path) -> None:
         # A damaged one is in the way; it is moved aside, so that a reader finds a whole one or none.
         target.rename(folder.with_name("damaged"))
         folder.rename(target)
+
+
+def known_store(shortcut: Sequence[Any] | None) -> Store | None:
+    """Open the store that belongs to files that have not changed, without reading them.
+
+    Parameters
+    ----------
+    shortcut : sequence of JSON values, optional
+        Names, sizes and times of the files, and what is done with them.
+
+    Returns
+    -------
+    Store or None
+        None if nothing is known about such files.
+    """
+    if shortcut is None:
+        return None
+    try:
+        key = _known_file(shortcut).read_text("ascii")
+    except (OSError, ValueError):
+        return None
+    return open_store(key)
+
+
+def remember_store(shortcut: Sequence[Any] | None, key: str) -> None:
+    """Note which store belongs to these files, so that next time they need not be read.
+
+    Parameters
+    ----------
+    shortcut : sequence of JSON values, optional
+        As for ``known_store``.
+    key : str
+        The store's key.
+    """
+    if shortcut is None:
+        return
+    file = _known_file(shortcut)
+    with disk_errors_named():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(f".{file.name}.{os.getpid()}")
+        temporary.write_text(key, "ascii")
+        temporary.replace(file)
+
+
+def _known_file(shortcut: Sequence[Any]) -> Path:
+    """Name the file that holds a key."""
+    return cache_folder() / "known" / hashlib.sha256(json.dumps(shortcut).encode()).hexdigest()

@@ -1,0 +1,285 @@
+"""Images in NumPy's ``.npz`` and in IDX files, read without ever holding all of them in memory."""
+
+from __future__ import annotations
+
+import math
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convscope.data.formats import decompress, read_idx
+from convscope.data.pixel_layout import Layout, find_layout
+from convscope.data.pixel_source import PixelChunk, PixelSource
+from convscope.data.source import PARTS, part_of
+from convscope.errors import DataError, sentence
+
+IMAGE_WORDS = {"x", "images", "image", "imgs", "data", "pixels", "arr0"}
+LABEL_WORDS = {"y", "labels", "label", "targets", "target", "classes", "arr1"}
+CLASS_NAME_WORDS = {"classnames", "labelnames", "names"}
+# Bytes of images that are in memory at a time.
+CHUNK_BYTES = 16 * 2**20
+# Labels are read whole; more than this is no table of labels.
+LABEL_BYTES = 2**30
+# Enough images to tell how their numbers are ordered.
+SAMPLE = 64
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One array inside an archive."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def row_size(self) -> int:
+        """Bytes of one row."""
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+
+def read_npz(path: Path) -> PixelSource:
+    """Find the images and labels of an ``.npz`` file.
+
+    Arrays are told by their names: ``x_train``, ``train_images``, ``x``, ``images`` and the like, each with
+    the labels that go with it; ``class_names`` if there are any. Nothing is unpickled.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Returns
+    -------
+    PixelSource
+        To be read some at a time.
+
+    Raises
+    ------
+    DataError
+        If the file is damaged, or its arrays are not images and labels.
+    """
+    members = _members(path)
+    pairs = _pair(members, path)
+    return PixelSource(
+        name=path.stem,
+        layout=f"arrays {', '.join(images.name for images, _ in pairs.values())}",
+        files=(path,),
+        chunks=partial(_npz_chunks, pairs),
+        class_names=_class_names(members),
+    )
+
+
+def _members(path: Path) -> list[_Member]:
+    """Read the headers of all arrays, and only these."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [info.filename for info in archive.infolist() if info.filename.endswith(".npy")]
+            return [_header(archive, path, name) for name in names]
+    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise DataError(
+            sentence(f"{path} to be an .npz file", str(error), "Save it with np.savez.")
+        ) from error
+
+
+def _header(archive: zipfile.ZipFile, path: Path, name: str) -> _Member:
+    """Read the header of one array."""
+    try:
+        with archive.open(name) as stream:
+            shape, fortran, dtype = _read_header(stream)
+    except (ValueError, EOFError, zlib.error) as error:
+        raise DataError(sentence(f"{name} in {path} to be a NumPy array", str(error))) from error
+    if dtype.hasobject:
+        hint = "Save it as numbers or as strings of fixed length."
+        raise DataError(sentence(f"plain numbers in {name} of {path}", "Python objects", hint))
+    if fortran and len(shape) > 1:
+        hint = "Save it with np.ascontiguousarray."
+        raise DataError(sentence(f"{name} in {path} in row-major order", "column-major order", hint))
+    return _Member(path, name.removesuffix(".npy"), shape, dtype)
+
+
+def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Read magic and header of the ``.npy`` format."""
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(stream)
+    if version == (2, 0):
+        return np.lib.format.read_array_header_2_0(stream)
+    raise ValueError(f"version {version} of the format")
+
+
+def _pair(members: Sequence[_Member], path: Path) -> dict[int, tuple[_Member, _Member]]:
+    """Find images and labels for each part."""
+    images, labels = (_by_part(members, words) for words in (IMAGE_WORDS, LABEL_WORDS))
+    pairs = {part: (images[part], labels[part]) for part in sorted(images) if part in labels}
+    if not pairs:
+        found = ", ".join(member.name for member in members) or "no arrays"
+        raise DataError(sentence(f"arrays x_train and y_train, or images and labels, in {path}", found))
+    return pairs
+
+
+def _by_part(members: Sequence[_Member], words: set[str]) -> dict[int, _Member]:
+    """Pick the arrays whose names say images, or labels, and for which part."""
+    found: dict[int, _Member] = {}
+    for member in members:
+        pieces = re.split(r"[_\-. ]+", member.name.lower())
+        parts = [part for piece in pieces if (part := part_of(piece)) is not None]
+        rest = "".join(piece for piece in pieces if part_of(piece) is None)
+        if rest in words:
+            found.setdefault(parts[0] if parts else 0, member)
+    return found
+
+
+def _labels(member: _Member, len_of: _Member) -> NDArray[Any]:
+    """Read labels whole: (n,), (n, 1), or one-hot (n, k)."""
+    if member.row_size * (member.shape[0] if member.shape else 1) > LABEL_BYTES:
+        raise DataError(sentence(f"labels in {member.name}", f"an array of shape {member.shape}"))
+    labels = np.concatenate([*_rows(member)] or [np.empty(0, np.int64)])
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        if labels.dtype.kind not in "biuf" or not np.allclose(labels.sum(axis=1), 1):
+            raise DataError(sentence(f"one label for each image in {member.name}", f"shape {labels.shape}"))
+        labels = labels.argmax(axis=1)
+    labels = labels.reshape(-1)
+    if len(labels) != len_of.shape[0]:
+        raise DataError(
+            sentence(f"a label in {member.name} for each of {len_of.shape[0]:,} images", len(labels))
+        )
+    if labels.dtype.kind == "S":
+        return np.char.decode(labels, "utf-8", "replace")
+    return labels
+
+
+def _class_names(members: Sequence[_Member]) -> tuple[str, ...] | None:
+    """Read the names of the classes, if the file has them."""
+    for member in members:
+        if member.name.lower().replace("_", "") in CLASS_NAME_WORDS and member.dtype.kind == "U":
+            return tuple(str(name) for chunk in _rows(member) for name in chunk.reshape(-1))
+    return None
+
+
+def _layout(member: _Member) -> Layout:
+    """Look at all values for their range, and at some for their order."""
+    if member.dtype.kind not in "biuf":
+        raise DataError(sentence(f"numbers in {member.name}", str(member.dtype)))
+    sample = next(_rows(member), None)
+    if sample is None or not sample.size:
+        raise DataError(sentence(f"images in {member.name}", f"shape {member.shape}"))
+    low, high = 0.0, 255.0
+    if member.dtype != np.uint8:
+        ranges = [(float(chunk.min()), float(chunk.max())) for chunk in _rows(member)]
+        low, high = min(pair[0] for pair in ranges), max(pair[1] for pair in ranges)
+    return find_layout(sample[:SAMPLE], low, high, f"{member.file.name}/{member.name}")
+
+
+def _rows(member: _Member) -> Iterator[NDArray[Any]]:
+    """Read an array some rows at a time."""
+    size = max(1, member.row_size)
+    step = max(1, CHUNK_BYTES // size)
+    try:
+        with zipfile.ZipFile(member.file) as archive, archive.open(f"{member.name}.npy") as stream:
+            _read_header(stream)
+            for start in range(0, member.shape[0] if member.shape else 0, step):
+                count = min(step, member.shape[0] - start)
+                raw = stream.read(count * member.row_size)
+                if len(raw) != count * member.row_size:
+                    raise EOFError("the array ends early")
+                yield np.frombuffer(raw, member.dtype).reshape(count, *member.shape[1:])
+    except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile) as error:
+        message = sentence(f"{member.name} in {member.file} to be whole", str(error), "Get it again.")
+        raise DataError(message) from error
+
+
+def _npz_chunks(pairs: dict[int, tuple[_Member, _Member]]) -> Iterator[PixelChunk]:
+    """Read all images of all parts."""
+    for part, (images, labels_member) in pairs.items():
+        layout, labels = _layout(images), _labels(labels_member, len_of=images)
+        start = 0
+        for rows in _rows(images):
+            stop = start + len(rows)
+            yield PixelChunk(part, layout.images(rows), labels[start:stop], layout.describe())
+            start = stop
+
+
+_IDX_NAME = re.compile(r"^(?P<stem>.*?)(?P<what>images|labels).*idx\d.*$", re.IGNORECASE)
+
+
+def find_idx(folder: Path) -> dict[int, tuple[Path, Path]]:
+    """Find IDX files of images and labels in a folder.
+
+    Parameters
+    ----------
+    folder : Path
+        Where they lie.
+
+    Returns
+    -------
+    dict of int to (Path, Path)
+        Images and labels of each part; names are as those of MNIST and its relatives.
+    """
+    found: dict[str, dict[int, Path]] = {"images": {}, "labels": {}}
+    for file in sorted(folder.iterdir()):
+        match = _IDX_NAME.match(file.name)
+        if match and file.is_file():
+            words = re.split(r"[^a-z0-9]+", match["stem"].lower())
+            parts = [2 if word == "t10k" else part_of(word) for word in words]
+            known = [part for part in parts if part is not None]
+            found[match["what"].lower()].setdefault(known[-1] if known else 0, file)
+    images, labels = found["images"], found["labels"]
+    return {part: (images[part], labels[part]) for part in sorted(images) if part in labels}
+
+
+def read_idx_files(folder: Path, files: dict[int, tuple[Path, Path]]) -> PixelSource:
+    """Make a source of IDX files.
+
+    Parameters
+    ----------
+    folder : Path
+        Gives the name.
+    files : dict of int to (Path, Path)
+        As ``find_idx`` gives them.
+
+    Returns
+    -------
+    PixelSource
+        To be read some at a time.
+    """
+    return PixelSource(
+        name=folder.resolve().name,
+        layout=f"IDX: {', '.join(PARTS[part] for part in files)}",
+        files=tuple(file for pair in files.values() for file in pair),
+        chunks=partial(_idx_chunks, files),
+    )
+
+
+def _idx_chunks(files: dict[int, tuple[Path, Path]]) -> Iterator[PixelChunk]:
+    """Read all images of all parts."""
+    for part, (images_file, labels_file) in files.items():
+        images, labels = (_read_idx(file) for file in (images_file, labels_file))
+        if labels.ndim != 1 or len(labels) != len(images):
+            expected = f"a label in {labels_file.name} for each of {len(images):,} images"
+            raise DataError(sentence(expected, f"shape {labels.shape}"))
+        if not images.size:
+            continue
+        low, high = float(images.min()), float(images.max())
+        layout = find_layout(images[:SAMPLE], low, high, images_file.name)
+        step = max(1, CHUNK_BYTES // math.prod(images.shape[1:]))
+        for start in range(0, len(images), step):
+            chunk = slice(start, start + step)
+            yield PixelChunk(part, layout.images(images[chunk]), labels[chunk], layout.describe())
+
+
+def _read_idx(file: Path) -> NDArray[Any]:
+    """Read one IDX file, compressed or plain."""
+    try:
+        return read_idx(decompress(file.read_bytes(), str(file)), str(file))
+    except OSError as error:
+        raise DataError(sentence(f"{file} to be readable", error.strerror or str(error))) from error

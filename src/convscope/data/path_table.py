@@ -1,0 +1,152 @@
+"""CSV files of paths and labels."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from convscope.data.images import SUFFIXES
+from convscope.data.names import Names, printable
+from convscope.data.source import (
+    PARTS,
+    SETTLED_SECONDS,
+    ImageSource,
+    encode_labels,
+    file_chunks,
+    part_of,
+    require_classes,
+)
+from convscope.data.table import LABEL_COLUMNS, PART_COLUMNS, Table, is_image_name
+from convscope.errors import DataError, sentence
+
+PATH_COLUMNS = (
+    *("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img"),
+    *("img_path", "image_name", "image_id", "images", "name", "id"),
+)
+# Where the files may lie, seen from the table; and what the table may leave off their names.
+FOLDERS = ("", "images", "imgs", "img", "data", *PARTS)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Which column is which; None where there is none."""
+
+    path: int
+    label: int
+    part: int | None
+
+
+@dataclass
+class _Rows:
+    """What the rows of all tables say."""
+
+    files: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    parts: list[int] = field(default_factory=list)
+
+
+def read_paths(tables: Sequence[Table], name: str) -> ImageSource:
+    """Make a source of tables of paths and labels.
+
+    Parameters
+    ----------
+    tables : sequence of Table
+        One, or one for each part.
+    name : str
+        The data's name.
+
+    Returns
+    -------
+    ImageSource
+        Paths are relative to the first table's folder.
+
+    Raises
+    ------
+    DataError
+        If a column is missing, a row has no label, or there are fewer than two classes.
+    """
+    rows = _Rows()
+    root = tables[0].file.parent
+    for table in tables:
+        _read_rows(table, _columns(table), root, rows)
+    labels, class_names = encode_labels([printable(label) for label in rows.labels])
+    require_classes(class_names, name)
+    names = Names(printable(file) for file in rows.files)
+    return ImageSource(
+        name=name,
+        layout=f"a table of paths and labels: {', '.join(PARTS[part] for part in sorted(set(rows.parts)))}",
+        names=names,
+        labels=labels,
+        parts=np.array(rows.parts, np.int8),
+        class_names=class_names,
+        signature=_signature(root, rows.files),
+        chunks=partial(file_chunks, root, rows.files, names),
+        is_table=True,
+    )
+
+
+def _columns(table: Table) -> _Columns:
+    """Find the columns by the header, or by what is in them."""
+    first = table.sample[0]
+    label = table.column(LABEL_COLUMNS)
+    path = table.column(PATH_COLUMNS)
+    by_content = [number for number, cell in enumerate(first) if is_image_name(cell)]
+    if by_content and path not in by_content:
+        path = by_content[0]
+    if label is None and not table.header:
+        label = next((number for number in range(len(first)) if number != path), None)
+    if path is None or label is None:
+        found = f"the columns {', '.join(table.header)}" if table.header else f"the row {', '.join(first)}"
+        hint = "Name them 'path' and 'label'."
+        raise DataError(sentence(f"a column of paths and one of labels in {table.file}", found, hint))
+    return _Columns(path, label, table.column(PART_COLUMNS))
+
+
+def _read_rows(table: Table, columns: _Columns, root: Path, rows: _Rows) -> None:
+    """Take in the rows of one table."""
+    folder, suffix = _whereabouts(table, columns.path)
+    offset = os.path.relpath(table.file.parent, root)
+    for number, row in enumerate(table.rows(), 1):
+        label = row[columns.label].strip()
+        if not label:
+            expected = f"a label in row {number:,} of {table.file.name}"
+            raise DataError(sentence(expected, "an empty cell", "Fill or remove the row."))
+        part = None if columns.part is None else part_of(row[columns.part])
+        file = os.path.join(offset, folder, row[columns.path].strip() + suffix)  # noqa: PTH118  strings, many
+        rows.files.append(os.path.normpath(file))
+        rows.labels.append(label)
+        rows.parts.append(table.part if part is None else part)
+
+
+def _whereabouts(table: Table, path: int) -> tuple[str, str]:
+    """Find the folder and the ending that lead from the table's cells to files."""
+    cells = [row[path].strip() for row in table.sample if len(row) > path]
+    for suffix in ("", *SUFFIXES):
+        for folder in FOLDERS:
+            if any((table.file.parent / folder / (cell + suffix)).is_file() for cell in cells if cell):
+                return folder, suffix
+    expected = f"the files that {table.file} names, relative to its folder"
+    raise DataError(sentence(expected, f"no {cells[0] if cells else 'paths'}", "Check the paths."))
+
+
+def _signature(root: Path, files: Sequence[str]) -> str:
+    """Condense names, sizes and times; empty where a file has just been changed."""
+    digest = hashlib.sha256(os.fsencode(root.resolve()))
+    newest = 0.0
+    for file in files:
+        try:
+            status = os.stat(os.path.join(root, file))  # noqa: PTH116, PTH118  a Path for each is slow
+        except (OSError, ValueError):
+            digest.update(os.fsencode(file) + b"missing")
+            continue
+        newest = max(newest, status.st_ctime)
+        times = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        digest.update(os.fsencode(file) + repr(times).encode())
+    return digest.hexdigest() if time.time() - newest > SETTLED_SECONDS else ""

@@ -1,0 +1,159 @@
+"""CSV files of pixels: a column for each, or one column of numbers with blanks between them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convscope.data.findings import Finding
+from convscope.data.pixel_layout import Layout, find_layout
+from convscope.data.pixel_source import PixelChunk, PixelSource
+from convscope.data.source import PARTS, part_of
+from convscope.data.table import LABEL_COLUMNS, PART_COLUMNS, Table, is_number
+from convscope.errors import DataError, sentence
+
+PIXELS_COLUMN = "pixels"
+# Rows that are in memory at a time.
+CHUNK_ROWS = 2048
+# A label and at least a 4×4 image: less than that is no table of pixels.
+FEWEST_PIXELS = 16
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Which columns are which; ``packed`` if the pixels are in one."""
+
+    label: int
+    part: int | None
+    pixels: list[int]
+    packed: bool
+
+
+def is_of_pixels(table: Table) -> bool:
+    """Tell a table of pixels from one of paths.
+
+    Parameters
+    ----------
+    table : Table
+        Its header and some rows.
+
+    Returns
+    -------
+    bool
+        Whether most of its many cells are numbers, or a column is called ``pixels``.
+    """
+    numbers = sum(is_number(cell) for cell in table.sample[0])
+    return PIXELS_COLUMN in table.header or numbers >= FEWEST_PIXELS
+
+
+def read_pixel_tables(tables: Sequence[Table], name: str) -> PixelSource:
+    """Make a source of tables of pixels.
+
+    Parameters
+    ----------
+    tables : sequence of Table
+        One, or one for each part. One without labels is passed over, and that is said.
+    name : str
+        The data's name.
+
+    Returns
+    -------
+    PixelSource
+        To be read some at a time.
+
+    Raises
+    ------
+    DataError
+        If no table has labels, or cells are not pixels.
+    """
+    columns = {table: found for table in tables if (found := _columns(table)) is not None}
+    unlabelled = tuple(table.file.name for table in tables if table not in columns)
+    if not columns:
+        expected = f"a column 'label' in {name}"
+        raise DataError(sentence(expected, "pixels only", "Without labels there is nothing to learn."))
+    finding = Finding(
+        "no_labels", "warning", "A table has no labels and is not used.", "Add a column 'label'.", unlabelled
+    )
+    return PixelSource(
+        name=name,
+        layout=f"a table of pixels: {', '.join(PARTS[part] for part in sorted({t.part for t in columns}))}",
+        files=tuple(table.file for table in columns),
+        chunks=partial(_chunks, columns),
+        findings=(finding,) if unlabelled else (),
+    )
+
+
+def _columns(table: Table) -> _Columns | None:
+    """Find the columns; None if there is no label."""
+    label = table.column(LABEL_COLUMNS)
+    part = table.column(PART_COLUMNS)
+    if PIXELS_COLUMN in table.header:
+        packed = [table.header.index(PIXELS_COLUMN)]
+        return None if label is None else _Columns(label, part, packed, packed=True)
+    if label is None:
+        if table.header:
+            return None
+        label = 0
+    taken = {label, part, table.column(("id", "index", "image_id", ""))}
+    numeric = [number for number, cell in enumerate(table.sample[0]) if is_number(cell)]
+    return _Columns(label, part, [number for number in numeric if number not in taken], packed=False)
+
+
+def _layout(table: Table, columns: _Columns) -> Layout:
+    """Look at the range of all rows and the order of some."""
+    sample, low, high = None, np.inf, -np.inf
+    for _, values in _values(table, columns):
+        sample = values[:64] if sample is None else sample
+        low, high = min(low, float(values.min())), max(high, float(values.max()))
+    if sample is None or not sample.size:
+        raise DataError(sentence(f"pixels in {table.file}", "none"))
+    return find_layout(sample, low, high, table.file.name)
+
+
+def _chunks(columns: dict[Table, _Columns]) -> Iterator[PixelChunk]:
+    """Read all images of all tables."""
+    for table, found in columns.items():
+        layout = _layout(table, found)
+        for rows, values in _values(table, found):
+            labels = np.array([row[found.label].strip() for row in rows])
+            chunk = PixelChunk(table.part, layout.images(values), labels, layout.describe())
+            yield from _by_part(chunk, found, rows)
+
+
+def _by_part(chunk: PixelChunk, columns: _Columns, rows: list[list[str]]) -> Iterator[PixelChunk]:
+    """Divide a chunk by what its column of parts says."""
+    if columns.part is None:
+        yield chunk
+        return
+    said = [part_of(row[columns.part]) for row in rows]
+    parts = np.array([chunk.part if part is None else part for part in said])
+    for part in np.unique(parts):
+        chosen = parts == part
+        yield PixelChunk(int(part), chunk.images[chosen], chunk.labels[chosen], chunk.note)
+
+
+def _values(table: Table, columns: _Columns) -> Iterator[tuple[list[list[str]], NDArray[np.float64]]]:
+    """Read rows and the numbers in their columns of pixels."""
+    rows = table.rows()
+    first = 1
+    while chunk := list(itertools.islice(rows, CHUNK_ROWS)):
+        try:
+            yield chunk, _numbers(chunk, columns)
+        except (ValueError, IndexError) as error:
+            expected = f"as many numbers in each row of {table.file.name}"
+            found = f"something else in rows {first:,} to {first + len(chunk) - 1:,} ({error})"
+            raise DataError(sentence(expected, found)) from error
+        first += len(chunk)
+
+
+def _numbers(rows: list[list[str]], columns: _Columns) -> NDArray[np.float64]:
+    """Parse the pixels of some rows."""
+    if columns.packed:
+        return np.array([row[columns.pixels[0]].split() for row in rows], np.float64)
+    lines = [",".join(row) for row in rows]
+    return np.loadtxt(lines, np.float64, delimiter=",", comments=None, usecols=columns.pixels, ndmin=2)

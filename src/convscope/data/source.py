@@ -1,0 +1,171 @@
+"""Where encoded images come from: a folder, a table of paths, a Parquet file; one shape for all of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convscope.data.findings import Finding
+from convscope.data.images import read_bytes
+from convscope.errors import DataError, sentence
+
+PARTS = ("train", "validation", "test")
+# What people call the three parts.
+PART_NAMES = {
+    **dict.fromkeys(("train", "training", "trn"), 0),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "publictest"), 1),
+    **dict.fromkeys(("test", "testing", "tst", "privatetest"), 2),
+}
+# Images handed to the decoders at a time.
+CHUNK = 512
+# A file changed so lately may change again without its time telling.
+SETTLED_SECONDS = 2.0
+
+Reader = Callable[[], bytes]
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Encoded images with their labels; they are read in order, some at a time.
+
+    Attributes
+    ----------
+    name, layout : str
+        The folder's or file's name, and how it was understood.
+    names : sequence of n str
+        Printable, relative to the source.
+    labels : ndarray of shape (n,), int64
+        The class of each image.
+    parts : ndarray of shape (n,), int8
+        Which of ``PARTS`` each image belongs to.
+    class_names : tuple of str
+        By label.
+    signature : str
+        Stays the same while the files do, or empty where that cannot be told.
+    chunks : callable
+        Iterates over all images, lists of functions that return one image's bytes each; may be called again.
+    are_files : bool
+        Whether names are file names, whose endings say something.
+    is_table : bool
+        Whether the order of the images is that of a table's rows.
+    findings : tuple of Finding
+        What was noticed before any image was opened.
+    notes : tuple of str
+        What was assumed.
+    """
+
+    name: str
+    layout: str
+    names: Sequence[str] = field(repr=False)
+    labels: NDArray[np.int64] = field(repr=False)
+    parts: NDArray[np.int8] = field(repr=False)
+    class_names: tuple[str, ...]
+    signature: str
+    chunks: Callable[[], Iterator[list[Reader]]] = field(repr=False)
+    are_files: bool = True
+    is_table: bool = False
+    findings: tuple[Finding, ...] = field(default=(), repr=False)
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def file_chunks(root: Path, files: Sequence[str], names: Sequence[str]) -> Iterator[list[Reader]]:
+    """Iterate over files, some at a time.
+
+    Parameters
+    ----------
+    root : Path
+        What the files are relative to.
+    files : sequence of str
+        As the operating system names them.
+    names : sequence of str
+        As they are shown.
+
+    Yields
+    ------
+    list of callables
+        Each reads one file.
+    """
+    for start in range(0, len(files), CHUNK):
+        stop = min(start + CHUNK, len(files))
+        yield [partial(read_bytes, os.path.join(root, files[i]), names[i]) for i in range(start, stop)]  # noqa: PTH118  a Path for each of a million files is slow
+
+
+def order_classes(names: Sequence[str]) -> tuple[str, ...]:
+    """Put class names in order: numbers by value, anything else by its letters.
+
+    Examples
+    --------
+    >>> order_classes(["10", "9", "1"]), order_classes(["dog", "cat"])
+    (('1', '9', '10'), ('cat', 'dog'))
+    """
+    unique = set(names)
+    # isdecimal lets only through what int() understands, which isdigit does not: "²".
+    if all(name.isdecimal() for name in unique):
+        return tuple(sorted(unique, key=lambda name: (int(name), name)))
+    return tuple(sorted(unique))
+
+
+def encode_labels(values: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Turn class names into labels.
+
+    Parameters
+    ----------
+    values : sequence of str
+        The class of each image, by name.
+
+    Returns
+    -------
+    labels : ndarray of int64
+        Positions in ``class_names``.
+    class_names : tuple of str
+        In order.
+
+    Examples
+    --------
+    >>> encode_labels(["dog", "cat", "dog"])
+    (array([1, 0, 1]), ('cat', 'dog'))
+    """
+    class_names = order_classes(values)
+    position = {name: label for label, name in enumerate(class_names)}
+    return np.array([position[value] for value in values], np.int64), class_names
+
+
+def part_of(value: str) -> int | None:
+    """Tell which part a word means.
+
+    Examples
+    --------
+    >>> part_of("Validation"), part_of("cats")
+    (1, None)
+    """
+    return PART_NAMES.get(value.strip().lower())
+
+
+def require_classes(class_names: Sequence[str], where: object) -> None:
+    """Refuse data in which there is nothing to tell apart.
+
+    Parameters
+    ----------
+    class_names : sequence of str
+        Those that have images.
+    where : object
+        Path, for the message.
+
+    Raises
+    ------
+    DataError
+        If there are fewer than two classes.
+    """
+    if len(class_names) < 2:
+        found = f"only {class_names[0]!r}" if class_names else "none"
+        hint = "Give each class a folder of its own."
+        raise DataError(sentence(f"at least 2 classes with images in {where}", found, hint))
