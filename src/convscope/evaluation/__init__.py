@@ -13,9 +13,14 @@ Rooms, in the order in which they build on each other:
     label_check   likely wrong labels
     report, serialize    as text, as JSON
     result        the Evaluation that holds them all
+    comparison    two networks on the same images
+    seeds         the same with several seeds on each side
+    temperature   calibration before and after temperature scaling
+    test_door     counts how often a run's test set is consulted, refuses choices by it
 """
 
 from convscope.evaluation.calibration import Reliability, apply_temperature, fit_temperature
+from convscope.evaluation.comparison import Comparison, compare
 from convscope.evaluation.coverage import Coverage, OperatingPoint
 from convscope.evaluation.examples import ConfusedPair
 from convscope.evaluation.inputs import as_labels, as_names, as_probabilities
@@ -24,9 +29,12 @@ from convscope.evaluation.label_check import LabelCheck, check_labels, out_of_sa
 from convscope.evaluation.metrics import worst_errors
 from convscope.evaluation.ranking import Areas, Curve
 from convscope.evaluation.result import Evaluation
+from convscope.evaluation.seeds import SeedComparison, compare_seeds
+from convscope.evaluation.temperature import TemperatureScaling, scale_temperature
 
 __all__ = [
     "Areas",
+    "Comparison",
     "ConfusedPair",
     "Coverage",
     "Curve",
@@ -35,13 +43,18 @@ __all__ = [
     "LabelCheck",
     "OperatingPoint",
     "Reliability",
+    "SeedComparison",
+    "TemperatureScaling",
     "apply_temperature",
     "as_labels",
     "as_names",
     "as_probabilities",
     "check_labels",
+    "compare",
+    "compare_seeds",
     "fit_temperature",
     "out_of_sample_probabilities",
+    "scale_temperature",
     "wilson_interval",
     "worst_errors",
 ]
