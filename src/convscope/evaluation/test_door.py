@@ -34,8 +34,8 @@ PURPOSES = MappingProxyType(
 # What it may not be asked for, and why each would spoil it.
 CHOICES = MappingProxyType(
     {
-        "choice of model": "the best of several networks on these images is the one that happens to suit them",
-        "choice of epoch": "the best epoch on these images is the one that happens to suit them",
+        "choice of model": "the best of several networks on these images is the one that happens to fit",
+        "choice of epoch": "the best epoch on these images is the one that happens to fit",
         "early stopping": "stopping by these images is choosing an epoch by them",
         "hyperparameters": "settings that were tried on these images are fitted to them",
         "calibration": "a temperature fitted on these images cannot be judged by them",
