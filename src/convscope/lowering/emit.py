@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from convscope.errors import LoweringError, sentence
+from convscope.lowering import heavy_ops, torch_ops  # noqa: F401  they register how ops run
 from convscope.lowering import program as ops
 from convscope.lowering.activations import activation_function
 from convscope.lowering.program import Compute, Op, Program, written
-from convscope.lowering.torch_ops import Runner, Step, runner_of
+from convscope.lowering.runners import Prepared, Runner, Step, runner_of
 from convscope.lowering.variables import is_seed, named_variables, tensor_of
 
 Tensor = torch.Tensor
-Prepared = tuple[Tensor, Tensor | None]
 
 
 def emit(program: Program, model: Any, plan: Mapping[str, Any] | None = None) -> LoweredNetwork:

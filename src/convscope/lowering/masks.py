@@ -103,29 +103,69 @@ class MaskSource:
 
     def __init__(self, rate: float, shape: Sequence[int], device: torch.device) -> None:
         self._bits, self._threshold = threshold_of(rate)
-        self.keep_probability = 1.0 - self._threshold / (1 << self._bits)
+        self.keep_probability = keep_probability(rate)
         self._shape = tuple(shape)
         self._count = math.prod(self._shape)
         self._words = WordSource(-(-self._count * self._bits // 64), device)
 
-    def keep(self, key: int) -> torch.Tensor:
-        """Return the mask of a key: bool, True where an element is kept."""
+    def keep(self, key: int, dtype: torch.dtype = torch.bool) -> torch.Tensor:
+        """Return the mask of a key: one where an element is kept, zero where it is dropped."""
         words = self._words.words(key)
         if self._bits == 16:
             # int16 counts from −2¹⁵, so the threshold moves with it.
-            kept = words.view(torch.int16) >= self._threshold - (1 << 15)
+            kept = self._compare(words.view(torch.int16), self._threshold - (1 << 15), dtype)
         elif self._bits == 8:
-            kept = words.view(torch.uint8) >= self._threshold
+            kept = self._compare(words.view(torch.uint8), self._threshold, dtype)
         else:
-            kept = self._from_planes(words.view(torch.uint8))
+            kept = self._from_planes(words, dtype)
         return kept[: self._count].view(self._shape)
 
-    def _from_planes(self, octets: torch.Tensor) -> torch.Tensor:
-        """Cut each byte into 2, 4 or 8 numbers and compare each."""
-        planes = 8 // self._bits
-        kept = torch.empty(planes, octets.numel(), dtype=torch.bool, device=octets.device)
-        ones = (1 << self._bits) - 1
+    @staticmethod
+    def _compare(numbers: torch.Tensor, threshold: int, dtype: torch.dtype) -> torch.Tensor:
+        kept = torch.empty(numbers.shape, dtype=dtype, device=numbers.device)
+        return torch.ge(numbers, threshold, out=kept)
+
+    def _from_planes(self, words: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Decide for all fields of the words at once, then cut them out bit by bit.
+
+        The lowest bit of each field of 1, 2 or 4 bits becomes one where the field is at least the threshold.
+        """
+        words = _fields_at_least(words, self._bits, self._threshold)
+        integer = torch.uint8 if dtype is torch.bool else dtype
+        numbers = words.view(integer)
+        planes = numbers.element_size() * 8 // self._bits
+        kept = torch.empty(planes, numbers.numel(), dtype=integer, device=numbers.device)
         for plane in range(planes):
-            numbers = (octets >> (plane * self._bits)) & ones if plane else octets & ones
-            torch.ge(numbers, self._threshold, out=kept[plane])
-        return kept.view(-1)
+            torch.bitwise_right_shift(numbers, plane * self._bits, out=kept[plane])
+        kept = kept.bitwise_and_(1).view(-1)
+        return kept.view(torch.bool) if dtype is torch.bool else kept
+
+
+def _fields_at_least(words: torch.Tensor, bits: int, threshold: int) -> torch.Tensor:
+    """Set the lowest bit of each field of ``bits`` bits to whether the field is at least the threshold.
+
+    A number is at least t if some higher bit of it exceeds t's, with all bits above equal: evaluated from the lowest
+    bit upwards, with the bits of a field as shifted words.
+    """
+    enough: torch.Tensor | None = None  # nothing decided yet: equality counts as enough
+    for place in range(bits):
+        bit = words >> place if place else words
+        if threshold >> place & 1:
+            enough = bit if enough is None else bit & enough
+        elif enough is not None:
+            enough = bit | enough
+    return words if enough is None else enough
+
+
+
+
+def keep_probability(rate: float) -> float:
+    """Return the probability with which an element is really kept: what the scale must undo.
+
+    Examples
+    --------
+    >>> keep_probability(0.25), round(keep_probability(0.1), 5)
+    (0.75, 0.89999)
+    """
+    bits, threshold = threshold_of(rate)
+    return 1.0 - threshold / (1 << bits)

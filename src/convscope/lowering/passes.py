@@ -1,11 +1,20 @@
-"""Rewrites of a program that keep its function: each takes a program and returns another."""
+"""Rewrites of a program that keep its function: each takes a program and returns another, and says what it did."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from convscope.errors import UsageError, sentence
+from convscope.lowering import program as ops
 from convscope.lowering.check import check
-from convscope.lowering.program import Program
+from convscope.lowering.plan import choose
+from convscope.lowering.program import Op, Output, Program, Value
+from convscope.lowering.masks import keep_probability
+
+Rewritten = tuple[Program, list[str]]
+PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -17,7 +26,209 @@ class PassReport:
 
 
 def optimise(
-    program: Program, training: bool = True, deterministic: bool = False, precision: str = "auto"
+    program: Program,
+    training: bool = True,
+    deterministic: bool = False,
+    precision: str = "auto",
+    batch_size: int = 128,
 ) -> tuple[Program, list[PassReport]]:
-    """Run the passes."""
-    return check(program), []
+    """Rewrite a program so that it computes the same with less work.
+
+    Parameters
+    ----------
+    program : Program
+        As ``lower`` returns it.
+    training : bool
+        Whether the program is to train. Only a program for inference has its normalizations folded away.
+    deterministic : bool
+        Choose precision and layout by fixed rules in place of measurement, so that the same machine always
+        makes the same choice.
+    precision : {"auto", "float32", "bfloat16"}
+        In which type convolutions and matrix products compute; "auto" takes the faster for each.
+    batch_size : int
+        The batch to measure with.
+
+    Returns
+    -------
+    tuple of Program and list of PassReport
+        The rewritten program, checked after every pass, and what each pass did.
+
+    Raises
+    ------
+    UsageError
+        For an unknown precision.
+    LoweringError
+        When a pass leaves a wrong program; names op, layer and shapes.
+
+    Examples
+    --------
+    >>> import keras
+    >>> from convscope.lowering.read import lower
+    >>> model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(2, 3, activation="relu"),
+    ...                           keras.layers.MaxPooling2D(), keras.layers.Flatten(), keras.layers.Dense(2)])
+    >>> program, reports = optimise(lower(model), precision="float32")
+    >>> [op.kind for op in program]
+    ['Conv2D', 'Pool2D', 'Flatten', 'Dense']
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(sentence(f"precision {', '.join(PRECISIONS)}", repr(precision)))
+    reports = []
+    for name, rewrite in _passes(training, deterministic, precision, batch_size):
+        program, changes = rewrite(program)
+        check(program, after=name)
+        reports.append(PassReport(name, tuple(changes)))
+    return program, reports
+
+
+def _passes(
+    training: bool, deterministic: bool, precision: str, batch_size: int
+) -> list[tuple[str, Callable[[Program], Rewritten]]]:
+    return [
+        ("activation behind max-pooling", move_activations),
+        ("normalization folded into weights", lambda program: fold_normalizations(program, training)),
+        ("activation fused", fuse_activations),
+        ("output activation folded into the loss", fold_outputs),
+        ("dropout scale into the matrix product", fold_dropout_scales),
+        (
+            "precision, layout and algorithm",
+            lambda program: choose(program, training, deterministic, precision, batch_size),
+        ),
+    ]
+
+
+def move_activations(program: Program) -> Rewritten:
+    """Move monotone activations behind the max-pooling that reads them: max(f(x)) = f(max(x)), on fewer elements."""
+    changes = []
+    for op in program:
+        if not (isinstance(op, ops.Activate) and op.activation.is_monotone):
+            continue
+        pool = _only_reader(program, op.output)
+        if isinstance(pool, ops.Pool2D) and pool.mode == "max" and pool.activation is None:
+            program = _swap(program, op, pool)
+            changes.append(f"{op.activation} of {op.name} now follows {pool.name}")
+    return program, changes
+
+
+def _swap(program: Program, first: Op, second: Op) -> Program:
+    """Exchange two ops of one input and one output of which the second alone reads the first."""
+    between = f"{second.name}:in"
+    leading = dataclasses.replace(second, inputs=first.inputs, output=between)
+    trailing = dataclasses.replace(first, inputs=(between,), output=second.output)
+    exchanged = {first.name: (), second.name: (leading, trailing)}
+    rewritten = tuple(new for op in program for new in exchanged.get(op.name, (op,)))
+    value = program.value(second.output)
+    return program.replace(ops=rewritten, values={**program.values, between: Value(between, value.shape)})
+
+
+def fold_normalizations(program: Program, training: bool) -> Rewritten:
+    """Multiply a normalization by moving statistics into the convolution or matrix product before it."""
+    changes = []
+    for op in program:
+        if not (isinstance(op, ops.BatchNormalization) and (op.frozen or not training)):
+            continue
+        before = program.producer(op.inputs[0])
+        if (
+            isinstance(before, ops.Conv2D | ops.Dense)
+            and _only_reader(program, before.output) is op
+            and before.activation is None
+            and before.folded is None
+            and op.axis == _last_written_axis(before, program)
+        ):
+            program = _absorb(program, before, op, folded=op)
+            changes.append(f"{op.name} into {before.name}")
+    return program, changes
+
+
+def _last_written_axis(op: ops.Conv2D | ops.Dense, program: Program) -> int:
+    if isinstance(op, ops.Conv2D):
+        return 3 if op.data_format == "channels_last" else 1
+    return program.value(op.output).rank - 1
+
+
+def fuse_activations(program: Program) -> Rewritten:
+    """Let the op before compute the activation on its own result."""
+    changes = []
+    for op in program:
+        if not isinstance(op, ops.Activate) or op.activation.name in ("softmax", "log_softmax"):
+            continue
+        before = program.producer(op.inputs[0])
+        if (
+            isinstance(before, ops.Conv2D | ops.Dense | ops.Pool2D)
+            and _only_reader(program, before.output) is op
+            and before.activation is None
+            and not _is_folded_output(program, op)
+        ):
+            program = _absorb(program, before, op, activation=op.activation)
+            changes.append(f"{op.activation} into {before.name}")
+    return program, changes
+
+
+def _is_folded_output(program: Program, op: ops.Activate) -> bool:
+    return op.activation.name == "sigmoid" and program.is_output(op.output) and not program.readers(op.output)
+
+
+def _absorb(program: Program, keeper: Op, absorbed: Op, **settings: object) -> Program:
+    """Give an op's work and output to the op before it."""
+    changed = dataclasses.replace(keeper, output=absorbed.output, **settings)  # type: ignore[arg-type]
+    rewritten = tuple(
+        changed if op.name == keeper.name else op for op in program if op.name != absorbed.name
+    )
+    return program.replace(ops=rewritten)
+
+
+def fold_outputs(program: Program) -> Rewritten:
+    """Take a final softmax or sigmoid out of the program, so that a loss can be computed from logits."""
+    changes = []
+    outputs = list(program.outputs)
+    for index, output in enumerate(outputs):
+        op = program.producer(output.value)
+        if (
+            isinstance(op, ops.Activate)
+            and _gives_logits(op, program)
+            and not program.readers(op.output)
+            and sum(other.value == output.value for other in outputs) == 1
+        ):
+            outputs[index] = Output(op.inputs[0], op.activation)
+            program = program.replace(
+                ops=tuple(other for other in program if other.name != op.name), outputs=tuple(outputs)
+            )
+            changes.append(f"{op.activation} of {op.name}")
+    return program, changes
+
+
+def _gives_logits(op: ops.Activate, program: Program) -> bool:
+    if op.activation.name == "sigmoid":
+        return True
+    last = program.value(op.output).rank - 1
+    return op.activation.name == "softmax" and op.activation.arguments.get("axis", -1) in (-1, last)
+
+
+def fold_dropout_scales(program: Program) -> Rewritten:
+    """Let a matrix product scale its few results in place of the dropout before scaling its many inputs."""
+    changes = []
+    for op in program:
+        if not (isinstance(op, ops.Dropout) and op.scaled and 0 < op.rate < 1):
+            continue
+        reader = _only_reader(program, op.output)
+        while isinstance(reader, ops.Flatten | ops.Reshape):
+            reader = _only_reader(program, reader.output)
+        if isinstance(reader, ops.Dense) and reader.input_scale == 1.0:
+            scale = 1.0 / keep_probability(op.rate)
+            program = _replace_ops(
+                program,
+                dataclasses.replace(op, scaled=False),
+                dataclasses.replace(reader, input_scale=scale),
+            )
+            changes.append(f"× {scale:.4g} of {op.name} into {reader.name}")
+    return program, changes
+
+
+def _replace_ops(program: Program, *changed: Op) -> Program:
+    by_name = {op.name: op for op in changed}
+    return program.replace(ops=tuple(by_name.get(op.name, op) for op in program))
+
+
+def _only_reader(program: Program, name: str) -> Op | None:
+    """Return the op that alone reads a value which is no output; None where there are others, or none."""
+    readers = program.readers(name)
+    return readers[0] if len(readers) == 1 and not program.is_output(name) else None

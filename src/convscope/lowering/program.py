@@ -177,11 +177,15 @@ class Conv2D(Op):
 
 @dataclass(frozen=True, kw_only=True)
 class Dense(Op):
-    """A matrix product over the last axis; the kernel is ``(in, out)``."""
+    """A matrix product over the last axis; the kernel is ``(in, out)``.
+
+    ``input_scale`` multiplies the product in training: the scale of a dropout before.
+    """
 
     kernel: str
     kernel_shape: tuple[int, int]
     bias: str | None = None
+    input_scale: float = 1.0
     activation: Activation | None = None
     folded: BatchNormalization | None = None
     compute: Compute = field(default_factory=Compute)
@@ -283,11 +287,13 @@ class Dropout(Op):
     """Sets a share of the elements, or of whole channels (``noise_shape`` with ones), to zero in training.
 
     ``stream`` numbers the dropouts of a program: masks depend on it, on the seed and on the step alone.
+    ``scaled`` says whether what is kept is scaled here, or by the matrix product that follows.
     """
 
     rate: float
     stream: int
     noise_shape: tuple[int | None, ...] | None = None
+    scaled: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,148 +1,25 @@
-"""How each op runs on torch: one short function per op type returns a callable that only executes.
+"""How each of the lighter ops runs on torch: one short function per op type returns a callable that only executes.
 
-Images keep Keras's axis order; a convolution sees them through ``permute``, a view, so that a batch that is
-contiguous in (n, h, w, c) is torch's channels_last without a copy.
+Images keep Keras's axis order; where torch wants its own, it sees them through ``permute``, a view, so that a batch
+that is contiguous in (n, h, w, c) is torch's channels_last without a copy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  the name that torch's own documentation uses
 
 from convscope.lowering import program as ops
 from convscope.lowering.activations import activation_function
-from convscope.lowering.masks import MaskSource, mix
-from convscope.lowering.program import DataFormat, Pair
-from convscope.lowering.shapes import same_padding
-
-if TYPE_CHECKING:
-    from convscope.lowering.emit import LoweredNetwork
-
-Tensor = torch.Tensor
+from convscope.lowering.masks import mix
+from convscope.lowering.runners import Host, Runner, Step, Tensor, emits, to_keras_order, to_torch_order
 
 
-@dataclass
-class Step:
-    """What one pass through the network knows: its mode, its random numbers, the losses it met."""
-
-    training: bool
-    seed: int = 0
-    number: int = 0
-    losses: list[Tensor] = field(default_factory=list)
-
-
-Runner = Callable[..., Any]
-_EMITTERS: dict[type[ops.Op], Callable[[Any, Any], Runner]] = {}
-_T = TypeVar("_T", bound=Callable[..., Runner])
-
-
-def runner_of(op: ops.Op, network: LoweredNetwork) -> Runner:
-    """Return a callable ``(step, *tensors) → tensor`` that computes the op on a network's weights."""
-    return _EMITTERS[type(op)](op, network)
-
-
-def _emits(kind: type[ops.Op]) -> Callable[[_T], _T]:
-    def register(function: _T) -> _T:
-        _EMITTERS[kind] = function
-        return function
-
-    return register
-
-
-def to_torch_order(x: Tensor, data_format: DataFormat) -> Tensor:
-    """View images in torch's axis order."""
-    return x if data_format == "channels_first" else x.permute(0, 3, 1, 2)  # (n, c, h, w)
-
-
-def to_keras_order(x: Tensor, data_format: DataFormat) -> Tensor:
-    """View images that are in torch's axis order in the model's."""
-    return x if data_format == "channels_first" else x.permute(0, 2, 3, 1)  # (n, h, w, c)
-
-
-def _padding(image: Tensor, op: ops.Conv2D | ops.Pool2D, window: Pair, dilation: Pair = (1, 1)) -> tuple[Pair, Pair]:
-    if op.padding == "valid":
-        return (0, 0), (0, 0)
-    height, width = (
-        same_padding(length, size, stride, step)
-        for length, size, stride, step in zip(image.shape[2:], window, op.strides, dilation, strict=True)
-    )
-    return height, width
-
-
-@_emits(ops.Conv2D)
-def _conv2d(op: ops.Conv2D, network: LoweredNetwork) -> Runner:
-    window = (op.kernel_shape[0], op.kernel_shape[1])
-    activate = activation_function(op.activation) if op.activation else None
-    dtype = getattr(torch, op.compute.precision)
-    last = op.compute.layout == "channels_last"
-    layout = torch.channels_last if last else torch.contiguous_format
-
-    def prepare() -> tuple[Tensor, Tensor | None]:
-        kernel, bias = _folded(op, network)
-        if op.depthwise:
-            kernel = kernel.reshape(*window, 1, op.filters)
-        kernel = kernel.permute(3, 2, 0, 1)  # (out, in, k, k)
-        return kernel.to(dtype).contiguous(memory_format=layout), None if bias is None else bias.to(dtype)
-
-    def run(step: Step, x: Tensor) -> Tensor:
-        del step
-        kernel, bias = network.prepared(op, prepare)
-        image = to_torch_order(x.to(dtype), op.data_format)
-        rows, columns = _padding(image, op, window, op.dilation)
-        if rows[0] != rows[1] or columns[0] != columns[1]:
-            image = F.pad(image, (*columns, *rows))
-            rows = columns = (0, 0)
-        image = image.contiguous(memory_format=layout)
-        result = torch.conv2d(image, kernel, bias, op.strides, (rows[0], columns[0]), op.dilation, op.groups)
-        return to_keras_order(activate(result) if activate else result, op.data_format)
-
-    return run
-
-
-@_emits(ops.Dense)
-def _dense(op: ops.Dense, network: LoweredNetwork) -> Runner:
-    activate = activation_function(op.activation) if op.activation else None
-    dtype = getattr(torch, op.compute.precision)
-
-    def prepare() -> tuple[Tensor, Tensor | None]:
-        kernel, bias = _folded(op, network)
-        return kernel.to(dtype), None if bias is None else bias.to(dtype)
-
-    def run(step: Step, x: Tensor) -> Tensor:
-        del step
-        kernel, bias = network.prepared(op, prepare)
-        rows = x.to(dtype).reshape(-1, kernel.shape[0])
-        result = rows @ kernel if bias is None else torch.addmm(bias, rows, kernel)
-        result = activate(result) if activate else result
-        return result.view(*x.shape[:-1], -1)
-
-    return run
-
-
-def _folded(op: ops.Conv2D | ops.Dense, network: LoweredNetwork) -> tuple[Tensor, Tensor | None]:
-    """Return kernel and bias in Keras's layout, a folded normalization multiplied in."""
-    kernel = network.tensor(op.kernel)
-    bias = None if op.bias is None else network.tensor(op.bias)
-    norm = op.folded
-    if norm is None:
-        return kernel, bias
-    mean, variance = network.tensor(norm.moving_mean), network.tensor(norm.moving_variance)
-    scale = torch.rsqrt(variance + norm.epsilon)
-    if norm.gamma is not None:
-        scale = scale * network.tensor(norm.gamma)
-    offset = (bias - mean if bias is not None else -mean) * scale
-    if norm.beta is not None:
-        offset = offset + network.tensor(norm.beta)
-    shaped = scale.view(op.kernel_shape[2:]) if isinstance(op, ops.Conv2D) and op.depthwise else scale
-    return kernel * shaped, offset
-
-
-@_emits(ops.BatchNormalization)
-def _batch_normalization(op: ops.BatchNormalization, network: LoweredNetwork) -> Runner:
+@emits(ops.BatchNormalization)
+def _batch_normalization(op: ops.BatchNormalization, network: Host) -> Runner:
     def run(step: Step, x: Tensor) -> Tensor:
         gamma = None if op.gamma is None else network.tensor(op.gamma)
         beta = None if op.beta is None else network.tensor(op.beta)
@@ -173,8 +50,8 @@ def _update_statistics(
         variance.lerp_(biased, 1.0 - op.momentum)
 
 
-@_emits(ops.LayerNormalization)
-def _layer_normalization(op: ops.LayerNormalization, network: LoweredNetwork) -> Runner:
+@emits(ops.LayerNormalization)
+def _layer_normalization(op: ops.LayerNormalization, network: Host) -> Runner:
     def run(step: Step, x: Tensor) -> Tensor:
         del step
         gamma = None if op.gamma is None else network.tensor(op.gamma)
@@ -194,15 +71,15 @@ def _layer_normalization(op: ops.LayerNormalization, network: LoweredNetwork) ->
     return run
 
 
-@_emits(ops.Activate)
-def _activate(op: ops.Activate, network: LoweredNetwork) -> Runner:
+@emits(ops.Activate)
+def _activate(op: ops.Activate, network: Host) -> Runner:
     del network
     function = activation_function(op.activation)
     return lambda step, x: function(x)
 
 
-@_emits(ops.PRelu)
-def _prelu(op: ops.PRelu, network: LoweredNetwork) -> Runner:
+@emits(ops.PRelu)
+def _prelu(op: ops.PRelu, network: Host) -> Runner:
     def run(step: Step, x: Tensor) -> Tensor:
         del step
         return torch.relu(x) - network.tensor(op.alpha).to(x.dtype) * torch.relu(-x)
@@ -210,43 +87,8 @@ def _prelu(op: ops.PRelu, network: LoweredNetwork) -> Runner:
     return run
 
 
-@_emits(ops.Pool2D)
-def _pool2d(op: ops.Pool2D, network: LoweredNetwork) -> Runner:
-    del network
-    activate = activation_function(op.activation) if op.activation else None
-    pool = _max_pool if op.mode == "max" else _average_pool
-
-    def run(step: Step, x: Tensor) -> Tensor:
-        del step
-        image = to_torch_order(x, op.data_format)
-        result = pool(op, image, *_padding(image, op, op.pool))
-        return to_keras_order(activate(result) if activate else result, op.data_format)
-
-    return run
-
-
-def _max_pool(op: ops.Pool2D, image: Tensor, rows: Pair, columns: Pair) -> Tensor:
-    if rows[0] != rows[1] or columns[0] != columns[1]:
-        image = F.pad(image, (*columns, *rows), value=float("-inf"))
-        rows = columns = (0, 0)
-    return F.max_pool2d(image, op.pool, op.strides, (rows[0], columns[0]))
-
-
-def _average_pool(op: ops.Pool2D, image: Tensor, rows: Pair, columns: Pair) -> Tensor:
-    lopsided = rows[0] != rows[1] or columns[0] != columns[1]
-    if not lopsided:
-        return F.avg_pool2d(image, op.pool, op.strides, (rows[0], columns[0]), count_include_pad=False)
-    if op.edge == "replicate":
-        return F.avg_pool2d(F.pad(image, (*columns, *rows), mode="replicate"), op.pool, op.strides)
-    counted = torch.ones_like(image[:1, :1])
-    total, count = (
-        F.avg_pool2d(F.pad(part, (*columns, *rows)), op.pool, op.strides) for part in (image, counted)
-    )
-    return total / count
-
-
-@_emits(ops.GlobalPool2D)
-def _global_pool2d(op: ops.GlobalPool2D, network: LoweredNetwork) -> Runner:
+@emits(ops.GlobalPool2D)
+def _global_pool2d(op: ops.GlobalPool2D, network: Host) -> Runner:
     del network
     axes = (1, 2) if op.data_format == "channels_last" else (2, 3)
     if op.mode == "average":
@@ -254,29 +96,8 @@ def _global_pool2d(op: ops.GlobalPool2D, network: LoweredNetwork) -> Runner:
     return lambda step, x: x.amax(axes, keepdim=op.keepdims)
 
 
-@_emits(ops.Dropout)
-def _dropout(op: ops.Dropout, network: LoweredNetwork) -> Runner:
-    sources: dict[tuple[Any, ...], MaskSource] = {}
-
-    def run(step: Step, x: Tensor) -> Tensor:
-        if not step.training:
-            return x
-        if op.rate >= 1.0:
-            return torch.zeros_like(x)
-        noise = op.noise_shape or (None,) * x.dim()
-        shape = tuple(size if wanted is None else wanted for size, wanted in zip(x.shape, noise, strict=True))
-        key = (shape, x.device)
-        if key not in sources:
-            sources[key] = MaskSource(op.rate, shape, x.device)
-        source = sources[key]
-        kept = source.keep(mix(step.seed, step.number, op.stream))
-        return torch.where(kept, x * (1.0 / source.keep_probability), 0.0)
-
-    return run
-
-
-@_emits(ops.Flatten)
-def _flatten(op: ops.Flatten, network: LoweredNetwork) -> Runner:
+@emits(ops.Flatten)
+def _flatten(op: ops.Flatten, network: Host) -> Runner:
     del network
 
     def run(step: Step, x: Tensor) -> Tensor:
@@ -288,22 +109,22 @@ def _flatten(op: ops.Flatten, network: LoweredNetwork) -> Runner:
     return run
 
 
-@_emits(ops.Reshape)
-def _reshape(op: ops.Reshape, network: LoweredNetwork) -> Runner:
+@emits(ops.Reshape)
+def _reshape(op: ops.Reshape, network: Host) -> Runner:
     del network
     return lambda step, x: x.reshape(x.shape[0], *op.target)
 
 
-@_emits(ops.ZeroPad2D)
-def _zero_pad2d(op: ops.ZeroPad2D, network: LoweredNetwork) -> Runner:
+@emits(ops.ZeroPad2D)
+def _zero_pad2d(op: ops.ZeroPad2D, network: Host) -> Runner:
     del network
     rows, columns = op.amounts
     amounts = (0, 0, *columns, *rows) if op.data_format == "channels_last" else (*columns, *rows)
     return lambda step, x: F.pad(x, amounts)
 
 
-@_emits(ops.Crop2D)
-def _crop2d(op: ops.Crop2D, network: LoweredNetwork) -> Runner:
+@emits(ops.Crop2D)
+def _crop2d(op: ops.Crop2D, network: Host) -> Runner:
     del network
     (top, bottom), (left, right) = op.amounts
 
@@ -316,8 +137,8 @@ def _crop2d(op: ops.Crop2D, network: LoweredNetwork) -> Runner:
     return run
 
 
-@_emits(ops.UpSample2D)
-def _up_sample2d(op: ops.UpSample2D, network: LoweredNetwork) -> Runner:
+@emits(ops.UpSample2D)
+def _up_sample2d(op: ops.UpSample2D, network: Host) -> Runner:
     del network
     settings: dict[str, Any] = {"mode": op.interpolation}
     if op.interpolation == "bilinear":
@@ -342,8 +163,8 @@ _MERGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-@_emits(ops.Merge)
-def _merge(op: ops.Merge, network: LoweredNetwork) -> Runner:
+@emits(ops.Merge)
+def _merge(op: ops.Merge, network: Host) -> Runner:
     del network
     combine = _MERGES[op.mode]
 
@@ -368,14 +189,14 @@ def _same_rank(tensors: Sequence[Tensor]) -> list[Tensor]:
     ]
 
 
-@_emits(ops.Concatenate)
-def _concatenate(op: ops.Concatenate, network: LoweredNetwork) -> Runner:
+@emits(ops.Concatenate)
+def _concatenate(op: ops.Concatenate, network: Host) -> Runner:
     del network
     return lambda step, *tensors: torch.cat(tensors, dim=op.axis)
 
 
-@_emits(ops.Affine)
-def _affine(op: ops.Affine, network: LoweredNetwork) -> Runner:
+@emits(ops.Affine)
+def _affine(op: ops.Affine, network: Host) -> Runner:
     shape = op.constant_shape
     constants = [torch.tensor(numbers, dtype=torch.float32).reshape(shape) for numbers in (op.scale, op.offset)]
 
@@ -389,8 +210,8 @@ def _affine(op: ops.Affine, network: LoweredNetwork) -> Runner:
     return run
 
 
-@_emits(ops.KerasCall)
-def _keras_call(op: ops.KerasCall, network: LoweredNetwork) -> Runner:
+@emits(ops.KerasCall)
+def _keras_call(op: ops.KerasCall, network: Host) -> Runner:
     def run(step: Step, *tensors: Tensor) -> Any:
         named = {
             name: tensor.float() if tensor.is_floating_point() else tensor
@@ -417,8 +238,8 @@ def _keras_call(op: ops.KerasCall, network: LoweredNetwork) -> Runner:
     return run
 
 
-@_emits(ops.ActivityLoss)
-def _activity_loss(op: ops.ActivityLoss, network: LoweredNetwork) -> Runner:
+@emits(ops.ActivityLoss)
+def _activity_loss(op: ops.ActivityLoss, network: Host) -> Runner:
     del network
 
     def run(step: Step, x: Tensor) -> None:
