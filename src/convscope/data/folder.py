@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from convscope.data.findings import Finding, count
-from convscope.data.images import FORMATS, HEAD, SUFFIXES, sniff
+from convscope.data.kinds import FORMATS, HEAD, SUFFIXES, sniff
 from convscope.data.names import Names, printable
 from convscope.data.source import (
     PART_NAMES,

@@ -19,24 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from convscope.data.kinds import FORMATS, HEAD, sniff
 from convscope.errors import DataError, sentence
 
-# Pillow's name of each format → the endings that its files go by.
-FORMATS = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
-    "PNG": (".png", ".apng"),
-    "WEBP": (".webp",),
-    "BMP": (".bmp", ".dib"),
-    "GIF": (".gif",),
-    "TIFF": (".tif", ".tiff"),
-}
-SUFFIXES = {suffix: name for name, suffixes in FORMATS.items() for suffix in suffixes}
 # A photograph of 8,000×8,000; decoded it takes 192 MB.
 PIXEL_CAP = 64_000_000
 BYTE_CAP = 512 * 2**20
-# Enough to tell what a file is.
-HEAD = 512
-
 # What can be odd about an image that is used all the same.
 TRAITS = ("animated", "cmyk", "sixteen_bit", "rotated", "transparent")
 
@@ -52,18 +40,6 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# What else people and crawlers name like an image, told by how it begins.
-_OTHER_KINDS = (
-    (b"%!PS", "an EPS drawing"),
-    (b"\xc5\xd0\xd3\xc6", "an EPS drawing"),
-    (b"%PDF", "a PDF document"),
-    (b"PK\x03\x04", "a ZIP archive"),
-    (b"\x1f\x8b", "a gzip archive"),
-    (b"8BPS", "a Photoshop document"),
-    (b"\x00\x00\x01\x00", "an icon"),
-)
-_MARKUP = ((b"<!doctype html", "an HTML page"), (b"<html", "an HTML page"), (b"<svg", "an SVG drawing"))
-
 
 class ImageError(DataError):
     """An image that cannot be used.
@@ -71,8 +47,8 @@ class ImageError(DataError):
     Parameters
     ----------
     kind : str
-        ``empty``, ``not_an_image``, ``too_large``, ``truncated``, ``damaged``, ``unsupported`` or
-        ``unreadable``.
+        ``missing``, ``empty``, ``not_an_image``, ``too_large``, ``truncated``, ``damaged``, ``unsupported``
+        or ``unreadable``.
     message : str
         What was expected, what was found, what to do.
     found : str
@@ -111,54 +87,6 @@ class Header:
     width: int
     channels: int
     traits: tuple[str, ...]
-
-
-def sniff(head: bytes) -> str:
-    """Tell what a file is by how it begins.
-
-    Parameters
-    ----------
-    head : bytes
-        At least its first 16 bytes; ``HEAD`` of them see through leading blanks.
-
-    Returns
-    -------
-    str
-        One of ``FORMATS``, or another kind in words; empty where nothing is known.
-
-    Examples
-    --------
-    >>> sniff(b"GIF89a and so on"), sniff(b"  <!DOCTYPE html><html>"), sniff(b"hello")
-    ('GIF', 'an HTML page', '')
-    """
-    if name := _image_format(head):
-        return name
-    for magic, kind in _OTHER_KINDS:
-        if head.startswith(magic):
-            return kind
-    if head[4:8] == b"ftyp":
-        return "a HEIF image or a video"
-    opening = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    return next((kind for magic, kind in _MARKUP if opening.startswith(magic)), "")
-
-
-def _image_format(head: bytes) -> str:
-    """Name the format, if it is one of ours."""
-    if head.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        return "WEBP"
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return "GIF"
-    if head.startswith((b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")):
-        return "TIFF"
-    # Two letters are little; the size of the header that follows them tells a bitmap from a text.
-    bitmap = head.startswith(b"BM") and head[14:18] in {
-        bytes([size, 0, 0, 0]) for size in (12, 40, 52, 56, 64, 108, 124)
-    }
-    return "BMP" if bitmap else ""
 
 
 @contextmanager
@@ -207,6 +135,8 @@ def read_bytes(path: Path | str, source: str) -> bytes:
             raise _refusal("too_large", source, found, f"An image may have {BYTE_CAP // 2**20} MB.")
         with open(path, "rb") as file:  # noqa: PTH123  as above
             return file.read()
+    except FileNotFoundError as error:
+        raise _refusal("missing", source, "no such file", "Check its path.") from error
     except OSError as error:
         raise _refusal("unreadable", source, error.strerror or str(error)) from error
 
@@ -234,7 +164,7 @@ def read_image(path: Path | str) -> NDArray[np.uint8]:
     >>> read_image("no/such.png")
     Traceback (most recent call last):
         ...
-    convscope.data.images.ImageError: Expected no/such.png to be an image, got No such file or directory.
+    convscope.data.images.ImageError: Expected no/such.png to be an image, got no such file. Check its path.
     """
     with quiet_pillow():
         return decode(read_bytes(path, str(path)), str(path))
@@ -262,7 +192,9 @@ def read_header(raw: bytes, source: str) -> Header:
     """
     with _failures_named(raw, source), _opened(raw, source) as image:
         orientation = _orientation(image, raw)
-        width, height = image.size[::-1] if orientation >= 5 else image.size
+        # Of a TIFF Pillow gives the upright size from the beginning.
+        exchanged = orientation >= 5 and image.format != "TIFF"
+        width, height = image.size[::-1] if exchanged else image.size
         traits = _traits(image, orientation)
         return Header(_format_of(image), height, width, 1 if _is_grey(image) else 3, traits)
 
@@ -392,7 +324,12 @@ def _traits(image: Image.Image, orientation: int) -> tuple[str, ...]:
 
 
 def _is_grey(image: Image.Image) -> bool:
-    """Tell whether an image has no colours, by its mode."""
+    """Tell whether an image has no colours, by its mode or its palette."""
+    if image.mode in {"P", "PA"} and image.palette is not None:
+        colours = np.frombuffer(bytes(image.palette.palette), np.uint8)
+        width = len(image.palette.rawmode or image.palette.mode)
+        red, green, blue = colours[: len(colours) // width * width].reshape(-1, width).T[:3]
+        return bool((red == green).all() and (green == blue).all())
     return image.mode[0] in "1LIF" and image.mode != "LAB"
 
 

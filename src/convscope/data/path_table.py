@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from convscope.data.images import SUFFIXES
+from convscope.data.kinds import SUFFIXES
 from convscope.data.names import Names, printable
 from convscope.data.source import (
     PARTS,

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope.data.findings import count
-from convscope.data.images import FORMATS, TRAITS, ImageError, read_header
+from convscope.data.images import TRAITS, ImageError, read_header
+from convscope.data.kinds import FORMATS
 from convscope.data.source import ImageSource, Reader
 from convscope.errors import DataError, UsageError, sentence, unknown_name
 from convscope.preprocessing import RESIZES

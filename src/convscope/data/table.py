@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TextIO
 
-from convscope.data.images import SUFFIXES
+from convscope.data.kinds import SUFFIXES
 from convscope.data.source import part_of
 from convscope.errors import DataError, sentence
 

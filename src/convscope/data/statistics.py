@@ -1,0 +1,291 @@
+"""What training images look like, in a few numbers, so that an input that looks unlike them can be told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convscope.errors import DataError, sentence
+
+FloatArray = NDArray[np.float64]
+
+# Enough for the quantiles below; they are spread evenly over the training images.
+SAMPLE = 5_000
+CHUNK = 256
+# One training image in a thousand lies below the first of these, and one above the last.
+QUANTILES = (0.001, 0.5, 0.999)
+# How far beyond those an input may lie, as a share of the distance between them.
+MARGIN = 0.15
+# What is never noticed, whatever the training images: in grey levels, and as a share of the image.
+LEVELS, SHARES = 3.0, 0.02
+# An image of one grey level, give or take what a JPEG adds.
+FLAT = 0.2
+# Of the brightness that nearly every training image reaches: below this, the numbers have another range.
+FAR_TOO_DARK = 0.5
+
+FEATURES = {
+    "brightness": LEVELS,  # mean grey level
+    "contrast": LEVELS,  # standard deviation of the grey levels
+    "darkest": LEVELS,  # 2nd percentile
+    "brightest": LEVELS,  # 98th percentile
+    "border": LEVELS,  # mean of the outermost pixels
+    "sharpness": LEVELS,  # mean difference of neighbouring pixels
+    "row": SHARES,  # centre of what stands out from the border, from 0 (top) to 1
+    "column": SHARES,  # the same, from 0 (left) to 1
+    "spread": SHARES,  # root mean square distance from that centre, as a share of the image's size
+    "colour": LEVELS,  # mean range over the channels
+}
+_NAMES = tuple(FEATURES)
+_TONES = ("brightness", "darkest", "brightest", "border")
+
+
+@dataclass(frozen=True)
+class TrainingStatistics:
+    """The range of each of a few features over the training images.
+
+    Attributes
+    ----------
+    images : int
+        How many training images there were.
+    ranges : dict of str to tuple of three float
+        For each of ``FEATURES``: one image in a thousand lies below the first value, half below the second,
+        all but one in a thousand below the third.
+
+    Examples
+    --------
+    >>> images = np.zeros((50, 8, 8, 1), np.uint8)
+    >>> images[:, 2:6, 2:6] = 200  # light squares on dark ground
+    >>> statistics = TrainingStatistics.fit(images)
+    >>> statistics.oddities(images[:1])
+    [()]
+    >>> print(statistics.oddities(255 - images[:1])[0][0])
+    inverted: its border is at grey level 255, that of training images at 0 to 0; it would fit as 255 − pixel
+    """
+
+    images: int
+    ranges: Mapping[str, tuple[float, float, float]]
+
+    @classmethod
+    def fit(cls, images: NDArray[np.uint8]) -> TrainingStatistics:
+        """Measure training images, or an even sample of them.
+
+        Parameters
+        ----------
+        images : ndarray of shape (n, h, w, c), uint8
+            At least one, in the size that the network takes.
+
+        Returns
+        -------
+        TrainingStatistics
+
+        Raises
+        ------
+        DataError
+            If there is no image.
+        """
+        if len(images) == 0:
+            raise DataError(sentence("at least one training image", "none"))
+        chosen = np.unique(np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).astype(np.int64))
+        parts = [measure(images[chosen[start : start + CHUNK]]) for start in range(0, len(chosen), CHUNK)]
+        values = {name: np.concatenate([part[name] for part in parts]) for name in _NAMES}
+        ranges = {name: _quantiles(column) for name, column in values.items()}
+        return cls(len(images), ranges)
+
+    def oddities(self, images: NDArray[np.uint8]) -> list[tuple[str, ...]]:
+        """Say what about each image is unlike the training images.
+
+        Parameters
+        ----------
+        images : ndarray of shape (n, h, w, c), uint8
+            In the size that the network takes.
+
+        Returns
+        -------
+        list of n tuples of str
+            Sentences without a full stop, the most telling first; empty for an image like any other.
+        """
+        upright, inverted = measure(images), measure(255 - images)
+        return [
+            self._judge(
+                {name: float(upright[name][index]) for name in _NAMES},
+                {name: float(inverted[name][index]) for name in _NAMES},
+            )
+            for index in range(len(images))
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the statistics as JSON values."""
+        return {"images": self.images, "ranges": {name: list(values) for name, values in self.ranges.items()}}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> TrainingStatistics:
+        """Read what ``to_json`` gave.
+
+        Raises
+        ------
+        DataError
+            If something is missing or impossible.
+
+        Examples
+        --------
+        >>> statistics = TrainingStatistics.fit(np.zeros((1, 8, 8, 1), np.uint8))
+        >>> TrainingStatistics.from_json(statistics.to_json()) == statistics
+        True
+        """
+        try:
+            images = int(value["images"])
+            ranges = {name: tuple(float(bound) for bound in value["ranges"][name]) for name in _NAMES}
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise DataError(sentence("statistics of training images", repr(error))) from error
+        for name, bounds in ranges.items():
+            if len(bounds) != len(QUANTILES) or not np.isfinite(bounds).all():
+                raise DataError(sentence(f"three bounds for {name} in the training statistics", bounds))
+        return cls(images, {name: (low, mid, high) for name, (low, mid, high) in ranges.items()})
+
+    def _bounds(self, name: str) -> tuple[float, float]:
+        """Give the values between which an input looks like a training image."""
+        low, _, high = self.ranges[name]
+        margin = MARGIN * (high - low) + FEATURES[name]
+        return low - margin, high + margin
+
+    def _side(self, name: str, values: Mapping[str, float]) -> int:
+        """Tell whether a value is too low (−1), too high (1) or neither."""
+        low, high = self._bounds(name)
+        return int(values[name] > high) - int(values[name] < low)
+
+    def _judge(self, values: Mapping[str, float], inverted: Mapping[str, float]) -> tuple[str, ...]:
+        """Name what is odd about one image; one cause is named once."""
+        if any(self._side(name, values) for name in _TONES) and not any(
+            self._side(name, inverted) for name in _TONES
+        ):
+            return (f"inverted: {self._compare('border', values)}; it would fit as 255 − pixel",)
+        if self._side("contrast", values) < 0 and values["contrast"] < FLAT:
+            return (f"empty: {self._compare('contrast', values)}",)
+        if values["brightest"] < FAR_TOO_DARK * self.ranges["brightest"][0]:
+            return (f"wrong range: {self._compare('brightest', values)}; scale its pixels to 0 … 255",)
+        sides = {name: self._side(name, values) for name in _NAMES}
+        found = []
+        if sides["row"] or sides["column"]:
+            name = "row" if sides["row"] else "column"
+            found.append(f"off-centre: {self._compare(name, values)}")
+        for name, (below, above) in _WORDS.items():
+            if sides[name]:
+                found.append(f"{below if sides[name] < 0 else above}: {self._compare(name, values)}")
+        return tuple(found)
+
+    def _compare(self, name: str, values: Mapping[str, float]) -> str:
+        """Hold a value of the image against those of training images."""
+        low, _, high = self.ranges[name]
+        scale, unit = (1, "") if FEATURES[name] == LEVELS else (100, " %")
+        subject = _SUBJECTS[name]
+        numbers = [f"{value * scale:.0f}{unit}" for value in (values[name], low, high)]
+        return f"{subject} {numbers[0]}, that of training images at {numbers[1]} to {numbers[2]}"
+
+
+# What is said when a feature is too low, and when it is too high; the first ones are the most telling.
+_WORDS = {
+    "spread": ("small", "large or scattered"),
+    "colour": ("colourless", "colourful"),
+    "brightness": ("dark", "bright"),
+    "border": ("dark border", "bright border"),
+    "darkest": ("deep shadows", "washed out"),
+    "brightest": ("dim", "glaring"),
+    "contrast": ("low contrast", "high contrast"),
+    "sharpness": ("blurred", "rough"),
+}
+_SUBJECTS = {
+    "brightness": "its mean is at grey level",
+    "contrast": "the standard deviation of its grey levels is",
+    "darkest": "its darkest part is at grey level",
+    "brightest": "its brightest part is at grey level",
+    "border": "its border is at grey level",
+    "sharpness": "the mean difference of its neighbouring pixels is",
+    "row": "its content is centred at a height of",
+    "column": "its content is centred at a width of",
+    "spread": "the spread of its content is",
+    "colour": "the mean difference between its channels is",
+}
+
+
+def measure(images: NDArray[np.uint8]) -> dict[str, FloatArray]:
+    """Measure the features of images.
+
+    Parameters
+    ----------
+    images : ndarray of shape (n, h, w, c), uint8
+
+    Returns
+    -------
+    dict of str to ndarray of shape (n,), float64
+        A column for each of ``FEATURES``.
+
+    Examples
+    --------
+    >>> image = np.zeros((1, 10, 10, 1), np.uint8)
+    >>> image[:, :, 5:] = 100
+    >>> features = measure(image)
+    >>> features["brightness"][0], features["brightest"][0]
+    (50.0, 100.0)
+    """
+    grey = images.mean(axis=3, dtype=np.float32)  # (n, h, w, c) → (n, h, w)
+    flat = grey.reshape(len(grey), -1)  # (n, h·w)
+    last = flat.shape[1] - 1
+    low, high = round(0.02 * last), round(0.98 * last)
+    ordered = np.partition(flat, (low, high), axis=1)
+    border = _border(grey)
+    row, column, spread = _place(grey, np.median(border, axis=1))
+    colour = images.max(axis=3) - images.min(axis=3)  # (n, h, w); no overflow: the maximum is not below
+    columns = {
+        "brightness": flat.mean(axis=1),
+        "contrast": flat.std(axis=1),
+        "darkest": ordered[:, low],
+        "brightest": ordered[:, high],
+        "border": border.mean(axis=1),
+        "sharpness": _sharpness(grey),
+        "row": row,
+        "column": column,
+        "spread": spread,
+        "colour": colour.mean(axis=(1, 2)),
+    }
+    return {name: np.asarray(values, np.float64) for name, values in columns.items()}
+
+
+def _border(grey: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Give the outermost pixels, (n, h, w) → (n, pixels)."""
+    edges = (grey[:, 0], grey[:, -1], grey[:, 1:-1, 0], grey[:, 1:-1, -1])
+    return np.concatenate(edges, axis=1)  # (n, 2·w + 2·(h − 2))
+
+
+def _sharpness(grey: NDArray[np.float32]) -> FloatArray:
+    """Average the absolute difference of neighbours, down and across."""
+    down, across = np.abs(np.diff(grey, axis=1)), np.abs(np.diff(grey, axis=2))
+    means = [part.mean(axis=(1, 2)) if part.size else np.zeros(len(grey)) for part in (down, across)]
+    return np.asarray(means[0] + means[1], np.float64)
+
+
+def _place(grey: NDArray[np.float32], ground: NDArray[np.float32]) -> tuple[FloatArray, ...]:
+    """Find centre (row, column) and spread of what differs from the ground, as shares of the image's size."""
+    weights = np.abs(grey - ground[:, None, None]).astype(np.float64)  # (n, h, w)
+    total = weights.sum(axis=(1, 2))
+    rows, columns = (_positions(length) for length in grey.shape[1:])
+    by_row, by_column = weights.sum(axis=2), weights.sum(axis=1)  # (n, h), (n, w)
+    safe = np.where(total > 0, total, 1)
+    row, column = by_row @ rows / safe, by_column @ columns / safe  # (n,), (n,)
+    square = by_row @ rows**2 / safe - row**2 + by_column @ columns**2 / safe - column**2
+    spread = np.sqrt(np.maximum(square, 0))
+    # An image of one grey level has its centre in the middle.
+    return np.where(total > 0, row, 0.5), np.where(total > 0, column, 0.5), spread
+
+
+def _positions(length: int) -> FloatArray:
+    """Give the centre of each pixel between 0 and 1."""
+    return (np.arange(length) + 0.5) / length
+
+
+def _quantiles(values: FloatArray) -> tuple[float, float, float]:
+    low, middle, high = (round(float(value), 4) for value in np.quantile(values, QUANTILES))
+    return low, middle, high
