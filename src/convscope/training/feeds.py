@@ -20,6 +20,7 @@ from convscope.training.inputs import (
     Input,
     PreparedDataset,
     StreamInput,
+    first_batch,
     map_leaves,
     prepare_stream,
 )
@@ -130,7 +131,7 @@ class StreamFeed:
         device: torch.device,
         restarts: bool,
     ) -> None:
-        self._device, self._restarts = device, restarts
+        self._device, self._restarts, self._class_weight = device, restarts, class_weight
         self._source = prepare_stream(stream, seed)
         self._iterator = TorchEpochIterator(
             self._source, steps_per_epoch=steps, shuffle=False, class_weight=class_weight
@@ -144,13 +145,13 @@ class StreamFeed:
 
     def first_batch(self) -> Batch:
         """Look at a batch before training begins, as Keras does to learn the shapes."""
+        if isinstance(self._source, PreparedDataset):
+            return self._unpack(first_batch(self._source, self._class_weight))
         for _, _, data in self._iterator:
             batch = self._unpack(data[0])
-            break
-        else:
-            raise UsageError(sentence("at least one batch", "none"))
-        self._iterator.reset()
-        return batch
+            self._iterator.reset()
+            return batch
+        raise UsageError(sentence("at least one batch", "none"))
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Give the batches of one epoch, from one of its steps on."""
@@ -244,7 +245,7 @@ def _as_tensor(leaf: NDArray[Any] | torch.Tensor) -> torch.Tensor:
 
 def _take(leaf: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     taken = leaf.index_select(0, rows.to(leaf.device))
-    return taken.float() if taken.dtype is torch.float64 else taken
+    return taken.float() if taken.dtype in (torch.float64, torch.bool) else taken
 
 
 def _move_if_small(parts: list[Any], device: torch.device) -> list[Any]:

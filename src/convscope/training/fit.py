@@ -248,7 +248,7 @@ def _check_arguments(
         raise UsageError(sentence("a compiled model", "one without a loss", "Call model.compile first."))
     _check_names(engine, precision)
     if on_divergence not in ("continue", "raise"):
-        raise unknown_name("answer to divergence", on_divergence, ("continue", "raise"))
+        raise unknown_name("on_divergence setting", on_divergence, ("continue", "raise"))
     require_count("epochs", epochs, 1)
     require_count("initial_epoch", initial_epoch, 0)
 

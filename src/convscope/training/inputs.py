@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import keras
 import numpy as np
 import torch
+from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
 from numpy.typing import NDArray
 
 from convscope.errors import UsageError, sentence
@@ -173,6 +174,15 @@ class PreparedDataset(keras.utils.PyDataset):  # type: ignore[misc]  # Keras is 
     def on_epoch_end(self) -> None:
         """Tell the user's dataset."""
         self._dataset.on_epoch_end()
+
+
+def first_batch(dataset: PreparedDataset, class_weight: Mapping[int, float] | None) -> Any:
+    """Read the first batch of a dataset without starting its workers.
+
+    Keras's own look at the first batch leaves what the workers had read ahead in their queue, and the epoch
+    that follows begins with it.
+    """
+    return PyDatasetAdapter(keras.utils.PyDataset(), class_weight)._standardize_batch(dataset[0])
 
 
 def preprocess_batch(batch: Any, preprocess: ImagePreprocess | None) -> Any:

@@ -22,6 +22,8 @@ from convscope.training.inputs import (
     Input,
     PreparedDataset,
     StreamInput,
+    first_batch,
+    map_leaves,
     prepare_stream,
     read_input,
 )
@@ -53,6 +55,8 @@ def run(request: FitRequest) -> keras.callbacks.History:
     first_epoch = _first_epoch(request)
     train = _training_batches(request)
     conductor = _Conductor(request, train, first_epoch)
+    if isinstance(train, PreparedDataset):
+        request.model._symbolic_build(data_batch=_shapes(first_batch(train, request.class_weight)))
     with _own_randomness(request.seeded):
         return request.model.fit(
             x=train,
@@ -189,6 +193,11 @@ def _own_randomness(seeded: bool) -> Iterator[None]:
         return
     with torch.random.fork_rng():
         yield
+
+
+def _shapes(batch: Any) -> tuple[Any, Any, Any]:
+    x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
+    return tuple(map_leaves(np.asarray, part) for part in (x, y, weight))
 
 
 def _first_epoch(request: FitRequest) -> int:

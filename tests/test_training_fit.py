@@ -1,0 +1,643 @@
+"""The fast engine behind ``fit``, held against Keras's own ``fit``."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+import torch
+from training_cases import (
+    CLASSES,
+    assert_close,
+    assert_same_history,
+    identical,
+    images,
+    network,
+    optimizer_values,
+    weights,
+)
+
+import convscope
+from convscope.errors import LoweringError, UnknownNameError, UsageError
+from convscope.training.events import Notice, TrainBegin
+
+X, Y = images()
+LABELS = Y.argmax(axis=1)
+SETTINGS = {"batch_size": 16, "epochs": 2, "verbose": 0, "seed": 7}
+
+
+def fit_fast(model, x=X, y=Y, **arguments):
+    return convscope.fit(model, x, y, engine="fast", precision="float32", **(SETTINGS | arguments))
+
+
+def fit_both(make, x=X, y=Y, **arguments):
+    """Train the same network with both engines; float32 and the same order."""
+    fast, slow = make(), make()
+    ours = fit_fast(fast, x, y, **arguments)
+    theirs = convscope.fit(slow, x, y, engine="keras", **(SETTINGS | arguments))
+    return fast, slow, ours, theirs
+
+
+def assert_both_agree(make, x=X, y=Y, tolerance=1e-5, **arguments):
+    fast, slow, ours, theirs = fit_both(make, x, y, **arguments)
+    assert_same_history(ours, theirs, tolerance)
+    assert_close(weights(fast), weights(slow), tolerance)
+    assert_close(optimizer_values(fast), optimizer_values(slow), 10 * tolerance)
+
+
+def test_equals_keras_fit_itself_without_shuffling():
+    fast, slow = network(optimizer="adam"), network(optimizer="adam")
+    ours = fit_fast(fast, shuffle=False, validation_split=0.2)
+    theirs = slow.fit(X, Y, batch_size=16, epochs=2, verbose=0, shuffle=False, validation_split=0.2)
+    assert_same_history(ours, theirs)
+    assert_close(weights(fast), weights(slow))
+    assert ours.epoch == theirs.epoch
+    assert fast.history is ours
+
+
+LOSSES = {
+    "categorical": ({}, Y),
+    "categorical-smoothed": ({"loss": keras.losses.CategoricalCrossentropy(label_smoothing=0.1)}, Y),
+    "categorical-logits": (
+        {"last": None, "loss": keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.2)},
+        Y,
+    ),
+    "sparse": ({"loss": "sparse_categorical_crossentropy"}, LABELS),
+    "sparse-column": ({"loss": "sparse_categorical_crossentropy"}, LABELS[:, None].astype(np.float32)),
+    "sparse-logits": (
+        {"last": None, "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True)},
+        LABELS,
+    ),
+    "crossentropy-by-shape": ({"loss": "crossentropy"}, LABELS),
+    "binary": (
+        {"last": "sigmoid", "units": 1, "loss": "binary_crossentropy"},
+        (LABELS > 2).astype(np.float32),
+    ),
+    "binary-column": (
+        {"last": "sigmoid", "units": 1, "loss": keras.losses.BinaryCrossentropy(label_smoothing=0.1)},
+        (LABELS > 2).astype(np.float32)[:, None],
+    ),
+    "binary-logits": (
+        {"last": None, "units": 1, "loss": keras.losses.BinaryCrossentropy(from_logits=True), "metrics": ()},
+        (LABELS > 2).astype(np.float32)[:, None],
+    ),
+    "binary-many": ({"last": "sigmoid", "loss": "binary_crossentropy"}, Y),
+    "summed": ({"loss": keras.losses.CategoricalCrossentropy(reduction="sum"), "optimizer": "adam"}, Y),
+    "weighted": ({"loss_weights": [0.3]}, Y),
+    "mse-through-keras": ({"loss": "mse"}, Y),
+    "softmax-and-mae": ({"loss": keras.losses.MeanAbsoluteError()}, Y),
+    "function": ({"loss": lambda y, p: keras.ops.mean(keras.ops.abs(y - p) ** 3, axis=-1)}, Y),
+    "sigmoid-and-categorical": ({"last": "sigmoid"}, Y),
+    "focal": ({"loss": "categorical_focal_crossentropy"}, Y),
+}
+
+
+@pytest.mark.parametrize(("arguments", "y"), LOSSES.values(), ids=LOSSES.keys())
+def test_losses_equal_keras(arguments, y):
+    assert_both_agree(lambda: network(**arguments), y=y, validation_split=0.2, tolerance=2e-5)
+
+
+METRICS = {
+    "several": (
+        {"metrics": ["accuracy", keras.metrics.TopKCategoricalAccuracy(2), "mse", keras.metrics.AUC(20)]},
+        Y,
+    ),
+    "none": ({"metrics": []}, Y),
+    "weighted": ({"metrics": ["accuracy"], "weighted_metrics": ["accuracy", "mae"]}, Y),
+    "weighted-accuracy": ({"weighted_metrics": [keras.metrics.CategoricalAccuracy(name="share")]}, Y),
+    "sparse-top": (
+        {
+            "loss": "sparse_categorical_crossentropy",
+            "metrics": [keras.metrics.SparseTopKCategoricalAccuracy(2)],
+        },
+        LABELS,
+    ),
+    "threshold": (
+        {
+            "last": "sigmoid",
+            "units": 1,
+            "loss": "binary_crossentropy",
+            "metrics": [keras.metrics.BinaryAccuracy(threshold=0.4), keras.metrics.Precision()],
+        },
+        (LABELS > 2).astype(np.float32)[:, None],
+    ),
+    "low-threshold-alone": (
+        {
+            "last": "sigmoid",
+            "units": 1,
+            "loss": "binary_crossentropy",
+            "metrics": [keras.metrics.BinaryAccuracy(threshold=0.4)],
+        },
+        (LABELS > 2).astype(np.float32)[:, None],
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "y"), METRICS.values(), ids=METRICS.keys())
+def test_metrics_equal_keras(arguments, y):
+    weight = np.linspace(0.5, 2, len(X)).astype(np.float32)
+    fast, slow = network(**arguments), network(**_renewed(arguments))
+    options = SETTINGS | {"sample_weight": weight, "validation_data": (X[:20], y[:20], weight[:20])}
+    ours = convscope.fit(fast, X, y, engine="fast", precision="float32", **options)
+    theirs = convscope.fit(slow, X, y, engine="keras", **options)
+    assert_same_history(ours, theirs, 2e-5)
+
+
+def _renewed(arguments):
+    """Metric objects keep sums: each network gets its own."""
+    renewed = dict(arguments)
+    for name in ("metrics", "weighted_metrics"):
+        renewed[name] = [
+            metric if isinstance(metric, str) else type(metric).from_config(metric.get_config())
+            for metric in arguments.get(name, ["accuracy"] if name == "metrics" else [])
+        ]
+    return renewed
+
+
+WEIGHTS = {
+    "class-weight": {"class_weight": {0: 2.0, 3: 0.5}},
+    "sample-weight": {"sample_weight": np.linspace(0, 3, len(X))},
+    "sample-weight-column": {"sample_weight": np.linspace(0, 3, len(X), dtype=np.float32)[:, None]},
+}
+
+
+@pytest.mark.parametrize("arguments", WEIGHTS.values(), ids=WEIGHTS.keys())
+@pytest.mark.parametrize("loss", ["categorical_crossentropy", "mse"])
+def test_example_weights_equal_keras(arguments, loss):
+    assert_both_agree(lambda: network(loss=loss, weighted_metrics=["accuracy"]), **arguments)
+
+
+def test_class_weights_with_class_numbers_equal_keras():
+    assert_both_agree(
+        lambda: network(loss="sparse_categorical_crossentropy"), y=LABELS, class_weight={1: 3.0, 2: 0.1}
+    )
+
+
+layers, regularizers, constraints = keras.layers, keras.regularizers, keras.constraints
+LAYER_OPTIONS = {
+    "l2": {"dense": {"kernel_regularizer": regularizers.L2(0.1)}},
+    "l1-bias": {"dense": {"bias_regularizer": regularizers.L1(0.1), "bias_initializer": "ones"}},
+    "l1-l2-kernel": {"convolution": {"kernel_regularizer": regularizers.L1L2(0.01, 0.1)}},
+    "orthogonal": {"dense": {"kernel_regularizer": regularizers.OrthogonalRegularizer(0.1)}},
+    "function": {"dense": {"kernel_regularizer": lambda w: 0.1 * keras.ops.sum(w**4)}},
+    "activity": {"convolution": {"activity_regularizer": regularizers.L2(0.01)}},
+    "activity-and-kernel": {
+        "convolution": {"activity_regularizer": regularizers.L1(0.01)},
+        "dense": {"kernel_regularizer": regularizers.L2(0.1)},
+    },
+    "max-norm": {"dense": {"kernel_constraint": constraints.MaxNorm(0.5)}},
+    "non-negative": {"convolution": {"kernel_constraint": constraints.NonNeg()}},
+    "unit-norm-bias": {"dense": {"bias_constraint": constraints.UnitNorm(), "bias_initializer": "ones"}},
+}
+
+
+@pytest.mark.parametrize("options", LAYER_OPTIONS.values(), ids=LAYER_OPTIONS.keys())
+def test_regularizers_and_constraints_equal_keras(options):
+    assert_both_agree(lambda: network(**options), validation_split=0.2, tolerance=2e-5)
+
+
+OPTIMIZERS = {
+    "adam": lambda: keras.optimizers.Adam(0.01),
+    "sgd-nesterov": lambda: keras.optimizers.SGD(0.05, momentum=0.9, nesterov=True),
+    "adamw-clipped": lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1, global_clipnorm=0.5),
+    "schedule": lambda: keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 10)),
+    "ema": lambda: keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.7),
+    "accumulation": lambda: keras.optimizers.SGD(0.1, gradient_accumulation_steps=3),
+    "ftrl-through-keras": lambda: keras.optimizers.Ftrl(0.1),
+    "loss-scale-through-keras": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)),
+    "loss-scale-factor": lambda: keras.optimizers.SGD(0.1, loss_scale_factor=128.0),
+}
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+def test_optimizers_equal_keras(make):
+    assert_both_agree(lambda: network(optimizer=make()), tolerance=3e-5)
+
+
+def test_two_fits_in_a_row_go_on_as_in_keras():
+    fast, slow = (network(optimizer=keras.optimizers.Adam(0.01)) for _ in range(2))
+    for epochs, first in ((1, 0), (3, 1)):
+        ours = fit_fast(fast, epochs=epochs, initial_epoch=first)
+        theirs = convscope.fit(
+            slow, X, Y, engine="keras", **(SETTINGS | {"epochs": epochs, "initial_epoch": first})
+        )
+    assert_same_history(ours, theirs)
+    assert ours.epoch == theirs.epoch == [1, 2]
+    assert_close(weights(fast), weights(slow))
+    assert int(fast.optimizer.iterations.value) == 15
+
+
+def test_keras_can_go_on_where_the_fast_engine_stopped():
+    fast, slow = (network(optimizer=keras.optimizers.Adam(0.01)) for _ in range(2))
+    fit_fast(fast, epochs=1, shuffle=False)
+    fast.fit(X, Y, batch_size=16, epochs=1, verbose=0, shuffle=False)
+    slow.fit(X, Y, batch_size=16, epochs=2, verbose=0, shuffle=False)
+    assert_close(weights(fast), weights(slow))
+
+
+def test_frozen_layers_keep_their_weights():
+    def make():
+        model = network()
+        model.get_layer("conv").trainable = False
+        model.compile("adam", "categorical_crossentropy", metrics=["accuracy"])
+        return model
+
+    before = weights(make())
+    fast, slow, ours, theirs = fit_both(make)
+    assert_same_history(ours, theirs)
+    assert identical(weights(fast)[:2], before[:2])
+    assert_close(weights(fast), weights(slow))
+
+
+def test_a_network_without_trainable_weights_is_only_measured():
+    model = network()
+    model.trainable = False
+    model.compile("adam", "categorical_crossentropy", metrics=["accuracy"])
+    before = weights(model)
+    history = fit_fast(model)
+    assert identical(weights(model), before)
+    assert history.history["loss"][0] == pytest.approx(model.evaluate(X, Y, verbose=0)[0], rel=1e-5)
+
+
+def test_batch_normalization_statistics_are_in_the_model():
+    def make():
+        keras.utils.set_random_seed(1)
+        model = keras.Sequential(
+            [
+                keras.Input((8, 8, 1)),
+                keras.layers.Conv2D(3, 3, use_bias=False),
+                keras.layers.BatchNormalization(),
+                keras.layers.Activation("relu"),
+                keras.layers.GlobalAveragePooling2D(),
+                keras.layers.Dense(CLASSES, activation="softmax"),
+            ]
+        )
+        model.compile("sgd", "categorical_crossentropy", metrics=["accuracy"])
+        return model
+
+    assert_both_agree(make, validation_split=0.3, tolerance=3e-5)
+
+
+def test_functional_model_with_two_inputs_and_two_outputs():
+    def make():
+        keras.utils.set_random_seed(1)
+        left, right = keras.Input((8, 8, 1), name="left"), keras.Input((3,), name="right")
+        hidden = keras.layers.Concatenate()([keras.layers.Flatten()(left), right])
+        kinds = keras.layers.Dense(CLASSES, activation="softmax", name="kind")(hidden)
+        size = keras.layers.Dense(1, name="size")(hidden)
+        model = keras.Model({"left": left, "right": right}, {"kind": kinds, "size": size})
+        model.compile(
+            "sgd",
+            {"kind": "categorical_crossentropy", "size": "mse"},
+            loss_weights={"kind": 1.0, "size": 0.1},
+            metrics={"kind": "accuracy", "size": "mae"},
+        )
+        return model
+
+    x = {"left": X, "right": X[:, 0, :3, 0]}
+    y = {"kind": Y, "size": X.mean(axis=(1, 2))}
+    assert_both_agree(make, x=x, y=y, validation_split=0.2, tolerance=3e-5)
+
+
+def test_an_unbuilt_network_is_built_from_the_first_batch():
+    def make():
+        keras.utils.set_random_seed(1)
+        model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(CLASSES, activation="softmax")])
+        model.compile("sgd", "categorical_crossentropy")
+        return model
+
+    assert_both_agree(make)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1, 1)], ids=["no-channel-axis", "one-axis-more"])
+def test_a_last_axis_of_one_is_added_or_dropped(shape):
+    assert_both_agree(network, x=X.reshape(len(X), *shape), validation_split=0.2)
+
+
+INPUTS = {
+    "float64": lambda: (X.astype(np.float64), Y.astype(np.float64)),
+    "uint8": lambda: ((X * 4).astype(np.uint8), Y.astype(np.int64)),
+    "torch": lambda: (torch.from_numpy(X), torch.from_numpy(Y)),
+    "fortran-order": lambda: (np.asfortranarray(X), np.asfortranarray(Y)),
+    "reversed-view": lambda: (X[::-1], Y[::-1]),
+    "strided-view": lambda: (np.repeat(X, 2, axis=1)[:, ::2], np.repeat(Y, 2, axis=0)[::2]),
+    "bool-targets": lambda: (X, Y.astype(bool)),
+}
+
+
+@pytest.mark.parametrize("make", INPUTS.values(), ids=INPUTS.keys())
+def test_kinds_of_arrays_equal_keras(make):
+    x, y = make()
+    options = {} if isinstance(x, torch.Tensor) else {"validation_split": 0.2}
+    assert_both_agree(network, x=x, y=y, **options)
+
+
+def test_memory_mapped_arrays_are_trained_from(tmp_path):
+    np.save(tmp_path / "x.npy", X)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    on_disk, in_memory = network(), network()
+    fit_fast(on_disk, mapped)
+    fit_fast(in_memory)
+    assert identical(weights(on_disk), weights(in_memory))
+
+
+def test_a_given_number_of_steps_walks_through_the_passes():
+    assert_both_agree(network, epochs=4, steps_per_epoch=3)
+
+
+def test_steps_without_a_batch_size_share_the_rows_out():
+    assert_both_agree(network, batch_size=None, steps_per_epoch=7)
+
+
+@pytest.mark.parametrize("shuffle", [False, "batch"])
+def test_shuffle_modes_equal_keras(shuffle):
+    assert_both_agree(network, shuffle=shuffle)
+
+
+VALIDATION = {
+    "data": {"validation_data": (X[:30], Y[:30])},
+    "data-list": {"validation_data": [X[:30], Y[:30]]},
+    "weights": {"validation_data": (X[:30], Y[:30], np.linspace(0, 1, 30, dtype=np.float32))},
+    "batch-size": {"validation_data": (X[:30], Y[:30]), "validation_batch_size": 7},
+    "steps": {"validation_data": (X[:30], Y[:30]), "validation_batch_size": 7, "validation_steps": 2},
+    "every-second": {"validation_split": 0.3, "validation_freq": 2, "epochs": 4},
+    "chosen-epochs": {"validation_split": 0.3, "validation_freq": [1, 3], "epochs": 3},
+}
+
+
+@pytest.mark.parametrize("arguments", VALIDATION.values(), ids=VALIDATION.keys())
+def test_validation_equals_keras(arguments):
+    assert_both_agree(network, **arguments)
+
+
+def test_validation_split_takes_the_last_rows():
+    by_split, by_hand = network(), network()
+    ours = fit_fast(by_split, validation_split=0.3)
+    theirs = fit_fast(by_hand, X[:49], Y[:49], validation_data=(X[49:], Y[49:]))
+    assert ours.history == theirs.history
+
+
+class Batches(keras.utils.PyDataset):
+    def __init__(self, size=16, **arguments):
+        super().__init__(**arguments)
+        self.size = size
+
+    def __len__(self):
+        return math.ceil(len(X) / self.size)
+
+    def __getitem__(self, index):
+        rows = slice(index * self.size, (index + 1) * self.size)
+        return X[rows], Y[rows]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("arguments", [{}, {"class_weight": {0: 2.0}}, {"steps_per_epoch": 1}], ids=str)
+def test_datasets_equal_keras(shuffle, arguments):
+    fast, slow = network(), network()
+    ours = fit_fast(
+        fast, Batches(), None, batch_size=None, shuffle=shuffle, validation_data=Batches(9), **arguments
+    )
+    options = SETTINGS | {"batch_size": None, "shuffle": shuffle, "validation_data": Batches(9)} | arguments
+    theirs = convscope.fit(slow, Batches(), engine="keras", **options)
+    assert_same_history(ours, theirs)
+    assert_close(weights(fast), weights(slow))
+
+
+@pytest.mark.parametrize("engine", ["fast", "keras"])
+def test_a_dataset_with_workers_gives_the_same_weights(engine):
+    alone, helped = network(), network()
+    options = SETTINGS | {"batch_size": None, "engine": engine, "deterministic": True}
+    convscope.fit(alone, Batches(), **options)
+    convscope.fit(helped, Batches(workers=2), **options)
+    assert identical(weights(alone), weights(helped))
+
+
+def endless():
+    index = 0
+    while True:
+        rows = np.arange(index, index + 16) % len(X)
+        yield X[rows], Y[rows]
+        index += 16
+
+
+def test_generators_equal_keras():
+    fast, slow = network(), network()
+    options = {"batch_size": None, "steps_per_epoch": 3, "epochs": 3}
+    ours = fit_fast(fast, endless(), None, **options)
+    theirs = slow.fit(endless(), verbose=0, steps_per_epoch=3, epochs=3, shuffle=False)
+    assert_same_history(ours, theirs)
+    assert_close(weights(fast), weights(slow))
+
+
+def test_torch_loaders_equal_keras():
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(torch.from_numpy(X), torch.from_numpy(Y)), batch_size=16
+    )
+    fast, slow = network(), network()
+    ours = fit_fast(fast, loader, None, batch_size=None, shuffle=False)
+    theirs = slow.fit(loader, epochs=2, verbose=0, shuffle=False)
+    assert_same_history(ours, theirs)
+
+
+def raw_images():
+    return np.round(X / X.max() * 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("engine", ["fast", "keras"])
+@pytest.mark.parametrize("scaling", ["minmax", "unit", "standard"])
+def test_raw_images_are_prepared_batch_by_batch(engine, scaling):
+    pixels = raw_images()
+    preprocess = convscope.Preprocess.fit(pixels, scaling)
+    raw, prepared = network(), network()
+    options = SETTINGS | {"engine": engine, "precision": "float32", "validation_split": 0.2}
+    ours = convscope.fit(raw, pixels, Y, preprocess=preprocess, **options)
+    theirs = convscope.fit(prepared, preprocess.apply(pixels), Y, **options)
+    assert ours.history == theirs.history
+    assert identical(weights(raw), weights(prepared))
+
+
+def test_raw_images_of_another_size_are_brought_to_the_right_one():
+    pixels = raw_images()
+    preprocess = convscope.Preprocess.fit(pixels, "unit")
+    large = pixels.repeat(2, axis=1).repeat(2, axis=2)
+    raw, prepared = network(), network()
+    fit_fast(raw, large, preprocess=preprocess)
+    fit_fast(prepared, preprocess.apply(large))
+    assert identical(weights(raw), weights(prepared))
+
+
+@pytest.mark.parametrize("engine", ["fast", "keras"])
+def test_raw_images_in_a_dataset_are_prepared(engine):
+    pixels = raw_images()
+    preprocess = convscope.Preprocess.fit(pixels, "unit")
+
+    class RawBatches(Batches):
+        def __getitem__(self, index):
+            rows = slice(index * 16, (index + 1) * 16)
+            return pixels[rows], Y[rows]
+
+    raw, prepared = network(), network()
+    options = SETTINGS | {"engine": engine, "precision": "float32", "batch_size": None, "shuffle": False}
+    convscope.fit(raw, RawBatches(), preprocess=preprocess, **options)
+    convscope.fit(prepared, preprocess.apply(pixels), Y, **(options | {"batch_size": 16}))
+    assert identical(weights(raw), weights(prepared))
+
+
+@pytest.mark.parametrize("engine", ["fast", "keras"])
+def test_same_seed_same_weights_other_seed_other_weights(engine):
+    first, second, third = (network(dropout=0.3) for _ in range(3))
+    for model, seed in ((first, 7), (second, 7), (third, 8)):
+        torch.rand(1)  # the global generators must not matter
+        convscope.fit(model, X, Y, engine=engine, **(SETTINGS | {"seed": seed}))
+    assert identical(weights(first), weights(second))
+    assert not identical(weights(first), weights(third))
+
+
+@pytest.mark.parametrize("engine", ["fast", "keras"])
+def test_training_leaves_the_global_generators_alone(engine):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    convscope.fit(network(dropout=0.3), X, Y, engine=engine, **SETTINGS)
+    torch.manual_seed(5)
+    model = network(dropout=0.3)
+    torch.manual_seed(5)
+    convscope.fit(model, X, Y, engine=engine, **SETTINGS)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_without_a_seed_keras_decides():
+    results = []
+    for _ in range(2):
+        model = network(dropout=0.3)
+        keras.utils.set_random_seed(11)
+        fit_fast(model, seed=None)
+        results.append(weights(model))
+    assert identical(*results)
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.flat, self.dense = keras.layers.Flatten(), keras.layers.Dense(CLASSES, activation="softmax")
+
+    def call(self, x):
+        return self.dense(self.flat(x))
+
+
+class OwnStep(keras.Sequential):
+    def train_step(self, data):
+        return super().train_step(data)
+
+
+def _own_step():
+    model = OwnStep([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(CLASSES)])
+    model.compile("sgd", "mse")
+    return model
+
+
+def _subclassed():
+    model = Subclassed()
+    model.compile("sgd", "mse")
+    return model
+
+
+OBSTACLES = {
+    "subclassed": (_subclassed, "the subclassed Subclassed"),
+    "train-step": (_own_step, "OwnStep has a train_step of its own"),
+    "eager": (lambda: network(run_eagerly=True), "it was compiled with run_eagerly=True"),
+    "float64": (lambda: _with_policy("float64"), "float32 variables"),
+}
+
+
+def _with_policy(dtype):
+    model = keras.Sequential(
+        [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(5, dtype=dtype)]
+    )
+    model.compile("sgd", "mse")
+    return model
+
+
+@pytest.mark.parametrize(("make", "reason"), OBSTACLES.values(), ids=OBSTACLES.keys())
+def test_what_cannot_be_lowered_goes_through_keras_with_the_reason(make, reason):
+    heard = []
+    history = convscope.fit(make(), X, Y, listeners=[heard.append], **SETTINGS)
+    notices = [event.text for event in heard if isinstance(event, Notice)]
+    assert len(notices) == 1
+    assert notices[0].startswith("Training with Keras's own fit. Expected")
+    assert reason in notices[0]
+    assert "\n" not in notices[0]
+    assert len(history.history["loss"]) == 2
+    assert next(event for event in heard if isinstance(event, TrainBegin)).engine == "keras"
+
+
+@pytest.mark.parametrize(("make", "reason"), OBSTACLES.values(), ids=OBSTACLES.keys())
+def test_the_fast_engine_on_request_refuses_with_the_reason(make, reason):
+    with pytest.raises(LoweringError, match="^Expected .*" + reason):
+        convscope.fit(make(), X, Y, engine="fast", **SETTINGS)
+
+
+MISTAKES = {
+    "epochs": ({"epochs": 0}, UsageError, "Expected epochs of at least 1, a whole number, got 0."),
+    "batch-size": (
+        {"batch_size": 0},
+        UsageError,
+        "Expected batch_size of at least 1, a whole number, got 0.",
+    ),
+    "seed": ({"seed": -1}, UsageError, "Expected seed of at least 0, a whole number, got -1."),
+    "engine": ({"engine": "fsat"}, UnknownNameError, r"Expected one of the engines .* Did you mean 'fast'\?"),
+    "precision": ({"precision": "float16"}, UnknownNameError, "Expected one of the precisions"),
+    "verbose": ({"verbose": 5}, UsageError, 'Expected verbose "auto", 0, 1 or 2, got 5.'),
+    "rows": ({"y": Y[:5]}, UsageError, r"Expected the same number of rows .* got \[5, 70\]"),
+    "split": (
+        {"validation_split": 0.999},
+        UsageError,
+        "Expected a validation_split that leaves rows on both sides",
+    ),
+    "split-stream": (
+        {"x": Batches(), "y": None, "validation_split": 0.1},
+        UsageError,
+        "got Batches. Give validation_data",
+    ),
+    "weights-twice": (
+        {"class_weight": {0: 1.0}, "sample_weight": np.ones(70)},
+        UsageError,
+        "Expected class_weight or sample_weight, got both.",
+    ),
+    "divergence": (
+        {"on_divergence": "stop"},
+        UnknownNameError,
+        "one of the on_divergence settings continue, raise",
+    ),
+    "device": ({"device": "meta"}, UsageError, "Expected the device that holds the model, cpu, got meta."),
+    "strings": (
+        {"y": np.array(["a"] * 70)},
+        UsageError,
+        "Expected numbers as input, got an array of type <U1.",
+    ),
+    "no-targets": ({"y": None}, UsageError, "Expected targets y for the loss, got none."),
+    "prepared-floats": (
+        {"preprocess": object()},
+        UsageError,
+        "Expected uint8 images beside preprocess, got float32.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "kind", "message"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_mistakes_are_told_in_one_sentence(arguments, kind, message):
+    with pytest.raises(kind, match=message):
+        convscope.fit(network(), **({"x": X, "y": Y} | SETTINGS | arguments))
+
+
+def test_an_uncompiled_model_is_refused():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    with pytest.raises(
+        UsageError, match=r"^Expected a compiled model, got one without a loss. Call model.compile"
+    ):
+        convscope.fit(model, X, Y)
+
+
+def test_something_else_than_a_model_is_refused():
+    with pytest.raises(UsageError, match=r"^Expected a Keras model, got str.$"):
+        convscope.fit("deep", X, Y)
