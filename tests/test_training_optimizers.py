@@ -130,9 +130,13 @@ def test_excluded_weights_do_not_decay():
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: optimizers.Ftrl(0.1), lambda: optimizers.Adamax(0.01), lambda: optimizers.LossScaleOptimizer(optimizers.SGD(0.1))],
+    [
+        lambda: optimizers.Ftrl(0.1),
+        lambda: optimizers.Adamax(0.01),
+        lambda: optimizers.LossScaleOptimizer(optimizers.SGD(0.1)),
+    ],
     ids=["ftrl", "adamax", "loss-scale"],
-)  # fmt: skip
+)
 def test_other_optimizers_run_through_keras(make):
     theirs, ours = make_variables(), make_variables()
     assert not has_rule(make())
@@ -214,10 +218,13 @@ def test_a_rate_sets_learning_rate_and_momentum(kind):
             lambda: optimizers.Adam(optimizers.schedules.ExponentialDecay(0.1, 5, 0.5)),
             "Expected a number as the optimizer's learning rate beside schedule, got ExponentialDecay.",
         ),
-        (lambda: optimizers.SGD(0.1, name="plain"), "Expected an optimizer with momentum beside this schedule, got plain."),
+        (
+            lambda: optimizers.SGD(0.1, name="plain"),
+            "Expected an optimizer with momentum beside this schedule, got plain.",
+        ),
     ],
     ids=["schedule", "no-momentum"],
-)  # fmt: skip
+)
 def test_a_rate_that_the_optimizer_cannot_follow_is_refused(make, message):
     update = run_ours(make(), make_variables(), 1)
     with pytest.raises(UsageError, match="^" + message):

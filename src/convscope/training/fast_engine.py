@@ -163,6 +163,7 @@ def _lowered(request: FitRequest) -> LoweredNetwork:
         training=True,
         deterministic=request.deterministic,
         precision=request.precision,
+        batch_size=128 if request.plan is None else request.plan.batch_size,
     )
     network = emit(program, request.model, plan=request.lowering_plan)
     if request.device is not None and torch.device(request.device).type != network.device.type:

@@ -28,6 +28,7 @@ from convscope.training.state import TrainingState
 
 if TYPE_CHECKING:
     from convscope.training.fast_engine import FastEngine
+    from convscope.training.prediction import Predictor
 
 
 def fit(
@@ -216,7 +217,7 @@ def predict(
     Returns
     -------
     ndarray of float32, shape (n, classes)
-        Row i belongs to ``x[i]``.
+        Row i belongs to ``x[i]``; a structure of arrays for a model with several outputs.
 
     Raises
     ------
@@ -235,7 +236,25 @@ def predict(
     _check_names(engine, precision)
     if batch_size is not None:
         require_count("batch_size", batch_size, 1)
-    return keras_engine.predict(model, x, batch_size or 256, preprocess)
+    if engine == "keras" or (engine == "auto" and keras.backend.backend() != "torch"):
+        return keras_engine.predict(model, x, batch_size, preprocess)
+    try:
+        predictor = _prepare_predictor(model, precision)
+    except LoweringError:
+        if engine == "fast":
+            raise
+        return keras_engine.predict(model, x, batch_size, preprocess)
+    outputs: NDArray[np.float32] = predictor(x, batch_size, preprocess)
+    return outputs
+
+
+def _prepare_predictor(model: keras.Model, precision: str) -> Predictor:
+    """Lower the model for inference, or find it lowered."""
+    if keras.backend.backend() != "torch":
+        raise LoweringError(sentence("Keras on torch", f"Keras on {keras.backend.backend()}"))
+    from convscope.training.prediction import predictor_of
+
+    return predictor_of(model, precision)
 
 
 def _check_arguments(

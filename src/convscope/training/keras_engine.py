@@ -229,12 +229,19 @@ def _as_keras_input(data: Input, plan: BatchPlan | None, seed: int | None) -> An
     return prepare_stream(data, seed) if isinstance(data, StreamInput) else None
 
 
-def predict(model: keras.Model, x: Any, batch_size: int, preprocess: Any = None) -> NDArray[np.float32]:
+def predict(
+    model: keras.Model, x: Any, batch_size: int | None, preprocess: Any = None
+) -> NDArray[np.float32]:
     """Compute a model's outputs with Keras's own ``predict``; see :func:`convscope.predict`."""
     data = read_input(x, None, None, preprocess)
     if isinstance(data, ArrayInput):
-        plan = plan_batches(data.rows, batch_size, None, False, 0)
+        plan = plan_batches(data.rows, batch_size or 128, None, False, 0)
         outputs = model.predict(PlannedBatches(data, plan), verbose=0)
     else:
         outputs = model.predict(_as_keras_input(data, None, None), verbose=0)
-    return np.asarray(outputs, np.float32)
+    arrays: NDArray[np.float32] = keras.tree.map_structure(_as_float32, outputs)
+    return arrays
+
+
+def _as_float32(output: Any) -> NDArray[np.float32]:
+    return np.asarray(output, np.float32)

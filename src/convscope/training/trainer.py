@@ -52,7 +52,7 @@ class Trainer:
         self._penalties = Penalties(variables, weights)
         self._cross_entropy = find_cross_entropy(model, network.output_activation)
         self._metrics = MetricsPlan(model, from_logits=self._cross_entropy is not None)
-        self._input_ranks = _input_ranks(model)
+        self._rank = len(model.inputs[0].shape) if len(model.inputs) == 1 else None
 
     @property
     def plan(self) -> dict[str, Any]:
@@ -135,7 +135,7 @@ class Trainer:
         )
 
     def _forward(self, x: Any, training: bool) -> Any:
-        x = _with_ranks(x, self._input_ranks)
+        x = with_rank(x, self._rank)
         return self._network(x, training=training, logits=self._cross_entropy is not None)
 
     def _loss(self, scores: Any, y: Any, weight: Any) -> torch.Tensor:
@@ -160,13 +160,26 @@ class Trainer:
         self._metrics.update(y, scores, weight)
 
 
-def _input_ranks(model: keras.Model) -> int | None:
-    """Give the rank of a single input; None where there are several, which are taken as they are."""
-    return len(model.inputs[0].shape) if len(model.inputs) == 1 else None
+def with_rank(x: Any, rank: int | None) -> Any:
+    """Add or drop a last axis of length 1, as Keras's functional models do.
 
+    Parameters
+    ----------
+    x : tensor or structure of tensors
+        A batch; structures are taken as they are.
+    rank : int or None
+        Axes that the network expects, the batch axis included; None for a structure.
 
-def _with_ranks(x: Any, rank: int | None) -> Any:
-    """Add or drop a last axis of length 1, as Keras's functional models do."""
+    Returns
+    -------
+    tensor or structure of tensors
+        A view where an axis came or went.
+
+    Examples
+    --------
+    >>> with_rank(torch.zeros(2, 8, 8), 4).shape
+    torch.Size([2, 8, 8, 1])
+    """
     if rank is None or not isinstance(x, torch.Tensor) or x.ndim == rank:
         return x
     if x.ndim == rank - 1:

@@ -1,0 +1,126 @@
+"""Prediction on the lowered inference program: lowered once for a model, then only executed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from convscope.lowering import emit, lower, optimise
+from convscope.lowering.variables import named_variables
+from convscope.training.batches import plan_batches
+from convscope.training.feeds import ArrayFeed, StreamFeed
+from convscope.training.inputs import ImagePreprocess, StreamInput, read_input
+from convscope.training.trainer import with_rank
+
+BATCH_SIZE = 128  # its activations stay in the cache of a laptop's processor
+_ATTRIBUTE = "_convscope_predictors"
+
+
+class Predictor:
+    """A model's lowered inference program, ready to be called often.
+
+    It reads the model's own weights at each call: after further training it predicts with the new ones.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Built, on Keras's torch back end.
+    precision : {"float32", "bfloat16", "auto"}
+        What it computes with.
+
+    Raises
+    ------
+    LoweringError
+        When the model cannot be lowered.
+
+    Examples
+    --------
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="softmax")])
+    >>> Predictor(model)(np.zeros((3, 4), np.float32)).shape
+    (3, 2)
+    """
+
+    def __init__(self, model: keras.Model, precision: str = "float32") -> None:
+        program, _ = optimise(lower(model), training=False, deterministic=True, precision=precision)
+        self._network = emit(program, model)
+        self._variables = [
+            (variable, self._network.tensor(path))
+            for path, variable in named_variables(model).items()
+            if path in self._network.weights or path in self._network.state
+        ]
+        self._rank = len(model.inputs[0].shape) if len(model.inputs) == 1 else None
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the model's variables still lie where the network reads them."""
+        return all(variable._value.data_ptr() == tensor.data_ptr() for variable, tensor in self._variables)
+
+    def __call__(
+        self, x: Any, batch_size: int | None = None, preprocess: ImagePreprocess | None = None
+    ) -> Any:
+        """Compute the outputs for all rows.
+
+        Parameters
+        ----------
+        x : array of shape (n, ...), structure of arrays, or stream of batches
+            Network input; raw uint8 images beside ``preprocess``.
+        batch_size : int or None
+            Rows computed at once.
+        preprocess : ImagePreprocess or None
+            Applied batch by batch.
+
+        Returns
+        -------
+        ndarray of float32, shape (n, classes)
+            Or a structure of arrays for several outputs.
+        """
+        outputs = [self._compute(batch) for batch in self._batches(x, batch_size, preprocess)]
+        if len(outputs) == 1:
+            return outputs[0]
+        return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *outputs)
+
+    def _batches(self, x: Any, batch_size: int | None, preprocess: ImagePreprocess | None) -> Any:
+        data = read_input(x, None, None, preprocess)
+        device = self._network.device
+        if isinstance(data, StreamInput):
+            feed = StreamFeed(data, steps=None, class_weight=None, seed=None, device=device, restarts=False)
+            return (batch[0] for batch in feed.epoch(0))
+        plan = plan_batches(data.rows, batch_size or BATCH_SIZE, None, False, 0)
+        return (batch[0] for batch in ArrayFeed(data, plan, None, device).epoch(0))
+
+    @torch.no_grad()
+    def _compute(self, x: Any) -> Any:
+        outputs = self._network(with_rank(x, self._rank), training=False)
+        return keras.tree.map_structure(_as_float32, outputs)
+
+
+def predictor_of(model: keras.Model, precision: str) -> Predictor:
+    """Give the model's predictor, lowered at its first use.
+
+    It lives as an attribute of the model, so that it goes when the model goes.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Built.
+    precision : str
+        See :class:`Predictor`.
+
+    Returns
+    -------
+    Predictor
+        The same one at the next call, unless the model's variables have moved to another device.
+    """
+    known: dict[str, Predictor] = model.__dict__.setdefault(_ATTRIBUTE, {})  # past Keras's tracking
+    if precision not in known or not known[precision].is_current:
+        known[precision] = Predictor(model, precision)
+    return known[precision]
+
+
+def _as_float32(output: torch.Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = output.to("cpu", torch.float32).numpy()
+    return array

@@ -1,0 +1,167 @@
+"""A training's state as plain arrays, and its resumption, bit for bit."""
+
+import keras
+import numpy as np
+import pytest
+import torch
+from training_cases import identical, images, network, optimizer_values, weights
+
+import convscope
+from convscope.errors import RunError, UsageError
+from convscope.training.events import EpochEnd, StepEnd, TrainBegin
+from convscope.training.schedule import OneCycle
+from convscope.training.state import TrainingState
+
+X, Y = images()
+SETTINGS = {
+    "batch_size": 16,
+    "epochs": 3,
+    "verbose": 0,
+    "seed": 7,
+    "validation_split": 0.2,
+    "deterministic": True,
+}
+
+
+def make(optimizer="adam"):
+    return network(
+        dropout=0.3, optimizer=optimizer, metrics=["accuracy", keras.metrics.TopKCategoricalAccuracy(2)]
+    )
+
+
+def run(model, engine="fast", **arguments):
+    return convscope.fit(model, X, Y, engine=engine, **(SETTINGS | arguments))
+
+
+def interrupt_at(position, kept):
+    """Make a listener that takes a snapshot at (epoch, step) and ends the training there."""
+
+    def listen(event):
+        here = (event.epoch + 1, 0) if isinstance(event, EpochEnd) else None
+        if isinstance(event, StepEnd):
+            here = (event.epoch, event.step + 1)
+        if here == position:
+            kept.append(event.snapshot())
+            raise KeyboardInterrupt
+
+    return listen
+
+
+OPTIMIZERS = {
+    "adam": lambda: keras.optimizers.Adam(0.01),
+    "nadam": lambda: keras.optimizers.Nadam(0.01),
+    "sgd-ema-accumulation": lambda: keras.optimizers.SGD(
+        0.1, momentum=0.9, use_ema=True, gradient_accumulation_steps=3, ema_overwrite_frequency=2
+    ),
+    "decaying-rate": lambda: keras.optimizers.Adam(keras.optimizers.schedules.ExponentialDecay(0.01, 4, 0.5)),
+    "ftrl": lambda: keras.optimizers.Ftrl(0.1),
+}
+
+
+@pytest.mark.parametrize("position", [(0, 1), (1, 2), (1, 4), (1, 0), (2, 0), (2, 3)], ids=str)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+def test_a_resumed_training_ends_as_if_nothing_had_happened(optimizer, position):
+    whole, broken, resumed = (make(optimizer()) for _ in range(3))
+    expected = run(whole)
+    kept = []
+    with pytest.raises(KeyboardInterrupt):
+        run(broken, listeners=[interrupt_at(position, kept)])
+    torch.rand(3)  # the global generators must not matter
+    state = TrainingState.from_arrays(kept[0].to_arrays())
+    history = run(resumed, resume_from=state, seed=None)
+    assert history.history == expected.history
+    assert identical(weights(resumed), weights(whole))
+    assert identical(optimizer_values(resumed), optimizer_values(whole))
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_keras_resumes_at_the_end_of_an_epoch(epoch):
+    whole, broken, resumed = make(), make(), make()
+    expected = run(whole, "keras")
+    kept = []
+    with pytest.raises(KeyboardInterrupt):
+        run(broken, "keras", listeners=[interrupt_at((epoch, 0), kept)])
+    history = run(resumed, "keras", resume_from=TrainingState.from_arrays(kept[0].to_arrays()))
+    assert history.history == expected.history
+    assert identical(weights(resumed), weights(whole))
+    assert identical(optimizer_values(resumed), optimizer_values(whole))
+
+
+def test_keras_refuses_a_state_inside_an_epoch():
+    kept = []
+    with pytest.raises(KeyboardInterrupt):
+        run(make(), listeners=[interrupt_at((1, 2), kept)])
+    with pytest.raises(UsageError, match=r"^Expected a state between two epochs for Keras.s own fit, got"):
+        run(make(), "keras", resume_from=kept[0])
+
+
+def test_a_schedule_goes_on_at_its_step():
+    cycle = OneCycle(peak=0.05, steps=12, momenta=(0.7, 0.9))
+    whole, broken, resumed = make(), make(), make()
+    run(whole, schedule=cycle)
+    kept = []
+    with pytest.raises(KeyboardInterrupt):
+        run(broken, schedule=cycle, listeners=[interrupt_at((1, 3), kept)])
+    run(resumed, schedule=cycle, resume_from=kept[0])
+    assert identical(weights(resumed), weights(whole))
+
+
+def test_a_state_of_another_network_is_refused():
+    kept = []
+    with pytest.raises(KeyboardInterrupt):
+        run(make(), listeners=[interrupt_at((1, 0), kept)])
+    other = network(units=7)
+    with pytest.raises(RunError, match=r"^Expected a state of this network, shapes .*\(36, 7\)"):
+        convscope.fit(other, X, np.eye(7, dtype=np.float32)[Y.argmax(1)], resume_from=kept[0], **SETTINGS)
+
+
+def test_a_state_of_another_optimizer_is_refused():
+    kept = []
+    with pytest.raises(KeyboardInterrupt):
+        run(make("adam"), listeners=[interrupt_at((1, 0), kept)])
+    with pytest.raises(RunError, match=r"^Expected a state of this optimizer"):
+        run(make("sgd"), resume_from=kept[0])
+
+
+def test_snapshots_are_copies():
+    kept = []
+    model = make()
+    run(
+        model, listeners=[lambda event: kept.append(event.snapshot()) if isinstance(event, StepEnd) else None]
+    )
+    assert len(kept) == 12
+    kernels = [state.weights["conv/kernel"] for state in kept]
+    assert not np.array_equal(kernels[0], kernels[1])
+    assert kept[5].epoch == 1
+    assert kept[5].step == 2
+    assert list(kept[0].to_arrays())[:2] == ["position", f"weights/0000/{model.name}/conv/kernel"]
+
+
+def test_arrays_without_a_position_are_refused():
+    with pytest.raises(
+        RunError, match=r"^Expected a training state with its position, got the keys \['a'\].$"
+    ):
+        TrainingState.from_arrays({"a": np.zeros(1)})
+
+
+def test_arrays_with_a_strange_part_are_refused():
+    arrays = {"position": np.zeros(3, np.int64), "extra/0000/x": np.zeros(1)}
+    with pytest.raises(RunError, match=r"^Expected a part of a training state, got 'extra/0000/x'.$"):
+        TrainingState.from_arrays(arrays)
+
+
+@pytest.mark.parametrize("engine", ["fast", "keras"])
+def test_the_recorded_plan_belongs_to_the_fast_engine(engine):
+    begun = []
+    run(
+        make(),
+        engine,
+        listeners=[lambda event: begun.append(event) if isinstance(event, TrainBegin) else None],
+    )
+    assert begun[0].engine == engine
+    assert (begun[0].plan is None) == (engine == "keras")
+    if engine == "fast":
+        first, second = make(), make()
+        for model in (first, second):
+            run(model, plan=begun[0].plan, deterministic=False)
+        assert identical(weights(first), weights(second))
