@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := .venv-peers
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # Data that stands beside the checkout is used in the place of a download.
@@ -24,18 +25,19 @@ test: $(VENV)/.dev ## Run the tests that take seconds
 	$(BIN)/python -m pytest
 
 test-all: $(VENV)/.dev ## Run every test, the slow ones and those in a browser too
-	$(BIN)/python -m pytest -m 'not gpu' --durations=10
+	$(BIN)/python -m pytest -m 'not gpu and not backends' --durations=10
 
-test-backends: $(VENV)/.run ## Train with Keras's own fit on JAX and TensorFlow, in an environment of its own
-	PYTHON=$(PYTHON) sh benchmarks/backends.sh
+test-backends: $(PEERS)/.installed ## Train with Keras's own fit on JAX and TensorFlow, in an environment of its own
+	$(PEERS)/bin/python -m pytest -m backends tests/test_backends.py
 
 lint: $(VENV)/.dev ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.bench ## Measure speed against Keras, PyTorch, ONNX Runtime, JAX and TensorFlow (takes a while)
-	$(BIN)/python benchmarks/throughput.py
+bench: $(PEERS)/.installed ## Measure speed against Keras, PyTorch, ONNX Runtime, JAX and TensorFlow (takes a while)
+	$(PEERS)/bin/python benchmarks/throughput.py
+	$(PEERS)/bin/python benchmarks/prediction.py
 
 clean: ## Remove the environments and everything that can be made again; runs stay
 	rm -rf .venv .venv-* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -54,6 +56,9 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) --editable '.[dev,onnx,notebooks]'
 	@touch $@ $(VENV)/.run
 
-$(VENV)/.bench: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) --editable '.[bench]'
-	@touch $@ $(VENV)/.run
+# JAX and TensorFlow are there to be compared with; convscope itself never sees them.
+$(PEERS)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[bench,test]'
+	@touch $@

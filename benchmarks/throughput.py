@@ -1,0 +1,153 @@
+"""Training and prediction speed of convscope beside its peers, in one run.
+
+    python benchmarks/throughput.py [--networks deep simple …] [--rounds 5] [--peers …]
+
+Each peer trains in a process of its own; they take turns, so that a machine whose speed drifts is fair.
+What counts is the ratio within a round: the table shows the median over the rounds, with the lowest and the
+highest. It is written to benchmarks/results/ with the machine and the versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+
+from models import NETWORKS
+from peer import PEERS
+
+HERE = Path(__file__).parent
+
+
+class Peer:
+    """A process that trains on demand."""
+
+    def __init__(self, name: str, network: str) -> None:
+        self.name = name
+        self.process = subprocess.Popen(
+            [sys.executable, HERE / "peer.py", name, network],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=HERE,
+        )  # fmt: skip
+        self._expect("ready")
+
+    def train(self, steps: int) -> float:
+        """Train some steps; return milliseconds per step."""
+        assert self.process.stdin
+        self.process.stdin.write(f"{steps}\n")
+        self.process.stdin.flush()
+        return float(self._read()) / steps * 1000
+
+    def _read(self) -> str:
+        assert self.process.stdout
+        line = self.process.stdout.readline().strip()
+        if not line:
+            raise RuntimeError(
+                f"{self.name} stopped; run `python benchmarks/peer.py {self.name} deep` to see why"
+            )
+        return line
+
+    def _expect(self, word: str) -> None:
+        while self._read() != word:
+            pass
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.wait()
+
+
+def measure(network: str, names: list[str], rounds: int) -> dict[str, list[float]]:
+    """Let the peers take turns; return milliseconds per step of each round."""
+    steps = NETWORKS[network][3]
+    peers: list[Peer] = []
+    try:
+        for name in names:
+            try:
+                peers.append(Peer(name, network))
+                peers[-1].train(steps)  # compiles, measures, warms up
+                print(f"  {network}: {name} is ready", file=sys.stderr, flush=True)
+            except RuntimeError as error:
+                print(f"  {network}: {error}", file=sys.stderr, flush=True)
+                peers.pop().close() if peers and peers[-1].name == name else None
+        return _take_turns(peers, steps, rounds)
+    finally:
+        for peer in peers:
+            peer.close()
+
+
+def _take_turns(peers: list[Peer], steps: int, rounds: int) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {peer.name: [] for peer in peers}
+    for _ in range(rounds):
+        for peer in peers:
+            times[peer.name].append(peer.train(steps))
+    return times
+
+
+def table(times: dict[str, list[float]]) -> list[str]:
+    """Write one network's table: milliseconds per step, and how often convscope goes into it."""
+    ours = times["convscope"]
+    lines = [
+        "| peer | ms per step (median) | lowest … highest | times convscope's (median of rounds) |",
+        "| --- | --: | --: | --: |",
+    ]
+    for name, values in times.items():
+        ratio = statistics.median(theirs / own for theirs, own in zip(values, ours, strict=True))
+        spread = f"{min(values):.1f} … {max(values):.1f}"
+        lines.append(f"| {PEERS[name]} | {statistics.median(values):.1f} | {spread} | {ratio:.2f} |")
+    return lines
+
+
+def available(names: list[str]) -> list[str]:
+    """Leave out peers whose library is not installed."""
+    needs = {"keras-jax": "jax", "keras-tensorflow": "tensorflow"}
+    missing = [prefix for prefix, module in needs.items() if importlib.util.find_spec(module) is None]
+    return [name for name in names if not any(name.startswith(prefix) for prefix in missing)]
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--name", default="throughput", help="the name of the files in benchmarks/results/")
+    arguments = parser.parse_args()
+
+    from convscope.environment import describe
+
+    names = ["convscope", *(name for name in available(arguments.peers) if name != "convscope")]
+    record: dict[str, object] = {"date": str(date.today()), "rounds": arguments.rounds, **describe()}
+    machine = record["device"]
+    assert isinstance(machine, dict)
+    sections = [
+        "# Training speed",
+        "",
+        f"{record['date']}, {machine['processor']}, {machine['torch_threads']} threads. "
+        f"{arguments.rounds} rounds in turns after a warm-up; `python benchmarks/throughput.py` repeats it.",
+    ]
+    networks = {}
+    for network in arguments.networks:
+        leave_out = {"pytorch", "pytorch-bfloat16"} if network == "mobilenet" else set()
+        networks[network] = measure(
+            network, [name for name in names if name not in leave_out], arguments.rounds
+        )
+        shape, _, batch, steps = NETWORKS[network]
+        size = "×".join(map(str, shape))
+        sections += ["", f"## {network}, {size}, batch {batch}, {steps} steps", "", *table(networks[network])]
+        print("\n".join(sections[-len(networks[network]) - 5 :]), flush=True)
+        results = HERE / "results"
+        results.mkdir(exist_ok=True)
+        record["milliseconds_per_step"] = networks
+        (results / f"{arguments.name}.json").write_text(json.dumps(record, indent=2) + "\n")
+        (results / f"{arguments.name}.md").write_text("\n".join(sections) + "\n")
+
+
+if __name__ == "__main__":
+    main()
