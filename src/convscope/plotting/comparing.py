@@ -1,0 +1,201 @@
+"""Draw comparisons: two networks, several seeds of each, and the images on which they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from convscope.evaluation import Comparison, ConfusedPair, Evaluation, SeedComparison
+from convscope.plotting.images import as_pictures, image_grid, message_figure
+from convscope.plotting.style import BLACK, BLUE, GREY, RED, new_figure, shorten
+
+
+def plot_comparison(found: Comparison) -> Figure:
+    """Draw both accuracies with their intervals, and the difference with its own.
+
+    Parameters
+    ----------
+    found : Comparison
+
+    Returns
+    -------
+    Figure
+        Two panels.
+
+    Examples
+    --------
+    >>> from convscope.evaluation import compare
+    >>> run = Evaluation.from_probabilities([[0.9, 0.1], [0.6, 0.4]], [0, 1])
+    >>> len(plot_comparison(compare(run, run)).axes)
+    2
+    """
+    with new_figure(9.5, 2.6) as figure:
+        left, right = figure.subplots(1, 2)
+        names = [shorten(found.label_a), shorten(found.label_b)]
+        for place, (accuracy, interval) in enumerate(
+            [(found.accuracy_a, found.interval_a), (found.accuracy_b, found.interval_b)]
+        ):
+            _whisker(left, place, accuracy, interval, BLUE)
+        left.set_yticks([0, 1], names)
+        left.set(ylim=(1.6, -0.6), xlabel="accuracy (%), 95 % interval")
+        left.set_title(f"Accuracy on {found.images:,} images")
+        _draw_difference(right, found, names)
+        figure.suptitle(_verdict_title(found.verdict, *names))
+    return figure
+
+
+def plot_seed_comparison(found: SeedComparison) -> Figure:
+    """Draw the accuracy of every seed, and the difference of the means with its interval.
+
+    Parameters
+    ----------
+    found : SeedComparison
+
+    Returns
+    -------
+    Figure
+        Two panels.
+
+    Examples
+    --------
+    >>> from convscope.evaluation import compare_seeds
+    >>> runs = [Evaluation.from_probabilities([[p, 1 - p]] * 9, [0] * 8 + [1]) for p in (0.9, 0.8)]
+    >>> len(plot_seed_comparison(compare_seeds(runs, runs)).axes)
+    2
+    """
+    with new_figure(9.5, 2.6) as figure:
+        left, right = figure.subplots(1, 2)
+        names = [shorten(found.label_a), shorten(found.label_b)]
+        for place, accuracies in enumerate([found.accuracies_a, found.accuracies_b]):
+            spread = np.linspace(-0.18, 0.18, len(accuracies)) if len(accuracies) > 1 else np.zeros(1)
+            left.plot(100 * np.array(accuracies), place + spread, "o", color=BLUE, alpha=0.7, markersize=5)
+            left.plot([100 * np.mean(accuracies)] * 2, [place - 0.3, place + 0.3], color=BLACK)
+        left.set_yticks([0, 1], names)
+        left.set(ylim=(1.6, -0.6), xlabel="accuracy (%); line: mean")
+        left.set_title(f"Each seed on {found.images:,} images")
+        _draw_difference(right, found, names)
+        figure.suptitle(_verdict_title(found.verdict, *names))
+    return figure
+
+
+def _whisker(axes: Axes, place: float, value: float, interval: Sequence[float], colour: str) -> None:
+    axes.plot([100 * interval[0], 100 * interval[1]], [place, place], color=colour)
+    axes.plot(100 * value, place, "o", color=colour)
+    axes.annotate(f"{100 * value:.2f}", (100 * value, place), (0, 6), textcoords="offset points", ha="center")
+
+
+def _draw_difference(axes: Axes, found: Comparison | SeedComparison, names: Sequence[str]) -> None:
+    colour = GREY if found.verdict == "could be chance" else RED
+    _whisker(axes, 0, found.difference, found.difference_interval, colour)
+    axes.axvline(0, color=BLACK, linewidth=1.0, linestyle="--")
+    axes.set(ylim=(0.8, -0.8), yticks=[], xlabel="difference in points, 95 % interval")
+    axes.set_title(f"{names[1]} minus {names[0]} (p = {found.p_value:.2g})")
+    axes.margins(x=0.15)
+
+
+def _verdict_title(verdict: str, name_a: str, name_b: str) -> str:
+    if verdict == "could be chance":
+        return f"{name_a} and {name_b}: the difference could be chance"
+    return f"{name_b} is {verdict} than {name_a}"
+
+
+def plot_differences(
+    images: ArrayLike, a: Evaluation, b: Evaluation, found: Comparison, *, count: int = 12
+) -> Figure:
+    """Draw images on which two networks differ, those of only one right answer in equal parts.
+
+    Parameters
+    ----------
+    images : array-like of shape (n, h, w, c), (n, c, h, w) or (n, h, w)
+    a, b : Evaluation
+        What was compared.
+    found : Comparison
+        What came out.
+    count : int
+        How many to show at most.
+
+    Returns
+    -------
+    Figure
+        A figure that says so when they differ on none.
+
+    Examples
+    --------
+    >>> from convscope.evaluation import compare
+    >>> one = Evaluation.from_probabilities([[0.9, 0.1]], [0])
+    >>> other = Evaluation.from_probabilities([[0.2, 0.8]], [0])
+    >>> figure = plot_differences(np.zeros((1, 8, 8)), one, other, compare(one, other))
+    >>> print(figure.axes[0].get_title())
+    A: 0 ✓ (0.90)
+    B: 1 ✗ (0.80)
+    true 0
+    """
+    chosen = _share_out([found.only_b_right, found.only_a_right, found.both_wrong], count)
+    if not chosen:
+        return message_figure("No difference", "Both networks predict the same class for every image.")
+    total = found.only_a_right.size + found.only_b_right.size + found.both_wrong.size
+    captions = [
+        f"{_answer(found.label_a, a, index)}\n{_answer(found.label_b, b, index)}\n"
+        f"true {shorten(a.class_names[a.labels[index]], 14)}"
+        for index in chosen
+    ]
+    names = f"{shorten(found.label_a)} and {shorten(found.label_b)}"
+    title = f"{len(chosen)} of {total} images on which {names} differ"
+    below = None if a.names is None else [shorten(a.names[index], 30, keep_end=True) for index in chosen]
+    return image_grid(as_pictures(images, a.images)[chosen], captions, title, 6, below=below)
+
+
+def _share_out(groups: Sequence[np.ndarray], count: int) -> list[int]:
+    """Take from each group in turn, so that none crowds out the others."""
+    longest = max(group.size for group in groups)
+    turns = [int(group[place]) for place in range(longest) for group in groups if place < group.size]
+    return sorted(turns[:count])
+
+
+def _answer(label: str, result: Evaluation, index: int) -> str:
+    predicted = int(result.predictions[index])
+    sign = "✓" if predicted == result.labels[index] else "✗"
+    name = shorten(result.class_names[predicted], 14)
+    return f"{shorten(label, 12)}: {name} {sign} ({result.probabilities[index, predicted]:.2f})"
+
+
+def plot_confused_pairs(pairs: Sequence[ConfusedPair], class_names: Sequence[str]) -> Figure:
+    """Draw which class is most often taken for which other one.
+
+    Parameters
+    ----------
+    pairs : sequence of ConfusedPair
+        From an evaluation.
+    class_names : sequence of str
+
+    Returns
+    -------
+    Figure
+        A figure that says so when there are none.
+
+    Examples
+    --------
+    >>> result = Evaluation.from_probabilities([[0.9, 0.1], [0.6, 0.4]], [0, 1], ["cat", "dog"])
+    >>> figure = plot_confused_pairs(result.confused_pairs(), result.class_names)
+    >>> [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    ['dog taken for cat']
+    """
+    if not pairs:
+        return message_figure("No confused classes", "No class was taken for another.")
+    names = [
+        f"{shorten(class_names[p.true], 18)} taken for {shorten(class_names[p.predicted], 18)}" for p in pairs
+    ]
+    counts = [pair.images for pair in pairs]
+    with new_figure(7.5, 1.1 + 0.32 * len(pairs)) as figure:
+        axes = figure.subplots()
+        bars = axes.barh(range(len(pairs)), counts, color=BLUE)
+        axes.bar_label(bars, [f"{pair.images} ({pair.share:.1%})" for pair in pairs], padding=3, fontsize=9)
+        axes.set_yticks(range(len(pairs)), names)
+        axes.set(ylim=(len(pairs) - 0.4, -0.6), xlabel="images (share of the true class)")
+        axes.set_title("Classes that are taken for one another")
+        axes.margins(x=0.15)
+    return figure

@@ -1,0 +1,289 @@
+"""Draw what lies behind single numbers: reliability, ROC and precision–recall curves, coverage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from convscope.errors import UsageError, sentence
+from convscope.evaluation import Coverage, Curve, Evaluation, Reliability
+from convscope.plotting.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PINK,
+    RED,
+    SKY,
+    new_figure,
+    shorten,
+)
+
+# More coloured lines than these cannot be told apart.
+LINE_COLOURS = (RED, BLUE, GREEN, ORANGE, SKY, PINK, BLACK)
+MARKED_ACCURACIES = (0.99, 0.995, 0.999)
+
+
+def plot_reliability(before: Reliability, after: Reliability | None = None) -> Figure:
+    """Draw confidence against accuracy, and how many images have which confidence.
+
+    Parameters
+    ----------
+    before : Reliability
+        From an evaluation.
+    after : Reliability, optional
+        The same after temperature scaling, drawn beside it.
+
+    Returns
+    -------
+    Figure
+
+    Examples
+    --------
+    >>> result = Evaluation.from_probabilities([[0.9, 0.1], [0.6, 0.4]], [0, 1])
+    >>> plot_reliability(result.reliability).axes[0].get_ylabel()
+    'accuracy (share of images)'
+    """
+    if after is None:
+        columns = {"Reliability": before}
+    else:
+        columns = {"As predicted": before, "After temperature scaling": after}
+    with new_figure(4.6 * len(columns), 5.2) as figure:
+        grid = figure.subplots(2, len(columns), height_ratios=[3, 1], squeeze=False, sharex=True)
+        for (title, found), upper, lower in zip(columns.items(), grid[0], grid[1], strict=True):
+            _draw_reliability(upper, found)
+            upper.set_title(f"{title}\nexpected calibration error {found.expected_error:.2%}")
+            _draw_confidence_counts(lower, found)
+        grid[0, 0].set_ylabel("accuracy (share of images)")
+        grid[1, 0].set_ylabel("images")
+    return figure
+
+
+def _draw_reliability(axes: Axes, found: Reliability) -> None:
+    filled = found.counts > 0
+    centres, width = _bins(found)
+    accuracy, confidence = found.accuracy[filled], found.confidence[filled]
+    axes.bar(centres[filled], accuracy, width, color=SKY, edgecolor="white", label="accuracy of the bin")
+    axes.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1.2, label="confidence = accuracy")
+    axes.plot(confidence, confidence, "o", color=RED, markersize=4, label="mean confidence of the bin")
+    axes.vlines(confidence, accuracy, confidence, color=RED, linewidth=1.2)
+    axes.set(xlim=(0, 1), ylim=(0, 1.02))
+    axes.legend(loc="upper left")
+
+
+def _draw_confidence_counts(axes: Axes, found: Reliability) -> None:
+    centres, width = _bins(found)
+    axes.bar(centres, found.counts, width, color=GREY, edgecolor="white")
+    axes.set_yscale("log", nonpositive="clip")
+    axes.set_ylim(bottom=0.5)
+    axes.set_xlabel("confidence (probability of the predicted class)")
+
+
+def _bins(found: Reliability) -> tuple[np.ndarray, float]:
+    return (found.edges[:-1] + found.edges[1:]) / 2, float(found.edges[1] - found.edges[0])
+
+
+def plot_roc(result: Evaluation, classes: Sequence[int] | None = None) -> Figure:
+    """Draw the ROC curve of each class against the rest, whole and its upper left corner.
+
+    Parameters
+    ----------
+    result : Evaluation
+    classes : sequence of int, optional
+        Which classes; the seven with the smallest areas unless given.
+
+    Returns
+    -------
+    Figure
+
+    Raises
+    ------
+    UsageError
+        When there is no such class.
+
+    Examples
+    --------
+    >>> result = Evaluation.from_probabilities([[0.9, 0.1], [0.6, 0.4]], [0, 1])
+    >>> len(plot_roc(result).axes)
+    2
+    """
+    whole = (0.0, 1.0, 0.0, 1.0)
+    with new_figure(10, 4.6) as figure:
+        panels = figure.subplots(1, 2)
+        drawn = _draw_classes(
+            panels, result, classes, result.areas.roc, lambda curve: (curve.false_positive_rate, curve.recall)
+        )
+        x_end = _nice_end(max((_first_reach(x, y) for x, y in drawn), default=1.0))
+        y_start = 1 - _nice_end(1 - min((_at(x, y, x_end / 50) for x, y in drawn), default=0.0))
+        _frame(panels, whole, (0.0, x_end, y_start, 1.0))
+        for axes in panels:
+            axes.set(xlabel="false positive rate", ylabel="true positive rate (recall)")
+        panels[0].plot([0, 1], [0, 1], "--", color=GREY, linewidth=1.2)
+        panels[0].set_title("ROC curve of each class against the rest")
+        panels[1].set_title("its upper left corner")
+        _legend(figure, panels[0], "area")
+    return figure
+
+
+def plot_precision_recall(result: Evaluation, classes: Sequence[int] | None = None) -> Figure:
+    """Draw the precision–recall curve of each class against the rest, whole and its upper right corner.
+
+    Parameters
+    ----------
+    result : Evaluation
+    classes : sequence of int, optional
+        Which classes; the seven with the smallest average precision unless given.
+
+    Returns
+    -------
+    Figure
+
+    Raises
+    ------
+    UsageError
+        When there is no such class.
+
+    Examples
+    --------
+    >>> result = Evaluation.from_probabilities([[0.9, 0.1], [0.6, 0.4]], [0, 1])
+    >>> len(plot_precision_recall(result).axes)
+    2
+    """
+    with new_figure(10, 4.6) as figure:
+        panels = figure.subplots(1, 2)
+        drawn = _draw_classes(
+            panels,
+            result,
+            classes,
+            result.areas.average_precision,
+            lambda curve: (curve.recall, curve.precision),
+        )
+        reach = [_balance(x, y) for x, y in drawn]
+        start = 1 - _nice_end(min(1.0, 2.5 * (1 - min(reach, default=0.0))))
+        _frame(panels, (0.0, 1.0, 0.0, 1.02), (start, 1.0, start, 1 + 0.02 * (1 - start)))
+        for axes in panels:
+            axes.set(xlabel="recall", ylabel="precision")
+        panels[0].set_title("Precision and recall of each class against the rest")
+        panels[1].set_title("its upper right corner")
+        _legend(figure, panels[0], "average precision")
+    return figure
+
+
+def _draw_classes(
+    panels: Sequence[Axes],
+    result: Evaluation,
+    classes: Sequence[int] | None,
+    areas: np.ndarray,
+    coordinates: Callable[[Curve], tuple[np.ndarray, np.ndarray]],
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Draw the chosen classes in colour and return their curves."""
+    chosen = _smallest(areas) if classes is None else list(classes)
+    drawn = []
+    for place, index in enumerate(chosen):
+        x, y = coordinates(result.curve(index))
+        if not (np.isfinite(x).all() and np.isfinite(y).all()):
+            continue
+        colour = LINE_COLOURS[place % len(LINE_COLOURS)]
+        style = "-" if place < len(LINE_COLOURS) else ":"
+        label = f"{shorten(result.class_names[index], 18)}: {areas[index]:.4f}"
+        for axes in panels:
+            axes.plot(x, y, style, color=colour, linewidth=1.5, label=label)
+        drawn.append((x, y))
+    if not drawn:
+        panels[0].text(0.6, 0.3, "no class has a curve", ha="center", va="center")
+    return drawn
+
+
+def _smallest(areas: np.ndarray) -> list[int]:
+    order = np.argsort(areas, kind="stable")  # NaN comes last
+    return [int(index) for index in order[: len(LINE_COLOURS)] if np.isfinite(areas[index])]
+
+
+def _frame(panels: Sequence[Axes], *limits: tuple[float, float, float, float]) -> None:
+    for axes, (left, right, bottom, top) in zip(panels, limits, strict=True):
+        axes.set(xlim=(left, right), ylim=(bottom, top))
+        axes.locator_params(nbins=5)
+        axes.grid(visible=True)
+
+
+def _legend(figure: Figure, axes: Axes, title: str) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, title=title, loc="outside right center")
+
+
+def _first_reach(x: np.ndarray, y: np.ndarray) -> float:
+    """Find the false positive rate at which 99 % of the class is found."""
+    return float(x[np.argmax(y >= 0.99)])
+
+
+def _at(x: np.ndarray, y: np.ndarray, place: float) -> float:
+    return float(y[np.searchsorted(x, place, side="right") - 1])
+
+
+def _balance(recall: np.ndarray, precision: np.ndarray) -> float:
+    """Find the height at which precision and recall are closest to each other."""
+    return float(np.min([recall, precision], axis=0).max())
+
+
+def _nice_end(value: float) -> float:
+    """Round up to 1, 2 or 5 times a power of ten, from 0.01 to 1."""
+    steps = [step * 10.0**power for power in (-2, -1) for step in (1, 2, 5)]
+    return next((step for step in steps if step >= value), 1.0)
+
+
+def plot_coverage(coverage: Coverage) -> Figure:
+    """Draw the accuracy of the answers against the share of images answered.
+
+    Parameters
+    ----------
+    coverage : Coverage
+        From an evaluation.
+
+    Returns
+    -------
+    Figure
+        The largest coverage with an accuracy of 99, 99.5 and 99.9 % is marked where it exists.
+
+    Examples
+    --------
+    >>> result = Evaluation.from_probabilities([[0.9, 0.1], [0.6, 0.4]], [0, 1])
+    >>> plot_coverage(result.coverage).axes[0].get_xlabel()
+    'images answered (%)'
+    """
+    if not coverage.coverage.size:
+        raise UsageError(sentence("a coverage curve with at least one point", "none"))
+    with new_figure(7, 4.4) as figure:
+        axes = figure.subplots()
+        axes.plot(100 * coverage.coverage, 100 * coverage.accuracy, color=BLUE)
+        _mark_accuracies(axes, coverage)
+        axes.plot(100, 100 * coverage.accuracy[-1], "o", color=BLACK)
+        axes.annotate(
+            f"all answered: {coverage.accuracy[-1]:.2%}",
+            (100, 100 * coverage.accuracy[-1]),
+            (-10, -4),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )
+        low = min(99.0, 100 * coverage.accuracy[coverage.coverage >= 0.2].min())
+        axes.set(xlim=(0, 102), ylim=(low - 0.12 * (100.5 - low), 100 + 0.06 * (100.5 - low)))
+        axes.set(xlabel="images answered (%)", ylabel="accuracy of the answers (%)")
+        axes.set_title("Accuracy when the network may abstain")
+        axes.grid(visible=True)
+    return figure
+
+
+def _mark_accuracies(axes: Axes, coverage: Coverage) -> None:
+    for target, colour in zip(MARKED_ACCURACIES, (ORANGE, RED, PINK), strict=True):
+        point = coverage.for_accuracy(target)
+        if point is not None and coverage.accuracy[-1] < target:
+            label = f"{target:.1%} of {point.coverage:.1%}, from confidence {point.threshold:.5f}"
+            axes.plot(100 * point.coverage, 100 * point.accuracy, "o", color=colour, label=label)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="lower left")
