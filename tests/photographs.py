@@ -13,10 +13,10 @@ def photograph(seed, size=32, channels=3):
     y, x = np.mgrid[0:size, 0:size] / size
     picture = np.zeros((size, size, channels))
     for _ in range(12):
-        frequency = rng.uniform(-5, 5, 2)
+        frequency = rng.uniform(-4, 4, 2)
         wave = np.cos(2 * np.pi * (frequency[0] * x + frequency[1] * y) + rng.uniform(0, 2 * np.pi))
-        picture += wave[..., None] * rng.normal(0, 1, channels)
-    picture += rng.normal(0, 0.2, picture.shape)
+        picture += wave[..., None] * (rng.normal() + rng.normal(0, 0.3, channels))
+    picture += rng.normal(0, 0.2, (size, size, 1))
     low, high = picture.min(), picture.max()
     return np.rint(20 + 215 * (picture - low) / (high - low)).astype(np.uint8)
 

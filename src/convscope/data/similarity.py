@@ -115,6 +115,31 @@ def near_duplicates(images: NDArray[np.uint8], hashes: NDArray[np.uint64]) -> ND
     return groups
 
 
+def members_of(groups: NDArray[np.int64]) -> Iterator[list[int]]:
+    """Yield the members of each group of more than one.
+
+    Parameters
+    ----------
+    groups : ndarray of shape (n,), int64
+        As ``near_duplicates`` gives it.
+
+    Yields
+    ------
+    list of int
+        Positions, in order.
+
+    Examples
+    --------
+    >>> list(members_of(np.array([0, 1, 0, 3])))
+    [[0, 2]]
+    """
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    for members in np.split(order, starts[1:]):
+        if len(members) > 1:
+            yield [int(number) for number in members]
+
+
 def _candidates(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
     """List the pairs (k, 2), smaller position first, whose hashes differ in few bits."""
     found = [np.empty((0, 2), np.int64)]

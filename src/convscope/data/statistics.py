@@ -23,7 +23,7 @@ MARGIN = 0.15
 # What is never noticed, whatever the training images: in grey levels, and as a share of the image.
 LEVELS, SHARES = 3.0, 0.02
 # An image of one grey level, give or take what a JPEG adds.
-FLAT = 0.2
+FLAT = 0.1
 # Of the brightness that nearly every training image reaches: below this, the numbers have another range.
 FAR_TOO_DARK = 0.5
 
@@ -159,9 +159,7 @@ class TrainingStatistics:
 
     def _judge(self, values: Mapping[str, float], inverted: Mapping[str, float]) -> tuple[str, ...]:
         """Name what is odd about one image; one cause is named once."""
-        if any(self._side(name, values) for name in _TONES) and not any(
-            self._side(name, inverted) for name in _TONES
-        ):
+        if self._side("border", values) and not any(self._side(name, inverted) for name in _TONES):
             return (f"inverted: {self._compare('border', values)}; it would fit as 255 − pixel",)
         if self._side("contrast", values) < 0 and values["contrast"] < FLAT:
             return (f"empty: {self._compare('contrast', values)}",)
@@ -228,7 +226,7 @@ def measure(images: NDArray[np.uint8]) -> dict[str, FloatArray]:
     >>> image = np.zeros((1, 10, 10, 1), np.uint8)
     >>> image[:, :, 5:] = 100
     >>> features = measure(image)
-    >>> features["brightness"][0], features["brightest"][0]
+    >>> float(features["brightness"][0]), float(features["brightest"][0])
     (50.0, 100.0)
     """
     grey = images.mean(axis=3, dtype=np.float32)  # (n, h, w, c) → (n, h, w)

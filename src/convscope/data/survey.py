@@ -146,6 +146,14 @@ class Survey:
         return usable
 
 
+class NothingUsableError(DataError):
+    """Images of which none can be used; carries what is wrong with each."""
+
+    def __init__(self, message: str, survey: Survey) -> None:
+        super().__init__(message)
+        self.survey = survey
+
+
 COLUMNS = ("heights", "widths", "formats", "channels", "traits", "digests")
 
 
@@ -226,13 +234,13 @@ def require_usable(survey: Survey, where: str) -> None:
 
     Raises
     ------
-    DataError
+    NothingUsableError
         If no image can be used.
     """
     if not survey.usable.any():
         kinds = sorted({kind.replace("_", " ") for kind, *_ in survey.problems.values()})
         found = f"{count(len(survey.problems), 'image')}: {', '.join(kinds)}" if kinds else "none"
-        raise DataError(sentence(f"at least one usable image in {where}", found))
+        raise NothingUsableError(sentence(f"at least one usable image in {where}", found), survey)
 
 
 def _common_shape(heights: NDArray[np.int32], widths: NDArray[np.int32]) -> tuple[int, int]:

@@ -1,0 +1,330 @@
+"""The look at a folder before training: what is planted is named, nothing else is, and nothing is changed."""
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from messy import UNUSABLE, plant, resaved
+from photographs import encoded, photograph, tree_of, write_classes
+from PIL import Image
+
+from convscope.data.catalog import load
+from convscope.data.check import check_collection, check_dataset, check_folder
+from convscope.data.contact_sheet import contact_sheet
+from convscope.data.content_checks import measure, tree_accuracy
+from convscope.data.findings import SEVERITIES
+from convscope.data.paths import open_path
+from convscope.errors import DataNotFoundError
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONVSCOPE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A clean folder, two classes of thirty."""
+    write_classes(tmp_path / "photos", count=30)
+    return tmp_path / "photos"
+
+
+def named(report):
+    return {finding.kind: set(finding.names) for finding in report.findings if finding.names}
+
+
+def kinds(report):
+    return [finding.kind for finding in report.findings]
+
+
+def test_a_clean_folder_has_no_findings(photos):
+    report = check_folder(photos)
+    assert (report.findings, report.meaningless, report.left_out) == ((), "", ())
+    assert (report.files, report.used, report.size) == (60, 60, (32, 32, 3))
+    assert report.counts == {"train": {"cat": 30, "dog": 30}}
+
+
+def copy_of_real_photographs(target):
+    source = os.environ.get("CONVSCOPE_DATA")
+    if not source or not (Path(source) / "cifar10-mini").is_dir():
+        pytest.skip("CONVSCOPE_DATA names no folder with cifar10-mini")
+    shutil.copytree(Path(source) / "cifar10-mini", target)
+    return sorted(target.rglob("*.jpg"))
+
+
+def copy_of_drawn_photographs(target):
+    paths = []
+    for part, count in (("train", 60), ("test", 20)):
+        paths += write_classes(target / part, ("cat", "dog", "owl"), count, seed=len(part))
+    return [resaved(path, "JPEG", ".jpg", quality=95) for path in paths]
+
+
+@pytest.mark.parametrize("copy", [copy_of_drawn_photographs, copy_of_real_photographs], ids=["drawn", "real"])
+def test_every_planted_file_is_named_and_nothing_else(copy, tmp_path):
+    folder = tmp_path / "messy"
+    paths = copy(folder)
+    planted = plant(folder, paths)
+    before = tree_of(folder)
+    report = check_folder(folder)
+    assert named(report) == planted
+    assert set(report.left_out) == set().union(*(planted[kind] for kind in UNUSABLE))
+    assert report.used == len(paths) - len(report.left_out)
+    assert report.meaningless == ""
+    dataset = load(folder)
+    used = {*dataset.train.names, *dataset.test.names}
+    assert len(used) == report.used
+    for kind in set(planted) - UNUSABLE:
+        assert planted[kind] <= used
+    assert {name for name, _ in dataset.left_out} == set(report.left_out)
+    assert tree_of(folder) == before
+
+
+def test_a_rotated_photograph_is_used_upright(photos):
+    from messy import rotated
+
+    path = photos / "cat" / "003.png"
+    original = np.asarray(Image.open(path)).astype(int)
+    rotated(path)
+    dataset = load(photos)
+    everything = [*zip(dataset.train.names, dataset.train.images, strict=True)]
+    everything += zip(dataset.test.names, dataset.test.images, strict=True)
+    assert np.abs(dict(everything)["cat/003.jpg"] - original).mean() < 5
+
+
+def test_the_quick_part_leaves_out_pixel_statistics(photos):
+    (photos / "cat" / "000.png").write_bytes(encoded(np.full((32, 32, 3), 7, np.uint8), "PNG"))
+    assert kinds(check_folder(photos, quick=True)) == []
+    assert named(check_folder(photos)) == {"blank": {"cat/000.png"}}
+
+
+def test_duplicates_are_told_from_near_duplicates(photos):
+    shutil.copy(photos / "cat" / "004.png", photos / "cat" / "zz.png")
+    path = photos / "dog" / "yy.png"
+    shutil.copy(photos / "dog" / "005.png", path)
+    resaved(path, "JPEG", ".jpg", quality=80)
+    report = check_folder(photos)
+    assert named(report) == {"duplicate": {"cat/zz.png"}, "near_duplicate": {"dog/yy.jpg"}}
+    assert report.find("duplicate").details == ("like cat/004.png",)
+
+
+def test_the_same_image_under_two_labels_is_a_contradiction(photos):
+    shutil.copy(photos / "cat" / "004.png", photos / "dog" / "zz.png")
+    finding = check_folder(photos).find("conflicting")
+    assert dict(zip(finding.names, finding.details, strict=True)) == {
+        "cat/004.png": "cat",
+        "dog/zz.png": "dog",
+    }
+
+
+def divided(folder, train=20, test=20):
+    write_classes(folder / "train", count=train, seed=1)
+    write_classes(folder / "test", count=test, seed=2)
+    return folder
+
+
+def test_images_on_both_sides_of_a_split_are_leakage(tmp_path):
+    folder = divided(tmp_path / "photos")
+    shutil.copy(folder / "train" / "cat" / "004.png", folder / "test" / "cat" / "zz.png")
+    report = check_folder(folder)
+    assert named(report) == {"leakage": {"test/cat/zz.png"}}
+    assert report.find("leakage").severity == "error"
+    assert report.meaningless == ""
+
+
+def test_a_test_part_that_was_seen_is_meaningless(tmp_path):
+    folder = divided(tmp_path / "photos")
+    shutil.rmtree(folder / "test")
+    shutil.copytree(folder / "train", folder / "test")
+    assert check_folder(folder).meaningless == "40 of 40 images to test on were seen in training."
+
+
+def test_a_class_missing_from_a_part_is_named(tmp_path):
+    folder = divided(tmp_path / "photos")
+    shutil.rmtree(folder / "test" / "dog")
+    finding = check_folder(folder).find("missing_class")
+    assert (finding.names, finding.details) == (("dog",), ("not in test",))
+
+
+def test_imbalance_and_few_images_are_said(tmp_path):
+    write_classes(tmp_path / "photos", ("cat",), 40)
+    write_classes(tmp_path / "photos", ("dog",), 4, seed=1)
+    report = check_folder(tmp_path / "photos", quick=True)
+    assert report.find("imbalance").message == "cat has 10.0 times the training images of dog."
+    assert report.find("few_images").details == ("4 images",)
+
+
+@pytest.mark.parametrize(
+    ("size", "kind"), [((200, 32), "odd_size"), ((4, 4), "odd_size"), ((32, 32), None)], ids=str
+)
+def test_odd_sizes_are_named(photos, size, kind):
+    picture = Image.fromarray(photograph(99, 32)).resize(size)
+    picture.save(photos / "cat" / "000.png")
+    expected = {kind: {"cat/000.png"}} if kind else {}
+    assert {key: value for key, value in named(check_folder(photos)).items() if key == "odd_size"} == expected
+
+
+def test_sizes_that_all_differ_are_not_odd(tmp_path):
+    folder = tmp_path / "photos"
+    for number, path in enumerate(write_classes(folder, count=20)):
+        Image.open(path).resize((30 + number, 60 - number)).save(path)
+    assert "odd_size" not in kinds(check_folder(folder))
+
+
+def test_an_image_far_darker_than_the_rest_is_named(photos):
+    for path in sorted(photos.rglob("*.png")):
+        pixels = np.asarray(Image.open(path)).astype(float)
+        grey = 150 + (pixels - pixels.mean()) * 0.3 + int(path.stem) % 7
+        Image.fromarray(grey.clip(0, 255).astype(np.uint8)).save(path)
+    path = photos / "dog" / "007.png"
+    Image.fromarray(np.asarray(Image.open(path)) // 3).save(path)
+    finding = check_folder(photos).find("brightness")
+    assert (finding.names, finding.details) == (("dog/007.png",), ("far darker",))
+
+
+def test_what_betrays_the_class_is_said(photos):
+    for path in sorted((photos / "cat").glob("*.png")):
+        resaved(path, "JPEG", ".jpg", quality=95)
+    for path in sorted((photos / "dog").glob("*.png")):
+        pixels = np.array(Image.open(path))
+        pixels[[0, -1]], pixels[:, [0, -1]] = 255, 255
+        Image.fromarray(pixels).save(path)
+    assert {"betrayed_by_file", "betrayed_by_border"} <= set(kinds(check_folder(photos)))
+
+
+def test_pixels_that_say_nothing_betray_nothing():
+    rng = np.random.default_rng(0)
+    accuracy, kappa = tree_accuracy(rng.normal(size=(600, 5)), rng.integers(0, 3, 600))
+    assert accuracy < 0.45
+    assert abs(kappa) < 0.15
+
+
+def test_too_few_images_say_nothing():
+    assert tree_accuracy(np.arange(20.0)[:, None], np.arange(20) // 10) == (0.0, 0.0)
+
+
+def test_measures_are_those_of_their_formulas():
+    image = photograph(5, 12)
+    result = measure(image[None])
+    grey = image.astype(np.float64).mean(axis=2)
+    inner = 4 * grey[1:-1, 1:-1] - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]
+    assert result.brightness[0] == pytest.approx(grey.mean(), rel=1e-5)
+    assert result.contrast[0] == pytest.approx(grey.std(), rel=1e-5)
+    assert result.sharpness[0] == pytest.approx(np.log1p(inner.std()), rel=1e-5)
+    assert result.colour[0, :3] == pytest.approx(image.mean(axis=(0, 1)), rel=1e-5)
+
+
+def test_rows_sorted_by_class_are_said_of_tables_only(tmp_path, photos):
+    images = np.stack([photograph(number, 8, 1) for number in range(40)])
+    np.savez(tmp_path / "data.npz", images=images, labels=np.arange(40) // 20)
+    assert "sorted_order" in kinds(check_folder(tmp_path / "data.npz"))
+    np.savez(tmp_path / "mixed.npz", images=images, labels=np.arange(40) % 2)
+    assert "sorted_order" not in kinds(check_folder(tmp_path / "mixed.npz"))
+    assert "sorted_order" not in kinds(check_folder(photos))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda folder: shutil.rmtree(folder / "dog"), "Expected at least 2 classes with images"),
+        (lambda folder: [path.write_bytes(b"") for path in folder.rglob("*.png")], "got 60 images: empty"),
+        (lambda folder: [path.unlink() for path in folder.rglob("*.png")], "got no files"),
+        (
+            lambda folder: [path.write_bytes(b"") for path in (folder / "dog").glob("*.png")],
+            "Only 1 class with training images",
+        ),
+        (
+            lambda folder: (
+                [shutil.copy(folder / "cat" / "000.png", path) for path in folder.rglob("0[1-9]*.png")]
+                + [shutil.copy(folder / "cat" / "000.png", path) for path in folder.rglob("00[1-9].png")]
+                + [shutil.copy(folder / "cat" / "000.png", folder / "dog" / "000.png")]
+            ),
+            "All images are the same",
+        ),
+        (
+            lambda folder: [
+                shutil.copy(path, folder / "dog" / path.name) for path in (folder / "cat").glob("*")
+            ],
+            "60 of 60 images are there under two labels",
+        ),
+        (
+            lambda folder: (
+                [path.unlink() for path in (folder / "dog").glob("0[012][1-9].png")]
+                + [path.unlink() for path in (folder / "dog").glob("0[12]0.png")]
+            ),
+            "dog has 1 image",
+        ),
+    ],
+    ids=["one-class", "all-empty", "no-images", "one-usable", "all-same", "two-labels", "lone"],
+)
+def test_meaningless_data_are_called_so(photos, spoil, reason):
+    spoil(photos)
+    report = check_folder(photos)
+    assert reason in report.meaningless
+
+
+def test_where_nothing_can_be_used_every_file_is_named(photos):
+    for path in photos.rglob("*.png"):
+        path.write_bytes(b"")
+    report = check_folder(photos)
+    assert (len(report.left_out), report.files, report.used) == (60, 60, 0)
+
+
+def test_a_path_to_nothing_is_an_error(tmp_path):
+    with pytest.raises(DataNotFoundError, match="nothing at"):
+        check_folder(tmp_path / "nothing")
+
+
+def test_a_report_is_json(photos):
+    (photos / "cat" / "000.png").write_bytes(b"")
+    (photos / "cat" / "001.png").rename(photos / "cat" / os.fsdecode(b"\xff.png"))
+    row = json.loads(json.dumps(check_folder(photos).to_json()))
+    assert row["left_out"] == ["cat/000.png"]
+    assert row["findings"][0]["names"] == ["cat/000.png"]
+    assert [finding["severity"] for finding in row["findings"]] == ["error", "warning"]
+    assert row["findings"][1]["names"] == ["cat/\\xff.png"]
+
+
+def test_severities_are_ordered(photos):
+    plant(photos, sorted(photos.rglob("*.png")))
+    severities = [SEVERITIES.index(finding.severity) for finding in check_folder(photos).findings]
+    assert severities == sorted(severities)
+    assert set(severities) == {0, 1, 2}
+
+
+def test_findings_of_a_kind_are_one_row(photos):
+    (photos / "cat" / "broken.png").symlink_to("nowhere.png")
+    report = check_folder(photos)
+    assert named(report) == {"missing": {"cat/broken.png"}}
+    assert len(kinds(report)) == len(set(kinds(report)))
+
+
+def test_a_loaded_dataset_is_looked_at_too():
+    report = check_dataset(load("digits"))
+    assert (report.files, report.used, report.meaningless) == (1797, 1797, "")
+    assert report.find("leakage").severity == "warning"  # small digits are much alike, but none is the same
+
+
+def test_a_contact_sheet_shows_some_of_each_class(photos):
+    collection = open_path(photos)
+    sheet = contact_sheet(collection, columns=4)
+    assert sheet.images.shape == (2, 4, 32, 32, 3)
+    assert all(caption.startswith("cat/") for caption in sheet.captions[0])
+    position = list(collection.names).index(sheet.captions[1][2])
+    assert (sheet.images[1, 2] == collection.images[position]).all()
+
+
+def test_a_contact_sheet_leaves_white_where_images_are_few(tmp_path):
+    write_classes(tmp_path / "photos", count=2)
+    sheet = contact_sheet(open_path(tmp_path / "photos"), columns=4)
+    assert (sheet.images[:, 2:] == 255).all()
+    assert sheet.captions[0][2:] == ("", "")
+
+
+def test_a_report_cannot_be_changed(photos):
+    report = check_collection(open_path(photos), "photos")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        report.used = 0
