@@ -6,6 +6,7 @@
 - ``activations``, ``neighbours``: filters, feature maps, embeddings; images that the network finds alike.
 - ``attribution``, ``faithfulness``: which pixels speak for a class, and whether that is true.
 - ``synthesis``: what a filter or a class responds to most.
+- ``health``: scales, dead units, curves and confidence, with verdicts in words.
 """
 
 from convscope.inspection.activations import FeatureMaps, Filters, embeddings, feature_maps, filters
@@ -18,6 +19,16 @@ from convscope.inspection.attribution import (
     occlusion,
 )
 from convscope.inspection.faithfulness import FaithfulnessCurve, deletion, insertion
+from convscope.inspection.health import (
+    LayerHealth,
+    TrainingHealth,
+    Verdict,
+    judge_confidence,
+    judge_curves,
+    judge_layers,
+    layer_health,
+    training_health,
+)
 from convscope.inspection.layers import LayerDescription, NetworkDescription, describe
 from convscope.inspection.layouts import explain_kernel_layouts
 from convscope.inspection.neighbours import EmbeddingMap, Neighbours, embedding_map, nearest
@@ -32,11 +43,14 @@ __all__ = [
     "FeatureMaps",
     "Filters",
     "LayerDescription",
+    "LayerHealth",
     "Neighbours",
     "NetworkDescription",
     "Recomputation",
     "Recomputed",
     "Synthesis",
+    "TrainingHealth",
+    "Verdict",
     "deletion",
     "describe",
     "embedding_map",
@@ -48,9 +62,14 @@ __all__ = [
     "grad_cam_plus_plus",
     "insertion",
     "integrated_gradients",
+    "judge_confidence",
+    "judge_curves",
+    "judge_layers",
+    "layer_health",
     "maximise_class",
     "maximise_filter",
     "nearest",
     "occlusion",
     "recompute",
+    "training_health",
 ]
