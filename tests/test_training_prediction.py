@@ -1,0 +1,142 @@
+"""Prediction on the lowered program, held against Keras's own."""
+
+import copy
+
+import keras
+import numpy as np
+import pytest
+import torch
+from training_cases import images, network
+
+import convscope
+from convscope.errors import LoweringError, UnknownNameError, UsageError
+from convscope.training.prediction import predictor_of
+
+X, Y = images()
+
+
+@pytest.mark.parametrize("engine", ["auto", "fast", "keras"])
+@pytest.mark.parametrize("batch_size", [None, 1, 7, 70, 100])
+def test_outputs_equal_keras(engine, batch_size):
+    model = network(dropout=0.5)
+    found = convscope.predict(model, X, batch_size, engine=engine)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, model.predict(X, verbose=0), rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_stays_close():
+    model = network()
+    found = convscope.predict(model, X, precision="bfloat16")
+    np.testing.assert_allclose(found, model.predict(X, verbose=0), atol=2e-2)
+
+
+def test_new_weights_are_used_at_once():
+    model = network()
+    before = convscope.predict(model, X)
+    model.set_weights([np.zeros(w.shape) for w in model.get_weights()])
+    assert not np.allclose(before, 0.2)
+    np.testing.assert_allclose(convscope.predict(model, X), 0.2, rtol=1e-6)
+
+
+def test_further_training_counts_at_once():
+    model = network(optimizer="adam")
+    convscope.predict(model, X)
+    convscope.fit(model, X, Y, verbose=0, seed=1)
+    np.testing.assert_allclose(convscope.predict(model, X), model.predict(X, verbose=0), rtol=1e-5, atol=1e-6)
+
+
+def test_the_program_is_lowered_once():
+    model = network()
+    first = predictor_of(model, "float32")
+    convscope.predict(model, X)
+    assert predictor_of(model, "float32") is first
+    assert predictor_of(model, "bfloat16") is not first
+
+
+def test_moved_variables_are_found_again():
+    model = network()
+    first = predictor_of(model, "float32")
+    for variable in model.weights:
+        variable._value.data = variable._value.data.clone()
+    assert not first.is_current
+    assert predictor_of(model, "float32") is not first
+
+
+def test_a_model_that_has_predicted_can_be_saved_and_copied(tmp_path):
+    model = network()
+    expected = convscope.predict(model, X)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(convscope.predict(loaded, X), expected)
+    np.testing.assert_array_equal(convscope.predict(copy.deepcopy(model), X), expected)
+    assert [weight.name for weight in model.weights] == [weight.name for weight in loaded.weights]
+
+
+@pytest.mark.parametrize("engine", ["fast", "keras"])
+def test_raw_images_are_prepared(engine):
+    pixels = np.round(X / X.max() * 255).astype(np.uint8)
+    preprocess = convscope.Preprocess.fit(pixels, "minmax")
+    model = network()
+    found = convscope.predict(model, pixels, preprocess=preprocess, engine=engine, batch_size=16)
+    np.testing.assert_allclose(
+        found, model.predict(preprocess.apply(pixels), verbose=0), rtol=1e-5, atol=1e-6
+    )
+
+
+INPUTS = {
+    "torch": lambda: torch.from_numpy(X),
+    "float64": lambda: X.astype(np.float64),
+    "no-channel": lambda: X[..., 0],
+    "loader": lambda: torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(torch.from_numpy(X)), batch_size=16
+    ),
+}
+
+
+@pytest.mark.parametrize("make", INPUTS.values(), ids=INPUTS.keys())
+def test_kinds_of_input(make):
+    model = network()
+    np.testing.assert_allclose(
+        convscope.predict(model, make()), model.predict(X, verbose=0), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_several_outputs_keep_their_structure():
+    image = keras.Input((8, 8, 1))
+    flat = keras.layers.Flatten()(image)
+    model = keras.Model(image, {"a": keras.layers.Dense(2)(flat), "b": keras.layers.Dense(3)(flat)})
+    found, expected = convscope.predict(model, X, 16), model.predict(X, verbose=0)
+    assert sorted(found) == ["a", "b"]
+    for name in found:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5)
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.flat, self.dense = keras.layers.Flatten(), keras.layers.Dense(2)
+
+    def call(self, x):
+        return self.dense(self.flat(x))
+
+
+def test_a_subclassed_model_predicts_through_keras():
+    model = Subclassed()
+    np.testing.assert_allclose(convscope.predict(model, X), model.predict(X, verbose=0), rtol=1e-6)
+    with pytest.raises(LoweringError, match="the subclassed Subclassed"):
+        convscope.predict(model, X, engine="fast")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        ({"engine": "fats"}, UnknownNameError, "Did you mean 'fast'"),
+        ({"precision": "int8"}, UnknownNameError, "Expected one of the precisions"),
+        ({"batch_size": 0}, UsageError, r"^Expected batch_size of at least 1, a whole number, got 0.$"),
+        ({"preprocess": object()}, UsageError, r"^Expected uint8 images beside preprocess, got float32"),
+    ],
+    ids=["engine", "precision", "batch-size", "preprocess"],
+)
+def test_mistakes_are_told_in_one_sentence(arguments, kind, message):
+    with pytest.raises(kind, match=message):
+        convscope.predict(network(), X, **arguments)

@@ -1,0 +1,137 @@
+"""Progress in a pipe, a terminal and a notebook."""
+
+import io
+import sys
+import types
+
+import pytest
+from training_cases import images, network
+
+import convscope
+from convscope.errors import UsageError
+from convscope.training import progress
+from convscope.training.events import EpochBegin, EpochEnd, Notice, StepEnd, TrainBegin, TrainEnd
+from convscope.training.progress import EpochLines, describe_epoch, progress_listener
+
+LOGS = {"val_loss": 0.3, "accuracy": 0.9, "loss": 0.25, "val_accuracy": 0.875, "learning_rate": 0.0001}
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def training(logs=LOGS, steps=4):
+    yield TrainBegin("fast", 0, 2, steps)
+    for epoch in range(2):
+        yield EpochBegin(epoch)
+        for step in range(4):
+            yield StepEnd(epoch, step, steps, lambda: logs, lambda: None)
+        yield EpochEnd(epoch, logs, 65.0, lambda: None)
+    yield TrainEnd(logs, 130.0)
+
+
+def play(listener, events=None):
+    for event in events or training():
+        listener(event)
+
+
+def test_a_pipe_gets_a_line_for_each_epoch():
+    stream = io.StringIO()
+    play(EpochLines(stream))
+    assert stream.getvalue().splitlines() == [
+        f"Epoch {epoch}/2 · 1 min 5 s · loss 0.2500 · accuracy 0.9000 · learning rate 1.00e-04 · "
+        "val loss 0.3000 · val accuracy 0.8750"
+        for epoch in (1, 2)
+    ]
+
+
+def test_a_notice_gets_a_line():
+    stream = io.StringIO()
+    EpochLines(stream)(Notice("no images"))
+    assert stream.getvalue() == "no images\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0 s"), (3.14, "3.1 s"), (9.96, "10 s"), (59.6, "1 min 0 s"), (3725, "1 h 2 min")],
+)
+def test_durations_read_well(seconds, text):
+    assert describe_epoch(EpochEnd(0, {}, seconds, lambda: None), 1) == f"Epoch 1/1 · {text}"
+
+
+def test_a_terminal_shows_the_epoch_that_runs(monkeypatch):
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LOOKS", 0)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
+    (listener,) = progress_listener("auto")
+    play(listener)
+    shown = screen.getvalue()
+    assert "Epoch 1/2 ━━━━━━╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌ 1/4 · 0 s left · loss 0.2500 · accuracy 0.9000" in shown
+    assert "Epoch 2/2 · 1 min 5 s · loss 0.2500" in shown
+
+
+def test_a_terminal_without_a_known_length_counts_steps(monkeypatch):
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LOOKS", 0)
+    (listener,) = progress_listener(1)
+    play(listener, training(steps=None))
+    assert "Epoch 1/2 step 3 · loss 0.2500" in screen.getvalue()
+
+
+def test_numbers_are_read_seldom(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    (listener,) = progress_listener("auto")
+    reads = []
+
+    def read():
+        reads.append(1)
+        return LOGS
+
+    listener(TrainBegin("fast", 0, 1, 1000))
+    listener(EpochBegin(0))
+    for step in range(1000):
+        listener(StepEnd(0, step, 1000, read, lambda: None))
+    assert len(reads) < 20
+
+
+class Handle:
+    def __init__(self):
+        self.pages = []
+
+    def update(self, data, raw):
+        assert raw
+        self.pages.append(data["text/plain"])
+
+
+def test_a_notebook_updates_its_own_output(monkeypatch):
+    handle = Handle()
+    shell = type("ZMQInteractiveShell", (), {})()
+    ipython = types.SimpleNamespace(get_ipython=lambda: shell)
+    display = types.SimpleNamespace(display=lambda _data, raw, display_id: handle)  # noqa: ARG005
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LOOKS", 0)
+    (listener,) = progress_listener("auto")
+    play(listener, [*training(), Notice("done")])
+    assert handle.pages[0].startswith("Epoch 1/2 ━")
+    assert handle.pages[-1].splitlines()[0].startswith("Epoch 1/2 · 1 min 5 s")
+    assert handle.pages[-1].splitlines()[-1] == "done"
+
+
+@pytest.mark.parametrize("engine", ["fast", "keras"])
+@pytest.mark.parametrize(("verbose", "lines"), [("auto", 2), (1, 2), (2, 2), (0, 0)])
+def test_fit_writes_as_verbose_says(capsys, engine, verbose, lines):
+    x, y = images(20)
+    convscope.fit(network(), x, y, epochs=2, verbose=verbose, engine=engine, seed=1)
+    written = capsys.readouterr().out.splitlines()
+    assert len(written) == lines
+    assert all(line.startswith("Epoch ") and " · loss " in line for line in written)
+
+
+def test_another_verbose_is_refused():
+    with pytest.raises(UsageError, match=r'^Expected verbose "auto", 0, 1 or 2, got 3.$'):
+        progress_listener(3)
