@@ -26,11 +26,11 @@ PEERS = {
 }
 
 
-def main(peer: str, network: str) -> None:
-    """Train on demand."""
+def main(peer: str, network: str, most: str) -> None:
+    """Train on demand, at most so many steps at once."""
     backend = peer.split("-")[1] if peer.startswith("keras-") else "torch"
     os.environ["KERAS_BACKEND"] = backend
-    train = _trainer(peer, network)
+    train = _trainer(peer, network, int(most))
     print("ready", flush=True)
     for line in sys.stdin:
         begin = time.perf_counter()
@@ -38,23 +38,23 @@ def main(peer: str, network: str) -> None:
         print(time.perf_counter() - begin, flush=True)
 
 
-def _trainer(peer: str, network: str) -> Callable[[int], None]:
+def _trainer(peer: str, network: str, most: int) -> Callable[[int], None]:
     if peer == "floor":
         from floor import floor_trainer
 
         return floor_trainer(network)
     if peer.startswith("pytorch"):
-        return _torch_trainer(network, bfloat16=peer.endswith("bfloat16"))
-    return _keras_trainer(peer, network)
+        return _torch_trainer(network, most, bfloat16=peer.endswith("bfloat16"))
+    return _keras_trainer(peer, network, most)
 
 
-def _keras_trainer(peer: str, network: str) -> Callable[[int], None]:
+def _keras_trainer(peer: str, network: str, most: int) -> Callable[[int], None]:
     import keras
     from models import NETWORKS, images_for, keras_model
 
     if peer.startswith("keras-") and peer.endswith("bfloat16"):
         keras.mixed_precision.set_global_policy("mixed_bfloat16")
-    _, _, batch, most = NETWORKS[network]
+    batch = NETWORKS[network][2]
     images, targets = images_for(network, most)
     model = keras_model(network)
 
@@ -74,15 +74,16 @@ def _keras_trainer(peer: str, network: str) -> Callable[[int], None]:
     return train
 
 
-def _torch_trainer(network: str, bfloat16: bool) -> Callable[[int], None]:
+def _torch_trainer(network: str, most: int, bfloat16: bool) -> Callable[[int], None]:
     import torch
     from models import NETWORKS, images_for, torch_model
 
-    _, _, batch, most = NETWORKS[network]
-    images, targets = (torch.from_numpy(array) for array in images_for(network, most))
+    batch = NETWORKS[network][2]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    images, targets = (torch.from_numpy(array).to(device) for array in images_for(network, most))
     images = images.permute(0, 3, 1, 2).contiguous()  # (n, c, h, w)
     torch.manual_seed(0)
-    model = torch_model(network)
+    model = torch_model(network).to(device)
     if bfloat16:
         images, model = (
             images.to(memory_format=torch.channels_last),
@@ -93,13 +94,14 @@ def _torch_trainer(network: str, bfloat16: bool) -> Callable[[int], None]:
 
     def train(steps: int) -> None:
         model.train()
-        order = torch.randperm(steps * batch)
+        order = torch.randperm(steps * batch, device=device)
         for rows in order.split(batch):
-            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
                 loss = loss_of(model(images[rows]), targets[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+        loss.item()  # waits for a GPU to be done
 
     return train
 

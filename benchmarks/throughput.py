@@ -17,6 +17,7 @@ import subprocess
 import sys
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from models import NETWORKS
 from peer import PEERS
@@ -27,10 +28,10 @@ HERE = Path(__file__).parent
 class Peer:
     """A process that trains on demand."""
 
-    def __init__(self, name: str, network: str) -> None:
+    def __init__(self, name: str, network: str, steps: int) -> None:
         self.name = name
         self.process = subprocess.Popen(
-            [sys.executable, HERE / "peer.py", name, network],
+            [sys.executable, HERE / "peer.py", name, network, str(steps)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=HERE,
         )  # fmt: skip
         self._expect("ready")
@@ -47,7 +48,7 @@ class Peer:
         line = self.process.stdout.readline().strip()
         if not line:
             raise RuntimeError(
-                f"{self.name} stopped; run `python benchmarks/peer.py {self.name} deep` to see why"
+                f"{self.name} stopped; run `python benchmarks/peer.py {self.name} deep 10` to see why"
             )
         return line
 
@@ -61,14 +62,13 @@ class Peer:
         self.process.wait()
 
 
-def measure(network: str, names: list[str], rounds: int) -> dict[str, list[float]]:
+def measure(network: str, names: list[str], rounds: int, steps: int) -> dict[str, list[float]]:
     """Let the peers take turns; return milliseconds per step of each round."""
-    steps = NETWORKS[network][3]
     peers: list[Peer] = []
     try:
         for name in names:
             try:
-                peers.append(Peer(name, network))
+                peers.append(Peer(name, network, steps))
                 peers[-1].train(steps)  # compiles, measures, warms up
                 print(f"  {network}: {name} is ready", file=sys.stderr, flush=True)
             except RuntimeError as error:
@@ -117,28 +117,31 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--steps", type=int, help="steps of one measurement; set for each network when left out"
+    )
     parser.add_argument("--name", default="throughput", help="the name of the files in benchmarks/results/")
     arguments = parser.parse_args()
 
     from convscope.environment import describe
 
     names = ["convscope", *(name for name in available(arguments.peers) if name != "convscope")]
-    record: dict[str, object] = {"date": str(date.today()), "rounds": arguments.rounds, **describe()}
+    record: dict[str, Any] = {"date": str(date.today()), "rounds": arguments.rounds, **describe()}
     machine = record["device"]
-    assert isinstance(machine, dict)
     sections = [
         "# Training speed",
         "",
-        f"{record['date']}, {machine['processor']}, {machine['torch_threads']} threads. "
+        f"{record['date']}, {machine['processor']}, {machine['torch_threads']} threads, torch on "
+        f"{machine['torch_device']}. "
         f"{arguments.rounds} rounds in turns after a warm-up; `python benchmarks/throughput.py` repeats it.",
     ]
     networks = {}
     for network in arguments.networks:
         leave_out = {"pytorch", "pytorch-bfloat16"} if network == "mobilenet" else set()
-        networks[network] = measure(
-            network, [name for name in names if name not in leave_out], arguments.rounds
-        )
-        shape, _, batch, steps = NETWORKS[network]
+        shape, _, batch, usual = NETWORKS[network]
+        steps = arguments.steps or usual
+        present = [name for name in names if name not in leave_out]
+        networks[network] = measure(network, present, arguments.rounds, steps)
         size = "×".join(map(str, shape))
         sections += ["", f"## {network}, {size}, batch {batch}, {steps} steps", "", *table(networks[network])]
         print("\n".join(sections[-len(networks[network]) - 5 :]), flush=True)
