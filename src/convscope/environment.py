@@ -9,7 +9,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("convscope", "keras", "torch", "numpy", "scipy", "scikit-learn", "matplotlib")
+from convscope import __version__
+
+PACKAGES = ("keras", "torch", "numpy", "scipy", "scikit-learn", "matplotlib")
 
 
 def versions() -> dict[str, str]:
@@ -20,7 +22,8 @@ def versions() -> dict[str, str]:
     >>> "keras" in versions()
     True
     """
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
+    packages = {name: metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "convscope": __version__, **packages}
 
 
 def source_commit() -> str | None:
