@@ -1,9 +1,10 @@
 """Lowering: a Keras model becomes a program of typed operations, and the program becomes torch."""
 
+from convscope.lowering.describe import describe
 from convscope.lowering.emit import LoweredNetwork, emit
 from convscope.lowering.passes import PassReport, optimise
 from convscope.lowering.program import Program
 from convscope.lowering.read import lower
 from convscope.lowering.restore import restore
 
-__all__ = ["LoweredNetwork", "PassReport", "Program", "emit", "lower", "optimise", "restore"]
+__all__ = ["LoweredNetwork", "PassReport", "Program", "describe", "emit", "lower", "optimise", "restore"]

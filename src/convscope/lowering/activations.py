@@ -28,13 +28,16 @@ def activation_function(activation: Activation) -> Function:
 
     Examples
     --------
-    >>> activation_function(Activation("relu", (("max_value", 6.0),)))(torch.tensor([-1.0, 3.0, 9.0])).tolist()
+    >>> clipped = activation_function(Activation("relu", (("max_value", 6.0),)))
+    >>> clipped(torch.tensor([-1.0, 3.0, 9.0])).tolist()
     [0.0, 3.0, 6.0]
     """
     make = _MAKERS.get(activation.name)
     if make is not None:
-        return make(**activation.arguments)
-    return _PLAIN[activation.name]
+        function: Function = make(**activation.arguments)
+        return function
+    plain: Function = _PLAIN[activation.name]
+    return plain
 
 
 def _relu(negative_slope: float = 0.0, max_value: float | None = None, threshold: float = 0.0) -> Function:

@@ -31,7 +31,8 @@ def check(program: Program, after: str = "reading") -> Program:
     Examples
     --------
     >>> from convscope.lowering.program import Output, Value
-    >>> check(Program("empty", (Value("x", (None, 2)),), (), (Output("x"),), {"x": Value("x", (None, 2))})).name
+    >>> x = Value("x", (None, 2))
+    >>> check(Program("empty", (x,), (), (Output("x"),), {"x": x})).name
     'empty'
     """
     known = {value.name for value in program.inputs}
@@ -43,7 +44,9 @@ def check(program: Program, after: str = "reading") -> Program:
         known.update(written(op))
     for output in program.outputs:
         if output.value not in known:
-            raise LoweringError(f"After {after}, output {output.value!r} of {program.name!r} is written by no op.")
+            raise LoweringError(
+                f"After {after}, output {output.value!r} of {program.name!r} is written by no op."
+            )
     return program
 
 
@@ -77,9 +80,7 @@ def _check_shapes(op: Op, program: Program, after: str) -> None:
 
 
 def _agree(one: Shape, other: Shape) -> bool:
-    return len(one) == len(other) and all(
-        None in (a, b) or a == b for a, b in zip(one, other, strict=True)
-    )
+    return len(one) == len(other) and all(None in (a, b) or a == b for a, b in zip(one, other, strict=True))
 
 
 def _show(shapes: list[Shape]) -> str:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
-from convscope.errors import LoweringError, sentence
 from convscope.lowering import heavy_ops, torch_ops  # noqa: F401  they register how ops run
 from convscope.lowering import program as ops
 from convscope.lowering.activations import activation_function
-from convscope.lowering.program import Compute, Op, Program, written
+from convscope.lowering.plan import apply_plan, plan_of
+from convscope.lowering.program import Op, Program, written
 from convscope.lowering.runners import Prepared, Runner, Step, runner_of
 from convscope.lowering.variables import is_seed, named_variables, tensor_of
 
@@ -27,8 +26,8 @@ def emit(program: Program, model: Any, plan: Mapping[str, Any] | None = None) ->
     program : Program
         Read from ``model``, optimised or not.
     model : keras.Model
-        Holds the variables. On Keras's torch back end the network uses their storage: what trains here is in the
-        model at once.
+        Holds the variables. On Keras's torch back end the network uses their storage: what trains here is in
+        the model at once.
     plan : mapping, optional
         A recorded ``network.plan``, used in place of the program's own choices.
 
@@ -55,35 +54,6 @@ def emit(program: Program, model: Any, plan: Mapping[str, Any] | None = None) ->
     return LoweredNetwork(program, model)
 
 
-def plan_of(program: Program) -> dict[str, Any]:
-    """Return the choices made for a program's ops as a structure for JSON: op name → precision, layout, algorithm."""
-    return {op.name: dataclasses.asdict(op.compute) for op in program if isinstance(op, ops.Conv2D | ops.Dense)}
-
-
-def apply_plan(program: Program, plan: Mapping[str, Any]) -> Program:
-    """Return the program with the choices of a recorded plan.
-
-    Raises
-    ------
-    LoweringError
-        When the plan names other ops than the program has.
-    """
-    heavy = {op.name for op in program if isinstance(op, ops.Conv2D | ops.Dense)}
-    if heavy != set(plan):
-        strange = sorted(heavy.symmetric_difference(plan))
-        raise LoweringError(
-            sentence(f"a plan for the ops of {program.name!r}", f"one that differs in {', '.join(strange)}")
-        )
-    return program.replace(
-        ops=tuple(
-            dataclasses.replace(op, compute=Compute(**plan[op.name]))
-            if isinstance(op, ops.Conv2D | ops.Dense)
-            else op
-            for op in program
-        )
-    )
-
-
 class LoweredNetwork:
     """A program on torch.
 
@@ -93,7 +63,7 @@ class LoweredNetwork:
         By Keras variable path, float32, in Keras's layout: first the trainable ones in the order of
         ``model.trainable_variables`` (``requires_grad``), then frozen ones.
     state : dict of str to Tensor
-        Other variables that the program uses (moving statistics); a forward pass in training mode updates them.
+        Other variables that the program uses (moving statistics); a pass in training mode updates them.
     output_activations : tuple
         For each output "softmax", "sigmoid" or None: what ``logits=True`` leaves out.
     activity_loss : Tensor or None
@@ -178,7 +148,9 @@ class LoweredNetwork:
                 slots.update(zip(writes, result, strict=True))
             for name in finished:
                 del slots[name]
-        self.activity_loss = torch.stack([loss.reshape(()) for loss in step.losses]).sum() if step.losses else None
+        self.activity_loss = (
+            torch.stack([loss.reshape(()) for loss in step.losses]).sum() if step.losses else None
+        )
         results = [self._finish(slots[name], activate, logits) for name, activate in self._outputs]
         return self._pack(results)
 
@@ -196,7 +168,7 @@ class LoweredNetwork:
         return self._constants[key]
 
     def prepared(self, op: Op, prepare: Callable[[], Prepared]) -> Prepared:
-        """Return an op's weights as it computes with them; kept while no gradient is wanted and nothing changes."""
+        """Return an op's weights as it computes with them; kept while none changes and no gradient is wanted."""
         if torch.is_grad_enabled():
             return prepare()
         versions = tuple(self._tensors[path]._version for path in (*op.weights, *op.state))
@@ -233,7 +205,10 @@ class LoweredNetwork:
             tensors = [inputs[name] for name in self._input_keys()]
         else:
             tensors = list(inputs)
-        return [self._as_declared(tensor, value) for tensor, value in zip(tensors, self.program.inputs, strict=True)]
+        return [
+            self._as_declared(tensor, value)
+            for tensor, value in zip(tensors, self.program.inputs, strict=True)
+        ]
 
     def _input_keys(self) -> list[str]:
         structure = self.program.input_structure

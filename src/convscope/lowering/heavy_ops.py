@@ -1,7 +1,7 @@
 """How the heavy ops run on torch: convolution, matrix product, max-pooling, dropout.
 
-Each chooses, from the op's ``Compute`` and from what it is given, between torch's own operation and one of the
-fused kernels. The choice is made when the network is emitted, or when a shape is first seen.
+Each chooses, from the op's ``Compute`` and from what it is given, between torch's own operation and one of
+the fused kernels. The choice is made when the network is emitted, or when a shape is first seen.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def _split(activation: Activation | None) -> tuple[bool, Function | None]:
 
 @emits(ops.Conv2D)
 def _conv2d(op: ops.Conv2D, network: Host) -> Runner:
-    return _row_convolution(op, network) if op.compute.algorithm == "rows" else _direct_convolution(op, network)
+    return (
+        _row_convolution(op, network) if op.compute.algorithm == "rows" else _direct_convolution(op, network)
+    )
 
 
 def _direct_convolution(op: ops.Conv2D, network: Host) -> Runner:
@@ -55,8 +57,7 @@ def _direct_convolution(op: ops.Conv2D, network: Host) -> Runner:
         kernel = kernel.permute(3, 2, 0, 1)  # (out, in, k, k)
         return kernel.to(dtype).contiguous(memory_format=layout), None if bias is None else bias.to(dtype)
 
-    def run(step: Step, x: Tensor) -> Tensor:
-        del step
+    def run(_step: Step, x: Tensor) -> Tensor:
         kernel, bias = network.prepared(op, prepare)
         image = to_torch_order(x.to(dtype), op.data_format)
         rows, columns = padding_of(image, op, window, op.dilation)
@@ -66,7 +67,7 @@ def _direct_convolution(op: ops.Conv2D, network: Host) -> Runner:
         image = image.contiguous(memory_format=layout)
         geometry = (op.strides, (rows[0], columns[0]), op.dilation, op.groups)
         if relu:
-            result = kernels.ConvolutionRelu.apply(image, kernel, bias, *geometry)
+            result = kernels.apply(kernels.ConvolutionRelu, image, kernel, bias, *geometry)
         else:
             result = torch.conv2d(image, kernel, bias, *geometry)
         return to_keras_order(activate(result) if activate else result, op.data_format)
@@ -83,15 +84,14 @@ def _row_convolution(op: ops.Conv2D, network: Host) -> Runner:
         kernel, bias = folded(op, network)
         return kernel.to(dtype), None if bias is None else bias.to(dtype)
 
-    def run(step: Step, x: Tensor) -> Tensor:
-        del step
+    def run(_step: Step, x: Tensor) -> Tensor:
         kernel, bias = network.prepared(op, prepare)
         image = to_torch_order(x.to(dtype), op.data_format)
         rows, columns = padding_of(image, op, window)
         images = image.permute(0, 2, 3, 1)  # (n, h, w, c)
         if rows != (0, 0) or columns != (0, 0):
             images = F.pad(images, (0, 0, *columns, *rows))
-        result = kernels.RowConvolution.apply(images, kernel, bias, op.strides, relu)
+        result = kernels.apply(kernels.RowConvolution, images, kernel, bias, op.strides, relu)
         result = activate(result) if activate else result
         return result if op.data_format == "channels_last" else result.permute(0, 3, 1, 2)
 
@@ -106,13 +106,17 @@ def _dense(op: ops.Dense, network: Host) -> Runner:
     def prepare() -> Prepared:
         kernel, bias = folded(op, network)
         # While gradients are wanted, the kernel's own function narrows it, and widens its gradient.
-        return (kernel, bias) if torch.is_grad_enabled() else (kernel.to(dtype), None if bias is None else bias.to(dtype))
+        return (
+            (kernel, bias)
+            if torch.is_grad_enabled()
+            else (kernel.to(dtype), None if bias is None else bias.to(dtype))
+        )
 
     def run(step: Step, x: Tensor) -> Tensor:
         kernel, bias = network.prepared(op, prepare)
         rows = x.to(dtype).reshape(-1, op.kernel_shape[0])  # (n, in)
         scale = op.input_scale if step.training else 1.0
-        result = kernels.DenseRelu.apply(rows, kernel, bias, scale, relu)
+        result = kernels.apply(kernels.DenseRelu, rows, kernel, bias, scale, relu)
         result = activate(result) if activate else result
         return result.view(*x.shape[:-1], -1)
 
@@ -138,19 +142,17 @@ def folded(op: ops.Conv2D | ops.Dense, network: Host) -> tuple[Tensor, Tensor | 
 
 
 @emits(ops.Pool2D)
-def _pool2d(op: ops.Pool2D, network: Host) -> Runner:
-    del network
+def _pool2d(op: ops.Pool2D, _network: Host) -> Runner:
     relu, activate = _split(op.activation)
     activate = torch.relu if relu else activate
     pool = _max_pool if op.mode == "max" else _average_pool
     tiles = op.mode == "max" and op.pool == op.strides == (2, 2) and op.data_format == "channels_last"
 
-    def run(step: Step, x: Tensor) -> Tensor:
-        del step
+    def run(_step: Step, x: Tensor) -> Tensor:
         image = to_torch_order(x, op.data_format)
         rows, columns = padding_of(image, op, op.pool)
         if tiles and rows == columns == (0, 0) and _suits_tiles(x):
-            result = kernels.TileMaxPool.apply(x, relu)
+            result = kernels.apply(kernels.TileMaxPool, x, relu)
             return result if relu or activate is None else activate(result)
         result = pool(op, image, rows, columns)
         return to_keras_order(activate(result) if activate else result, op.data_format)
@@ -184,8 +186,7 @@ def _average_pool(op: ops.Pool2D, image: Tensor, rows: Pair, columns: Pair) -> T
 
 
 @emits(ops.Dropout)
-def _dropout(op: ops.Dropout, network: Host) -> Runner:
-    del network
+def _dropout(op: ops.Dropout, _network: Host) -> Runner:
     sources: dict[tuple[Any, ...], MaskSource] = {}
 
     def run(step: Step, x: Tensor) -> Tensor:
@@ -199,7 +200,7 @@ def _dropout(op: ops.Dropout, network: Host) -> Runner:
         source = sources[shape, x.device]
         keep = source.keep(mix(step.seed, step.number, op.stream), kernels.mask_type(x.dtype))
         scale = 1.0 / source.keep_probability if op.scaled else 1.0
-        return kernels.Drop.apply(x, _as_laid_out(keep, x), scale)  # type: ignore[no-any-return]
+        return kernels.apply(kernels.Drop, x, _as_laid_out(keep, x), scale)
 
     return run
 
@@ -211,5 +212,7 @@ def _mask_shape(op: ops.Dropout, x: Tensor) -> tuple[int, ...]:
 
 def _as_laid_out(keep: Tensor, x: Tensor) -> Tensor:
     """Give a full mask the strides of x, so that the two are read in the same order."""
-    permuted = keep.shape == x.shape and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    permuted = (
+        keep.shape == x.shape and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    )
     return keep.as_strided(x.shape, x.stride()) if x.dim() == 4 and permuted else keep

@@ -87,7 +87,9 @@ class KerasRunner:
         mapping = [*zip(own, trainable, strict=True), *zip(rest, others, strict=True)]
         if seed is not None:
             seeds = [v for v in getattr(self._operation, "non_trainable_variables", []) if is_seed(v.path)]
-            mapping += [(variable, keras.ops.convert_to_tensor(seed, dtype=variable.dtype)) for variable in seeds]
+            mapping += [
+                (variable, keras.ops.convert_to_tensor(seed, dtype=variable.dtype)) for variable in seeds
+            ]
         with keras.StatelessScope(mapping, collect_losses=True) as scope:
             outputs = self._host(*args, training=training, **kwargs)
             losses = list(scope.losses)
@@ -106,7 +108,6 @@ class _Host(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no type in
         self.built = True
         self.operation = operation
 
-    def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
+    def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:  # noqa: ARG002  Keras reads it
         """Call the operation; layers below take the training flag from the call's context."""
-        del training
         return self.operation(*args, **kwargs)

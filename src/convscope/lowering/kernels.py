@@ -1,8 +1,8 @@
 """Fused forward and backward passes for what costs most on a CPU: each an autograd function of its own.
 
-A training step of a small network is bound by memory traffic as much as by arithmetic, so these functions read and
-write large tensors as rarely as torch's own operations allow. Each computes exactly what its plain counterpart in
-torch_ops.py does; on other devices the plain one runs.
+A training step of a small network is bound by memory traffic as much as by arithmetic, so these functions
+read and write large tensors as rarely as torch's own operations allow. Each computes what the plain operations
+of torch would; on other devices those run.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ Context = Any  # torch types the context of an autograd function as Any
 
 def _find(name: str) -> Any | None:
     """Return one of torch's oneDNN operations, None where this build of torch has none."""
-    namespace = torch.ops.mkldnn
-    return getattr(namespace, name) if torch.backends.mkldnn.is_available() and hasattr(namespace, name) else None
+    return getattr(torch.ops.mkldnn, name, None) if torch.backends.mkldnn.is_available() else None  # type: ignore[no-untyped-call]
 
 
 _CONVOLUTION_POINTWISE = _find("_convolution_pointwise")
@@ -29,6 +28,12 @@ _LINEAR_POINTWISE = _find("_linear_pointwise")
 
 # Selecting by multiplication of bit patterns is several times faster than torch.where on bfloat16.
 _BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
+
+
+def apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
+    """Call one of the functions below; torch leaves ``apply`` untyped."""
+    result: Tensor = function.apply(*arguments)  # type: ignore[no-untyped-call]
+    return result
 
 
 def _relu_gradient(gradient: Tensor, result: Tensor) -> Tensor:
@@ -62,7 +67,7 @@ class ConvolutionRelu(torch.autograd.Function):
         return result  # type: ignore[no-any-return]
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]  # torch leaves the decorator untyped
+    @once_differentiable
     def backward(ctx: Context, gradient: Tensor) -> tuple[Any, ...]:
         """Send the gradient through the maximum and the convolution."""
         image, kernel, result = ctx.saved_tensors
@@ -78,13 +83,15 @@ class ConvolutionRelu(torch.autograd.Function):
 class RowConvolution(torch.autograd.Function):
     """A convolution as one matrix product per row of the image, for images with very few channels.
 
-    The kernel's rows become a banded matrix that maps ``k`` whole rows of the image to one whole row of the result.
-    Most of it is zero, but a large matrix product runs so much nearer to the machine's peak, and reads the image in
-    so much longer runs, that it wins where ``in · k`` is small. A column of ones carries the bias.
+    The kernel's rows become a banded matrix that maps ``k`` whole rows of the image to one whole row of the
+    result. Most of it is zero, but a large matrix product runs so much nearer to the machine's peak, and reads
+    the image in so much longer runs, that it wins where ``in · k`` is small. A column of ones carries the bias.
     """
 
     @staticmethod
-    def forward(ctx: Context, image: Tensor, kernel: Tensor, bias: Tensor | None, strides: Pair, relu: bool) -> Tensor:
+    def forward(
+        ctx: Context, image: Tensor, kernel: Tensor, bias: Tensor | None, strides: Pair, relu: bool
+    ) -> Tensor:
         """Compute from padded images (n, h, w, c) and a Keras kernel (k, k, c, out); gives (n, h', w', out)."""
         geometry = _RowGeometry(image.shape, kernel.shape, strides)
         rows = geometry.rows(image)  # (n·h', k·w·c + 1)
@@ -99,7 +106,7 @@ class RowConvolution(torch.autograd.Function):
         return result  # type: ignore[no-any-return]
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]  # torch leaves the decorator untyped
+    @once_differentiable
     def backward(ctx: Context, gradient: Tensor) -> tuple[Any, ...]:
         """Sum the band of the matrix gradient back into the kernel."""
         rows, matrix, result = ctx.saved_tensors
@@ -140,7 +147,13 @@ class _RowGeometry:
     def _band_view(self, matrix: Tensor) -> Tensor:
         """View the entries of the matrix that hold the kernel, as (k, k, c, w', out)."""
         line = matrix.stride(0)
-        steps = (self.row * line, self.channels * line, line, self.strides[1] * self.channels * line + self.filters, 1)
+        steps = (
+            self.row * line,
+            self.channels * line,
+            line,
+            self.strides[1] * self.channels * line + self.filters,
+            1,
+        )
         return matrix.as_strided((*self.window, self.channels, self.out[1], self.filters), steps)
 
     def band(self, kernel: Tensor, bias: Tensor | None) -> Tensor:
@@ -171,8 +184,8 @@ class _RowGeometry:
 class TileMaxPool(torch.autograd.Function):
     """Max-pooling over tiles of two by two, with an optional ReLU behind, without an index tensor.
 
-    The maximum is taken over columns, then rows, of strided views; the way back compares again. Of equal elements
-    the first gets the gradient, as torch and Keras have it.
+    The maximum is taken over columns, then rows, of strided views; the way back compares again. Of equal
+    elements the first gets the gradient, as torch and Keras have it.
     """
 
     @staticmethod
@@ -187,7 +200,7 @@ class TileMaxPool(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]  # torch leaves the decorator untyped
+    @once_differentiable
     def backward(ctx: Context, gradient: Tensor) -> tuple[Any, ...]:
         """Give each tile's gradient to the element that was the maximum."""
         images, wide, pooled = ctx.saved_tensors
@@ -218,7 +231,7 @@ def _tiles(images: Tensor) -> Tensor:
 
 
 def _route(gradient: Tensor, first: Tensor, largest: Tensor, to_first: Tensor, to_second: Tensor) -> None:
-    """Write the bits of a gradient to the first of two places where the first was the largest, else to the second."""
+    """Write a gradient's bits to the first of two places if that was the largest, else to the second."""
     is_first = torch.empty_like(gradient)
     torch.eq(first, largest, out=is_first)
     torch.mul(gradient, is_first, out=to_first)
@@ -236,7 +249,7 @@ class Drop(torch.autograd.Function):
         return _selected(x, keep, scale)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]  # torch leaves the decorator untyped
+    @once_differentiable
     def backward(ctx: Context, gradient: Tensor) -> tuple[Any, ...]:
         """Drop the same elements of the gradient."""
         (keep,) = ctx.saved_tensors
@@ -261,7 +274,7 @@ def mask_type(dtype: torch.dtype) -> torch.dtype:
 
 
 class DenseRelu(torch.autograd.Function):
-    """act(scale · (x · kernel) + bias) in the precision of x, with a float32 kernel and a float32 gradient for it.
+    """act(scale · (x · kernel) + bias) in the precision of x; the kernel and its gradient are float32.
 
     ``scale`` is that of a dropout before: multiplying the few outputs costs less than the many inputs.
     """
@@ -284,7 +297,7 @@ class DenseRelu(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]  # torch leaves the decorator untyped
+    @once_differentiable
     def backward(ctx: Context, gradient: Tensor) -> tuple[Any, ...]:
         """Compute the three gradients that are wanted."""
         x, narrow, result = ctx.saved_tensors

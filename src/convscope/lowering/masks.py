@@ -144,8 +144,8 @@ class MaskSource:
 def _fields_at_least(words: torch.Tensor, bits: int, threshold: int) -> torch.Tensor:
     """Set the lowest bit of each field of ``bits`` bits to whether the field is at least the threshold.
 
-    A number is at least t if some higher bit of it exceeds t's, with all bits above equal: evaluated from the lowest
-    bit upwards, with the bits of a field as shifted words.
+    A number is at least t if some higher bit of it exceeds t's, with all bits above equal: evaluated from the
+    lowest bit upwards, with the bits of a field as shifted words.
     """
     enough: torch.Tensor | None = None  # nothing decided yet: equality counts as enough
     for place in range(bits):
@@ -155,8 +155,6 @@ def _fields_at_least(words: torch.Tensor, bits: int, threshold: int) -> torch.Te
         elif enough is not None:
             enough = bit | enough
     return words if enough is None else enough
-
-
 
 
 def keep_probability(rate: float) -> float:

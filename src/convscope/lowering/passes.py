@@ -1,4 +1,4 @@
-"""Rewrites of a program that keep its function: each takes a program and returns another, and says what it did."""
+"""Rewrites of a program that keep its function: each returns another program, and says what it did."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from convscope.errors import UsageError, sentence
 from convscope.lowering import program as ops
 from convscope.lowering.check import check
-from convscope.lowering.plan import choose
-from convscope.lowering.program import Op, Output, Program, Value
 from convscope.lowering.masks import keep_probability
+from convscope.lowering.plan import Situation, choose
+from convscope.lowering.program import Op, Output, Program, Value
 
 Rewritten = tuple[Program, list[str]]
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -31,6 +31,7 @@ def optimise(
     deterministic: bool = False,
     precision: str = "auto",
     batch_size: int = 128,
+    device: str = "cpu",
 ) -> tuple[Program, list[PassReport]]:
     """Rewrite a program so that it computes the same with less work.
 
@@ -47,6 +48,8 @@ def optimise(
         In which type convolutions and matrix products compute; "auto" takes the faster for each.
     batch_size : int
         The batch to measure with.
+    device : str
+        Where the network will run; only a CPU is measured, others go by rule.
 
     Returns
     -------
@@ -73,31 +76,29 @@ def optimise(
     if precision not in PRECISIONS:
         raise UsageError(sentence(f"precision {', '.join(PRECISIONS)}", repr(precision)))
     reports = []
-    for name, rewrite in _passes(training, deterministic, precision, batch_size):
+    for name, rewrite in _passes(Situation(training, deterministic, precision, batch_size, str(device))):
         program, changes = rewrite(program)
         check(program, after=name)
         reports.append(PassReport(name, tuple(changes)))
     return program, reports
 
 
-def _passes(
-    training: bool, deterministic: bool, precision: str, batch_size: int
-) -> list[tuple[str, Callable[[Program], Rewritten]]]:
+def _passes(situation: Situation) -> list[tuple[str, Callable[[Program], Rewritten]]]:
     return [
         ("activation behind max-pooling", move_activations),
-        ("normalization folded into weights", lambda program: fold_normalizations(program, training)),
+        (
+            "normalization folded into weights",
+            lambda program: fold_normalizations(program, situation.training),
+        ),
         ("activation fused", fuse_activations),
         ("output activation folded into the loss", fold_outputs),
         ("dropout scale into the matrix product", fold_dropout_scales),
-        (
-            "precision, layout and algorithm",
-            lambda program: choose(program, training, deterministic, precision, batch_size),
-        ),
+        ("precision, layout and algorithm", lambda program: choose(program, situation)),
     ]
 
 
 def move_activations(program: Program) -> Rewritten:
-    """Move monotone activations behind the max-pooling that reads them: max(f(x)) = f(max(x)), on fewer elements."""
+    """Move monotone activations behind the max-pooling that reads them: max(f(x)) = f(max(x))."""
     changes = []
     for op in program:
         if not (isinstance(op, ops.Activate) and op.activation.is_monotone):
@@ -170,9 +171,7 @@ def _is_folded_output(program: Program, op: ops.Activate) -> bool:
 def _absorb(program: Program, keeper: Op, absorbed: Op, **settings: object) -> Program:
     """Give an op's work and output to the op before it."""
     changed = dataclasses.replace(keeper, output=absorbed.output, **settings)  # type: ignore[arg-type]
-    rewritten = tuple(
-        changed if op.name == keeper.name else op for op in program if op.name != absorbed.name
-    )
+    rewritten = tuple(changed if op.name == keeper.name else op for op in program if op.name != absorbed.name)
     return program.replace(ops=rewritten)
 
 

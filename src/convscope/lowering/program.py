@@ -19,8 +19,25 @@ DataFormat = Literal["channels_last", "channels_first"]
 Padding = Literal["valid", "same"]
 
 _INCREASING = frozenset(
-    "linear relu6 selu sigmoid tanh softplus softsign exponential hard_sigmoid hard_tanh log_sigmoid "
-    "squareplus sparse_plus sparse_sigmoid tanh_shrink soft_shrink hard_shrink".split()
+    [
+        "linear",
+        "relu6",
+        "selu",
+        "sigmoid",
+        "tanh",
+        "softplus",
+        "softsign",
+        "exponential",
+        "hard_sigmoid",
+        "hard_tanh",
+        "log_sigmoid",
+        "squareplus",
+        "sparse_plus",
+        "sparse_sigmoid",
+        "tanh_shrink",
+        "soft_shrink",
+        "hard_shrink",
+    ]
 )
 
 
@@ -101,8 +118,8 @@ class Activation:
 class Compute:
     """How a heavy op is computed: an entry of the plan.
 
-    ``precision`` is the type it computes in and writes; ``layout`` the order in which its images lie in memory;
-    ``algorithm`` one of the ways that ``emit`` knows for this op.
+    ``precision`` is the type it computes in and writes; ``layout`` the order in which its images lie in
+    memory; ``algorithm`` one of the ways that ``emit`` knows for this op.
     """
 
     precision: Precision = "float32"
@@ -112,7 +129,7 @@ class Compute:
 
 @dataclass(frozen=True, kw_only=True)
 class Op:
-    """One operation: reads ``inputs``, writes ``output``; ``layer`` is the path of the Keras layer behind it."""
+    """One operation: reads ``inputs``, writes ``output``; ``layer`` is the path of its Keras layer."""
 
     name: str
     layer: str
@@ -142,7 +159,7 @@ class Op:
 
 @dataclass(frozen=True, kw_only=True)
 class Conv2D(Op):
-    """A convolution; ``depthwise`` kernels are ``(k, k, in, multiplier)``, others ``(k, k, in/groups, out)``."""
+    """A convolution; the kernel is ``(k, k, in/groups, out)``, or ``depthwise`` ``(k, k, in, multiplier)``."""
 
     kernel: str
     kernel_shape: tuple[int, int, int, int]
@@ -389,7 +406,7 @@ class KerasCall(Op):
 
 @dataclass(frozen=True, kw_only=True)
 class ActivityLoss(Op):
-    """Adds the activity regularizer of a layer's output to the loss; ``regularizer`` is Keras's own object."""
+    """Adds the activity regularization of a layer's output to the loss, by Keras's own ``regularizer``."""
 
     regularizer: Any
 
@@ -400,7 +417,7 @@ class ActivityLoss(Op):
 
 @dataclass(frozen=True)
 class Output:
-    """One output of the network: a value, and the activation that was folded out of the program behind it."""
+    """One output of the network: a value, and the activation behind it that was folded out of the program."""
 
     value: str
     activation: Activation | None = None
@@ -413,8 +430,8 @@ class Program:
     Examples
     --------
     >>> image = Value("image", (None, 4))
-    >>> double = Affine(name="double", layer="double", inputs=("image",), output="y", scale=(2.0,), offset=(0.0,))
-    >>> program = Program("tiny", (image,), (double,), (Output("y"),), {"y": Value("y", (None, 4))}, None, None)
+    >>> double = Affine(name="d", layer="d", inputs=("image",), output="y", scale=(2.0,), offset=(0.0,))
+    >>> program = Program("tiny", (image,), (double,), (Output("y"),), {"y": Value("y", (None, 4))})
     >>> [op.kind for op in program], program.value("y").shape
     (['Affine'], (None, 4))
     """

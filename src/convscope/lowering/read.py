@@ -63,7 +63,7 @@ def lower(model: keras.Model) -> Program:
 
 
 def _slots(structure: Any) -> Any:
-    """Number the leaves of a structure in the order in which Keras flattens it."""
+    """Give each leaf of a structure its number in the order in which Keras flattens it."""
     count = len(keras.tree.flatten(structure))
     return keras.tree.pack_sequence_as(structure, list(range(count)))
 
@@ -83,14 +83,18 @@ def graph_of(model: Any) -> Any | None:
 
 
 def _functional_type(kind: type) -> Any | None:
-    return next((base for base in kind.__mro__ if base.__name__ == "Functional" and "keras" in base.__module__), None)
+    return next(
+        (base for base in kind.__mro__ if base.__name__ == "Functional" and "keras" in base.__module__), None
+    )
 
 
 def _why_not(model: Any) -> str:
     name = f"{type(model).__name__} {getattr(model, 'name', '')!r}"
     if isinstance(model, keras.Sequential) and not model.built:
-        return f"Expected a built model, got {name} without an input shape. Add keras.Input(shape) as its first layer."
-    return f"Expected a Sequential or Functional model, got the subclassed {name}. Train it with engine='keras'."
+        return f"Expected a built model, got {name}. Add keras.Input(shape) as its first layer."
+    return (
+        f"Expected a Sequential or Functional model, got the subclassed {name}. Train it with engine='keras'."
+    )
 
 
 class Reader:
@@ -127,11 +131,13 @@ class Reader:
         return self.paths[id(variable)]
 
     def next_stream(self) -> int:
-        """Number the random streams of the program."""
+        """Return the number of the program's next random stream."""
         self.streams += 1
         return self.streams - 1
 
-    def add(self, kind: Callable[..., Op], layer: Any, inputs: Sequence[Value], part: str = "", **settings: Any) -> Value:
+    def add(
+        self, kind: Callable[..., Op], layer: Any, inputs: Sequence[Value], part: str = "", **settings: Any
+    ) -> Value:
         """Append an op and return the value that it writes."""
         stem = f"{layer.name}/{part}" if part else str(layer.name)
         name = self.unique(f"op:{stem}").removeprefix("op:")
@@ -149,13 +155,15 @@ class Reader:
         try:
             shape = output_shape(op, [value.shape for value in inputs])
         except ShapeError as error:
-            raise LoweringError(f"Layer {layer.name!r} ({type(layer).__name__}) cannot be lowered: {error}.") from None
+            raise LoweringError(
+                f"Layer {layer.name!r} ({type(layer).__name__}) cannot be lowered: {error}."
+            ) from None
         value = Value(result, shape)
         self.values[result] = value
         return value
 
     def add_call(self, operation: Any, args: Any, kwargs: Any) -> Any:
-        """Append an op that runs the Keras layer or operation itself; return its outputs as Keras packs them."""
+        """Append an op that runs the Keras operation itself; return its outputs as Keras packs them."""
         runner = KerasRunner(operation, args, kwargs)
         specs = runner.output_specs(self.values)
         name = self.unique(f"op:{operation.name}").removeprefix("op:")
@@ -182,7 +190,7 @@ class Reader:
         return keras.tree.pack_sequence_as(specs, list(outputs))
 
     def _read(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
-        from convscope.lowering.read_layers import converter_for  # noqa: PLC0415  the two rooms know each other
+        from convscope.lowering.read_layers import converter_for
 
         # A functional model passes its own training flag to every layer, over what the graph recorded.
         kwargs.pop("training", None)
@@ -204,8 +212,10 @@ class Reader:
     def _read_nested(self, graph: Any, args: Any) -> Any:
         results = self.run_graph(graph, keras.tree.flatten(args))
         # A functional model unpacks a list of one output.
-        return results[0] if len(results) == 1 and not isinstance(graph.output, dict) else (
-            keras.tree.pack_sequence_as(graph.output, results)
+        return (
+            results[0]
+            if len(results) == 1 and not isinstance(graph.output, dict)
+            else (keras.tree.pack_sequence_as(graph.output, results))
         )
 
 
@@ -215,6 +225,6 @@ def _refuse_masks(operation: Any) -> None:
     )
     if makes_mask:
         raise LoweringError(
-            f"Layer {operation.name!r} ({type(operation).__name__}) makes a mask, which lowering does not carry. "
-            "Train the model with engine='keras'."
+            f"Layer {operation.name!r} ({type(operation).__name__}) makes a mask, which lowering does not "
+            "carry. Train the model with engine='keras'."
         )

@@ -1,4 +1,4 @@
-"""How each Keras layer becomes ops: one short function per layer type, and the conditions under which it may."""
+"""How each Keras layer becomes ops: one short function per layer type, and when it may."""
 
 from __future__ import annotations
 
@@ -21,11 +21,35 @@ _CONVERTERS: dict[type, Converter] = {}
 
 _FUNCTIONS = {
     getattr(keras.activations, name): name
-    for name in (
-        "linear relu relu6 leaky_relu elu selu celu gelu silu mish softplus softsign soft_shrink sparse_plus "
-        "squareplus tanh tanh_shrink hard_tanh hard_shrink sigmoid hard_sigmoid log_sigmoid sparse_sigmoid "
-        "hard_silu exponential softmax log_softmax"
-    ).split()
+    for name in [
+        "linear",
+        "relu",
+        "relu6",
+        "leaky_relu",
+        "elu",
+        "selu",
+        "celu",
+        "gelu",
+        "silu",
+        "mish",
+        "softplus",
+        "softsign",
+        "soft_shrink",
+        "sparse_plus",
+        "squareplus",
+        "tanh",
+        "tanh_shrink",
+        "hard_tanh",
+        "hard_shrink",
+        "sigmoid",
+        "hard_sigmoid",
+        "log_sigmoid",
+        "sparse_sigmoid",
+        "hard_silu",
+        "exponential",
+        "softmax",
+        "log_softmax",
+    ]
 }
 _COMPUTE_DTYPES = ("float32", "bfloat16")
 
@@ -202,8 +226,10 @@ def _layer_normalization(reader: Reader, layer: Any, inputs: Sequence[Value]) ->
 @_converts(layers.Activation)
 def _activation(reader: Reader, layer: Any, inputs: Sequence[Value]) -> Value:
     name = _FUNCTIONS[layer.activation]
-    return inputs[0] if name == "linear" else reader.add(
-        ops.Activate, layer, inputs, activation=Activation(name)
+    return (
+        inputs[0]
+        if name == "linear"
+        else reader.add(ops.Activate, layer, inputs, activation=Activation(name))
     )
 
 
@@ -228,7 +254,9 @@ def _leaky_relu(reader: Reader, layer: Any, inputs: Sequence[Value]) -> Value:
 
 @_converts(layers.ELU)
 def _elu(reader: Reader, layer: Any, inputs: Sequence[Value]) -> Value:
-    return reader.add(ops.Activate, layer, inputs, activation=Activation("elu", (("alpha", float(layer.alpha)),)))
+    return reader.add(
+        ops.Activate, layer, inputs, activation=Activation("elu", (("alpha", float(layer.alpha)),))
+    )
 
 
 @_converts(layers.PReLU)
@@ -265,7 +293,12 @@ def _pool2d(reader: Reader, layer: Any, inputs: Sequence[Value]) -> Value:
 def _global_pool2d(reader: Reader, layer: Any, inputs: Sequence[Value]) -> Value:
     mode = "average" if isinstance(layer, layers.GlobalAveragePooling2D) else "max"
     return reader.add(
-        ops.GlobalPool2D, layer, inputs, mode=mode, data_format=layer.data_format, keepdims=bool(layer.keepdims)
+        ops.GlobalPool2D,
+        layer,
+        inputs,
+        mode=mode,
+        data_format=layer.data_format,
+        keepdims=bool(layer.keepdims),
     )
 
 
@@ -288,9 +321,7 @@ def _dropped(
     stream = reader.next_stream()
     if layer.rate == 0:
         return inputs[0]
-    return reader.add(
-        ops.Dropout, layer, inputs, rate=float(layer.rate), stream=stream, noise_shape=noise
-    )
+    return reader.add(ops.Dropout, layer, inputs, rate=float(layer.rate), stream=stream, noise_shape=noise)
 
 
 @_converts(layers.Flatten)
@@ -328,9 +359,7 @@ def _up_sampling2d(reader: Reader, layer: Any, inputs: Sequence[Value]) -> Value
     )
 
 
-@_converts(
-    layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum, layers.Minimum
-)
+@_converts(layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum, layers.Minimum)
 def _merge(reader: Reader, layer: Any, inputs: Sequence[Value]) -> Value:
     return reader.add(ops.Merge, layer, inputs, mode=type(layer).__name__.lower())
 
@@ -392,6 +421,5 @@ def _affine(
 
 
 @_converts(layers.Identity, layers.ActivityRegularization)
-def _identity(reader: Reader, layer: Any, inputs: Sequence[Value]) -> Value:
-    del reader, layer
+def _identity(_reader: Reader, _layer: Any, inputs: Sequence[Value]) -> Value:
     return inputs[0]

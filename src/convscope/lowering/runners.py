@@ -69,7 +69,9 @@ def to_keras_order(x: Tensor, data_format: DataFormat) -> Tensor:
     return x if data_format == "channels_first" else x.permute(0, 2, 3, 1)  # (n, h, w, c)
 
 
-def padding_of(image: Tensor, op: ops.Conv2D | ops.Pool2D, window: Pair, dilation: Pair = (1, 1)) -> tuple[Pair, Pair]:
+def padding_of(
+    image: Tensor, op: ops.Conv2D | ops.Pool2D, window: Pair, dilation: Pair = (1, 1)
+) -> tuple[Pair, Pair]:
     """Compute what padding adds before and after the rows and columns of images in torch's axis order."""
     if op.padding == "valid":
         return (0, 0), (0, 0)

@@ -1,4 +1,4 @@
-"""The shape that each op gives, computed from the op's own settings: the specification that check.py enforces."""
+"""The shape that each op gives, computed from its settings: the specification that check.py enforces."""
 
 from __future__ import annotations
 
@@ -67,7 +67,9 @@ def channel_axis(data_format: DataFormat) -> int:
     return 3 if data_format == "channels_last" else 1
 
 
-def window_length(length: int | None, window: int, stride: int, padding: Padding, dilation: int = 1) -> int | None:
+def window_length(
+    length: int | None, window: int, stride: int, padding: Padding, dilation: int = 1
+) -> int | None:
     """Compute along one axis how often a window fits.
 
     ``valid``: ⌊(n − (k − 1)·d − 1)/s⌋ + 1; ``same``: ⌈n/s⌉.
@@ -154,7 +156,9 @@ def _conv2d(op: ops.Conv2D, shape: Shape) -> Shape:
             spatial_axes(op.data_format), (height, width), op.strides, op.dilation, strict=True
         )
     ]
-    _require(all(size is None or size > 0 for size in sizes), f"the kernel {height}×{width} is larger than {shape}")
+    _require(
+        all(size is None or size > 0 for size in sizes), f"the kernel {height}×{width} is larger than {shape}"
+    )
     result = list(_with_axes(shape, op.data_format, sizes))
     result[channel_axis(op.data_format)] = op.filters
     return tuple(result)
@@ -162,7 +166,9 @@ def _conv2d(op: ops.Conv2D, shape: Shape) -> Shape:
 
 @_rule(ops.Dense)
 def _dense(op: ops.Dense, shape: Shape) -> Shape:
-    _require(shape[-1] == op.kernel_shape[0], f"the kernel {op.kernel_shape} does not fit the last axis of {shape}")
+    _require(
+        shape[-1] == op.kernel_shape[0], f"the kernel {op.kernel_shape} does not fit the last axis of {shape}"
+    )
     return (*shape[:-1], op.kernel_shape[1])
 
 
@@ -186,7 +192,7 @@ def _global_pool2d(op: ops.GlobalPool2D, shape: Shape) -> Shape:
 
 
 @_rule(ops.Flatten)
-def _flatten(op: ops.Flatten, shape: Shape) -> Shape:
+def _flatten(_op: ops.Flatten, shape: Shape) -> Shape:
     rest = shape[1:]
     return (shape[0], None if None in rest else math.prod(size for size in rest if size is not None))
 
@@ -218,7 +224,8 @@ def _crop(op: ops.Crop2D, shape: Shape) -> Shape:
 def _bordered(amounts: tuple[Pair, Pair], data_format: DataFormat, shape: Shape, sign: int) -> Shape:
     sizes = [shape[axis] for axis in spatial_axes(data_format)]
     changed = [
-        None if size is None else size + sign * sum(border) for size, border in zip(sizes, amounts, strict=True)
+        None if size is None else size + sign * sum(border)
+        for size, border in zip(sizes, amounts, strict=True)
     ]
     _require(all(size is None or size > 0 for size in changed), f"nothing is left of {shape} after {amounts}")
     return _with_axes(shape, data_format, changed)
@@ -272,5 +279,5 @@ def _affine(op: ops.Affine, shape: Shape) -> Shape:
 @_rule(ops.Dropout)
 @_rule(ops.Activate)
 @_rule(ops.PRelu)
-def _unchanged(op: ops.Op, shape: Shape) -> Shape:
+def _unchanged(_op: ops.Op, shape: Shape) -> Shape:
     return shape

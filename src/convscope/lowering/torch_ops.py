@@ -1,7 +1,7 @@
-"""How each of the lighter ops runs on torch: one short function per op type returns a callable that only executes.
+"""How each of the lighter ops runs on torch: a short function per type returns a callable that only executes.
 
-Images keep Keras's axis order; where torch wants its own, it sees them through ``permute``, a view, so that a batch
-that is contiguous in (n, h, w, c) is torch's channels_last without a copy.
+Images keep Keras's axis order; where torch wants its own, it sees them through ``permute``, a view, so that a
+batch that is contiguous in (n, h, w, c) is torch's channels_last without a copy.
 """
 
 from __future__ import annotations
@@ -32,7 +32,15 @@ def _batch_normalization(op: ops.BatchNormalization, network: Host) -> Runner:
             return result.movedim(1, op.axis)
         batch_mean, batch_variance = torch.empty_like(mean), torch.empty_like(variance)
         result = torch.batch_norm(
-            moved, gamma, beta, batch_mean, batch_variance, True, 1.0, op.epsilon, torch.backends.cudnn.enabled
+            moved,
+            gamma,
+            beta,
+            batch_mean,
+            batch_variance,
+            True,
+            1.0,
+            op.epsilon,
+            torch.backends.cudnn.enabled,
         )
         _update_statistics(op, mean, variance, batch_mean, batch_variance, moved.numel() // moved.shape[1])
         return result.movedim(1, op.axis)
@@ -41,9 +49,14 @@ def _batch_normalization(op: ops.BatchNormalization, network: Host) -> Runner:
 
 
 def _update_statistics(
-    op: ops.BatchNormalization, mean: Tensor, variance: Tensor, batch_mean: Tensor, batch_variance: Tensor, count: int
+    op: ops.BatchNormalization,
+    mean: Tensor,
+    variance: Tensor,
+    batch_mean: Tensor,
+    batch_variance: Tensor,
+    count: int,
 ) -> None:
-    """Move the statistics towards the batch's; torch gives the unbiased variance, Keras keeps the biased one."""
+    """Move the statistics towards the batch's; torch's variance is unbiased, Keras keeps the biased one."""
     with torch.no_grad():
         biased = batch_variance * ((count - 1) / count) if count > 1 else torch.zeros_like(batch_variance)
         mean.lerp_(batch_mean, 1.0 - op.momentum)
@@ -52,8 +65,7 @@ def _update_statistics(
 
 @emits(ops.LayerNormalization)
 def _layer_normalization(op: ops.LayerNormalization, network: Host) -> Runner:
-    def run(step: Step, x: Tensor) -> Tensor:
-        del step
+    def run(_step: Step, x: Tensor) -> Tensor:
         gamma = None if op.gamma is None else network.tensor(op.gamma)
         beta = None if op.beta is None else network.tensor(op.beta)
         rank = x.dim()
@@ -72,36 +84,31 @@ def _layer_normalization(op: ops.LayerNormalization, network: Host) -> Runner:
 
 
 @emits(ops.Activate)
-def _activate(op: ops.Activate, network: Host) -> Runner:
-    del network
+def _activate(op: ops.Activate, _network: Host) -> Runner:
     function = activation_function(op.activation)
-    return lambda step, x: function(x)
+    return lambda _step, x: function(x)
 
 
 @emits(ops.PRelu)
 def _prelu(op: ops.PRelu, network: Host) -> Runner:
-    def run(step: Step, x: Tensor) -> Tensor:
-        del step
+    def run(_step: Step, x: Tensor) -> Tensor:
         return torch.relu(x) - network.tensor(op.alpha).to(x.dtype) * torch.relu(-x)
 
     return run
 
 
 @emits(ops.GlobalPool2D)
-def _global_pool2d(op: ops.GlobalPool2D, network: Host) -> Runner:
-    del network
+def _global_pool2d(op: ops.GlobalPool2D, _network: Host) -> Runner:
     axes = (1, 2) if op.data_format == "channels_last" else (2, 3)
     if op.mode == "average":
-        return lambda step, x: x.mean(axes, keepdim=op.keepdims)
-    return lambda step, x: x.amax(axes, keepdim=op.keepdims)
+        return lambda _step, x: x.mean(axes, keepdim=op.keepdims)
+    return lambda _step, x: x.amax(axes, keepdim=op.keepdims)
 
 
 @emits(ops.Flatten)
-def _flatten(op: ops.Flatten, network: Host) -> Runner:
-    del network
+def _flatten(op: ops.Flatten, _network: Host) -> Runner:
 
-    def run(step: Step, x: Tensor) -> Tensor:
-        del step
+    def run(_step: Step, x: Tensor) -> Tensor:
         if op.data_format == "channels_first" and x.dim() > 2:
             x = x.movedim(1, -1)
         return x.reshape(x.shape[0], -1)
@@ -110,26 +117,22 @@ def _flatten(op: ops.Flatten, network: Host) -> Runner:
 
 
 @emits(ops.Reshape)
-def _reshape(op: ops.Reshape, network: Host) -> Runner:
-    del network
-    return lambda step, x: x.reshape(x.shape[0], *op.target)
+def _reshape(op: ops.Reshape, _network: Host) -> Runner:
+    return lambda _step, x: x.reshape(x.shape[0], *op.target)
 
 
 @emits(ops.ZeroPad2D)
-def _zero_pad2d(op: ops.ZeroPad2D, network: Host) -> Runner:
-    del network
+def _zero_pad2d(op: ops.ZeroPad2D, _network: Host) -> Runner:
     rows, columns = op.amounts
     amounts = (0, 0, *columns, *rows) if op.data_format == "channels_last" else (*columns, *rows)
-    return lambda step, x: F.pad(x, amounts)
+    return lambda _step, x: F.pad(x, amounts)
 
 
 @emits(ops.Crop2D)
-def _crop2d(op: ops.Crop2D, network: Host) -> Runner:
-    del network
+def _crop2d(op: ops.Crop2D, _network: Host) -> Runner:
     (top, bottom), (left, right) = op.amounts
 
-    def run(step: Step, x: Tensor) -> Tensor:
-        del step
+    def run(_step: Step, x: Tensor) -> Tensor:
         image = to_torch_order(x, op.data_format)
         height, width = image.shape[2:]
         return to_keras_order(image[:, :, top : height - bottom, left : width - right], op.data_format)
@@ -138,14 +141,12 @@ def _crop2d(op: ops.Crop2D, network: Host) -> Runner:
 
 
 @emits(ops.UpSample2D)
-def _up_sample2d(op: ops.UpSample2D, network: Host) -> Runner:
-    del network
+def _up_sample2d(op: ops.UpSample2D, _network: Host) -> Runner:
     settings: dict[str, Any] = {"mode": op.interpolation}
     if op.interpolation == "bilinear":
         settings["align_corners"] = False
 
-    def run(step: Step, x: Tensor) -> Tensor:
-        del step
+    def run(_step: Step, x: Tensor) -> Tensor:
         image = to_torch_order(x, op.data_format)
         size = [length * factor for length, factor in zip(image.shape[2:], op.size, strict=True)]
         return to_keras_order(F.interpolate(image, size=size, **settings), op.data_format)
@@ -164,12 +165,10 @@ _MERGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 @emits(ops.Merge)
-def _merge(op: ops.Merge, network: Host) -> Runner:
-    del network
+def _merge(op: ops.Merge, _network: Host) -> Runner:
     combine = _MERGES[op.mode]
 
-    def run(step: Step, *tensors: Tensor) -> Tensor:
-        del step
+    def run(_step: Step, *tensors: Tensor) -> Tensor:
         aligned = _same_rank(tensors)
         result = aligned[0]
         for tensor in aligned[1:]:
@@ -190,18 +189,18 @@ def _same_rank(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 @emits(ops.Concatenate)
-def _concatenate(op: ops.Concatenate, network: Host) -> Runner:
-    del network
-    return lambda step, *tensors: torch.cat(tensors, dim=op.axis)
+def _concatenate(op: ops.Concatenate, _network: Host) -> Runner:
+    return lambda _step, *tensors: torch.cat(tensors, dim=op.axis)
 
 
 @emits(ops.Affine)
 def _affine(op: ops.Affine, network: Host) -> Runner:
     shape = op.constant_shape
-    constants = [torch.tensor(numbers, dtype=torch.float32).reshape(shape) for numbers in (op.scale, op.offset)]
+    constants = [
+        torch.tensor(numbers, dtype=torch.float32).reshape(shape) for numbers in (op.scale, op.offset)
+    ]
 
-    def run(step: Step, x: Tensor) -> Tensor:
-        del step
+    def run(_step: Step, x: Tensor) -> Tensor:
         scale, offset = (network.on_device(constant) for constant in constants)
         wide = x if x.is_floating_point() else x.float()
         result = (wide + offset) / scale if op.divide else wide * scale + offset
@@ -239,8 +238,7 @@ def _keras_call(op: ops.KerasCall, network: Host) -> Runner:
 
 
 @emits(ops.ActivityLoss)
-def _activity_loss(op: ops.ActivityLoss, network: Host) -> Runner:
-    del network
+def _activity_loss(op: ops.ActivityLoss, _network: Host) -> Runner:
 
     def run(step: Step, x: Tensor) -> None:
         step.losses.append(op.regularizer(x.float()) / x.shape[0])

@@ -20,8 +20,8 @@ def named_variables(model: Any) -> dict[str, Any]:
     Returns
     -------
     dict
-        Path → Keras variable, in Keras's order. Where two variables share a path (nested models that were built
-        apart), the later ones get a number behind it, so that every path is unique.
+        Path → Keras variable, in Keras's order. Where two variables share a path (nested models that were
+        built apart), the later ones get a number behind it, so that every path is unique.
 
     Examples
     --------
@@ -74,5 +74,7 @@ def tensor_of(variable: Any, path: str) -> torch.Tensor:
     value = variable.value
     tensor = value.detach() if isinstance(value, torch.Tensor) else torch.from_numpy(variable.numpy().copy())
     if tensor.is_floating_point() and tensor.dtype is not torch.float32:
-        raise LoweringError(f"Expected float32 variables, got {path!r} of type {tensor.dtype}. Use engine='keras'.")
+        raise LoweringError(
+            f"Expected float32 variables, got {path!r} of type {tensor.dtype}. Use engine='keras'."
+        )
     return tensor
