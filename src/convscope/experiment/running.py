@@ -17,7 +17,7 @@ from convscope.evaluation import Evaluation
 from convscope.experiment.config import ExperimentConfig
 from convscope.experiment.model import build_model, image_shape_of, load_network
 from convscope.experiment.preparation import Prepared, prepare
-from convscope.experiment.writing import write_evaluation, write_figures, write_training
+from convscope.experiment.writing import write_evaluation, write_figures, write_statistics, write_training
 from convscope.preprocessing import one_hot
 from convscope.runs import create_run
 from convscope.training.events import EpochEnd, Event, Notice
@@ -101,6 +101,7 @@ def run_experiment(
         model = build_model(config, prepared.preprocess.input_shape, len(prepared.class_names), loaded)
         training = train(model, prepared, config, listeners)
         write_training(run, model, prepared.preprocess, training.history)
+        write_statistics(run, prepared.train)
         record = describe_run(config, dataset, prepared, model) | {
             "command": shlex.join(command),
             "seconds": training.seconds,

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope import plotting
+from convscope.bundle import CALIBRATION_FILE, STATISTICS_FILE, WEIGHTS_FILE, temperature_of, write_weights
 from convscope.data.catalog import Split
+from convscope.data.statistics import TrainingStatistics
 from convscope.evaluation import Evaluation
 from convscope.experiment.assessment import draw_figures
 from convscope.preprocessing import Preprocess
@@ -37,22 +39,32 @@ def write_training(
     history : dict of lists
         A value for each epoch.
     """
-    from safetensors.numpy import save
-
     with tempfile.TemporaryDirectory() as scratch:  # Keras saves to a path only
         file = Path(scratch) / "model.keras"
         model.save(file)
         run.write_bytes("model.keras", file.read_bytes())
-    weights = {variable.path: np.ascontiguousarray(variable.numpy()) for variable in model.weights}
-    run.write_bytes("weights.safetensors", save(weights))
+    run.write_bytes(WEIGHTS_FILE, write_weights(model))
     for name, content in preprocess.to_files().items():
         run.write_bytes(name, content)
     epochs = max((len(values) for values in history.values()), default=0)
     run.write_table("history.csv", {"epoch": range(1, epochs + 1), **history})
 
 
+def write_statistics(run: RunDirectory, train: Split) -> None:
+    """Write what training images look like, so that prediction can warn of inputs that look otherwise.
+
+    Parameters
+    ----------
+    run : RunDirectory
+        To write into.
+    train : Split
+        The images that were trained on, in the size that the network takes.
+    """
+    run.write_json(STATISTICS_FILE, TrainingStatistics.fit(train.images).to_json())
+
+
 def write_evaluation(run: RunDirectory, evaluations: Mapping[str, Evaluation]) -> None:
-    """Write predictions and what they are worth.
+    """Write predictions and what they are worth, and the temperature that calibrates them.
 
     Parameters
     ----------
@@ -68,6 +80,9 @@ def write_evaluation(run: RunDirectory, evaluations: Mapping[str, Evaluation]) -
         arrays[f"{part}_labels"] = evaluation.labels
         arrays[f"{part}_names"] = np.array(evaluation.names)
     run.write_arrays("predictions.npz", arrays)
+    if validation := evaluations.get("validation"):
+        temperature = temperature_of(validation.probabilities, validation.labels)
+        run.write_json(CALIBRATION_FILE, {"temperature": temperature, "images": validation.images})
 
 
 def write_figures(

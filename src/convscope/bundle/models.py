@@ -1,0 +1,311 @@
+"""Networks out of files: a checked configuration, a rehearsal without memory, then the weights."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convscope import networks
+from convscope.bundle import hdf5
+from convscope.bundle.allowed import read_config
+from convscope.bundle.archive import CONFIG, WEIGHTS, not_a_network, read_archive, reason
+from convscope.errors import ConvscopeError, DataError, sentence
+from convscope.runs import RunDirectory, open_run
+
+if TYPE_CHECKING:
+    import keras
+
+MODEL_FILE = "model.keras"
+WEIGHTS_FILE = "weights.safetensors"
+
+MOST_WEIGHTS = 500_000_000
+# Keras works shapes out with a batch of 83 and then of 89 images.
+REHEARSED_BATCH = 89
+# The values in one layer's output for one image; VGG16 at 1,000×1,000 pixels has as many.
+MOST_VALUES = 2**26
+READ_SECONDS = 120
+
+
+def load_model(file: Path) -> keras.Model:
+    """Load a ``.keras`` file that anybody may have written; no code in it is run.
+
+    Parameters
+    ----------
+    file : Path
+        As ``model.save`` wrote it.
+
+    Returns
+    -------
+    keras.Model
+        Not compiled: losses and optimizers in the file are left alone.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, damaged or too large, or holds anything but the layers of image classifiers.
+    """
+    file = Path(file)
+    members = read_archive(file)
+    config = read_config(members[CONFIG], str(file))
+    weights = _read_hdf5(members[WEIGHTS], file)
+    with _keras_errors(file):
+        model = _build(config, file, _count(weights))
+        _assign_by_layer(model, weights)
+    return model
+
+
+def load_run_model(run: RunDirectory) -> keras.Model:
+    """Load the network of a run or an export: the configuration from JSON, the weights from safetensors.
+
+    Parameters
+    ----------
+    run : RunDirectory
+        Holds ``model.keras`` or ``config.json``, and ``weights.safetensors``.
+
+    Returns
+    -------
+    keras.Model
+        Not compiled.
+
+    Raises
+    ------
+    ConvscopeError
+        If a file is missing or damaged, or they do not fit together.
+    """
+    has_config = (run.path / CONFIG).is_file()
+    where = run.path / (CONFIG if has_config else MODEL_FILE)
+    content = run.read_bytes(CONFIG) if has_config else read_archive(where, [CONFIG])[CONFIG]
+    config = read_config(content, str(where))
+    weights = read_weights(run.read_bytes(WEIGHTS_FILE), str(run.path / WEIGHTS_FILE))
+    with _keras_errors(where):
+        model = _build(config, where, _count(weights))
+        _assign_by_place(model, weights, run.path / WEIGHTS_FILE)
+    return model
+
+
+def read_weights(content: bytes, source: str) -> dict[str, NDArray[Any]]:
+    """Read the arrays of a safetensors file.
+
+    Parameters
+    ----------
+    content : bytes
+        The file.
+    source : str
+        Its name, for messages.
+
+    Returns
+    -------
+    dict of str to ndarray
+        All of them finite.
+
+    Raises
+    ------
+    DataError
+        If the file is damaged, or holds NaN or infinity.
+
+    Examples
+    --------
+    >>> from safetensors.numpy import save
+    >>> read_weights(save({"dense/bias": np.zeros(3, np.float32)}), "w.safetensors")["dense/bias"].shape
+    (3,)
+    """
+    from safetensors.numpy import load
+
+    try:
+        weights: dict[str, NDArray[Any]] = load(content)
+    except Exception as error:  # safetensors raises its own error, but KeyError and others for odd headers
+        raise DataError(sentence(f"{source} to hold weights", reason(error))) from error
+    for name, value in weights.items():
+        if not np.isfinite(value).all():
+            raise DataError(sentence(f"finite weights in {source}", f"NaN or infinity in {name}"))
+    return weights
+
+
+def write_weights(model: keras.Model) -> bytes:
+    """Give a model's weights as a safetensors file.
+
+    The keys are ``0003/network/dense_1/bias``: a weight's place among the model's weights, then its path.
+    Paths alone would not do: two nested networks may have layers of the same name, and a path changes with
+    what stands around a network.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Built.
+
+    Returns
+    -------
+    bytes
+
+    Examples
+    --------
+    >>> content = write_weights(networks.build("simple", (8, 8, 1), classes=2))
+    >>> sorted(array.shape for array in read_weights(content, "memory").values())
+    [(2,), (3, 3, 1, 32), (32,), (1152, 2)]
+    """
+    from safetensors.numpy import save
+
+    named = {f"{place:04d}/{weight.path}": weight.numpy() for place, weight in enumerate(model.weights)}
+    return save({name: np.ascontiguousarray(value) for name, value in named.items()})
+
+
+def open_model(
+    target: str,
+    input_shape: tuple[int, int, int] | None = None,
+    classes: int | None = None,
+    data_format: str | None = None,
+) -> keras.Model:
+    """Find the network that a person means.
+
+    Parameters
+    ----------
+    target : str
+        A run directory, a ``.keras`` file, or the name of a network.
+    input_shape : tuple of int, optional
+        Shape of one image, for a network by name; 28×28×1 when left out.
+    classes : int, optional
+        Number of classes, for a network by name; 10 when left out.
+    data_format : str, optional
+        Where the channel axis is, for a network by name.
+
+    Returns
+    -------
+    keras.Model
+
+    Raises
+    ------
+    UnknownNameError
+        If it is none of them.
+    ConvscopeError
+        If it cannot be built or loaded.
+
+    Examples
+    --------
+    >>> open_model("simple", (8, 8, 1), classes=2).output_shape
+    (None, 2)
+    """
+    path = Path(target)
+    if path.is_dir():
+        return load_run_model(open_run(path))
+    if path.suffix == ".keras":
+        return load_model(path)
+    return networks.build(target, input_shape or (28, 28, 1), classes or 10, data_format)
+
+
+@contextmanager
+def _keras_errors(file: Path) -> Iterator[None]:
+    """Turn whatever Keras raises about a file into one sentence."""
+    try:
+        yield
+    except ConvscopeError:
+        raise
+    # Layers raise what their damaged settings make of it: TypeError, IndexError, ZeroDivisionError …
+    except Exception as error:
+        raise not_a_network(file, error) from error
+
+
+def _build(config: dict[str, Any], source: Path, available: int) -> keras.Model:
+    """Build the network that a checked configuration describes, once it is known to fit into memory."""
+    import keras
+
+    if keras.backend.backend() == "torch":
+        needed = _rehearse(config)
+        if needed > available:
+            expected = f"as many weights in the file as {source} describes ({needed:,})"
+            raise DataError(sentence(expected, f"{available:,}", "The file is damaged; save it again."))
+    return keras.saving.deserialize_keras_object(config, safe_mode=True)
+
+
+def _rehearse(config: dict[str, Any]) -> int:
+    """Build the network with tensors that have shapes and no memory; count its weights."""
+    import copy
+
+    import keras
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    # Keras changes the configuration that it reads.
+    with FakeTensorMode(allow_non_fake_inputs=True), _size_limit(), keras.device("meta"):
+        model = keras.saving.deserialize_keras_object(copy.deepcopy(config), safe_mode=True)
+        return int(model.count_params())
+
+
+def _size_limit() -> Any:
+    """Make a mode of torch in which an operation with too large a result is an error."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    class SizeLimit(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types it so
+        def __torch_dispatch__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:  # the signature is torch's
+            result = function(*args, **(kwargs or {}))
+            for value in tree_leaves(result):
+                if isinstance(value, torch.Tensor) and value.numel() > REHEARSED_BATCH * MOST_VALUES:
+                    found = " × ".join(map(str, value.shape))
+                    expected = f"a network whose layers compute at most {MOST_VALUES:,} values for an image"
+                    raise DataError(sentence(expected, found))
+            return result
+
+    return SizeLimit()  # type: ignore[no-untyped-call]  # as above
+
+
+def _count(weights: Mapping[str, NDArray[Any]]) -> int:
+    """Count the numbers in all arrays."""
+    return sum(value.size for value in weights.values())
+
+
+def _assign_by_place(model: keras.Model, weights: Mapping[str, NDArray[Any]], source: Path) -> None:
+    """Give each weight of a model the array with its place and the last part of its path."""
+    expected = [f"{place:04d}/{weight.path.split('/')[-1]}" for place, weight in enumerate(model.weights)]
+    found = {f"{name.split('/')[0]}/{name.split('/')[-1]}": value for name, value in weights.items()}
+    if odd := sorted(set(expected) ^ set(found)):
+        what = f"{odd[0]} {'only in the file' if odd[0] in found else 'missing from the file'}"
+        raise DataError(sentence(f"the weights of the network in {source}", what))
+    for weight, name in zip(model.weights, expected, strict=True):
+        if found[name].shape != tuple(weight.shape):
+            shape = tuple(weight.shape)
+            raise DataError(sentence(f"{name} in {source} of shape {shape}", found[name].shape))
+        weight.assign(found[name])
+
+
+def _assign_by_layer(model: keras.Model, weights: Mapping[str, NDArray[Any]]) -> None:
+    """Let Keras match arrays with layers, out of a clean HDF5 file that only this process wrote."""
+    import h5py
+
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / WEIGHTS
+        with h5py.File(file, "w") as store:
+            for path, value in weights.items():
+                store[path] = value
+        model.load_weights(file)
+
+
+def _read_hdf5(content: bytes, file: Path) -> dict[str, NDArray[Any]]:
+    """Read the weights of an HDF5 file in a process of its own, which may crash without harm."""
+    with tempfile.TemporaryDirectory() as scratch:
+        source, target = Path(scratch) / WEIGHTS, Path(scratch) / WEIGHTS_FILE
+        source.write_bytes(content)
+        command = [sys.executable, "-I", hdf5.__file__, str(source), str(target), str(len(content))]
+        # Each thread of a linear algebra library reserves address space, and none is needed here.
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        try:
+            done = subprocess.run(  # noqa: S603  our own script, with paths that we chose
+                command, capture_output=True, timeout=READ_SECONDS, env=environment, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise not_a_network(file, TimeoutError("weights that take minutes to read")) from error
+        if done.returncode != 0:
+            complaint = done.stderr.decode("utf-8", "replace").strip().splitlines()
+            found = complaint[-1] if complaint and done.returncode > 0 else "weights that crash their reader"
+            raise not_a_network(file, ValueError(found))
+        return read_weights(target.read_bytes(), str(file))
