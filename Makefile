@@ -38,6 +38,7 @@ lint: $(VENV)/.dev ## Check style and types
 bench: $(PEERS)/.installed ## Measure speed against Keras, PyTorch, ONNX Runtime, JAX and TensorFlow (takes a while)
 	$(PEERS)/bin/python benchmarks/throughput.py
 	$(PEERS)/bin/python benchmarks/prediction.py
+	$(PEERS)/bin/python benchmarks/time_to_accuracy.py
 
 clean: ## Remove the environments and everything that can be made again; runs stay
 	rm -rf .venv .venv-* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,7 +9,7 @@ from convscope.experiment.assessment import Assessment, draw_figures, evaluate
 from convscope.experiment.config import ExperimentConfig
 from convscope.experiment.model import build_model
 from convscope.experiment.preparation import Prepared, prepare
-from convscope.experiment.running import Listener, Result, run_experiment, train
+from convscope.experiment.running import Listener, Result, evaluate_parts, run_experiment, train
 
 __all__ = [
     "Assessment",
@@ -20,6 +20,7 @@ __all__ = [
     "build_model",
     "draw_figures",
     "evaluate",
+    "evaluate_parts",
     "prepare",
     "run_experiment",
     "train",
