@@ -8,6 +8,7 @@
     ├── DataError                  3  data missing, unreadable or wrong
     │   └── DataNotFoundError      3  data that is nowhere and cannot be downloaded
     ├── RunError                   3  a run directory that cannot be read or written
+    ├── ExportError                3  an export that cannot be made, or does not do what its source does
     ├── DivergedError              4  training produced NaN or infinity
     └── InterruptedRunError      130  a person stopped the training; what was reached is kept
 
@@ -54,6 +55,12 @@ class DataNotFoundError(DataError):
 
 class RunError(ConvscopeError):
     """A run directory that cannot be read or written."""
+
+    exit_code = 3
+
+
+class ExportError(ConvscopeError):
+    """An export that cannot be made, or does not do what its source does."""
 
     exit_code = 3
 
