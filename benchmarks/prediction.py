@@ -93,7 +93,8 @@ def main() -> None:
         "# Prediction speed",
         "",
         f"{record['date']}, {machine['processor']}, {machine['torch_threads']} threads. "
-        f"`{arguments.network}`, {arguments.images:,} images, {arguments.rounds} rounds in turns; one image 200 times.",
+        f"`{arguments.network}`, {arguments.images:,} images, {arguments.rounds} rounds in turns; "
+        "one image 200 times.",
         "",
         "| predictor | images/s (median) | times Keras, batch 32 | one image, ms | largest difference |",
         "| --- | --: | --: | --: | --: |",
