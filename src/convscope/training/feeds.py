@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import keras
@@ -64,7 +64,9 @@ class ArrayFeed:
         class_weight: Mapping[int, float] | None,
         device: torch.device,
     ) -> None:
-        self._plan, self._device, self._preprocess = plan, device, data.preprocess
+        self._plan, self._device = plan, device
+        self._preprocess: Any = data.preprocess
+        self._conform = _resizing(data)
         weight = data.sample_weight
         if class_weight is not None:
             weight = class_weights_to_sample_weights(data.y, weight, class_weight)
@@ -86,17 +88,15 @@ class ArrayFeed:
         rows = torch.from_numpy(np.array(self._plan.rows_of(epoch, step)))
         x, y, weight = (map_leaves(lambda leaf: _take(leaf, rows), part) for part in self._parts)
         if self._preprocess is not None:
-            x = self._prepare(x)
+            x = self._prepare(x)  # (n, h, w, c) or (n, c, h, w), float32
         return self._move(x), self._move(y), self._move(weight)
 
     def _prepare(self, images: torch.Tensor) -> torch.Tensor:
         """Preprocess raw images, brought to the right size first where they have another."""
-        preprocess = self._preprocess
-        assert preprocess is not None  # noqa: S101  asked by the caller, for mypy
-        conform = getattr(preprocess, "conform", None)
-        if conform is not None and not images.is_cuda:
-            images = torch.from_numpy(np.ascontiguousarray(conform(images.numpy())))
-        return preprocess.apply_tensor(images)
+        if self._conform is not None:
+            images = torch.from_numpy(np.ascontiguousarray(self._conform(images.cpu().numpy())))
+        prepared: torch.Tensor = self._preprocess.apply_tensor(images)
+        return prepared
 
     def _move(self, structure: Any) -> Any:
         return map_leaves(lambda leaf: leaf.to(self._device, non_blocking=True), structure)
@@ -228,6 +228,17 @@ def class_weights_to_sample_weights(
     classes, positions = np.unique(np.round(targets).astype(np.int32), return_inverse=True)
     weights = np.array([class_weight.get(int(number), 1.0) for number in classes], np.float32)
     return weights[positions.reshape(targets.shape)]
+
+
+def _resizing(data: ArrayInput) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None:
+    """Give the preprocessing's way to bring images to its size; None where they have it already."""
+    conform: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = getattr(
+        data.preprocess, "conform", None
+    )
+    if conform is None:
+        return None
+    first = np.asarray(data.x[:1])
+    return None if conform(first).shape == first.shape else conform
 
 
 def _as_tensor(leaf: NDArray[Any] | torch.Tensor) -> torch.Tensor:
