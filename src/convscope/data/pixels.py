@@ -103,8 +103,11 @@ class PixelStore(np.memmap[Any, np.dtype[np.uint8]]):
 
     def _rows(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Copy rows in any order, into memory or into a file of their own."""
-        if len(rows) * self._row_size() > IN_MEMORY:
-            return self._gathered(rows)
+        many = len(rows) * self._row_size() > IN_MEMORY
+        return self._gathered(rows) if many else self._copied(rows)
+
+    def _copied(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Copy rows into memory, handing back what was mapped for them."""
         plain = self.view(np.ndarray)
         result = np.empty((len(rows), *self.shape[1:]), np.uint8)
         around = max(AROUND, self._row_size())
@@ -121,7 +124,7 @@ class PixelStore(np.memmap[Any, np.dtype[np.uint8]]):
         require_space(math.prod(shape))
         with disk_errors_named(), tempfile.TemporaryFile(dir=scratch_folder()) as file:
             for start in range(0, len(rows), COPY_ROWS):
-                file.write(np.ascontiguousarray(self._rows(rows[start : start + COPY_ROWS])).data)
+                file.write(self._copied(rows[start : start + COPY_ROWS]).data)
             file.flush()
             return open_pixels(file, shape)
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -84,10 +85,10 @@ def open_store(key: str) -> Store | None:
         shape = tuple(notes["shape"])
         if (folder / "pixels").stat().st_size != math.prod(shape):
             return None
-        with np.load(folder / "arrays.npz", allow_pickle=False) as archive:
+        with (folder / "arrays.npz").open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         return Store(read_pixels(folder / "pixels", shape), arrays, notes["notes"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None  # not there, or not ours: it is made anew
 
 

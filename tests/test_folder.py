@@ -1,0 +1,445 @@
+"""Folders of images: every usual layout, sizes that differ, what is left out, and the cache behind it."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from photographs import encoded, photograph, tree_of, write_classes
+from PIL import Image
+
+import convscope
+from convscope.data import collection, folder, pixels, store, survey
+from convscope.data.catalog import load
+from convscope.data.paths import open_path
+from convscope.data.source import order_classes
+from convscope.data.survey import ReadOptions, Survey, choose_shape
+from convscope.data.walk import walk
+from convscope.errors import DataError, DataNotFoundError, UnknownNameError, UsageError
+from convscope.preprocessing import Preprocess
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONVSCOPE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def photos(tmp_path):
+    write_classes(tmp_path / "photos", count=10)
+    return tmp_path / "photos"
+
+
+def by_name(dataset):
+    """Map the name of each image to its part, class and pixels."""
+    rows = {}
+    for part in ("train", "validation", "test"):
+        if (split := getattr(dataset, part)) is not None:
+            for name, label, image in zip(split.names, split.labels, split.images, strict=True):
+                rows[name] = (part, dataset.class_names[label], image)
+    return rows
+
+
+def test_without_parts_a_test_part_is_held_back(photos):
+    dataset = load(photos)
+    assert (len(dataset.train), len(dataset.test), dataset.validation) == (16, 4, None)
+    assert np.bincount(dataset.test.labels).tolist() == [2, 2]
+    assert dataset.class_names == ("cat", "dog")
+    assert dataset.name == "photos"
+    assert dataset.notes[0].startswith("No test part was found: 4 images are held back")
+    rows = by_name(dataset)
+    assert len(rows) == 20
+    assert all(name.split("/")[0] == label for name, (_, label, _) in rows.items())
+    assert (rows["dog/007.png"][2] == photograph([0, 1, 7])).all()
+
+
+def test_the_held_back_part_follows_the_seed_and_is_not_the_last_rows(photos):
+    parts = [tuple(load(photos, seed=seed).test.names) for seed in (1, 1, 2)]
+    assert parts[0] == parts[1] != parts[2]
+    assert parts[0] != ("cat/008.png", "cat/009.png", "dog/008.png", "dog/009.png")
+
+
+def test_near_duplicates_stay_on_one_side(photos):
+    for path in sorted(photos.rglob("*.png")):
+        path.with_suffix(".jpg").write_bytes(encoded(np.asarray(Image.open(path)), "JPEG", quality=85))
+    for seed in range(5):
+        rows = by_name(load(photos, seed=seed))
+        assert all(
+            rows[name][0] == rows[name.replace(".png", ".jpg")][0] for name in rows if name.endswith("png")
+        )
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("train", "val", "test"), ("Training", "validation", "Testing"), ("train", "dev", "test")],
+    ids="-".join,
+)
+def test_parts_are_kept(tmp_path, names):
+    for seed, name in enumerate(names):
+        write_classes(tmp_path / "photos" / name, count=4 - seed, seed=seed)
+    dataset = load(tmp_path / "photos")
+    assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (8, 6, 4)
+    assert dataset.notes == ()
+    assert f"{names[1]}/dog/002.png" in set(dataset.validation.names)
+
+
+def test_a_class_of_trains_is_a_class(tmp_path):
+    write_classes(tmp_path / "photos", ("car", "test", "train"), 5)
+    assert load(tmp_path / "photos").class_names == ("car", "test", "train")
+
+
+def test_a_folder_around_the_folder_is_entered(tmp_path):
+    write_classes(tmp_path / "download" / "photos-1.0" / "train", count=5)
+    write_classes(tmp_path / "download" / "photos-1.0" / "test", count=5, seed=1)
+    dataset = load(tmp_path / "download")
+    assert (len(dataset.train), len(dataset.test)) == (10, 10)
+    assert dataset.train.names[0] == "photos-1.0/train/cat/000.png"
+
+
+def test_images_may_lie_deeper_in_their_class(tmp_path):
+    paths = write_classes(tmp_path / "photos", count=6)
+    (tmp_path / "photos" / "cat" / "2024").mkdir()
+    paths[0].rename(tmp_path / "photos" / "cat" / "2024" / "x.png")
+    assert by_name(load(tmp_path / "photos"))["cat/2024/x.png"][1] == "cat"
+
+
+def test_classes_that_are_numbers_are_ordered_as_numbers():
+    assert order_classes(["10", "2", "1"]) == ("1", "2", "10")
+    assert order_classes(["b10", "b2"]) == ("b10", "b2")
+
+
+def test_what_is_hidden_or_clutter_is_passed_over(photos):
+    for name in (".DS_Store", "Thumbs.db", "._000.png", ".hidden.jpg"):
+        (photos / "cat" / name).write_bytes(b"\xff\xd8\xff not an image")
+    (photos / "__MACOSX").mkdir()
+    (photos / "__MACOSX" / "a.png").write_bytes(b"")
+    report = open_path(photos)
+    assert (report.findings, len(report.labels)) == ((), 20)
+
+
+def test_other_files_are_reported_and_images_found_by_content(photos):
+    (photos / "cat" / "notes.txt").write_text("meow")
+    (photos / "cat" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (photos / "cat" / "camera.nef").write_bytes(encoded(photograph(1), "TIFF"))
+    (photos / "stray.png").write_bytes(encoded(photograph(2), "PNG"))
+    (photos / "cat" / "x.dat").write_bytes(encoded(photograph(3), "PNG"))
+    (photos / "empty").mkdir()
+    found = {finding.kind: finding.names for finding in open_path(photos).findings}
+    assert found == {
+        "unsupported": ("cat/camera.nef", "cat/phone.heic"),
+        "no_class": ("stray.png",),
+        "other_file": ("cat/notes.txt",),
+        "empty_folder": ("empty",),
+    }
+    dataset = load(photos)
+    assert "cat/x.dat" in by_name(dataset)
+    assert dict(dataset.left_out) == {
+        "cat/phone.heic": ".heic",
+        "cat/camera.nef": ".nef",
+        "stray.png": "no class",
+    }
+    assert dataset.notes[-1].startswith("3 files could not be used: cat/camera.nef (.nef)")
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    write_classes(tmp_path / "pool", count=5)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "cat").symlink_to(tmp_path / "pool" / "cat")
+    (photos / "dog").mkdir()
+    (photos / "dog" / "a.png").symlink_to(tmp_path / "pool" / "dog" / "000.png")
+    (photos / "dog" / "up").symlink_to("..")
+    (photos / "dog" / "self").symlink_to("self")
+    (photos / "dog" / "gone.png").symlink_to("nowhere")
+    (photos / "cat2").symlink_to(tmp_path / "pool" / "cat")
+    walked = walk(photos)
+    assert len(walked.files) == 6
+    found = {finding.kind: set(finding.names) for finding in walked.findings}
+    assert found == {
+        "symlink_loop": {"dog/up", "dog/self"},
+        "missing": {"dog/gone.png"},
+        "repeated_link": {"cat2"},
+    }
+
+
+def test_folders_that_link_to_one_another_end(tmp_path):
+    for one in "abcdef":
+        (tmp_path / "web" / one).mkdir(parents=True)
+        (tmp_path / "web" / one / "x.txt").write_text("x")
+    for one in "abcdef":
+        for other in "abcdef":
+            (tmp_path / "web" / one / f"to_{other}").symlink_to(f"../{other}")
+    begin = time.perf_counter()
+    assert len(walk(tmp_path / "web").files) < 100
+    assert time.perf_counter() - begin < 2
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda root: root.mkdir(), "got no files. Formats: JPEG, PNG, Webp, BMP, GIF, TIFF."),
+        (lambda root: write_classes(root, ("cat",)), "at least 2 classes with images in .*, got only 'cat'"),
+        (
+            lambda root: (
+                write_classes(root.parent / "x") and shutil.copytree(root.parent / "x" / "cat", root)
+            ),
+            "6 images that lie in no class's folder. Move each class",
+        ),
+        (
+            lambda root: (root.mkdir(), (root / "a.heic").write_text("")),
+            r"only \.heic files. Save them as JPEG",
+        ),
+        (lambda root: (root.mkdir(), (root / "a.txt").write_text("")), "1 file, none of them an image"),
+    ],
+    ids=["nothing", "one-class", "flat", "heic", "text"],
+)
+def test_a_folder_without_classes_says_why(tmp_path, make, message):
+    make(tmp_path / "photos")
+    with pytest.raises(DataError, match=message):
+        load(tmp_path / "photos")
+
+
+def test_a_path_to_nothing_and_an_unknown_name_are_told_apart(tmp_path):
+    with pytest.raises(DataNotFoundError, match="nothing at"):
+        load(str(tmp_path / "nothing"))
+    with pytest.raises(UnknownNameError, match="Did you mean 'mnist'"):
+        load("mnits")
+
+
+def test_an_archive_is_to_be_unpacked(tmp_path):
+    (tmp_path / "photos.zip").write_bytes(b"PK\x03\x04")
+    with pytest.raises(DataError, match="Unpack it first"):
+        load(tmp_path / "photos.zip")
+
+
+def surveyed(*sizes, channels=3):
+    rows = Survey.empty(len(sizes))
+    rows.heights[:], rows.widths[:] = zip(*sizes, strict=True)
+    rows.channels[:] = channels
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shape"),
+    [
+        ([(32, 32)] * 3, (32, 32)),
+        ([(28, 31)] * 3, (28, 31)),
+        ([(224, 224)] * 3, (96, 96)),
+        ([(480, 640)] * 3, (72, 96)),
+        ([(480, 640), (640, 480), (500, 500)], (96, 96)),
+        ([(30, 40), (34, 38), (50, 60)], (32, 40)),
+        ([(2, 2), (3, 3)], (8, 8)),
+    ],
+    ids=str,
+)
+def test_the_common_size_suits_most_images(sizes, shape):
+    assert choose_shape(surveyed(*sizes), ReadOptions(), "photos") == (*shape, 3)
+
+
+def test_a_size_that_is_asked_for_wins():
+    assert choose_shape(surveyed((10, 10)), ReadOptions((20, 30), 1), "photos") == (20, 30, 1)
+
+
+@given(st.lists(st.tuples(st.integers(1, 9000), st.integers(1, 9000)), min_size=1, max_size=20))
+def test_the_common_size_is_never_large(sizes):
+    shape = choose_shape(surveyed(*sizes), ReadOptions(), "photos")
+    assert all(1 <= side <= survey.LARGEST_SIDE for side in shape[:2])
+
+
+def test_images_of_several_sizes_are_brought_to_one_and_that_is_said(photos):
+    Image.fromarray(photograph(8, 64)[:20]).save(photos / "cat" / "000.png")
+    dataset = load(photos)
+    assert dataset.input_shape == (32, 32, 3)
+    assert (
+        dataset.notes[0]
+        == "The images have sizes from 32×32 to 20×64; all are brought to 32×32 by letterbox."
+    )
+
+
+@pytest.mark.parametrize("resize", ["letterbox", "crop", "stretch"])
+def test_loading_and_prediction_bring_an_image_to_size_in_the_same_way(photos, resize):
+    picture = photograph(8, 64)[:40]
+    Image.fromarray(picture).save(photos / "cat" / "000.png")
+    dataset = load(photos, resize=resize)
+    assert dataset.resize == resize
+    preprocess = Preprocess.fit(dataset.train.images, "unit", resize=dataset.resize)
+    stored = by_name(dataset)["cat/000.png"][2]
+    assert (preprocess.conform([picture])[0] == stored).all()
+
+
+def test_grey_images_stay_grey_and_mixed_ones_become_rgb(tmp_path):
+    for number, path in enumerate(write_classes(tmp_path / "photos", count=5)):
+        path.write_bytes(encoded(photograph(number, 16, 1), "PNG"))
+    assert load(tmp_path / "photos").input_shape == (16, 16, 1)
+    assert load(tmp_path / "photos", channels=3).input_shape == (16, 16, 3)
+    (tmp_path / "photos" / "cat" / "x.png").write_bytes(encoded(photograph(9, 16), "PNG"))
+    assert load(tmp_path / "photos").input_shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": 0}, "a height and a width from 1 to 4096 pixels, got 0"),
+        ({"channels": 2}, "1 or 3 channels, got 2"),
+        ({"resize": "letterbx"}, "Did you mean 'letterbox'"),
+    ],
+    ids=["size", "channels", "resize"],
+)
+def test_options_that_cannot_be_are_refused(photos, options, message):
+    with pytest.raises(UsageError, match=message):
+        load(photos, **options)
+
+
+def test_a_named_dataset_keeps_its_size():
+    with pytest.raises(UsageError, match="no size or channels for digits"):
+        load("digits", size=32)
+
+
+def counting(monkeypatch):
+    calls = []
+    original = collection.decode
+    monkeypatch.setattr(collection, "decode", lambda raw, name: calls.append(name) or original(raw, name))
+    return calls
+
+
+def age(folder, seconds=10):
+    """Make the cache believe that the files have not just been changed."""
+    past = time.time() - seconds
+    for path in folder.rglob("*"):
+        os.utime(path, (past, past))
+
+
+def test_images_are_decoded_once(photos, monkeypatch):
+    calls = counting(monkeypatch)
+    first = load(photos)
+    assert len(calls) == 20
+    second = load(photos)
+    assert len(calls) == 20
+    assert first.fingerprint == second.fingerprint
+    assert list(first.test.names) == list(second.test.names)
+
+
+def test_files_that_have_not_changed_are_not_even_read(photos, monkeypatch):
+    monkeypatch.setattr(folder, "SETTLED_SECONDS", -1)
+    load(photos)
+    monkeypatch.setattr(collection, "survey_images", None)
+    assert len(load(photos).train) == 16
+
+
+def test_a_file_that_changed_is_read_again_even_if_size_and_time_are_the_same(photos, monkeypatch):
+    monkeypatch.setattr(folder, "SETTLED_SECONDS", -1)
+    path = photos / "cat" / "000.bmp"
+    Image.fromarray(photograph(50)).save(path)
+    (photos / "cat" / "000.png").unlink()
+    before, status = load(photos), path.stat()
+    Image.fromarray(photograph(51)).save(path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == status.st_size
+    after = load(photos)
+    assert after.fingerprint != before.fingerprint
+    assert (by_name(after)["cat/000.bmp"][2] == photograph(51)).all()
+
+
+def test_the_same_content_elsewhere_is_not_decoded_again(photos, tmp_path, monkeypatch):
+    first = load(photos)
+    calls = counting(monkeypatch)
+    shutil.copytree(photos, tmp_path / "copy")
+    assert load(tmp_path / "copy").fingerprint == first.fingerprint
+    assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        # Pixels of the right length are trusted: they were on the disk before the store got its name.
+        *[("pixels", damage) for damage in ("cut", "gone")],
+        *[(name, damage) for name in ("arrays.npz", "notes.json") for damage in ("cut", "gone", "noise")],
+    ],
+)
+def test_a_damaged_store_is_made_anew(photos, own_cache, name, damage):
+    first = load(photos)
+    (file,) = own_cache.glob(f"images/*/{name}")
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-7] if damage == "cut" else b"noise")
+    assert load(photos).fingerprint == first.fingerprint
+    assert len(list(own_cache.glob("scratch/*"))) == 0
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(photos, own_cache, monkeypatch):
+    def full(self, images):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store.StoreWriter, "append", full)
+    with pytest.raises(DataError, match=r"free space in the cache .*, got a full disk. Make room"):
+        load(photos)
+    assert [path for path in own_cache.rglob("*") if path.is_file()] == []
+
+
+def test_a_cache_that_cannot_be_written_is_said(photos, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CONVSCOPE_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(DataError, match=r"to write into the cache .*Set CONVSCOPE_CACHE"):
+        load(photos)
+
+
+def test_several_processes_may_load_the_same_folder_at_once(photos, own_cache):
+    code = f"""
+from pathlib import Path
+from convscope.data.collection import collect_images, ReadOptions
+from convscope.data.folder import read_folder
+print(collect_images(read_folder(Path({str(photos)!r})), ReadOptions()).images.sum())
+"""
+    runs = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    assert len({run.communicate(timeout=60)[0] for run in runs}) == 1
+    assert all(run.returncode == 0 for run in runs)
+    assert len(list(own_cache.glob("images/*"))) == 1
+    assert list(own_cache.glob("scratch/*")) == []
+
+
+def test_what_a_killed_process_left_is_removed_after_a_day(photos, own_cache):
+    for name, age_seconds in (("old", 90_000), ("new", 60)):
+        (own_cache / "scratch" / name).mkdir(parents=True)
+        os.utime(own_cache / "scratch" / name, (time.time() - age_seconds,) * 2)
+    load(photos)
+    assert [path.name for path in own_cache.glob("scratch/*")] == ["new"]
+
+
+def test_loading_changes_nothing_in_the_folder(photos):
+    before = tree_of(photos)
+    load(photos)
+    load(photos, size=16, resize="crop")
+    assert tree_of(photos) == before
+
+
+def test_progress_is_told(photos):
+    calls = []
+    load(photos, progress=lambda done, total: calls.append((done, total)))
+    assert calls[-1] == (20, 20)
+
+
+def test_a_folder_that_is_memory_mapped_gives_the_same_dataset(photos, monkeypatch):
+    small = load(photos)
+    monkeypatch.setattr(pixels, "IN_MEMORY", 4 * 32 * 32 * 3)
+    large = load(photos)
+    assert isinstance(large.train.images, pixels.PixelStore)
+    assert large.fingerprint == small.fingerprint
+    assert (np.asarray(large.train.images) == small.train.images).all()
+
+
+def test_the_public_door_loads_a_folder(photos):
+    assert len(convscope.load(photos).train) == 16
+
+
+@given(st.sets(st.text("aβ19²٣ ", min_size=1, max_size=4), min_size=1, max_size=6))
+def test_class_names_of_any_kind_are_ordered(names):
+    assert sorted(order_classes(list(names))) == sorted(names)
