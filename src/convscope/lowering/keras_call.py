@@ -91,7 +91,9 @@ class KerasRunner:
                 (variable, keras.ops.convert_to_tensor(seed, dtype=variable.dtype)) for variable in seeds
             ]
         with keras.StatelessScope(mapping, collect_losses=True) as scope:
-            outputs = self._host(*args, training=training, **kwargs)
+            self._host.arguments.args, self._host.arguments.kwargs = args, kwargs
+            outputs = self._host(tensors[self.inputs[0]], training=training)
+            self._host.arguments.args, self._host.arguments.kwargs = (), {}
             losses = list(scope.losses)
             self._host._clear_losses()
         updated = [scope.get_current_value(variable) for variable in rest]
@@ -104,10 +106,17 @@ class _Host(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no type in
     def __init__(self, operation: Any) -> None:
         super().__init__(name="host", autocast=False)
         self._convert_input_args = False
-        self._allow_non_tensor_positional_args = True
         self.built = True
         self.operation = operation
+        self.arguments = _Arguments()
 
-    def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:  # noqa: ARG002  Keras reads it
+    def call(self, anchor: Any, training: bool | None = None) -> Any:  # noqa: ARG002  Keras reads both
         """Call the operation; layers below take the training flag from the call's context."""
-        return self.operation(*args, **kwargs)
+        return self.operation(*self.arguments.args, **self.arguments.kwargs)
+
+
+class _Arguments:
+    """Hands arguments over that Keras must not inspect: it refuses some mixtures in the call of a layer."""
+
+    args: Any = ()
+    kwargs: Any = {}  # noqa: RUF012  replaced before each call, never changed
