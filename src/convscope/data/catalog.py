@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -242,6 +243,37 @@ def load(
 
     options = ReadOptions(size, channels, resize)
     return load_path(location, options, seed=seed, progress=progress or no_progress)
+
+
+def load_again(recorded: Mapping[str, Any]) -> Dataset:
+    """Load what a run was trained on, as its ``run.json`` records it under ``data``.
+
+    Parameters
+    ----------
+    recorded : mapping
+        With ``source`` (a name or a path), ``fingerprint``, and under ``reading`` the arguments of ``load``.
+
+    Returns
+    -------
+    Dataset
+        With the recorded fingerprint.
+
+    Raises
+    ------
+    DataError
+        If the data are no longer there, or no longer the same.
+
+    Examples
+    --------
+    >>> digits = load("digits")
+    >>> load_again({"source": "digits", "fingerprint": digits.fingerprint}).name
+    'digits'
+    """
+    dataset = load(recorded.get("source", recorded.get("name", "")), **recorded.get("reading", {}))
+    if dataset.fingerprint != recorded["fingerprint"]:
+        expected = f"data with the fingerprint {recorded['fingerprint'][:12]}…, as the run saw them"
+        raise DataError(sentence(expected, f"{dataset.fingerprint[:12]}…", "They have changed since."))
+    return dataset
 
 
 def _load_mnist(path: Path | None, download: bool) -> Dataset:

@@ -67,7 +67,7 @@ def read_parquet(files: Sequence[Path], name: str) -> ImageSource:
             labels += parquet.read(columns=[label]).column(0).to_pylist()
             rows = parquet.metadata.num_rows
             names += _row_names(parquet, image, file)
-            parts += [_part(file)] * rows
+            parts += [_part(file, deep=len(files) > 1)] * rows
             known = _class_names(parquet, label)
     if None in labels:
         raise DataError(sentence(f"a label in each row of {name}", f"none in row {labels.index(None):,}"))
@@ -157,9 +157,9 @@ def _encode(labels: list[Any], known: tuple[str, ...] | None, name: str) -> tupl
     return np.array(labels, np.int64), known
 
 
-def _part(file: Path) -> int:
-    """Read the part off a file's name, or off its folder's."""
-    words = re.split(r"[^a-z0-9]+", f"{file.parent.name}/{file.stem}".lower())
+def _part(file: Path, deep: bool) -> int:
+    """Read the part off a file's name, or, where there are several files, off its folder's."""
+    words = re.split(r"[^a-z0-9]+", (f"{file.parent.name}/{file.stem}" if deep else file.stem).lower())
     return next((part for word in reversed(words) if (part := part_of(word)) is not None), 0)
 
 

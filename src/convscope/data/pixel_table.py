@@ -109,7 +109,8 @@ def _layout(table: Table, columns: _Columns) -> Layout:
     sample, low, high = None, np.inf, -np.inf
     for _, values in _values(table, columns):
         sample = values[:64] if sample is None else sample
-        low, high = min(low, float(values.min())), max(high, float(values.max()))
+        # NumPy's minimum keeps NaN, Python's loses it.
+        low, high = float(np.minimum(low, values.min())), float(np.maximum(high, values.max()))
     if sample is None or not sample.size:
         raise DataError(sentence(f"pixels in {table.file}", "none"))
     return find_layout(sample, low, high, table.file.name)

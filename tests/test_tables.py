@@ -1,0 +1,521 @@
+"""Tables, arrays, IDX and Parquet: the same images come out, whatever they were wrapped in."""
+
+import csv
+import gzip
+import io
+import json
+import struct
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+from photographs import encoded, photograph, write_classes
+
+from convscope.data import arrays, pixel_source, pixel_table
+from convscope.data.catalog import load
+from convscope.data.paths import find_source, open_path
+from convscope.data.pixel_layout import find_layout
+from convscope.errors import DataError
+
+COLOUR = np.stack([photograph([7, number], 12) for number in range(40)])
+GREY = np.stack([photograph([8, number], 12, 1) for number in range(40)])
+LABELS = np.arange(40) * 7 % 4
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONVSCOPE_CACHE", str(tmp_path / "cache"))
+
+
+def write_csv(path, rows, header=None, delimiter=","):
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, delimiter=delimiter)
+        writer.writerows([header] if header else [])
+        writer.writerows(rows)
+    return path
+
+
+def everything(dataset):
+    """Sort images and class names of all parts by the sum of the pixels, to compare them."""
+    splits = [split for split in (dataset.train, dataset.validation, dataset.test) if split is not None]
+    images = np.concatenate([split.images for split in splits])
+    labels = np.concatenate([split.labels for split in splits])
+    order = np.lexsort(images.reshape(len(images), -1).T)
+    return images[order], [dataset.class_names[label] for label in labels[order]]
+
+
+def expected(images, labels):
+    order = np.lexsort(images.reshape(len(images), -1).T)
+    return images[order], [str(label) for label in labels[order]]
+
+
+def assert_same(dataset, images, labels):
+    ours, theirs = everything(dataset), expected(images, labels)
+    assert (ours[0] == theirs[0]).all()
+    assert ours[1] == theirs[1]
+
+
+# CSV of paths
+
+
+@pytest.fixture
+def photos(tmp_path):
+    write_classes(tmp_path / "photos", count=10)
+    return sorted((tmp_path / "photos").rglob("*.png"))
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"], ids=["comma", "semicolon", "tab"])
+def test_a_table_of_paths_and_labels(tmp_path, photos, delimiter):
+    rows = [(path.relative_to(tmp_path), path.parent.name) for path in photos]
+    table = write_csv(tmp_path / "labels.csv", rows, ("path", "label"), delimiter)
+    dataset = load(table)
+    assert dataset.class_names == ("cat", "dog")
+    assert (len(dataset.train), len(dataset.test)) == (16, 4)
+    names = [*dataset.train.names, *dataset.test.names]
+    assert sorted(names) == [str(path.relative_to(tmp_path)) for path in photos]
+    assert all(
+        dataset.class_names[label] in name
+        for name, label in zip(dataset.test.names, dataset.test.labels, strict=True)
+    )
+
+
+def test_a_table_without_a_header(tmp_path, photos):
+    rows = [(path.parent.name, path.relative_to(tmp_path)) for path in photos]
+    assert load(write_csv(tmp_path / "labels.csv", rows)).class_names == ("cat", "dog")
+
+
+def test_a_column_of_parts(tmp_path, photos):
+    parts = ["train", "train", "train", "Validation", "test"] * 4
+    rows = [(path, path.parent.name, part) for path, part in zip(photos, parts, strict=True)]
+    dataset = load(write_csv(tmp_path / "labels.csv", rows, ("Image", "Class", "Split")))
+    assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (12, 4, 4)
+
+
+def test_ids_without_ending_in_a_folder_of_images(tmp_path, photos):
+    (tmp_path / "images").mkdir()
+    for number, path in enumerate(photos):
+        path.rename(tmp_path / "images" / f"{number}.png")
+    rows = [(number, "ab"[number % 2]) for number in range(20)]
+    dataset = load(write_csv(tmp_path / "labels.csv", rows, ("id", "breed")))
+    assert "images/7.png" in {*dataset.train.names, *dataset.test.names}
+
+
+def test_a_folder_of_images_beside_their_table(tmp_path, photos):
+    for path in photos:
+        path.rename(tmp_path / "photos" / f"{path.parent.name}{path.name}")
+    rows = [(path.name, path.name[:3]) for path in (tmp_path / "photos").glob("*.png")]
+    write_csv(tmp_path / "photos" / "metadata.csv", rows, ("file_name", "label"))
+    assert load(tmp_path / "photos").class_names == ("cat", "dog")
+
+
+def test_tables_for_each_part(tmp_path, photos):
+    for part, number in (("train", 0), ("val", 1), ("test", 2)):
+        rows = [(path, path.parent.name) for path in photos[number::3]]
+        write_csv(tmp_path / "photos" / f"my_{part}.csv", rows, ("path", "label"))
+    for folder in ("cat", "dog"):
+        (tmp_path / "photos" / folder).rename(tmp_path / folder)
+    for part in ("train", "val", "test"):
+        text = (tmp_path / "photos" / f"my_{part}.csv").read_text()
+        (tmp_path / "photos" / f"my_{part}.csv").write_text(text.replace("photos/", ""))
+    dataset = load(tmp_path / "photos")
+    assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (7, 7, 6)
+
+
+def test_a_missing_file_is_named_and_left_out(tmp_path, photos):
+    rows = [(path.relative_to(tmp_path), path.parent.name) for path in photos]
+    photos[3].unlink()
+    dataset = load(write_csv(tmp_path / "labels.csv", rows, ("path", "label")))
+    assert dataset.left_out == (("photos/cat/003.png", "no such file"),)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "rows in .*, got none"),
+        ("path,label\n", "rows in .*, got none"),
+        ("path,label\na.png,\n", "the files that .* names"),
+        (
+            "photos/cat/000.png,cat\nphotos/dog/000.png,\n",
+            r"a label in row 2 of labels\.csv, got an empty cell",
+        ),
+        (
+            "path,label\nphotos/cat/000.png,cat\nphotos/cat/001.png\n",
+            "2 columns in row 2 of labels.csv, got 1",
+        ),
+        ("path,colour\nphotos/cat/000.png,red\n", "Name them 'path' and 'label'"),
+        ("path,label\nphotos/cat/000.png,cat\n", "at least 2 classes"),
+        ("\0\0\0", "got"),
+    ],
+    ids=["empty", "header-only", "no-files", "no-label", "short-row", "no-label-column", "one-class", "nul"],
+)
+def test_a_table_that_cannot_be_is_refused(tmp_path, photos, content, message):
+    (tmp_path / "labels.csv").write_text(content)
+    with pytest.raises(DataError, match=message):
+        load(tmp_path / "labels.csv")
+
+
+# CSV of pixels
+
+
+def pixel_rows(images, labels):
+    return [[label, *image.reshape(-1)] for image, label in zip(images, labels, strict=True)]
+
+
+@pytest.mark.parametrize("header", [True, False], ids=["header", "no-header"])
+def test_a_table_of_grey_pixels(tmp_path, header):
+    names = ["label", *[f"pixel{number}" for number in range(144)]]
+    table = write_csv(tmp_path / "digits.csv", pixel_rows(GREY, LABELS), names if header else None)
+    dataset = load(table)
+    assert_same(dataset, GREY, LABELS)
+    assert dataset.notes[0] == "The numbers were read as images of 12×12×1."
+    assert dataset.train.names[0].startswith("digits/train/000")
+
+
+@pytest.mark.parametrize("order", ["pixels", "planes"])
+def test_a_table_of_colours_is_read_in_the_order_that_is_smooth(tmp_path, order):
+    rows = COLOUR if order == "pixels" else COLOUR.transpose(0, 3, 1, 2)
+    dataset = load(write_csv(tmp_path / "c.csv", pixel_rows(rows, LABELS)))
+    assert_same(dataset, COLOUR, LABELS)
+    assert ("plane by plane" in dataset.notes[0]) == (order == "planes")
+
+
+def test_fractions_are_scaled(tmp_path):
+    dataset = load(write_csv(tmp_path / "c.csv", pixel_rows(GREY / 255, LABELS)))
+    assert_same(dataset, GREY, LABELS)
+
+
+def test_pixels_in_one_column_with_the_part_beside_them(tmp_path):
+    parts = np.array(["Training", "PublicTest", "PrivateTest", "Training"] * 10)
+    rows = [
+        (label, " ".join(map(str, image.reshape(-1))), part)
+        for label, image, part in zip(LABELS, GREY, parts, strict=True)
+    ]
+    dataset = load(write_csv(tmp_path / "faces.csv", rows, ("emotion", "pixels", "Usage")))
+    assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (20, 10, 10)
+    assert_same(dataset, GREY, LABELS)
+
+
+def test_two_tables_of_pixels_and_one_without_labels(tmp_path):
+    folder = tmp_path / "signs"
+    folder.mkdir()
+    names = ["label", *[f"pixel{number}" for number in range(144)]]
+    write_csv(folder / "sign_train.csv", pixel_rows(GREY[:30], LABELS[:30]), names)
+    write_csv(folder / "sign_test.csv", pixel_rows(GREY[30:], LABELS[30:]), names)
+    write_csv(folder / "unlabelled.csv", [row[1:] for row in pixel_rows(GREY, LABELS)], names[1:])
+    dataset = load(folder)
+    assert (len(dataset.train), len(dataset.test)) == (30, 10)
+    assert open_path(folder).findings[0].names == ("unlabelled.csv",)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda rows: rows[3].__setitem__(5, "x"), r"something else in rows 1 to 40 \(could not convert"),
+        (lambda rows: rows[3].__setitem__(5, 256), "from 0 to 255, or from 0 to 1, got 20 to 256"),
+        (lambda rows: rows[3].__setitem__(5, -1), "got -1 to"),
+        (lambda rows: rows[3].__setitem__(5, "nan"), "got nan to nan"),
+        (lambda rows: rows[3].pop(), "145 columns in row 4"),
+        (lambda rows: [row.pop() for row in rows], r"flat squares, 1 or 3 channels, got shape \(40, 143\)"),
+    ],
+    ids=["word", "256", "negative", "nan", "short", "no-square"],
+)
+def test_a_table_of_something_else_is_refused(tmp_path, spoil, message):
+    rows = pixel_rows(GREY.clip(20), LABELS)
+    spoil(rows)
+    with pytest.raises(DataError, match=message):
+        load(write_csv(tmp_path / "c.csv", rows))
+
+
+# npz
+
+
+def save_npz(path, **content):
+    np.savez_compressed(path, **content)
+    return path
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("x_train", "y_train", "x_val", "y_val", "x_test", "y_test"),
+        ("train_images", "train_labels", "val_images", "val_labels", "test_images", "test_labels"),
+    ],
+    ids=["keras", "medmnist"],
+)
+def test_arrays_for_each_part(tmp_path, names):
+    parts = [
+        GREY[:20, ..., 0],
+        LABELS[:20, None],
+        GREY[20:30, ..., 0],
+        LABELS[20:30, None],
+        GREY[30:, ..., 0],
+        LABELS[30:, None],
+    ]
+    dataset = load(save_npz(tmp_path / "d.npz", **dict(zip(names, parts, strict=True))))
+    assert [len(dataset.train), len(dataset.validation), len(dataset.test)] == [20, 10, 10]
+    assert_same(dataset, GREY, LABELS)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        COLOUR,
+        COLOUR.transpose(0, 3, 1, 2),
+        COLOUR.astype(np.float32) / 255,
+        COLOUR.astype(np.float64),
+        COLOUR.astype(np.int64),
+        COLOUR.reshape(40, -1),
+        COLOUR.transpose(0, 3, 1, 2).reshape(40, -1),
+    ],
+    ids=["nhwc", "nchw", "unit", "float", "int", "flat", "flat-planes"],
+)
+def test_arrays_of_every_order_and_range(tmp_path, images):
+    assert_same(load(save_npz(tmp_path / "d.npz", images=images, labels=LABELS)), COLOUR, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (np.array([f"class {label}" for label in LABELS]), tuple(f"class {label}" for label in range(4))),
+        (np.char.encode(np.array([f"c{label}" for label in LABELS])), ("c0", "c1", "c2", "c3")),
+        (np.eye(4, dtype=np.float32)[LABELS], ("0", "1", "2", "3")),
+        (LABELS.astype(np.float64), ("0", "1", "2", "3")),
+        (LABELS * 5, ("0", "5", "10", "15")),
+    ],
+    ids=["words", "bytes", "one-hot", "float", "gaps"],
+)
+def test_labels_of_every_kind(tmp_path, labels, names):
+    dataset = load(save_npz(tmp_path / "d.npz", x=GREY, y=labels))
+    assert dataset.class_names == names
+    shown = {name: str(number) for number, name in enumerate(names)}
+    assert [shown[name] for name in everything(dataset)[1]] == expected(GREY, LABELS)[1]
+
+
+def test_class_names_of_an_archive_are_used_and_checked(tmp_path):
+    names = np.array(["ant", "bee", "cow", "doe"])
+    path = save_npz(tmp_path / "d.npz", x=GREY, y=LABELS, class_names=names)
+    assert load(path).class_names == ("ant", "bee", "cow", "doe")
+    path = save_npz(tmp_path / "e.npz", x=GREY, y=LABELS, class_names=names[:2])
+    with pytest.raises(DataError, match="labels of e from 0 to 1, as it names its classes, got 0 to 3"):
+        load(path)
+
+
+def test_large_arrays_are_read_some_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "CHUNK_BYTES", 12 * 12 * 3 * 7)
+    assert_same(load(save_npz(tmp_path / "d.npz", x=COLOUR, y=LABELS)), COLOUR, LABELS)
+
+
+def not_numpy(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", b"not an array")
+
+
+def pickled(path):
+    np.savez(path, x=np.array([{"a": 1}] * 3, object), y=LABELS)
+
+
+def damaged(path):
+    np.savez(path, x=COLOUR, y=LABELS)
+    raw = bytearray(path.read_bytes())
+    raw[5000] ^= 1
+    path.write_bytes(raw)
+
+
+def lying(path):
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        buffer, {"descr": "|u1", "fortran_order": False, "shape": (10**9, 28, 28)}
+    )
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", buffer.getvalue() + bytes(100))
+        labels = io.BytesIO()
+        np.save(labels, LABELS)
+        archive.writestr("y.npy", labels.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: path.write_bytes(b"PK no"), "to be an .npz file"),
+        (not_numpy, r"x\.npy in .* to be a NumPy array"),
+        (pickled, "plain numbers in x.npy of .*, got Python objects"),
+        (damaged, "x in .* to be whole, got Bad CRC-32"),
+        (lying, "x in .* to be whole, got the array ends early"),
+        (
+            lambda path: np.savez(path, a=GREY),
+            r"arrays x_train and y_train, or images and labels, in .*, got a\.",
+        ),
+        (lambda path: np.savez(path, x=GREY, y=LABELS[:-1]), "a label in y for each of 40 images, got 39"),
+        (lambda path: np.savez(path, x=GREY[:0], y=LABELS[:0]), "images in x, got shape"),
+        (lambda path: np.savez(path, x=GREY.astype(str), y=LABELS), "numbers in x, got <U3"),
+        (lambda path: np.savez(path, x=np.asfortranarray(GREY), y=LABELS), "row-major order"),
+        (lambda path: np.savez(path, x=GREY * 1000.0, y=LABELS), "from 0 to 255, or from 0 to 1"),
+        (lambda path: np.savez(path, x=GREY, y=np.ones((40, 3))), "one label for each image in y"),
+        (lambda path: np.savez(path, x=np.zeros((4, 5, 5, 2), np.uint8), y=LABELS[:4]), "1 or 3 channels"),
+    ],
+    ids=[
+        *("no-zip", "no-array", "pickle", "damaged", "lying", "names", "count", "none", "words", "fortran"),
+        *("range", "label-shape", "channels"),
+    ],
+)
+def test_an_archive_that_cannot_be_is_refused(tmp_path, write, message):
+    write(tmp_path / "d.npz")
+    with pytest.raises(DataError, match=message):
+        load(tmp_path / "d.npz")
+
+
+# IDX
+
+
+def idx(array):
+    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bytes], ids=["gz", "plain"])
+def test_idx_files_of_other_names(tmp_path, compress):
+    ending = ".gz" if compress is gzip.compress else ""
+    for part, rows in (("train", slice(0, 30)), ("test", slice(30, 40))):
+        for what, array in (
+            ("images-idx3", GREY[rows, ..., 0]),
+            ("labels-idx1", LABELS[rows].astype(np.uint8)),
+        ):
+            (tmp_path / f"letters-{part}-{what}-ubyte{ending}").write_bytes(compress(idx(array)))
+    dataset = load(tmp_path)
+    assert (len(dataset.train), len(dataset.test)) == (30, 10)
+    assert_same(dataset, GREY, LABELS)
+    single = load(tmp_path / f"letters-train-images-idx3-ubyte{ending}")
+    assert single.fingerprint == dataset.fingerprint
+
+
+def test_idx_labels_that_do_not_fit_are_refused(tmp_path):
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(GREY[..., 0]))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(LABELS[:-1].astype(np.uint8)))
+    with pytest.raises(DataError, match="for each of 40 images, got shape"):
+        load(tmp_path)
+
+
+# Parquet
+
+
+def write_parquet(path, images, labels, names=("ant", "bee", "cow", "doe"), struct_column=True, kind="PNG"):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    rows = [b"" if image is None else encoded(image, kind) for image in images]
+    if struct_column:
+        rows = [{"bytes": row, "path": f"{number}.png"} for number, row in enumerate(rows)]
+    table = pa.table({"image": rows, "label": labels.tolist()})
+    features = {"label": {"names": list(names or ()), "_type": "ClassLabel"}, "image": {"_type": "Image"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})} if names else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(table.replace_schema_metadata(metadata), path, row_group_size=7)
+    return path
+
+
+def test_parquet_as_dataset_hubs_ship_it(tmp_path):
+    write_parquet(tmp_path / "hub" / "data" / "train-00000-of-00001.parquet", COLOUR[:30], LABELS[:30])
+    write_parquet(tmp_path / "hub" / "data" / "test-00000-of-00001.parquet", COLOUR[30:], LABELS[30:])
+    dataset = load(tmp_path / "hub")
+    assert (len(dataset.train), len(dataset.test)) == (30, 10)
+    assert dataset.class_names == ("ant", "bee", "cow", "doe")
+    assert dataset.train.names[4] == "train-00000-of-00001.parquet/4.png"
+    assert (dataset.train.images == COLOUR[:30]).all()
+    assert (dataset.train.labels == LABELS[:30]).all()
+
+
+def test_parquet_with_plain_bytes_and_words(tmp_path):
+    words = np.array(["owl", "cat", "dog", "emu"])[LABELS]
+    path = write_parquet(tmp_path / "d.parquet", COLOUR, words, names=None, struct_column=False)
+    dataset = load(path)
+    assert dataset.class_names == ("cat", "dog", "emu", "owl")
+    assert dataset.train.names[0] == "d.parquet/000000" or dataset.test.names[0] == "d.parquet/000000"
+
+
+def test_a_damaged_image_in_parquet_is_named_and_left_out(tmp_path):
+    dataset = load(write_parquet(tmp_path / "d.parquet", [*COLOUR[:3], None, *COLOUR[4:]], LABELS))
+    assert dataset.left_out == (("d.parquet/3.png", "an empty file"),)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: path.write_bytes(b"PAR1 no PAR1"), "to be a whole Parquet file"),
+        (lambda path: write_parquet(path, COLOUR, LABELS, ("a", "b")), "labels of d from 0 to 1"),
+        (lambda path: write_parquet(path, COLOUR, LABELS * 0, None), "at least 2 classes"),
+    ],
+    ids=["damaged", "labels", "one-class"],
+)
+def test_parquet_that_cannot_be_is_refused(tmp_path, write, message):
+    write(tmp_path / "d.parquet")
+    with pytest.raises(DataError, match=message):
+        load(tmp_path / "d.parquet")
+
+
+def test_one_table_is_all_there_is_whatever_it_is_called(tmp_path):
+    dataset = load(write_csv(tmp_path / "test.csv", pixel_rows(GREY, LABELS)))
+    assert (len(dataset.train), len(dataset.test)) == (32, 8)
+
+
+def test_parquet_without_images_says_what_is_there(tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    parquet.write_table(pa.table({"text": ["a"], "label": [1]}), tmp_path / "d.parquet")
+    with pytest.raises(
+        DataError, match=r"a column of image bytes and a column 'label' .*, got the columns text, label"
+    ):
+        load(tmp_path / "d.parquet")
+
+
+def test_without_pyarrow_a_person_is_told_what_to_install(tmp_path, monkeypatch):
+    path = write_parquet(tmp_path / "d.parquet", COLOUR, LABELS)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DataError, match=r"no such package. Install it: pip install 'convscope\[parquet\]'"):
+        load(path)
+
+
+# All of them
+
+
+def test_another_size_can_be_asked_for(tmp_path):
+    dataset = load(
+        save_npz(tmp_path / "d.npz", x=COLOUR, y=LABELS), size=(6, 8), channels=1, resize="stretch"
+    )
+    assert dataset.input_shape == (6, 8, 1)
+
+
+def test_numbers_are_read_once(tmp_path, monkeypatch):
+    path = save_npz(tmp_path / "d.npz", x=COLOUR, y=LABELS)
+    first = load(path)
+    monkeypatch.setattr(pixel_source, "_write", None)
+    assert load(path).fingerprint == first.fingerprint
+    monkeypatch.setattr(pixel_source, "SETTLED_SECONDS", -1)
+    load(path)
+    monkeypatch.setattr(pixel_source, "_digest", None)
+    assert load(path).fingerprint == first.fingerprint
+
+
+def test_a_table_of_pixels_is_not_parsed_again(tmp_path, monkeypatch):
+    path = write_csv(tmp_path / "c.csv", pixel_rows(GREY, LABELS))
+    first = load(path)
+    monkeypatch.setattr(pixel_table, "_numbers", None)
+    assert load(path).fingerprint == first.fingerprint
+
+
+def test_flat_rows_that_are_no_square_have_no_layout():
+    with pytest.raises(DataError, match="flat squares"):
+        find_layout(np.zeros((3, 7)), 0, 1, "x")
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(DataError, match=r"a folder of images, \.csv, \.npz, \.parquet or IDX files, got"):
+        find_source(tmp_path / "notes.txt")
+
+
+def test_loading_a_table_changes_nothing(tmp_path):
+    path = save_npz(tmp_path / "d.npz", x=COLOUR, y=LABELS)
+    before = (path.read_bytes(), path.stat().st_mtime_ns)
+    load(path)
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == before
