@@ -26,6 +26,7 @@ _PUBLIC = {
     "evaluate": "experiment",
     "Evaluation": "evaluation",
     "describe": "inspection",
+    "check": "grading",
     "plot_history": "plotting",
     "plot_confusion_matrix": "plotting",
     "plot_errors": "plotting",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from convscope.errors import ConvscopeError
     from convscope.evaluation import Evaluation
     from convscope.experiment import evaluate
+    from convscope.grading import check
     from convscope.inspection import describe
     from convscope.networks import build
     from convscope.plotting import (

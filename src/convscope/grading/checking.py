@@ -1,0 +1,108 @@
+"""The check of one task: find the answer, judge it, say what to try next."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from convscope.errors import ConvscopeError, sentence, unknown_name
+from convscope.grading.tasks import TASKS, Task
+from convscope.grading.verdict import Flaw, Verdict
+
+
+class _Attempts:
+    """Counts how often a flaw was met in this session, so that each time the next hint is given."""
+
+    def __init__(self) -> None:
+        self._met: Counter[tuple[str, tuple[str, ...]]] = Counter()
+
+    def next_hint(self, task: str, hints: tuple[str, ...]) -> str:
+        if not hints:
+            return ""
+        met = self._met[task, hints]
+        self._met[task, hints] += 1
+        return hints[min(met, len(hints) - 1)]
+
+
+_attempts = _Attempts()
+
+
+def check(task: str, /, **answers: Any) -> Verdict:
+    """Judge the answer to a lesson's task by its properties; say what is wrong, and give the next hint.
+
+    Parameters
+    ----------
+    task : str
+        The task's number, e.g. ``"1.2"``.
+    **answers
+        The variables that the task asks for. Those left out are taken from where the call stands, so that
+        ``convscope.check("1.2")`` is all that a notebook needs.
+
+    Returns
+    -------
+    Verdict
+        True when the task is solved. A notebook shows it; asking again gives the next hint.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such task. An answer, however wrong, raises nothing.
+
+    Examples
+    --------
+    >>> questions = {"A": ({"filters": 16, "kernel_size": 5}, (28, 28, 1))}
+    >>> print(check("2.1", questions=questions, shapes={"A": (28, 28, 16)}))
+    ✗ Task 2.1, predict the shape of a convolution's output: 0 of 1
+    Expected the output shape of A, got (28, 28, 16), which padding="same" would give.
+    Hint: Without padding the kernel must fit inside the image, so height and width shrink.
+    """
+    if task not in TASKS:
+        raise unknown_name("task", task, TASKS)
+    entry = TASKS[task]
+    found = {**sys._getframe(1).f_globals, **answers}
+    try:
+        message = _judge(entry, found)
+    except Flaw as flaw:
+        hint = _attempts.next_hint(task, flaw.hints)
+        return Verdict(task, entry.title, 0, entry.points, flaw.message, hint, flaw.answered)
+    return Verdict(task, entry.title, entry.points, entry.points, message)
+
+
+def _judge(task: Task, found: Mapping[str, Any]) -> str:
+    """Judge what was found; whatever an answer makes go wrong is a flaw of the answer."""
+    values = {name.lower(): value for name, value in (_answers(task, found) | _given(task, found)).items()}
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")  # an answer may well divide by zero; its result is judged
+            return task.judge(**values)
+    except Flaw:
+        raise
+    except ConvscopeError as error:
+        raise Flaw(str(error)) from error
+    except Exception as error:
+        message = sentence("an answer that can be checked", f"{type(error).__name__}: {error}")
+        raise Flaw(message, ("Look at the types and shapes of what you made.",)) from error
+
+
+def _answers(task: Task, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Take the variables that the student makes."""
+    missing = [name for name in task.answers if found.get(name, ...) is ...]
+    if missing:
+        listed = " and ".join(f"`{name}`" for name in missing)
+        answered = len(missing) < len(task.answers)
+        raise Flaw(sentence(listed, "nothing yet", "Fill in the cell above and run it."), answered=answered)
+    return {name: found[name] for name in task.answers}
+
+
+def _given(task: Task, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Take the variables that the lesson made, or an earlier task."""
+    missing = [name for name in task.given if found.get(name, ...) is ...]
+    if missing:
+        hint = "Run the notebook from its top, and solve the tasks above first."
+        raise Flaw(sentence(f"`{missing[0]}` from the cells above", "nothing", hint), answered=False)
+    return {name: found[name] for name in task.given}

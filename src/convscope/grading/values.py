@@ -1,0 +1,156 @@
+"""Reading what a student's variables hold, and the requirements that all tasks share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convscope.errors import sentence
+from convscope.grading.verdict import Flaw, require
+
+
+def as_array(value: Any, name: str) -> NDArray[Any]:
+    """Read an answer as an array of numbers.
+
+    Parameters
+    ----------
+    value : array-like
+        NumPy, torch, lists.
+    name : str
+        What the student called it.
+
+    Returns
+    -------
+    ndarray
+
+    Raises
+    ------
+    Flaw
+        When it holds no numbers.
+
+    Examples
+    --------
+    >>> as_array([[1, 2]], "x").shape
+    (1, 2)
+    """
+    if hasattr(value, "detach"):  # a torch tensor, perhaps one on another device
+        value = value.detach().cpu()
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise Flaw(sentence(f"`{name}` as an array of numbers", type(value).__name__)) from error
+    require(
+        array.dtype.kind in "biuf",
+        sentence(f"`{name}` as an array of numbers", type(value).__name__),
+    )
+    return array
+
+
+def as_number(value: Any, name: str) -> float:
+    """Read an answer as one number.
+
+    Raises
+    ------
+    Flaw
+        When it is none.
+
+    Examples
+    --------
+    >>> as_number(np.float32(0.5), "accuracy")
+    0.5
+    """
+    array = as_array(value, name)
+    require(array.size == 1, sentence(f"`{name}` as one number", f"an array of shape {array.shape}"))
+    return float(array.reshape(()))
+
+
+def as_table(value: Any, name: str, keys: Sequence[str]) -> Mapping[str, Any]:
+    """Read an answer as a dictionary with an entry for each key.
+
+    Raises
+    ------
+    Flaw
+        When it is none, or entries are missing or still ``...``.
+
+    Examples
+    --------
+    >>> as_table({"A": 1}, "shapes", ["A"])
+    {'A': 1}
+    """
+    require(
+        isinstance(value, Mapping),
+        sentence(f"`{name}` as a dictionary", type(value).__name__),
+        "Keep the dictionary as it was given, and put your answers in the place of the dots.",
+    )
+    missing = [key for key in keys if key not in value]
+    require(not missing, sentence(f"an entry {missing[0]!r} in `{name}`" if missing else "", "none"))
+    unanswered = [key for key in keys if value[key] is ...]
+    if unanswered:
+        answered = len(unanswered) < len(keys)
+        raise Flaw(sentence(f"`{name}[{unanswered[0]!r}]` to be filled in", "..."), answered=answered)
+    return dict(value)
+
+
+def as_shape(value: Any, name: str) -> tuple[int, ...]:
+    """Read an answer as a shape, without the batch axis.
+
+    Raises
+    ------
+    Flaw
+        When it is none.
+
+    Examples
+    --------
+    >>> as_shape([26, 26, 32], "shape")
+    (26, 26, 32)
+    """
+    if isinstance(value, int | np.integer):
+        value = (value,)
+    require(
+        isinstance(value, Sequence | np.ndarray) and not isinstance(value, str),
+        sentence(f"{name} as a shape such as (26, 26, 32)", repr(value)),
+    )
+    if value and value[0] is None:  # Keras writes the batch axis so
+        value = value[1:]
+    require(
+        all(isinstance(length, int | np.integer) for length in value),
+        sentence(f"{name} as a shape of whole numbers", repr(tuple(value))),
+    )
+    return tuple(int(length) for length in value)
+
+
+def row_counts(*arrays: NDArray[Any]) -> Counter[bytes]:
+    """Count equal rows, where a row is what stands at the same place in each of the arrays.
+
+    Parameters
+    ----------
+    *arrays : ndarray
+        Each of n rows.
+
+    Returns
+    -------
+    Counter
+        The bytes of a row → how often it occurs.
+
+    Examples
+    --------
+    >>> sorted(row_counts(np.array([[1, 2], [1, 2], [3, 4]], np.uint8)).values())
+    [1, 2]
+    """
+    flat = [np.ascontiguousarray(array).reshape(len(array), -1) for array in arrays]
+    return Counter(b"".join(row.tobytes() for row in rows) for rows in zip(*flat, strict=True))
+
+
+def close(first: float, second: float, tolerance: float) -> bool:
+    """Say whether two numbers agree within a relative tolerance; around zero within an absolute one.
+
+    Examples
+    --------
+    >>> close(1.0, 1.001, 0.01)
+    True
+    """
+    return abs(first - second) <= tolerance * max(abs(second), 1e-6)
