@@ -1,0 +1,255 @@
+"""Whether an export does what its source does, on real images, and how fast."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convscope.bundle.loading import Bundle, Forward
+from convscope.data.catalog import Dataset, Split, load, load_again
+from convscope.errors import ConvscopeError, DataError, ExportError, sentence
+from convscope.runs import RUN_FILE, RunDirectory
+
+# Two classes closer than this count as equally probable: either may come out first.
+TIE = 1e-4
+TOLERANCE = 1e-4
+BATCHES = (1, 7, 64)
+# Images that go through one by one, and seven by seven; all of them go through by 64.
+FEW = 70
+MOST_IMAGES = 10_000
+RANDOM_IMAGES = 256
+CALIBRATION_IMAGES = 512
+
+WARM_UP, REPEATS = 2, 15
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How two sets of predictions for the same images compare.
+
+    Attributes
+    ----------
+    images : int
+        How many there were.
+    mismatches : int
+        Images with another label, ties aside.
+    largest_difference : float
+        Between two probabilities.
+    """
+
+    images: int
+    mismatches: int
+    largest_difference: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether they count as the same."""
+        return self.mismatches == 0 and self.largest_difference <= TOLERANCE
+
+    def __str__(self) -> str:
+        return (
+            f"{self.mismatches} of {self.images} labels that differ, "
+            f"probabilities up to {self.largest_difference:.1e} apart"
+        )
+
+
+def compare(reference: NDArray[np.float32], predicted: NDArray[np.float32]) -> Agreement:
+    """Compare predictions with those of their source.
+
+    Parameters
+    ----------
+    reference, predicted : ndarray of shape (n, classes), float32
+        Probabilities.
+
+    Returns
+    -------
+    Agreement
+        A label that differs counts unless the source finds both classes equally probable, to 1e-4.
+
+    Examples
+    --------
+    >>> compare(np.array([[0.50001, 0.49999]]), np.array([[0.49999, 0.50001]])).mismatches
+    0
+    """
+    rows = np.arange(len(reference))
+    gap = reference.max(axis=1) - reference[rows, predicted.argmax(axis=1)]
+    difference = np.abs(reference.astype(np.float64) - predicted)
+    largest = float(difference.max(initial=0)) if np.isfinite(difference).all() else float("inf")
+    return Agreement(len(reference), int(np.count_nonzero(gap >= TIE)), largest)
+
+
+@dataclass(frozen=True)
+class CheckImages:
+    """What an export is run on.
+
+    Attributes
+    ----------
+    pixels : ndarray of shape (n, height, width, channels), uint8
+        In the size that the network takes.
+    labels : ndarray of shape (n,), int64, or None
+        None for pixels that were made up.
+    calibration : ndarray of shape (m, height, width, channels), uint8, or None
+        Training images.
+    origin : str
+        Where they come from, in words.
+    """
+
+    pixels: NDArray[np.uint8] = field(repr=False)
+    labels: NDArray[np.int64] | None = field(repr=False)
+    calibration: NDArray[np.uint8] | None = field(repr=False)
+    origin: str
+
+    def accuracy(self, probabilities: NDArray[np.float32]) -> float | None:
+        """Give the share of right labels, where labels are known."""
+        return None if self.labels is None else float(np.mean(probabilities.argmax(axis=1) == self.labels))
+
+
+def find_images(run: RunDirectory, bundle: Bundle, data: str | None = None) -> CheckImages:
+    """Find the images that a run was tested on; where they are gone, make some up and say so.
+
+    Parameters
+    ----------
+    run : RunDirectory
+        Its record names the data and their fingerprint.
+    bundle : Bundle
+        Of the run.
+    data : str, optional
+        A name or path to look for them, in the place of the recorded one.
+
+    Returns
+    -------
+    CheckImages
+
+    Raises
+    ------
+    ConvscopeError
+        If ``data`` was given and is not what the run was trained on.
+    """
+    recorded = run.read_json(RUN_FILE).get("data")
+    recorded = recorded if isinstance(recorded, Mapping) else {}
+    try:
+        dataset = _load_verified(data, recorded) if data else load_again(recorded)
+        if dataset.class_names != bundle.class_names:
+            raise DataError(sentence("the classes of the run", ", ".join(dataset.class_names[:5])))
+    # A damaged record can make any argument of ``load`` impossible.
+    except (ConvscopeError, TypeError, ValueError, KeyError, AttributeError) as error:
+        if data:
+            raise
+        return _made_up(bundle, error)
+    test = _some(dataset.test, MOST_IMAGES)
+    calibration = _some(dataset.train, CALIBRATION_IMAGES)
+    conform = bundle.preprocess.conform
+    origin = f"{len(test):,} test images of {dataset.name}"
+    return CheckImages(conform(test.images), test.labels, conform(calibration.images), origin)
+
+
+def _load_verified(data: str, recorded: Mapping[str, object]) -> Dataset:
+    """Load the data that a person names, if they are those of the run."""
+    dataset = load(data)
+    if dataset.fingerprint != recorded.get("fingerprint"):
+        hint = "Name the data that it was trained on."
+        raise DataError(sentence("the data of the run", f"another fingerprint for {data}", hint))
+    return dataset
+
+
+def _some(split: Split, most: int) -> Split:
+    """Choose images evenly, all of them where there are few."""
+    chosen = np.unique(np.linspace(0, len(split) - 1, min(most, len(split))).astype(np.int64))
+    return split.take(chosen)
+
+
+def _made_up(bundle: Bundle, error: Exception) -> CheckImages:
+    """Make images: noise, fine and coarse, so that every part of a network has something to do."""
+    generator = np.random.default_rng(0)
+    settings = bundle.preprocess
+    fine = generator.integers(
+        0, 256, (RANDOM_IMAGES, settings.height, settings.width, settings.channels), np.uint8
+    )
+    coarse = [
+        generator.integers(0, 256, (*generator.integers(2, 8, 2), settings.channels), np.uint8)
+        for _ in range(RANDOM_IMAGES)
+    ]
+    pixels = np.concatenate([fine, settings.conform(coarse)])
+    origin = f"{len(pixels)} images of random pixels, for want of the data ({error})"
+    return CheckImages(pixels, None, None, origin)
+
+
+def require_agreement(
+    forward: Forward, pixels: NDArray[np.uint8], reference: NDArray[np.float32], name: str
+) -> Agreement:
+    """Run an export by 1, 7 and 64 images and refuse it where it disagrees with its source.
+
+    Parameters
+    ----------
+    forward : callable
+        The export: pixels to probabilities.
+    pixels : ndarray of shape (n, height, width, channels), uint8
+        At least one image.
+    reference : ndarray of shape (n, classes), float32
+        What the source computes.
+    name : str
+        The export's name, for messages.
+
+    Returns
+    -------
+    Agreement
+        Of all images, with the largest difference of the three.
+
+    Raises
+    ------
+    ExportError
+        If a label differs, ties aside, or a probability by more than 1e-4.
+    """
+    largest = 0.0
+    for batch in BATCHES:
+        count = len(pixels) if batch == max(BATCHES) else min(FEW, len(pixels))
+        agreement = compare(reference[:count], run_in_batches(forward, pixels[:count], batch))
+        if not agreement.holds:
+            expected = f"{name} to agree with its source, {batch} images at a time"
+            raise ExportError(sentence(expected, agreement, "Nothing was written."))
+        largest = max(largest, agreement.largest_difference)
+    return replace(agreement, largest_difference=largest)
+
+
+def run_in_batches(forward: Forward, pixels: NDArray[np.uint8], batch: int) -> NDArray[np.float32]:
+    """Run a network by so many images, the last batch as short as it comes."""
+    parts = [forward(pixels[start : start + batch]) for start in range(0, len(pixels), batch)]
+    return np.concatenate(parts)
+
+
+def measure_latency(
+    networks: Mapping[str, Forward], pixels: NDArray[np.uint8], batches: Sequence[int] = (1, 64)
+) -> dict[str, dict[int, float]]:
+    """Measure how long predictions take: taking turns, so that whatever else happens hits all alike.
+
+    Parameters
+    ----------
+    networks : mapping of str to callable
+        Pixels to probabilities.
+    pixels : ndarray of shape (n, height, width, channels), uint8
+        At least one image; repeated where a batch needs more.
+    batches : sequence of int
+        How many images at once.
+
+    Returns
+    -------
+    dict of str to dict of int to float
+        Median milliseconds of a call, by network and batch.
+    """
+    medians: dict[str, dict[int, float]] = {name: {} for name in networks}
+    for batch in batches:
+        images = np.ascontiguousarray(np.resize(pixels, (batch, *pixels.shape[1:])))
+        times: dict[str, list[float]] = {name: [] for name in networks}
+        for turn in range(WARM_UP + REPEATS):
+            for name, forward in networks.items():
+                begin = time.perf_counter()
+                forward(images)
+                if turn >= WARM_UP:
+                    times[name].append(time.perf_counter() - begin)
+        for name, values in times.items():
+            medians[name][batch] = 1000 * float(np.median(values))
+    return medians
