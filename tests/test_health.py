@@ -82,14 +82,15 @@ def test_dead_units_are_named(data):
     assert "(50%)" in verdict.text
 
 
-def test_a_filter_that_speaks_in_one_place_of_one_image_is_alive():
+@pytest.mark.parametrize("number", [10, 70], ids=["first batch", "second batch"])
+def test_a_filter_that_speaks_in_one_place_of_one_image_is_alive(number):
     model = keras.Sequential(
         [keras.Input((4, 4, 1)), layers.Conv2D(1, 1, activation="relu"), layers.Flatten()]
     )
     model.layers[0].set_weights([np.ones((1, 1, 1, 1)), np.array([-0.5])])
     images = np.zeros((100, 4, 4, 1), "float32")
     assert layer_health(model, images, np.zeros(100))[0].dead == (0,)
-    images[70, 2, 3] = 1
+    images[number, 2, 3] = 1
     assert layer_health(model, images, np.zeros(100))[0].dead == ()
 
 
