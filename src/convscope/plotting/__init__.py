@@ -2,9 +2,11 @@
 
 Every function returns its Figure, works without a display, and shows it once in a notebook. One room for
 each thing that is drawn: history, confusion, probability, images, sheets (of images), curves, comparing;
-the common look is in style.
+and, for what inspection finds, features, attributions, embeddings, recomputed, health. The common look is
+in style.
 """
 
+from convscope.plotting.attributions import plot_attribution, plot_faithfulness
 from convscope.plotting.comparing import (
     plot_comparison,
     plot_confused_pairs,
@@ -13,30 +15,43 @@ from convscope.plotting.comparing import (
 )
 from convscope.plotting.confusion import plot_confusion_matrix
 from convscope.plotting.curves import plot_coverage, plot_precision_recall, plot_reliability, plot_roc
+from convscope.plotting.embeddings import plot_embedding_map, plot_neighbours
+from convscope.plotting.features import plot_feature_maps, plot_filters, plot_synthesis
+from convscope.plotting.health import plot_health
 from convscope.plotting.history import plot_history
 from convscope.plotting.images import plot_errors, plot_predictions
 from convscope.plotting.probability import plot_probability
+from convscope.plotting.recomputed import plot_recomputed
 from convscope.plotting.sheets import plot_examples, plot_label_issues
 from convscope.plotting.style import STYLE, embedded, png_bytes, save_figure
 
 __all__ = [
     "STYLE",
     "embedded",
+    "plot_attribution",
     "plot_comparison",
     "plot_confused_pairs",
     "plot_confusion_matrix",
     "plot_coverage",
     "plot_differences",
+    "plot_embedding_map",
     "plot_errors",
     "plot_examples",
+    "plot_faithfulness",
+    "plot_feature_maps",
+    "plot_filters",
+    "plot_health",
     "plot_history",
     "plot_label_issues",
+    "plot_neighbours",
     "plot_precision_recall",
     "plot_predictions",
     "plot_probability",
+    "plot_recomputed",
     "plot_reliability",
     "plot_roc",
     "plot_seed_comparison",
+    "plot_synthesis",
     "png_bytes",
     "save_figure",
 ]

@@ -1,0 +1,168 @@
+"""Draw what a network looks at: attributions over their image, and whether they are faithful."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from convscope.errors import UsageError, sentence
+from convscope.plotting.images import as_pictures
+from convscope.plotting.style import BLUE, GREY, new_figure, shorten
+
+if TYPE_CHECKING:
+    # Inspection loads torch and Keras; drawing needs only the arrays that it gives.
+    from convscope.inspection import Attribution, FaithfulnessCurve
+
+METHOD_NAMES = {
+    "grad_cam": "Grad-CAM",
+    "grad_cam_plus_plus": "Grad-CAM++",
+    "integrated_gradients": "Integrated gradients",
+    "occlusion": "Occlusion",
+}
+
+
+def plot_attribution(
+    image: Any, found: Attribution | Sequence[Attribution], class_names: Sequence[str] | None = None
+) -> Figure:
+    r"""Draw an image and, over its shadow, which pixels speak for a class.
+
+    Parameters
+    ----------
+    image : array of shape (h, w), (h, w, c) or (c, h, w)
+    found : Attribution, or a sequence of them
+        From ``convscope.inspection``; maps of the same image.
+    class_names : sequence of str, optional
+
+    Returns
+    -------
+    Figure
+        Maps without a sign from transparent to bright; with one, red for and blue against the class.
+
+    Raises
+    ------
+    UsageError
+        When there is no map, or it has not the image's size.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> seen = SimpleNamespace(method="occlusion", class_index=3, score=2.0, values=np.eye(8), signed=True,
+    ...                        layer=None, completeness=None)
+    >>> [axes.get_title() for axes in plot_attribution(np.zeros((8, 8)), seen).axes[:2]]
+    ['Image\n', 'Occlusion\nfor class 3']
+    """
+    maps = list(found) if isinstance(found, Sequence) else [found]
+    (picture,) = as_pictures(np.asarray(image)[np.newaxis])
+    if not maps:
+        raise UsageError(sentence("at least one attribution", "none"))
+    for one in maps:
+        if one.values.shape != picture.shape[:2]:
+            raise UsageError(sentence(f"attributions of shape {picture.shape[:2]}", one.values.shape))
+    with new_figure(2.3 * (len(maps) + 1), 3.4) as figure:
+        panels = figure.subplots(1, len(maps) + 1)
+        shadow = _grey(picture)
+        panels[0].imshow(_stretched(picture), cmap="gray", vmin=0, vmax=1)
+        panels[0].set_title("Image\n")
+        panels[0].set_anchor("N")
+        panels[0].set_axis_off()
+        for axes, one in zip(panels[1:], maps, strict=True):
+            _draw_attribution(figure, axes, shadow, one)
+            axes.set_title(f"{METHOD_NAMES.get(one.method, one.method)}\nfor {_class(one, class_names)}")
+    return figure
+
+
+def _draw_attribution(figure: Figure, axes: Axes, shadow: Any, one: Attribution) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    largest = float(np.abs(one.values).max()) or 1.0
+    if one.signed:
+        # Around zero the colours are light: a light shadow of the image shows through them.
+        axes.imshow(1 - 0.35 * shadow, cmap="gray", vmin=0, vmax=1)
+        strength = np.abs(one.values) / largest
+        shown = axes.imshow(
+            one.values, cmap="RdBu_r", vmin=-largest, vmax=largest, alpha=0.25 + 0.75 * strength
+        )
+    else:
+        axes.imshow(0.6 * shadow, cmap="gray", vmin=0, vmax=1)
+        strength = np.clip(one.values / largest, 0, 1)
+        shown = axes.imshow(one.values, cmap="inferno", vmin=0, vmax=largest, alpha=0.75 * strength)
+    bar = figure.colorbar(shown, ax=axes, orientation="horizontal", shrink=0.9, pad=0.03)
+    if bar.solids is not None:
+        bar.solids.set_alpha(1)  # the colours at their full strength
+    bar.ax.tick_params(labelsize=7)
+    bar.ax.locator_params(nbins=4)
+    note = _note(one)
+    if note:
+        axes.set_xlabel(note, fontsize=8)
+
+
+def _note(one: Attribution) -> str:
+    if one.completeness is not None:
+        return f"adds up to {one.completeness.total:.3g} of {one.completeness.difference:.3g}"
+    return f"at {shorten(one.layer, 22)}" if one.layer else ""
+
+
+def _class(one: Attribution, class_names: Sequence[str] | None) -> str:
+    return f"class {one.class_index}" if class_names is None else shorten(class_names[one.class_index], 16)
+
+
+def _grey(picture: Any) -> Any:
+    stretched = _stretched(picture)
+    return stretched if stretched.ndim == 2 else stretched[..., :3].mean(axis=2)  # (h, w)
+
+
+def _stretched(picture: Any) -> Any:
+    values = np.asarray(picture, dtype=np.float64)
+    low, high = values.min(), values.max()
+    return (values - low) / ((high - low) or 1)
+
+
+def plot_faithfulness(curves: Sequence[FaithfulnessCurve]) -> Figure:
+    """Draw the probability of a class while the pixels that matter go or come.
+
+    Parameters
+    ----------
+    curves : sequence of FaithfulnessCurve
+        From ``convscope.inspection.deletion`` and ``insertion``.
+
+    Returns
+    -------
+    Figure
+        A panel for each, with its area and that of pixels in random order.
+
+    Raises
+    ------
+    UsageError
+        When there is none.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> line = SimpleNamespace(kind="deletion", fractions=np.array([0.0, 1.0]), class_index=0,
+    ...                        probabilities=np.array([1.0, 0.1]), area=0.2, random_area=0.5)
+    >>> print(plot_faithfulness([line]).axes[0].get_title())
+    Deletion: area 0.200 (random 0.500)
+    """
+    if not curves:
+        raise UsageError(sentence("at least one curve", "none"))
+    with new_figure(4.4 * len(curves), 3.2) as figure:
+        panels = figure.subplots(1, len(curves), squeeze=False)[0]
+        for axes, curve in zip(panels, curves, strict=True):
+            done = "removed" if curve.kind == "deletion" else "shown"
+            axes.fill_between(100 * curve.fractions, curve.probabilities, color=BLUE, alpha=0.15)
+            axes.plot(100 * curve.fractions, curve.probabilities, color=BLUE)
+            axes.axhline(
+                curve.random_area, color=GREY, linestyle="--", linewidth=1.2, label="random order, mean"
+            )
+            axes.set(xlim=(0, 100), ylim=(0, 1.02), xlabel=f"pixels {done}, the most important first (%)")
+            axes.set_ylabel(f"probability of class {curve.class_index}")
+            axes.set_title(
+                f"{curve.kind.capitalize()}: area {curve.area:.3f} (random {curve.random_area:.3f})"
+            )
+            axes.legend(loc="upper right" if curve.kind == "deletion" else "lower right")
+    return figure
