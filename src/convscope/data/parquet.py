@@ -22,6 +22,7 @@ from convscope.data.source import (
     Reader,
     encode_labels,
     part_of,
+    parts_of_table,
     require_classes,
 )
 from convscope.errors import DataError, sentence
@@ -80,7 +81,7 @@ def read_parquet(files: Sequence[Path], name: str) -> ImageSource:
         layout=layout,
         names=shown,
         labels=numbers,
-        parts=np.array(parts, np.int8),
+        parts=parts_of_table(np.array(parts, np.int8)),
         class_names=class_names,
         signature=_signature(files),
         chunks=partial(_chunks, tuple(files), shown),

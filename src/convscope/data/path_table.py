@@ -21,6 +21,7 @@ from convscope.data.source import (
     encode_labels,
     file_chunks,
     part_of,
+    parts_of_table,
     require_classes,
 )
 from convscope.data.table import LABEL_COLUMNS, PART_COLUMNS, Table, is_image_name
@@ -84,7 +85,7 @@ def read_paths(tables: Sequence[Table], name: str) -> ImageSource:
         layout=f"a table of paths and labels: {', '.join(PARTS[part] for part in sorted(set(rows.parts)))}",
         names=names,
         labels=labels,
-        parts=np.array(rows.parts, np.int8),
+        parts=parts_of_table(np.array(rows.parts, np.int8)),
         class_names=class_names,
         signature=_signature(root, rows.files),
         chunks=partial(file_chunks, root, rows.files, names),

@@ -183,10 +183,7 @@ def to_dataset(collection: Collection, seed: int = TEST_SEED, test_share: float 
     DataError
         If there are no training images, or too few to hold any back.
     """
-    parts = collection.parts
-    if collection.is_table and len(np.unique(parts)) == 1:
-        parts = np.zeros_like(parts)  # one file is all there is, even if it is called test.csv
-    chosen = [np.flatnonzero(parts == part) for part in range(len(PARTS))]
+    chosen = [np.flatnonzero(collection.parts == part) for part in range(len(PARTS))]
     notes = [*collection.notes, *_size_notes(collection)]
     if not len(chosen[0]):
         raise DataError(sentence(f"training images in {collection.name}", "none", "Add a folder 'train'."))

@@ -18,7 +18,7 @@ from convscope.data.collection import Collection, group_written, reopen
 from convscope.data.findings import Finding
 from convscope.data.names import Names
 from convscope.data.similarity import perceptual_hash, thumbnail
-from convscope.data.source import PARTS, SETTLED_SECONDS, encode_labels
+from convscope.data.source import PARTS, SETTLED_SECONDS, encode_labels, parts_of_table
 from convscope.data.store import Store, StoreWriter, known_store, open_store, remember_store, write_store
 from convscope.data.survey import ReadOptions
 from convscope.errors import DataError, sentence
@@ -181,7 +181,7 @@ def _word(label: object) -> str:
 
 def _collection(source: PixelSource, store: Store, resize: str) -> Collection:
     """Put together what a store holds and what the source says."""
-    parts = store.arrays["parts"]
+    parts = parts_of_table(store.arrays["parts"])
     return Collection(
         name=source.name,
         layout=source.layout,

@@ -1,16 +1,16 @@
 """Pixels on disk: a uint8 array that is read as it is needed.
 
-The pages that were read are handed back to the system as training goes along, so that a set of any size is
-trained on in the same memory.
+Rows are read from the file and not through the mapping, whose pages the kernel would keep in the process's
+memory, up to two megabytes for each row touched; so a set of any size is trained on in the same memory.
 """
 
 from __future__ import annotations
 
 import math
-import mmap
+import os
 import tempfile
+import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,30 +18,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope.data.cache import disk_errors_named, require_space, scratch_folder
+from convscope.errors import DataError, sentence
 
 # Arrays up to this size are read into memory, and answers up to this size are copies in memory.
 IN_MEMORY = 256 * 2**20
-# Pages mapped by reading are handed back after this much.
-RESIDENT = 128 * 2**20
-# Touching one row maps the pages around it too (the kernel's fault_around_bytes).
-AROUND = 64 * 2**10
 # Rows copied at a time when a part of a store is written into a file of its own.
 COPY_ROWS = 8192
 
 
-@dataclass
-class _Residency:
-    """How many bytes of a mapping may be in memory; shared by all views of it."""
+class _Reader:
+    """Reads from a file at any place, in any thread."""
 
-    mapping: mmap.mmap
-    touched: int = 0
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = os.dup(descriptor)
+        weakref.finalize(self, os.close, self._descriptor)
 
-    def touch(self, size: int) -> None:
-        """Count what is about to be read; hand the pages back when it is too much."""
-        self.touched += size
-        if self.touched > RESIDENT and hasattr(self.mapping, "madvise"):
-            self.mapping.madvise(mmap.MADV_DONTNEED)
-            self.touched = size
+    def read_into(self, target: NDArray[np.uint8], start: int) -> None:
+        """Fill an array with what the file holds from a byte on."""
+        view = memoryview(target.data).cast("B")
+        while len(view):
+            count = os.preadv(self._descriptor, [view], start)
+            if count == 0:
+                raise DataError(
+                    sentence("the cached images to be whole", "a file that was cut", "Start again.")
+                )
+            view, start = view[count:], start + count
 
 
 class PixelStore(np.memmap[Any, np.dtype[np.uint8]]):
@@ -59,47 +60,53 @@ class PixelStore(np.memmap[Any, np.dtype[np.uint8]]):
     ([4, 5, 6, 7], 'ndarray')
     """
 
-    _residency: _Residency | None = None
+    _reader: _Reader | None = None
+    _first_byte: int = 0  # the address at which the file's first byte is mapped
 
     def __array_finalize__(self, origin: Any) -> None:
         super().__array_finalize__(origin)
-        self._residency = getattr(origin, "_residency", None)
+        # A copy in memory has this type too, but neither mapping nor file.
+        is_mapped = getattr(self, "_mmap", None) is not None
+        self._reader = getattr(origin, "_reader", None) if is_mapped else None
+        self._first_byte = getattr(origin, "_first_byte", 0)
 
     def __getitem__(self, index: Any) -> Any:
-        if self._residency is None or self.ndim == 0:
+        in_rows = self.ndim > 1 and self.flags.c_contiguous and self.dtype == np.uint8
+        if self._reader is None or not in_rows:
             return super().__getitem__(index)
-        if isinstance(index, tuple):
-            return self._getitem_of_rows(index)
+        if isinstance(index, tuple) and index:
+            return self._of_tuple(index)
         if isinstance(index, int | np.integer):
             return self._rows(np.array([index]))[0]
         if isinstance(index, slice):
             return self._slice(index)
         rows = np.asarray(index)
-        if rows.ndim == 1 and rows.dtype.kind in "biu":
-            return self._rows(np.flatnonzero(rows) if rows.dtype.kind == "b" else rows)
-        return super().__getitem__(index)
+        if index is None or rows.ndim != 1 or rows.dtype.kind not in "biu":
+            return super().__getitem__(index)
+        return self._rows(np.flatnonzero(rows) if rows.dtype.kind == "b" else rows)
 
     def __iter__(self) -> Iterator[Any]:
         return (self[row] for row in range(len(self)))
 
-    def _getitem_of_rows(self, index: tuple[Any, ...]) -> Any:
+    def _of_tuple(self, index: tuple[Any, ...]) -> Any:
         """Choose the rows first, so that only they are read."""
-        if not index or index[0] is None or index[0] is Ellipsis:
-            return super().__getitem__(index)
-        if isinstance(index[0], int | np.integer):
-            return self[index[0]][index[1:]]
-        rows = self[index[0]] if isinstance(index[0], slice) else super().__getitem__(index[0])
-        return np.asarray(rows)[:, *index[1:]] if isinstance(index[0], slice) else super().__getitem__(index)
+        rows, rest = index[0], index[1:]
+        if isinstance(rows, int | np.integer):
+            return self[rows][rest]
+        if isinstance(rows, slice):
+            return np.asarray(self[rows])[:, *rest]
+        return super().__getitem__(index)
 
-    def _slice(self, index: slice) -> NDArray[np.uint8]:
+    def _slice(self, index: slice) -> Any:
         """Copy a stretch of rows if it is small; else give a view."""
-        count = len(range(*index.indices(len(self))))
-        size = count * self._row_size()
-        view = super().__getitem__(index)
-        if size > IN_MEMORY:
-            return view
-        self._touch(size)
-        return np.array(view.view(np.ndarray))
+        rows = range(*index.indices(len(self)))
+        if len(rows) * self._row_size() > IN_MEMORY:
+            return super().__getitem__(index)
+        if rows.step != 1 or not hasattr(os, "preadv"):
+            return self._rows(np.array(rows, np.int64))
+        result = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        self._read_into(result, rows.start)
+        return result
 
     def _rows(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Copy rows in any order, into memory or into a file of their own."""
@@ -107,15 +114,14 @@ class PixelStore(np.memmap[Any, np.dtype[np.uint8]]):
         return self._gathered(rows) if many else self._copied(rows)
 
     def _copied(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Copy rows into memory, handing back what was mapped for them."""
-        plain = self.view(np.ndarray)
+        """Copy rows into memory."""
+        if not hasattr(os, "preadv"):
+            return np.asarray(self)[rows]
+        if len(rows) and not -len(self) <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"rows from {rows.min()} to {rows.max()} of {len(self)}")
         result = np.empty((len(rows), *self.shape[1:]), np.uint8)
-        around = max(AROUND, self._row_size())
-        step = max(1, RESIDENT // around)
-        for start in range(0, len(rows), step):
-            chunk = rows[start : start + step]
-            self._touch(len(chunk) * around)
-            result[start : start + step] = plain[chunk]
+        for target, row in zip(result, rows.tolist(), strict=True):
+            self._read_into(target, row % len(self))
         return result
 
     def _gathered(self, rows: NDArray[np.int64]) -> PixelStore:
@@ -131,9 +137,11 @@ class PixelStore(np.memmap[Any, np.dtype[np.uint8]]):
     def _row_size(self) -> int:
         return math.prod(self.shape[1:])
 
-    def _touch(self, size: int) -> None:
-        if self._residency is not None:
-            self._residency.touch(size)
+    def _read_into(self, target: NDArray[np.uint8], row: int) -> None:
+        """Fill an array with what is stored from a row on."""
+        if self._reader is not None and target.size:
+            begin = self.ctypes.data - self._first_byte  # a view begins somewhere inside the file
+            self._reader.read_into(target, begin + row * self._row_size())
 
 
 def open_pixels(file: IO[bytes] | Path, shape: tuple[int, ...]) -> PixelStore:
@@ -151,8 +159,11 @@ def open_pixels(file: IO[bytes] | Path, shape: tuple[int, ...]) -> PixelStore:
     PixelStore
         Read-only.
     """
+    if isinstance(file, Path):
+        with file.open("rb") as stream:
+            return open_pixels(stream, shape)
     store = PixelStore(file, np.uint8, "r", shape=shape)
-    store._residency = _Residency(store.base)  # type: ignore[arg-type]  # a memmap's base is its mapping
+    store._reader, store._first_byte = _Reader(file.fileno()), store.ctypes.data
     return store
 
 

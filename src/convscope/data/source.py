@@ -150,6 +150,17 @@ def part_of(value: str) -> int | None:
     return PART_NAMES.get(value.strip().lower())
 
 
+def parts_of_table(parts: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Take a table's only part for the training part: it is all there is, even if it is called ``test.csv``.
+
+    Examples
+    --------
+    >>> parts_of_table(np.array([2, 2])).tolist(), parts_of_table(np.array([0, 2])).tolist()
+    ([0, 0], [0, 2])
+    """
+    return np.zeros_like(parts) if len(np.unique(parts)) == 1 else parts
+
+
 def require_classes(class_names: Sequence[str], where: object) -> None:
     """Refuse data in which there is nothing to tell apart.
 
