@@ -30,8 +30,8 @@ class Pass:
 def image_batch(shape: Sequence[int], seed: int = 0) -> np.ndarray:
     """Random images around zero, so that every branch of an activation is taken.
 
-    They, and the weights below, are exact in bfloat16: otherwise a rounded sum near zero may change its sign, and
-    with it the derivative of a ReLU, which says nothing about the computation.
+    They, and the weights below, are exact in bfloat16: otherwise a rounded sum near zero may change its sign,
+    and with it the derivative of a ReLU, which says nothing about the computation.
     """
     return rounded(np.random.default_rng(seed).normal(size=shape))
 
@@ -63,7 +63,7 @@ def scrambled(model: keras.Model, seed: int = 1) -> keras.Model:
 def keras_pass(model: keras.Model, inputs: Sequence[np.ndarray], training: bool) -> Pass:
     """Run Keras and put its state back, so that the other side starts from the same."""
     before = {v.path: v.numpy().copy() for v in model.non_trainable_variables}
-    tensors = [torch.tensor(x, requires_grad=x.dtype == np.float32) for x in inputs]
+    tensors = [torch.tensor(x, requires_grad=x.dtype.kind == "f") for x in inputs]
     outputs = keras.tree.flatten(model(_packed(tensors), training=training))
     _weighted_sum(outputs).backward()
     state = {v.path: v.numpy().copy() for v in model.non_trainable_variables if "seed" not in v.path}
@@ -107,7 +107,7 @@ def assert_parity(
     for index, (one, other) in enumerate(zip(found.input_gradients, expected.input_gradients, strict=True)):
         _assert_close(one, other, gradient, norm, f"gradient of input {index}")
     assert list(found.weight_gradients) == [v.path for v in model.trainable_variables]
-    # A bias in front of a normalization has a gradient that cancels to zero: its error is measured by the others.
+    # A bias in front of a normalization has a gradient that cancels to zero: the others measure its error.
     sizes = [
         np.linalg.norm(other.ravel(), norm)
         for other in expected.weight_gradients.values()
@@ -134,7 +134,7 @@ def _assert_close(one, other, tolerance: float, norm: float, what: str, scale: f
 
 def _weighted_sum(outputs) -> torch.Tensor:
     generator = torch.Generator().manual_seed(5)
-    return sum((y.float() * torch.randn(y.shape, generator=generator)).sum() for y in outputs)
+    return sum((y * torch.randn(y.shape, generator=generator)).sum() for y in outputs)
 
 
 def _packed(tensors):

@@ -99,14 +99,41 @@ CASES = {
     "relu before max pool": ([lambda: L.Conv2D(6, 3, activation="relu"), lambda: L.MaxPooling2D(2)], IMAGE),
     "leaky relu before max pool": ([lambda: L.Conv2D(6, 3), L.LeakyReLU, L.MaxPooling2D], IMAGE),
     "gelu before max pool": ([lambda: L.Conv2D(6, 3, activation="gelu"), L.MaxPooling2D], IMAGE),
-    "relu before average pool": ([lambda: L.Conv2D(6, 3, activation="relu"), lambda: L.AveragePooling2D(2)], IMAGE),
+    "relu before average pool": (
+        [lambda: L.Conv2D(6, 3, activation="relu"), lambda: L.AveragePooling2D(2)],
+        IMAGE,
+    ),
 }
 
-ACTIVATIONS = (
-    "relu relu6 leaky_relu elu selu celu gelu silu mish softplus softsign soft_shrink sparse_plus squareplus tanh "
-    "tanh_shrink hard_tanh hard_shrink sigmoid hard_sigmoid log_sigmoid sparse_sigmoid hard_silu exponential "
-    "softmax log_softmax linear"
-).split()
+ACTIVATIONS = [
+    "relu",
+    "relu6",
+    "leaky_relu",
+    "elu",
+    "selu",
+    "celu",
+    "gelu",
+    "silu",
+    "mish",
+    "softplus",
+    "softsign",
+    "soft_shrink",
+    "sparse_plus",
+    "squareplus",
+    "tanh",
+    "tanh_shrink",
+    "hard_tanh",
+    "hard_shrink",
+    "sigmoid",
+    "hard_sigmoid",
+    "log_sigmoid",
+    "sparse_sigmoid",
+    "hard_silu",
+    "exponential",
+    "softmax",
+    "log_softmax",
+    "linear",
+]
 
 
 @pytest.fixture(params=[False, True], ids=["inference", "training"])
