@@ -1,13 +1,23 @@
-"""The examples in the documentation are run, and what they show is compared with what happens."""
+"""The examples in the documentation and in docstrings are run, and held against what they show."""
 
 import doctest
+import importlib
 import io
 import re
 from pathlib import Path
 
+import keras
 import pytest
 
+import convscope
+
+SOURCE = Path(convscope.__file__).parent
 ROOT = Path(__file__).parent.parent
+MODULES = [
+    ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__")
+    for path in sorted(SOURCE.rglob("*.py"))
+    if ">>> " in path.read_text(encoding="utf-8")
+]
 PAGES = [*sorted((ROOT / "docs").glob("**/*.md")), *sorted(ROOT.glob("README.md"))]
 EXAMPLES = re.compile(r"^```(?:pycon|python)?[^\n]*\n(?P<code>>>> .*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -29,6 +39,16 @@ def test_examples_give_what_the_page_says(page):
     examples = read_examples(page)
     report = io.StringIO()
     doctest.DocTestRunner(verbose=False).run(examples, out=report.write)
+    assert not report.getvalue(), report.getvalue()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings_give_what_they_show(name):
+    module = importlib.import_module(name)
+    keras.utils.clear_session(free_memory=False)  # so that layers without a name are numbered from the start
+    report, runner = io.StringIO(), doctest.DocTestRunner(verbose=False)
+    for examples in doctest.DocTestFinder().find(module):
+        runner.run(examples, out=report.write)
     assert not report.getvalue(), report.getvalue()
 
 
