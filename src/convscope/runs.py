@@ -35,6 +35,8 @@ class RunDirectory:
     ----------
     path : str or Path
         An existing directory.
+    target : Path, optional
+        Where it belongs once it is readable.
 
     Examples
     --------
@@ -45,8 +47,21 @@ class RunDirectory:
     'completed'
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, target: Path | None = None) -> None:
         self.path = Path(path)
+        self._target = target
+
+    @property
+    def published(self) -> bool:
+        """Whether the run is at its final place."""
+        return self._target is None
+
+    def publish(self) -> None:
+        """Move a new run to its final place; from then on it is kept, whatever happens."""
+        if self._target is not None:
+            self.path.chmod(0o755)
+            self.path.replace(self._target)
+            self.path, self._target = self._target, None
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file so that it is there whole or not at all, also after a power cut."""
@@ -146,6 +161,8 @@ class RunDirectory:
 def create_run(target: Path) -> Iterator[RunDirectory]:
     """Write a run: it appears at the target when the block ends well, and not at all when it raises.
 
+    A block that calls ``publish`` itself, because what it has written so far is worth keeping, keeps it.
+
     Parameters
     ----------
     target : Path
@@ -168,13 +185,15 @@ def create_run(target: Path) -> Iterator[RunDirectory]:
     made: list[Path] = []
     try:
         made = _make_parents(target.parent)
-        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-partial-"))
+        run = RunDirectory(
+            Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-partial-")), target
+        )
         try:
-            yield RunDirectory(scratch)
-            scratch.chmod(0o755)
-            scratch.replace(target)
+            yield run
+            run.publish()
         except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
+            if not run.published:
+                shutil.rmtree(run.path, ignore_errors=True)
             raise
     except BaseException as error:
         _remove_empty(made)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,6 +55,7 @@ def exercise(
     )
     config = ExperimentConfig(scaling=scaling, data_format=data_format, training=training)
     dataset, notice = exercises.exercise_data(data)
+    config = replace(config, data=str(Path(data).resolve()) if data and Path(data).exists() else dataset.name)
     if notice:
         warn(notice)
     if not json:
@@ -66,7 +68,7 @@ def exercise(
         command=["convscope", *sys.argv[1:]],
         listeners=() if json else progress_listener("auto"),
         on_begin=(lambda _name: None) if json else (lambda name: _show_network(name, config, dataset)),
-        on_result=(lambda _result: None) if json else (lambda result: show_result(result, dataset)),
+        on_result=(lambda _result: None) if json else show_result,
     )
     if json:
         show_json(_as_json(dataset, results, versions()))
@@ -118,9 +120,9 @@ def _show_network(name: str, config: Any, dataset: Dataset) -> None:
     show_description(describe(model), f"{name} on {dataset.name}", arithmetic=False)
 
 
-def show_result(result: Result, dataset: Dataset) -> None:
+def show_result(result: Result) -> None:
     """Print what came out of one network."""
-    say(f"\n{result.network} on {dataset.name}, {len(dataset.test):,} test images:")
+    say(f"\n{result.network} on {result.data}, {result.test.images:,} test images:")
     say(str(result.test))
     say(f"Run: {result.run}")
 

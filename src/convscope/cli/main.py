@@ -9,7 +9,7 @@ import typer
 from typer.exceptions import Exit, TyperException
 
 import convscope
-from convscope.cli import datasets, exercise, inspecting, training
+from convscope.cli import datasets, exercise, exporting, inspecting, predicting, training
 from convscope.cli.output import fail, say
 from convscope.errors import ConvscopeError
 
@@ -25,7 +25,10 @@ app = typer.Typer(
 )
 app.command("exercise")(exercise.exercise)
 app.command("train")(training.train)
+app.command("resume")(training.resume)
 app.command("inspect")(inspecting.inspect)
+app.command("predict")(predicting.predict)
+app.command("export")(exporting.export)
 app.add_typer(datasets.app, name="data")
 
 

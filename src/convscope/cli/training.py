@@ -43,6 +43,9 @@ def train(
     resize: Annotated[
         str | None, typer.Option(help="letterbox, crop or stretch. [default: letterbox]")
     ] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Height and width to bring your images to, in pixels.")
+    ] = None,
     engine: Annotated[str | None, typer.Option(help="auto, fast or keras. [default: auto]")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16. [default: auto]")] = None,
     deterministic: Annotated[
@@ -63,17 +66,18 @@ def train(
 
     if seeds < 1:
         raise UsageError(sentence("seeds of at least 1", seeds))
+    reading: dict[str, Any] = {"size": size} if size else {}
     config = _configure(
         recipe,
-        network=network, validation_share=validation_share, scaling=scaling, data_format=data_format,
-        resize=resize,
+        network=_absolute(network), data=_absolute(data), reading=reading, resize=resize,
+        validation_share=validation_share, scaling=scaling, data_format=data_format,
         training={
             "epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "schedule": schedule,
             "learning_rate": learning_rate, "label_smoothing": label_smoothing, "seed": seed,
             "engine": engine, "precision": precision, "deterministic": deterministic,
         },
     )  # fmt: skip
-    dataset = load(data)
+    dataset = load(data, resize=config.resize, **reading)
     if not json:
         show_data(dataset)
     results = run_several(
@@ -83,12 +87,35 @@ def train(
         "train",
         command=["convscope", *sys.argv[1:]],
         listeners=() if json else progress_listener("auto"),
-        on_result=(lambda _result: None) if json else (lambda result: show_result(result, dataset)),
+        on_result=(lambda _result: None) if json else show_result,
     )
     if json:
         show_json(_as_json(dataset.name, results))
     elif seeds > 1:
         _show_spread(dataset.name, results)
+
+
+def resume(
+    run: Annotated[Path, typer.Argument(help="The directory of a run that was interrupted.")],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Go on with a training that was interrupted, as if nothing had happened.
+
+    Example: convscope resume runs/20260131-120000-train-mnist/deep
+    """
+    from convscope.experiment import resume_experiment
+    from convscope.training.progress import progress_listener
+
+    result = resume_experiment(run, listeners=() if json else progress_listener("auto"))
+    if json:
+        show_json(_as_json(None, [result]))
+    else:
+        show_result(result)
+
+
+def _absolute(name: str | None) -> str | None:
+    """Write a path so that the run can find it again from anywhere; a name stays as it is."""
+    return str(Path(name).resolve()) if name and Path(name).exists() else name
 
 
 def _configure(recipe: str | None, *, training: dict[str, Any], **settings: Any) -> ExperimentConfig:
@@ -114,11 +141,11 @@ def _with_seeds(config: ExperimentConfig, seeds: int) -> dict[str, ExperimentCon
     }
 
 
-def _as_json(data: str, results: list[Result]) -> dict[str, Any]:
+def _as_json(data: str | None, results: list[Result]) -> dict[str, Any]:
     from convscope.exercise import spread
 
     return {
-        "data": data,
+        **({"data": data} if data else {}),
         "runs": [
             {
                 "run": str(result.run),

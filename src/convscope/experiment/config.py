@@ -19,6 +19,10 @@ class ExperimentConfig:
 
     Parameters
     ----------
+    data : str
+        The dataset's name, or the path of the images, as it is recorded with the run.
+    reading : mapping
+        How images of one's own are read: ``size``, ``channels``, ``resize`` as in ``convscope.load``.
     network : str
         A name from ``convscope.networks``, or the path of a ``.keras`` file.
     scaling, data_format, resize : str
@@ -46,6 +50,8 @@ class ExperimentConfig:
     """
 
     network: str = "deep"
+    data: str = "mnist"
+    reading: Mapping[str, Any] = field(default_factory=dict)
     scaling: str = "minmax"
     data_format: str = "channels_last"
     resize: str = "letterbox"

@@ -75,6 +75,8 @@ def prepare(
 
 def _hold_back(dataset: Dataset, config: ExperimentConfig) -> tuple[Split, Split]:
     """Divide the training images into those trained on and those held back."""
+    if dataset.validation is not None:
+        return dataset.train, dataset.validation
     if config.validation_share == 0:
         return dataset.train, dataset.train.take(np.empty(0, np.int64))
     first, second = split_indices(

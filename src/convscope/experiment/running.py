@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import shlex
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from convscope import environment
-from convscope.data.catalog import Dataset, Split
-from convscope.errors import InterruptedRunError
+import numpy as np
+
+from convscope.checkpoints import load_checkpoint, remove_checkpoints, training_lock
+from convscope.data.catalog import Dataset, load_again
+from convscope.errors import DivergedError, InterruptedRunError, RunError, sentence
 from convscope.evaluation import Evaluation
 from convscope.experiment.config import ExperimentConfig
-from convscope.experiment.model import build_model, image_shape_of, load_network
-from convscope.experiment.preparation import Prepared, prepare
+from convscope.experiment.fitting import evaluate_parts, train
+from convscope.experiment.keeping import Keeper, stop_on_signals
+from convscope.experiment.session import Session, begin_session, describe_run
 from convscope.experiment.writing import write_evaluation, write_figures, write_statistics, write_training
-from convscope.preprocessing import one_hot
-from convscope.runs import create_run
-from convscope.training.events import EpochEnd, Event, Notice
-from convscope.training.schedule import Schedule, make_schedule
-
-if TYPE_CHECKING:
-    import keras
-
-Listener = Callable[[Event], None]
+from convscope.runs import RUN_FILE, RunDirectory, create_run, open_run
+from convscope.training.events import Listener
+from convscope.training.state import TrainingState
 
 
 @dataclass(frozen=True)
@@ -37,8 +32,8 @@ class Result:
     ----------
     run : Path
         The run directory.
-    network : str
-        The model's name.
+    network, data : str
+        The names of the model and of the dataset.
     parameters : int
         Weights in all.
     seconds : float
@@ -53,6 +48,7 @@ class Result:
 
     run: Path
     network: str
+    data: str
     parameters: int
     seconds: float
     history: dict[str, list[float]]
@@ -90,185 +86,124 @@ def run_experiment(
     Raises
     ------
     ConvscopeError
-        If data, network or training do not fit together, or the run cannot be written; no run is left.
+        If data, network or training do not fit together, or the run cannot be written. No run is left, but
+        for a training that diverged after its first checkpoint.
     InterruptedRunError
-        If a person stopped the training; a run with status ``interrupted`` is left, without an evaluation.
+        If a person stopped the training; a run with status ``interrupted`` is left, without an evaluation,
+        and can be resumed.
     """
-    with create_run(target) as run:
-        loaded = load_network(config)
-        prepared = prepare(dataset, config, image_shape_of(loaded, config.data_format) if loaded else None)
-        _tell(prepared.describe(), listeners)
-        model = build_model(config, prepared.preprocess.input_shape, len(prepared.class_names), loaded)
-        training = train(model, prepared, config, listeners)
-        write_training(run, model, prepared.preprocess, training.history)
-        write_statistics(run, prepared.train)
-        record = describe_run(config, dataset, prepared, model) | {
-            "command": shlex.join(command),
-            "seconds": training.seconds,
-        }
-        if training.interrupted:
-            run.write_json("run.json", record | {"status": "interrupted"})
-        else:
-            evaluations = evaluate_parts(model, prepared)
-            write_evaluation(run, evaluations)
-            subject = f"{model.name} on {dataset.name}"
-            write_figures(run, evaluations["test"], prepared.test, training.history, subject)
-            run.write_json("run.json", record | {"status": "completed"})
+    with create_run(target) as run, training_lock(run):
+        session = begin_session(config, dataset, listeners)
+        record = describe_run(session, dataset) | {"command": shlex.join(command), "status": "running"}
+        return _train_and_finish(run, session, record, listeners)
+
+
+def resume_experiment(path: str | Path, listeners: Sequence[Listener] = ()) -> Result:
+    """Go on with a training that was interrupted, as if nothing had happened.
+
+    Parameters
+    ----------
+    path : str or Path
+        The run directory.
+    listeners : sequence of callables
+        Each receives every training event.
+
+    Returns
+    -------
+    Result
+        The run's numbers; weights, optimizer and history are those of an uninterrupted training.
+
+    Raises
+    ------
+    RunError
+        If the run is completed, has no checkpoint, is being trained by another process, or was made with
+        other versions; the message names the field.
+    DataError
+        If the data have changed.
+    InterruptedRunError
+        If a person stops the training again.
+    """
+    run = open_run(path)
+    record = run.read_json(RUN_FILE)
+    with training_lock(run):
+        state, seconds = _resumable(run, record)
+        dataset = load_again(record["data"])
+        session = begin_session(ExperimentConfig.from_json(record["config"]), dataset, listeners)
+        _refuse_differences(record, describe_run(session, dataset))
+        return _train_and_finish(run, session, record, listeners, state, seconds)
+
+
+def _train_and_finish(
+    run: RunDirectory,
+    session: Session,
+    record: dict[str, Any],
+    listeners: Sequence[Listener],
+    state: TrainingState | None = None,
+    seconds: float = 0.0,
+) -> Result:
+    """Train to the end, keeping checkpoints; then evaluate and write everything."""
+    model, prepared = session.model, session.prepared
+    try:
+        with stop_on_signals() as stop_asked:
+            keeper = Keeper(run, record, stop_asked, seconds)
+            training = train(model, prepared, session.config, [*listeners, keeper], state, record.get("plan"))
+    except DivergedError:
+        if run.published:
+            run.write_json(RUN_FILE, record | {"status": "diverged"})
+        raise
+    record["seconds"] = seconds + training.seconds
+    write_training(run, model, prepared.preprocess, training.history)
+    write_statistics(run, prepared.train)
     if training.interrupted:
-        what = f"{target} holds the network as it was then, without an evaluation."
-        raise InterruptedRunError(f"Interrupted. {what}")
+        run.write_json(RUN_FILE, record | {"status": "interrupted"})
+        run.publish()
+        hint = f"`convscope resume {run.path}` goes on."
+        raise InterruptedRunError(f"Interrupted. {run.path} holds the network as it was then. {hint}")
+    evaluations = evaluate_parts(model, prepared)
+    write_evaluation(run, evaluations)
+    subject = f"{model.name} on {record['data']['name']}"
+    write_figures(run, evaluations["test"], prepared.test, training.history, subject)
+    run.write_json(RUN_FILE, record | {"status": "completed"})
+    remove_checkpoints(run.path)
+    run.publish()
     return Result(
-        run=target,
+        run=run.path,
         network=model.name,
+        data=record["data"]["name"],
         parameters=model.count_params(),
-        seconds=training.seconds,
+        seconds=record["seconds"],
         history=training.history,
         validation=evaluations.get("validation"),
         test=evaluations["test"],
     )
 
 
-@dataclass(frozen=True)
-class Training:
-    """What the training itself left behind."""
-
-    history: dict[str, list[float]]
-    seconds: float
-    interrupted: bool
-
-
-def train(
-    model: keras.Model, prepared: Prepared, config: ExperimentConfig, listeners: Sequence[Listener] = ()
-) -> Training:
-    """Train a compiled model on the prepared data, validating each epoch.
-
-    Parameters
-    ----------
-    model : keras.Model
-        Compiled; holds the trained weights afterwards.
-    prepared : Prepared
-        The data.
-    config : ExperimentConfig
-        Epochs, batch size, seed, engine.
-    listeners : sequence of callables
-        Each receives every training event.
-
-    Returns
-    -------
-    Training
-        The history of the finished epochs; ``interrupted`` after Ctrl-C.
-    """
-    from convscope.training.fit import fit
-
-    settings = config.training
-    classes = len(prepared.class_names)
-    history: dict[str, list[float]] = {}
-
-    def remember(event: Event) -> None:
-        if isinstance(event, EpochEnd):
-            for name, value in event.logs.items():
-                history.setdefault(name, []).append(float(value))
-
-    begin = time.perf_counter()
-    interrupted = False
-    try:
-        fit(
-            model,
-            *_arrays(prepared.train, classes),
-            validation_data=_arrays(prepared.validation, classes) if prepared.validation else None,
-            preprocess=prepared.preprocess,
-            batch_size=settings.batch_size,
-            epochs=settings.epochs,
-            seed=settings.seed,
-            schedule=_schedule(model, config, len(prepared.train)),
-            engine=settings.engine,
-            precision=settings.precision,
-            deterministic=settings.deterministic,
-            listeners=[remember, *listeners],
-            on_divergence="raise",
-            verbose=0,
-        )
-    except KeyboardInterrupt:
-        interrupted = True
-    return Training(history, time.perf_counter() - begin, interrupted)
+def _resumable(run: RunDirectory, record: dict[str, Any]) -> tuple[TrainingState, float]:
+    """Read the state to go on from."""
+    if record.get("status") == "completed":
+        raise RunError(sentence(f"an unfinished run at {run.path}", "a completed one"))
+    arrays = load_checkpoint(run.path)
+    if arrays is None:
+        raise RunError(sentence(f"a checkpoint in {run.path}", "none", "Train anew."))
+    seconds = arrays.pop("seconds", np.zeros(1))
+    return TrainingState.from_arrays(arrays), float(seconds[0])
 
 
-def evaluate_parts(model: keras.Model, prepared: Prepared) -> dict[str, Evaluation]:
-    """Predict the parts that were not trained on, and hold the predictions against the labels.
-
-    Parameters
-    ----------
-    model : keras.Model
-        Trained.
-    prepared : Prepared
-        The data.
-
-    Returns
-    -------
-    dict of str to Evaluation
-        ``test``, and ``validation`` where there is one. Computed once: tables, figures and JSON read it.
-    """
-    from convscope.training.fit import predict
-
-    evaluations = {}
-    for name, part in prepared.parts.items():
-        if name != "train":
-            probabilities = predict(model, part.images, preprocess=prepared.preprocess)
-            evaluations[name] = Evaluation.from_probabilities(
-                probabilities, part.labels, prepared.class_names, part.names
-            )
-    return evaluations
-
-
-def describe_run(
-    config: ExperimentConfig, dataset: Dataset, prepared: Prepared, model: keras.Model
-) -> dict[str, Any]:
-    """Gather what somebody needs to judge or repeat the run.
-
-    Parameters
-    ----------
-    config : ExperimentConfig
-        What was asked for.
-    dataset : Dataset
-        What it was done with.
-    prepared : Prepared
-        How the data were prepared.
-    model : keras.Model
-        The network.
-
-    Returns
-    -------
-    dict
-        JSON values.
-    """
-    return {
-        "config": config.to_json(),
-        "seed": config.training.seed,
-        "data": {
-            "name": dataset.name,
-            "fingerprint": dataset.fingerprint,
-            "counts": {name: len(part) for name, part in prepared.parts.items()},
-            "class_names": list(dataset.class_names),
-            "preparation": prepared.describe(),
-        },
-        "network": {"name": model.name, "parameters": model.count_params()},
-        **environment.describe(),
+def _refuse_differences(recorded: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to go on where something that decides the result is no longer the same."""
+    fields = {
+        "classes": lambda record: record["data"]["class_names"],
+        "split": lambda record: record["data"]["counts"],
+        "seed": lambda record: record["seed"],
+        "network": lambda record: record["network"],
+        **{f"version of {name}": _version(name) for name in ("convscope", "keras", "torch", "numpy")},
     }
+    for field, read in fields.items():
+        before, found = read(recorded), read(now)
+        if before != found:
+            hint = "Restore it, or train anew."
+            raise RunError(sentence(f"the {field} of the run, {before}", found, hint))
 
 
-def _arrays(part: Split, classes: int) -> tuple[Any, Any]:
-    """Return images and one-hot targets."""
-    return part.images, one_hot(part.labels, classes)
-
-
-def _schedule(model: keras.Model, config: ExperimentConfig, images: int) -> Schedule | None:
-    """Stretch the schedule over all steps of the training."""
-    training = config.training
-    steps = training.epochs * math.ceil(images / training.batch_size)
-    return make_schedule(training.schedule, float(model.optimizer.learning_rate), steps)
-
-
-def _tell(lines: Sequence[str], listeners: Sequence[Listener]) -> None:
-    for line in lines:
-        for listener in listeners:
-            listener(Notice(line))
+def _version(name: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda record: record["versions"].get(name)

@@ -1,0 +1,153 @@
+"""``convscope predict``."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from convscope.cli.output import say, show_json, table, warn
+from convscope.errors import UsageError, sentence
+
+if TYPE_CHECKING:
+    from convscope.bundle import Bundle
+    from convscope.prediction import Failure, Prediction
+
+SOME_FAILED = 3
+# Standard input is read whole; a longer list of paths than this is a mistake.
+MOST_INPUT = 512 * 2**20
+PLACES = ("second", "third")
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help="A run directory, or a folder that export wrote.")],
+    files: Annotated[
+        list[str], typer.Argument(help="Images, folders of images, or - for an image or paths on stdin.")
+    ],
+    abstain: Annotated[
+        float | None, typer.Option(help="Give no label where the probability is below this, such as 0.8.")
+    ] = None,
+    show: Annotated[
+        Path | None, typer.Option(help="Draw what the network sees into this new PNG file.")
+    ] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Print a row for each file.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Predict image files: label, probability, the next two, and what looks unlike the training images.
+
+    Example: convscope predict runs/my-run photo.jpg more-photos/ --abstain 0.8
+    """
+    from convscope.bundle import load_bundle
+    from convscope.prediction import Failure, Prediction, predict_files
+
+    if csv and json:
+        raise UsageError(sentence("--csv or --json", "both"))
+    _require_new(show)
+    bundle = load_bundle(run)
+    results = predict_files(bundle, files, abstain=abstain, standard_input=_read_standard_input)
+    if csv:
+        results = _print_rows(results)
+    everything = list(results)
+    predictions = [one for one in everything if isinstance(one, Prediction)]
+    failures = [one for one in everything if isinstance(one, Failure)]
+    if show:
+        _draw(bundle, predictions, show)
+    if json:
+        show_json(
+            {
+                "run": str(run),
+                "class_names": list(bundle.class_names),
+                "temperature": bundle.temperature,
+                "predictions": [one.to_json() for one in predictions],
+                "failures": [one.to_json() for one in failures],
+            }
+        )
+    elif not csv:
+        _show(bundle, predictions, show)
+    if not json:
+        for failure in failures:
+            warn(failure.reason)
+    if failures:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _require_new(file: Path | None) -> None:
+    """Refuse to draw over a file: it might be a photograph."""
+    if file is None:
+        return
+    if file.suffix.lower() != ".png":
+        raise UsageError(sentence("a file that ends in .png for --show", file))
+    if file.exists():
+        raise UsageError(sentence("a new file for --show", f"{file}, which is there", "Choose another name."))
+    if not file.absolute().parent.is_dir():
+        raise UsageError(sentence("a file in an existing folder for --show", file))
+
+
+def _read_standard_input() -> bytes:
+    """Read standard input whole, up to what an image can be."""
+    return sys.stdin.buffer.read(MOST_INPUT)
+
+
+def _print_rows(results: Iterable[Prediction | Failure]) -> Iterator[Prediction | Failure]:
+    """Print a CSV row for each result as soon as it is known."""
+    from convscope.prediction import Failure
+
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    ranks = [name for place in PLACES for name in (place, f"{place}_probability")]
+    writer.writerow(["file", "label", "probability", *ranks, "abstained", "warnings", "error"])
+    for one in results:
+        if isinstance(one, Failure):
+            writer.writerow([one.name, "", "", *([""] * len(ranks)), "", "", one.reason])
+        else:
+            rest = [cell for label, value in one.ranked[1:] for cell in (label, f"{value:.6f}")]
+            rest += [""] * (len(ranks) - len(rest))
+            label = "" if one.abstained else one.label
+            odd = "; ".join(one.oddities)
+            writer.writerow([one.name, label, f"{one.probability:.6f}", *rest, one.abstained, odd, ""])
+        yield one
+
+
+def _show(bundle: Bundle, predictions: list[Prediction], sheet: Path | None) -> None:
+    """Print predictions as a table, and below it what is unlike the training images."""
+    if predictions:
+        rows = [
+            [
+                one.name,
+                "abstains" if one.abstained else one.label,
+                f"{one.probability:.2%}",
+                *(f"{label} {value:.2%}" for label, value in one.ranked[1:]),
+                *([""] * (len(PLACES) + 1 - len(one.ranked))),
+            ]
+            for one in predictions
+        ]
+        columns = ["file", "label", "probability", "then", "then"]
+        table(f"{len(predictions):,} predicted", columns, rows, left=(0, 1, 3, 4))
+    odd = [one for one in predictions if one.oddities]
+    if odd:
+        warn(
+            f"{len(odd):,} of {len(predictions):,} unlike the training images; read their labels with doubt:"
+        )
+    for one in odd:
+        for oddity in one.oddities:
+            say(f"  {one.name}: {oddity}")
+    if bundle.statistics is None:
+        say("This run did not record what training images look like; no input was compared with them.")
+    if sheet:
+        say(f"What the network sees: {sheet}")
+
+
+def _draw(bundle: Bundle, predictions: list[Prediction], file: Path) -> None:
+    """Write the contact sheet, whole or not at all."""
+    from convscope.plotting import png_bytes
+    from convscope.prediction import draw_sheet
+    from convscope.runs import RunDirectory
+
+    content = png_bytes(draw_sheet(bundle, predictions))
+    try:
+        RunDirectory(file.absolute().parent).write_bytes(file.name, content)
+    except OSError as error:
+        raise UsageError(sentence(f"to be able to write {file}", error.strerror)) from error

@@ -1,0 +1,84 @@
+"""What a training works with, made anew from the configuration whenever it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from convscope import environment
+from convscope.data.catalog import Dataset
+from convscope.experiment.config import ExperimentConfig
+from convscope.experiment.model import build_model, image_shape_of, load_network
+from convscope.experiment.preparation import Prepared, prepare
+from convscope.training.events import Listener, Notice
+
+if TYPE_CHECKING:
+    import keras
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a training works with."""
+
+    config: ExperimentConfig
+    prepared: Prepared
+    model: keras.Model
+
+
+def begin_session(config: ExperimentConfig, dataset: Dataset, listeners: Sequence[Listener] = ()) -> Session:
+    """Prepare the data and build the network; the same configuration gives the same session.
+
+    Parameters
+    ----------
+    config : ExperimentConfig
+        What to do.
+    dataset : Dataset
+        What to do it with.
+    listeners : sequence of callables
+        Told how the data were prepared.
+
+    Returns
+    -------
+    Session
+    """
+    loaded = load_network(config)
+    prepared = prepare(dataset, config, image_shape_of(loaded, config.data_format) if loaded else None)
+    for line in (*dataset.notes, *prepared.describe()):
+        for listener in listeners:
+            listener(Notice(line))
+    model = build_model(config, prepared.preprocess.input_shape, len(prepared.class_names), loaded)
+    return Session(config, prepared, model)
+
+
+def describe_run(session: Session, dataset: Dataset) -> dict[str, Any]:
+    """Gather what somebody needs to judge or repeat the run.
+
+    Parameters
+    ----------
+    session : Session
+        What the training works with.
+    dataset : Dataset
+        What the data were prepared from.
+
+    Returns
+    -------
+    dict
+        JSON values.
+    """
+    config, prepared, model = session.config, session.prepared, session.model
+    return {
+        "config": config.to_json(),
+        "seed": config.training.seed,
+        "data": {
+            "name": dataset.name,
+            "source": config.data,
+            "reading": dict(config.reading),
+            "fingerprint": dataset.fingerprint,
+            "counts": {name: len(part) for name, part in prepared.parts.items()},
+            "class_names": list(dataset.class_names),
+            "preparation": prepared.describe(),
+        },
+        "network": {"name": model.name, "parameters": model.count_params()},
+        **environment.describe(),
+    }

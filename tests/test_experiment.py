@@ -1,0 +1,297 @@
+"""Experiments: what is prepared, what is written, and that an interruption changes nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import convscope
+from convscope.data.catalog import Dataset, Split, fingerprint
+from convscope.errors import DataError, DivergedError, InterruptedRunError, RunError, UsageError
+from convscope.experiment import (
+    ExperimentConfig,
+    build_model,
+    prepare,
+    resume_experiment,
+    run_experiment,
+)
+from convscope.runs import open_run
+from convscope.training.config import TrainingConfig
+from convscope.training.events import EpochEnd, StepEnd
+
+SHORT = ExperimentConfig(
+    "simple", data="digits", training=TrainingConfig(epochs=3, batch_size=64, deterministic=True)
+)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return convscope.load("digits")
+
+
+@pytest.fixture(scope="module")
+def whole_run(digits, tmp_path_factory):
+    """A training that nothing interrupted."""
+    return run_experiment(SHORT, digits, tmp_path_factory.mktemp("whole") / "run")
+
+
+def weights_of(run):
+    from safetensors.numpy import load
+
+    return load(open_run(run).read_bytes("weights.safetensors"))
+
+
+def assert_same_training(one, other):
+    first, second = weights_of(one), weights_of(other)
+    assert sorted(first) == sorted(second)
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, second[name])
+    assert open_run(one).read_table("history.csv") == open_run(other).read_table("history.csv")
+
+
+def test_the_scaler_sees_the_training_part_only(digits):
+    prepared = prepare(digits, SHORT)
+    expected = convscope.Preprocess.fit(prepared.train.images)
+    np.testing.assert_array_equal(prepared.preprocess.scale, expected.scale)
+    names = [set(part.names) for part in prepared.parts.values()]
+    assert not names[0] & names[1] and not names[0] & names[2] and not names[1] & names[2]
+
+
+def test_all_images_are_trained_on_where_no_share_is_held_back(digits):
+    prepared = prepare(digits, replace(SHORT, validation_share=0))
+    assert prepared.validation is None
+    assert len(prepared.train) == len(digits.train)
+
+
+def test_images_are_brought_to_the_size_that_a_network_takes(digits):
+    prepared = prepare(digits, SHORT, image_shape=(16, 20, 3))
+    assert prepared.train.images.shape[1:] == (16, 20, 3)
+    assert prepared.preprocess.input_shape == (16, 20, 3)
+
+
+def test_the_same_seed_gives_the_same_first_weights_and_another_seed_others(digits):
+    kernels = [
+        build_model(replace(SHORT, training=replace(SHORT.training, seed=seed)), (28, 28, 1), 10)
+        .layers[0]
+        .kernel.numpy()
+        for seed in (1, 1, 2)
+    ]
+    np.testing.assert_array_equal(kernels[0], kernels[1])
+    assert not np.array_equal(kernels[0], kernels[2])
+
+
+def test_a_configuration_survives_the_run_file(whole_run):
+    recorded = open_run(whole_run.run).read_json("run.json")["config"]
+    assert ExperimentConfig.from_json(recorded) == SHORT
+
+
+def test_the_run_records_what_it_needs_to_be_repeated(whole_run, digits):
+    record = open_run(whole_run.run).read_json("run.json")
+    assert record["status"] == "completed"
+    assert record["data"]["fingerprint"] == digits.fingerprint
+    assert record["network"] == {"name": "simple", "parameters": 216_650}
+    assert record["engine"] == "fast"
+    assert record["plan"]
+    assert not (whole_run.run / "checkpoint").exists()
+
+
+def test_an_experiment_repeats_bit_for_bit(whole_run, digits, tmp_path):
+    again = run_experiment(SHORT, digits, tmp_path / "run")
+    assert_same_training(whole_run.run, again.run)
+
+
+def interrupt_at(kind, epoch, step=None):
+    """Make a listener that behaves like a person at the keyboard."""
+
+    def listen(event):
+        if isinstance(event, kind) and event.epoch == epoch and (step is None or event.step == step):
+            signal.raise_signal(signal.SIGINT)
+
+    return listen
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        interrupt_at(StepEnd, 0, 2),
+        interrupt_at(StepEnd, 1, 0),
+        interrupt_at(EpochEnd, 1),
+        interrupt_at(StepEnd, 2, 14),
+    ],
+    ids=["first-epoch", "second-epoch", "between-epochs", "last-epoch"],
+)
+@pytest.mark.parametrize("engine", ["fast", "keras"])
+def test_an_interrupted_training_goes_on_as_if_nothing_had_happened(digits, tmp_path, moment, engine):
+    config = replace(SHORT, training=replace(SHORT.training, engine=engine))
+    whole = run_experiment(config, digits, tmp_path / "whole")
+    with pytest.raises(InterruptedRunError, match="convscope resume"):
+        run_experiment(config, digits, tmp_path / "cut", [moment])
+    assert open_run(tmp_path / "cut").read_json("run.json")["status"] == "interrupted"
+    resumed = resume_experiment(tmp_path / "cut")
+    assert_same_training(whole.run, resumed.run)
+    assert resumed.test.accuracy == whole.test.accuracy
+    assert open_run(resumed.run).read_json("run.json")["status"] == "completed"
+
+
+@pytest.fixture
+def interrupted(digits, tmp_path):
+    with pytest.raises(InterruptedRunError):
+        run_experiment(SHORT, digits, tmp_path / "cut", [interrupt_at(EpochEnd, 0)])
+    return tmp_path / "cut"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda record: record.update(seed=7), "the seed of the run, 7"),
+        (lambda record: record["data"].update(class_names=list("abcdefghij")), "the classes of the run"),
+        (lambda record: record["network"].update(parameters=1), "the network of the run"),
+        (lambda record: record["versions"].update(torch="1.0"), "the version of torch of the run, 1.0"),
+    ],
+    ids=["seed", "classes", "network", "version"],
+)
+def test_resuming_refuses_what_has_changed_and_names_it(interrupted, change, message):
+    run = open_run(interrupted)
+    record = run.read_json("run.json")
+    change(record)
+    run.write_json("run.json", record)
+    with pytest.raises(RunError, match=message):
+        resume_experiment(interrupted)
+
+
+def test_resuming_refuses_other_data(interrupted):
+    run = open_run(interrupted)
+    record = run.read_json("run.json")
+    record["data"]["fingerprint"] = "0" * 64
+    run.write_json("run.json", record)
+    with pytest.raises(DataError, match="data with the fingerprint 000000000000"):
+        resume_experiment(interrupted)
+
+
+def test_a_completed_run_is_not_resumed(whole_run):
+    with pytest.raises(RunError, match=r"an unfinished run at .* got a completed one"):
+        resume_experiment(whole_run.run)
+
+
+def test_a_diverging_training_stops_and_its_last_checkpoint_is_finite(digits, tmp_path):
+    from convscope.checkpoints import load_checkpoint
+
+    config = replace(
+        SHORT,
+        training=replace(SHORT.training, optimizer="sgd", learning_rate=1e20, epochs=50, batch_size=256),
+    )
+    with pytest.raises(DivergedError, match="a finite loss in epoch"):
+        run_experiment(config, digits, tmp_path / "run")
+    if (tmp_path / "run").exists():
+        state = load_checkpoint(tmp_path / "run")
+        assert all(np.isfinite(array).all() for array in state.values())
+        assert open_run(tmp_path / "run").read_json("run.json")["status"] == "diverged"
+
+
+def coloured(classes, count=60, size=12):
+    """Make a data set in which the class is the brightness: any network can learn it."""
+    generator = np.random.default_rng(0)
+
+    def split(name):
+        labels = np.arange(count) % classes
+        level = (labels + 0.5) / classes * 255
+        noise = generator.normal(0, 5, (count, size, size, 3))
+        images = np.clip(level[:, None, None, None] + noise, 0, 255).astype(np.uint8)
+        return Split(images, labels.astype(np.int64), [f"{name}/{i}" for i in range(count)])
+
+    train, test = split("train"), split("test")
+    names = tuple(f"class <{i}>" for i in range(classes))
+    return Dataset("coloured", train, test, names, fingerprint(train, test, class_names=names))
+
+
+def test_colour_images_and_two_classes_go_all_the_way(tmp_path):
+    result = run_experiment(replace(SHORT, scaling="unit"), coloured(2), tmp_path / "run")
+    assert result.test.accuracy > 0.9
+    assert (tmp_path / "run/figures/worst_errors.png").stat().st_size > 1000
+
+
+def test_channels_first_goes_all_the_way(digits, tmp_path):
+    result = run_experiment(replace(SHORT, data_format="channels_first"), digits, tmp_path / "run")
+    assert result.test.accuracy > 0.8
+
+
+def test_a_network_from_a_file_is_trained(digits, tmp_path):
+    import keras
+
+    layers = [keras.Input((20, 20, 3)), keras.layers.Flatten(), keras.layers.Dense(10, activation="softmax")]
+    keras.Sequential(layers).save(tmp_path / "mine.keras")
+    config = replace(SHORT, network=str(tmp_path / "mine.keras"))
+    result = run_experiment(config, digits, tmp_path / "run")
+    assert result.parameters == 20 * 20 * 3 * 10 + 10
+    assert result.test.accuracy > 0.7
+
+
+def test_a_network_with_other_outputs_is_refused(digits, tmp_path):
+    import keras
+
+    layers = [keras.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Dense(3, activation="softmax")]
+    keras.Sequential(layers).save(tmp_path / "mine.keras")
+    with pytest.raises(UsageError, match="a network with 10 outputs"):
+        run_experiment(replace(SHORT, network=str(tmp_path / "mine.keras")), digits, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+KILLED = """
+import sys, os, random, signal, threading
+import convscope
+from convscope.experiment import ExperimentConfig, run_experiment, resume_experiment
+from convscope.training.config import TrainingConfig
+from convscope import checkpoints
+target, delay, inside_save = sys.argv[1], float(sys.argv[2]), sys.argv[3] == "save"
+if inside_save:
+    real, count = checkpoints._write_synced, [0]
+    def write(file, content):
+        count[0] += 1
+        if count[0] == 1 + int(delay * 10):
+            half = len(content) // 2
+            file.write_bytes(content[:half]); os.kill(os.getpid(), signal.SIGKILL)
+        real(file, content)
+    checkpoints._write_synced = write
+else:
+    seen = [0]
+    def die(event):
+        seen[0] += 1
+        if seen[0] == 1 + int(delay * 40): os.kill(os.getpid(), signal.SIGKILL)
+training = TrainingConfig(epochs=3, batch_size=64, deterministic=True)
+config = ExperimentConfig("simple", data="digits", training=training)
+listeners = [] if inside_save else [die]
+if os.path.exists(target): resume_experiment(target, listeners)
+else: run_experiment(config, convscope.load("digits"), __import__("pathlib").Path(target), listeners)
+"""
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_lose_nothing(whole_run, tmp_path):
+    """Twenty kills, five or more inside a save: each leaves the run absent or readable, at last it is whole."""
+    generator = np.random.default_rng(0)
+    target = tmp_path / "run"
+    kills = {"save": 0, "step": 0}
+    runs = 0
+    while sum(kills.values()) < 20:
+        where = "save" if generator.random() < 0.4 else "step"
+        command = [sys.executable, "-c", KILLED, str(target), str(generator.random()), where]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+        assert done.returncode in (0, -signal.SIGKILL), done.stderr
+        kills[where] += done.returncode != 0
+        if target.exists():
+            record = json.loads((target / "run.json").read_text())
+            if record["status"] == "completed":
+                assert_same_training(whole_run.run, target)
+                runs += 1
+                target = tmp_path / f"run-{runs}"
+    assert kills["save"] >= 5
+    if target.exists():
+        resume_experiment(target)
+    else:
+        run_experiment(SHORT, convscope.load("digits"), target)
+    assert_same_training(whole_run.run, target)
