@@ -24,12 +24,12 @@ def restore(network: LoweredNetwork, model: Any) -> None:
     --------
     >>> import keras
     >>> from convscope.lowering import emit, lower
-    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, name="d")])
+    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, name="d")], name="m")
     >>> network = emit(lower(model), model)
     >>> with torch.no_grad():
-    ...     _ = network.weights["d/bias"].fill_(2.0)
+    ...     _ = network.weights["m/d/bias"].fill_(2.0)
     >>> restore(network, model)
-    >>> model.get_layer("d").bias.numpy().tolist()
+    >>> model.get_layer("d").bias.value.detach().tolist()
     [2.0]
     """
     variables = named_variables(model)

@@ -26,9 +26,9 @@ def named_variables(model: Any) -> dict[str, Any]:
     Examples
     --------
     >>> import keras
-    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="d")])
+    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="d")], name="m")
     >>> list(named_variables(model))
-    ['d/kernel', 'd/bias']
+    ['m/d/kernel', 'm/d/bias']
     """
     named: dict[str, Any] = {}
     for variable in model.variables:
