@@ -24,6 +24,7 @@ _PUBLIC = {
     "fit": "training.fit",
     "predict": "training.fit",
     "evaluate": "experiment",
+    "load_bundle": "bundle",
     "Evaluation": "evaluation",
     "describe": "inspection",
     "check": "grading",
@@ -38,6 +39,7 @@ _PUBLIC = {
 __all__ = [*_PUBLIC, "__version__"]
 
 if TYPE_CHECKING:
+    from convscope.bundle import load_bundle
     from convscope.data.catalog import Dataset, Split, load
     from convscope.errors import ConvscopeError
     from convscope.evaluation import Evaluation

@@ -117,7 +117,7 @@ def _show(bundle: Bundle, predictions: list[Prediction], sheet: Path | None) -> 
         rows = [
             [
                 one.name,
-                "abstains" if one.abstained else one.label,
+                f"abstains ({one.label})" if one.abstained else one.label,
                 f"{one.probability:.2%}",
                 *(f"{label} {value:.2%}" for label, value in one.ranked[1:]),
                 *([""] * (len(PLACES) + 1 - len(one.ranked))),

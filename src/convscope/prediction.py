@@ -1,0 +1,286 @@
+"""Image files → predictions: found, decoded, brought to size, predicted some at a time, judged.
+
+An input is a file, a folder (all files below it with an image's ending, in sorted order; other files are
+passed over), or ``-``: standard input, which holds either one image or a list of paths, one to a line or,
+as ``find -print0`` writes them, separated by zero bytes. What cannot be read is named with the reason, and
+the rest is predicted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convscope.bundle import Bundle
+from convscope.data.images import ImageError, decode, quiet_pillow, read_bytes
+from convscope.data.kinds import FORMATS, HEAD, SUFFIXES, sniff
+from convscope.data.names import printable
+from convscope.data.walk import walk
+from convscope.errors import DataError, UsageError, sentence
+from convscope.plotting.images import as_pictures, image_grid, message_figure
+from convscope.plotting.style import BLUE, GREY, RED, shorten
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+STANDARD_INPUT = "-"
+RANKED = 3
+# Images decoded before the network is asked; enough to keep it busy, little enough for large photographs.
+CHUNK = 64
+MOST_SHOWN = 60
+COLUMNS = 6
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the network makes of one image.
+
+    Attributes
+    ----------
+    name : str
+        The image's path, printable.
+    ranked : tuple of (str, float)
+        The most probable classes with their probabilities, up to three, the most probable first.
+    abstained : bool
+        Whether the highest probability is below the threshold that was asked for.
+    oddities : tuple of str
+        What about the image is unlike the training images.
+    pixels : ndarray of shape (height, width, channels), uint8
+        The image in the size that the network takes.
+    """
+
+    name: str
+    ranked: tuple[tuple[str, float], ...]
+    abstained: bool
+    oddities: tuple[str, ...]
+    pixels: NDArray[np.uint8] = field(repr=False, compare=False)
+
+    @property
+    def label(self) -> str:
+        """The most probable class."""
+        return self.ranked[0][0]
+
+    @property
+    def probability(self) -> float:
+        """Its probability."""
+        return self.ranked[0][1]
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the prediction as JSON values; the label of one that abstained is null."""
+        return {
+            "file": self.name,
+            "label": None if self.abstained else self.label,
+            "probability": self.probability,
+            "abstained": self.abstained,
+            "ranked": [{"label": label, "probability": value} for label, value in self.ranked],
+            "warnings": list(self.oddities),
+        }
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An input that could not be predicted.
+
+    Attributes
+    ----------
+    name : str
+        Its path, printable.
+    reason : str
+        What was expected, and what was found.
+    """
+
+    name: str
+    reason: str
+
+    def to_json(self) -> dict[str, str]:
+        """Give the failure as JSON values."""
+        return {"file": self.name, "reason": self.reason}
+
+
+@dataclass(frozen=True)
+class _Source:
+    """An image that has not been read yet."""
+
+    name: str
+    read: Callable[[], bytes] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class _Input:
+    """An image in the size that the network takes."""
+
+    name: str
+    pixels: NDArray[np.uint8] = field(repr=False)
+
+
+def predict_files(
+    bundle: Bundle,
+    inputs: Iterable[str | Path],
+    *,
+    abstain: float | None = None,
+    standard_input: Callable[[], bytes] | None = None,
+) -> Iterator[Prediction | Failure]:
+    """Predict image files one after the other, some at a time; memory stays flat however many there are.
+
+    Parameters
+    ----------
+    bundle : Bundle
+        The network and what it needs; see ``load_bundle``.
+    inputs : iterable of str or Path
+        Files, folders, ``-``.
+    abstain : float, optional
+        Above 0 and up to 1; a prediction with a lower probability abstains.
+    standard_input : callable, optional
+        Reads it whole; without it ``-`` is a file's name.
+
+    Yields
+    ------
+    Prediction or Failure
+        In the order of the inputs.
+
+    Raises
+    ------
+    UsageError
+        If the threshold is impossible.
+    DataError
+        If the network computes NaN.
+
+    Examples
+    --------
+    >>> import convscope
+    >>> images = np.zeros((2, 8, 8, 1), np.uint8)
+    >>> model = convscope.build("simple", (8, 8, 1), classes=3)
+    >>> preprocess = convscope.Preprocess.fit(images)
+    >>> bundle = Bundle.from_model(model, preprocess, ("a", "b", "c"))
+    >>> [result] = predict_files(bundle, ["no/such.png"])
+    >>> result.reason
+    'Expected no/such.png to be an image, got No such file or directory.'
+    """
+    if abstain is not None and not 0 < abstain <= 1:
+        raise UsageError(sentence("a threshold above 0 and up to 1", abstain, "0.8 is a common choice."))
+    return _predict(bundle, _find_sources(inputs, standard_input), abstain or 0.0)
+
+
+def _predict(
+    bundle: Bundle, sources: Iterator[_Source | Failure], threshold: float
+) -> Iterator[Prediction | Failure]:
+    """Predict some sources at a time."""
+    while chunk := list(islice(sources, CHUNK)):
+        with quiet_pillow():
+            read = [source if isinstance(source, Failure) else _read(source, bundle) for source in chunk]
+        predictions = iter(_judge(bundle, [one for one in read if not isinstance(one, Failure)], threshold))
+        for one in read:
+            yield one if isinstance(one, Failure) else next(predictions)
+
+
+def _read(source: _Source, bundle: Bundle) -> _Input | Failure:
+    """Read one image and bring it to size."""
+    try:
+        image = decode(source.read(), source.name)
+    except ImageError as error:
+        return Failure(source.name, str(error))
+    return _Input(source.name, bundle.preprocess.conform([image])[0])
+
+
+def _judge(bundle: Bundle, inputs: Sequence[_Input], threshold: float) -> list[Prediction]:
+    """Ask the network, and compare with the training images."""
+    if not inputs:
+        return []
+    pixels = np.stack([one.pixels for one in inputs])  # (n, h, w, c)
+    probabilities = bundle.predict(pixels)
+    oddities = bundle.statistics.oddities(pixels) if bundle.statistics else [()] * len(pixels)
+    predictions = []
+    for one, row, odd in zip(inputs, probabilities, oddities, strict=True):
+        order = np.argsort(-row, kind="stable")[:RANKED]
+        ranked = tuple((bundle.class_names[index], float(row[index])) for index in order)
+        predictions.append(Prediction(one.name, ranked, ranked[0][1] < threshold, odd, one.pixels))
+    return predictions
+
+
+def _find_sources(
+    inputs: Iterable[str | Path], standard_input: Callable[[], bytes] | None
+) -> Iterator[_Source | Failure]:
+    """Find the images that the inputs mean."""
+    for one in inputs:
+        if standard_input is not None and str(one) == STANDARD_INPUT:
+            yield from _from_standard_input(standard_input())
+        else:
+            yield from _from_path(Path(one))
+
+
+def _from_standard_input(content: bytes) -> Iterator[_Source | Failure]:
+    """Take what came through standard input as one image, or as a list of paths."""
+    if sniff(content[:HEAD]) in FORMATS:
+        yield _Source(STANDARD_INPUT, lambda: content)
+        return
+    lines = content.split(b"\0") if b"\0" in content else content.splitlines()
+    paths = [os.fsdecode(line) for line in lines if line.strip()]
+    if not paths:
+        yield Failure(STANDARD_INPUT, sentence("an image or a list of paths on standard input", "nothing"))
+    for path in paths:
+        yield from _from_path(Path(path))
+
+
+def _from_path(path: Path) -> Iterator[_Source | Failure]:
+    """Find the images of a file or a folder."""
+    name = printable(str(path))
+    try:
+        is_folder = path.is_dir()
+    except ValueError as error:  # a zero byte in the name
+        yield Failure(name, sentence(f"{name} to be a path", error))
+        return
+    if not is_folder:
+        yield _Source(name, lambda: read_bytes(path, name))
+        return
+    try:
+        found = walk(path)
+    except DataError as error:
+        yield Failure(name, str(error))
+        return
+    images = [file for file in found.files if Path(file).suffix.lower() in SUFFIXES]
+    for file in images:
+        yield from _from_path(path / file)
+    for finding in found.findings:
+        if finding.kind != "repeated_link":  # what it leads to has been predicted
+            for entry, detail in zip(finding.names, finding.details, strict=True):
+                yield Failure(f"{name}/{entry}", sentence("a file or a folder", detail))
+    if not images:
+        yield Failure(name, sentence(f"images in {name}", "none", f"Endings: {' '.join(sorted(SUFFIXES))}."))
+
+
+def draw_sheet(bundle: Bundle, predictions: Sequence[Prediction]) -> Figure:
+    """Draw what the network sees: the images after preprocessing, with what it makes of them.
+
+    Parameters
+    ----------
+    bundle : Bundle
+        Gives the preprocessing.
+    predictions : sequence of Prediction
+        The first 60 are drawn.
+
+    Returns
+    -------
+    Figure
+    """
+    shown = predictions[:MOST_SHOWN]
+    if not shown:
+        return message_figure("What the network sees", "No image could be read.")
+    values = bundle.preprocess.apply(np.stack([one.pixels for one in shown]))
+    size = "×".join(map(str, bundle.preprocess.input_shape))
+    of = f" of {len(predictions):,}" if len(predictions) > len(shown) else ""
+    title = f"What the network sees: {len(shown)}{of} inputs of {size}, after preprocessing"
+    return image_grid(
+        as_pictures(values),
+        [f"{shorten(one.label, 16)} ({one.probability:.2f})" for one in shown],
+        f"{title}\nblue: like the training images; red: unlike them; grey: abstains",
+        COLUMNS,
+        below=[shorten(one.name, 26, keep_end=True) for one in shown],
+        colours=[GREY if one.abstained else RED if one.oddities else BLUE for one in shown],
+    )
