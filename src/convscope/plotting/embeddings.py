@@ -140,7 +140,7 @@ def plot_embedding_map(
                 points[:, 1],
                 s=14,
                 color=COLOURS[index % len(COLOURS)],
-                marker=MARKERS[(index // len(COLOURS) + index) % len(MARKERS)],
+                marker=MARKERS[(index // len(COLOURS) + index % len(COLOURS)) % len(MARKERS)],
                 alpha=0.6,
                 linewidths=0,
                 label=name,
