@@ -194,14 +194,14 @@ def test_a_diverging_training_stops_and_its_last_checkpoint_is_finite(digits, tm
 
 
 def coloured(classes, count=60, size=12):
-    """Make a data set in which the class is the brightness: any network can learn it."""
+    """Make a data set in which each class has its colour: any network can learn it."""
     generator = np.random.default_rng(0)
+    colours = generator.uniform(0, 255, (classes, 3))
 
     def split(name):
         labels = np.arange(count) % classes
-        level = (labels + 0.5) / classes * 255
         noise = generator.normal(0, 5, (count, size, size, 3))
-        images = np.clip(level[:, None, None, None] + noise, 0, 255).astype(np.uint8)
+        images = np.clip(colours[labels][:, None, None] + noise, 0, 255).astype(np.uint8)
         return Split(images, labels.astype(np.int64), [f"{name}/{i}" for i in range(count)])
 
     train, test = split("train"), split("test")
