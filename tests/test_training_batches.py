@@ -65,7 +65,7 @@ def test_the_batch_size_is_found_as_in_keras(batch_size, steps, expected):
 @pytest.mark.parametrize(
     ("rows", "batch_size", "steps", "message"),
     [
-        (0, 8, None, r"^Expected at least one training image, got 0.$"),
+        (0, 8, None, r"^Expected at least one example, got 0.$"),
         (5, 0, None, r"^Expected batch_size of at least 1, a whole number, got 0.$"),
         (5, 2.5, None, r"^Expected batch_size of at least 1, a whole number, got 2.5.$"),
         (5, True, None, r"^Expected batch_size of at least 1, a whole number, got True.$"),

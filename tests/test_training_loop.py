@@ -148,7 +148,8 @@ def test_the_same_seed_gives_the_same_weights_in_two_processes(request):
     command = [sys.executable, "-c", PROGRAM]
     folder = request.path.parent
     first, second = (
-        subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout for _ in range(2)
+        subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
     )
     assert first == second
     fast, slow = first.split()

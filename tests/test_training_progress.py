@@ -73,6 +73,23 @@ def test_a_terminal_shows_the_epoch_that_runs(monkeypatch):
     assert "Epoch 2/2 · 1 min 5 s · loss 0.2500" in shown
 
 
+def test_a_broken_training_gives_the_terminal_back(monkeypatch):
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LOOKS", 0)
+    monkeypatch.setenv("TERM", "xterm")
+
+    def interrupt(event):
+        if isinstance(event, StepEnd) and event.step == 1:
+            raise KeyboardInterrupt
+
+    x, y = images(20)
+    with pytest.raises(KeyboardInterrupt):
+        convscope.fit(network(), x, y, batch_size=5, listeners=[interrupt], seed=1)
+    hidden, shown = "\x1b[?25l", "\x1b[?25h"
+    assert screen.getvalue().count(hidden) == screen.getvalue().count(shown) == 1
+
+
 def test_a_terminal_without_a_known_length_counts_steps(monkeypatch):
     screen = Terminal()
     monkeypatch.setattr(sys, "stdout", screen)

@@ -148,7 +148,7 @@ def plan_batches(
     10
     """
     if rows < 1:
-        raise UsageError(sentence("at least one training image", rows))
+        raise UsageError(sentence("at least one example", rows))
     for name, value in (("batch_size", batch_size), ("steps_per_epoch", steps)):
         if value is not None and (isinstance(value, bool) or value != int(value) or value < 1):
             raise UsageError(sentence(f"{name} of at least 1, a whole number", value))

@@ -124,6 +124,13 @@ class EpochEnd(Event):
 
 
 @dataclass(frozen=True)
+class TrainBreak(Event):
+    """Training ends before its end, by an error or by a person; the error is raised when all have heard."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True)
 class TrainEnd(Event):
     """Training is over and the model holds its final weights."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
@@ -26,6 +27,8 @@ from convscope.training.inputs import (
 )
 
 Batch = tuple[Any, Any, Any]  # x, y, sample_weight as tensors or structures of them; the last may be None
+ROWS_BETWEEN_RELEASES = 4096  # each may have brought in 64 KiB around it
+LARGE_MAPPING = 1 << 26  # bytes of a mapped file from which giving pages back pays
 _RESIDENT_SHARE = 0.5  # of a GPU's free memory that the training data may take
 
 
@@ -70,8 +73,10 @@ class ArrayFeed:
         weight = data.sample_weight
         if class_weight is not None:
             weight = class_weights_to_sample_weights(data.y, weight, class_weight)
-        parts = [map_leaves(_as_tensor, part) for part in (data.x, data.y, weight)]
+        parts = [map_leaves(as_tensor, part) for part in (data.x, data.y, weight)]
         self._parts = _move_if_small(parts, device)
+        self._mappings = _large_mappings((data.x, data.y, weight))
+        self._rows_since_release = 0
 
     @property
     def steps(self) -> int:
@@ -85,7 +90,8 @@ class ArrayFeed:
 
     def batch(self, epoch: int, step: int) -> Batch:
         """Gather one batch."""
-        rows = torch.from_numpy(np.array(self._plan.rows_of(epoch, step)))
+        rows = as_tensor(self._plan.rows_of(epoch, step))
+        self._release_memory(len(rows))
         x, y, weight = (map_leaves(lambda leaf: _take(leaf, rows), part) for part in self._parts)
         if self._preprocess is not None:
             x = self._prepare(x)  # (n, h, w, c) or (n, c, h, w), float32
@@ -97,6 +103,14 @@ class ArrayFeed:
             images = torch.from_numpy(np.ascontiguousarray(self._conform(images.cpu().numpy())))
         prepared: torch.Tensor = self._preprocess.apply_tensor(images)
         return prepared
+
+    def _release_memory(self, rows: int) -> None:
+        """Give pages of mapped files back now and then; the system keeps them cached, but not as ours."""
+        self._rows_since_release += rows
+        if self._mappings and self._rows_since_release >= ROWS_BETWEEN_RELEASES:
+            self._rows_since_release = 0
+            for mapping in self._mappings:
+                mapping.madvise(mmap.MADV_DONTNEED)
 
     def _move(self, structure: Any) -> Any:
         return map_leaves(lambda leaf: leaf.to(self._device, non_blocking=True), structure)
@@ -166,7 +180,7 @@ class StreamFeed:
     def _unpack(self, data: Any) -> Batch:
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
         return tuple(
-            map_leaves(lambda leaf: _as_tensor(leaf).to(self._device), part) for part in (x, y, weight)
+            map_leaves(lambda leaf: as_tensor(leaf).to(self._device), part) for part in (x, y, weight)
         )
 
 
@@ -230,19 +244,29 @@ def class_weights_to_sample_weights(
     return weights[positions.reshape(targets.shape)]
 
 
-def _resizing(data: ArrayInput) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None:
-    """Give the preprocessing's way to bring images to its size; None where they have it already."""
-    conform: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = getattr(
-        data.preprocess, "conform", None
-    )
-    if conform is None:
-        return None
-    first = np.asarray(data.x[:1])
-    return None if conform(first).shape == first.shape else conform
+def as_tensor(leaf: NDArray[Any] | torch.Tensor) -> torch.Tensor:
+    """Make a tensor that shares the memory of an array, read-only and memory-mapped ones too.
 
+    Parameters
+    ----------
+    leaf : ndarray or tensor
+        Numbers or truth values.
 
-def _as_tensor(leaf: NDArray[Any] | torch.Tensor) -> torch.Tensor:
-    """Share the memory of an array, read-only and memory-mapped ones too."""
+    Returns
+    -------
+    tensor
+        Not to be written to.
+
+    Raises
+    ------
+    UsageError
+        When the array holds something else.
+
+    Examples
+    --------
+    >>> as_tensor(np.arange(3))
+    tensor([0, 1, 2])
+    """
     if isinstance(leaf, torch.Tensor):
         return leaf
     if leaf.dtype.kind not in "fiub":
@@ -252,6 +276,32 @@ def _as_tensor(leaf: NDArray[Any] | torch.Tensor) -> torch.Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # torch warns of read-only arrays; nobody writes here
         return torch.from_numpy(leaf)
+
+
+def _large_mappings(parts: Any) -> list[mmap.mmap]:
+    """Find the mapped files from which pages may be dropped without losing anything written to them."""
+    if not hasattr(mmap, "MADV_DONTNEED"):
+        return []
+    leaves = [leaf for leaf in keras.tree.flatten(parts) if isinstance(leaf, np.memmap)]
+    return [_mapping_of(leaf) for leaf in leaves if leaf.nbytes >= LARGE_MAPPING and leaf.mode in ("r", "r+")]
+
+
+def _mapping_of(array: Any) -> Any:
+    """Follow an array, which may be a view, down to the mapping that holds its bytes."""
+    while isinstance(array, np.ndarray):
+        array = array.base
+    return array
+
+
+def _resizing(data: ArrayInput) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None:
+    """Give the preprocessing's way to bring images to its size; None where they have it already."""
+    conform: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = getattr(
+        data.preprocess, "conform", None
+    )
+    if conform is None:
+        return None
+    first = np.asarray(data.x[:1])
+    return None if conform(first).shape == first.shape else conform
 
 
 def _take(leaf: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

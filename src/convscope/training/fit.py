@@ -13,7 +13,7 @@ from convscope.errors import LoweringError, UsageError, sentence, unknown_name
 from convscope.training import keras_engine
 from convscope.training.batches import Shuffle
 from convscope.training.config import ENGINES, PRECISIONS, require_count
-from convscope.training.events import Listener, Notice
+from convscope.training.events import Listener, Notice, TrainBreak
 from convscope.training.inputs import ImagePreprocess, read_input
 from convscope.training.progress import progress_listener
 from convscope.training.request import (
@@ -80,8 +80,9 @@ sample_weight, initial_epoch, steps_per_epoch, validation_steps, validation_batc
     precision : {"auto", "float32", "bfloat16"}
         What the fast engine computes with; the weights are float32 always.
     seed : int or None
-        Order and dropout masks become functions of it and of the absolute epoch, so that the same call
-        gives the same weights, bit for bit, on the same machine.
+        Order and dropout masks become functions of it and of the absolute epoch. The same call then gives
+        the same weights, bit for bit, on the same machine, if the fast engine computes by the same plan:
+        one recorded (``plan``), or one chosen by fixed rules (``deterministic``).
     deterministic : bool
         Choose the fast engine's plan by fixed rules instead of by measurement.
     preprocess : Preprocess or None
@@ -162,7 +163,11 @@ sample_weight, initial_epoch, steps_per_epoch, validation_steps, validation_batc
         lowering_plan=plan,
         device=device,
     )
-    return _run(request, engine)
+    try:
+        return _run(request, engine)
+    except BaseException as error:
+        request.tell(TrainBreak(error))
+        raise
 
 
 def _run(request: FitRequest, engine: str) -> keras.callbacks.History:

@@ -17,11 +17,23 @@ import torch
 Matches = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
+class _Mean:
+    """The sum and the count of a Keras Mean, added to in place."""
+
+    def __init__(self, metric: Any) -> None:
+        self._total, self._count = metric.total.value, metric.count.value
+
+    def add(self, total: torch.Tensor, count: torch.Tensor | int) -> None:
+        """Add values that are summed up already, and how many they were."""
+        self._total.add_(total)
+        self._count.add_(count)
+
+
 @dataclass(frozen=True)
 class _Counter:
     """An accuracy: a share of the examples, as Keras's Mean keeps it."""
 
-    metric: Any
+    mean: _Mean
     matches: Matches
     weighted: bool
 
@@ -29,9 +41,9 @@ class _Counter:
         hits = self.matches(y, scores)  # (n,)
         if self.weighted and weight is not None:
             flat = weight.reshape(-1).to(torch.float32)
-            add_to_mean(self.metric, (hits * flat).sum(), flat.sum())
+            self.mean.add((hits * flat).sum(), flat.sum())
         else:
-            add_to_mean(self.metric, hits.sum(), len(hits))
+            self.mean.add(hits.sum(), len(hits))
 
 
 class MetricsPlan:
@@ -46,8 +58,8 @@ class MetricsPlan:
     """
 
     def __init__(self, model: keras.Model, from_logits: bool) -> None:
-        self._model = model
         self._compiled = model._compile_metrics
+        self._loss = _Mean(model._loss_tracker)
         self._counters: list[_Counter] | None = _find_counters(model, from_logits)
 
     @property
@@ -58,7 +70,7 @@ class MetricsPlan:
     @torch.no_grad()
     def update_loss(self, loss: torch.Tensor, rows: int) -> None:
         """Add the loss of a batch to the mean loss, weighted by its rows as Keras does."""
-        add_to_mean(self._model._loss_tracker, loss.detach() * rows, rows)
+        self._loss.add(loss.detach() * rows, rows)
 
     @torch.no_grad()
     def update(self, y: Any, scores: Any, weight: Any) -> None:
@@ -80,12 +92,6 @@ class MetricsPlan:
             counter.update(y, scores, weight)
 
 
-def add_to_mean(metric: Any, total: torch.Tensor, count: torch.Tensor | int) -> None:
-    """Add to a Keras Mean's sum and count, in place."""
-    metric.total.value.add_(total)
-    metric.count.value.add_(count)
-
-
 def _find_counters(model: keras.Model, from_logits: bool) -> list[_Counter] | None:
     """Find the accuracies among the metrics; None where another metric needs Keras."""
     if model._compile_metrics is None:
@@ -101,7 +107,7 @@ def _find_counters(model: keras.Model, from_logits: bool) -> list[_Counter] | No
             matches = _matches(metric, from_logits, model.outputs[0].shape[-1])
             if matches is None:
                 return None
-            counters.append(_Counter(metric, matches, weighted))
+            counters.append(_Counter(_Mean(metric), matches, weighted))
     return counters
 
 

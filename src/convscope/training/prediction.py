@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -12,8 +13,8 @@ from numpy.typing import NDArray
 from convscope.lowering import emit, lower, optimise
 from convscope.lowering.variables import named_variables
 from convscope.training.batches import plan_batches
-from convscope.training.feeds import ArrayFeed, StreamFeed
-from convscope.training.inputs import ImagePreprocess, StreamInput, read_input
+from convscope.training.feeds import ArrayFeed, StreamFeed, as_tensor
+from convscope.training.inputs import ImagePreprocess, StreamInput, map_leaves, read_input
 from convscope.training.trainer import with_rank
 
 BATCH_SIZE = 128  # its activations stay in the cache of a laptop's processor
@@ -78,12 +79,21 @@ class Predictor:
         ndarray of float32, shape (n, classes)
             Or a structure of arrays for several outputs.
         """
-        outputs = [self._compute(batch) for batch in self._batches(x, batch_size, preprocess)]
+        if preprocess is None and self._is_ready(x):
+            batches = _slices(as_tensor(x), batch_size or BATCH_SIZE)
+        else:
+            batches = self._prepared(x, batch_size, preprocess)
+        outputs = [self._compute(batch) for batch in batches]
         if len(outputs) == 1:
             return outputs[0]
         return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *outputs)
 
-    def _batches(self, x: Any, batch_size: int | None, preprocess: ImagePreprocess | None) -> Any:
+    def _is_ready(self, x: Any) -> bool:
+        """Whether rows can be cut from x and handed to the network as they are."""
+        return isinstance(x, np.ndarray) and x.dtype == np.float32 and x.ndim == self._rank and len(x) > 0
+
+    def _prepared(self, x: Any, batch_size: int | None, preprocess: ImagePreprocess | None) -> Iterator[Any]:
+        """Give the batches of an input that needs more than slicing."""
         data = read_input(x, None, None, preprocess)
         device = self._network.device
         if isinstance(data, StreamInput):
@@ -95,7 +105,7 @@ class Predictor:
     @torch.no_grad()
     def _compute(self, x: Any) -> Any:
         outputs = self._network(with_rank(x, self._rank), training=False)
-        return keras.tree.map_structure(_as_float32, outputs)
+        return map_leaves(_as_float32, outputs)
 
 
 def predictor_of(model: keras.Model, precision: str) -> Predictor:
@@ -119,6 +129,11 @@ def predictor_of(model: keras.Model, precision: str) -> Predictor:
     if precision not in known or not known[precision].is_current:
         known[precision] = Predictor(model, precision)
     return known[precision]
+
+
+def _slices(x: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
+    """Cut prepared input into views: a single image should not wait for more than its network."""
+    return (x[first : first + size] for first in range(0, len(x), size))
 
 
 def _as_float32(output: torch.Tensor) -> NDArray[np.float32]:

@@ -25,6 +25,7 @@ from convscope.training.events import (
     Notice,
     StepEnd,
     TrainBegin,
+    TrainBreak,
     TrainEnd,
 )
 
@@ -142,7 +143,7 @@ class _Bar:
             self._screen.keep(describe_epoch(event, self._epochs))
         elif isinstance(event, Notice):
             self._screen.keep(event.text)
-        elif isinstance(event, TrainEnd):
+        elif isinstance(event, (TrainEnd, TrainBreak)):
             self._screen.close()
 
     def _draw_step(self, event: StepEnd) -> None:

@@ -13,6 +13,7 @@ from keras.src.utils.python_utils import pythonify_logs
 from convscope.lowering import LoweredNetwork
 from convscope.lowering.variables import named_variables
 from convscope.training.feeds import Batch
+from convscope.training.inputs import map_leaves
 from convscope.training.keras_state import snapshot
 from convscope.training.losses import Penalties, find_cross_entropy
 from convscope.training.metrics import MetricsPlan
@@ -150,11 +151,11 @@ class Trainer:
         return loss
 
     def _record(self, loss: torch.Tensor, scores: Any, y: Any, weight: Any, x: Any) -> None:
-        rows = keras.tree.flatten(x)[0].shape[0]
+        rows = (x if isinstance(x, torch.Tensor) else keras.tree.flatten(x)[0]).shape[0]
         self._metrics.update_loss(loss, rows)
         if self._model._compile_metrics is None:
             return
-        scores = keras.tree.map_structure(torch.Tensor.detach, scores)
+        scores = map_leaves(torch.Tensor.detach, scores)
         if self._metrics.needs_outputs and self._cross_entropy is not None:
             scores = _ACTIVATIONS[self._network.output_activation](scores)
         self._metrics.update(y, scores, weight)
