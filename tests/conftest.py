@@ -19,3 +19,11 @@ def real_mnist():
     if not folder or not (Path(folder) / "mnist").is_dir():
         pytest.skip("CONVSCOPE_DATA names no folder with mnist")
     return convscope.load("mnist")
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory):
+    """A run of a small network on the digits; copy it before changing it."""
+    from bundle_cases import train_small_run
+
+    return train_small_run(tmp_path_factory.mktemp("runs") / "small")
