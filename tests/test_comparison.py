@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.contingency_tables import mcnemar
 
@@ -133,6 +133,7 @@ class TestCompare:
         assert words in found.sentence()
         assert found.sentence() == str(found)
 
+    @settings(max_examples=40)
     @given(st.integers(0, 40), st.integers(0, 40))
     def test_exchanging_the_networks_turns_everything_round(self, only_a, only_b):
         a, b = pair(only_a, only_b)
@@ -142,6 +143,7 @@ class TestCompare:
         assert {one.verdict, other.verdict} in ({"better", "worse"}, {"could be chance"})
         np.testing.assert_array_equal(one.only_a_right, other.only_b_right)
 
+    @settings(max_examples=40)
     @given(st.integers(0, 2**32 - 1))
     def test_the_order_of_images_does_not_matter(self, seed):
         rng = np.random.default_rng(seed)
