@@ -10,14 +10,19 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import pooch
 import requests
 
 from convscope.data.formats import decompress
 from convscope.errors import DataError, DataNotFoundError, sentence
+
+with warnings.catch_warnings():
+    # In a notebook without widgets, pooch's progress bar complains as it loads; it is never shown.
+    warnings.filterwarnings("ignore", message="IProgress not found")
+    import pooch
 
 CONNECT_AND_READ_SECONDS = (5, 60)
 # Progress and failures are told by our own messages.
