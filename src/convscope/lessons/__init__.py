@@ -11,6 +11,7 @@ Rooms:
     quiz         random networks, whose shapes and parameters the student predicts
 """
 
+from convscope.lessons.pictures import make_photographs, read_pictures
 from convscope.lessons.settings import epochs, load_data
 
-__all__ = ["epochs", "load_data"]
+__all__ = ["epochs", "load_data", "make_photographs", "read_pictures"]

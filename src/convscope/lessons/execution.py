@@ -1,0 +1,152 @@
+"""Running a notebook: in a kernel, which is a process of its own, with a limit on the time of the whole."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from convscope.errors import UsageError, sentence
+from convscope.lessons.sources import require_tool
+
+# Colours that are enough for grey images and a few lines; full colour takes three to five times the space.
+PALETTE = 96
+# The debugger would warn about frozen modules otherwise.
+_QUIET = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What came of running a notebook.
+
+    Parameters
+    ----------
+    notebook : nbformat.NotebookNode
+        A copy, with outputs as far as it got.
+    seconds : float
+        How long it took.
+    timed_out : bool
+        Whether the limit ended it.
+    died : str
+        Why the kernel died, where it did.
+    """
+
+    notebook: Any
+    seconds: float
+    timed_out: bool = False
+    died: str = ""
+
+
+def execute(
+    notebook: Any,
+    time_limit: float,
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+) -> Execution:
+    """Run all cells of a notebook in a fresh kernel; a cell that fails does not stop those behind it.
+
+    Parameters
+    ----------
+    notebook : nbformat.NotebookNode
+        Left as it is.
+    time_limit : float
+        Seconds for the whole notebook, the start of the kernel included.
+    environment : mapping, optional
+        Variables to set beside those of this process.
+    folder : Path, optional
+        Where the notebook's code runs; a temporary one unless given.
+
+    Returns
+    -------
+    Execution
+
+    Raises
+    ------
+    UsageError
+        When the limit is not positive, or the extra ``notebooks`` is not installed.
+    """
+    if time_limit <= 0:
+        raise UsageError(sentence("a time limit of more than 0 seconds", time_limit))
+    require_tool("nbclient")
+    with tempfile.TemporaryDirectory() as scratch:
+        variables = {**os.environ, **_QUIET, **(environment or {})}
+        return asyncio.run(_execute(notebook, time_limit, variables, str(folder or scratch)))
+
+
+async def _execute(
+    notebook: Any, time_limit: float, environment: Mapping[str, str], folder: str
+) -> Execution:
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import DeadKernelError
+
+    copy: Any = nbformat.from_dict(notebook)  # type: ignore[no-untyped-call]
+    for cell in copy.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    manager = _kernel_manager()
+    client = NotebookClient(
+        copy,
+        km=manager,
+        timeout=None,
+        allow_errors=True,
+        record_timing=False,
+        resources={"metadata": {"path": folder}},
+    )
+    began = time.perf_counter()
+    timed_out, died = False, ""
+    try:
+        await asyncio.wait_for(client.async_execute(env=dict(environment)), time_limit)
+    except TimeoutError:
+        timed_out = True
+    except DeadKernelError as error:
+        died = str(error)
+    finally:
+        if await manager.is_alive():
+            await manager.shutdown_kernel(now=True)
+    return Execution(copy, time.perf_counter() - began, timed_out, died)
+
+
+def _kernel_manager() -> Any:
+    """Make a kernel of this very interpreter, whatever kernels are installed for the user."""
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    manager = AsyncKernelManager()
+    manager._kernel_spec = KernelSpec(**get_kernel_dict())
+    if manager.has_trait("transport_encryption"):  # newer than 8.9
+        manager.transport_encryption = "auto"
+    return manager
+
+
+def shrink_figures(notebook: Any) -> None:
+    """Write the figures in a notebook's outputs with a palette, in place; they look the same and are small.
+
+    Parameters
+    ----------
+    notebook : nbformat.NotebookNode
+        Executed.
+    """
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {})
+            if "image/png" in data:
+                data["image/png"] = _with_palette(data["image/png"])
+
+
+def _with_palette(encoded: str) -> str:
+    picture = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
+    buffer = io.BytesIO()
+    picture.quantize(PALETTE, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
+    smaller = base64.b64encode(buffer.getvalue()).decode()
+    return min(encoded, smaller, key=len)

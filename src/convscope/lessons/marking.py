@@ -1,0 +1,197 @@
+"""A student's notebook → its points, by running it with the lesson's own checks."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from convscope.errors import DataError, DataNotFoundError, sentence
+from convscope.grading import MIME_TYPE, TASKS, tasks_of
+from convscope.lessons.execution import Execution, execute
+from convscope.lessons.settings import LessonSettings
+from convscope.lessons.sources import CHECK, require_tool
+
+SIZE_CAP = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class CellError:
+    """A cell that failed."""
+
+    cell: int
+    name: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What a notebook earned.
+
+    Parameters
+    ----------
+    notebook : str
+        Its path.
+    lesson : int
+        Which lesson it is of.
+    points, out_of : int
+        Together.
+    tasks : tuple of dict
+        The verdict of each task, in order.
+    errors : tuple of CellError
+        Cells that failed; counted from 1, text cells too.
+    seconds : float
+        How long it ran.
+    timed_out : bool
+        Whether the time limit ended it.
+    """
+
+    notebook: str
+    lesson: int
+    points: int
+    out_of: int
+    tasks: tuple[dict[str, Any], ...]
+    errors: tuple[CellError, ...]
+    seconds: float
+    timed_out: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the marks as plain numbers, lists and strings."""
+        return {**asdict(self), "seconds": round(self.seconds, 1)}
+
+
+def grade(path: Path, time_limit: float = 1800, settings: LessonSettings | None = None) -> Marks:
+    """Run a student's notebook and mark it.
+
+    The checks that count are the lesson's own: those in the notebook are replaced by them, and missing ones
+    are added at its end. The file is left as it is, and its code runs in an empty, temporary folder.
+
+    Parameters
+    ----------
+    path : Path
+        A notebook of any lesson.
+    time_limit : float
+        Seconds for the whole notebook. What was checked until then counts.
+    settings : LessonSettings, optional
+        Which data, and whether shortened; the environment's unless given.
+
+    Returns
+    -------
+    Marks
+
+    Raises
+    ------
+    DataError
+        When the file is no notebook of a lesson.
+    """
+    notebook = _read(path)
+    lesson = _lesson_of(notebook, path)
+    own_checks = _with_own_checks(notebook, lesson)
+    environment = settings.to_environment() if settings else None
+    done = execute(notebook, time_limit, environment)
+    verdicts = [_verdict(task, done.notebook.cells[cell], done) for task, cell in own_checks.items()]
+    return Marks(
+        notebook=str(path),
+        lesson=lesson,
+        points=sum(verdict["points"] for verdict in verdicts),
+        out_of=sum(verdict["out_of"] for verdict in verdicts),
+        tasks=tuple(verdicts),
+        errors=tuple(_errors(done.notebook)),
+        seconds=done.seconds,
+        timed_out=done.timed_out,
+    )
+
+
+def _read(path: Path) -> Any:
+    nbformat = require_tool("nbformat")
+    expected = f"a Jupyter notebook at {path}"
+    if not path.is_file():
+        raise DataNotFoundError(sentence(expected, "no such file"))
+    try:
+        if path.stat().st_size > SIZE_CAP:
+            raise DataError(
+                sentence(f"{expected} of at most {SIZE_CAP >> 20} MiB", f"{path.stat().st_size:,} bytes")
+            )
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+    except DataError:
+        raise
+    except Exception as error:  # nbformat raises whatever JSON and its schema make of a file
+        found = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise DataError(sentence(expected, found)) from error
+    return notebook
+
+
+def _lesson_of(notebook: Any, path: Path) -> int:
+    """Find the lesson by the notebook's metadata, or by the checks in it."""
+    named = re.match(r"\d+", str(notebook.metadata.get("convscope", {}).get("lesson", "")))
+    called = re.findall(
+        r'convscope\.check\("(\d+)\.\d+"\)', "\n".join(cell.source for cell in notebook.cells)
+    )
+    numbers = [int(named[0])] if named else [int(number) for number in called]
+    if not numbers or not tasks_of(numbers[0]):
+        raise DataError(sentence(f"a lesson's notebook in {path}", "one without a lesson's tasks"))
+    return numbers[0]
+
+
+def _with_own_checks(notebook: Any, lesson: int) -> dict[str, int]:
+    """Put the lesson's checks into the notebook; return the cell of each."""
+    places: dict[str, int] = {}
+    for number, cell in enumerate(notebook.cells):
+        task = _task_of(cell)
+        if task in tasks_of(lesson) and task not in places:
+            cell.source = _call(task)
+            places[task] = number
+    new_cell = require_tool("nbformat").v4.new_code_cell
+    for task in tasks_of(lesson):
+        if task not in places:
+            places[task] = len(notebook.cells)
+            notebook.cells.append(new_cell(_call(task)))
+    return {task: places[task] for task in tasks_of(lesson)}
+
+
+def _task_of(cell: Any) -> str:
+    """Name the task that a cell checks, by its metadata or its text; nothing for other cells."""
+    if cell.cell_type != "code":
+        return ""
+    own = cell.metadata.get("convscope", {})
+    if own.get("role") == "check":
+        return str(own.get("task", ""))
+    found = CHECK.match(cell.source.strip())
+    return found["task"] if found else ""
+
+
+def _call(task: str) -> str:
+    """Write a check that no variable of the notebook can stand in for."""
+    return f'__import__("convscope.grading").grading.check("{task}")'
+
+
+def _verdict(task: str, cell: Any, done: Execution) -> dict[str, Any]:
+    """Read a check's verdict from its cell's outputs."""
+    for output in cell.get("outputs", ()):
+        verdict = output.get("data", {}).get(MIME_TYPE) if output.output_type == "execute_result" else None
+        if isinstance(verdict, dict) and verdict.get("task") == task:
+            return dict(verdict)
+    reason = "the notebook ran out of time" if done.timed_out else done.died or "it failed; see the errors"
+    message = sentence(f"the check of task {task} to be reached", reason)
+    entry = TASKS[task]
+    return {
+        "task": task,
+        "title": entry.title,
+        "points": 0,
+        "out_of": entry.points,
+        "message": message,
+        "hint": "",
+        "answered": False,
+        "state": "open",
+    }
+
+
+def _errors(notebook: Any) -> list[CellError]:
+    return [
+        CellError(number, str(output.ename), str(output.evalue))
+        for number, cell in enumerate(notebook.cells, start=1)
+        for output in cell.get("outputs", ())
+        if output.output_type == "error"
+    ]

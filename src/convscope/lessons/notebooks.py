@@ -1,0 +1,194 @@
+"""A lesson → two notebooks: the solution, and the student version with tasks to fill in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from convscope.errors import UsageError, sentence
+from convscope.lessons.sources import Cell, Lesson, lesson_names, read_lesson, require_tool, source_folder
+
+VERSIONS = ("student", "solution")
+PLACEHOLDER = "# your code here"
+
+_BLOCK = re.compile(
+    r"^(?P<indent>[ \t]*)# BEGIN SOLUTION\n(?P<body>.*?)^[ \t]*# END SOLUTION[ \t]*$",
+    re.MULTILINE | re.DOTALL,
+)
+_LINE = re.compile(r'^(?P<head>\s*(?:"[^"]*":|\w+ =)) .*?(?P<comma>,?)\s+# SOLUTION[ \t]*$', re.MULTILINE)
+_MARK = re.compile(r"[ \t]+# SOLUTION[ \t]*$", re.MULTILINE)
+
+
+def without_solution(source: str) -> str:
+    """Take the solution out of a cell.
+
+    Examples
+    --------
+    >>> print(without_solution('shapes = {"A": (1, 2)}  # SOLUTION'))
+    shapes = ...
+    """
+    source = _BLOCK.sub(lambda block: f"{block['indent']}{PLACEHOLDER}", source)
+    return _LINE.sub(lambda line: f"{line['head']} ...{line['comma']}", source)
+
+
+def without_marks(source: str) -> str:
+    """Leave the solution in a cell, and take out the marks around it.
+
+    Examples
+    --------
+    >>> print(without_marks("x = 1  # SOLUTION"))
+    x = 1
+    """
+    return _MARK.sub("", _BLOCK.sub(lambda block: block["body"].rstrip("\n"), source))
+
+
+def build_notebook(lesson: Lesson, version: str) -> Any:
+    """Make one version of a lesson, not yet executed.
+
+    Parameters
+    ----------
+    lesson : Lesson
+        As it was read.
+    version : {"student", "solution"}
+        With or without the solutions.
+
+    Returns
+    -------
+    nbformat.NotebookNode
+        Format 4.5. Cells of a task name it in their metadata, by which grading finds them.
+
+    Examples
+    --------
+    >>> lesson = read_lesson("1-data-preparation")
+    >>> sum("your code here" in cell.source for cell in build_notebook(lesson, "student").cells)
+    4
+    """
+    nbformat = require_tool("nbformat")
+    cells = [cell for cell in lesson.cells if version == "solution" or cell.role != "remark"]
+    notebook = nbformat.v4.new_notebook(
+        cells=[_build_cell(cell, version, f"{lesson.name[0]}-{i:03d}") for i, cell in enumerate(cells)],
+        metadata={
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+            "convscope": {"lesson": lesson.name, "version": version},
+        },
+    )
+    nbformat.validate(notebook)
+    return notebook
+
+
+def _build_cell(cell: Cell, version: str, identity: str) -> Any:
+    v4 = require_tool("nbformat").v4
+    metadata: dict[str, Any] = {"convscope": {"role": cell.role, "task": cell.task}} if cell.task else {}
+    if cell.kind == "markdown":
+        return v4.new_markdown_cell(_text(cell), id=identity, metadata=metadata)
+    if cell.role == "check":
+        metadata |= {"editable": False, "deletable": False}
+    source = cell.source
+    if cell.role == "answer":
+        source = without_marks(source) if version == "solution" else without_solution(source)
+    return v4.new_code_cell(source, id=identity, metadata=metadata)
+
+
+def _text(cell: Cell) -> str:
+    if cell.role == "hint":
+        return f"<details>\n<summary>Hint</summary>\n\n{cell.source}\n\n</details>"
+    return cell.source
+
+
+def solution_notebook(lesson: Lesson) -> Any:
+    """Make a lesson's solution, executed where an execution of these very cells came with the package.
+
+    Parameters
+    ----------
+    lesson : Lesson
+        As it was read.
+
+    Returns
+    -------
+    nbformat.NotebookNode
+        With outputs and figures, or without where the source was changed since.
+    """
+    nbformat = require_tool("nbformat")
+    fresh = build_notebook(lesson, "solution")
+    stored = source_folder() / f"{lesson.name}.ipynb"
+    if not stored.is_file():
+        return fresh
+    executed = nbformat.read(stored, as_version=4)
+    return executed if cell_sources(executed) == cell_sources(fresh) else fresh
+
+
+def cell_sources(notebook: Any) -> list[tuple[str, str]]:
+    """List kind and text of each cell, to tell whether two notebooks say the same."""
+    return [(cell.cell_type, cell.source) for cell in notebook.cells]
+
+
+def write_notebooks(
+    folder: Path,
+    names: Sequence[str] | None = None,
+    versions: Iterable[str] = VERSIONS,
+    overwrite: bool = False,
+    extra: dict[Path, Any] | None = None,
+) -> list[Path]:
+    """Write the lessons' notebooks into ``folder/student`` and ``folder/solution``.
+
+    Parameters
+    ----------
+    folder : Path
+        Made where it is missing.
+    names : sequence of str, optional
+        Which lessons; all when left out.
+    versions : iterable of {"student", "solution"}
+        Which versions.
+    overwrite : bool
+        Replace notebooks that are there already.
+    extra : dict of Path to notebook, optional
+        More to write, by their paths below ``folder``.
+
+    Returns
+    -------
+    list of Path
+        What was written.
+
+    Raises
+    ------
+    UsageError
+        When a notebook is there already, or the folder cannot be written to; then nothing is written.
+    """
+    built: dict[Path, Any] = {}
+    for name in names or lesson_names():
+        lesson = read_lesson(name)
+        for version in versions:
+            make = solution_notebook(lesson) if version == "solution" else build_notebook(lesson, version)
+            built[Path(version) / f"{name}.ipynb"] = make
+    built |= extra or {}
+    existing = [folder / path for path in built if (folder / path).exists()]
+    if existing and not overwrite:
+        hint = "Choose another folder, or replace it with --overwrite."
+        raise UsageError(sentence("a folder without these notebooks", existing[0], hint))
+    for path, notebook in built.items():
+        write_notebook(notebook, folder / path)
+    return [folder / path for path in built]
+
+
+def write_notebook(notebook: Any, path: Path) -> None:
+    """Write one notebook, whole or not at all.
+
+    Raises
+    ------
+    UsageError
+        When it cannot be written.
+    """
+    text = require_tool("nbformat").writes(notebook)
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(f"{text}\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise UsageError(sentence(f"a place to write {path.name}", f"{error.strerror}: {path}")) from error

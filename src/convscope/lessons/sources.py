@@ -1,0 +1,185 @@
+"""The lessons' sources: plain Python files in jupytext's percent format, whose cells have roles.
+
+A cell's tags give its role:
+
+- ``task`` (text): what there is to do;
+- ``hint`` (text): folded away until it is opened;
+- ``answer`` (code): the solution. What stands between ``# BEGIN SOLUTION`` and ``# END SOLUTION``, and the
+  value on each line that ends in ``# SOLUTION``, is missing in the student version;
+- ``check`` (code): the call of ``convscope.check``;
+- ``remark`` (text): in the solution only.
+
+All other cells are the same in both versions.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from convscope.errors import UsageError, sentence, unknown_name
+
+ROLES = ("task", "hint", "answer", "check", "remark")
+CHECK = re.compile(r'^convscope\.check\("(?P<task>\d+\.\d+)"\)$')
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a lesson.
+
+    Parameters
+    ----------
+    kind : {"markdown", "code"}
+        What it holds.
+    role : str
+        One of ``ROLES``, or ``given``.
+    source : str
+        Its text, with the solution's marks.
+    task : str
+        For ``answer`` and ``check`` cells, the task's number.
+    """
+
+    kind: str
+    role: str
+    source: str
+    task: str = ""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One lesson.
+
+    Parameters
+    ----------
+    name : str
+        Such as ``1-data-preparation``.
+    cells : tuple of Cell
+        In order.
+    """
+
+    name: str
+    cells: tuple[Cell, ...]
+
+    @property
+    def number(self) -> int:
+        """The number that the name begins with."""
+        return int(self.name.split("-")[0])
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The numbers of its tasks, in order."""
+        return tuple(cell.task for cell in self.cells if cell.role == "check")
+
+
+def source_folder() -> Path:
+    """Find the sources: beside this module, or in the checkout where links are not to be had.
+
+    Raises
+    ------
+    UsageError
+        When they are nowhere.
+    """
+    for folder in (_HERE / "sources", _HERE.parents[2] / "notebooks"):
+        if folder.is_dir():
+            return folder
+    raise UsageError(sentence("the lessons' sources in the package", f"none in {_HERE}", "Install it anew."))
+
+
+def lesson_names() -> list[str]:
+    """List the lessons, in order.
+
+    Examples
+    --------
+    >>> lesson_names()[0]
+    '1-data-preparation'
+    """
+    return sorted(file.stem for file in source_folder().glob("[0-9]*.py"))
+
+
+def read_lesson(name: str) -> Lesson:
+    """Read a lesson's source.
+
+    Parameters
+    ----------
+    name : str
+        One of ``lesson_names``.
+
+    Returns
+    -------
+    Lesson
+
+    Raises
+    ------
+    UnknownNameError
+        When there is no such lesson.
+    UsageError
+        When the extra ``notebooks`` is not installed, or the source is not in order.
+
+    Examples
+    --------
+    >>> read_lesson("1-data-preparation").tasks
+    ('1.1', '1.2', '1.3', '1.4')
+    """
+    if name not in lesson_names():
+        raise unknown_name("lesson", name, lesson_names())
+    text = (source_folder() / f"{name}.py").read_text(encoding="utf-8")
+    return parse_lesson(name, text)
+
+
+def parse_lesson(name: str, text: str) -> Lesson:
+    """Read a lesson from the text of its source.
+
+    Examples
+    --------
+    >>> source = '''# %% [markdown]
+    ... # # A lesson
+    ...
+    ... # %% tags=["check"]
+    ... convscope.check("1.1")
+    ... '''
+    >>> [cell.role for cell in parse_lesson("1-example", source).cells]
+    ['given', 'check']
+    """
+    notebook = require_tool("jupytext").reads(text, fmt="py:percent")
+    cells = [_cell(cell) for cell in notebook.cells]
+    return Lesson(name, tuple(_with_tasks(name, cells)))
+
+
+def _cell(cell: Any) -> Cell:
+    roles = [tag for tag in cell.metadata.get("tags", ()) if tag in ROLES]
+    return Cell(cell.cell_type, roles[0] if roles else "given", cell.source.strip())
+
+
+def _with_tasks(name: str, cells: list[Cell]) -> list[Cell]:
+    """Write into each answer the number of the task that the next check names."""
+    task, numbered = "", []
+    for cell in reversed(cells):
+        if cell.role == "check":
+            found = CHECK.match(cell.source)
+            if found is None:
+                hint = "A check cell holds nothing else."
+                raise UsageError(sentence(f'convscope.check("…") in {name}', repr(cell.source), hint))
+            task = found["task"]
+        own = task if cell.role in ("answer", "check") else ""
+        numbered.append(Cell(cell.kind, cell.role, cell.source, own))
+    return numbered[::-1]
+
+
+def require_tool(name: str) -> Any:
+    """Import what comes with the extra ``notebooks``.
+
+    Raises
+    ------
+    UsageError
+        When it is not installed.
+    """
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        hint = "Install it: pip install 'convscope[notebooks]'"
+        raise UsageError(sentence(f"{name}, which makes notebooks", "no such package", hint)) from error
