@@ -1,0 +1,17 @@
+"""A run → one self-contained HTML file: nothing is fetched, nothing is built, everything is in it.
+
+In the order in which they build on each other:
+
+    words, charts, pictures    numbers, drawings and images for a page
+    source                     what lies in a run
+    answer, origin, architecture, learning, health    \
+    scores, confusion, mistakes, certainty             a section each: what the template shows
+    walk, looks, example                              /
+    page                       the sections, the template in ``page/``, its style and its scripts
+
+A section that cannot be made says why, and the others stay.
+"""
+
+from convscope.report.page import render_report, write_report
+
+__all__ = ["render_report", "write_report"]

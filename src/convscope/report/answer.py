@@ -1,0 +1,192 @@
+"""The answer first: how good the network is, how sure that is, and against what it was compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from markupsafe import Markup
+
+from convscope.evaluation import Evaluation, Interval
+from convscope.reference import PUBLISHED, Published
+from convscope.report.charts import interval_bar
+from convscope.report.source import Contents
+from convscope.report.words import THIN, count, name, percent, plural, points
+
+# The published results are those of MNIST after this many epochs.
+PUBLISHED_DATA, PUBLISHED_EPOCHS = "mnist", 10
+OUTCOMES = {
+    "interrupted": "The training was interrupted",
+    "diverged": "The training diverged",
+    "running": "The training was still running, or was cut off,",
+}
+
+
+def answer(contents: Contents) -> dict[str, Any]:
+    """Say how good the network is.
+
+    Parameters
+    ----------
+    contents : Contents
+        The run.
+
+    Returns
+    -------
+    dict
+        ``headline`` (a share and its interval, or None), ``sentences``, ``rows`` of the comparison and
+        ``facts``.
+    """
+    judged = contents.judged
+    if judged is None:
+        return {
+            "headline": None,
+            "sentences": _unfinished(contents),
+            "rows": [],
+            "facts": _facts(contents, None),
+        }
+    part, evaluation = judged
+    return {
+        "headline": {"share": evaluation.accuracy, "interval": evaluation.accuracy_interval, "part": part},
+        "sentences": [_result(contents, part, evaluation), *_comparisons(contents, part, evaluation)],
+        "rows": _rows(contents, evaluation, part),
+        "facts": _facts(contents, evaluation),
+    }
+
+
+def epochs_done(contents: Contents) -> int:
+    """Count the finished epochs."""
+    return max((len(values) for values in contents.history.values()), default=0)
+
+
+def epochs_planned(contents: Contents) -> int | None:
+    """Return how many epochs were asked for, where the run says so."""
+    planned = contents.record.get("config", {}).get("training", {}).get("epochs")
+    return planned if isinstance(planned, int) else None
+
+
+def published(contents: Contents) -> Published | None:
+    """Find the exercise's published result for this network, if it is about the same data."""
+    return PUBLISHED.get(contents.network_name) if contents.data_name == PUBLISHED_DATA else None
+
+
+def _result(contents: Contents, part: str, evaluation: Evaluation) -> str:
+    right = evaluation.images - evaluation.errors
+    low, high = evaluation.accuracy_interval
+    text = (
+        f"The network {name(contents.network_name)} is right for {count(right)} of "
+        f"{count(evaluation.images)} {part} images of {name(contents.data_name)}. "
+        f"With 95{THIN}% confidence its accuracy on such images lies between {percent(low)} and {percent(high)}."
+    )
+    if part != "test":
+        text += " The run has no predictions for test images; choices made on validation data flatter them."
+    return text
+
+
+def _comparisons(contents: Contents, part: str, evaluation: Evaluation) -> list[str]:
+    sentences = []
+    known = published(contents)
+    if known is not None and part == "test":
+        sentences.append(_beside_published(contents, evaluation, known))
+    majority = _majority(evaluation)
+    frequent = evaluation.class_names[int(evaluation.support.argmax())]
+    guess = f"Always answering “{name(frequent)}”, the most frequent class,"
+    sentences.append(f"{guess} would be right for {percent(majority)}.")
+    return sentences
+
+
+def _beside_published(contents: Contents, evaluation: Evaluation, known: Published) -> str:
+    difference = evaluation.accuracy - known.test_accuracy
+    side = "above" if difference > 0 else "below"
+    gap = (
+        f"{points(difference)} {side} it" if abs(difference) >= 5e-5 else "the same to a hundredth of a point"
+    )
+    inside = known.test_accuracy in evaluation.accuracy_interval
+    verdict = "so the difference could be chance" if inside else "so the difference is more than chance"
+    sentence = (
+        f"The exercise’s published result for this network is {percent(known.test_accuracy)}; this run is "
+        f"{gap}. The published value lies {'inside' if inside else 'outside'} the interval, {verdict}"
+    )
+    epochs = epochs_done(contents)
+    if epochs != PUBLISHED_EPOCHS:
+        return (
+            f"{sentence} – but it was trained for {plural(epochs, 'epoch')}, the published one for "
+            f"{PUBLISHED_EPOCHS}."
+        )
+    return f"{sentence}."
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the comparison.
+
+    Parameters
+    ----------
+    what : str
+        What has the accuracy.
+    share : float
+        The accuracy.
+    interval : Interval or None
+        Its 95 % interval, where the images behind it are known.
+    own : bool
+        Whether it is the number that the report is about.
+    bar : Markup
+        The same as a drawing.
+    """
+
+    what: str
+    share: float
+    interval: Interval | None = None
+    own: bool = False
+    bar: Markup = Markup()  # noqa: RUF009  immutable
+
+
+def _rows(contents: Contents, evaluation: Evaluation, part: str) -> list[Row]:
+    """List what the accuracy is compared with, each with its interval on one scale."""
+    rows = [Row(f"this run, {part} images", evaluation.accuracy, evaluation.accuracy_interval, own=True)]
+    validation = contents.evaluations.get("validation")
+    if part == "test" and validation is not None:
+        rows.append(Row("this run, validation images", validation.accuracy, validation.accuracy_interval))
+    known = published(contents)
+    if known is not None:
+        rows.append(Row("the exercise’s published result", known.test_accuracy))
+    edges = [edge for row in rows for edge in (row.share, *(row.interval or ()))]
+    bounds = (max(0.0, min(edges) - 0.1 * (1 - min(edges))), 1.0)
+    drawn = [replace(row, bar=_bar(row, bounds)) for row in rows]
+    return [*drawn, Row("always the most frequent class", _majority(evaluation))]
+
+
+def _bar(row: Row, bounds: tuple[float, float]) -> Markup:
+    low, high = row.interval or (row.share, row.share)
+    return interval_bar(low, row.share, high, bounds)
+
+
+def _majority(evaluation: Evaluation) -> float:
+    return float(evaluation.support.max() / evaluation.images)
+
+
+def _unfinished(contents: Contents) -> list[str]:
+    """Say why there is no answer, and what there is instead."""
+    status = str(contents.record.get("status", "unknown"))
+    happened = OUTCOMES.get(status, f"The run’s status is “{name(status)}”")
+    done, planned = epochs_done(contents), epochs_planned(contents)
+    progress = f" after {plural(done, 'whole epoch')}" + (f" of {planned}" if planned else "")
+    sentences = [f"{happened}{progress}, so there is no evaluation."]
+    accuracies = contents.history.get("val_accuracy", [])
+    if accuracies:
+        sentences.append(
+            f"At the end of the last whole epoch {percent(accuracies[-1])} of the validation images were "
+            "recognised."
+        )
+    return sentences
+
+
+def _facts(contents: Contents, evaluation: Evaluation | None) -> list[tuple[str, str]]:
+    """List the numbers that a reader looks for next."""
+    facts = []
+    if evaluation is not None:
+        facts.append(("errors", f"{count(evaluation.errors)} of {count(evaluation.images)}"))
+        facts.append(("loss", f"{evaluation.loss:.4f}"))
+    parameters = contents.record.get("network", {}).get("parameters")
+    facts.append(("parameters", count(parameters)))
+    facts.append(("epochs", count(epochs_done(contents))))
+    return facts

@@ -1,0 +1,187 @@
+"""The confusion matrix: a table for few classes, a drawing for many, and the images behind each cell."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from convscope.evaluation import Evaluation
+from convscope.report.pictures import Album
+from convscope.report.words import name
+
+# With more classes a table of numbers can no longer be read, and is drawn instead.
+LARGEST_TABLE = 25
+LEVELS = 8
+PAIRS = 12
+PAIR_PICTURES = 8
+CELL_PICTURES = 24
+DIAGONAL_PICTURES = 8
+# With this many classes, pictures of right answers would fill the page.
+DIAGONAL_CLASSES = 12
+
+
+def confusion(evaluation: Evaluation, album: Album) -> dict[str, Any]:
+    """Lay out the confusion matrix.
+
+    Parameters
+    ----------
+    evaluation : Evaluation
+        On the part of the data that the report is about.
+    album : Album
+        Its images.
+
+    Returns
+    -------
+    dict
+        ``table`` (rows of cells) or ``drawing`` (an SVG), ``pairs`` with their pictures.
+    """
+    few = evaluation.classes <= LARGEST_TABLE
+    return {
+        "table": _table(evaluation) if few else None,
+        "drawing": None if few else _drawing(evaluation),
+        "pairs": _pairs(evaluation, album),
+    }
+
+
+def cells(evaluation: Evaluation, album: Album) -> dict[str, Any]:
+    """Gather the images behind the cells, for the page's script.
+
+    Parameters
+    ----------
+    evaluation : Evaluation
+        On the part of the data that the report is about.
+    album : Album
+        Its images; those that no longer fit are left out.
+
+    Returns
+    -------
+    dict
+        ``classes``, ``support``, ``counts`` (cell → images in it) and ``images`` (cell → examples).
+    """
+    counts, images = {}, {}
+    for true, predicted in np.argwhere(evaluation.confusion).tolist():
+        key = f"{true},{predicted}"
+        counts[key] = int(evaluation.confusion[true, predicted])
+    for key in sorted(counts, key=lambda cell: _priority(cell, counts)):
+        true, predicted = map(int, key.split(","))
+        examples = _examples(evaluation, true, predicted)
+        images[key] = [_example(evaluation, index, album) for index in examples]
+    return {
+        "classes": [name(label) for label in evaluation.class_names],
+        "support": evaluation.support.tolist(),
+        "counts": counts,
+        "images": images,
+    }
+
+
+def _priority(cell: str, counts: dict[str, int]) -> tuple[bool, int]:
+    """Put errors before right answers, and frequent errors before rare ones."""
+    true, predicted = cell.split(",")
+    return true == predicted, -counts[cell]
+
+
+def _examples(evaluation: Evaluation, true: int, predicted: int) -> list[int]:
+    """Choose images of a cell: the surest errors, or the least sure right answers."""
+    inside = np.flatnonzero((evaluation.labels == true) & (evaluation.predictions == predicted))
+    right = true == predicted
+    if right and evaluation.classes > DIAGONAL_CLASSES:
+        return []
+    sureness = evaluation.probabilities[inside, predicted]
+    order = np.argsort(sureness if right else -sureness, kind="stable")
+    most = DIAGONAL_PICTURES if right else CELL_PICTURES
+    return [int(index) for index in inside[order][:most]]
+
+
+def _example(evaluation: Evaluation, index: int, album: Album) -> list[Any]:
+    """Describe one image: its name, the probabilities of the predicted and the true class, its picture."""
+    true, predicted = int(evaluation.labels[index]), int(evaluation.predictions[index])
+    return [
+        name(evaluation.name_of(index)),
+        round(float(evaluation.probabilities[index, predicted]), 4),
+        round(float(evaluation.probabilities[index, true]), 4),
+        album.picture(index),
+    ]
+
+
+def _table(evaluation: Evaluation) -> list[dict[str, Any]]:
+    matrix = evaluation.confusion
+    largest = _largest_error(matrix)
+    return [
+        {
+            "name": evaluation.class_names[true],
+            "support": int(evaluation.support[true]),
+            "cells": [
+                {
+                    "count": int(matrix[true, predicted]),
+                    "true": true,
+                    "predicted": predicted,
+                    "style": _style(int(matrix[true, predicted]), true == predicted, largest),
+                }
+                for predicted in range(evaluation.classes)
+            ],
+        }
+        for true in range(evaluation.classes)
+    ]
+
+
+def _style(count: int, diagonal: bool, largest: int) -> str:
+    if count == 0:
+        return "none"
+    return "hit" if diagonal else f"level-{_level(count, largest)}"
+
+
+def _level(count: int, largest: int) -> int:
+    """Shade errors by the root of their number, so that rare ones still show.
+
+    Examples
+    --------
+    >>> _level(1, 100), _level(25, 100), _level(100, 100)
+    (1, 4, 8)
+    """
+    return max(1, round(LEVELS * math.sqrt(count / largest)))
+
+
+def _largest_error(matrix: np.ndarray[Any, np.dtype[np.int64]]) -> int:
+    errors = matrix.copy()
+    np.fill_diagonal(errors, 0)
+    return max(int(errors.max()), 1)
+
+
+def _drawing(evaluation: Evaluation) -> Markup:
+    """Draw all cells that are not empty, one path for each shade."""
+    matrix = evaluation.confusion
+    largest = _largest_error(matrix)
+    paths: dict[str, list[str]] = {}
+    for true, predicted in np.argwhere(matrix).tolist():
+        style = _style(int(matrix[true, predicted]), true == predicted, largest)
+        paths.setdefault(style, []).append(f"M{predicted} {true}h1v1h-1z")
+    drawn = Markup("").join(
+        Markup('<path class="{}" d="{}"/>').format(style, "".join(parts))
+        for style, parts in sorted(paths.items())
+    )
+    k = evaluation.classes
+    return Markup(
+        '<svg class="matrix" id="matrix-drawing" viewBox="0 0 {0} {0}" role="img" aria-label="Confusion '
+        "matrix of {0} classes, rows are true classes, columns predicted ones. The most frequent confusions "
+        'are listed below."><rect class="ground" width="{0}" height="{0}"/>{1}</svg>'
+    ).format(k, drawn)
+
+
+def _pairs(evaluation: Evaluation, album: Album) -> list[dict[str, Any]]:
+    return [
+        {
+            "true": evaluation.class_names[pair.true],
+            "predicted": evaluation.class_names[pair.predicted],
+            "key": f"{pair.true},{pair.predicted}",
+            "images": pair.images,
+            "share": pair.share,
+            "examples": [
+                {"name": evaluation.name_of(index), "picture": album.picture(index)}
+                for index in _examples(evaluation, pair.true, pair.predicted)[:PAIR_PICTURES]
+            ],
+        }
+        for pair in evaluation.confused_pairs(PAIRS)
+    ]

@@ -1,0 +1,107 @@
+"""What the network looks at: its first filters, and the pixels that speak for its answers."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from convscope.errors import UsageError
+from convscope.evaluation import Evaluation
+from convscope.inspection.activations import filters
+from convscope.inspection.attribution import Attribution, grad_cam, integrated_gradients
+from convscope.report.mistakes import image as describe_image
+from convscope.report.pictures import Album, heat_picture, kernel_picture
+from convscope.report.source import Contents
+from convscope.report.walk import chosen_images
+
+IMAGES = 6
+MOST_FILTERS = 64
+
+
+def looks(contents: Contents, evaluation: Evaluation) -> dict[str, Any] | None:
+    """Show what the network looks at in a few test images.
+
+    Parameters
+    ----------
+    contents : Contents
+        The run.
+    evaluation : Evaluation
+        Of its test images.
+
+    Returns
+    -------
+    dict or None
+        ``images`` with their ``maps``; None when the run's images are not at hand.
+
+    Raises
+    ------
+    ConvscopeError
+        When the network cannot be loaded or attributed.
+    """
+    if contents.images is None:
+        return None
+    model, preprocess = contents.bundle.model, contents.bundle.preprocess
+    album = Album(contents.images)
+    rows = []
+    for index in chosen_images(evaluation, IMAGES):
+        pixels = preprocess.conform(contents.images[[index]])[0]  # (h, w, c)
+        array = preprocess.apply(pixels[None])[0]
+        predicted, true = int(evaluation.predictions[index]), int(evaluation.labels[index])
+        maps = [_map(pixels, integrated_gradients(model, array, predicted), evaluation)]
+        with suppress(UsageError):  # a network without feature maps has no Grad-CAM
+            maps.insert(0, _map(pixels, grad_cam(model, array, predicted), evaluation))
+        if true != predicted:
+            maps.append(_map(pixels, integrated_gradients(model, array, true), evaluation))
+        rows.append({**describe_image(evaluation, index, album), "maps": maps})
+    return {
+        "images": rows,
+        "complete": all(entry["holds"] for row in rows for entry in row["maps"]),
+    }
+
+
+def first_filters(contents: Contents) -> dict[str, Any] | None:
+    """Draw the kernels of the first convolution, averaged over its input channels.
+
+    Parameters
+    ----------
+    contents : Contents
+        The run.
+
+    Returns
+    -------
+    dict or None
+        ``layer``, ``shape``, ``kernels`` (pictures), ``all``; None for a network without a convolution.
+
+    Raises
+    ------
+    ConvscopeError
+        When the network cannot be loaded.
+    """
+    try:
+        found = filters(contents.bundle.model)
+    except UsageError:
+        return None
+    kernels = found.kernels.mean(axis=-1)  # (filters, h, w)
+    largest = float(np.abs(kernels).max())
+    return {
+        "layer": found.layer,
+        "size": kernels.shape[1:],
+        "channels": found.kernels.shape[-1],
+        "count": len(kernels),
+        "kernels": [kernel_picture(kernel, largest) for kernel in kernels[:MOST_FILTERS]],
+        "largest": largest,
+    }
+
+
+def _map(pixels: Any, found: Attribution, evaluation: Evaluation) -> dict[str, Any]:
+    method = {"grad_cam": "Grad-CAM", "integrated_gradients": "integrated gradients"}[found.method]
+    return {
+        "method": method,
+        "class": evaluation.class_names[found.class_index],
+        "picture": heat_picture(pixels, found.values),
+        "error": found.completeness.error if found.completeness else None,
+        "empty": not found.values.any(),
+        "holds": found.completeness.holds if found.completeness else True,
+    }

@@ -1,0 +1,208 @@
+"""From a run to its page: gather the sections, fill the template, seal it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+import convscope
+from convscope.data.catalog import Dataset
+from convscope.errors import ConvscopeError
+from convscope.evaluation import Evaluation, test_door
+from convscope.report.answer import answer
+from convscope.report.architecture import architecture
+from convscope.report.certainty import certainty
+from convscope.report.confusion import cells, confusion
+from convscope.report.example import example
+from convscope.report.health import health
+from convscope.report.learning import learning
+from convscope.report.looks import first_filters, looks
+from convscope.report.mistakes import mistakes
+from convscope.report.origin import data, reproduction
+from convscope.report.pictures import Album
+from convscope.report.scores import scores
+from convscope.report.source import CONSULTATIONS, Contents, read_contents
+from convscope.report.walk import walk
+from convscope.report.words import FILTERS
+from convscope.runs import RunDirectory
+
+PAGE = Path(__file__).parent / "page"
+SCRIPTS = ("page.js", "matrix.js", "arithmetic.js", "walk.js")
+REPORT_FILE = "report.html"
+# Bytes of pictures: those that everybody sees, and those behind the cells of the confusion matrix.
+GALLERY, BEHIND_CELLS = 700_000, 700_000
+
+
+def write_report(run_path: str | Path, *, dataset: Dataset | None = None, consulted_by: str = "") -> Path:
+    """Write a run's report into its directory.
+
+    Parameters
+    ----------
+    run_path : str or Path
+        The run's directory.
+    dataset : Dataset, optional
+        The data of the run, where they are at hand; without it they are loaded by the name in the run.
+    consulted_by : str
+        The command that looks at the finished run's test set once more, which is counted; empty for the
+        report that belongs to the run's own final evaluation.
+
+    Returns
+    -------
+    Path
+        The file: ``report.html`` in the run's directory, replaced whole if it was there.
+
+    Raises
+    ------
+    RunError
+        If there is no run, one of its files is damaged, or the report cannot be written.
+
+    Examples
+    --------
+    >>> write_report("runs/first")  # doctest: +SKIP
+    PosixPath('runs/first/report.html')
+    """
+    run = RunDirectory(run_path)
+    contents = read_contents(run_path, dataset)
+    if consulted_by and contents.test is not None:
+        record = test_door.consult(contents.consultations, "report", by=consulted_by)
+        run.write_json(CONSULTATIONS, record)
+        contents = read_contents(run_path, dataset)
+    run.write_bytes(REPORT_FILE, _render(contents).encode("utf-8", "backslashreplace"))
+    return run.path / REPORT_FILE
+
+
+def render_report(run_path: str | Path, *, dataset: Dataset | None = None) -> str:
+    """Make a run's report.
+
+    Parameters
+    ----------
+    run_path : str or Path
+        The run's directory.
+    dataset : Dataset, optional
+        As in `write_report`.
+
+    Returns
+    -------
+    str
+        A whole HTML page that needs nothing but itself.
+
+    Raises
+    ------
+    RunError
+        If there is no run, or one of its files is damaged.
+
+    Examples
+    --------
+    >>> render_report("runs/first")[:15]  # doctest: +SKIP
+    '<!doctype html>'
+    """
+    return _render(read_contents(run_path, dataset))
+
+
+def _render(contents: Contents) -> str:
+    """Fill the template; style and script are sealed with their hashes, so that nothing else runs."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(PAGE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(FILTERS)
+    environment.tests["problem"] = lambda value: isinstance(value, Problem)
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    style = (PAGE / "report.css").read_text(encoding="utf-8")
+    script = "\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    return environment.get_template("report.html").render(
+        style=Markup(style),  # noqa: S704  the package's own file
+        script=Markup(script),  # noqa: S704  the package's own files
+        style_hash=_hash(style),
+        script_hash=_hash(script),
+        version=convscope.__version__,
+        written=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
+        **_sections(contents),
+    )
+
+
+def _sections(contents: Contents) -> dict[str, Any]:
+    """Gather what each section shows; a section that cannot be made says why, and the others stay."""
+    gallery = Album(contents.images, GALLERY)
+    sections = {
+        "run": contents,
+        "consultations": _consultations(contents),
+        "answer": _attempt(partial(answer, contents)),
+        "data": _attempt(partial(data, contents, gallery)),
+        "network": _attempt(partial(architecture, contents)),
+        "learning": _attempt(partial(learning, contents)),
+        "health": _attempt(partial(health, contents)),
+        "filters": _attempt(partial(first_filters, contents)),
+        "reproduction": _attempt(partial(reproduction, contents)),
+        **dict.fromkeys(("scores", "confusion", "cells", "mistakes", "certainty")),
+        **dict.fromkeys(("looks", "example", "walk")),
+    }
+    if contents.judged is None:
+        return sections
+    part, evaluation = contents.judged
+    behind = Album(contents.images, BEHIND_CELLS)
+    if part != "test":
+        gallery = behind = Album(None)
+    sections |= {
+        "scores": _attempt(partial(scores, evaluation)),
+        "mistakes": _attempt(partial(mistakes, evaluation, gallery)),
+        "confusion": _attempt(partial(confusion, evaluation, gallery)),
+        "cells": _attempt(partial(cells, evaluation, behind)),
+        "certainty": _attempt(partial(certainty, contents, evaluation)),
+    }
+    return sections | (_probes(contents, evaluation) if part == "test" else {})
+
+
+def _probes(contents: Contents, evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        "looks": _attempt(partial(looks, contents, evaluation)),
+        "example": _attempt(partial(example, contents, evaluation)),
+        "walk": _attempt(partial(walk, contents, evaluation)),
+    }
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a section is missing."""
+
+    problem: str
+
+
+def _attempt(make: Callable[[], Any]) -> Any:
+    """Make a section, or the reason why it is missing."""
+    try:
+        return make()
+    except ConvscopeError as error:
+        return Problem(str(error))
+    # A network that nobody foresaw may break a probe in any way; the rest of the report is worth having.
+    except Exception as error:
+        return Problem(f"{type(error).__name__}: {error}")
+
+
+def _consultations(contents: Contents) -> str:
+    """Say how often the test set was consulted."""
+    if contents.test is None:
+        return ""
+    if contents.consultations is None:
+        return (
+            "The run keeps no record of how often its test set was consulted: at least once, for the final "
+            "evaluation."
+        )
+    return test_door.describe(contents.consultations)
+
+
+def _hash(text: str) -> str:
+    """Hash a style sheet or script as a Content-Security-Policy names it."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -1,0 +1,128 @@
+"""Arrays → pictures that a page carries with it, as data addresses."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+# Larger images are shown smaller; the report is a page, not an archive.
+LARGEST_SIDE = 96
+# Above this side a lossless picture would be heavy, and a photograph does not need one.
+LOSSLESS_SIDE = 48
+JPEG_QUALITY = 82
+
+# The same colours as in the style sheet's charts: told apart with any common colour blindness.
+FOR = np.array([213, 94, 0], np.float64)
+AGAINST = np.array([0, 114, 178], np.float64)
+
+
+class Album:
+    """Test images as pictures, each encoded once, up to a size that all of them together may have.
+
+    Parameters
+    ----------
+    images : ndarray of shape (n, h, w, c), uint8, or None
+        The test images, if they are at hand.
+    budget : int
+        Bytes that the pictures may take in the page.
+
+    Examples
+    --------
+    >>> album = Album(np.zeros((2, 4, 4, 1), np.uint8))
+    >>> album.picture(0)[:22]
+    'data:image/png;base64,'
+    >>> Album(None).picture(0) is None
+    True
+    """
+
+    def __init__(self, images: NDArray[np.uint8] | None, budget: int = 1_000_000) -> None:
+        self._images = images
+        self._left = budget
+        self._made: dict[int, str] = {}
+
+    def picture(self, index: int) -> str | None:
+        """Return an image as a data address; None when there is no image or no room left."""
+        if self._images is None:
+            return None
+        if index not in self._made:
+            self._made[index] = data_address(np.asarray(self._images[index]))
+        address = self._made[index]
+        if len(address) > self._left:
+            return None
+        self._left -= len(address)
+        return address
+
+
+def data_address(image: NDArray[np.uint8]) -> str:
+    """Encode an image of shape (h, w, c), uint8, as a data address; large ones are made smaller.
+
+    Examples
+    --------
+    >>> data_address(np.zeros((200, 100, 3), np.uint8))[:23]
+    'data:image/jpeg;base64,'
+    """
+    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image[:, :, :3])
+    if max(picture.size) > LARGEST_SIDE:
+        picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.LANCZOS)
+    return encoded(picture, lossless=max(picture.size) <= LOSSLESS_SIDE)
+
+
+def encoded(picture: Image.Image, lossless: bool = True) -> str:
+    """Encode a Pillow image as a data address."""
+    buffer = io.BytesIO()
+    if lossless:
+        picture.save(buffer, "PNG", optimize=True)
+    else:
+        picture.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    kind = "png" if lossless else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def heat_picture(image: NDArray[np.uint8], values: NDArray[np.floating]) -> str:
+    """Lay values over a pale grey copy of their image: orange speaks for the class, blue against it.
+
+    Parameters
+    ----------
+    image : ndarray of shape (h, w, c), uint8
+        What the values are about.
+    values : ndarray of shape (h, w)
+        0 stays uncoloured; the largest absolute value is coloured fully.
+
+    Returns
+    -------
+    str
+        A data address.
+
+    Examples
+    --------
+    >>> heat_picture(np.zeros((4, 4, 1), np.uint8), np.ones((4, 4)))[:22]
+    'data:image/png;base64,'
+    """
+    grey = image.mean(axis=2, keepdims=True)  # (h, w, 1)
+    pale = 255 - (255 - grey) * 0.25 if grey.mean() > 127 else 255 - grey * 0.35
+    largest = float(np.abs(values).max()) or 1.0
+    strength = np.sqrt(np.abs(values) / largest)[:, :, None] * 0.9  # (h, w, 1)
+    colour = np.where(values[:, :, None] >= 0, FOR, AGAINST)  # (h, w, 3)
+    mixed = (1 - strength) * pale + strength * colour
+    picture = Image.fromarray(mixed.round().astype(np.uint8))
+    if max(picture.size) > LARGEST_SIDE:
+        picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.LANCZOS)
+    return encoded(picture, lossless=max(picture.size) <= LOSSLESS_SIDE)
+
+
+def kernel_picture(kernel: NDArray[np.floating], largest: float) -> str:
+    """Draw a kernel of shape (h, w): orange is positive, blue negative, white zero.
+
+    Examples
+    --------
+    >>> kernel_picture(np.eye(3), 1.0)[:22]
+    'data:image/png;base64,'
+    """
+    strength = np.clip(np.abs(kernel) / (largest or 1.0), 0, 1)[:, :, None]  # (h, w, 1)
+    colour = np.where(kernel[:, :, None] >= 0, FOR, AGAINST)  # (h, w, 3)
+    mixed = (1 - strength) * 255 + strength * colour
+    return encoded(Image.fromarray(mixed.round().astype(np.uint8)))

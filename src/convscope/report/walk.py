@@ -1,0 +1,363 @@
+"""The walk through the network: what every layer makes of a few test images, and the numbers that it needs.
+
+The page recomputes a single activation from real numbers: so it carries, as float32, every value that enters
+and leaves a layer for the chosen images, and the weights. What is too large to be carried is left out, layer
+by layer, and the page says so.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convscope.evaluation import Evaluation
+from convscope.inspection.activations import FeatureMaps, feature_maps
+from convscope.inspection.graph import Call, Graph, read_graph
+from convscope.report.pictures import Album
+from convscope.report.source import Contents
+from convscope.report.words import name
+
+FloatArray = NDArray[np.float32]
+
+IMAGES = 6
+# How much the page carries: numbers for one image and in one kernel, characters for all images.
+VALUES_OF_AN_IMAGE = 200_000
+KERNEL_VALUES = 80_000
+WEIGHT_VALUES = 200_000
+ALL_IMAGES = 1_200_000
+# Layers that hand their input on unchanged when the network is used.
+UNCHANGED = ("Dropout", "SpatialDropout2D", "GaussianNoise", "GaussianDropout", "AlphaDropout", "Identity")
+POOLINGS = {
+    "MaxPooling2D": "max",
+    "GlobalMaxPooling2D": "max",
+    "AveragePooling2D": "average",
+    "GlobalAveragePooling2D": "average",
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One layer of the walk.
+
+    Parameters
+    ----------
+    call : Call
+        The layer where it is used.
+    parent : int
+        The stage whose output enters it, −1 for the image; None where several arrays enter.
+    kind : str
+        Which arithmetic the page does for it; ``other`` for none.
+    """
+
+    call: Call
+    parent: int | None
+    kind: str
+
+
+def walk(contents: Contents, evaluation: Evaluation) -> dict[str, Any] | None:
+    """Gather what the page needs for walking through the network.
+
+    Parameters
+    ----------
+    contents : Contents
+        The run.
+    evaluation : Evaluation
+        Of its test images.
+
+    Returns
+    -------
+    dict or None
+        ``layers``, ``weights``, ``images``; None when the run's images are not at hand.
+
+    Raises
+    ------
+    ConvscopeError
+        When the network cannot be loaded, or has no graph to read.
+    """
+    if contents.images is None:
+        return None
+    model, preprocess = contents.bundle.model, contents.bundle.preprocess
+    graph = read_graph(model)
+    stages = _stages(graph)
+    chosen = chosen_images(evaluation, IMAGES)
+    inputs = preprocess.apply(contents.images[chosen])
+    maps = [feature_maps(model, image) for image in inputs]
+    kept = _kept(graph, maps[0])
+    units = _units(evaluation, chosen)
+    weights, places = _weights(stages, units)
+    album = Album(contents.images)
+    images: list[dict[str, Any]] = []
+    room = ALL_IMAGES
+    for index, image, layers in zip(chosen, inputs, maps, strict=True):
+        first = np.moveaxis(image, 0, -1) if graph.channels_first else image  # (h, w, c)
+        values = pack([first, *(layers[place].values for place in kept)])
+        if images and len(values) > room:
+            break
+        room -= len(values)
+        described = _image(evaluation, index, album)
+        images.append({**described, "values": values, "logits": _logits(stages, layers)})
+    layers_json = [
+        _layer(place, stage, maps[0][place], place in kept, places.get(place), graph)
+        for place, stage in enumerate(stages)
+    ]
+    return {
+        "input": list(np.moveaxis(inputs[0], 0, -1).shape if graph.channels_first else inputs[0].shape),
+        "layers": layers_json,
+        "weights": pack(weights) if weights else None,
+        "images": images,
+        "classes": [name(label) for label in evaluation.class_names],
+    }
+
+
+def chosen_images(evaluation: Evaluation, most: int) -> list[int]:
+    """Choose test images worth a closer look: the worst errors of different classes, and sure right answers.
+
+    Parameters
+    ----------
+    evaluation : Evaluation
+        Of the images.
+    most : int
+        How many to choose at most.
+
+    Returns
+    -------
+    list of int
+        Places of the images.
+
+    Examples
+    --------
+    >>> chosen_images(Evaluation.from_probabilities([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]], [0, 1, 1]), 2)
+    [1, 0]
+    """
+    wrong: dict[int, int] = {}
+    for index in evaluation.worst_errors(evaluation.images).tolist():
+        wrong.setdefault(int(evaluation.labels[index]), index)
+    errors = list(wrong.values())[: most // 2]
+    by_class = sorted(
+        (int(label) for label in np.flatnonzero(evaluation.support)),
+        key=lambda label: (label in wrong, label),
+    )
+    surest = [int(evaluation.easiest(label, 1)[0]) for label in by_class]
+    right = [index for index in surest if evaluation.predictions[index] == evaluation.labels[index]]
+    return [*errors, *right[: most - len(errors)]]
+
+
+def pack(arrays: Sequence[FloatArray]) -> str:
+    """Put arrays behind each other as float32, compressed, as text.
+
+    The bytes are sorted by their significance first (all lowest bytes, then all second ones, …), which
+    compresses better.
+
+    Parameters
+    ----------
+    arrays : sequence of ndarray
+        Of any shape.
+
+    Returns
+    -------
+    str
+        Base64 of gzip.
+
+    Examples
+    --------
+    >>> values = np.arange(3, dtype=np.float32)
+    >>> planes = np.frombuffer(gzip.decompress(base64.b64decode(pack([values]))), np.uint8).reshape(4, -1)
+    >>> planes.T.copy().view("<f4").ravel().tolist()
+    [0.0, 1.0, 2.0]
+    """
+    flat = np.concatenate([np.asarray(array, "<f4").ravel() for array in arrays])
+    planes = flat.view(np.uint8).reshape(-1, 4).T  # (4, n)
+    return base64.b64encode(gzip.compress(planes.tobytes(), 9, mtime=0)).decode()
+
+
+def _stages(graph: Graph) -> list[Stage]:
+    """Put each call into its place: what enters it, and which arithmetic it has."""
+    makers = {graph.inputs[0]: -1}
+    stages = []
+    for place, call in enumerate(graph.calls):
+        parent = makers.get(call.inputs[0]) if len(call.inputs) == 1 else None
+        stages.append(Stage(call, parent, "other" if parent is None else _kind(call, graph)))
+        makers.update(dict.fromkeys(call.outputs, place))
+    return stages
+
+
+def _kind(call: Call, graph: Graph) -> str:
+    if call.type in UNCHANGED or (call.type == "Flatten" and not graph.channels_first):
+        return "same"
+    if call.type in POOLINGS:
+        return POOLINGS[call.type]
+    if call.type == "Conv2D":
+        return "convolution"
+    if call.type == "DepthwiseConv2D":
+        return "depthwise"
+    if call.type == "Dense" and len(call.input_shapes[0]) == 1:
+        return "dense"
+    return "activation" if call.type in ("Activation", "ReLU", "Softmax") else "other"
+
+
+def _kept(graph: Graph, maps: Sequence[FeatureMaps]) -> list[int]:
+    """Choose the layers whose values are carried, the smallest first until there is no room left."""
+    kinds = [_kind(call, graph) for call in graph.calls]
+    own = [place for place, kind in enumerate(kinds) if kind != "same"]
+    room, kept = VALUES_OF_AN_IMAGE, []
+    for place in sorted(own, key=lambda place: maps[place].values.size):
+        if maps[place].values.size > room:
+            break
+        room -= maps[place].values.size
+        kept.append(place)
+    return sorted(kept)
+
+
+def _units(evaluation: Evaluation, chosen: Sequence[int]) -> list[int]:
+    """Choose the outputs whose weights matter most: predicted and true classes of the chosen images."""
+    labels = np.stack([evaluation.predictions[chosen], evaluation.labels[chosen]], axis=1)
+    return list(dict.fromkeys(labels.ravel().tolist()))
+
+
+def _weights(stages: Sequence[Stage], units: Sequence[int]) -> tuple[list[FloatArray], dict[int, Any]]:
+    """Collect the weights that are carried: whole kernels, or a few columns of a large dense one."""
+    arrays: list[FloatArray] = []
+    places: dict[int, Any] = {}
+    room, position = WEIGHT_VALUES, 0
+    for place, stage in enumerate(stages):
+        if stage.kind not in ("convolution", "depthwise", "dense"):
+            continue
+        kernel, bias = _kernel_and_bias(stage)
+        columns = None
+        if kernel.size > min(KERNEL_VALUES, room):
+            if stage.kind != "dense":
+                continue
+            columns = _columns(stage, stages, kernel, units, room)
+            kernel, bias = kernel[:, columns], bias[columns]
+        room -= kernel.size
+        places[place] = {
+            "start": position,
+            "kernel": list(kernel.shape),
+            "units": columns,
+            "bias": bias.size > 0,
+        }
+        arrays.extend((kernel, bias))
+        position += kernel.size + bias.size
+    return arrays, places
+
+
+def _columns(
+    stage: Stage, stages: Sequence[Stage], kernel: FloatArray, units: Sequence[int], room: int
+) -> list[int]:
+    """Choose units of a large dense layer: those of the classes at the end, the first few elsewhere."""
+    most = max(1, min(room, 3 * KERNEL_VALUES) // kernel.shape[0])
+    wanted = list(units) if stage is stages[-1] else list(range(kernel.shape[1]))
+    return sorted(wanted[: min(most, 4 if stage is not stages[-1] else most)])
+
+
+def _kernel_and_bias(stage: Stage) -> tuple[FloatArray, FloatArray]:
+    """Read a layer's weights; one without biases gets zeros."""
+    kernel, *rest = stage.call.operation.get_weights()
+    # A depthwise kernel is (h, w, channels, multiplier): each channel has filters of its own.
+    outputs = kernel.shape[-1] * (kernel.shape[2] if stage.kind == "depthwise" else 1)
+    return kernel, rest[0] if rest else np.zeros(outputs, np.float32)
+
+
+def _logits(stages: Sequence[Stage], layers: Sequence[FeatureMaps]) -> list[float] | None:
+    """Compute the sums that enter a softmax at the end, in float64; the page shows one of them in detail."""
+    last = stages[-1]
+    if last.kind != "dense" or _activation(last.call) != "softmax" or last.parent is None or last.parent < 0:
+        return None
+    kernel, bias = _kernel_and_bias(last)
+    entering = layers[last.parent].values.ravel().astype(np.float64)
+    sums = entering @ kernel.astype(np.float64) + bias
+    return [float(value) for value in sums]
+
+
+def _activation(call: Call) -> str:
+    """Name the function behind a layer's sum, as the page's script knows it."""
+    operation = call.operation
+    if call.type in ("ReLU", "Softmax"):
+        plain = call.type == "Softmax" or not (
+            operation.max_value or operation.negative_slope or operation.threshold
+        )
+        return call.type.lower() if plain else "unknown"
+    activation = getattr(operation, "activation", None)
+    return "linear" if activation is None else str(getattr(activation, "__name__", "unknown"))
+
+
+def _layer(
+    place: int, stage: Stage, maps: FeatureMaps, kept: bool, weights: Any, graph: Graph
+) -> dict[str, Any]:
+    """Describe a layer for the page."""
+    described: dict[str, Any] = {
+        "name": name(stage.call.name),
+        "type": stage.call.type,
+        "shape": list(maps.values.shape),
+        "parent": stage.parent,
+        "kind": stage.kind,
+        "kept": kept,
+        "place": place,
+    }
+    if stage.kind in ("convolution", "depthwise", "dense"):
+        described |= {"activation": _activation(stage.call), "weights": weights}
+    elif stage.kind == "activation":
+        described |= {"activation": _activation(stage.call)}
+    if stage.kind in ("convolution", "depthwise", "max", "average"):
+        described |= _window(stage, graph)
+    return described
+
+
+def _window(stage: Stage, graph: Graph) -> dict[str, Any]:
+    """Say where a window begins for each output: size, strides, dilation, padding above and left."""
+    operation = stage.call.operation
+    height, width = _spatial(stage.call.input_shapes[0], graph)
+    if stage.call.type.startswith("Global"):
+        size, strides, dilation, padding = (height, width), (1, 1), (1, 1), "valid"
+    else:
+        size = operation.kernel_size if "Conv" in stage.call.type else operation.pool_size
+        strides = operation.strides
+        dilation = getattr(operation, "dilation_rate", (1, 1))
+        padding = operation.padding
+    above = [
+        _padding_before(length, window, step, gap) if padding == "same" else 0
+        for length, window, step, gap in zip((height, width), size, strides, dilation, strict=True)
+    ]
+    return {
+        "window": list(size),
+        "strides": list(strides),
+        "dilation": list(dilation),
+        "padding": above,
+        "groups": int(getattr(operation, "groups", 1) or 1),
+        "multiplier": int(getattr(operation, "depth_multiplier", 1) or 1),
+    }
+
+
+def _spatial(shape: tuple[int | None, ...], graph: Graph) -> tuple[int, int]:
+    height, width = shape[1:] if graph.channels_first else shape[:2]
+    return int(height or 0), int(width or 0)
+
+
+def _padding_before(length: int, window: int, step: int, gap: int) -> int:
+    """Count the zeros before the first value under ``same`` padding.
+
+    Examples
+    --------
+    >>> _padding_before(28, 3, 1, 1), _padding_before(28, 3, 2, 1)
+    (1, 0)
+    """
+    outputs = -(-length // step)
+    total = max((outputs - 1) * step + (window - 1) * gap + 1 - length, 0)
+    return total // 2
+
+
+def _image(evaluation: Evaluation, index: int, album: Album) -> dict[str, Any]:
+    true, predicted = int(evaluation.labels[index]), int(evaluation.predictions[index])
+    return {
+        "name": name(evaluation.name_of(index)),
+        "true": true,
+        "predicted": predicted,
+        "probability": float(evaluation.probabilities[index, predicted]),
+        "picture": album.picture(index),
+    }

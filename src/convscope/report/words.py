@@ -1,0 +1,172 @@
+"""How the report writes numbers and names."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from convscope.data.names import printable
+
+NO_VALUE = "–"
+# A thin space that does not break keeps a number and its unit together.
+THIN = "\N{NARROW NO-BREAK SPACE}"
+MINUS = "\N{MINUS SIGN}"
+SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+
+
+def is_number(value: Any) -> bool:
+    """Say whether a value is a finite number.
+
+    Examples
+    --------
+    >>> is_number(0.5), is_number(float("nan")), is_number(None)
+    (True, False, False)
+    """
+    return value is not None and math.isfinite(value)
+
+
+def percent(share: float | None, digits: int = 2) -> str:
+    """Write a share as a percentage; 100 only when nothing is missing, 0 only when nothing is there.
+
+    Parameters
+    ----------
+    share : float or None
+        From 0 to 1; anything that is no finite number becomes a dash.
+    digits : int
+        Decimal places.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> percent(0.98765).replace(THIN, " "), percent(0.99999, 1).replace(THIN, " ")
+    ('98.77 %', '99.9 %')
+    """
+    if share is None or not math.isfinite(share):
+        return NO_VALUE
+    text = f"{100 * share:.{digits}f}"
+    step = 10.0**-digits
+    if share < 1 and float(text) >= 100:
+        text = f"{100 - step:.{digits}f}"
+    if share > 0 and float(text) <= 0:
+        text = f"{step:.{digits}f}"
+    return f"{text}{THIN}%"
+
+
+def points(difference: float) -> str:
+    """Write the distance of two shares in percentage points, without its sign.
+
+    Examples
+    --------
+    >>> points(-0.0123)
+    '1.23 percentage points'
+    """
+    return f"{100 * abs(difference):.2f} percentage points"
+
+
+def count(number: float | None) -> str:
+    """Write a whole number with its thousands apart.
+
+    Examples
+    --------
+    >>> count(10000)
+    '10,000'
+    """
+    return NO_VALUE if number is None else f"{number:,.0f}"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Write a number of any size with so many significant or decimal places, and a real minus sign.
+
+    Examples
+    --------
+    >>> number(0.12345678), number(-2e-9), number(None)
+    ('0.1235', '−2.0·10⁻⁹', '–')
+    """
+    if value is None or not math.isfinite(value):
+        return NO_VALUE
+    small = value != 0 and abs(value) < 10.0 ** (1 - digits)
+    text = _scientific(value) if small or abs(value) >= 1e6 else f"{value:.{digits}f}"
+    return text.replace("-", MINUS)
+
+
+def _scientific(value: float) -> str:
+    """Write a number with a power of ten.
+
+    Examples
+    --------
+    >>> _scientific(1234567.0)
+    '1.2·10⁶'
+    """
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa}·10{str(int(exponent)).translate(SUPERSCRIPTS)}"
+
+
+def duration(seconds: float | None) -> str:
+    """Write a time as a person would say it.
+
+    Examples
+    --------
+    >>> duration(0.42).replace(THIN, " "), duration(75).replace(THIN, " "), duration(7300).replace(THIN, " ")
+    ('0.42 s', '1 min 15 s', '2 h 1 min')
+    """
+    if seconds is None or not math.isfinite(seconds):
+        return NO_VALUE
+    if seconds < 10:
+        return f"{seconds:.2f}{THIN}s"
+    if seconds < 60:
+        return f"{seconds:.0f}{THIN}s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}{THIN}min {rest}{THIN}s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}{THIN}h {minutes}{THIN}min"
+
+
+def plural(number_of: int, one: str, many: str | None = None) -> str:
+    """Write how many there are of something.
+
+    Examples
+    --------
+    >>> plural(1, "image"), plural(2000, "image"), plural(2, "class", "classes")
+    ('1 image', '2,000 images', '2 classes')
+    """
+    return f"{number_of:,} {one if number_of == 1 else many or one + 's'}"
+
+
+def shape(lengths: Any) -> str:
+    """Write a shape, or several of them.
+
+    Examples
+    --------
+    >>> shape((26, 26, 32)), shape(((2, 2), (3,))), shape((None, 3))
+    ('26×26×32', '2×2, 3', '?×3')
+    """
+    if lengths and isinstance(lengths[0], list | tuple):
+        return ", ".join(shape(one) for one in lengths)
+    return "×".join("?" if length is None else str(length) for length in lengths)
+
+
+def name(text: Any) -> str:
+    r"""Prepare a name that came from outside: whatever cannot be printed becomes an escape.
+
+    Examples
+    --------
+    >>> print(name("cat\n"))
+    cat\n
+    """
+    return printable(str(text))
+
+
+FILTERS = {
+    "percent": percent,
+    "points": points,
+    "count": count,
+    "number": number,
+    "duration": duration,
+    "plural": plural,
+    "shape": shape,
+    "name": name,
+}
