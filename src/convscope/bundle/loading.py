@@ -218,23 +218,27 @@ def _require_possible(preprocess: Preprocess) -> None:
     """Refuse settings that no training could have produced."""
     shape = (preprocess.height, preprocess.width, preprocess.channels)
     limits = preprocess.limits or (0.0, 1.0)
-    checks = {
-        f"a size of up to {LARGEST_SIDE:,}": all(
-            type(length) is int and 0 < length <= LARGEST_SIDE for length in shape
-        ),
-        "1 or 3 channels": preprocess.channels in (1, 3),
-        "a known scaling": preprocess.scaling in SCALINGS,
-        "a known data format": preprocess.data_format in DATA_FORMATS,
-        "a known way to resize": preprocess.resize in RESIZES,
-        "two limits": len(limits) == 2 and bool(np.isfinite(np.array(limits, float)).all()),
-        "finite scale and offset": all(
+    # Each check is made only where those before it hold.
+    checks: dict[str, Callable[[], object]] = {
+        f"a size of up to {LARGEST_SIDE:,}": lambda: all(_is_side(length) for length in shape),
+        "1 or 3 channels": lambda: preprocess.channels in (1, 3),
+        "a known scaling": lambda: preprocess.scaling in SCALINGS,
+        "a known data format": lambda: preprocess.data_format in DATA_FORMATS,
+        "a known way to resize": lambda: preprocess.resize in RESIZES,
+        "two limits": lambda: np.isfinite(np.array(limits, float)).sum() == 2 == len(limits),
+        "finite scale and offset of its size": lambda: all(
             np.isfinite(values).all() and np.broadcast_shapes(values.shape, shape) == shape
             for values in (preprocess.scale, preprocess.offset)
         ),
     }
     for expected, holds in checks.items():
-        if not holds:
+        if not holds():
             raise DataError(sentence(f"preprocessing with {expected}", "another value"))
+
+
+def _is_side(length: object) -> bool:
+    """Tell whether a value is a number of pixels."""
+    return type(length) is int and 0 < length <= LARGEST_SIDE
 
 
 def load_class_names(run: RunDirectory) -> tuple[str, ...]:
