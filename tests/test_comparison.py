@@ -175,6 +175,15 @@ class TestCompare:
             compare(run([True] * 2, names=["a", "b"]), other)
 
 
+def test_refuses_other_fingerprints():
+    one = run([True, False])
+    with pytest.raises(
+        UsageError, match="got data with the fingerprints 0123456789ab… and ffffffffffff…. Evaluate"
+    ):
+        compare(one, one, fingerprints=("0123456789abcdef", "f" * 64))
+    assert compare(one, one, fingerprints=("same", "same")).agreement == 1
+
+
 def test_a_difference_of_nothing_is_never_real():
     assert give_verdict(0.0, 0.0) == "could be chance"
 

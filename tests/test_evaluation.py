@@ -222,6 +222,14 @@ def test_renaming_the_classes_moves_their_scores_and_nothing_else(drawn):
 
 def test_ten_thousand_images_are_evaluated_quickly():
     probabilities, labels = random_case(10_000, 10)
-    start = time.perf_counter()
+    start = time.process_time()  # of this process: the tests may share the machine
     Evaluation.from_probabilities(probabilities, labels).to_json()
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
+
+
+@pytest.mark.slow
+def test_a_thousand_classes_are_evaluated_quickly_too():
+    probabilities, labels = random_case(10_000, 1000, skill=4.0)
+    start = time.process_time()
+    Evaluation.from_probabilities(probabilities, labels).to_json()
+    assert time.process_time() - start < 10

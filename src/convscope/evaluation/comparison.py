@@ -161,7 +161,13 @@ class Comparison:
 
 
 def compare(
-    a: Evaluation, b: Evaluation, label_a: str = "A", label_b: str = "B", *, seed: int = 0
+    a: Evaluation,
+    b: Evaluation,
+    label_a: str = "A",
+    label_b: str = "B",
+    *,
+    fingerprints: tuple[str, str] | None = None,
+    seed: int = 0,
 ) -> Comparison:
     """Compare two networks on the same test images.
 
@@ -171,6 +177,8 @@ def compare(
         Of the same images in the same order.
     label_a, label_b : str
         What to call them.
+    fingerprints : pair of str, optional
+        Of the data of A and of B; they have to be the same.
     seed : int
         Of the bootstrap.
 
@@ -192,7 +200,7 @@ def compare(
     >>> compare(first, second).verdict
     'better'
     """
-    check_same_test(a, b)
+    check_same_test(a, b, fingerprints)
     right_a, right_b = a.predictions == a.labels, b.predictions == b.labels
     only_a, only_b = np.flatnonzero(right_a & ~right_b), np.flatnonzero(right_b & ~right_a)
     p_value = mcnemar_exact(only_a.size, only_b.size)
@@ -217,17 +225,19 @@ def compare(
     )
 
 
-def check_same_test(a: Evaluation, b: Evaluation) -> None:
+def check_same_test(a: Evaluation, b: Evaluation, fingerprints: tuple[str, str] | None = None) -> None:
     """Refuse to compare what was tested on different data.
 
     Parameters
     ----------
     a, b : Evaluation
+    fingerprints : pair of str, optional
+        Of their data.
 
     Raises
     ------
     UsageError
-        When number, classes, labels or names of the images differ.
+        When fingerprints, number, classes, labels or names of the images differ.
 
     Examples
     --------
@@ -235,6 +245,9 @@ def check_same_test(a: Evaluation, b: Evaluation) -> None:
     >>> check_same_test(one, one)
     """
     expected, hint = "two evaluations of the same test images", "Evaluate both networks on the same data."
+    if fingerprints is not None and fingerprints[0] != fingerprints[1]:
+        found = f"data with the fingerprints {fingerprints[0][:12]}… and {fingerprints[1][:12]}…"
+        raise UsageError(sentence(expected, found, hint))
     if a.images != b.images:
         raise UsageError(sentence(expected, f"{a.images:,} and {b.images:,} images", hint))
     if a.class_names != b.class_names:

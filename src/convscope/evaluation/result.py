@@ -159,15 +159,6 @@ class Evaluation:
     def name_of(self, index: int) -> str:
         """Name one image, by its place when the images have no names.
 
-        Parameters
-        ----------
-        index : int
-            From 0 to n − 1.
-
-        Returns
-        -------
-        str
-
         Examples
         --------
         >>> Evaluation.from_probabilities([[0.9, 0.1]], [0]).name_of(0)
@@ -392,10 +383,6 @@ class Evaluation:
 
     def summary(self) -> str:
         """Say in one line how good the predictions are.
-
-        Returns
-        -------
-        str
 
         Examples
         --------
