@@ -177,9 +177,7 @@ class TestCompare:
 
 def test_refuses_other_fingerprints():
     one = run([True, False])
-    with pytest.raises(
-        UsageError, match="got data with the fingerprints 0123456789ab… and ffffffffffff…. Evaluate"
-    ):
+    with pytest.raises(UsageError, match="got data with the fingerprints 0123456789ab… and ffffffffffff…"):
         compare(one, one, fingerprints=("0123456789abcdef", "f" * 64))
     assert compare(one, one, fingerprints=("same", "same")).agreement == 1
 
