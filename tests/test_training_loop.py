@@ -183,3 +183,11 @@ def test_fifty_steps_of_deep_lose_as_keras_does():
     train("keras")
     assert len(read["fast"]) == 50
     np.testing.assert_allclose(read["fast"], read["keras"], rtol=1e-3)
+
+
+@ENGINES
+def test_dropout_drops_others_in_each_epoch(engine):
+    model = network(dropout=0.5, optimizer=keras.optimizers.SGD(0.0))
+    _, history = events_of(engine, model, epochs=3, shuffle=False)
+    assert len(set(history.history["loss"])) == 3
+    assert len(set(history.history["val_loss"])) == 1
