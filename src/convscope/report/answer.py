@@ -60,7 +60,7 @@ def epochs_done(contents: Contents) -> int:
 
 def epochs_planned(contents: Contents) -> int | None:
     """Return how many epochs were asked for, where the run says so."""
-    planned = contents.record.get("config", {}).get("training", {}).get("epochs")
+    planned = dict(contents.record["config"].get("training", {})).get("epochs")
     return planned if isinstance(planned, int) else None
 
 
@@ -75,7 +75,8 @@ def _result(contents: Contents, part: str, evaluation: Evaluation) -> str:
     text = (
         f"The network {name(contents.network_name)} is right for {count(right)} of "
         f"{count(evaluation.images)} {part} images of {name(contents.data_name)}. "
-        f"With 95{THIN}% confidence its accuracy on such images lies between {percent(low)} and {percent(high)}."
+        f"With 95{THIN}% confidence its accuracy on such images lies between {percent(low)} and "
+        f"{percent(high)}."
     )
     if part != "test":
         text += " The run has no predictions for test images; choices made on validation data flatter them."
@@ -186,7 +187,7 @@ def _facts(contents: Contents, evaluation: Evaluation | None) -> list[tuple[str,
     if evaluation is not None:
         facts.append(("errors", f"{count(evaluation.errors)} of {count(evaluation.images)}"))
         facts.append(("loss", f"{evaluation.loss:.4f}"))
-    parameters = contents.record.get("network", {}).get("parameters")
+    parameters = contents.record["network"].get("parameters")
     facts.append(("parameters", count(parameters)))
     facts.append(("epochs", count(epochs_done(contents))))
     return facts

@@ -18,7 +18,7 @@ from convscope.inspection.health import (
 from convscope.report.source import Contents
 
 # Enough images for means and dead units; each costs a pass forward and back.
-IMAGES = 256
+IMAGES = 128
 LEVELS = ("warning", "note", "good")
 SEED = 0
 

@@ -16,7 +16,7 @@ from convscope.report.pictures import Album, heat_picture, kernel_picture
 from convscope.report.source import Contents
 from convscope.report.walk import chosen_images
 
-IMAGES = 6
+IMAGES = 4
 MOST_FILTERS = 64
 
 

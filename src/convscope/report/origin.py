@@ -47,7 +47,7 @@ def data(contents: Contents, album: Album) -> dict[str, Any]:
     dict
         ``counts``, ``preparation``, ``fingerprint``, ``classes`` with examples, ``images_missing``.
     """
-    record = contents.record.get("data", {})
+    record = contents.record["data"]
     judged = contents.judged
     classes = []
     if judged is not None:
@@ -93,16 +93,16 @@ def reproduction(contents: Contents) -> dict[str, Any]:
         ``command``, ``settings``, ``versions``, ``device``, ``files``, ``plan``.
     """
     record = contents.record
-    config = dict(record.get("config", {}))
+    config = dict(record["config"])
     training = config.pop("training", {})
-    device = record.get("device", {})
+    device = record["device"]
     return {
         "command": record.get("command", ""),
         "seed": record.get("seed"),
         "commit": record.get("source_commit"),
-        "fingerprint": record.get("data", {}).get("fingerprint", ""),
+        "fingerprint": record["data"].get("fingerprint", ""),
         "settings": [(key.replace("_", " "), _value(value)) for key, value in {**config, **training}.items()],
-        "versions": list(record.get("versions", {}).items()),
+        "versions": list(record["versions"].items()),
         "device": [(key.replace("_", " "), _value(value)) for key, value in device.items()],
         "plan": json.dumps(record["plan"], indent=2) if record.get("plan") else "",
         "files": _files(contents),

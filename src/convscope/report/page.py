@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 import convscope
 from convscope.data.catalog import Dataset
-from convscope.errors import ConvscopeError
+from convscope.errors import ConvscopeError, RunError, sentence
 from convscope.evaluation import Evaluation, test_door
 from convscope.report.answer import answer
 from convscope.report.architecture import architecture
@@ -42,7 +42,13 @@ REPORT_FILE = "report.html"
 GALLERY, BEHIND_CELLS = 700_000, 700_000
 
 
-def write_report(run_path: str | Path, *, dataset: Dataset | None = None, consulted_by: str = "") -> Path:
+def write_report(
+    run_path: str | Path,
+    *,
+    dataset: Dataset | None = None,
+    data: str | Path | None = None,
+    consulted_by: str = "",
+) -> Path:
     """Write a run's report into its directory.
 
     Parameters
@@ -50,7 +56,10 @@ def write_report(run_path: str | Path, *, dataset: Dataset | None = None, consul
     run_path : str or Path
         The run's directory.
     dataset : Dataset, optional
-        The data of the run, where they are at hand; without it they are loaded by the name in the run.
+        The run's data, where they are at hand; without it they are loaded again, and the report of a run
+        whose data are gone shows no images and says so.
+    data : str or Path, optional
+        Where the data are now, if no longer where the run found them.
     consulted_by : str
         The command that looks at the finished run's test set once more, which is counted; empty for the
         report that belongs to the run's own final evaluation.
@@ -70,24 +79,32 @@ def write_report(run_path: str | Path, *, dataset: Dataset | None = None, consul
     >>> write_report("runs/first")  # doctest: +SKIP
     PosixPath('runs/first/report.html')
     """
-    run = RunDirectory(run_path)
-    contents = read_contents(run_path, dataset)
-    if consulted_by and contents.test is not None:
-        record = test_door.consult(contents.consultations, "report", by=consulted_by)
-        run.write_json(CONSULTATIONS, record)
-        contents = read_contents(run_path, dataset)
-    run.write_bytes(REPORT_FILE, _render(contents).encode("utf-8", "backslashreplace"))
+    contents = read_contents(run_path, dataset, data)
+    run = RunDirectory(contents.path)
+    try:
+        if consulted_by and contents.test is not None:
+            record = test_door.consult(contents.consultations, "report", by=consulted_by)
+            run.write_json(CONSULTATIONS, record)
+            contents = replace(contents, consultations=record)
+        run.write_bytes(REPORT_FILE, _render(contents).encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise RunError(sentence(f"to be able to write into {run.path}", error.strerror)) from error
     return run.path / REPORT_FILE
 
 
-def render_report(run_path: str | Path, *, dataset: Dataset | None = None) -> str:
+def render_report(
+    run_path: str | Path,
+    *,
+    dataset: Dataset | None = None,
+    data: str | Path | None = None,
+) -> str:
     """Make a run's report.
 
     Parameters
     ----------
     run_path : str or Path
         The run's directory.
-    dataset : Dataset, optional
+    dataset, data
         As in `write_report`.
 
     Returns
@@ -105,7 +122,7 @@ def render_report(run_path: str | Path, *, dataset: Dataset | None = None) -> st
     >>> render_report("runs/first")[:15]  # doctest: +SKIP
     '<!doctype html>'
     """
-    return _render(read_contents(run_path, dataset))
+    return _render(read_contents(run_path, dataset, data))
 
 
 def _render(contents: Contents) -> str:

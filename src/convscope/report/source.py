@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope.bundle import Bundle, load_bundle
-from convscope.data.catalog import Dataset, load
+from convscope.data.catalog import Dataset, load_again
 from convscope.errors import ConvscopeError, DataError, RunError, sentence
 from convscope.evaluation import Evaluation
 from convscope.runs import RUN_FILE, RunDirectory, open_run
@@ -19,8 +19,8 @@ from convscope.runs import RUN_FILE, RunDirectory, open_run
 PARTS = ("test", "validation")
 # How often the test set was consulted, and why; the form is that of ``evaluation.test_door``.
 CONSULTATIONS = "test_consultations.json"
-# What decides how a person's own images are read, where the run records it.
-READ_OPTIONS = ("size", "channels", "resize", "seed")
+# Parts of the record that sections read from.
+RECORDED = ("data", "network", "config", "device", "versions")
 
 
 @dataclass(frozen=True)
@@ -71,20 +71,22 @@ class Contents:
     @property
     def data_name(self) -> str:
         """What the data are called."""
-        return str(self.record.get("data", {}).get("name", "unknown data"))
+        return str(self.record["data"].get("name", "unknown data"))
 
     @property
     def network_name(self) -> str:
         """What the network is called."""
-        return str(self.record.get("network", {}).get("name", "the network"))
+        return str(self.record["network"].get("name", "the network"))
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """The names of the classes, by label."""
-        return tuple(self.record.get("data", {}).get("class_names", ()))
+        return tuple(self.record["data"].get("class_names", ()))
 
 
-def read_contents(run_path: str | Path, dataset: Dataset | None = None) -> Contents:
+def read_contents(
+    run_path: str | Path, dataset: Dataset | None = None, data: str | Path | None = None
+) -> Contents:
     """Read a run and find its test images again.
 
     Parameters
@@ -92,7 +94,42 @@ def read_contents(run_path: str | Path, dataset: Dataset | None = None) -> Conte
     run_path : str or Path
         The run's directory.
     dataset : Dataset, optional
-        The data of the run, where they are at hand; without it they are loaded by the name in the run.
+        The run's data, where they are at hand; without it they are loaded again.
+    data : str or Path, optional
+        Where the data are now, if no longer where the run found them.
+
+    Returns
+    -------
+    Contents
+
+    Raises
+    ------
+    RunError
+        If there is no run, or one of its files is damaged.
+    """
+    contents = read_record(run_path)
+    recorded = contents.record["data"]
+    if contents.test is None:
+        return replace(contents, images_missing="The run has no predictions for test images.")
+    try:
+        found = _load(recorded, data) if dataset is None else _same(recorded, dataset)
+        if not np.array_equal(found.test.labels, contents.test.labels):
+            raise DataError(sentence(f"the run's {contents.test.images} test images, in its order", "others"))
+        return replace(contents, images=found.test.images)
+    except ConvscopeError as error:
+        return replace(contents, images_missing=str(error))
+    except (KeyError, TypeError, ValueError) as error:  # somebody edited the record
+        got = f"{type(error).__name__}: {error}"
+        return replace(contents, images_missing=sentence(f"a record of the data in {RUN_FILE}", got))
+
+
+def read_record(run_path: str | Path) -> Contents:
+    """Read what a run recorded and predicted, without looking for its images.
+
+    Parameters
+    ----------
+    run_path : str or Path
+        The run's directory.
 
     Returns
     -------
@@ -104,12 +141,20 @@ def read_contents(run_path: str | Path, dataset: Dataset | None = None) -> Conte
         If there is no run, or one of its files is damaged.
     """
     run = open_run(run_path)
-    record = run.read_json(RUN_FILE)
-    names = tuple(record.get("data", {}).get("class_names", ()))
-    evaluations = _evaluations(run, names)
-    images, missing = _test_images(record, evaluations.get("test"), dataset)
+    record = _record(run)
+    evaluations = _evaluations(run, tuple(record["data"].get("class_names", ())))
     consultations = run.read_json(CONSULTATIONS) if (run.path / CONSULTATIONS).is_file() else None
-    return Contents(run.path, record, _history(run), evaluations, images, missing, consultations)
+    return Contents(run.path, record, _history(run), evaluations, consultations=consultations)
+
+
+def _record(run: RunDirectory) -> dict[str, Any]:
+    """Read what the run says about itself; parts that it does not have are empty."""
+    record = run.read_json(RUN_FILE)
+    for part in RECORDED:
+        if not isinstance(record.setdefault(part, {}), dict):
+            expected = f"an object under {part!r} in {RUN_FILE} of {run.path}"
+            raise RunError(sentence(expected, type(record[part]).__name__))
+    return record
 
 
 def _history(run: RunDirectory) -> dict[str, list[float]]:
@@ -140,44 +185,16 @@ def _evaluations(run: RunDirectory, class_names: tuple[str, ...]) -> dict[str, E
     return found
 
 
-def _test_images(
-    record: dict[str, Any], test: Evaluation | None, dataset: Dataset | None
-) -> tuple[NDArray[np.uint8] | None, str]:
-    """Find the test images, or the reason why they cannot be shown."""
-    if test is None:
-        return None, "The run has no predictions for test images."
-    try:
-        return _checked_images(record, test, dataset or _load_again(record)), ""
-    except ConvscopeError as error:
-        return None, str(error)
+def _load(recorded: dict[str, Any], data: str | Path | None) -> Dataset:
+    """Load the data as the run did, and make sure that they are the same; a report never downloads any."""
+    reading = {**recorded.get("reading", {}), "download": False}
+    moved = {} if data is None else {"source": str(data)}
+    return load_again({**recorded, **moved, "reading": reading})
 
 
-def _load_again(record: dict[str, Any]) -> Dataset:
-    """Load the data that the run names; a report never downloads anything."""
-    config = record.get("config", {})
-    reading = config.get("reading", {}).items()
-    options = {option: _as_option(value) for option, value in reading if option in READ_OPTIONS}
-    name = config.get("data") or record.get("data", {}).get("name", "")
-    return load(str(name), download=False, **options)
-
-
-def _as_option(value: Any) -> Any:
-    """Undo what JSON did to a pair."""
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _checked_images(record: dict[str, Any], test: Evaluation, dataset: Dataset) -> NDArray[np.uint8]:
-    """Return the dataset's test images if they are the ones that were predicted."""
-    expected = str(record.get("data", {}).get("fingerprint", ""))
-    if dataset.fingerprint != expected:
-        raise DataError(
-            sentence(
-                f"the data with fingerprint {expected[:12]}",
-                f"{dataset.name} with fingerprint {dataset.fingerprint[:12]}",
-                "The data have changed since the run.",
-            )
-        )
-    same = len(dataset.test) == test.images and np.array_equal(dataset.test.labels, test.labels)
-    if not same:
-        raise DataError(sentence(f"{test.images} test images in the order of the run", "others"))
-    return dataset.test.images
+def _same(recorded: dict[str, Any], dataset: Dataset) -> Dataset:
+    """Return a dataset if it is the one that the run used."""
+    if dataset.fingerprint != recorded.get("fingerprint"):
+        expected = f"the run's data with the fingerprint {str(recorded.get('fingerprint'))[:12]}…"
+        raise DataError(sentence(expected, f"{dataset.fingerprint[:12]}…"))
+    return dataset
