@@ -31,6 +31,7 @@ FLOORS = {
     "bundle": 4,
     "plotting": 4,
     "prediction": 5,
+    "probes": 5,
     "report": 5,
     "experiment": 6,
     "recipes": 7,

@@ -132,6 +132,7 @@ def run_several(
     listeners: Sequence[Listener] = (),
     on_begin: Callable[[str], None] = lambda _name: None,
     on_result: Callable[[Result], None] = lambda _result: None,
+    with_report: bool = True,
 ) -> list[Result]:
     """Run experiments one after the other, in a folder of their own below ``out``.
 
@@ -147,6 +148,8 @@ def run_several(
         Stands in the folder's name, between its time and the dataset.
     command, listeners, on_begin, on_result
         As for ``run_exercise``; ``on_begin`` receives the run's name.
+    with_report : bool
+        Write each run's ``report.html``.
 
     Returns
     -------
@@ -162,7 +165,8 @@ def run_several(
     results = []
     for name, config in configs.items():
         on_begin(name)
-        results.append(run_experiment(config, dataset, folder / name, listeners, command))
+        result = run_experiment(config, dataset, folder / name, listeners, command, with_report=with_report)
+        results.append(result)
         on_result(results[-1])
     return results
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from convscope.cli.output import say, show_json, table
-from convscope.errors import ConvscopeError
+from convscope.errors import ConvscopeError, DataError, sentence
+
+if TYPE_CHECKING:
+    from convscope.data.findings import DataReport
+
+# How many files of a finding a person is shown.
+SHOWN = 20
 
 app = typer.Typer(
     help="The datasets: which there are, where they lie, what is in them.", no_args_is_help=True
@@ -50,6 +57,59 @@ def info(
     Example: convscope data info digits
     """
     _show(name, json)
+
+
+@app.command()
+def check(
+    path: Annotated[Path, typer.Argument(help="A folder of images, or any file that can be trained on.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Leave out what takes long.")] = False,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Write a contact sheet of the images to this PNG file.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Look at your images before an hour is spent on them; nothing of yours is changed.
+
+    Example: convscope data check photos/ --sheet photos.png
+    """
+    from convscope.data.check import check_folder
+
+    report = check_folder(path, quick)
+    if sheet is not None:
+        _write_sheet(path, sheet)
+    if json:
+        show_json(report.to_json())
+    else:
+        _show_report(report)
+    if report.meaningless:
+        raise DataError(sentence("data that a network can learn from", report.meaningless))
+
+
+def _show_report(report: DataReport) -> None:
+    height, width, channels = report.size
+    say(f"{report.path}: {report.layout}, {report.used:,} of {report.files:,} images can be used, "
+        f"brought to {height}×{width}×{channels}")  # fmt: skip
+    parts = list(report.counts)
+    classes = sorted({name for counts in report.counts.values() for name in counts})
+    rows = [[name, *(f"{report.counts[part].get(name, 0):,}" for part in parts)] for name in classes]
+    if rows:
+        table("Images of each class", ["class", *parts], rows)
+    for finding in report.findings:
+        say(f"{finding.severity}: {finding.message} {finding.advice}".rstrip())
+        details = finding.details or ("",) * len(finding.names)
+        for name, detail in zip(finding.names[:SHOWN], details, strict=False):
+            say(f"    {name}{': ' if detail else ''}{detail}")
+        if len(finding.names) > SHOWN:
+            say(f"    … and {len(finding.names) - SHOWN} more; --json lists all")
+
+
+def _write_sheet(path: Path, target: Path) -> None:
+    """Draw a contact sheet of the images that can be used."""
+    from convscope.data.contact_sheet import contact_sheet
+    from convscope.data.paths import open_path
+    from convscope.plotting import plot_contact_sheet, save_figure
+
+    save_figure(plot_contact_sheet(contact_sheet(open_path(path))), target)
 
 
 def _state(name: str) -> str:

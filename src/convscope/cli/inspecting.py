@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,13 +22,30 @@ def inspect(
     ] = None,
     classes: Annotated[int | None, typer.Option(help="For a network by name. [default: 10]")] = None,
     data_format: Annotated[str | None, typer.Option(help="channels_last or channels_first.")] = None,
-    program: Annotated[bool, typer.Option(help="Show what the fast engine makes of the network.")] = False,
+    program: Annotated[
+        bool, typer.Option("--program", help="Show what the fast engine makes of the network.")
+    ] = False,
+    image: Annotated[
+        int | None, typer.Option(help="Look inside a run with this test image, counted from 0.")
+    ] = None,
+    layer: Annotated[str | None, typer.Option(help="The layer to look at. [default: the first]")] = None,
+    position: Annotated[
+        str | None, typer.Option(help="Row and column of one activation, such as 3,4. [default: the middle]")
+    ] = None,
+    channel: Annotated[int, typer.Option(help="Channel or unit of that activation.")] = 0,
+    figures: Annotated[
+        Path | None, typer.Option(help="Where figures are written. [default: figures/ in the run]")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
-    """Show a network's layers: shapes, weights, parameters, costs, and the arithmetic that gives them.
+    """Show a network's layers with their arithmetic, or what one image does inside a run's network.
 
     Example: convscope inspect deep --input 32x32x3 --classes 5
     """
+    if image is not None or layer is not None:
+        where = parse_position(position) if position else None
+        _probe(Path(target), image or 0, layer, where, channel, figures, json)
+        return
     from convscope.bundle import open_model
     from convscope.inspection import describe, explain_kernel_layouts
 
@@ -45,6 +63,64 @@ def inspect(
         say("\nHow kernels are laid out:")
         for line in layouts:
             say(f"  {line}")
+
+
+def parse_position(text: str) -> tuple[int, int]:
+    """Read row and column such as 3,4.
+
+    Examples
+    --------
+    >>> parse_position("3,4")
+    (3, 4)
+    """
+    parts = re.fullmatch(r"(\d{1,5})\s*[,x×]\s*(\d{1,5})", text)
+    if parts is None:
+        raise UsageError(sentence("a row and a column such as 3,4", repr(text)))
+    return int(parts[1]), int(parts[2])
+
+
+def _probe(
+    run: Path,
+    image: int,
+    layer: str | None,
+    position: tuple[int, int] | None,
+    channel: int,
+    figures: Path | None,
+    json: bool,
+) -> None:
+    """Look inside a run with one test image: print the arithmetic, write the figures."""
+    from convscope.plotting import png_bytes
+    from convscope.probes import probe_run
+    from convscope.runs import RunDirectory
+
+    probe = probe_run(run, image, layer, position, channel)
+    folder = RunDirectory(figures or run / "figures")
+    files = {name: f"image_{image}_{name}.png" for name in probe.figures}
+    for name, figure in probe.figures.items():
+        folder.write_bytes(files[name], png_bytes(figure))
+    written = [str(folder.path / file) for file in files.values()]
+    if json:
+        show_json({**probe.to_json(), "figures": written})
+        return
+    say(f"{probe.image_name}: true {probe.true}, predicted {probe.predicted} ({probe.probability:.3f})\n")
+    found = probe.recomputed
+    place = "" if found.position is None else f" at row {found.position[0]}, column {found.position[1]}"
+    say(f"{found.layer} ({found.type}){place}, channel {found.channel}:")
+    for line in found.lines:
+        say(f"  {line}")
+    say(f"  the network's own number: {found.network_value:.6g}, difference {found.difference:.1e}\n")
+    rows = [
+        [
+            one.method,
+            f"{curve.area:.3f}",
+            f"{curve.random_area:.3f}",
+            "yes" if curve.better_than_chance else "no",
+        ]
+        for one, curve in zip(probe.attributions, probe.deletions, strict=True)
+    ]
+    columns = ["what the network looks at", "area when deleted", "in random order", "better than chance"]
+    table("Attribution, checked by deleting what it marks (a smaller area is better)", columns, rows)
+    say("Figures: " + ", ".join(written))
 
 
 def parse_shape(text: str) -> tuple[int, int, int]:

@@ -9,7 +9,7 @@ import typer
 from typer.exceptions import Exit, TyperException
 
 import convscope
-from convscope.cli import datasets, exercise, exporting, inspecting, predicting, training
+from convscope.cli import datasets, exercise, exporting, inspecting, judging, predicting, training
 from convscope.cli.output import fail, say
 from convscope.errors import ConvscopeError
 
@@ -26,6 +26,9 @@ app = typer.Typer(
 app.command("exercise")(exercise.exercise)
 app.command("train")(training.train)
 app.command("resume")(training.resume)
+app.command("evaluate")(judging.evaluate)
+app.command("compare")(judging.compare)
+app.command("report")(judging.report)
 app.command("inspect")(inspecting.inspect)
 app.command("predict")(predicting.predict)
 app.command("export")(exporting.export)

@@ -54,6 +54,7 @@ def train(
     seed: Annotated[int | None, typer.Option(help="The first seed. [default: 1338]")] = None,
     seeds: Annotated[int, typer.Option(help="Train this often, each time with the next seed.")] = 1,
     out: Annotated[Path, typer.Option(help="The folder in which runs are written.")] = Path("runs"),
+    report: Annotated[bool, typer.Option(help="Write report.html for each run.")] = True,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Train a network on a dataset and write a run; with --seeds, show mean and spread.
@@ -88,6 +89,7 @@ def train(
         command=["convscope", *sys.argv[1:]],
         listeners=() if json else progress_listener("auto"),
         on_result=(lambda _result: None) if json else show_result,
+        with_report=report,
     )
     if json:
         show_json(_as_json(dataset.name, results))

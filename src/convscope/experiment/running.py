@@ -13,14 +13,16 @@ import numpy as np
 from convscope.checkpoints import load_checkpoint, remove_checkpoints, training_lock
 from convscope.data.catalog import Dataset, load_again
 from convscope.errors import DivergedError, InterruptedRunError, RunError, sentence
-from convscope.evaluation import Evaluation
+from convscope.evaluation import Evaluation, test_door
 from convscope.experiment.config import ExperimentConfig
 from convscope.experiment.fitting import evaluate_parts, train
 from convscope.experiment.keeping import Keeper, stop_on_signals
 from convscope.experiment.session import Session, begin_session, describe_run
 from convscope.experiment.writing import write_evaluation, write_figures, write_statistics, write_training
+from convscope.report import write_report
+from convscope.report.source import CONSULTATIONS
 from convscope.runs import RUN_FILE, RunDirectory, create_run, open_run
-from convscope.training.events import Listener
+from convscope.training.events import Listener, Notice, tell
 from convscope.training.state import TrainingState
 
 
@@ -62,6 +64,8 @@ def run_experiment(
     target: Path,
     listeners: Sequence[Listener] = (),
     command: Sequence[str] = (),
+    *,
+    with_report: bool = True,
 ) -> Result:
     """Do a whole experiment and write its run directory.
 
@@ -77,6 +81,8 @@ def run_experiment(
         Each receives every training event.
     command : sequence of str
         The command line that led here, for the record.
+    with_report : bool
+        Write ``report.html`` too, which takes some seconds.
 
     Returns
     -------
@@ -95,7 +101,7 @@ def run_experiment(
     with create_run(target) as run, training_lock(run):
         session = begin_session(config, dataset, listeners)
         record = describe_run(session, dataset) | {"command": shlex.join(command), "status": "running"}
-        return _train_and_finish(run, session, record, listeners)
+        return _train_and_finish(run, session, record, listeners, with_report=with_report)
 
 
 def resume_experiment(path: str | Path, listeners: Sequence[Listener] = ()) -> Result:
@@ -140,6 +146,8 @@ def _train_and_finish(
     listeners: Sequence[Listener],
     state: TrainingState | None = None,
     seconds: float = 0.0,
+    *,
+    with_report: bool = True,
 ) -> Result:
     """Train to the end, keeping checkpoints; then evaluate and write everything."""
     model, prepared = session.model, session.prepared
@@ -159,11 +167,14 @@ def _train_and_finish(
         run.publish()
         hint = f"`convscope resume {run.path}` goes on."
         raise InterruptedRunError(f"Interrupted. {run.path} holds the network as it was then. {hint}")
+    run.write_json(CONSULTATIONS, test_door.consult(None, "final evaluation", by="train"))
     evaluations = evaluate_parts(model, prepared)
     write_evaluation(run, evaluations)
     subject = f"{model.name} on {record['data']['name']}"
     write_figures(run, evaluations["test"], prepared.test, training.history, subject)
     run.write_json(RUN_FILE, record | {"status": "completed"})
+    if with_report:
+        _report(run, session, listeners)
     remove_checkpoints(run.path)
     run.publish()
     return Result(
@@ -176,6 +187,15 @@ def _train_and_finish(
         validation=evaluations.get("validation"),
         test=evaluations["test"],
     )
+
+
+def _report(run: RunDirectory, session: Session, listeners: Sequence[Listener]) -> None:
+    """Write the report; a report that cannot be made is told of, and the run is kept."""
+    try:
+        write_report(run.path, dataset=session.dataset)
+    # Whatever goes wrong in a page must not cost an hour of training.
+    except Exception as error:
+        tell(tuple(listeners), Notice(f"The report could not be written: {type(error).__name__}: {error}"))
 
 
 def _resumable(run: RunDirectory, record: dict[str, Any]) -> tuple[TrainingState, float]:

@@ -22,6 +22,7 @@ class Session:
     """What a training works with."""
 
     config: ExperimentConfig
+    dataset: Dataset
     prepared: Prepared
     model: keras.Model
 
@@ -48,7 +49,7 @@ def begin_session(config: ExperimentConfig, dataset: Dataset, listeners: Sequenc
         for listener in listeners:
             listener(Notice(line))
     model = build_model(config, prepared.preprocess.input_shape, len(prepared.class_names), loaded)
-    return Session(config, prepared, model)
+    return Session(config, dataset, prepared, model)
 
 
 def describe_run(session: Session, dataset: Dataset) -> dict[str, Any]:

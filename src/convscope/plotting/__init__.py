@@ -22,7 +22,7 @@ from convscope.plotting.history import plot_history
 from convscope.plotting.images import plot_errors, plot_predictions
 from convscope.plotting.probability import plot_probability
 from convscope.plotting.recomputed import plot_recomputed
-from convscope.plotting.sheets import plot_examples, plot_label_issues
+from convscope.plotting.sheets import plot_contact_sheet, plot_examples, plot_label_issues
 from convscope.plotting.style import STYLE, embedded, png_bytes, save_figure
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "plot_comparison",
     "plot_confused_pairs",
     "plot_confusion_matrix",
+    "plot_contact_sheet",
     "plot_coverage",
     "plot_differences",
     "plot_embedding_map",

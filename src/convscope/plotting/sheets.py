@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from convscope.data.contact_sheet import ContactSheet
 from convscope.errors import UsageError, sentence
 from convscope.evaluation import Evaluation
 from convscope.plotting.images import as_pictures, draw_picture, image_grid, message_figure
@@ -101,6 +102,40 @@ def plot_examples(
                 axes.set_title(_probability(result, int(image)), fontsize=8)
                 if column == 0:
                     axes.set_ylabel(_name(result, index), rotation=0, ha="right", va="center")
+    return figure
+
+
+def plot_contact_sheet(sheet: ContactSheet, title: str = "") -> Figure:
+    """Draw images of a data set class by class, a row for each.
+
+    Parameters
+    ----------
+    sheet : ContactSheet
+        Images and their names.
+    title : str
+        Above the sheet.
+
+    Returns
+    -------
+    Figure
+
+    Examples
+    --------
+    >>> from convscope.data.contact_sheet import ContactSheet
+    >>> sheet = ContactSheet(np.zeros((1, 2, 8, 8, 1), np.uint8), (("a.png", "b.png"),), ("cat",))
+    >>> [axes.get_title() for axes in plot_contact_sheet(sheet).axes]
+    ['a.png', 'b.png']
+    """
+    classes, columns = sheet.images.shape[:2]
+    with new_figure(1.2 + 1.1 * columns, 0.5 + 1.25 * classes) as figure:
+        figure.suptitle(title or "A random choice of the images of each class")
+        for row in range(classes):
+            for column in range(columns):
+                axes = figure.add_subplot(classes, columns, 1 + row * columns + column)
+                draw_picture(axes, as_pictures(sheet.images[row, column][None])[0])
+                axes.set_title(shorten(sheet.captions[row][column], 16, keep_end=True), fontsize=6)
+                if column == 0:
+                    axes.set_ylabel(shorten(sheet.class_names[row], 16), rotation=0, ha="right", va="center")
     return figure
 
 

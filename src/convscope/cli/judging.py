@@ -1,0 +1,160 @@
+"""``convscope evaluate``, ``compare`` and ``report``: what finished runs are worth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from convscope.cli.output import say, show_json, table
+from convscope.errors import RunError, UsageError, sentence
+
+if TYPE_CHECKING:
+    from convscope.evaluation import Evaluation
+    from convscope.report.source import Contents
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    part: Annotated[
+        str, typer.Option(help="validation or test. Looking at the test set is counted.")
+    ] = "test",
+    json: Json = False,
+) -> None:
+    """Show what a finished run is worth: intervals, classes, calibration, confused pairs, worst errors.
+
+    Example: convscope evaluate runs/20260131-120000-exercise-mnist/deep --part validation
+    """
+    contents = _open(run)
+    evaluation = _part(contents, part)
+    if part == "test":
+        _count(contents, "error analysis", "evaluate")
+    if json:
+        show_json({"run": str(run), "part": part, **evaluation.to_json()})
+        return
+    say(f"{contents.network_name} on {contents.data_name}, {part} images: {evaluation}\n")
+    say(evaluation.report())
+    _show_confused(evaluation)
+    worst = evaluation.worst_errors(10)
+    rows = [
+        [
+            evaluation.name_of(index),
+            evaluation.class_names[evaluation.labels[index]],
+            evaluation.class_names[evaluation.predictions[index]],
+            f"{evaluation.probabilities[index].max():.3f}",
+        ]
+        for index in worst
+    ]
+    if rows:
+        table("Worst errors", ["image", "true", "predicted", "probability"], rows, left=(0, 1, 2))
+
+
+def compare(
+    first: Annotated[list[Path], typer.Argument(help="Two runs; or runs before --with, for several seeds.")],
+    second: Annotated[
+        list[Path] | None, typer.Option("--with", help="A run of the other side; repeat it for each seed.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Compare two runs on the same test images: better, worse, or could be chance.
+
+    Example: convscope compare runs/a/simple runs/a/deep
+    """
+    from convscope.evaluation import compare as compare_two
+    from convscope.evaluation import compare_seeds
+
+    if second is None and len(first) != 2:
+        hint = "With several seeds: convscope compare A1 A2 --with B1 --with B2."
+        raise UsageError(sentence("two runs", len(first), hint))
+    sides = [[_open(run) for run in side] for side in (first[:1], first[1:])]
+    if second is not None:
+        sides = [[_open(run) for run in side] for side in (first, second)]
+    _refuse_other_data([run for side in sides for run in side])
+    evaluations = [[_part(run, "test") for run in side] for side in sides]
+    for run in (run for side in sides for run in side):
+        _count(run, "comparison", "compare")
+    labels = _labels(sides)
+    if len(sides[0]) == len(sides[1]) == 1:
+        found: Any = compare_two(evaluations[0][0], evaluations[1][0], *labels)
+    else:
+        found = compare_seeds(evaluations[0], evaluations[1], *labels)
+    if json:
+        show_json(found.to_json())
+    else:
+        say(str(found))
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    data: Annotated[
+        str | None, typer.Option(help="Where the data are now. [default: where the run found them]")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write a run's report anew: one HTML file that needs nothing but itself.
+
+    Example: convscope report runs/20260131-120000-exercise-mnist/deep
+    """
+    from convscope.report import write_report
+
+    file = write_report(run, data=data, consulted_by="convscope report")
+    if json:
+        show_json({"report": str(file), "bytes": file.stat().st_size})
+    else:
+        say(f"Report: {file} ({file.stat().st_size / 1e6:.1f} MB)")
+
+
+def _open(run: Path) -> Contents:
+    from convscope.report.source import read_contents
+
+    return read_contents(run)
+
+
+def _part(contents: Contents, part: str) -> Evaluation:
+    """Take the evaluation of a part."""
+    if part not in ("validation", "test"):
+        raise UsageError(sentence("the part validation or test", repr(part)))
+    if part not in contents.evaluations:
+        status = contents.record.get("status", "unknown")
+        expected = f"predictions for the {part} images in {contents.path}"
+        raise RunError(sentence(expected, f"none (status: {status})"))
+    return contents.evaluations[part]
+
+
+def _count(contents: Contents, purpose: str, command: str) -> None:
+    """Count a consultation of the test set, before anything of it is shown."""
+    from convscope.evaluation import test_door
+    from convscope.report.source import CONSULTATIONS
+    from convscope.runs import RunDirectory
+
+    record = test_door.consult(contents.consultations, purpose, by=command)
+    RunDirectory(contents.path).write_json(CONSULTATIONS, record)
+
+
+def _refuse_other_data(runs: list[Contents]) -> None:
+    """Refuse to compare what was tested on different images."""
+    prints = {run.record.get("data", {}).get("fingerprint"): run.data_name for run in runs}
+    if len(prints) > 1:
+        found = " and ".join(f"{name} ({str(value)[:12]})" for value, name in prints.items())
+        raise UsageError(sentence("runs on the same data", found))
+
+
+def _labels(sides: list[list[Contents]]) -> tuple[str, str]:
+    """Name the two sides after their networks, and after their runs where those are the same."""
+    first, second = (side[0].network_name for side in sides)
+    if first != second:
+        return first, second
+    return sides[0][0].path.name, f"{sides[1][0].path.name} (other)"
+
+
+def _show_confused(evaluation: Evaluation) -> None:
+    rows = [
+        [evaluation.class_names[pair.true], evaluation.class_names[pair.predicted], pair.images]
+        for pair in evaluation.confused_pairs(5)
+    ]
+    if rows:
+        say("")
+        table("Most confused", ["true", "predicted", "images"], rows, left=(0, 1))

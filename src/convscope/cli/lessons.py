@@ -1,0 +1,223 @@
+"""``convscope exercise notebooks | grade``, and its ``--quiz``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from convscope.cli.output import say, show_json, table
+from convscope.errors import UsageError, sentence
+
+if TYPE_CHECKING:
+    from convscope.lessons.marking import Marks
+    from convscope.lessons.quiz import QuizLayer, QuizNetwork
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+TimeLimit = Annotated[float, typer.Option(help="Seconds for a whole notebook.")]
+Data = Annotated[str | None, typer.Option(help="mnist or digits. [default: mnist, else digits]")]
+Quick = Annotated[bool, typer.Option("--quick", help="Fewer images and epochs, to try things out.")]
+
+
+def notebooks(
+    folder: Annotated[Path, typer.Argument(help="Where to write them; made where it is missing.")],
+    lesson: Annotated[
+        list[str] | None, typer.Option(help="Only this lesson; may be given again. [default: all]")
+    ] = None,
+    student_only: Annotated[bool, typer.Option("--student-only", help="Without the solutions.")] = False,
+    execute: Annotated[bool, typer.Option("--execute", help="Run the solutions on this machine.")] = False,
+    quiz: Annotated[bool, typer.Option("--quiz", help="A quiz of random networks as well.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Decides the quiz's networks. [default: random]")] = None,
+    data: Data = None,
+    quick: Quick = False,
+    time_limit: TimeLimit = 3600,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    json: Json = False,
+) -> None:
+    """Write the exercise as notebooks: a version for students, and the solutions.
+
+    Example: convscope exercise notebooks course --quiz
+    """
+    from convscope.lessons.notebooks import write_notebooks
+
+    names = [_lesson_name(word) for word in lesson] if lesson else None
+    seed = _seed(seed) if quiz else seed
+    versions = ("student",) if student_only else ("student", "solution")
+    extra = _quiz_notebooks(seed, versions) if quiz and seed is not None else None
+    written = write_notebooks(folder, names, versions, overwrite, extra)
+    runs = []
+    if execute and not student_only:
+        solutions = [path for path in written if path.parent.name == "solution"]
+        runs = [_execute(path, time_limit, data, quick, quiet=json) for path in solutions]
+    if json:
+        show_json({"notebooks": [str(path) for path in written], "quiz_seed": seed, "executed": runs})
+        return
+    for path in written:
+        say(str(path))
+    say(f"Open them with: jupyter lab {folder}")
+
+
+def _lesson_name(word: str) -> str:
+    """Find a lesson by its name or its number."""
+    from convscope.errors import unknown_name
+    from convscope.lessons.sources import lesson_names
+
+    for name in lesson_names():
+        if word in (name, name.split("-")[0]):
+            return name
+    raise unknown_name("lesson", word, lesson_names())
+
+
+def _seed(seed: int | None) -> int:
+    """Draw a seed that is short enough to be read aloud in class."""
+    import random
+
+    return random.randrange(10_000) if seed is None else seed  # noqa: S311  a quiz is not cryptography
+
+
+def _quiz_notebooks(seed: int, versions: tuple[str, ...]) -> dict[Path, Any]:
+    from convscope.lessons.notebooks import build_notebook
+    from convscope.lessons.quiz import quiz_lesson
+
+    lesson = quiz_lesson(seed)
+    return {Path(version) / f"{lesson.name}.ipynb": build_notebook(lesson, version) for version in versions}
+
+
+def _execute(path: Path, time_limit: float, data: str | None, quick: bool, quiet: bool) -> dict[str, Any]:
+    """Run a solution in its place."""
+    from convscope.lessons.execution import execute, shrink_figures
+    from convscope.lessons.notebooks import write_notebook
+    from convscope.lessons.sources import require_tool
+
+    notebook = require_tool("nbformat").read(path, as_version=4)
+    done = execute(notebook, time_limit, _settings(data, quick).to_environment())
+    shrink_figures(done.notebook)
+    write_notebook(done.notebook, path)
+    if not quiet:
+        say(f"{path.stem}: {'out of time after' if done.timed_out else 'ran'} {done.seconds:.0f} s")
+    return {"notebook": str(path), "seconds": round(done.seconds, 1), "timed_out": done.timed_out}
+
+
+def _settings(data: str | None, quick: bool) -> Any:
+    """Take what the options say; what they leave out, the environment decides."""
+    from convscope.errors import unknown_name
+    from convscope.lessons.settings import DATASETS, LessonSettings
+
+    if data is not None and data not in DATASETS:
+        raise unknown_name("lessons' dataset", data, DATASETS)
+    around = LessonSettings.from_environment()
+    return LessonSettings(data or around.dataset, quick or around.quick)
+
+
+def grade(
+    notebook: Annotated[Path, typer.Argument(help="A student's notebook of one of the lessons.")],
+    data: Data = None,
+    quick: Quick = False,
+    time_limit: TimeLimit = 1800,
+    json: Json = False,
+) -> None:
+    """Mark a notebook: run it in a process of its own, with the lesson's own checks.
+
+    The notebook's code runs with your rights; grade what strangers send you inside a container.
+
+    Example: convscope exercise grade handed-in/2-first-convolution.ipynb --json
+    """
+    from convscope.lessons.marking import grade as mark
+
+    marks = mark(notebook, time_limit, _settings(data, quick))
+    if json:
+        show_json(marks.to_json())
+    else:
+        _show_marks(marks)
+
+
+def _show_marks(marks: Marks) -> None:
+    rows = [
+        [task["task"], task["title"], f"{task['points']} of {task['out_of']}", task["message"]]
+        for task in marks.tasks
+    ]
+    table(str(marks.notebook), ["task", "what it asks for", "points", "what the check says"], rows, (0, 1, 3))
+    for error in marks.errors:
+        say(f"Cell {error.cell} failed: {error.name}: {error.message}")
+    if marks.timed_out:
+        say(f"The time limit ended the notebook after {marks.seconds:.0f} s.")
+    say(f"{marks.points} of {marks.out_of} points, in {marks.seconds:.0f} s")
+
+
+def ask_quiz(seed: int | None, json: bool) -> None:
+    """Ask for the shapes and parameters of random networks, and show the arithmetic behind each answer.
+
+    Parameters
+    ----------
+    seed : int or None
+        Decides the networks; drawn when None.
+    json : bool
+        Print networks and answers instead of asking.
+    """
+    from convscope.lessons.quiz import make_quiz
+
+    seed = _seed(seed)
+    networks = make_quiz(seed)
+    if json:
+        show_json({"seed": seed, "networks": [_as_json(network) for network in networks]})
+        return
+    say(f"Quiz {seed}: three random networks. Type each output shape as 26x26x32, and each number of")
+    say("parameters; an empty line shows the answer.")
+    scores = [_ask_network(network) for network in networks]
+    right, asked = (sum(column) for column in zip(*scores, strict=True))
+    say(f"\n{right} of {asked} right. The same quiz again: convscope exercise --quiz --seed {seed}")
+
+
+def _as_json(network: QuizNetwork) -> dict[str, Any]:
+    layers = [
+        {
+            "name": layer.name,
+            "type": layer.type,
+            "settings": dict(layer.settings),
+            "input_shape": list(layer.input_shape),
+            "output_shape": list(layer.output_shape),
+            "parameters": layer.parameters,
+            "arithmetic": list(layer.arithmetic),
+        }
+        for layer in network.layers
+    ]
+    return {"input_shape": list(network.input_shape), "parameters": network.parameters, "layers": layers}
+
+
+def _ask_network(network: QuizNetwork) -> tuple[int, int]:
+    say(f"\n{network}")
+    right = 0
+    for layer in network.layers:
+        say(f"\n{layer.name}: {layer}")
+        right += _ask("output shape", tuple(length or 0 for length in layer.output_shape))
+        right += _ask("parameters", (layer.parameters,))
+        _show_arithmetic(layer)
+    return right, 2 * len(network.layers)
+
+
+def _ask(what: str, answer: tuple[int, ...]) -> bool:
+    """Ask once, and again where the answer cannot be read; say whether it was right."""
+    from convscope.lessons.quiz import read_answer
+
+    shown = "×".join(f"{number:,}" for number in answer)
+    while True:
+        sys.stdout.write(f"  {what}? ")
+        sys.stdout.flush()
+        line = sys.stdin.readline()
+        if not line.strip():
+            say(("" if line else "\n") + f"  {shown}")
+            return False
+        try:
+            found = read_answer(line)
+        except UsageError as error:
+            say(f"  {error}")
+            continue
+        say("  right" if found == answer else f"  {sentence(shown, '×'.join(f'{n:,}' for n in found))}")
+        return found == answer
+
+
+def _show_arithmetic(layer: QuizLayer) -> None:
+    for line in layer.arithmetic:
+        say(f"    {line}")
