@@ -11,13 +11,13 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 import torch
-from keras.src.backend.torch.trainer import TorchEpochIterator
 from numpy.typing import NDArray
 
 from convscope.errors import UsageError, sentence
 from convscope.training.batches import BatchPlan
 from convscope.training.inputs import (
     ArrayInput,
+    ImageAugmentation,
     Input,
     PreparedDataset,
     StreamInput,
@@ -58,6 +58,8 @@ class ArrayFeed:
         Becomes sample weights, as in Keras.
     device : torch.device
         Where the batches are to be; small data move there as a whole.
+    augment : ImageAugmentation or None
+        Changes the raw images of each batch before they are preprocessed.
     """
 
     def __init__(
@@ -66,14 +68,16 @@ class ArrayFeed:
         plan: BatchPlan,
         class_weight: Mapping[int, float] | None,
         device: torch.device,
+        augment: ImageAugmentation | None = None,
     ) -> None:
         self._plan, self._device = plan, device
+        self._augment = None if augment is None or augment.is_none else augment
         self._preprocess: Any = data.preprocess
         self._conform = _resizing(data)
         weight = data.sample_weight
         if class_weight is not None:
             weight = class_weights_to_sample_weights(data.y, weight, class_weight)
-        parts = [map_leaves(as_tensor, part) for part in (data.x, data.y, weight)]
+        parts = [map_leaves(_gatherable, part) for part in (data.x, data.y, weight)]
         self._parts = _move_if_small(parts, device)
         self._mappings = _large_mappings((data.x, data.y, weight))
         self._rows_since_release = 0
@@ -93,16 +97,13 @@ class ArrayFeed:
         rows = as_tensor(self._plan.rows_of(epoch, step))
         self._release_memory(len(rows))
         x, y, weight = (map_leaves(lambda leaf: _take(leaf, rows), part) for part in self._parts)
-        if self._preprocess is not None:
-            x = self._prepare(x)  # (n, h, w, c) or (n, c, h, w), float32
-        return self._move(x), self._move(y), self._move(weight)
-
-    def _prepare(self, images: torch.Tensor) -> torch.Tensor:
-        """Preprocess raw images, brought to the right size first where they have another."""
         if self._conform is not None:
-            images = torch.from_numpy(np.ascontiguousarray(self._conform(images.cpu().numpy())))
-        prepared: torch.Tensor = self._preprocess.apply_tensor(images)
-        return prepared
+            x = torch.from_numpy(np.ascontiguousarray(self._conform(x.cpu().numpy())))
+        if self._augment is not None:
+            x, y = self._augment.apply(x, y, seed=self._plan.seed, epoch=epoch, step=step)
+        if self._preprocess is not None:
+            x = self._preprocess.apply_tensor(x)  # (n, h, w, c) or (n, c, h, w), float32
+        return self._move(x), self._move(y), self._move(weight)
 
     def _release_memory(self, rows: int) -> None:
         """Give pages of mapped files back now and then; the system keeps them cached, but not as ours."""
@@ -146,6 +147,8 @@ class StreamFeed:
         restarts: bool,
     ) -> None:
         self._device, self._restarts, self._class_weight = device, restarts, class_weight
+        from keras.src.backend.torch.trainer import TorchEpochIterator  # only where torch is the back end
+
         self._source = prepare_stream(stream, seed)
         self._iterator = TorchEpochIterator(
             self._source, steps_per_epoch=steps, shuffle=False, class_weight=class_weight
@@ -192,6 +195,7 @@ def make_feed(
     device: torch.device,
     class_weight: Mapping[int, float] | None = None,
     seed: int | None = None,
+    augment: ImageAugmentation | None = None,
     restarts: bool = False,
 ) -> ArrayFeed | StreamFeed:
     """Choose the feed for an input; parameters as for the feeds themselves."""
@@ -200,7 +204,7 @@ def make_feed(
             data, steps=steps, class_weight=class_weight, seed=seed, device=device, restarts=restarts
         )
     assert plan is not None  # noqa: S101  arrays always have a plan
-    return ArrayFeed(data, plan, class_weight, device)
+    return ArrayFeed(data, plan, class_weight, device, augment)
 
 
 def class_weights_to_sample_weights(
@@ -304,8 +308,16 @@ def _resizing(data: ArrayInput) -> Callable[[NDArray[np.uint8]], NDArray[np.uint
     return None if conform(first).shape == first.shape else conform
 
 
-def _take(leaf: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    taken = leaf.index_select(0, rows.to(leaf.device))
+def _gatherable(leaf: NDArray[Any] | torch.Tensor) -> NDArray[Any] | torch.Tensor:
+    """Leave mapped files to choose their rows themselves: a PixelStore reads them past the mapping."""
+    return leaf if isinstance(leaf, np.memmap) and leaf.dtype.kind in "fiub" else as_tensor(leaf)
+
+
+def _take(leaf: NDArray[Any] | torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    if isinstance(leaf, torch.Tensor):
+        taken = leaf.index_select(0, rows.to(leaf.device))
+    else:
+        taken = as_tensor(np.asarray(leaf[rows.numpy()]))
     return taken.float() if taken.dtype in (torch.float64, torch.bool) else taken
 
 
@@ -317,4 +329,4 @@ def _move_if_small(parts: list[Any], device: torch.device) -> list[Any]:
     free, _ = torch.cuda.mem_get_info(device)
     if math.fsum(leaf.nbytes for leaf in leaves) > free * _RESIDENT_SHARE:
         return parts
-    return [map_leaves(lambda leaf: leaf.to(device), part) for part in parts]
+    return [map_leaves(lambda leaf: as_tensor(leaf).to(device), part) for part in parts]
