@@ -269,7 +269,11 @@ NETWORKS = {
 }
 
 
-@pytest.fixture(params=NETWORKS)
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=pytest.mark.slow) if name == "MobileNetV2" else name for name in NETWORKS
+    ]
+)
 def saved(request, tmp_path):
     """A network with weights that no initializer would choose, and its file."""
     keras.utils.set_random_seed(3)

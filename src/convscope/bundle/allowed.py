@@ -15,7 +15,7 @@ from convscope.bundle.archive import reason
 from convscope.errors import DataError, sentence
 
 DEEPEST = 100
-MOST_OBJECTS = 100_000
+MOST_VALUES = 1_000_000
 MOST_LAYERS = 5_000
 
 # Words in lines, not one in each: a list to be read, not diffed.
@@ -134,7 +134,7 @@ def _objects(config: dict[str, Any], source: str) -> Iterator[dict[str, Any]]:
     while pending:
         value, depth = pending.pop()
         seen += 1
-        if depth > DEEPEST or seen > MOST_OBJECTS * 10:
+        if depth > DEEPEST or seen > MOST_VALUES:
             raise DataError(sentence(f"the configuration in {source} to be that of a network", "a maze"))
         if isinstance(value, dict):
             if "class_name" in value:

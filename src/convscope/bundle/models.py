@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -235,7 +236,28 @@ def _rehearse(config: dict[str, Any]) -> int:
     # Keras changes the configuration that it reads.
     with FakeTensorMode(allow_non_fake_inputs=True), _size_limit(), keras.device("meta"):
         model = keras.saving.deserialize_keras_object(copy.deepcopy(config), safe_mode=True)
-        return int(model.count_params())
+    for shape in _output_shapes(model):
+        _require_size(shape, math.prod(length or 1 for length in shape), MOST_VALUES)
+    return int(model.count_params())
+
+
+def _output_shapes(model: keras.Model) -> Iterator[tuple[int | None, ...]]:
+    """Give the shape of everything that a network's layers and operations compute; nested ones too."""
+    import keras
+
+    for operation in getattr(model, "_functional", model).operations:  # a Sequential holds a Functional
+        for node in operation._inbound_nodes:
+            for output in node.outputs:
+                yield tuple(output.shape)
+        if isinstance(operation, keras.Model):
+            yield from _output_shapes(operation)
+
+
+def _require_size(shape: Iterable[int | None], values: int, limit: int) -> None:
+    """Refuse a result that would fill the memory."""
+    if values > limit:
+        expected = f"a network whose layers compute at most {MOST_VALUES:,} values for an image"
+        raise DataError(sentence(expected, "×".join("n" if one is None else f"{one}" for one in shape)))
 
 
 def _size_limit() -> Any:
@@ -250,10 +272,8 @@ def _size_limit() -> Any:
         ) -> Any:  # the signature is torch's
             result = function(*args, **(kwargs or {}))
             for value in tree_leaves(result):
-                if isinstance(value, torch.Tensor) and value.numel() > REHEARSED_BATCH * MOST_VALUES:
-                    found = " × ".join(map(str, value.shape))
-                    expected = f"a network whose layers compute at most {MOST_VALUES:,} values for an image"
-                    raise DataError(sentence(expected, found))
+                if isinstance(value, torch.Tensor):
+                    _require_size(value.shape, value.numel(), REHEARSED_BATCH * MOST_VALUES)
             return result
 
     return SizeLimit()  # type: ignore[no-untyped-call]  # as above
