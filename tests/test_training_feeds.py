@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 from keras.src.trainers.data_adapters.data_adapter_utils import class_weight_to_sample_weights
+from training_cases import assert_same_history, identical, network, weights
 
+import convscope
+from convscope.augmentation import Augmentation
 from convscope.errors import UsageError
 from convscope.training import feeds
 from convscope.training.batches import BatchPlan
@@ -88,3 +91,79 @@ def test_tensors_share_the_memory_of_arrays():
 def test_text_is_refused():
     with pytest.raises(UsageError, match=r"^Expected numbers as input, got an array of type <U1.$"):
         as_tensor(np.array(["a"]))
+
+
+def raw(count=60):
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (count, 8, 8, 1), dtype=np.uint8)
+    return pixels, np.eye(5, dtype=np.float32)[generator.integers(0, 5, count)]
+
+
+AUGMENTATION = Augmentation(shift=0.2, rotate=20, flip="horizontal", mixup=0.4)
+
+
+@pytest.mark.parametrize("engine", ["fast", "keras"])
+def test_augmentation_follows_seed_epoch_and_step(engine):
+    pixels, y = raw()
+    preprocess = convscope.Preprocess.fit(pixels, "unit")
+    options = {"batch_size": 16, "epochs": 2, "verbose": 0, "engine": engine, "preprocess": preprocess}
+    results = []
+    for seed, augment in (
+        (1, AUGMENTATION),
+        (1, AUGMENTATION),
+        (2, AUGMENTATION),
+        (1, None),
+        (1, Augmentation()),
+    ):
+        model = network()
+        convscope.fit(
+            model, pixels, y, seed=seed, augment=augment, shuffle=False, deterministic=True, **options
+        )
+        results.append(weights(model))
+    assert identical(results[0], results[1])
+    assert not identical(results[0], results[2])
+    assert not identical(results[0], results[3])
+    assert identical(results[3], results[4])
+
+
+def test_both_engines_see_the_same_augmented_images_and_validate_on_plain_ones():
+    pixels, y = raw()
+    preprocess = convscope.Preprocess.fit(pixels, "minmax")
+    histories = []
+    for engine in ("fast", "keras"):
+        histories.append(
+            convscope.fit(
+                network(),
+                pixels,
+                y,
+                validation_data=(pixels, y),
+                engine=engine,
+                precision="float32",
+                augment=AUGMENTATION,
+                preprocess=preprocess,
+                epochs=2,
+                seed=3,
+                verbose=0,
+            )
+        )
+    assert_same_history(*histories)
+
+
+def test_augmented_batches_are_those_of_the_augmentation():
+    pixels, y = raw()
+    preprocess = convscope.Preprocess.fit(pixels, "unit")
+    plan = BatchPlan(60, 16, True, 5)
+    feed = ArrayFeed(ArrayInput(pixels, y, None, preprocess), plan, None, CPU, AUGMENTATION)
+    x, targets, _ = feed.batch(3, 2)
+    rows = plan.rows_of(3, 2)
+    images, labels = AUGMENTATION.apply(
+        torch.from_numpy(pixels[rows]), torch.from_numpy(y[rows]), seed=5, epoch=3, step=2
+    )
+    assert torch.equal(x, preprocess.apply_tensor(images))
+    assert torch.equal(targets, labels)
+
+
+def test_augmentation_without_raw_images_is_refused():
+    pixels, y = raw()
+    with pytest.raises(UsageError, match=r"^Expected raw images and preprocess beside augment, got ndarray."):
+        convscope.fit(network(), pixels, y, augment=AUGMENTATION)

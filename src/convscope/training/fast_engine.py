@@ -134,6 +134,7 @@ def _training_feed(request: FitRequest, device: torch.device) -> ArrayFeed | Str
         device=device,
         class_weight=request.class_weight,
         seed=request.seed if request.shuffle else None,
+        augment=request.augment,
     )
 
 

@@ -272,7 +272,7 @@ def as_tensor(leaf: NDArray[Any] | torch.Tensor) -> torch.Tensor:
     tensor([0, 1, 2])
     """
     if isinstance(leaf, torch.Tensor):
-        return leaf
+        return leaf.detach()
     if leaf.dtype.kind not in "fiub":
         raise UsageError(sentence("numbers as input", f"an array of type {leaf.dtype}"))
     if any(stride < 0 for stride in leaf.strides):

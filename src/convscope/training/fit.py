@@ -14,7 +14,7 @@ from convscope.training import keras_engine
 from convscope.training.batches import Shuffle
 from convscope.training.config import ENGINES, PRECISIONS, require_count
 from convscope.training.events import Listener, Notice, TrainBreak
-from convscope.training.inputs import ImagePreprocess, read_input
+from convscope.training.inputs import ArrayInput, ImageAugmentation, ImagePreprocess, read_input
 from convscope.training.progress import progress_listener
 from convscope.training.request import (
     FitRequest,
@@ -55,6 +55,7 @@ def fit(
     seed: int | None = None,
     deterministic: bool = False,
     preprocess: ImagePreprocess | None = None,
+    augment: ImageAugmentation | None = None,
     plan: Mapping[str, Any] | None = None,
     device: str | None = None,
     schedule: Schedule | None = None,
@@ -87,6 +88,9 @@ sample_weight, initial_epoch, steps_per_epoch, validation_steps, validation_batc
         Choose the fast engine's plan by fixed rules instead of by measurement.
     preprocess : Preprocess or None
         Then ``x`` holds raw uint8 images, shape ``(n, h, w, c)``, prepared batch by batch.
+    augment : Augmentation or None
+        Changes the raw images of each training batch, as a function of seed, epoch and step; needs
+        ``preprocess``.
     plan : dict or None
         A plan recorded earlier, to be used again instead of measuring.
     device : str or None
@@ -136,6 +140,9 @@ sample_weight, initial_epoch, steps_per_epoch, validation_steps, validation_batc
     seed_in_use = resolve_seed(seed, resume_from)
     train = read_input(x, y, sample_weight, preprocess)
     train, validation = set_validation_apart(train, validation_split, validation_data)
+    if augment is not None and not (isinstance(train, ArrayInput) and preprocess is not None):
+        hint = "Give an array of uint8 images, and the preprocessing that follows."
+        raise UsageError(sentence("raw images and preprocess beside augment", type(x).__name__, hint))
     request = FitRequest(
         model=model,
         train=train,
@@ -151,6 +158,7 @@ sample_weight, initial_epoch, steps_per_epoch, validation_steps, validation_batc
         callbacks=flatten_callbacks(callbacks),
         listeners=(*listeners, *progress_listener(verbose)),
         shuffle=shuffle,
+        augment=augment,
         class_weight=class_weight,
         steps_per_epoch=steps_per_epoch,
         validation_steps=validation_steps,

@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from convscope.errors import UsageError, sentence
 from convscope.training.batches import epoch_order
 
-Batch = tuple[Any, Any, Any]  # x, y, sample_weight; the last two may be None
-
 
 class ImagePreprocess(Protocol):
     """What training asks of :class:`convscope.Preprocess`: raw images in, network input out."""
@@ -28,6 +26,21 @@ class ImagePreprocess(Protocol):
 
     def apply_tensor(self, images: torch.Tensor) -> torch.Tensor:
         """Turn a tensor of raw images into network input."""
+        ...
+
+
+class ImageAugmentation(Protocol):
+    """What training asks of :class:`convscope.augmentation.Augmentation`: other images each time."""
+
+    @property
+    def is_none(self) -> bool:
+        """Whether it leaves everything as it is."""
+        ...
+
+    def apply(
+        self, images: torch.Tensor, targets: torch.Tensor, *, seed: int, epoch: int, step: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Change a batch of raw images and its targets, as a function of seed, epoch and step."""
         ...
 
 
@@ -52,11 +65,6 @@ class ArrayInput:
     def rows(self) -> int:
         """Number of examples."""
         return int(keras.tree.flatten(self.x)[0].shape[0])
-
-    def gather(self, rows: NDArray[np.int64]) -> Batch:
-        """Read one batch as NumPy arrays, floats as Keras's float type, images preprocessed."""
-        x, y, weight = (map_leaves(lambda leaf: _take(leaf, rows), part) for part in self._parts())
-        return (x if self.preprocess is None else self.preprocess.apply(x)), y, weight
 
     def split(self, share: float) -> tuple[ArrayInput, ArrayInput]:
         """Set the last rows apart, as Keras does for ``validation_split``.
@@ -84,7 +92,7 @@ class ArrayInput:
         first, last = slice(None, border), slice(border, None)
         return self._slice(first), self._slice(last)
 
-    def _parts(self) -> Batch:
+    def _parts(self) -> tuple[Any, Any, Any]:
         return self.x, self.y, self.sample_weight
 
     def _slice(self, rows: slice) -> ArrayInput:
@@ -235,16 +243,6 @@ def _is_array(leaf: Any) -> bool:
 
 def _as_array(leaf: Any) -> NDArray[Any] | torch.Tensor:
     return leaf if isinstance(leaf, (np.ndarray, torch.Tensor)) else np.asarray(leaf)
-
-
-def _take(leaf: NDArray[Any] | torch.Tensor, rows: NDArray[np.int64]) -> NDArray[Any]:
-    """Read some rows as a NumPy array of a type that Keras trains with."""
-    if isinstance(leaf, torch.Tensor):
-        leaf = leaf.index_select(0, torch.from_numpy(np.array(rows)).to(leaf.device)).cpu().numpy()
-        taken = leaf
-    else:
-        taken = np.asarray(leaf[rows])
-    return taken.astype(keras.config.floatx(), copy=False) if taken.dtype.kind == "f" else taken
 
 
 def _require_raw_images(x: Any) -> None:

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from convscope.errors import UsageError, sentence
 from convscope.training.batches import BatchPlan, plan_batches
 from convscope.training.events import EpochBegin, EpochEnd, StepEnd, TrainBegin, TrainEnd, diverged
+from convscope.training.feeds import ArrayFeed
 from convscope.training.inputs import (
     ArrayInput,
-    Batch,
+    ImageAugmentation,
     Input,
     PreparedDataset,
     StreamInput,
@@ -76,16 +77,18 @@ def run(request: FitRequest) -> keras.callbacks.History:
 class PlannedBatches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras is untyped
     """Arrays as a PyDataset whose batches follow a plan; the conductor sets the epoch."""
 
-    def __init__(self, data: ArrayInput, plan: BatchPlan) -> None:
+    def __init__(self, data: ArrayInput, plan: BatchPlan, augment: ImageAugmentation | None = None) -> None:
         super().__init__()
         self.epoch = 0
-        self._data, self._plan = data, plan
+        # The same batches as the fast engine's, class weights aside, which Keras adds itself.
+        self._feed = ArrayFeed(data, plan, None, torch.device("cpu"), augment)
 
     def __len__(self) -> int:
-        return self._plan.steps
+        return self._feed.steps
 
-    def __getitem__(self, index: int) -> Batch | tuple[Any, ...]:
-        x, y, weight = self._data.gather(self._plan.rows_of(self.epoch, index))
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        batch = self._feed.batch(self.epoch, index)
+        x, y, weight = (map_leaves(torch.Tensor.numpy, part) for part in batch)
         if y is None:
             return (x,)
         return (x, y) if weight is None else (x, y, weight)
@@ -214,7 +217,7 @@ def _first_epoch(request: FitRequest) -> int:
 
 def _training_batches(request: FitRequest) -> Any:
     seed = request.seed if request.shuffle else None
-    return _as_keras_input(request.train, request.plan, seed)
+    return _as_keras_input(request.train, request.plan, seed, request.augment)
 
 
 def _validation_batches(request: FitRequest) -> Any:
@@ -223,9 +226,11 @@ def _validation_batches(request: FitRequest) -> Any:
     return _as_keras_input(request.validation, request.validation_plan, None)
 
 
-def _as_keras_input(data: Input, plan: BatchPlan | None, seed: int | None) -> Any:
+def _as_keras_input(
+    data: Input, plan: BatchPlan | None, seed: int | None, augment: ImageAugmentation | None = None
+) -> Any:
     if isinstance(data, ArrayInput) and plan is not None:
-        return PlannedBatches(data, plan)
+        return PlannedBatches(data, plan, augment)
     return prepare_stream(data, seed) if isinstance(data, StreamInput) else None
 
 

@@ -13,7 +13,7 @@ from convscope.errors import UsageError, sentence
 from convscope.training.batches import BatchPlan, Shuffle, plan_batches
 from convscope.training.config import require_count
 from convscope.training.events import Event, Listener, tell
-from convscope.training.inputs import ArrayInput, Input, StreamInput, read_input
+from convscope.training.inputs import ArrayInput, ImageAugmentation, Input, StreamInput, read_input
 from convscope.training.schedule import Schedule
 from convscope.training.state import TrainingState
 
@@ -34,6 +34,7 @@ class FitRequest:
     callbacks: Sequence[keras.callbacks.Callback] = ()
     listeners: tuple[Listener, ...] = ()
     shuffle: Shuffle = True
+    augment: ImageAugmentation | None = None
     class_weight: Mapping[int, float] | None = None
     steps_per_epoch: int | None = None
     validation_steps: int | None = None
