@@ -1,4 +1,4 @@
-"""``convscope exercise``."""
+"""``convscope exercise``; its notebooks and their grading are in ``lessons``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from convscope.cli import lessons
 from convscope.cli.output import say, show_json, table, warn
 from convscope.errors import unknown_name
 
@@ -18,8 +19,15 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
+# A group that does the exercise itself when none of its commands is named.
+app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+app.command("notebooks")(lessons.notebooks)
+app.command("grade")(lessons.grade)
 
+
+@app.callback()
 def exercise(
+    context: typer.Context,
     network: Annotated[
         str, typer.Option(help="simple, dense, deep, stages, swift, or all for the exercise's three.")
     ] = "all",
@@ -35,12 +43,21 @@ def exercise(
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     scaling: Annotated[str, typer.Option(help="minmax, unit or standard.")] = "minmax",
     data_format: Annotated[str, typer.Option(help="channels_last or channels_first.")] = "channels_last",
+    quiz: Annotated[
+        bool, typer.Option("--quiz", help="Predict the shapes of random networks instead.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Do the whole exercise: prepare, train, evaluate, draw, compare with the published results.
 
     Example: convscope exercise --network simple --epochs 1
     """
+    if context.invoked_subcommand:
+        return
+    if quiz:
+        chosen = context.get_parameter_source("seed")
+        lessons.ask_quiz(seed if chosen is not None and chosen.name == "COMMANDLINE" else None, json)
+        return
     # Heavy imports wait until the command is certain to be this one.
     from convscope import exercise as exercises
     from convscope.environment import versions

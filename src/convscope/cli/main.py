@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("exercise")(exercise.exercise)
+app.add_typer(exercise.app, name="exercise")
 app.command("train")(training.train)
 app.command("resume")(training.resume)
 app.command("evaluate")(judging.evaluate)

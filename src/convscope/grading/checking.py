@@ -93,7 +93,7 @@ def _answers(task: Task, found: Mapping[str, Any]) -> dict[str, Any]:
     """Take the variables that the student makes."""
     missing = [name for name in task.answers if found.get(name, ...) is ...]
     if missing:
-        listed = " and ".join(f"`{name}`" for name in missing)
+        listed = ", ".join(f"`{name}`" for name in missing)
         answered = len(missing) < len(task.answers)
         raise Flaw(sentence(listed, "nothing yet", "Fill in the cell above and run it."), answered=answered)
     return {name: found[name] for name in task.answers}

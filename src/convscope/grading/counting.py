@@ -7,7 +7,7 @@ from typing import Any
 
 from convscope.arithmetic import LayerArithmetic, Shape, work_out
 from convscope.errors import sentence
-from convscope.grading.values import as_number, as_shape, as_table
+from convscope.grading.values import as_array, as_number, as_shape, as_table
 from convscope.grading.verdict import Flaw, require
 
 # A layer's settings and the shape of its input: what a student predicts from.
@@ -173,8 +173,8 @@ def _explain_layer_count(layer: Any, found: float) -> tuple[str, tuple[str, ...]
     if not layer.parameters:
         hint = f"{layer.type} learns nothing: it has no weights at all."
         return sentence(f"no parameters of {layer.name}", f"{found:,g}"), (hint,)
-    bias = layer.weight_shapes[-1][0]
-    if found == layer.parameters - bias:
+    bias = layer.weight_shapes[1][0] if len(layer.weight_shapes) > 1 else 0
+    if bias and found == layer.parameters - bias:
         hint = "Each filter and each unit of a dense layer has a bias as well."
         return sentence(expected, f"{found:,g}, which leaves out the biases"), (hint, arithmetic)
     if layer.type == "Conv2D":
@@ -182,6 +182,9 @@ def _explain_layer_count(layer: Any, found: float) -> tuple[str, tuple[str, ...]
         if found == kernel_height * kernel_width * filters + bias and channels > 1:
             hint = f"{channels} channels come in, and a filter has a kernel for each of them."
             return sentence(expected, f"{found:,g}, which counts one input channel"), (hint, arithmetic)
+        if not bias and found == layer.parameters + filters:
+            hint = "With use_bias=False there is nothing to add."
+            return sentence(expected, f"{found:,g}, which counts biases"), (hint, arithmetic)
         return sentence(expected, f"{found:,g}"), (COUNT_RULE, arithmetic)
     hint = "A dense layer has a weight for each pair of input and unit, and a bias for each unit."
     return sentence(expected, f"{found:,g}"), (hint, arithmetic)
@@ -200,8 +203,6 @@ def _layer_rule(kind: str) -> str:
 
 def judge_kernel_layout(model: Any, torch_kernel: Any, layer_name: str = "conv2d_3") -> str:
     """Judge a kernel that was brought from Keras's layout into torch's."""
-    from convscope.grading.values import as_array
-
     keras_kernel = as_array(model.get_layer(layer_name).get_weights()[0], "the kernel")
     found = as_array(torch_kernel, "torch_kernel")
     expected = keras_kernel.transpose(3, 2, 0, 1)  # (h, w, in, out) → (out, in, h, w)

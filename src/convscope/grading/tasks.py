@@ -184,6 +184,25 @@ TASKS: dict[str, Task] = {
 }
 
 
+def _quiz_task(judge: Callable[[Any, Any], str], title: str, variable: str, letter: str) -> Task:
+    """Make a task of the quiz, whose variables end in the network's letter."""
+    answer, layers = f"{variable}_{letter}", f"layers_{letter}"
+
+    def judge_named(**values: Any) -> str:
+        return judge(values[layers], values[answer])
+
+    return Task(f"{title} of network {letter.upper()}", judge_named, (answer,), (layers,))
+
+
+for _number, _letter in enumerate("abc"):
+    TASKS[f"8.{2 * _number + 1}"] = _quiz_task(
+        counting.judge_layer_shapes, "predict the shapes", "shapes", _letter
+    )
+    TASKS[f"8.{2 * _number + 2}"] = _quiz_task(
+        counting.judge_layer_parameters, "predict the parameters", "parameters", _letter
+    )
+
+
 def tasks_of(lesson: int) -> dict[str, Task]:
     """List the tasks of a lesson.
 

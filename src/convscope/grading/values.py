@@ -91,7 +91,7 @@ def as_table(value: Any, name: str, keys: Sequence[str]) -> Mapping[str, Any]:
     unanswered = [key for key in keys if value[key] is ...]
     if unanswered:
         answered = len(unanswered) < len(keys)
-        raise Flaw(sentence(f"`{name}[{unanswered[0]!r}]` to be filled in", "..."), answered=answered)
+        raise Flaw(sentence(f"`{name}[{unanswered[0]!r}]` to be filled in", "the dots"), answered=answered)
     return dict(value)
 
 

@@ -12,6 +12,7 @@ Rooms:
 """
 
 from convscope.lessons.pictures import make_photographs, read_pictures
+from convscope.lessons.quiz import make_quiz
 from convscope.lessons.settings import epochs, load_data
 
-__all__ = ["epochs", "load_data", "make_photographs", "read_pictures"]
+__all__ = ["epochs", "load_data", "make_photographs", "make_quiz", "read_pictures"]
