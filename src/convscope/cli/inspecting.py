@@ -180,7 +180,26 @@ def _show_program(model: Any, json: bool) -> None:
     if json:
         show_json({"program": rows})
         return
-    columns = list(rows[0])
+    steps = [row for row in rows if "op" in row]
+    columns = ["op", "kind", "input", "output", "precision", "algorithm", "runs as"]
     table(
-        f"{model.name} as a program", columns, [[row[key] for key in columns] for row in rows], left=range(9)
+        f"{model.name} as a program, precision and algorithms by fixed rules (training measures them)",
+        columns,
+        [
+            [
+                row["op"],
+                row["kind"],
+                ", ".join(_shape(shape) for shape in row["input_shapes"]),
+                ", ".join(_shape(shape) for shape in row["output_shapes"]),
+                row["precision"] or "–",
+                row["algorithm"] or "–",
+                "the Keras layer" if row["keras"] else "torch",
+            ]
+            for row in steps
+        ],
+        left=range(len(columns)),
     )
+    say("\nWhat each pass did:")
+    for row in rows:
+        if "pass" in row:
+            say(f"  {row['pass']}: {'; '.join(row['changes']) or 'nothing to do'}")

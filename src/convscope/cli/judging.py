@@ -35,8 +35,7 @@ def evaluate(
     if json:
         show_json({"run": str(run), "part": part, **evaluation.to_json()})
         return
-    say(f"{contents.network_name} on {contents.data_name}, {part} images: {evaluation}\n")
-    say(evaluation.report())
+    say(f"{contents.network_name} on {contents.data_name}, {part} images: {evaluation}")
     _show_confused(evaluation)
     worst = evaluation.worst_errors(10)
     rows = [
