@@ -107,6 +107,12 @@ def test_a_split_keeps_groups_together(numbers, seed):
     assert len(first) > 0 < len(second)
 
 
+def test_a_class_of_one_group_is_on_both_sides_all_the_same():
+    labels, groups = np.repeat([0, 1], 10), np.r_[np.arange(10), np.full(10, 10)]
+    first, second = split_indices(labels, 0.3, 1, groups=groups)
+    assert (np.bincount(labels[first]).tolist(), np.bincount(labels[second]).tolist()) == ([7, 7], [3, 3])
+
+
 def test_a_split_without_groups_of_several_is_the_ordinary_one():
     labels = np.arange(40) % 4
     ours = split_indices(labels, 0.25, 3, groups=np.arange(40))

@@ -77,10 +77,18 @@ def _split_groups(
     labels: NDArray[np.int64], fraction: float, seed: int, stratify: bool, groups: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Divide the first example of each group; the others follow it."""
-    _, leaders, member_of = np.unique(groups, return_index=True, return_inverse=True)
+    _, leaders, member_of = np.unique(_dividable(groups, labels), return_index=True, return_inverse=True)
     if len(leaders) == len(labels):
         return split_indices(labels, fraction, seed, stratify)
     _, chosen = split_indices(labels[leaders], fraction, seed, stratify)
     side = np.isin(member_of, chosen)
     order = np.random.default_rng(seed).permutation(len(labels))
     return order[~side[order]], order[side[order]]
+
+
+def _dividable(groups: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Dissolve the groups of a class that has only one: it could not be on both sides otherwise."""
+    _, leaders, member_of = np.unique(groups, return_index=True, return_inverse=True)
+    alone = np.bincount(labels[leaders], minlength=int(labels.max(initial=0)) + 1) == 1
+    dissolved = alone[labels[leaders]][member_of]
+    return np.where(dissolved, groups.max(initial=0) + 1 + np.arange(len(groups)), groups)

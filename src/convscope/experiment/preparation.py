@@ -79,10 +79,10 @@ def _hold_back(dataset: Dataset, config: ExperimentConfig) -> tuple[Split, Split
         return dataset.train, dataset.validation
     if config.validation_share == 0:
         return dataset.train, dataset.train.take(np.empty(0, np.int64))
-    first, second = split_indices(
-        dataset.train.labels, config.validation_share, config.training.seed, config.stratify
-    )
-    return dataset.train.take(first), dataset.train.take(second)
+    train, share, seed = dataset.train, config.validation_share, config.training.seed
+    # Near-duplicates on both sides would make the validation part easier than it is.
+    first, second = split_indices(train.labels, share, seed, config.stratify, train.groups)
+    return train.take(first), train.take(second)
 
 
 def _conformed(part: Split, image_shape: tuple[int, int, int] | None, resize: str) -> Split:
