@@ -3,10 +3,13 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from statsmodels.formula.api import ols
+from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.contingency_tables import mcnemar
 
 from convscope.errors import UsageError
@@ -193,6 +196,14 @@ def simulate(rng, seeds, images, shift=0.0):
     return [run(row > 0) for row in skill]
 
 
+def residual_mean_square(runs):
+    right = np.stack([run.predictions == run.labels for run in runs]).astype(float)
+    seeds, images = np.indices(right.shape).reshape(2, -1)
+    table = pd.DataFrame({"right": right.ravel(), "seed": seeds, "image": images})
+    variance = anova_lm(ols("right ~ C(seed) + C(image)", table).fit())
+    return variance.loc["Residual", "mean_sq"]
+
+
 class TestSeeds:
     def test_the_errors_from_seeds_are_welchs(self):
         rng = np.random.default_rng(0)
@@ -209,6 +220,22 @@ class TestSeeds:
             [r.predictions == 0 for r in a], axis=0
         )
         assert compare_seeds(a, b).error_from_images == pytest.approx(scipy.stats.sem(steps), rel=1e-9)
+
+    def test_what_seeds_and_images_share_is_counted_once(self):
+        """The residual mean squares come from statsmodels' two-way analysis of variance."""
+        rng = np.random.default_rng(2)
+        a, b = simulate(rng, 3, 60), simulate(rng, 4, 60)
+        found = compare_seeds(a, b)
+        shared = residual_mean_square(a) / (3 * 60) + residual_mean_square(b) / (4 * 60)
+        total = found.error_from_seeds**2 + found.error_from_images**2 - shared
+        assert total > max(found.error_from_seeds, found.error_from_images) ** 2  # or the case shows nothing
+        parts = found.spread_a**2 / 3, found.spread_b**2 / 4
+        freedom = total**2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / 3)
+        reach = scipy.stats.t.ppf(0.975, freedom) * np.sqrt(total)
+        expected = found.difference - reach, found.difference + reach
+        np.testing.assert_allclose(found.difference_interval, expected, rtol=1e-9)
+        p_value = 2 * scipy.stats.t.sf(abs(found.difference) / np.sqrt(total), freedom)
+        assert found.p_value == pytest.approx(p_value, rel=1e-9)
 
     @pytest.mark.parametrize("seeds", [(2, 2), (3, 5), (1, 4)], ids=str)
     def test_the_same_network_is_told_apart_in_about_5_of_100_cases(self, seeds):
