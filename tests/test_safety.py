@@ -95,6 +95,8 @@ TRAPS = {
     "a type": {"class_name": "__typespec__", "spec_name": "x", "module": "os", "config": []},
     "an array of objects": {"class_name": "__numpy__", "config": {"value": [], "dtype": "O"}},
     "a number for a name": {"class_name": 7, "config": {}},
+    "a list for a function": {"class_name": "function", "module": "builtins", "config": [[]]},
+    "a list for a type": {"class_name": "__numpy__", "config": {"value": [], "dtype": []}},
     "a list for a module": {"class_name": "Dense", "module": ["keras.layers"], "config": {}},
 }  # fmt: skip
 
@@ -138,6 +140,7 @@ MODEL = b'{"module": "keras", "class_name": "Model", "config": '
         (b"", "to be JSON"),
         (b"[]", "to hold a Keras model, got something else"),
         (b'{"class_name": "Dense", "config": {}}', "to hold a Keras model"),
+        (b'{"class_name": {}, "config": {}}', "to hold a Keras model"),
         (b"[" * 100_000, "to be JSON"),
         (MODEL + b"[" * 500 + b"]" * 500 + b"}", "got a maze"),
         (MODEL + b"[" + b"{}," * 2_000 + b"{}]}", "got a maze"),
@@ -145,7 +148,7 @@ MODEL = b'{"module": "keras", "class_name": "Model", "config": '
         ("{}".encode("utf-16"), "to hold a Keras model"),
         (b"\xff\xfe\x00", "to be JSON"),
     ],
-    ids=["empty", "list", "layer", "brackets", "deep", "wide", "long number", "UTF-16", "no text"],
+    ids=["empty", "list", "layer", "object", "brackets", "deep", "wide", "long number", "UTF-16", "no text"],
 )
 def test_a_configuration_that_is_none_is_refused(content, message, monkeypatch):
     monkeypatch.setattr(allowed, "MOST_VALUES", 1_000)

@@ -115,7 +115,8 @@ keras.layers.Lambda 'trap'. Load it with Keras itself if you trust whoever made 
         config = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise DataError(sentence(f"the configuration in {source} to be JSON", reason(error))) from error
-    if not isinstance(config, dict) or config.get("class_name") not in MODELS:
+    # As text, here and below: a list or an object in the place of a name cannot be looked up.
+    if not isinstance(config, dict) or str(config.get("class_name")) not in MODELS:
         raise DataError(sentence(f"{source} to hold a Keras model", "something else"))
     layers = 0
     for value in _objects(config, source):
@@ -151,11 +152,11 @@ def _require_allowed(value: dict[str, Any], source: str) -> None:
         raise _refusal(value, source)
     if name == "function":
         own_name = value.get("config")
-        if module not in FUNCTION_MODULES or own_name not in ACTIVATIONS:
+        if module not in FUNCTION_MODULES or str(own_name) not in ACTIVATIONS:
             raise _refusal(value, source)
     elif name in VALUES and module is None:
         own_name = name
-        if name == "__numpy__" and _inner(value).get("dtype") not in NUMBERS:
+        if name == "__numpy__" and str(_inner(value).get("dtype")) not in NUMBERS:
             raise _refusal(value, source)
     else:
         own_name = name
