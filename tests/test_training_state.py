@@ -58,10 +58,16 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("position", [(0, 1), (1, 2), (1, 4), (1, 0), (2, 0), (2, 3)], ids=str)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+@pytest.mark.parametrize(
+    ("optimizer", "position"),
+    [
+        *[("adam", position) for position in [(0, 1), (1, 2), (1, 4), (1, 0), (2, 0), (2, 3)]],
+        *[(name, (1, 2)) for name in OPTIMIZERS if name != "adam"],
+    ],
+    ids=str,
+)
 def test_a_resumed_training_ends_as_if_nothing_had_happened(optimizer, position):
-    whole, broken, resumed = (make(optimizer()) for _ in range(3))
+    whole, broken, resumed = (make(OPTIMIZERS[optimizer]()) for _ in range(3))
     expected = run(whole)
     kept = []
     with pytest.raises(KeyboardInterrupt):
