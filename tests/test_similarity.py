@@ -83,6 +83,7 @@ def test_every_member_of_a_group_is_like_its_first():
     images = np.rint(PHOTOS[0] * (1 - steps) + PHOTOS[1] * steps).astype(np.uint8)
     groups = groups_of(images)
     assert len(set(groups.tolist())) > 2
+    assert (groups[groups] == groups).all()
     for number, first in enumerate(groups):
         one, other = (images[position].astype(float).ravel() for position in (number, first))
         assert np.corrcoef(one, other)[0, 1] >= similarity.MINIMUM_CORRELATION - 1e-6
