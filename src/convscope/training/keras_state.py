@@ -116,7 +116,7 @@ def require_settable(optimizer: keras.optimizers.Optimizer, rate: Rate) -> None:
         expected = "a number as the optimizer's learning rate beside schedule"
         raise UsageError(sentence(expected, type(own).__name__, hint))
     if rate.momentum is not None and keras.backend.backend() != "torch":
-        hint = "Use a schedule without momentum: a compiled step keeps the momentum that it was compiled with."
+        hint = "Use a schedule without momentum: a compiled step keeps the one that it was compiled with."
         raise UsageError(sentence("Keras on torch beside this schedule", keras.backend.backend(), hint))
     if rate.momentum is not None and not getattr(optimizer, momentum_name(optimizer), 0.0):
         hint = "Compile it with a momentum, or use a schedule without one."
