@@ -231,12 +231,10 @@ def _from_standard_input(content: bytes) -> Iterator[_Source | Failure]:
 def _from_path(path: Path) -> Iterator[_Source | Failure]:
     """Find the images of a file or a folder."""
     name = printable(str(path))
-    try:
-        is_folder = path.is_dir()
-    except ValueError as error:  # a zero byte in the name
-        yield Failure(name, sentence(f"{name} to be a path", error))
+    if "\0" in str(path):
+        yield Failure(name, sentence("the path of an image", f"{name}, with a zero byte in it"))
         return
-    if not is_folder:
+    if not path.is_dir():
         yield _Source(name, lambda: read_bytes(path, name))
         return
     try:

@@ -128,9 +128,8 @@ def _show(bundle: Bundle, predictions: list[Prediction], sheet: Path | None) -> 
         table(f"{len(predictions):,} predicted", columns, rows, left=(0, 1, 3, 4))
     odd = [one for one in predictions if one.oddities]
     if odd:
-        warn(
-            f"{len(odd):,} of {len(predictions):,} unlike the training images; read their labels with doubt:"
-        )
+        subject = f"{len(odd):,} of {len(predictions):,} unlike the training images"
+        say(f"{subject}; read their labels with doubt:", style="bold yellow")
     for one in odd:
         for oddity in one.oddities:
             say(f"  {one.name}: {oddity}")
