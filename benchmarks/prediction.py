@@ -33,6 +33,7 @@ def onnx_predictor(model: Any) -> Predictor:
     """Export the model to ONNX with Keras's own exporter and run it."""
     import onnxruntime
 
+    model(np.zeros((1, *model.input_shape[1:]), np.float32))  # the exporter wants to have seen an input
     with tempfile.TemporaryDirectory() as folder:
         file = os.path.join(folder, "model.onnx")  # noqa: PTH118  (Keras wants a string)
         model.export(file, format="onnx", verbose=False)

@@ -60,7 +60,7 @@ def _stages(classes: int) -> list[LayerSpec]:
 
 
 def _swift(classes: int) -> list[LayerSpec]:
-    features = [_convolution(24, kernel_size=5), _pool(), _convolution(32), _pool()]
+    features = [_convolution(16, kernel_size=5), _pool(), _convolution(32), _pool()]
     return [*features, _flatten(), _dense(256), _dense(classes, "softmax")]
 
 
