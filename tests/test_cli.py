@@ -122,7 +122,7 @@ WRONG = {
     "no-such-option": (["exercise", "--epoch", "1"], 2, "No such option"),
     "no-such-network": (["exercise", "--network", "depe", "--data", "digits"], 2, "Did you mean 'deep'"),
     "no-such-dataset": (["exercise", "--data", "digit"], 2, "Did you mean 'digits'"),
-    "no-such-folder": (["exercise", "--data", "./nowhere"], 3, "no folder at ./nowhere"),
+    "no-such-folder": (["exercise", "--data", "./nowhere"], 3, "got nothing at nowhere"),
     "mnist-nowhere": (["exercise", "--data", "mnist"], 3, "no connection"),
     "negative-epochs": (["exercise", "--data", "digits", "--epochs", "-3"], 2, "epochs of at least 1"),
     "no-epochs": (["exercise", "--data", "digits", "--epochs", "0"], 2, "epochs of at least 1"),
