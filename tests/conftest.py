@@ -4,12 +4,17 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Small arrays gain nothing from a second thread, and threads that wait for one another lose much where other
 # programs run too. Set before torch is loaded; programs that a test starts inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import convscope  # it chooses Keras's back end, before a test imports Keras
+
+# A busy machine takes longer for an example than the 200 ms that hypothesis allows; that is no failure.
+settings.register_profile("busy", deadline=None)
+settings.load_profile("busy")
 
 
 @pytest.fixture(scope="session")
