@@ -76,7 +76,7 @@ def _shown(op: Op) -> dict[str, Any]:
     for key, value in op.settings().items():
         if key in hidden or value is None or (key in ("scale", "offset") and len(value) > 4):
             continue
-        if isinstance(value, ops.BatchNormalization):
+        if isinstance(value, ops.Op):
             shown[key] = value.name
         elif isinstance(value, ops.Activation):
             shown[key] = str(value)

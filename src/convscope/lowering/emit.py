@@ -10,6 +10,7 @@ import torch
 from convscope.lowering import heavy_ops, torch_ops  # noqa: F401  they register how ops run
 from convscope.lowering import program as ops
 from convscope.lowering.activations import activation_function
+from convscope.lowering.memory import keep_memory
 from convscope.lowering.plan import apply_plan, plan_of
 from convscope.lowering.program import Op, Program, written
 from convscope.lowering.runners import Prepared, Runner, Step, runner_of
@@ -51,6 +52,7 @@ def emit(program: Program, model: Any, plan: Mapping[str, Any] | None = None) ->
     """
     if plan is not None:
         program = apply_plan(program, plan)
+    keep_memory()
     return LoweredNetwork(program, model)
 
 

@@ -1,11 +1,12 @@
 """How the heavy ops run on torch: convolution, matrix product, max-pooling, dropout.
 
 Each chooses, from the op's ``Compute`` and from what it is given, between torch's own operation and one of
-the fused kernels. The choice is made when the network is emitted, or when a shape is first seen.
+the fused kernels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ import torch.nn.functional as F  # noqa: N812  the name that torch's own documen
 from convscope.lowering import kernels
 from convscope.lowering import program as ops
 from convscope.lowering.activations import Function, activation_function
-from convscope.lowering.masks import MaskSource, mix
+from convscope.lowering.kernels import Tail
+from convscope.lowering.masks import MaskSource, keep_probability, mix
 from convscope.lowering.program import Activation, Pair
 from convscope.lowering.runners import (
     Host,
@@ -31,23 +33,66 @@ from convscope.lowering.runners import (
 _LAYOUTS = {"channels_last": torch.channels_last, "channels_first": torch.contiguous_format}
 
 
-def _split(activation: Activation | None) -> tuple[bool, Function | None]:
-    """Say whether a kernel can take the activation in; else return it as a function of its own."""
-    if activation is None:
-        return False, None
-    return (True, None) if activation.is_plain_relu else (False, activation_function(activation))
+class _Behind:
+    """What was fused behind a heavy op: a tail for the kernel, or an activation for afterwards."""
+
+    def __init__(self, activation: Activation | None, drop: ops.Dropout | None) -> None:
+        relu = activation is not None and activation.is_plain_relu
+        self.activate: Function | None = (
+            None if activation is None or relu else activation_function(activation)
+        )
+        self._plain = Tail(relu)
+        self._dropper = None if drop is None else _Dropper(drop)
+
+    def tail(self, step: Step) -> Tail:
+        """Return the tail of this pass: dropout belongs to training only."""
+        if self._dropper is None or not step.training:
+            return self._plain
+        return Tail(self._plain.relu, self._dropper.of(step), self._dropper.scale)
+
+    def finish(self, result: Tensor) -> Tensor:
+        """Compute an activation that no kernel takes in."""
+        return result if self.activate is None else self.activate(result)
+
+
+class _Dropper:
+    """Makes the masks of one dropout."""
+
+    def __init__(self, op: ops.Dropout) -> None:
+        self._op = op
+        self._sources: dict[tuple[Any, ...], MaskSource] = {}
+        self.scale = 1.0 / keep_probability(op.rate) if op.scaled and op.rate < 1.0 else 1.0
+
+    def of(self, step: Step) -> Callable[[Tensor], Tensor]:
+        """Return a function that makes the mask of this step for a tensor, in its strides."""
+        key = mix(step.seed, step.number, self._op.stream)
+        return lambda x: self._keep(x, key)
+
+    def _keep(self, x: Tensor, key: int) -> Tensor:
+        noise = self._op.noise_shape or (None,) * x.dim()
+        shape = tuple(size if wanted is None else wanted for size, wanted in zip(x.shape, noise, strict=True))
+        known = (shape, x.device)
+        if known not in self._sources:
+            self._sources[known] = MaskSource(self._op.rate, shape, x.device)
+        keep = self._sources[known].keep(key, kernels.mask_type(x.dtype))
+        # Read in another order than it was made, a mask is as random as before, but slow.
+        in_other_order = keep.shape == x.shape and not x.is_contiguous() and _is_dense(x)
+        return keep.as_strided(x.shape, x.stride()) if in_other_order else keep
+
+
+def _is_dense(x: Tensor) -> bool:
+    """Say whether images fill their memory without gaps, in channels_last order."""
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 @emits(ops.Conv2D)
 def _conv2d(op: ops.Conv2D, network: Host) -> Runner:
-    return (
-        _row_convolution(op, network) if op.compute.algorithm == "rows" else _direct_convolution(op, network)
-    )
+    return _row_convolution(op, network) if op.compute.algorithm == "rows" else _convolution(op, network)
 
 
-def _direct_convolution(op: ops.Conv2D, network: Host) -> Runner:
+def _convolution(op: ops.Conv2D, network: Host) -> Runner:
     window = (op.kernel_shape[0], op.kernel_shape[1])
-    relu, activate = _split(op.activation)
+    behind = _Behind(op.activation, op.drop)
     dtype, layout = getattr(torch, op.compute.precision), _LAYOUTS[op.compute.layout]
 
     def prepare() -> Prepared:
@@ -57,7 +102,7 @@ def _direct_convolution(op: ops.Conv2D, network: Host) -> Runner:
         kernel = kernel.permute(3, 2, 0, 1)  # (out, in, k, k)
         return kernel.to(dtype).contiguous(memory_format=layout), None if bias is None else bias.to(dtype)
 
-    def run(_step: Step, x: Tensor) -> Tensor:
+    def run(step: Step, x: Tensor) -> Tensor:
         kernel, bias = network.prepared(op, prepare)
         image = to_torch_order(x.to(dtype), op.data_format)
         rows, columns = padding_of(image, op, window, op.dilation)
@@ -66,33 +111,34 @@ def _direct_convolution(op: ops.Conv2D, network: Host) -> Runner:
             rows = columns = (0, 0)
         image = image.contiguous(memory_format=layout)
         geometry = (op.strides, (rows[0], columns[0]), op.dilation, op.groups)
-        if relu:
-            result = kernels.apply(kernels.ConvolutionRelu, image, kernel, bias, *geometry)
+        tail = behind.tail(step)
+        if tail.relu:
+            result = kernels.apply(kernels.Convolution, image, kernel, bias, *geometry, tail)
         else:
-            result = torch.conv2d(image, kernel, bias, *geometry)
-        return to_keras_order(activate(result) if activate else result, op.data_format)
+            result = behind.finish(torch.conv2d(image, kernel, bias, *geometry))
+        return to_keras_order(result, op.data_format)
 
     return run
 
 
 def _row_convolution(op: ops.Conv2D, network: Host) -> Runner:
     window = (op.kernel_shape[0], op.kernel_shape[1])
-    relu, activate = _split(op.activation)
+    behind = _Behind(op.activation, op.drop)
     dtype = getattr(torch, op.compute.precision)
 
     def prepare() -> Prepared:
         kernel, bias = folded(op, network)
         return kernel.to(dtype), None if bias is None else bias.to(dtype)
 
-    def run(_step: Step, x: Tensor) -> Tensor:
+    def run(step: Step, x: Tensor) -> Tensor:
         kernel, bias = network.prepared(op, prepare)
         image = to_torch_order(x.to(dtype), op.data_format)
         rows, columns = padding_of(image, op, window)
         images = image.permute(0, 2, 3, 1)  # (n, h, w, c)
         if rows != (0, 0) or columns != (0, 0):
             images = F.pad(images, (0, 0, *columns, *rows))
-        result = kernels.apply(kernels.RowConvolution, images, kernel, bias, op.strides, relu)
-        result = activate(result) if activate else result
+        result = kernels.apply(kernels.RowConvolution, images, kernel, bias, op.strides, behind.tail(step))
+        result = behind.finish(result)
         return result if op.data_format == "channels_last" else result.permute(0, 3, 1, 2)
 
     return run
@@ -100,30 +146,27 @@ def _row_convolution(op: ops.Conv2D, network: Host) -> Runner:
 
 @emits(ops.Dense)
 def _dense(op: ops.Dense, network: Host) -> Runner:
-    relu, activate = _split(op.activation)
+    behind = _Behind(op.activation, op.drop)
     dtype = getattr(torch, op.compute.precision)
 
     def prepare() -> Prepared:
         kernel, bias = folded(op, network)
-        # While gradients are wanted, the kernel's own function narrows it, and widens its gradient.
-        return (
-            (kernel, bias)
-            if torch.is_grad_enabled()
-            else (kernel.to(dtype), None if bias is None else bias.to(dtype))
-        )
+        if torch.is_grad_enabled():
+            # The kernel narrows the weights itself, and widens their gradient.
+            return kernel, bias
+        return kernel.to(dtype), None if bias is None else bias.to(dtype)
 
     def run(step: Step, x: Tensor) -> Tensor:
         kernel, bias = network.prepared(op, prepare)
         rows = x.to(dtype).reshape(-1, op.kernel_shape[0])  # (n, in)
         scale = op.input_scale if step.training else 1.0
-        result = kernels.apply(kernels.DenseRelu, rows, kernel, bias, scale, relu)
-        result = activate(result) if activate else result
-        return result.view(*x.shape[:-1], -1)
+        result = kernels.apply(kernels.MatrixProduct, rows, kernel, bias, scale, behind.tail(step))
+        return behind.finish(result).view(*x.shape[:-1], -1)
 
     return run
 
 
-def folded(op: ops.Conv2D | ops.Dense, network: Host) -> tuple[Tensor, Tensor | None]:
+def folded(op: ops.Conv2D | ops.Dense, network: Host) -> Prepared:
     """Return kernel and bias in Keras's layout, a folded normalization multiplied in."""
     kernel = network.tensor(op.kernel)
     bias = None if op.bias is None else network.tensor(op.bias)
@@ -143,19 +186,21 @@ def folded(op: ops.Conv2D | ops.Dense, network: Host) -> tuple[Tensor, Tensor | 
 
 @emits(ops.Pool2D)
 def _pool2d(op: ops.Pool2D, _network: Host) -> Runner:
-    relu, activate = _split(op.activation)
-    activate = torch.relu if relu else activate
+    behind = _Behind(op.activation, op.drop)
     pool = _max_pool if op.mode == "max" else _average_pool
-    tiles = op.mode == "max" and op.pool == op.strides == (2, 2) and op.data_format == "channels_last"
+    tiled = op.mode == "max" and op.pool == op.strides == (2, 2) and op.data_format == "channels_last"
 
-    def run(_step: Step, x: Tensor) -> Tensor:
+    def run(step: Step, x: Tensor) -> Tensor:
         image = to_torch_order(x, op.data_format)
         rows, columns = padding_of(image, op, op.pool)
-        if tiles and rows == columns == (0, 0) and _suits_tiles(x):
-            result = kernels.apply(kernels.TileMaxPool, x, relu)
-            return result if relu or activate is None else activate(result)
-        result = pool(op, image, rows, columns)
-        return to_keras_order(activate(result) if activate else result, op.data_format)
+        tail = behind.tail(step)
+        if tiled and rows == columns == (0, 0) and _suits_tiles(x):
+            return behind.finish(kernels.apply(kernels.TileMaxPool, x, tail))
+        result = to_keras_order(behind.finish(pool(op, image, rows, columns)), op.data_format)
+        result = torch.relu(result) if tail.relu else result
+        if tail.keep is not None:
+            result = kernels.apply(kernels.Drop, result, tail.keep(result), tail.scale)
+        return result
 
     return run
 
@@ -187,32 +232,13 @@ def _average_pool(op: ops.Pool2D, image: Tensor, rows: Pair, columns: Pair) -> T
 
 @emits(ops.Dropout)
 def _dropout(op: ops.Dropout, _network: Host) -> Runner:
-    sources: dict[tuple[Any, ...], MaskSource] = {}
+    dropper = _Dropper(op)
 
     def run(step: Step, x: Tensor) -> Tensor:
         if not step.training:
             return x
         if op.rate >= 1.0:
             return torch.zeros_like(x)
-        shape = _mask_shape(op, x)
-        if (shape, x.device) not in sources:
-            sources[shape, x.device] = MaskSource(op.rate, shape, x.device)
-        source = sources[shape, x.device]
-        keep = source.keep(mix(step.seed, step.number, op.stream), kernels.mask_type(x.dtype))
-        scale = 1.0 / source.keep_probability if op.scaled else 1.0
-        return kernels.apply(kernels.Drop, x, _as_laid_out(keep, x), scale)
+        return kernels.apply(kernels.Drop, x, dropper.of(step)(x), dropper.scale)
 
     return run
-
-
-def _mask_shape(op: ops.Dropout, x: Tensor) -> tuple[int, ...]:
-    noise = op.noise_shape or (None,) * x.dim()
-    return tuple(size if wanted is None else wanted for size, wanted in zip(x.shape, noise, strict=True))
-
-
-def _as_laid_out(keep: Tensor, x: Tensor) -> Tensor:
-    """Give a full mask the strides of x, so that the two are read in the same order."""
-    permuted = (
-        keep.shape == x.shape and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    )
-    return keep.as_strided(x.shape, x.stride()) if x.dim() == 4 and permuted else keep

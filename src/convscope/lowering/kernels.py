@@ -1,12 +1,14 @@
 """Fused forward and backward passes for what costs most on a CPU: each an autograd function of its own.
 
-A training step of a small network is bound by memory traffic as much as by arithmetic, so these functions
-read and write large tensors as rarely as torch's own operations allow. Each computes what the plain operations
-of torch would; on other devices those run.
+A training step of a small network is bound by memory traffic as much as by arithmetic, so these functions read
+and write large tensors as rarely as torch's own operations allow. Each computes what the plain operations of
+torch would; on other devices those run.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +22,9 @@ Context = Any  # torch types the context of an autograd function as Any
 
 def _find(name: str) -> Any | None:
     """Return one of torch's oneDNN operations, None where this build of torch has none."""
-    return getattr(torch.ops.mkldnn, name, None) if torch.backends.mkldnn.is_available() else None  # type: ignore[no-untyped-call]
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return None
+    return getattr(torch.ops.mkldnn, name, None)
 
 
 _CONVOLUTION_POINTWISE = _find("_convolution_pointwise")
@@ -30,18 +34,55 @@ _LINEAR_POINTWISE = _find("_linear_pointwise")
 _BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
 
 
+def mask_type(dtype: torch.dtype) -> torch.dtype:
+    """Return the integer type as wide as a floating-point type.
+
+    Examples
+    --------
+    >>> mask_type(torch.bfloat16)
+    torch.int16
+    """
+    return _BITS[dtype]
+
+
 def apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
     """Call one of the functions below; torch leaves ``apply`` untyped."""
     result: Tensor = function.apply(*arguments)  # type: ignore[no-untyped-call]
     return result
 
 
-def _relu_gradient(gradient: Tensor, result: Tensor) -> Tensor:
-    return torch.ops.aten.threshold_backward(gradient, result, 0)  # type: ignore[no-any-return]
+@dataclass(frozen=True)
+class Tail:
+    """What follows a heavy op and is computed on its result in place: a ReLU, and a dropout behind it.
+
+    ``keep`` gives, for a tensor, a mask of zeros and ones in its strides. Where the result is positive, both let
+    the gradient through, and nowhere else: the result is all that the way back needs.
+    """
+
+    relu: bool = False
+    keep: Callable[[Tensor], Tensor] | None = None
+    scale: float = 1.0
+
+    def finish(self, result: Tensor, activated: bool = False) -> Tensor:
+        """Compute ReLU (unless it is in the result already) and dropout in place."""
+        if self.relu and not activated:
+            result = result.relu_()
+        if self.keep is not None:
+            result.view(mask_type(result.dtype)).mul_(self.keep(result))
+            if self.scale != 1.0:
+                result = result.mul_(self.scale)
+        return result
+
+    def gradient(self, gradient: Tensor, result: Tensor) -> Tensor:
+        """Compute the gradient in front of the tail."""
+        if not self.relu:
+            return gradient
+        passed: Tensor = torch.ops.aten.threshold_backward(gradient, result, 0)
+        return passed.mul_(self.scale) if self.keep is not None and self.scale != 1.0 else passed
 
 
-class ConvolutionRelu(torch.autograd.Function):
-    """max(0, image ∗ kernel + bias), the maximum taken inside the convolution where oneDNN can."""
+class Convolution(torch.autograd.Function):
+    """tail(image ∗ kernel + bias), the ReLU computed inside the convolution where oneDNN can."""
 
     @staticmethod
     def forward(
@@ -53,31 +94,34 @@ class ConvolutionRelu(torch.autograd.Function):
         padding: Pair,
         dilation: Pair,
         groups: int,
+        tail: Tail,
     ) -> Tensor:
         """Compute from images (n, c, h, w) and a kernel (out, in/groups, k, k)."""
-        if _CONVOLUTION_POINTWISE is not None and image.device.type == "cpu":
-            result = _CONVOLUTION_POINTWISE(
+        fused = tail.relu and _CONVOLUTION_POINTWISE is not None and image.device.type == "cpu"
+        if fused:
+            result = _CONVOLUTION_POINTWISE(  # type: ignore[misc]  # fused says that it is there
                 image, kernel, bias, list(padding), list(strides), list(dilation), groups, "relu", [], ""
             )
         else:
-            result = torch.conv2d(image, kernel, bias, strides, padding, dilation, groups).relu_()
-        ctx.save_for_backward(image, kernel, result)
-        ctx.geometry = (strides, padding, dilation, groups)
+            result = torch.conv2d(image, kernel, bias, strides, padding, dilation, groups)
+        result = tail.finish(result, activated=fused)
+        ctx.save_for_backward(image, kernel, result if tail.relu else None)
+        ctx.geometry, ctx.tail = (strides, padding, dilation, groups), tail
         ctx.bias_sizes = None if bias is None else list(bias.shape)
-        return result  # type: ignore[no-any-return]
+        return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Context, gradient: Tensor) -> tuple[Any, ...]:
-        """Send the gradient through the maximum and the convolution."""
+        """Send the gradient through the tail and the convolution."""
         image, kernel, result = ctx.saved_tensors
         strides, padding, dilation, groups = ctx.geometry
         wanted = (*ctx.needs_input_grad[:2], ctx.bias_sizes is not None and ctx.needs_input_grad[2])
         gradients = torch.ops.aten.convolution_backward(
-            _relu_gradient(gradient, result), image, kernel, ctx.bias_sizes, strides, padding, dilation,
+            ctx.tail.gradient(gradient, result), image, kernel, ctx.bias_sizes, strides, padding, dilation,
             False, (0, 0), groups, wanted,
         )  # fmt: skip
-        return (*gradients, None, None, None, None)
+        return (*gradients, None, None, None, None, None)
 
 
 class RowConvolution(torch.autograd.Function):
@@ -90,20 +134,23 @@ class RowConvolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Context, image: Tensor, kernel: Tensor, bias: Tensor | None, strides: Pair, relu: bool
+        ctx: Context, image: Tensor, kernel: Tensor, bias: Tensor | None, strides: Pair, tail: Tail
     ) -> Tensor:
-        """Compute from padded images (n, h, w, c) and a Keras kernel (k, k, c, out); gives (n, h', w', out)."""
+        """Compute (n, h', w', out) from padded images (n, h, w, c) and a Keras kernel (k, k, c, out)."""
         geometry = _RowGeometry(image.shape, kernel.shape, strides)
         rows = geometry.rows(image)  # (n·h', k·w·c + 1)
         matrix = geometry.band(kernel, bias)  # (k·w·c + 1, w'·out)
-        if relu and _LINEAR_POINTWISE is not None and image.device.type == "cpu":
-            result = _LINEAR_POINTWISE(rows, matrix.t(), None, "relu", [], "")
+        fused = tail.relu and _LINEAR_POINTWISE is not None and image.device.type == "cpu"
+        if fused:
+            result = _LINEAR_POINTWISE(rows, matrix.t(), None, "relu", [], "")  # type: ignore[misc]  # as above
         else:
-            result = (rows @ matrix).relu_() if relu else rows @ matrix
-        result = result.view(geometry.result_shape)
-        ctx.save_for_backward(rows, matrix if ctx.needs_input_grad[0] else None, result if relu else None)
-        ctx.geometry = geometry
-        return result  # type: ignore[no-any-return]
+            result = rows @ matrix
+        result = tail.finish(result.view(geometry.result_shape), activated=fused)
+        ctx.save_for_backward(
+            rows, matrix if ctx.needs_input_grad[0] else None, result if tail.relu else None
+        )
+        ctx.geometry, ctx.tail = geometry, tail
+        return result
 
     @staticmethod
     @once_differentiable
@@ -111,8 +158,7 @@ class RowConvolution(torch.autograd.Function):
         """Sum the band of the matrix gradient back into the kernel."""
         rows, matrix, result = ctx.saved_tensors
         geometry: _RowGeometry = ctx.geometry
-        gradient = gradient if result is None else _relu_gradient(gradient, result)
-        gradient = gradient.reshape(rows.shape[0], -1)
+        gradient = ctx.tail.gradient(gradient, result).reshape(rows.shape[0], -1)
         image_gradient = geometry.image_gradient(gradient @ matrix.t()) if matrix is not None else None
         kernel_gradient, bias_gradient = geometry.band_gradient(rows.t() @ gradient)
         return image_gradient, kernel_gradient, bias_gradient if ctx.needs_input_grad[2] else None, None, None
@@ -147,13 +193,8 @@ class _RowGeometry:
     def _band_view(self, matrix: Tensor) -> Tensor:
         """View the entries of the matrix that hold the kernel, as (k, k, c, w', out)."""
         line = matrix.stride(0)
-        steps = (
-            self.row * line,
-            self.channels * line,
-            line,
-            self.strides[1] * self.channels * line + self.filters,
-            1,
-        )
+        along = self.strides[1] * self.channels * line + self.filters
+        steps = (self.row * line, self.channels * line, line, along, 1)
         return matrix.as_strided((*self.window, self.channels, self.out[1], self.filters), steps)
 
     def band(self, kernel: Tensor, bias: Tensor | None) -> Tensor:
@@ -182,44 +223,52 @@ class _RowGeometry:
 
 
 class TileMaxPool(torch.autograd.Function):
-    """Max-pooling over tiles of two by two, with an optional ReLU behind, without an index tensor.
+    """Max-pooling over tiles of two by two, with a tail, without an index tensor.
 
     The maximum is taken over columns, then rows, of strided views; the way back compares again. Of equal
     elements the first gets the gradient, as torch and Keras have it.
     """
 
     @staticmethod
-    def forward(ctx: Context, images: Tensor, relu: bool) -> Tensor:
+    def forward(ctx: Context, images: Tensor, tail: Tail) -> Tensor:
         """Compute from contiguous images (n, h, w, c); an odd last row or column is ignored."""
         tiles = _tiles(images)  # (n, h/2, 2, w/2, 2, c)
         wide = torch.maximum(tiles[:, :, :, :, 0], tiles[:, :, :, :, 1])  # (n, h/2, 2, w/2, c)
-        pooled = torch.maximum(wide[:, :, 0], wide[:, :, 1])  # (n, h/2, w/2, c)
-        result = torch.relu(pooled) if relu else pooled
-        ctx.save_for_backward(images, wide, pooled)
-        ctx.relu = relu
+        result = tail.finish(torch.maximum(wide[:, :, 0], wide[:, :, 1]))  # (n, h/2, w/2, c)
+        ctx.save_for_backward(images, wide, result)
+        ctx.tail = tail
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Context, gradient: Tensor) -> tuple[Any, ...]:
-        """Give each tile's gradient to the element that was the maximum."""
-        images, wide, pooled = ctx.saved_tensors
-        gradient = _relu_gradient(gradient, pooled) if ctx.relu else gradient.contiguous()
-        bits = _BITS[images.dtype]
-        result = torch.empty_like(images)
-        even = tuple(2 * (length // 2) for length in images.shape[1:3])
-        if even != images.shape[1:3]:
-            result.zero_()
+        """Give each tile's gradient to the element that was the maximum.
+
+        Where the tail has changed the maximum, the comparison fails; but there it lets no gradient through.
+        """
+        images, wide, result = ctx.saved_tensors
+        bits = mask_type(images.dtype)
+        gradient = ctx.tail.gradient(gradient, result).contiguous().view(bits)
         wide_gradient = torch.empty_like(wide).view(bits)
         _route(
-            gradient.view(bits), wide.view(bits)[:, :, 0], pooled.view(bits),
-            wide_gradient[:, :, 0], wide_gradient[:, :, 1],
-        )  # fmt: skip
-        tiles, places = _tiles(images.view(bits)), _tiles(result.view(bits))
-        _route(
-            wide_gradient, tiles[:, :, :, :, 0], wide.view(bits), places[:, :, :, :, 0], places[:, :, :, :, 1]
+            gradient,
+            wide.view(bits)[:, :, 0],
+            result.view(bits),
+            wide_gradient[:, :, 0],
+            wide_gradient[:, :, 1],
         )
-        return result, None
+        images_gradient = torch.empty_like(images)
+        if images.shape[1] % 2 or images.shape[2] % 2:
+            images_gradient.zero_()
+        tiles, places = _tiles(images.view(bits)), _tiles(images_gradient.view(bits))
+        _route(
+            wide_gradient,
+            tiles[:, :, :, :, 0],
+            wide.view(bits),
+            places[:, :, :, :, 0],
+            places[:, :, :, :, 1],
+        )
+        return images_gradient, None
 
 
 def _tiles(images: Tensor) -> Tensor:
@@ -262,26 +311,15 @@ def _selected(x: Tensor, keep: Tensor, scale: float) -> Tensor:
     return result if scale == 1.0 else result.mul_(scale)
 
 
-def mask_type(dtype: torch.dtype) -> torch.dtype:
-    """Return the integer type as wide as a floating-point type.
-
-    Examples
-    --------
-    >>> mask_type(torch.bfloat16)
-    torch.int16
-    """
-    return _BITS[dtype]
-
-
-class DenseRelu(torch.autograd.Function):
-    """act(scale · (x · kernel) + bias) in the precision of x; the kernel and its gradient are float32.
+class MatrixProduct(torch.autograd.Function):
+    """tail(scale · (x · kernel) + bias) in the precision of x; the kernel and its gradient are float32.
 
     ``scale`` is that of a dropout before: multiplying the few outputs costs less than the many inputs.
     """
 
     @staticmethod
     def forward(
-        ctx: Context, x: Tensor, kernel: Tensor, bias: Tensor | None, scale: float, relu: bool
+        ctx: Context, x: Tensor, kernel: Tensor, bias: Tensor | None, scale: float, tail: Tail
     ) -> Tensor:
         """Compute from x (n, in) and a kernel (in, out)."""
         narrow = kernel.to(x.dtype)
@@ -290,20 +328,19 @@ class DenseRelu(torch.autograd.Function):
             result = result.mul_(scale)
         if bias is not None:
             result = result.add_(bias.to(x.dtype))
-        if relu:
-            result = result.relu_()
-        ctx.save_for_backward(x, narrow, result if relu else None)
-        ctx.scale, ctx.kernel_type = scale, kernel.dtype
+        result = tail.finish(result)
+        ctx.save_for_backward(x, narrow, result if tail.relu else None)
+        ctx.scale, ctx.kernel_type, ctx.tail = scale, kernel.dtype, tail
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Context, gradient: Tensor) -> tuple[Any, ...]:
-        """Compute the three gradients that are wanted."""
+        """Compute the three gradients, each where it is wanted."""
         x, narrow, result = ctx.saved_tensors
-        gradient = gradient if result is None else _relu_gradient(gradient, result)
+        gradient = ctx.tail.gradient(gradient, result)
         wants_x, wants_kernel, wants_bias = ctx.needs_input_grad[:3]
-        bias_gradient = gradient.sum(0, dtype=torch.float32) if wants_bias else None
+        bias_gradient = gradient.sum(0).float() if wants_bias else None
         scaled = gradient if ctx.scale == 1.0 else gradient * ctx.scale
         x_gradient = scaled @ narrow.t() if wants_x else None
         kernel_gradient = (x.t() @ scaled).to(ctx.kernel_type) if wants_kernel else None

@@ -93,6 +93,7 @@ def _passes(situation: Situation) -> list[tuple[str, Callable[[Program], Rewritt
         ("activation fused", fuse_activations),
         ("output activation folded into the loss", fold_outputs),
         ("dropout scale into the matrix product", fold_dropout_scales),
+        ("dropout fused behind ReLU", fuse_dropouts),
         ("precision, layout and algorithm", lambda program: choose(program, situation)),
     ]
 
@@ -219,6 +220,25 @@ def fold_dropout_scales(program: Program) -> Rewritten:
                 dataclasses.replace(reader, input_scale=scale),
             )
             changes.append(f"× {scale:.4g} of {op.name} into {reader.name}")
+    return program, changes
+
+
+def fuse_dropouts(program: Program) -> Rewritten:
+    """Let the op that computes a ReLU drop elements of its result too: both stop the same gradient."""
+    changes = []
+    for op in program:
+        if not (isinstance(op, ops.Dropout) and op.noise_shape is None and 0 < op.rate < 1):
+            continue
+        before = program.producer(op.inputs[0])
+        if (
+            isinstance(before, ops.Conv2D | ops.Dense | ops.Pool2D)
+            and _only_reader(program, before.output) is op
+            and before.activation is not None
+            and before.activation.is_plain_relu
+            and before.drop is None
+        ):
+            program = _absorb(program, before, op, drop=op)
+            changes.append(f"{op.name} into {before.name}")
     return program, changes
 
 

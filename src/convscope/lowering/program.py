@@ -171,6 +171,7 @@ class Conv2D(Op):
     depthwise: bool = False
     data_format: DataFormat = "channels_last"
     activation: Activation | None = None
+    drop: Dropout | None = None
     folded: BatchNormalization | None = None
     compute: Compute = field(default_factory=Compute)
 
@@ -204,6 +205,7 @@ class Dense(Op):
     bias: str | None = None
     input_scale: float = 1.0
     activation: Activation | None = None
+    drop: Dropout | None = None
     folded: BatchNormalization | None = None
     compute: Compute = field(default_factory=Compute)
 
@@ -288,6 +290,7 @@ class Pool2D(Op):
     data_format: DataFormat = "channels_last"
     edge: Literal["ignore", "replicate"] = "ignore"
     activation: Activation | None = None
+    drop: Dropout | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
