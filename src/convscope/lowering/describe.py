@@ -23,9 +23,9 @@ def describe(program: Program, reports: Sequence[PassReport] = ()) -> list[dict[
     Returns
     -------
     list of dict
-        For each op a row with ``op``, ``kind``, ``layer``, ``input_shapes``, ``output_shapes``, ``precision``,
-        ``layout``, ``algorithm``, ``settings`` and ``keras`` (whether the Keras layer itself runs); then for each
-        pass a row with ``pass`` and ``changes``.
+        For each op a row with ``op``, ``kind``, ``layer``, ``input_shapes``, ``output_shapes``,
+        ``precision``, ``layout``, ``algorithm``, ``settings`` and ``keras`` (whether the Keras layer itself
+        runs); then for each pass a row with ``pass`` and ``changes``.
 
     Examples
     --------

@@ -170,7 +170,7 @@ class LoweredNetwork:
         return self._constants[key]
 
     def prepared(self, op: Op, prepare: Callable[[], Prepared]) -> Prepared:
-        """Return an op's weights as it computes with them; kept while none changes and no gradient is wanted."""
+        """Return an op's weights as it computes with them; kept while none changes and no gradient is due."""
         if torch.is_grad_enabled():
             return prepare()
         versions = tuple(self._tensors[path]._version for path in (*op.weights, *op.state))

@@ -1,8 +1,8 @@
 """Fused forward and backward passes for what costs most on a CPU: each an autograd function of its own.
 
-A training step of a small network is bound by memory traffic as much as by arithmetic, so these functions read
-and write large tensors as rarely as torch's own operations allow. Each computes what the plain operations of
-torch would; on other devices those run.
+A training step of a small network is bound by memory traffic as much as by arithmetic, so these functions
+read and write large tensors as rarely as torch's own operations allow. Each computes what the plain operations
+of torch would; on other devices those run.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
 class Tail:
     """What follows a heavy op and is computed on its result in place: a ReLU, and a dropout behind it.
 
-    ``keep`` gives, for a tensor, a mask of zeros and ones in its strides. Where the result is positive, both let
-    the gradient through, and nowhere else: the result is all that the way back needs.
+    ``keep`` gives, for a tensor, a mask of zeros and ones in its strides. Where the result is positive, both
+    let the gradient through, and nowhere else: the result is all that the way back needs.
     """
 
     relu: bool = False
@@ -129,7 +129,7 @@ class RowConvolution(torch.autograd.Function):
 
     The kernel's rows become a banded matrix that maps ``k`` whole rows of the image to one whole row of the
     result. Most of it is zero, but a large matrix product runs so much nearer to the machine's peak, and reads
-    the image in so much longer runs, that it wins where ``in · k`` is small. A column of ones carries the bias.
+    the image in so much longer runs, that it wins where ``in · k`` is small. The bias has a column of ones.
     """
 
     @staticmethod
@@ -141,10 +141,7 @@ class RowConvolution(torch.autograd.Function):
         rows = geometry.rows(image)  # (n·h', k·w·c + 1)
         matrix = geometry.band(kernel, bias)  # (k·w·c + 1, w'·out)
         fused = tail.relu and _LINEAR_POINTWISE is not None and image.device.type == "cpu"
-        if fused:
-            result = _LINEAR_POINTWISE(rows, matrix.t(), None, "relu", [], "")  # type: ignore[misc]  # as above
-        else:
-            result = rows @ matrix
+        result = _relu_of_product(rows, matrix) if fused else rows @ matrix
         result = tail.finish(result.view(geometry.result_shape), activated=fused)
         ctx.save_for_backward(
             rows, matrix if ctx.needs_input_grad[0] else None, result if tail.relu else None
@@ -162,6 +159,12 @@ class RowConvolution(torch.autograd.Function):
         image_gradient = geometry.image_gradient(gradient @ matrix.t()) if matrix is not None else None
         kernel_gradient, bias_gradient = geometry.band_gradient(rows.t() @ gradient)
         return image_gradient, kernel_gradient, bias_gradient if ctx.needs_input_grad[2] else None, None, None
+
+
+def _relu_of_product(rows: Tensor, matrix: Tensor) -> Tensor:
+    assert _LINEAR_POINTWISE is not None  # noqa: S101  the caller has asked
+    result: Tensor = _LINEAR_POINTWISE(rows, matrix.t(), None, "relu", [], "")
+    return result
 
 
 class _RowGeometry:

@@ -1,8 +1,8 @@
 """Let the C library keep the memory of large tensors from one step to the next, in huge pages.
 
-A training step allocates the same tensors again and again. By default glibc gives large blocks back to the system
-when they are freed, and each step takes them anew, page by page; with pages of 4 KiB, each pass over a tensor of
-some megabytes also misses the address cache hundreds of times. Measured on the exercise's third network, both
+A training step allocates the same tensors again and again. By default glibc gives large blocks back to the
+system when they are freed, and each step takes them anew, page by page; with pages of 4 KiB, each pass over a
+tensor of some megabytes also misses the address cache hundreds of times. On the exercise's third network both
 together cost 10 to 15 % of a step.
 """
 
@@ -31,7 +31,7 @@ def keep_memory(reserve: int = 512 << 20) -> bool:
     Parameters
     ----------
     reserve : int
-        How many bytes of address space to set aside for huge pages; nothing of it is used before it is needed.
+        How many bytes of address space to set aside for huge pages; none is used before it is needed.
 
     Returns
     -------
@@ -58,7 +58,7 @@ def keep_memory(reserve: int = 512 << 20) -> bool:
 
 
 def _advise_huge_pages(library: ctypes.CDLL, reserve: int) -> None:
-    """Grow the heap by some blocks, ask for huge pages where they lie, and free them for the tensors to come."""
+    """Grow the heap by some blocks, ask for huge pages where they lie, and free them for tensors to come."""
     blocks = [block for block in (library.malloc(_BLOCK) for _ in range(reserve // _BLOCK)) if block]
     if blocks:
         # One range over all of them: what lies between two blocks gets the advice too, and comes to no harm.

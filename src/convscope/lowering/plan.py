@@ -148,7 +148,7 @@ def _choose_one(
 
 
 def _by_rule(op: Heavy, shape: Shape, situation: Situation) -> Compute:
-    """Choose without measuring: bfloat16 where the processor multiplies it, rows for images of one channel."""
+    """Choose without measuring: bfloat16 where it is multiplied in hardware, rows for a single channel."""
     precision = situation.precisions[0]
     if situation.precision == "auto" and not multiplies_bfloat16(situation.device):
         precision = "float32"

@@ -159,7 +159,7 @@ class Op:
 
 @dataclass(frozen=True, kw_only=True)
 class Conv2D(Op):
-    """A convolution; the kernel is ``(k, k, in/groups, out)``, or ``depthwise`` ``(k, k, in, multiplier)``."""
+    """A convolution; its kernel is ``(k, k, in/groups, out)``, or ``depthwise`` ``(k, k, in, times)``."""
 
     kernel: str
     kernel_shape: tuple[int, int, int, int]
