@@ -15,6 +15,8 @@ from convscope.report.words import number, percent
 # Bins with fewer images are drawn pale: their accuracy is mostly luck.
 FEW = 10
 TARGETS = (0.95, 0.99, 0.995, 0.999)
+# Below these shares of answers, accuracy is mostly luck, and a network that abstains so often is no use.
+LEAST_DRAWN, LEAST_ANSWERED = 0.02, 0.05
 
 
 def certainty(contents: Contents, evaluation: Evaluation) -> dict[str, Any]:
@@ -101,17 +103,18 @@ def _sentences(found: Reliability, evaluation: Evaluation) -> list[str]:
 
 def _coverage_chart(evaluation: Evaluation) -> Markup:
     curve = evaluation.coverage
-    xs, ys = thin(curve.coverage.tolist(), curve.accuracy.tolist(), 0.002)
-    low, high = padded(ys[len(ys) // 50 :])
+    drawn = curve.coverage >= LEAST_DRAWN
+    xs, ys = thin(curve.coverage[drawn].tolist(), curve.accuracy[drawn].tolist(), 0.002)
+    low, high = padded(ys)
     chart = Chart(
-        (0, 1),
-        (max(0.0, low), min(1.0, high)),
-        "share answered",
-        "accuracy of the answers",
-        as_percent,
-        as_percent,
+        x_range=(0, 1),
+        y_range=(max(0.0, low), min(1.0, high)),
+        x_label="share answered",
+        y_label="accuracy of the answers",
+        x_format=as_percent,
+        y_format=as_percent,
     )
-    chart.line(xs, [max(value, chart.y_range[0]) for value in ys], "series-1")
+    chart.line(xs, ys, "series-1")
     return chart.svg(
         "Accuracy against coverage",
         f"Answering everything gives {percent(evaluation.accuracy)}; answering only the surest half gives "
@@ -124,7 +127,7 @@ def _abstaining(evaluation: Evaluation) -> list[dict[str, str]]:
     rows = []
     for target in TARGETS:
         point = evaluation.coverage.for_accuracy(target)
-        if target <= evaluation.accuracy or point is None:
+        if target <= evaluation.accuracy or point is None or point.coverage < LEAST_ANSWERED:
             continue
         rows.append(
             {

@@ -18,6 +18,8 @@ LEVELS = 8
 PAIRS = 12
 PAIR_PICTURES = 8
 CELL_PICTURES = 24
+# Of all cells together; each costs some hundred bytes even without a picture.
+MOST_EXAMPLES = 2500
 DIAGONAL_PICTURES = 8
 # With this many classes, pictures of right answers would fill the page.
 DIAGONAL_CLASSES = 12
@@ -61,14 +63,15 @@ def cells(evaluation: Evaluation, album: Album) -> dict[str, Any]:
     dict
         ``classes``, ``support``, ``counts`` (cell → images in it) and ``images`` (cell → examples).
     """
-    counts, images = {}, {}
+    counts, images, room = {}, {}, MOST_EXAMPLES
     for true, predicted in np.argwhere(evaluation.confusion).tolist():
         key = f"{true},{predicted}"
         counts[key] = int(evaluation.confusion[true, predicted])
     for key in sorted(counts, key=lambda cell: _priority(cell, counts)):
         true, predicted = map(int, key.split(","))
-        examples = _examples(evaluation, true, predicted)
+        examples = _examples(evaluation, true, predicted)[:room]
         images[key] = [_example(evaluation, index, album) for index in examples]
+        room -= len(examples)
     return {
         "classes": [name(label) for label in evaluation.class_names],
         "support": evaluation.support.tolist(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -17,6 +18,8 @@ from convscope.report.source import Contents
 from convscope.report.walk import chosen_images
 
 IMAGES = 4
+# A large network is slow to look into; after so long, the images so far must do.
+SECONDS = 6.0
 MOST_FILTERS = 64
 
 
@@ -44,8 +47,11 @@ def looks(contents: Contents, evaluation: Evaluation) -> dict[str, Any] | None:
         return None
     model, preprocess = contents.bundle.model, contents.bundle.preprocess
     album = Album(contents.images)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    begin = time.perf_counter()
     for index in chosen_images(evaluation, IMAGES):
+        if rows and time.perf_counter() - begin > SECONDS:
+            break
         pixels = preprocess.conform(contents.images[[index]])[0]  # (h, w, c)
         array = preprocess.apply(pixels[None])[0]
         predicted, true = int(evaluation.predictions[index]), int(evaluation.labels[index])

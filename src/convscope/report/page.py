@@ -38,8 +38,11 @@ from convscope.runs import RunDirectory
 PAGE = Path(__file__).parent / "page"
 SCRIPTS = ("page.js", "matrix.js", "arithmetic.js", "walk.js")
 REPORT_FILE = "report.html"
+# Bytes of a page, and what is left out first where it would have more.
+LARGEST = 2_900_000
+HEAVIEST = ("walk", "cells")
 # Bytes of pictures: those that everybody sees, and those behind the cells of the confusion matrix.
-GALLERY, BEHIND_CELLS = 700_000, 700_000
+GALLERY, BEHIND_CELLS = 500_000, 500_000
 
 
 def write_report(
@@ -126,6 +129,17 @@ def render_report(
 
 
 def _render(contents: Contents) -> str:
+    """Make the page; what is not needed to judge the run is left out where it would become too heavy."""
+    sections = _sections(contents)
+    text = _fill(sections)
+    for name in HEAVIEST:
+        if len(text) > LARGEST and sections[name]:
+            sections[name] = Problem(f"It would make this page larger than {LARGEST / 1e6:.0f} MB.")
+            text = _fill(sections)
+    return text
+
+
+def _fill(sections: dict[str, Any]) -> str:
     """Fill the template; style and script are sealed with their hashes, so that nothing else runs."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(PAGE),
@@ -146,7 +160,7 @@ def _render(contents: Contents) -> str:
         script_hash=_hash(script),
         version=convscope.__version__,
         written=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
-        **_sections(contents),
+        **sections,
     )
 
 

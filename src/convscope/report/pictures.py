@@ -42,16 +42,18 @@ class Album:
     def __init__(self, images: NDArray[np.uint8] | None, budget: int = 1_000_000) -> None:
         self._images = images
         self._left = budget
+        self._full = False
         self._made: dict[int, str] = {}
 
     def picture(self, index: int) -> str | None:
         """Return an image as a data address; None when there is no image or no room left."""
-        if self._images is None:
+        if self._images is None or self._full:
             return None
         if index not in self._made:
             self._made[index] = data_address(np.asarray(self._images[index]))
         address = self._made[index]
         if len(address) > self._left:
+            self._full = True
             return None
         self._left -= len(address)
         return address
@@ -75,7 +77,7 @@ def encoded(picture: Image.Image, lossless: bool = True) -> str:
     """Encode a Pillow image as a data address."""
     buffer = io.BytesIO()
     if lossless:
-        picture.save(buffer, "PNG", optimize=True)
+        picture.save(buffer, "PNG", compress_level=9)
     else:
         picture.save(buffer, "JPEG", quality=JPEG_QUALITY)
     kind = "png" if lossless else "jpeg"

@@ -36,7 +36,10 @@ def scores(evaluation: Evaluation) -> dict[str, Any]:
     """
     order = np.argsort(evaluation.f1, kind="stable")
     many = evaluation.classes > SHORT_TABLE
-    rows = [_class_row(evaluation, int(index)) for index in (order if many else range(evaluation.classes))]
+    bounds = (_lowest(evaluation), 1.0)
+    rows = [
+        _class_row(evaluation, int(index), bounds) for index in (order if many else range(evaluation.classes))
+    ]
     weakest = [int(index) for index in order if 0 < evaluation.support[index] < evaluation.images][:CURVES]
     return {
         "summary": _summary(evaluation),
@@ -69,7 +72,7 @@ def _summary(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _class_row(evaluation: Evaluation, index: int) -> dict[str, Any]:
+def _class_row(evaluation: Evaluation, index: int, bounds: tuple[float, float]) -> dict[str, Any]:
     support = int(evaluation.support[index])
     hits = int(evaluation.confusion[index, index])
     low, high = wilson_interval(hits, support)
@@ -80,7 +83,7 @@ def _class_row(evaluation: Evaluation, index: int) -> dict[str, Any]:
         "precision": float(evaluation.precision[index]),
         "recall": recall if support else None,
         "interval": (low, high) if support else None,
-        "bar": interval_bar(low, recall, high, (_lowest(evaluation), 1.0)) if support else "",
+        "bar": interval_bar(low, recall, high, bounds) if support else "",
         "f1": float(evaluation.f1[index]),
         "roc": float(evaluation.areas.roc[index]),
         "average_precision": float(evaluation.areas.average_precision[index]),

@@ -27,10 +27,10 @@ FloatArray = NDArray[np.float32]
 
 IMAGES = 6
 # How much the page carries: numbers for one image and in one kernel, characters for all images.
-VALUES_OF_AN_IMAGE = 200_000
+VALUES_OF_AN_IMAGE = 150_000
 KERNEL_VALUES = 80_000
-WEIGHT_VALUES = 200_000
-ALL_IMAGES = 1_200_000
+WEIGHT_VALUES = 120_000
+ALL_IMAGES = 900_000
 # Layers that hand their input on unchanged when the network is used.
 UNCHANGED = ("Dropout", "SpatialDropout2D", "GaussianNoise", "GaussianDropout", "AlphaDropout", "Identity")
 POOLINGS = {
@@ -138,13 +138,13 @@ def chosen_images(evaluation: Evaluation, most: int) -> list[int]:
     wrong: dict[int, int] = {}
     for index in evaluation.worst_errors(evaluation.images).tolist():
         wrong.setdefault(int(evaluation.labels[index]), index)
-    errors = list(wrong.values())[: most // 2]
     by_class = sorted(
         (int(label) for label in np.flatnonzero(evaluation.support)),
         key=lambda label: (label in wrong, label),
     )
     surest = [int(evaluation.easiest(label, 1)[0]) for label in by_class]
     right = [index for index in surest if evaluation.predictions[index] == evaluation.labels[index]]
+    errors = list(wrong.values())[: max(most // 2, most - len(right))]
     return [*errors, *right[: most - len(errors)]]
 
 

@@ -1,0 +1,459 @@
+"""The report: what it says, that it is self-contained and safe, and that odd runs give one that makes sense."""
+
+import base64
+import gzip
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+
+import keras
+import numpy as np
+import pytest
+from report_runs import HISTORY, make_dataset, make_run
+
+from convscope.errors import RunError
+from convscope.evaluation import Evaluation
+from convscope.inspection import feature_maps
+from convscope.report import charts, page, render_report, words, write_report
+from convscope.report.source import CONSULTATIONS, read_contents, read_record
+from convscope.report.walk import chosen_images, walk
+
+HOSTILE = ["<script>alert(1)</script>", "</script><!--", '"><img src=x onerror=alert(1)>']
+
+
+def hostile_name(part, index):
+    return f"<b>{part}</b>/{index}</script><!-- '\"&amp;.png"
+
+
+KINDS = {
+    "plain": {},
+    "two classes": {"dataset": lambda: make_dataset(2)},
+    "a hundred classes": {
+        "dataset": lambda: make_dataset(
+            100, (8, 8, 1), 400, class_names=[f"class number {k}" for k in range(100)]
+        ),
+        "right": 0.6,
+    },
+    "colour": {"dataset": lambda: make_dataset(3, (12, 12, 3), 90)},
+    "no errors": {"right": 1.0},
+    "nothing right": {"right": 0.0},
+    "interrupted": {
+        "parts": (),
+        "status": "interrupted",
+        "history": {name: values[:2] for name, values in HISTORY.items()},
+    },
+    "interrupted at once": {"parts": (), "status": "interrupted", "history": {}},
+    "one epoch": {"history": {name: values[:1] for name, values in HISTORY.items()}},
+    "validation only": {"parts": ("validation",)},
+    "hostile names": {"dataset": lambda: make_dataset(3, count=60, class_names=HOSTILE, names=hostile_name)},
+    "one image": {"dataset": lambda: make_dataset(2, count=2)},
+}
+# What a report says of an odd run.
+SAYS = {
+    "plain": ["Training health", "216 of 240", "consulted once: final evaluation"],
+    "two classes": ["2 classes"],
+    "a hundred classes": ["The 10 classes with the lowest F1", "The other 90 classes"],
+    "colour": ["3 classes"],
+    "no errors": ["every image was given its class", "nothing to gain by abstaining", "100.00"],
+    "nothing right": ["240 images were given a wrong class", "0.00"],
+    "interrupted": ["interrupted after 2 whole epochs of 4", "there is no evaluation", "88.00"],
+    "interrupted at once": ["interrupted after 0 whole epochs", "No epoch was finished"],
+    "one epoch": ["One epoch: the curves are single points"],
+    "validation only": ["216 of 240 validation images", "no predictions for test images"],
+    "hostile names": ["&lt;script&gt;alert(1)&lt;/script&gt;"],
+    "one image": ["2 classes"],
+}
+
+
+class Page(HTMLParser):
+    """What a page is made of."""
+
+    def __init__(self, html):
+        super().__init__(convert_charrefs=True)
+        self.html = html
+        self.elements, self.texts, self.scripts, self.styles = [], [], [], []
+        self._inside = None
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        self._inside = tag if tag in ("script", "style") else None
+        if tag == "script":
+            self.scripts.append([dict(attributes), ""])
+
+    def handle_endtag(self, tag):
+        self._inside = None
+
+    def handle_data(self, data):
+        if self._inside == "script":
+            self.scripts[-1][1] += data
+        elif self._inside == "style":
+            self.styles.append(data)
+        else:
+            self.texts.append(data)
+
+    @property
+    def text(self):
+        return re.sub(r"\s+", " ", "".join(self.texts)).replace(words.THIN, " ")
+
+    def data(self, name):
+        return next(json.loads(text) for attributes, text in self.scripts if attributes.get("id") == name)
+
+    def all(self, *tags):
+        return [attributes for tag, attributes in self.elements if tag in tags]
+
+
+@pytest.fixture(scope="session")
+def reports(tmp_path_factory):
+    """Make a kind of run and its report once."""
+    made = {}
+
+    def get(kind):
+        if kind not in made:
+            settings = dict(KINDS[kind])
+            if "dataset" in settings:
+                settings["dataset"] = settings["dataset"]()
+            path, dataset = make_run(tmp_path_factory.mktemp("runs") / "run", **settings)
+            made[kind] = path, dataset, Page(render_report(path, dataset=dataset))
+        return made[kind]
+
+    return get
+
+
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+@every_kind
+def test_every_kind_of_run_gives_a_whole_page(reports, kind):
+    _, _, report = reports(kind)
+    assert report.html.startswith("<!doctype html>")
+    assert report.html.rstrip().endswith("</html>")
+    assert "cannot be shown" not in report.text
+    assert len(report.html.encode()) < 3_000_000
+    text = report.text.replace("&", "")
+    for sentence in SAYS[kind]:
+        assert sentence in report.text or sentence in report.html, text[:3000]
+
+
+@every_kind
+def test_nothing_is_fetched_and_nothing_is_inline_but_what_the_policy_seals(reports, kind):
+    _, _, report = reports(kind)
+    links = [
+        value
+        for _, attributes in report.elements
+        for name, value in attributes.items()
+        if name in ("src", "href", "srcset", "action", "data", "poster")
+    ]
+    assert links
+    assert [link for link in links if not link.startswith(("data:image/", "#", "data:,"))] == []
+    handlers = [name for _, attributes in report.elements for name in attributes if name.startswith("on")]
+    assert handlers == []
+    assert [attributes for _, attributes in report.elements if "style" in attributes] == []
+    assert "url(" not in "".join(report.styles)
+    assert "@import" not in "".join(report.styles)
+
+
+def test_the_policy_allows_this_style_and_this_script_and_nothing_else(reports):
+    _, _, report = reports("plain")
+    (policy,) = [a["content"] for a in report.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    code = [text for attributes, text in report.scripts if attributes.get("type") != "application/json"]
+
+    def sealed(text):
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    assert rules == {
+        "default-src": "'none'",
+        "img-src": "data:",
+        "style-src": sealed("".join(report.styles)),
+        "script-src": sealed(code[0]),
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    assert len(code) == 1
+
+
+@every_kind
+def test_the_page_can_be_read_by_a_screen_reader(reports, kind):
+    _, _, report = reports(kind)
+    levels = [int(tag[1]) for tag, _ in report.elements if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(later <= earlier + 1 for earlier, later in zip(levels[:-1], levels[1:], strict=True))
+    assert [image for image in report.all("img") if "alt" not in image] == []
+    assert len(report.all("caption")) == len(report.all("table"))
+    assert {cell.get("scope") for cell in report.all("th")} <= {"col", "row"}
+    ids = [attributes["id"] for _, attributes in report.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {link["href"][1:] for link in report.all("a")}
+    assert targets <= set(ids)
+    drawings = [svg for svg in report.all("svg") if "aria-hidden" not in svg]
+    assert all(svg["role"] == "img" and svg["aria-label"] for svg in drawings)
+    assert report.all("html")[0]["lang"] == "en"
+    assert {"main", "nav", "header", "footer"} <= {tag for tag, _ in report.elements}
+
+
+@every_kind
+def test_the_contents_list_the_sections_that_are_there(reports, kind):
+    _, _, report = reports(kind)
+    listed = [link["href"][1:] for link in report.all("a") if link.get("class") != "skip"]
+    assert listed == [section["id"] for section in report.all("section")]
+    assert {"answer", "data", "network", "training", "reproduce"} <= set(listed)
+    assert ("evaluation" in listed) == (not kind.startswith("interrupted"))
+
+
+@every_kind
+def test_no_number_is_shown_as_it_is_missing(reports, kind):
+    _, _, report = reports(kind)
+    assert not re.search(r"\b(nan|inf|None|undefined|Undefined)\b", report.text.replace("Inf.", ""))
+
+
+def test_the_answer_comes_first_and_is_that_of_the_evaluation(reports):
+    path, _, report = reports("plain")
+    evaluation = read_record(path).test
+    low, high = evaluation.accuracy_interval
+    first = report.text[: report.text.index("The data", 400)]
+    assert f"{evaluation.accuracy:.2%}".replace("%", " %") in first
+    assert f"between {low:.2%} and {high:.2%}".replace("%", " %") in first
+
+
+def test_a_published_result_is_compared_with_and_the_epochs_told(tmp_path):
+    path, dataset = make_run(tmp_path / "run", record={"data": {"name": "mnist"}})
+    text = Page(render_report(path, dataset=dataset)).text
+    assert "published result for this network is 98.05 %; this run is 8.05 percentage points below it" in text
+    assert "it was trained for 4 epochs, the published one for 10" in text
+    assert "lies outside the interval" in text
+
+
+def test_names_with_html_are_text_everywhere(reports):
+    _, dataset, report = reports("hostile names")
+    classes = [re.sub(r"\s+", " ", name) for name in HOSTILE]
+    assert all(name in report.text for name in classes)
+    assert report.data("matrix-data")["classes"] == HOSTILE
+    assert report.data("walk-data")["classes"] == HOSTILE
+    named = {one[0] for images in report.data("matrix-data")["images"].values() for one in images}
+    assert named <= set(dataset.test.names)
+    assert len(report.scripts) == 3
+    assert "alert(1)" not in "".join(text for a, text in report.scripts if "type" not in a)
+    assert {tag for tag, _ in report.elements}.isdisjoint({"iframe", "object", "embed", "form", "base"})
+    assert [image for image in report.all("img") if image["src"] == "x"] == []
+
+
+def test_the_matrix_carries_counts_and_examples_of_each_cell(reports):
+    path, _, report = reports("plain")
+    evaluation = read_record(path).test
+    cells = report.data("matrix-data")
+    shown = np.zeros_like(evaluation.confusion)
+    for key, count in cells["counts"].items():
+        shown[tuple(map(int, key.split(",")))] = count
+    np.testing.assert_array_equal(shown, evaluation.confusion)
+    wrong = {key: images for key, images in cells["images"].items() if len(set(key.split(","))) == 2}
+    assert sum(map(len, wrong.values())) == evaluation.errors
+    name, predicted, true, picture = next(iter(wrong.values()))[0]
+    index = evaluation.names.index(name)
+    assert predicted == pytest.approx(evaluation.probabilities[index].max(), abs=1e-4)
+    assert true == pytest.approx(evaluation.probabilities[index, evaluation.labels[index]], abs=1e-4)
+    assert picture.startswith("data:image/png;base64,")
+
+
+def unpacked(text):
+    planes = np.frombuffer(gzip.decompress(base64.b64decode(text)), np.uint8).reshape(4, -1)
+    return planes.T.copy().view("<f4").ravel()
+
+
+def test_the_walk_carries_the_networks_own_numbers(reports):
+    path, dataset, report = reports("plain")
+    contents = read_contents(path, dataset)
+    carried = report.data("walk-data")
+    index = dataset.test.names.index(carried["images"][0]["name"])
+    image = contents.bundle.preprocess.apply(dataset.test.images[[index]])[0]
+    maps = feature_maps(contents.bundle.model, image)
+    values = unpacked(carried["images"][0]["values"])
+    kept = [place for place, layer in enumerate(carried["layers"]) if layer["kept"]]
+    expected = np.concatenate([image.ravel(), *(maps[place].values.ravel() for place in kept)])
+    np.testing.assert_array_equal(values, expected)
+    kernel, bias = contents.bundle.model.layers[0].get_weights()
+    weights = unpacked(carried["weights"])
+    np.testing.assert_array_equal(weights[: kernel.size + bias.size], [*kernel.ravel(), *bias])
+    assert [layer["kind"] for layer in carried["layers"]] == ["convolution", "same", "dense"]
+
+
+def test_what_is_too_large_for_the_page_is_left_out_layer_by_layer(tmp_path):
+    layers = [
+        keras.layers.Conv2D(90, 3, name="wide"),
+        keras.layers.MaxPooling2D(4),
+        keras.layers.Flatten(),
+        keras.layers.Dense(40, "relu"),
+        keras.layers.Dense(2, "softmax"),
+    ]
+    model = keras.Sequential([keras.Input((48, 48, 1)), *layers])
+    path, dataset = make_run(tmp_path / "run", dataset=make_dataset(2, (48, 48, 1), 20), model=model)
+    carried = walk(read_contents(path, dataset), read_record(path).test)
+    wide, pool, _, hidden, last = carried["layers"]
+    assert not wide["kept"]
+    assert pool["kept"]
+    assert hidden["weights"]["units"] == [0, 1, 2, 3]
+    assert hidden["weights"]["kernel"] == [10890, 4]
+    assert last["weights"]["units"] is None
+    assert sum(len(image["values"]) for image in carried["images"]) < 1_000_000
+
+
+def test_a_page_that_would_be_too_large_leaves_out_what_is_heaviest(reports, monkeypatch):
+    path, dataset, report = reports("plain")
+    monkeypatch.setattr(page, "LARGEST", len(report.html) - 1000)
+    text = Page(render_report(path, dataset=dataset)).text
+    assert "The walk through the network cannot be shown. It would make this page larger" in text
+
+
+def test_images_chosen_for_a_closer_look_are_errors_and_sure_answers():
+    table = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.4, 0.6], [0.99, 0.01], [0.1, 0.9]])
+    evaluation = Evaluation.from_probabilities(table, [0, 0, 0, 1, 1, 1])
+    assert chosen_images(evaluation, 4) == [4, 1, 0, 5]
+    assert chosen_images(evaluation, 1) == [0]
+
+
+def test_without_a_right_answer_only_errors_are_looked_at():
+    evaluation = Evaluation.from_probabilities([[0.9, 0.1], [0.2, 0.8]], [1, 0])
+    assert chosen_images(evaluation, 4) == [0, 1]
+
+
+# Runs whose data are gone, and runs that are damaged.
+
+
+def test_without_its_data_a_run_gets_a_report_without_images_that_says_why(tmp_path):
+    path, _ = make_run(tmp_path / "run")
+    report = Page(render_report(path))
+    assert "Images are not shown: Expected one of the datasets" in report.text
+    assert "made" in report.text
+    assert report.data("matrix-data")["counts"]
+    assert report.all("canvas") == []
+    assert {"evaluation", "errors", "calibration"} <= {section["id"] for section in report.all("section")}
+
+
+def test_other_data_are_not_taken_for_the_runs_own(tmp_path):
+    path, _ = make_run(tmp_path / "run")
+    report = Page(render_report(path, dataset=make_dataset(seed=5)))
+    assert "Images are not shown: Expected the run's data with the fingerprint" in report.text
+
+
+def test_data_that_have_moved_are_found_where_they_are_now(tmp_path):
+    import convscope
+
+    digits = convscope.load("digits")
+    path, _ = make_run(tmp_path / "run", dataset=digits)
+    assert read_contents(path).images is None
+    np.testing.assert_array_equal(read_contents(path, data="digits").images, digits.test.images)
+
+
+def test_a_section_that_cannot_be_made_says_why_and_the_others_stay(tmp_path):
+    path, dataset = make_run(tmp_path / "run")
+    (path / "model.keras").write_bytes(b"not a network")
+    report = Page(render_report(path, dataset=dataset))
+    assert "The network cannot be shown. Expected" in report.text
+    assert "The walk through the network cannot be shown." in report.text
+    assert report.data("matrix-data")["counts"]
+    assert "Which class is taken for which" in report.text
+
+
+def test_an_unforeseen_failure_costs_only_its_section(tmp_path, monkeypatch):
+    path, dataset = make_run(tmp_path / "run")
+    monkeypatch.setattr(page, "looks", lambda *_: 1 / 0)
+    report = Page(render_report(path, dataset=dataset))
+    assert "What the network looks at cannot be shown. ZeroDivisionError: division by zero" in report.text
+    assert "A walk inside" in report.text
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("run.json", b"{", "run.json in .* to be JSON"),
+        ("run.json", b'{"data": []}', "an object under 'data'"),
+        ("predictions.npz", b"PK", "predictions.npz in .* to be whole"),
+        ("history.csv", b"epoch,loss\n1,x\n", "history.csv in .* to be a table of numbers"),
+        (CONSULTATIONS, b"[]", "test_consultations.json in .* to hold a JSON object"),
+    ],
+    ids=["no JSON", "a list for an object", "half an archive", "words for numbers", "a list of consultations"],
+)
+def test_a_damaged_run_is_refused_by_name(tmp_path, file, content, message):
+    path, dataset = make_run(tmp_path / "run")
+    (path / file).write_bytes(content)
+    with pytest.raises(RunError, match=message):
+        write_report(path, dataset=dataset)
+    assert not (path / "report.html").exists()
+
+
+def test_a_directory_without_a_run_is_refused(tmp_path):
+    with pytest.raises(RunError, match=r"Expected a run directory with run\.json"):
+        write_report(tmp_path)
+
+
+def test_the_report_is_written_into_the_run_and_looking_again_is_counted(tmp_path):
+    path, dataset = make_run(tmp_path / "run")
+    assert write_report(path, dataset=dataset) == path / "report.html"
+    assert "consulted once: final evaluation" in Page((path / "report.html").read_text()).text
+    write_report(path, dataset=dataset, consulted_by="report")
+    text = Page((path / "report.html").read_text()).text
+    assert "consulted twice: 1 × final evaluation, 1 × report" in text
+    assert len(json.loads((path / CONSULTATIONS).read_text())["consultations"]) == 2
+
+
+def test_a_run_without_a_record_of_consultations_says_so(tmp_path):
+    path, dataset = make_run(tmp_path / "run")
+    (path / CONSULTATIONS).unlink()
+    assert "keeps no record of how often" in Page(render_report(path, dataset=dataset)).text
+
+
+def test_an_unwritable_run_is_an_error_with_its_reason(tmp_path, monkeypatch):
+    path, dataset = make_run(tmp_path / "run", parts=())
+
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(page.RunDirectory, "write_bytes", refuse)
+    with pytest.raises(RunError, match=r"to be able to write into .*No space left on device"):
+        write_report(path, dataset=dataset)
+
+
+# Charts and words.
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 1), (1, 10), (-3, 4), (0.97, 0.99), (1e-9, 3e-9), (0, 123456)], ids=str
+)
+def test_ticks_are_round_and_inside(low, high):
+    found = charts.ticks(low, high)
+    assert 2 <= len(found) <= 7
+    assert all(low - 1e-9 <= tick <= high + 1e-9 for tick in found)
+    steps = np.diff(found)
+    np.testing.assert_allclose(steps, steps[0], rtol=1e-6)
+    assert f"{steps[0]:.0e}"[0] in "125"
+
+
+def test_a_line_breaks_where_a_number_is_missing():
+    chart = charts.Chart((0, 3), (0, 1), "x", "y")
+    chart.line([0, 1, 2, 3], [0.1, float("nan"), 0.3, 0.4], "series-1")
+    path = re.search(r'class="line series-1" d="([^"]*)"', chart.svg("t", "d"))[1]
+    assert path.count("M") == 2
+    assert path.count("L") == 1
+
+
+def test_what_a_chart_says_is_text():
+    chart = charts.Chart((0, 1), (0, 1), "<x>", "y & z")
+    chart.markers([0.5], [0.5], "series-1", ["<note>"])
+    svg = chart.svg('a "title"', "<description>")
+    assert "&lt;x&gt;" in svg
+    assert "<title>&lt;note&gt;</title>" in svg
+    assert "<description>" not in svg
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"),
+    [
+        (1.0, "100.00"), (0.0, "0.00"), (0.999999, "99.99"), (0.000001, "0.01"), (0.98765, "98.77"),
+        (float("nan"), "–"), (None, "–"),
+    ],
+    ids=["all", "none", "nearly all", "hardly any", "rounded", "not a number", "missing"],
+)  # fmt: skip
+def test_a_share_is_not_rounded_to_all_or_nothing(share, shown):
+    assert words.percent(share).split(words.THIN)[0] == shown
