@@ -253,7 +253,7 @@ if inside_save:
     real, count = checkpoints._write_synced, [0]
     def write(file, content):
         count[0] += 1
-        if count[0] == 1 + int(delay * 10):
+        if count[0] == 1 + int(delay * 5):
             half = len(content) // 2
             file.write_bytes(content[:half]); os.kill(os.getpid(), signal.SIGKILL)
         real(file, content)
@@ -279,7 +279,7 @@ def test_kills_at_random_moments_lose_nothing(whole_run, tmp_path):
     kills = {"save": 0, "step": 0}
     runs = 0
     while sum(kills.values()) < 20:
-        where = "save" if generator.random() < 0.4 else "step"
+        where = "save" if generator.random() < 0.5 else "step"
         command = [sys.executable, "-c", KILLED, str(target), str(generator.random()), where]
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
         assert done.returncode in (0, -signal.SIGKILL), done.stderr

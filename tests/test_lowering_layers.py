@@ -253,3 +253,13 @@ def test_pooling_sweep(size, pool, strides, padding, data_format, kind, precisio
     # Where rounding makes two elements equal, the gradient goes to the other one.
     gradient = 0.2 if precision == "bfloat16" and kind == "MaxPooling2D" else None
     assert_parity(model, [image_batch((2, *shape))], True, precision, gradient=gradient)
+
+
+def test_moving_statistics_do_not_depend_on_what_memory_held_before(monkeypatch):
+    """torch.batch_norm weighs the statistics it is given by zero, and zero times NaN is NaN."""
+    model = keras.Sequential([keras.Input((4, 4, 2)), keras.layers.BatchNormalization()])
+    network = emit(lower(model), model)
+    full_of_nan = torch.full_like
+    monkeypatch.setattr(torch, "empty_like", lambda tensor, **_: full_of_nan(tensor, float("nan")))
+    network(torch.rand(8, 4, 4, 2), training=True)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in network.state.values())

@@ -30,7 +30,8 @@ def _batch_normalization(op: ops.BatchNormalization, network: Host) -> Runner:
                 moved, gamma, beta, mean, variance, False, 0.0, op.epsilon, torch.backends.cudnn.enabled
             )
             return result.movedim(1, op.axis)
-        batch_mean, batch_variance = torch.empty_like(mean), torch.empty_like(variance)
+        # torch weighs what is here by zero; memory left as it is might hold a NaN, which stays one.
+        batch_mean, batch_variance = torch.zeros_like(mean), torch.zeros_like(variance)
         result = torch.batch_norm(
             moved,
             gamma,
