@@ -2,7 +2,10 @@
 
 import keras
 import pytest
+import torch
 from lowering_cases import assert_parity, built, image_batch, scrambled
+
+from convscope.lowering import emit, lower
 
 L = keras.layers
 IMAGE = (7, 8, 4)
