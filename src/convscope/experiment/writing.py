@@ -104,5 +104,6 @@ def write_figures(
         What the figures are about, e.g. ``deep on mnist``; stands in every title.
     """
     for name, figure in draw_figures(test, part.images, history).items():
-        figure.suptitle(f"{subject}: {name.replace('_', ' ')}")
+        own = figure.get_suptitle()
+        figure.suptitle(f"{subject}: {own}" if own else subject)
         run.write_bytes(f"figures/{name}.png", plotting.png_bytes(figure))
