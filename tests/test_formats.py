@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from convscope.data import formats
 from convscope.data.formats import IDX_TYPES, decompress, read_idx
 from convscope.errors import DataError
 
@@ -60,6 +61,14 @@ def test_gzip_is_undone_and_plain_bytes_stay():
 def test_a_truncated_gzip_is_refused(cut):
     with pytest.raises(DataError, match=r"images\.gz to be a whole gzip file, got a damaged one"):
         decompress(gzip.compress(GOOD)[:cut], "images.gz")
+
+
+def test_a_gzip_that_holds_more_than_memory_may_is_refused(monkeypatch):
+    monkeypatch.setattr(formats, "CONTENT_CAP", 2**30)
+    assert len(decompress(gzip.compress(bytes(1000)), "some.gz")) == 1000
+    monkeypatch.setattr(formats, "CONTENT_CAP", 999)
+    with pytest.raises(DataError, match=r"some\.gz to hold at most 0 GiB, got more"):
+        decompress(gzip.compress(bytes(1000)), "some.gz")
 
 
 def test_a_flipped_bit_in_a_gzip_is_refused():

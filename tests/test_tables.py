@@ -11,12 +11,14 @@ import zipfile
 import numpy as np
 import pytest
 from photographs import encoded, photograph, write_classes
+from test_images import mutated
 
 from convscope.data import arrays, pixel_source, pixel_table
 from convscope.data.catalog import load
+from convscope.data.check import check_folder
 from convscope.data.paths import find_source, open_path
 from convscope.data.pixel_layout import find_layout
-from convscope.errors import DataError
+from convscope.errors import ConvscopeError, DataError
 
 COLOUR = np.stack([photograph([7, number], 12) for number in range(40)])
 GREY = np.stack([photograph([8, number], 12, 1) for number in range(40)])
@@ -145,14 +147,31 @@ def test_a_missing_file_is_named_and_left_out(tmp_path, photos):
         ),
         ("path,colour\nphotos/cat/000.png,red\n", "Name them 'path' and 'label'"),
         ("path,label\nphotos/cat/000.png,cat\n", "at least 2 classes"),
+        ("path,x,label\nphotos/cat/000.png,1\n", "3 columns in row 1"),
         ("\0\0\0", "got"),
     ],
-    ids=["empty", "header-only", "no-files", "no-label", "short-row", "no-label-column", "one-class", "nul"],
+    ids=[
+        "empty",
+        "header-only",
+        "no-files",
+        "no-label",
+        "short-row",
+        "no-label-column",
+        "one-class",
+        "narrow",
+        "nul",
+    ],
 )
 def test_a_table_that_cannot_be_is_refused(tmp_path, photos, content, message):
     (tmp_path / "labels.csv").write_text(content)
     with pytest.raises(DataError, match=message):
         load(tmp_path / "labels.csv")
+
+
+def test_a_name_that_no_file_can_have_is_left_out(tmp_path, photos):
+    rows = [(path.relative_to(tmp_path), path.parent.name) for path in photos]
+    table = write_csv(tmp_path / "labels.csv", [*rows, ("a\0b.png", "cat")], ("path", "label"))
+    assert load(table).left_out == ((r"a\x00b.png", "a name that no file can have"),)
 
 
 # CSV of pixels
@@ -519,3 +538,39 @@ def test_loading_a_table_changes_nothing(tmp_path):
     before = (path.read_bytes(), path.stat().st_mtime_ns)
     load(path)
     assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+
+
+def outcomes_of_mutation(folder, count, seed):
+    """Look at damaged tables and arrays; anything but our own errors gets through."""
+    write_csv(folder / "pixels.csv", pixel_rows(GREY, LABELS))
+    save_npz(folder / "a.npz", x=COLOUR, y=LABELS)
+    np.savez(folder / "b.npz", x_train=GREY, y_train=LABELS, x_test=GREY / 255, y_test=LABELS)
+    write_parquet(folder / "a.parquet", COLOUR, LABELS)
+    paths = write_classes(folder / "photos", count=4)
+    rows = [(path.relative_to(folder), path.parent.name, "train") for path in paths]
+    write_csv(folder / "paths.csv", rows, ("path", "label", "split"))
+    (folder / "train-images-idx3-ubyte").write_bytes(idx(GREY[..., 0]))
+    (folder / "train-labels-idx1-ubyte").write_bytes(idx(LABELS.astype(np.uint8)))
+    rng, refused = np.random.default_rng(seed), 0
+    for path in [path for path in sorted(folder.iterdir()) if path.is_file()]:
+        whole = path.read_bytes()
+        for _ in range(count):
+            path.write_bytes(mutated(rng, [whole]))
+            try:
+                check_folder(path, quick=True)
+            except ConvscopeError as error:
+                refused += 1
+                assert len(str(error).splitlines()) <= 2
+        path.write_bytes(whole)
+    return refused
+
+
+def test_damaged_tables_are_read_or_refused(tmp_path):
+    (tmp_path / "data").mkdir()
+    assert 10 < outcomes_of_mutation(tmp_path / "data", 12, seed=0) < 7 * 12
+
+
+@pytest.mark.slow
+def test_many_damaged_tables_are_read_or_refused(tmp_path):
+    (tmp_path / "data").mkdir()
+    assert 100 < outcomes_of_mutation(tmp_path / "data", 200, seed=1) < 7 * 200

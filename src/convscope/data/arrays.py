@@ -96,8 +96,10 @@ def _header(archive: zipfile.ZipFile, path: Path, name: str) -> _Member:
     try:
         with archive.open(name) as stream:
             shape, fortran, dtype = _read_header(stream)
-    except (ValueError, EOFError, zlib.error) as error:
-        raise DataError(sentence(f"{name} in {path} to be a NumPy array", str(error))) from error
+    except Exception as error:
+        # NumPy evaluates the header as a literal; damaged ones raise ValueError, SyntaxError, TokenError …
+        found = str(error).partition("\n")[0]
+        raise DataError(sentence(f"{name} in {path} to be a NumPy array", found)) from error
     if dtype.hasobject:
         hint = "Save it as numbers or as strings of fixed length."
         raise DataError(sentence(f"plain numbers in {name} of {path}", "Python objects", hint))

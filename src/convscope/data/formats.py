@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import struct
 import zlib
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from convscope.errors import DataError, sentence
 
 GZIP_MAGIC = b"\x1f\x8b"
+# A few kilobytes of gzip can unpack to more than any memory holds.
+CONTENT_CAP = 2 * 2**30
 
 # The third byte of an IDX file names the type of its values (all big-endian).
 IDX_TYPES: dict[int, np.dtype[Any]] = {
@@ -44,7 +47,7 @@ def decompress(raw: bytes, source: str) -> bytes:
     Raises
     ------
     DataError
-        If the gzip stream is truncated or damaged.
+        If the gzip stream is truncated or damaged, or holds more than ``CONTENT_CAP``.
 
     Examples
     --------
@@ -54,10 +57,16 @@ def decompress(raw: bytes, source: str) -> bytes:
     if not raw.startswith(GZIP_MAGIC):
         return raw
     try:
-        return gzip.decompress(raw)
+        with gzip.open(io.BytesIO(raw)) as stream:
+            content = stream.read(CONTENT_CAP + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         message = sentence(f"{source} to be a whole gzip file", f"a damaged one ({error})", "Get it again.")
         raise DataError(message) from error
+    if len(content) > CONTENT_CAP:
+        raise DataError(
+            sentence(f"{source} to hold at most {CONTENT_CAP // 2**30} GiB", "more", "Unpack it.")
+        )
+    return content
 
 
 def read_idx(content: bytes, source: str, dimensions: int | None = None) -> NDArray[np.generic]:

@@ -137,6 +137,8 @@ def read_bytes(path: Path | str, source: str) -> bytes:
             return file.read()
     except FileNotFoundError as error:
         raise _refusal("missing", source, "no such file", "Check its path.") from error
+    except ValueError as error:  # a table may hold anything, such as a zero byte
+        raise _refusal("unreadable", source, "a name that no file can have") from error
     except OSError as error:
         raise _refusal("unreadable", source, error.strerror or str(error)) from error
 

@@ -114,7 +114,8 @@ def _read_rows(table: Table, columns: _Columns, root: Path, rows: _Rows) -> None
     """Take in the rows of one table."""
     folder, suffix = _whereabouts(table, columns.path)
     offset = os.path.relpath(table.file.parent, root)
-    for number, row in enumerate(table.rows(), 1):
+    width = 1 + max(columns.path, columns.label, columns.part or 0)
+    for number, row in enumerate(table.rows(width), 1):
         label = row[columns.label].strip()
         if not label:
             expected = f"a label in row {number:,} of {table.file.name}"

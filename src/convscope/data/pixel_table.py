@@ -140,7 +140,7 @@ def _by_part(chunk: PixelChunk, columns: _Columns, rows: list[list[str]]) -> Ite
 
 def _values(table: Table, columns: _Columns) -> Iterator[tuple[list[list[str]], NDArray[np.float64]]]:
     """Read rows and the numbers in their columns of pixels."""
-    rows = table.rows()
+    rows = table.rows(1 + max(columns.label, columns.part or 0, *columns.pixels))
     first = 1
     while chunk := list(itertools.islice(rows, CHUNK_ROWS)):
         try:

@@ -58,9 +58,8 @@ class Table:
                 next(stream, None)
             yield from (line for line in stream if line.strip())
 
-    def rows(self) -> Iterator[list[str]]:
-        """Iterate over the rows behind the header, each as wide as the first."""
-        width = len(self.sample[0]) if self.sample else 0
+    def rows(self, width: int) -> Iterator[list[str]]:
+        """Iterate over the rows behind the header; each must have so many columns, and may have more."""
         with readable(self.file):
             for number, row in enumerate(csv.reader(self.lines(), delimiter=self.delimiter), 1):
                 if len(row) < width:
