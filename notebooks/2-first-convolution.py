@@ -93,7 +93,7 @@ for number, axis in enumerate(axes.flat):
 questions = {
     "A": ({"filters": 16, "kernel_size": 5}, (28, 28, 1)),
     "B": ({"filters": 8, "kernel_size": 3, "padding": "same", "strides": 2}, (28, 28, 1)),
-    "C": ({"filters": 8, "kernel_size": 4, "strides": 3}, (28, 28, 1)),
+    "C": ({"filters": 8, "kernel_size": 5, "strides": 3}, (28, 28, 1)),
     "D": ({"filters": 4, "kernel_size": 3, "dilation_rate": 3, "use_bias": False}, (28, 28, 1)),
     "E": ({"filters": 32, "kernel_size": 3, "padding": "same"}, (32, 32, 3)),
 }
@@ -111,7 +111,7 @@ questions = {
 shapes = {
     "A": (24, 24, 16),  # SOLUTION
     "B": (14, 14, 8),  # SOLUTION
-    "C": (9, 9, 8),  # SOLUTION
+    "C": (8, 8, 8),  # SOLUTION
     "D": (22, 22, 4),  # SOLUTION
     "E": (32, 32, 32),  # SOLUTION
 }
@@ -132,7 +132,7 @@ convscope.check("2.1")
 parameters = {
     "A": 5 * 5 * 1 * 16 + 16,  # SOLUTION
     "B": 3 * 3 * 1 * 8 + 8,  # SOLUTION
-    "C": 4 * 4 * 1 * 8 + 8,  # SOLUTION
+    "C": 5 * 5 * 1 * 8 + 8,  # SOLUTION
     "D": 3 * 3 * 1 * 4,  # SOLUTION
     "E": 3 * 3 * 3 * 32 + 32,  # SOLUTION
 }

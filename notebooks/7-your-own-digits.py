@@ -33,6 +33,7 @@ y_train, y_val, y_test = (
     keras.utils.to_categorical(part, 10) for part in (labels_train, labels_val, data.test.labels)
 )
 
+# %%
 keras.utils.set_random_seed(1338)
 model = convscope.build("deep", x_train.shape[1:], classes=10)
 model.compile(optimizer="adam", loss="categorical_crossentropy", metrics=["accuracy"])

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 # Seeds not tried yet may fall outside what the few tried ones gave: the range is widened by this share of
 # itself on both sides, and by a little of the error rate.
-WIDENING = 1.0
+WIDENING = 0.75
 ERROR_SLACK = 0.15
 
 

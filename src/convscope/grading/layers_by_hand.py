@@ -167,7 +167,7 @@ def _require_activation(
         return
     flipped = _weighted_sum(image, kernel[::-1, ::-1], row, column, number) + own
     mistakes = {
-        "A negative sum becomes 0: the layer ends in a ReLU.": total + own,
+        "A negative result becomes 0: the ReLU comes last, after the bias.": total + own,
         "The bias of the filter is added before the ReLU.": max(total, 0.0),
         "Neither bias nor ReLU: add the one, then cut at 0.": total,
         "The bias goes inside the ReLU: first add, then cut at 0.": max(total, 0.0) + own,

@@ -121,10 +121,13 @@ def _require_prepared(image: Array, name: str, drawing: Array, box: int) -> None
     _require_form(image)
     grey = image[..., 0].astype(np.float64)
     border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    brightness = float(np.median(border))
     require(
-        np.median(border) < INK,
-        sentence(f"a black background for {name}", f"a brightness of {np.median(border):.0f} at the border"),
-        "Training images are bright on black; a photograph is dark on white: 255 − picture.",
+        brightness < INK / 2,
+        sentence(f"a black background for {name}", f"a brightness of {brightness:.0f} at the border"),
+        "Training images are bright on black; a photograph is dark on white: 255 − picture."
+        if brightness > 127
+        else "The paper must become black, not dark grey: subtract its brightness, and cut at 0.",
     )
     ink = grey > INK
     require(
