@@ -31,8 +31,8 @@ test-backends: $(PEERS)/.installed ## Train with Keras's own fit on JAX and Tens
 	$(PEERS)/bin/python -m pytest -m backends tests/test_backends.py
 
 lint: $(VENV)/.dev ## Check style and types
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
 
 bench: $(PEERS)/.installed ## Measure speed against Keras, PyTorch, ONNX Runtime, JAX and TensorFlow (takes a while)
