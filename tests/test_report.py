@@ -1,8 +1,9 @@
-"""The report: what it says, that it is self-contained and safe, and that odd runs give one that makes sense."""
+"""The report: what it says, that it is self-contained and safe, and what odd and damaged runs get."""
 
 import base64
 import gzip
 import hashlib
+import itertools
 import json
 import re
 from html.parser import HTMLParser
@@ -82,7 +83,7 @@ class Page(HTMLParser):
         if tag == "script":
             self.scripts.append([dict(attributes), ""])
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag):  # noqa: ARG002  the parser's own signature
         self._inside = None
 
     def handle_data(self, data):
@@ -131,9 +132,8 @@ def test_every_kind_of_run_gives_a_whole_page(reports, kind):
     assert report.html.rstrip().endswith("</html>")
     assert "cannot be shown" not in report.text
     assert len(report.html.encode()) < 3_000_000
-    text = report.text.replace("&", "")
     for sentence in SAYS[kind]:
-        assert sentence in report.text or sentence in report.html, text[:3000]
+        assert sentence in report.text or sentence in report.html
 
 
 @every_kind
@@ -180,7 +180,7 @@ def test_the_page_can_be_read_by_a_screen_reader(reports, kind):
     levels = [int(tag[1]) for tag, _ in report.elements if re.fullmatch(r"h[1-6]", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(later <= earlier + 1 for earlier, later in zip(levels[:-1], levels[1:], strict=True))
+    assert all(later <= earlier + 1 for earlier, later in itertools.pairwise(levels))
     assert [image for image in report.all("img") if "alt" not in image] == []
     assert len(report.all("caption")) == len(report.all("table"))
     assert {cell.get("scope") for cell in report.all("th")} <= {"col", "row"}
@@ -206,7 +206,7 @@ def test_the_contents_list_the_sections_that_are_there(reports, kind):
 @every_kind
 def test_no_number_is_shown_as_it_is_missing(reports, kind):
     _, _, report = reports(kind)
-    assert not re.search(r"\b(nan|inf|None|undefined|Undefined)\b", report.text.replace("Inf.", ""))
+    assert not re.search(r"\b(nan|inf|None|undefined|Undefined)\b", report.text)
 
 
 def test_the_answer_comes_first_and_is_that_of_the_evaluation(reports):
@@ -373,7 +373,13 @@ def test_an_unforeseen_failure_costs_only_its_section(tmp_path, monkeypatch):
         ("history.csv", b"epoch,loss\n1,x\n", "history.csv in .* to be a table of numbers"),
         (CONSULTATIONS, b"[]", "test_consultations.json in .* to hold a JSON object"),
     ],
-    ids=["no JSON", "a list for an object", "half an archive", "words for numbers", "a list of consultations"],
+    ids=[
+        "no JSON",
+        "a list for an object",
+        "half an archive",
+        "words for numbers",
+        "a list of consultations",
+    ],
 )
 def test_a_damaged_run_is_refused_by_name(tmp_path, file, content, message):
     path, dataset = make_run(tmp_path / "run")

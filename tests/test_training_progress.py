@@ -128,7 +128,7 @@ def test_a_notebook_updates_its_own_output(monkeypatch):
     handle = Handle()
     shell = type("ZMQInteractiveShell", (), {})()
     ipython = types.SimpleNamespace(get_ipython=lambda: shell)
-    display = types.SimpleNamespace(display=lambda _data, raw, display_id: handle)  # noqa: ARG005
+    display = types.SimpleNamespace(display=lambda _data, raw, display_id: handle)
     monkeypatch.setitem(sys.modules, "IPython", ipython)
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LOOKS", 0)

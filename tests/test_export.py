@@ -1,0 +1,525 @@
+"""An export does what its run does, image by image, or it does not exist."""
+
+import hashlib
+import importlib.util
+import json
+import os
+import sys
+import zipfile
+
+import keras
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from bundle_cases import copy_of, read_zip, rewrite_json, small_network
+from onnx import TensorProto, helper
+
+import convscope
+from convscope.bundle import Bundle, checking, graph, load_bundle
+from convscope.bundle.checking import (
+    BATCHES,
+    compare,
+    find_images,
+    measure_latency,
+    require_agreement,
+    run_in_batches,
+)
+from convscope.bundle.exporting import ExportReport, export_run
+from convscope.bundle.onnx_session import open_session
+from convscope.cli.main import main
+from convscope.errors import DataError, ExportError, RunError, UnknownNameError, UsageError
+from convscope.preprocessing import Preprocess
+from convscope.runs import RunDirectory
+
+IMAGES = 128
+TOLERANCE = 1e-4  # float32
+
+
+@pytest.fixture(scope="module")
+def images():
+    return convscope.load("digits").test.images[:IMAGES]
+
+
+@pytest.fixture(scope="module")
+def exports(digits_run, tmp_path_factory):
+    """Export the run once in each format, ONNX with 8 bits too; the reports by format."""
+    folder = tmp_path_factory.mktemp("exports")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checking, "MOST_IMAGES", IMAGES)
+        patch.setattr(checking, "FEW", 8)
+        return {
+            format: export_run(digits_run, format, folder / format, int8=format == "onnx")
+            for format in ("onnx", "keras", "torch")
+        }
+
+
+every_format = pytest.mark.parametrize("format", ["onnx", "keras", "torch"])
+
+
+@every_format
+@pytest.mark.parametrize("batch", BATCHES)
+def test_an_export_predicts_what_its_run_does(digits_run, exports, images, format, batch):
+    found = run_in_batches(load_bundle(exports[format].path).predict, images[: 4 * batch], batch)
+    expected = load_bundle(digits_run).predict(images[: 4 * batch])
+    assert found == pytest.approx(expected, abs=TOLERANCE)
+    assert (found.argmax(axis=1) == expected.argmax(axis=1)).all()
+
+
+@every_format
+def test_an_export_holds_what_a_run_knows(digits_run, exports, format):
+    run, export = load_bundle(digits_run), load_bundle(exports[format].path)
+    assert export.class_names == run.class_names
+    assert export.temperature == run.temperature != 1
+    assert export.statistics == run.statistics
+    assert export.preprocess.describe() == run.preprocess.describe()
+
+
+@every_format
+def test_every_file_of_an_export_is_listed_with_its_hash(exports, format):
+    folder = exports[format].path
+    record = json.loads((folder / "bundle.json").read_text())
+    assert set(record["files"]) | {"bundle.json"} == {file.name for file in folder.iterdir()}
+    for name, digest in record["files"].items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+    assert record["input"]["shape"] == ["n", 28, 28, 1]
+    assert record["checked"]["images"] == f"{IMAGES} test images of digits"
+    assert "/" not in json.dumps(record["source"])
+
+
+@every_format
+def test_the_guide_s_code_runs_as_it_stands(exports, format, monkeypatch):
+    monkeypatch.chdir(exports[format].path)
+    code = (exports[format].path / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert np.asarray(
+        names["probabilities"].detach() if format == "torch" else names["probabilities"]
+    ).shape == (1, 10)
+
+
+@every_format
+def test_a_report_measures_run_and_export(exports, digits_run, images, format):
+    report = exports[format]
+    run, export = report.networks[:2]
+    labels = convscope.load("digits").test.labels
+    assert (run.name, run.same_labels, run.largest_difference) == ("the run", 1, 0)
+    assert export.same_labels == 1
+    assert export.largest_difference <= TOLERANCE
+    assert export.size == (report.path / export.name).stat().st_size
+    chosen = np.unique(np.linspace(0, len(labels) - 1, IMAGES).astype(int))
+    everything = convscope.load("digits").test.images[chosen]
+    right = load_bundle(digits_run).predict(everything).argmax(axis=1) == labels[chosen]
+    assert export.accuracy == run.accuracy == pytest.approx(right.mean())
+    assert set(export.milliseconds) == {1, 64}
+    assert all(time > 0 for time in export.milliseconds.values())
+    assert json.loads(json.dumps(report.to_json()))["format"] == format
+
+
+def test_the_onnx_graph_takes_raw_pixels_in_any_number(exports, images):
+    session = onnxruntime.InferenceSession(exports["onnx"].path / "model.onnx")
+    [given] = session.get_inputs()
+    assert (given.name, given.type, given.shape[1:]) == ("pixels", "tensor(uint8)", [28, 28, 1])
+    assert isinstance(given.shape[0], str)
+    for count in (1, 2, 7, 64):
+        [found] = session.run(None, {"pixels": images[:count]})
+        assert found.shape == (count, 10)
+        assert found.sum(axis=1) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_onnx_file_names_its_classes_and_its_opset(exports):
+    model = onnx.load(exports["onnx"].path / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(metadata["class_names"]) == list("0123456789")
+    assert [(one.domain, one.version) for one in model.opset_import] == [("", graph.OPSET)]
+
+
+def test_eight_bits_are_smaller_and_almost_as_good(exports):
+    _, full, small = exports["onnx"].networks
+    assert small.name == "model-int8.onnx"
+    assert small.size < full.size
+    assert small.accuracy > full.accuracy - 0.05
+    assert "static quantisation" in exports["onnx"].notes[0]
+    assert load_bundle(exports["onnx"].path, int8=True).class_names == tuple("0123456789")
+
+
+def test_the_keras_file_is_keras_s_own(exports, digits_run):
+    model = keras.saving.load_model(exports["keras"].path / "model.keras")
+    source = load_bundle(digits_run).model
+    assert all(
+        np.array_equal(a.numpy(), b.numpy()) for a, b in zip(model.weights, source.weights, strict=True)
+    )
+
+
+def test_the_torch_file_holds_no_pickle(exports):
+    with zipfile.ZipFile(exports["torch"].path / "model.pt2") as archive:
+        for info in archive.infolist():
+            assert not archive.read(info).startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"PK"))
+
+
+def test_the_torch_program_runs_without_this_package(exports, images, digits_run):
+    program = torch.export.load(exports["torch"].path / "model.pt2").module()
+    found = program(torch.from_numpy(images[:7])).detach().numpy()
+    assert found == pytest.approx(load_bundle(digits_run).predict(images[:7]), abs=TOLERANCE)
+
+
+# Every kind of preprocessing ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scaling", ["minmax", "unit", "standard"])
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_preprocessing_and_calibration_are_part_of_the_graph(scaling, data_format, temperature):
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 10, 3), np.uint8)
+    preprocess = Preprocess.fit(pixels[:5], scaling, data_format)
+    model = convscope.build("simple", preprocess.input_shape, 3, data_format)
+    bundle = Bundle.from_model(model, preprocess, ("a", "b", "c"), temperature)
+    with torch.no_grad():
+        found = graph.RawNetwork(bundle)(torch.from_numpy(pixels)).numpy()
+    assert found == pytest.approx(bundle.predict(pixels), abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["simple", "dense", "deep", "stages", "swift"])
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_every_named_network_exports(name, data_format, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 28, 28, 3), np.uint8)
+    preprocess = Preprocess.fit(pixels, "standard", data_format)
+    keras.utils.set_random_seed(1)
+    model = convscope.build(name, preprocess.input_shape, 5, data_format)
+    bundle = Bundle.from_model(model, preprocess, tuple("abcde"), 1.5)
+    program = graph.trace(bundle)
+    graph.write_torch(program, tmp_path / "model.pt2")
+    graph.write_onnx(program, bundle, tmp_path / "model.onnx")
+    reference = bundle.predict(pixels)
+    for forward in (
+        graph.read_torch(tmp_path / "model.pt2"),
+        open_session(tmp_path / "model.onnx", (28, 28, 3), 5),
+    ):
+        require_agreement(forward, pixels, reference, name)
+
+
+# Refusals -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(checking, "MOST_IMAGES", 16)
+    monkeypatch.setattr(checking, "REPEATS", 1)
+
+
+def test_an_export_that_disagrees_is_refused_and_leaves_nothing(digits_run, tmp_path, monkeypatch, quick):
+    from convscope.bundle import exporting
+
+    def forgetful(bundle, scratch):
+        (scratch.path / "model.keras").write_bytes(b"something")
+        return lambda pixels: bundle.forward(255 - pixels)
+
+    monkeypatch.setitem(exporting._WRITERS, "keras", forgetful)
+    expected = r"Expected model\.keras to agree with its source, 1 images at a time, got \d+ of 16 labels"
+    with pytest.raises(ExportError, match=expected) as caught:
+        export_run(digits_run, "keras", tmp_path / "made" / "export")
+    assert caught.value.exit_code == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_export_leaves_nothing(digits_run, tmp_path, monkeypatch, quick):
+    from convscope.bundle import exporting
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(exporting, "_write_companions", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        export_run(digits_run, "keras", tmp_path / "export")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"format": "onxn"}, UnknownNameError, "Did you mean 'onnx'"),
+        ({"format": "torch", "int8": True}, UsageError, "Expected --format onnx with --int8, got torch"),
+        ({"format": "keras", "data": "mnits"}, UnknownNameError, "Did you mean 'mnist'"),
+    ],
+    ids=["format", "int8", "data"],
+)
+def test_wrong_arguments_are_refused(digits_run, tmp_path, arguments, error, message):
+    with pytest.raises(error, match=message):
+        export_run(digits_run, target=tmp_path / "export", **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_left_alone(digits_run, tmp_path):
+    with pytest.raises(RunError, match=r"Expected a new folder .*, got one that is there"):
+        export_run(digits_run, "keras", tmp_path)
+
+
+def test_an_export_is_no_run(exports, tmp_path):
+    with pytest.raises(RunError, match="Expected a run directory"):
+        export_run(exports["onnx"].path, "keras", tmp_path / "export")
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
+def test_a_missing_package_is_named_with_what_to_install(digits_run, tmp_path, monkeypatch, package):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else found(name))
+    with pytest.raises(UsageError, match=rf"Expected the package {package}, got none\. .*convscope\[onnx\]"):
+        export_run(digits_run, "onnx", tmp_path / "export")
+
+
+def test_data_that_are_gone_are_replaced_by_random_pixels_and_that_is_said(digits_run, tmp_path, quick):
+    run = copy_of(digits_run, tmp_path / "run")
+    rewrite_json(run / "run.json", data={"name": "gone", "class_names": list("0123456789")})
+    report = export_run(run, "keras", tmp_path / "export")
+    assert "images of random pixels, for want of the data (Expected one of the datasets" in report.images
+    assert report.networks[0].accuracy is None
+
+
+def test_data_that_have_changed_are_not_used(digits_run, tmp_path):
+    run = copy_of(digits_run, tmp_path / "run")
+    names = list("0123456789")
+    rewrite_json(run / "run.json", data={"name": "digits", "fingerprint": "0" * 64, "class_names": names})
+    bundle = load_bundle(run)
+    assert "random pixels" in find_images(RunDirectory(run), bundle).origin
+    with pytest.raises(DataError, match="Expected the data of the run, got another fingerprint for digits"):
+        find_images(RunDirectory(run), bundle, "digits")
+
+
+# Loading an export ----------------------------------------------------------------------------------------
+
+
+def tamper(name, content):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def rename_file(folder):
+    record = json.loads((folder / "bundle.json").read_text())
+    record["files"] = {"../run.json": "0" * 64}
+    (folder / "bundle.json").write_text(json.dumps(record))
+
+
+def flip(folder):
+    content = bytearray((folder / "model.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "model.onnx").write_bytes(content)
+
+
+TAMPERS = {
+    "a flipped bit": (flip, DataError, r"model\.onnx as it was exported, got other bytes"),
+    "another file": (tamper("preprocess.json", b"{}"), DataError, "preprocess.json as it was exported"),
+    "a missing file": (lambda folder: (folder / "model.onnx").unlink(), RunError, "model.onnx in the run"),
+    "a path outside": (rename_file, RunError, r"Expected files inside .*, got '\.\./run\.json'"),
+    "no list of files": (lambda f: rewrite_json(f / "bundle.json", files=None), RunError, "a list of files"),
+    "another version": (lambda f: rewrite_json(f / "bundle.json", version=2), RunError, "of version 1"),
+    "another format": (lambda f: rewrite_json(f / "bundle.json", format="exe"), RunError, "of version 1"),
+    "no JSON": (tamper("bundle.json", b"{"), RunError, "to be JSON"),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERS)
+def test_a_tampered_export_is_refused(exports, tmp_path, name):
+    damage, error, message = TAMPERS[name]
+    folder = copy_of(exports["onnx"].path, tmp_path / "export")
+    damage(folder)
+    with pytest.raises(error, match=message):
+        load_bundle(folder)
+
+
+def test_eight_bits_must_have_been_exported(exports):
+    with pytest.raises(UsageError, match="Expected an ONNX export with int8, got a keras export"):
+        load_bundle(exports["keras"].path, int8=True)
+
+
+def onnx_file(path, shape=(4, 4, 1), classes=2, outside=None):
+    """Write a network of one reshaping, its weights in another file if there is one."""
+    size = int(np.prod(shape))
+    weights = helper.make_tensor("w", TensorProto.FLOAT, (size, classes), np.zeros(size * classes))
+    if outside:
+        weights = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=(size, classes))
+        weights.data_location = TensorProto.EXTERNAL
+        weights.external_data.add(key="location", value=str(outside))
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["f"], ["r"]),
+        helper.make_node("MatMul", ["r", "w"], ["probabilities"]),
+    ]
+    given = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["n", *shape])
+    made = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", classes])
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", [given], [made], [weights]),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=10,
+    )
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_an_onnx_file_of_the_right_form_opens(tmp_path):
+    forward = open_session(onnx_file(tmp_path / "model.onnx"), (4, 4, 1), 2)
+    assert forward(np.zeros((300, 4, 4, 1), np.uint8)).shape == (300, 2)
+
+
+@pytest.mark.parametrize("outside", ["secret.bin", "../secret.bin", "/etc/hostname"])
+def test_an_onnx_file_cannot_read_other_files(tmp_path, monkeypatch, outside):
+    (tmp_path / "inside").mkdir()
+    monkeypatch.chdir(tmp_path / "inside")
+    for place in (tmp_path, tmp_path / "inside"):
+        (place / "secret.bin").write_bytes(bytes(4 * 32))
+    file = onnx_file(tmp_path / "inside" / "model.onnx", outside=outside)
+    with pytest.raises(DataError, match=r"model\.onnx to be an ONNX network"):
+        open_session(file, (4, 4, 1), 2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes"), [((4, 4, 3), 2), ((4, 4, 1), 3)], ids=["another input", "another output"]
+)
+def test_an_onnx_file_of_another_form_is_refused(tmp_path, shape, classes):
+    with pytest.raises(DataError, match=r"model\.onnx with input and output"):
+        open_session(onnx_file(tmp_path / "model.onnx"), shape, classes)
+
+
+def test_text_is_no_onnx_file(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"hello")
+    with pytest.raises(DataError, match=r"model\.onnx to be an ONNX network"):
+        open_session(tmp_path / "model.onnx", (4, 4, 1), 2)
+
+
+# Comparing ------------------------------------------------------------------------------------------------
+
+
+def rows(*values):
+    return np.array(values, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("reference", "predicted", "mismatches", "holds"),
+    [
+        (rows([0.9, 0.1]), rows([0.9, 0.1]), 0, True),
+        (rows([0.9, 0.1]), rows([0.90009, 0.09991]), 0, True),
+        (rows([0.9, 0.1]), rows([0.9002, 0.0998]), 0, False),
+        (rows([0.50002, 0.49998]), rows([0.49998, 0.50002]), 0, True),
+        (rows([0.5001, 0.4999]), rows([0.4999, 0.5001]), 1, False),
+        (rows([0.2, 0.8], [0.9, 0.1]), rows([0.8, 0.2], [0.9, 0.1]), 1, False),
+        (rows([0.9, 0.1]), rows([np.nan, 0.1]), 0, False),
+    ],
+    ids=["equal", "close", "far", "tie", "no tie", "swapped", "NaN"],
+)
+def test_agreement_means_the_same_labels_and_probabilities(reference, predicted, mismatches, holds):
+    found = compare(reference, predicted)
+    assert found.mismatches == mismatches
+    assert found.holds is holds
+
+
+def test_agreement_is_asked_for_at_every_batch(images):
+    asked = set()
+    reference = np.full((64, 2), 0.5, np.float32)
+
+    def forward(pixels):
+        asked.add(len(pixels))
+        return reference[: len(pixels)]
+
+    require_agreement(forward, images[:64], reference, "x")
+    assert asked == set(BATCHES)
+
+
+def test_latency_is_measured_in_turns(images):
+    turns = []
+    networks = {name: lambda pixels, name=name: turns.append((name, len(pixels))) for name in ("a", "b")}
+    found = measure_latency(networks, images[:3])
+    assert turns[:4] == [("a", 1), ("b", 1)] * 2
+    assert {length for _, length in turns} == {1, 64}
+    assert set(found["a"]) == {1, 64}
+
+
+# The command line -----------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_what_the_export_is_worth(digits_run, tmp_path, monkeypatch, capsys, quick):
+    monkeypatch.setattr(
+        sys, "argv",
+        ["convscope", "export", str(digits_run), "--format", "keras", "--out", str(tmp_path / "export")],
+    )  # fmt: skip
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    output = capsys.readouterr().out
+    assert exit_.value.code == 0
+    assert "Checked on 16 test images of digits" in output
+    assert "model.keras" in output
+    assert (tmp_path / "export" / "bundle.json").is_file()
+
+
+def test_the_command_prints_one_json_object(digits_run, tmp_path, monkeypatch, capsys):
+    report = ExportReport(tmp_path, "keras", "images", ())
+    monkeypatch.setattr("convscope.bundle.exporting.export_run", lambda *_, **__: report)
+    monkeypatch.setattr(sys, "argv", ["convscope", "export", str(digits_run), "--json"])
+    with pytest.raises(SystemExit):
+        main()
+    assert json.loads(capsys.readouterr().out) == report.to_json()
+
+
+# Python, command line and ONNX ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def thousand(tmp_path_factory):
+    """A thousand real images and a run trained on their like: MNIST where it is, the digits otherwise."""
+    from bundle_cases import write_run
+
+    from convscope.experiment.config import ExperimentConfig
+    from convscope.experiment.preparation import prepare
+
+    here = os.environ.get("CONVSCOPE_DATA")
+    dataset = convscope.load("mnist" if here else "digits")
+    config = ExperimentConfig("simple")
+    prepared = prepare(dataset, config)
+    keras.utils.set_random_seed(0)
+    model = small_network()
+    model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    train = prepared.train.take(np.arange(min(6_000, len(prepared.train))))
+    convscope.fit(
+        model, train.images, train.labels, preprocess=prepared.preprocess, epochs=4, seed=0, verbose=0
+    )
+    run = write_run(tmp_path_factory.mktemp("thousand") / "run", model, dataset, config, prepared)
+    return run, np.concatenate([dataset.test.images, dataset.train.images])[:1000]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", BATCHES)
+def test_python_command_line_and_onnx_agree_on_a_thousand_images(
+    thousand, tmp_path, monkeypatch, capsys, batch
+):
+    from PIL import Image
+
+    from convscope import prediction
+
+    run, images = thousand
+    reference = run_in_batches(load_bundle(run).predict, images, batch)
+    export = run.with_name("onnx")
+    if not export.exists():
+        export_run(run, "onnx", export)
+    session = onnxruntime.InferenceSession(export / "model.onnx")
+    found = run_in_batches(lambda pixels: session.run(None, {"pixels": pixels})[0], images, batch)
+    assert compare(reference, found).holds
+    for number, image in enumerate(images):
+        Image.fromarray(image[..., 0]).save(tmp_path / f"{number:04d}.png", compress_level=1)
+    monkeypatch.setattr(prediction, "CHUNK", batch)
+    monkeypatch.setattr(prediction, "RANKED", 10)
+    monkeypatch.setattr(sys, "argv", ["convscope", "predict", str(run), str(tmp_path), "--json"])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 0
+    printed = json.loads(capsys.readouterr().out)["predictions"]
+    shown = [{one["label"]: one["probability"] for one in row["ranked"]} for row in printed]
+    names = load_bundle(run).class_names
+    assert compare(reference, np.array([[row[name] for name in names] for row in shown], np.float32)).holds
+
+
+def test_members_of_the_keras_file_are_the_three_known(exports):
+    assert set(read_zip(exports["keras"].path / "model.keras")) == {
+        "metadata.json",
+        "config.json",
+        "model.weights.h5",
+    }

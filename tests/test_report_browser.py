@@ -1,0 +1,320 @@
+"""The report in a real browser: opened from a file, used by pointer and keyboard, checked for all readers."""
+
+import shutil
+from pathlib import Path
+
+import keras
+import pytest
+from report_runs import make_dataset, make_run
+
+from convscope.report import write_report
+
+pytestmark = pytest.mark.browser
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+ARGUMENTS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--no-first-run",
+]  # fmt: skip
+NARROW, WIDE = 390, 1280
+TOLERANCE = 1e-5
+HOSTILE = ["<script>alert(1)</script>", "</script><!--", '"><img src=x onerror=alert(1)>']
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    executable = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    assert executable, "the browser tests need a Chromium: apt-get install chromium"
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Open a report; whatever the page complains of or asks for fails the test."""
+    contexts, complaints, requests = [], [], []
+
+    def open_(file, width=WIDE, scheme="light", javascript=True):
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=scheme, java_script_enabled=javascript
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(Path(file).as_uri())
+        if javascript and page.query_selector("#walk-data"):
+            page.wait_for_selector("#walk[data-ready]")
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+    assert len([url for url in requests if url.startswith("file:")]) == len(contexts)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    path, dataset = make_run(tmp_path_factory.mktemp("runs") / "run")
+    return write_report(path, dataset=dataset)
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory):
+    """Write the report of a hundred classes."""
+    names = [f"class number {k}" for k in range(100)]
+    dataset = make_dataset(100, (8, 8, 1), 400, class_names=names)
+    path, dataset = make_run(tmp_path_factory.mktemp("runs") / "run", dataset=dataset, right=0.6)
+    return write_report(path, dataset=dataset)
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    dataset = make_dataset(3, count=60, class_names=HOSTILE, names=lambda part, index: f"<b>{index}</b>")
+    path, dataset = make_run(tmp_path_factory.mktemp("runs") / "run", dataset=dataset)
+    return write_report(path, dataset=dataset)
+
+
+both_themes = pytest.mark.parametrize("scheme", ["light", "dark"])
+both_widths = pytest.mark.parametrize("width", [NARROW, WIDE], ids=["phone", "desktop"])
+
+
+@both_themes
+@both_widths
+def test_it_opens_from_a_file_and_fits_the_window(open_page, report, width, scheme):
+    page = open_page(report, width, scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    ground = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+    brightness = sum(map(int, ground[4:-1].split(",")[:3])) / 3
+    assert (brightness > 200) == (scheme == "light")
+    assert page.locator("h1").inner_text() == "simple on made"
+
+
+@both_themes
+@both_widths
+@pytest.mark.parametrize("which", ["report", "crowded", "hostile"])
+def test_an_automatic_check_finds_nothing_against_accessibility(open_page, request, which, width, scheme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    page = open_page(request.getfixturevalue(which), width, scheme)
+    page.evaluate("for (const folded of document.querySelectorAll('details')) folded.open = true")
+    found = Axe().run(page)
+    assert [
+        (one["id"], one["impact"], one["nodes"][0]["html"], one["nodes"][0]["failureSummary"])
+        for one in found.response["violations"]
+    ] == []
+
+
+def test_the_theme_button_goes_round_and_wins_over_the_system(open_page, report):
+    page = open_page(report, scheme="light")
+    button = page.locator("#theme")
+    ground = "getComputedStyle(document.documentElement).backgroundColor"
+    light = page.evaluate(ground)
+    seen = []
+    for _ in range(3):
+        button.click()
+        seen.append((button.inner_text(), page.evaluate(ground)))
+    assert [text for text, _ in seen] == ["Theme: light", "Theme: dark", "Theme: auto"]
+    assert [colour == light for _, colour in seen] == [True, False, True]
+
+
+def test_pointing_at_a_cell_shows_its_images_and_a_click_keeps_them(open_page, report):
+    page = open_page(report)
+    pane = page.locator("#matrix-pane")
+    cells = page.evaluate("JSON.parse(document.getElementById('matrix-data').textContent)")
+    wrong = [key for key in cells["counts"] if len(set(key.split(","))) == 2]
+    first, second = wrong[:2]
+    for key in (first, second):
+        page.locator(f"[data-cell='{key}']").hover()
+        true, predicted = key.split(",")
+        assert f"True class {true}, predicted {predicted}" in pane.inner_text()
+        assert pane.locator("img").count() == cells["counts"][key]
+        assert cells["images"][key][0][0] in pane.inner_text()
+    page.locator(f"[data-cell='{first}'] button").click()
+    page.locator(f"[data-cell='{second}']").hover()
+    page.locator("h1").hover()
+    assert pane.locator("h4").inner_text() == "True class {}, predicted {}".format(*first.split(","))
+
+
+def test_the_keyboard_reaches_every_cell(open_page, report):
+    page = open_page(report)
+    stops = page.locator("table.confusion button[tabindex='0']")
+    assert stops.count() == 1
+    stops.focus()
+    page.keyboard.press("ArrowUp")
+    before = page.locator("#matrix-pane h4").inner_text()
+    for _ in range(12):
+        page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowDown")
+    after = page.locator("#matrix-pane h4").inner_text()
+    assert before != after
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')").startswith("true ")
+    assert stops.count() == 1
+
+
+def test_many_classes_are_pointed_at_in_a_drawing_or_chosen_from_lists(open_page, crowded):
+    page = open_page(crowded)
+    pane = page.locator("#matrix-pane h4")
+    cells = page.evaluate("JSON.parse(document.getElementById('matrix-data').textContent)")
+    key = next(key for key in cells["counts"] if len(set(key.split(","))) == 2)
+    true, predicted = map(int, key.split(","))
+    page.get_by_label("True class").select_option(str(true))
+    page.get_by_label("predicted as").select_option(str(predicted))
+    assert pane.inner_text() == f"True class class number {true}, predicted class number {predicted}"
+    drawing = page.locator("#matrix-drawing")
+    drawing.scroll_into_view_if_needed()
+    box = drawing.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.405, box["y"] + box["height"] * 0.405)
+    assert pane.inner_text() == "class number 40, recognised"
+    page.mouse.move(1, 1)
+    assert f"class number {true}, predicted" in pane.inner_text()
+
+
+def test_the_walk_goes_from_an_image_to_one_number_recomputed(open_page, report):
+    page = open_page(report)
+    pane = page.locator("#walk-pane")
+    assert "equal to the network’s own number" in pane.inner_text()
+    page.get_by_label("Row").fill("0")
+    page.get_by_label("Column").fill("9")
+    assert "row 0, column 9" in pane.locator("h4").inner_text()
+    assert pane.locator("table.numbers").count() == 3
+    assert pane.locator(".verdict.equal").count() == 1
+    page.locator("input[name='walk-map'][value='5']").check(force=True)
+    assert "map 5" in pane.locator("h4").inner_text()
+    page.locator("input[name='walk-layer'][value='2']").check(force=True)
+    assert pane.locator("h4").inner_text().startswith("dense_1: unit")
+    assert "The largest contributions" in pane.inner_text()
+    page.get_by_label("Unit").fill("3")
+    assert "unit 3 (3)" in pane.locator("h4").inner_text()
+    assert pane.locator(".verdict.equal").count() == 1
+    page.locator("input[name='walk-image'][value='1']").check(force=True)
+    page.wait_for_selector("#walk[data-ready='1']")
+    assert pane.locator(".verdict.equal").count() == 1
+
+
+def test_a_click_on_a_map_chooses_the_place(open_page, report):
+    page = open_page(report)
+    target = page.locator(".frame.clickable")
+    target.scroll_into_view_if_needed()
+    box = target.bounding_box()
+    page.mouse.click(box["x"] + box["width"] * 0.95, box["y"] + box["height"] * 0.05)
+    assert "row 0, column 9" in page.locator("#walk-pane h4").inner_text()
+    assert page.get_by_label("Row").input_value() == "0"
+
+
+def every_kind(data_format):
+    """Build a network with all kinds of layers whose arithmetic the page knows."""
+    shape = (3, 12, 12) if data_format == "channels_first" else (12, 12, 3)
+    order = {"data_format": data_format}
+    layers = [
+        keras.layers.Conv2D(6, 3, padding="same", strides=2, activation="tanh", **order),
+        keras.layers.Conv2D(6, 3, padding="same", dilation_rate=2, activation="relu", groups=2, **order),
+        keras.layers.DepthwiseConv2D(3, depth_multiplier=2, activation="sigmoid", **order),
+        keras.layers.Conv2D(8, (1, 2), use_bias=False, activation="elu", **order),
+        keras.layers.ReLU(),
+        keras.layers.MaxPooling2D(2, padding="same", **order),
+        keras.layers.AveragePooling2D(2, strides=1, padding="same", **order),
+        keras.layers.Dropout(0.5),
+        keras.layers.GlobalAveragePooling2D(**order),
+        keras.layers.Dense(7, "silu"),
+        keras.layers.Dense(4),
+        keras.layers.Activation("softmax"),
+    ]
+    return keras.Sequential([keras.Input(shape), *layers])
+
+
+def named(data_format):
+    from convscope.networks import build
+
+    shape = (3, 12, 12) if data_format == "channels_first" else (12, 12, 3)
+    return build("stages", shape, 4, data_format)
+
+
+RECOMPUTE_ALL = """async () => {
+  const data = JSON.parse(document.getElementById("walk-data").textContent);
+  const weights = await unpack(data.weights);
+  const image = data.images[0];
+  const passage = new Passage(data, image, await unpack(image.values), weights);
+  return data.layers.map((layer, place) => {
+    const shape = layer.shape;
+    const [rows, columns] = shape.length === 3 ? shape : [1, 1];
+    let worst = 0;
+    let count = 0;
+    let obstacle = "";
+    for (const row of new Set([0, Math.floor(rows / 2), rows - 1])) {
+      for (const column of new Set([0, Math.floor(columns / 2), columns - 1])) {
+        for (let channel = 0; channel < Math.min(shape.at(-1), 40); channel += 1) {
+          obstacle = passage.obstacle(place, channel);
+          if (obstacle) continue;
+          const { difference, own } = passage.recompute(place, row, column, channel);
+          worst = Math.max(worst, difference / Math.max(1, Math.abs(own)));
+          count += 1;
+        }
+      }
+    }
+    return { name: layer.name, kind: layer.kind, worst, count, obstacle };
+  });
+}"""
+
+
+@pytest.mark.parametrize("make", [every_kind, named], ids=["every kind", "stages"])
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_numbers_recomputed_in_the_page_equal_the_networks(open_page, tmp_path, make, data_format):
+    model = make(data_format)
+    dataset = make_dataset(4, (12, 12, 3), 40)
+    for layer in model.layers:  # biases of zero would hide a bias that is left out
+        layer.set_weights([weight + 0.05 if weight.ndim == 1 else weight for weight in layer.get_weights()])
+    path, dataset = make_run(tmp_path / "run", dataset=dataset, model=model)
+    layers = open_page(write_report(path, dataset=dataset)).evaluate(RECOMPUTE_ALL)
+    assert len(layers) == len(model.layers)
+    known = [layer for layer in layers if layer["kind"] != "other"]
+    assert len(known) >= len(layers) - 1  # Flatten turns the axes of channels_first
+    assert [layer["obstacle"] for layer in known] == [""] * len(known)
+    assert all(layer["count"] > 0 for layer in known)
+    assert max(layer["worst"] for layer in known) <= TOLERANCE
+
+
+def test_names_that_hold_html_are_text_in_the_panes_too(open_page, hostile):
+    page = open_page(hostile)
+    assert page.locator("img[src='x']").count() == 0
+    assert any(name in page.locator("#matrix-pane").inner_text() for name in HOSTILE)
+    assert "<b>" in page.locator("#matrix-pane").inner_text()
+    assert page.locator("#matrix-pane b").count() == 0
+
+
+def test_without_javascript_everything_but_the_interaction_is_there(open_page, report):
+    page = open_page(report, javascript=False)
+    assert "With JavaScript" in page.locator("#walk").inner_text()
+    assert not page.locator("#theme").is_visible()
+    text = page.locator("main").inner_text()
+    for heading in ("How good it is", "Evaluation", "Errors", "Calibration", "Training health"):
+        assert heading in text
+    assert page.locator("table.confusion td.hit").count() == 10
+    assert "they differ by" in text
+    assert page.locator("main img").count() > 50
+
+
+def test_on_paper_it_is_light_unfolded_and_without_controls(open_page, report, tmp_path):
+    page = open_page(report, scheme="dark")
+    page.emulate_media(media="print", color_scheme="dark")
+    assert not page.locator("nav").is_visible()
+    assert not page.locator("#theme").is_visible()
+    scheme = page.evaluate("getComputedStyle(document.documentElement).colorScheme")
+    assert scheme == "light"
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("details:not([open])").count() == 0
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    assert page.locator("details:not([open])").count() > 0
+
+
+def test_the_contents_follow_the_reader(open_page, report):
+    page = open_page(report)
+    page.locator("a[href='#calibration']").click()
+    page.wait_for_function("document.querySelector('.toc [aria-current]')?.hash === '#calibration'")
