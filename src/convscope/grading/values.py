@@ -114,13 +114,14 @@ def as_shape(value: Any, name: str) -> tuple[int, ...]:
         isinstance(value, Sequence | np.ndarray) and not isinstance(value, str),
         sentence(f"{name} as a shape such as (26, 26, 32)", repr(value)),
     )
-    if value and value[0] is None:  # Keras writes the batch axis so
-        value = value[1:]
+    shape = tuple(value)
+    if shape[:1] == (None,):  # Keras writes the batch axis so
+        shape = shape[1:]
     require(
-        all(isinstance(length, int | np.integer) for length in value),
-        sentence(f"{name} as a shape of whole numbers", repr(tuple(value))),
+        all(isinstance(length, int | np.integer) for length in shape),
+        sentence(f"{name} as a shape of whole numbers", repr(shape)),
     )
-    return tuple(int(length) for length in value)
+    return tuple(int(length) for length in shape)
 
 
 def row_counts(*arrays: NDArray[Any]) -> Counter[bytes]:

@@ -1,8 +1,8 @@
 """Fused forward and backward passes for what costs most on a CPU: each an autograd function of its own.
 
 A training step of a small network is bound by memory traffic as much as by arithmetic, so these functions
-read and write large tensors as rarely as torch's own operations allow. Each computes what the plain operations
-of torch would; on other devices those run.
+read and write large tensors as rarely as torch's own operations allow. Each computes what the plain
+operations of torch would; on other devices those run.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class RowConvolution(torch.autograd.Function):
     """A convolution as one matrix product per row of the image, for images with very few channels.
 
     The kernel's rows become a banded matrix that maps ``k`` whole rows of the image to one whole row of the
-    result. Most of it is zero, but a large matrix product runs so much nearer to the machine's peak, and reads
+    result. Most of it is zero, but a large matrix product runs much nearer to the machine's peak, and reads
     the image in so much longer runs, that it wins where ``in · k`` is small. The bias has a column of ones.
     """
 
