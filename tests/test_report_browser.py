@@ -165,8 +165,8 @@ def test_many_classes_are_pointed_at_in_a_drawing_or_chosen_from_lists(open_page
     cells = page.evaluate("JSON.parse(document.getElementById('matrix-data').textContent)")
     key = next(key for key in cells["counts"] if len(set(key.split(","))) == 2)
     true, predicted = map(int, key.split(","))
-    page.get_by_label("True class").select_option(str(true))
-    page.get_by_label("predicted as").select_option(str(predicted))
+    page.get_by_role("combobox", name="True class").select_option(str(true))
+    page.get_by_role("combobox", name="predicted as").select_option(str(predicted))
     assert pane.inner_text() == f"True class class number {true}, predicted class number {predicted}"
     drawing = page.locator("#matrix-drawing")
     drawing.scroll_into_view_if_needed()
@@ -181,18 +181,18 @@ def test_the_walk_goes_from_an_image_to_one_number_recomputed(open_page, report)
     page = open_page(report)
     pane = page.locator("#walk-pane")
     assert "equal to the network’s own number" in pane.inner_text()
-    page.get_by_label("Row").fill("0")
-    page.get_by_label("Column").fill("9")
-    assert "row 0, column 9" in pane.locator("h4").inner_text()
+    page.get_by_role("spinbutton", name="Row").fill("0")
+    page.get_by_role("spinbutton", name="Column").fill("9")
+    assert "row 0, column 9" in pane.locator("h3").inner_text()
     assert pane.locator("table.numbers").count() == 3
     assert pane.locator(".verdict.equal").count() == 1
     page.locator("input[name='walk-map'][value='5']").check(force=True)
-    assert "map 5" in pane.locator("h4").inner_text()
+    assert "map 5" in pane.locator("h3").inner_text()
     page.locator("input[name='walk-layer'][value='2']").check(force=True)
-    assert pane.locator("h4").inner_text().startswith("dense_1: unit")
+    assert pane.locator("h3").inner_text().startswith("dense_1: unit")
     assert "The largest contributions" in pane.inner_text()
-    page.get_by_label("Unit").fill("3")
-    assert "unit 3 (3)" in pane.locator("h4").inner_text()
+    page.get_by_role("spinbutton", name="Unit").fill("3")
+    assert "unit 3 (3)" in pane.locator("h3").inner_text()
     assert pane.locator(".verdict.equal").count() == 1
     page.locator("input[name='walk-image'][value='1']").check(force=True)
     page.wait_for_selector("#walk[data-ready='1']")
@@ -205,8 +205,8 @@ def test_a_click_on_a_map_chooses_the_place(open_page, report):
     target.scroll_into_view_if_needed()
     box = target.bounding_box()
     page.mouse.click(box["x"] + box["width"] * 0.95, box["y"] + box["height"] * 0.05)
-    assert "row 0, column 9" in page.locator("#walk-pane h4").inner_text()
-    assert page.get_by_label("Row").input_value() == "0"
+    assert "row 0, column 9" in page.locator("#walk-pane h3").inner_text()
+    assert page.get_by_role("spinbutton", name="Row").input_value() == "0"
 
 
 def every_kind(data_format):

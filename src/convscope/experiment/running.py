@@ -173,10 +173,10 @@ def _train_and_finish(
     subject = f"{model.name} on {record['data']['name']}"
     write_figures(run, evaluations["test"], prepared.test, training.history, subject)
     run.write_json(RUN_FILE, record | {"status": "completed"})
+    run.publish()
+    remove_checkpoints(run.path)
     if with_report:
         _report(run, session, listeners)
-    remove_checkpoints(run.path)
-    run.publish()
     return Result(
         run=run.path,
         network=model.name,

@@ -267,7 +267,7 @@
     const place = state.layer;
     const layer = data.layers[place];
     const where = spatial(place) ? `row ${state.row}, column ${state.column}, map ${state.channel}` : `unit ${state.channel}${unitName(place)}`;
-    const heading = element("h4", {}, `${layer.name}: ${where}`);
+    const heading = element("h3", {}, `${layer.name}: ${where}`);
     const obstacle = passage.obstacle(place, state.channel);
     if (obstacle) {
       const values = passage.of(place);
