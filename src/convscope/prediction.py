@@ -161,7 +161,7 @@ def predict_files(
     >>> bundle = Bundle.from_model(model, preprocess, ("a", "b", "c"))
     >>> [result] = predict_files(bundle, ["no/such.png"])
     >>> result.reason
-    'Expected no/such.png to be an image, got No such file or directory.'
+    'Expected no/such.png to be an image, got no such file. Check its path.'
     """
     if abstain is not None and not 0 < abstain <= 1:
         raise UsageError(sentence("a threshold above 0 and up to 1", abstain, "0.8 is a common choice."))
