@@ -254,7 +254,7 @@ def test_pooling_sweep(size, pool, strides, padding, data_format, kind, precisio
     ]
     model = built(layers, shape)
     # Where rounding makes two elements equal, the gradient goes to the other one.
-    gradient = 0.2 if precision == "bfloat16" and kind == "MaxPooling2D" else None
+    gradient = 0.4 if precision == "bfloat16" and kind == "MaxPooling2D" else None
     assert_parity(model, [image_batch((2, *shape))], True, precision, gradient=gradient)
 
 
