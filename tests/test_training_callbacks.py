@@ -17,7 +17,8 @@ ENGINES = ("fast", "keras")
 
 
 def fit(model, engine, callbacks, **arguments):
-    settings = {"batch_size": 16, "epochs": 3, "verbose": 0, "seed": 7, "validation_split": 0.2} | arguments
+    settings = {"batch_size": 16, "epochs": 3, "verbose": 0, "seed": 7, "validation_split": 0.2}
+    settings |= {"deterministic": True, **arguments}
     return convscope.fit(model, X, Y, engine=engine, precision="float32", callbacks=callbacks, **settings)
 
 

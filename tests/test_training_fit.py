@@ -23,7 +23,7 @@ from convscope.training.events import Notice, TrainBegin
 
 X, Y = images()
 LABELS = Y.argmax(axis=1)
-SETTINGS = {"batch_size": 16, "epochs": 2, "verbose": 0, "seed": 7}
+SETTINGS = {"batch_size": 16, "epochs": 2, "verbose": 0, "seed": 7, "deterministic": True}
 
 
 def fit_fast(model, x=X, y=Y, **arguments):
@@ -613,7 +613,24 @@ MISTAKES = {
     "strings": (
         {"y": np.array(["a"] * 70)},
         UsageError,
-        "Expected numbers as input, got an array of type <U1.",
+        "Expected numbers as targets, got an array of type <U1.",
+    ),
+    "labels-not-one-hot": (
+        {"y": LABELS},
+        UsageError,
+        r"^Expected one-hot targets of shape \(n, 5\) for categorical_crossentropy, got \(70,\)",
+    ),
+    "too-few-classes": ({"y": Y[:, :4]}, UsageError, r"one-hot targets of shape \(n, 5\)"),
+    "image-shape": ({"x": X[:, :7]}, UsageError, r"^Expected images of shape \(8, 8, 1\), got \(7, 8, 1\).$"),
+    "channels-first": (
+        {"x": X.transpose(0, 3, 1, 2)},
+        UsageError,
+        r"^Expected images of shape \(8, 8, 1\), got \(1, 8, 8\). Look at the order of the axes",
+    ),
+    "validation-images": (
+        {"validation_data": (X[:, :7], Y)},
+        UsageError,
+        r"^Expected images of shape \(8, 8, 1\), got \(7, 8, 1\).$",
     ),
     "no-targets": ({"y": None}, UsageError, "Expected targets y for the loss, got none."),
     "prepared-floats": (
@@ -628,6 +645,39 @@ MISTAKES = {
 def test_mistakes_are_told_in_one_sentence(arguments, kind, message):
     with pytest.raises(kind, match=message):
         convscope.fit(network(), **({"x": X, "y": Y} | SETTINGS | arguments))
+
+
+SPARSE_MISTAKES = {
+    "one-hot": (
+        Y,
+        r"^Expected class numbers of shape \(n,\) for sparse_categorical_crossentropy, got \(70, 5\)",
+    ),
+    "too-high": (LABELS + 1, r"^Expected class numbers from 0 to 4, one for each output, got 5.$"),
+    "negative": (LABELS - 1, r"^Expected class numbers from 0 to 4, one for each output, got -1.$"),
+}
+
+
+@pytest.mark.parametrize("engine", ["fast", "keras"])
+@pytest.mark.parametrize(("y", "message"), SPARSE_MISTAKES.values(), ids=SPARSE_MISTAKES.keys())
+def test_class_numbers_must_fit_the_outputs(engine, y, message):
+    model = network(loss=keras.losses.SparseCategoricalCrossentropy())
+    with pytest.raises(UsageError, match=message):
+        convscope.fit(model, X, y, engine=engine, **SETTINGS)
+
+
+def test_an_ignored_class_may_lie_outside():
+    loss = keras.losses.SparseCategoricalCrossentropy(ignore_class=-1)
+    y = np.where(LABELS == 0, -1, LABELS)
+    assert_both_agree(lambda: network(loss=loss, metrics=[]), y=y)
+
+
+def test_more_validation_steps_than_batches_see_each_row_once():
+    both = [network(), network()]
+    histories = [
+        fit_fast(model, validation_data=(X[:30], Y[:30]), validation_batch_size=10, validation_steps=steps)
+        for model, steps in zip(both, (3, 50), strict=True)
+    ]
+    assert histories[0].history == histories[1].history
 
 
 def test_an_uncompiled_model_is_refused():

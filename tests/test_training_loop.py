@@ -23,7 +23,14 @@ from convscope.training.events import (
 from convscope.training.schedule import OneCycle
 
 X, Y = images()
-SETTINGS = {"batch_size": 16, "epochs": 2, "verbose": 0, "seed": 7, "validation_split": 0.2}
+SETTINGS = {
+    "batch_size": 16,
+    "epochs": 2,
+    "verbose": 0,
+    "seed": 7,
+    "validation_split": 0.2,
+    "deterministic": True,
+}
 ENGINES = pytest.mark.parametrize("engine", ["fast", "keras"])
 TOLD_BY_BOTH = (TrainBegin, EpochBegin, StepEnd, EpochEnd, TrainEnd)
 

@@ -127,6 +127,12 @@ def test_a_subclassed_model_predicts_through_keras():
         convscope.predict(model, X, engine="fast")
 
 
+@pytest.mark.parametrize("engine", ["fast", "keras"])
+def test_images_of_another_shape_are_refused(engine):
+    with pytest.raises(UsageError, match=r"^Expected images of shape \(8, 8, 1\), got \(9, 8, 1\).$"):
+        convscope.predict(network(), np.zeros((3, 9, 8, 1), np.float32), engine=engine)
+
+
 @pytest.mark.parametrize(
     ("arguments", "kind", "message"),
     [

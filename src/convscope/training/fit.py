@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from convscope.errors import LoweringError, UsageError, sentence, unknown_name
 from convscope.training import keras_engine
 from convscope.training.batches import Shuffle
+from convscope.training.checks import input_shape, require_fitting_images, require_fitting_targets
 from convscope.training.config import ENGINES, PRECISIONS, require_count
 from convscope.training.events import Listener, Notice, TrainBreak
 from convscope.training.inputs import ArrayInput, ImageAugmentation, ImagePreprocess, read_input
@@ -20,6 +21,7 @@ from convscope.training.request import (
     FitRequest,
     flatten_callbacks,
     plan_rows,
+    plan_validation,
     resolve_seed,
     set_validation_apart,
 )
@@ -143,14 +145,15 @@ sample_weight, initial_epoch, steps_per_epoch, validation_steps, validation_batc
     if augment is not None and not (isinstance(train, ArrayInput) and preprocess is not None):
         hint = "Give an array of uint8 images, and the preprocessing that follows."
         raise UsageError(sentence("raw images and preprocess beside augment", type(x).__name__, hint))
+    for data in (train, validation):
+        require_fitting_images(input_shape(model), data)
+        require_fitting_targets(model, data)
     request = FitRequest(
         model=model,
         train=train,
         validation=validation,
         plan=plan_rows(train, batch_size, steps_per_epoch, shuffle, seed_in_use),
-        validation_plan=plan_rows(
-            validation, validation_batch_size or batch_size, validation_steps, False, 0
-        ),
+        validation_plan=plan_validation(validation, validation_batch_size or batch_size, validation_steps),
         epochs=int(epochs),
         initial_epoch=int(initial_epoch),
         seed=seed_in_use,

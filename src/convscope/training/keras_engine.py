@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from convscope.errors import UsageError, sentence
 from convscope.training.batches import BatchPlan, plan_batches
+from convscope.training.checks import input_shape, require_fitting_images
 from convscope.training.events import EpochBegin, EpochEnd, StepEnd, TrainBegin, TrainEnd, diverged
 from convscope.training.feeds import ArrayFeed
 from convscope.training.inputs import (
@@ -239,6 +240,7 @@ def predict(
 ) -> NDArray[np.float32]:
     """Compute a model's outputs with Keras's own ``predict``; see :func:`convscope.predict`."""
     data = read_input(x, None, None, preprocess)
+    require_fitting_images(input_shape(model), data)
     if isinstance(data, ArrayInput):
         plan = plan_batches(data.rows, batch_size or 128, None, False, 0)
         outputs = model.predict(PlannedBatches(data, plan), verbose=0)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from convscope.lowering import emit, lower, optimise
 from convscope.lowering.variables import named_variables
 from convscope.training.batches import plan_batches
+from convscope.training.checks import input_shape, require_fitting_images
 from convscope.training.feeds import ArrayFeed, StreamFeed, as_tensor
 from convscope.training.inputs import ImagePreprocess, StreamInput, map_leaves, read_input
 from convscope.training.trainer import with_rank
@@ -53,7 +54,8 @@ class Predictor:
             for path, variable in named_variables(model).items()
             if path in self._network.weights or path in self._network.state
         ]
-        self._rank = len(model.inputs[0].shape) if len(model.inputs) == 1 else None
+        self._shape = input_shape(model)
+        self._rank = None if self._shape is None else 1 + len(self._shape)
 
     @property
     def is_current(self) -> bool:
@@ -90,11 +92,14 @@ class Predictor:
 
     def _is_ready(self, x: Any) -> bool:
         """Whether rows can be cut from x and handed to the network as they are."""
-        return isinstance(x, np.ndarray) and x.dtype == np.float32 and x.ndim == self._rank and len(x) > 0
+        return (
+            isinstance(x, np.ndarray) and x.dtype == np.float32 and x.shape[1:] == self._shape and len(x) > 0
+        )
 
     def _prepared(self, x: Any, batch_size: int | None, preprocess: ImagePreprocess | None) -> Iterator[Any]:
         """Give the batches of an input that needs more than slicing."""
         data = read_input(x, None, None, preprocess)
+        require_fitting_images(self._shape, data)
         device = self._network.device
         if isinstance(data, StreamInput):
             feed = StreamFeed(data, steps=None, class_weight=None, seed=None, device=device, restarts=False)

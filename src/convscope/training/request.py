@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
@@ -114,3 +114,11 @@ def plan_rows(
     if not isinstance(data, ArrayInput):
         return None
     return plan_batches(data.rows, batch_size, steps, shuffle, seed)
+
+
+def plan_validation(data: Input | None, batch_size: int | None, steps: int | None) -> BatchPlan | None:
+    """Plan the batches of validation: in the given order, each row at most once."""
+    plan = plan_rows(data, batch_size, steps, False, 0)
+    if plan is not None and plan.steps > plan.steps_per_pass:
+        return replace(plan, steps_per_epoch=None)
+    return plan
