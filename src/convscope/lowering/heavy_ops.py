@@ -15,6 +15,14 @@ import torch.nn.functional as F  # noqa: N812  the name that torch's own documen
 from convscope.lowering import kernels
 from convscope.lowering import program as ops
 from convscope.lowering.activations import Function, activation_function
+from convscope.lowering.convolutions import (
+    Convolution,
+    Geometry,
+    Order,
+    RowConvolution,
+    convolve,
+    narrow_kernel,
+)
 from convscope.lowering.kernels import Tail
 from convscope.lowering.masks import MaskSource, keep_probability, mix
 from convscope.lowering.program import Activation, Pair
@@ -25,12 +33,12 @@ from convscope.lowering.runners import (
     Step,
     Tensor,
     emits,
+    is_lopsided,
+    padded,
     padding_of,
     to_keras_order,
     to_torch_order,
 )
-
-_LAYOUTS = {"channels_last": torch.channels_last, "channels_first": torch.contiguous_format}
 
 
 class _Behind:
@@ -93,30 +101,31 @@ def _conv2d(op: ops.Conv2D, network: Host) -> Runner:
 def _convolution(op: ops.Conv2D, network: Host) -> Runner:
     window = (op.kernel_shape[0], op.kernel_shape[1])
     behind = _Behind(op.activation, op.drop)
-    dtype, layout = getattr(torch, op.compute.precision), _LAYOUTS[op.compute.layout]
+    dtype = getattr(torch, op.compute.precision)
+    order = Order(op.data_format, op.compute.layout)
 
     def prepare() -> Prepared:
         kernel, bias = folded(op, network)
-        if op.depthwise:
-            kernel = kernel.reshape(*window, 1, op.filters)
-        kernel = kernel.permute(3, 2, 0, 1)  # (out, in, k, k)
-        return kernel.to(dtype).contiguous(memory_format=layout), None if bias is None else bias.to(dtype)
+        if torch.is_grad_enabled():
+            # The function that has a way back narrows the weights itself, and widens their gradients.
+            return kernel, bias
+        narrow = narrow_kernel(kernel, dtype, order.memory, op.depthwise)
+        return narrow, None if bias is None else bias.to(dtype)
 
     def run(step: Step, x: Tensor) -> Tensor:
         kernel, bias = network.prepared(op, prepare)
-        image = to_torch_order(x.to(dtype), op.data_format)
-        rows, columns = padding_of(image, op, window, op.dilation)
-        if rows[0] != rows[1] or columns[0] != columns[1]:
-            image = F.pad(image, (*columns, *rows))
+        images = x.to(dtype)
+        rows, columns = padding_of(images, op, window, op.dilation)
+        if is_lopsided(rows, columns):
+            images = padded(images, rows, columns, op.data_format)
             rows = columns = (0, 0)
-        image = image.contiguous(memory_format=layout)
-        geometry = (op.strides, (rows[0], columns[0]), op.dilation, op.groups)
+        geometry = Geometry(op.strides, (rows[0], columns[0]), op.dilation, op.groups, op.depthwise)
         tail = behind.tail(step)
-        if tail.relu:
-            result = kernels.apply(kernels.Convolution, image, kernel, bias, *geometry, tail)
+        if torch.is_grad_enabled():
+            result = kernels.apply(Convolution, images, kernel, bias, geometry, order, tail)
         else:
-            result = behind.finish(torch.conv2d(image, kernel, bias, *geometry))
-        return to_keras_order(result, op.data_format)
+            result = convolve(images, kernel, bias, geometry, order, tail)
+        return behind.finish(result)
 
     return run
 
@@ -125,21 +134,21 @@ def _row_convolution(op: ops.Conv2D, network: Host) -> Runner:
     window = (op.kernel_shape[0], op.kernel_shape[1])
     behind = _Behind(op.activation, op.drop)
     dtype = getattr(torch, op.compute.precision)
+    first = op.data_format == "channels_first"
 
     def prepare() -> Prepared:
-        kernel, bias = folded(op, network)
-        return kernel.to(dtype), None if bias is None else bias.to(dtype)
+        return folded(op, network)
 
     def run(step: Step, x: Tensor) -> Tensor:
         kernel, bias = network.prepared(op, prepare)
-        image = to_torch_order(x.to(dtype), op.data_format)
-        rows, columns = padding_of(image, op, window)
-        images = image.permute(0, 2, 3, 1)  # (n, h, w, c)
+        images = x.to(dtype)
+        rows, columns = padding_of(images, op, window)
         if rows != (0, 0) or columns != (0, 0):
-            images = F.pad(images, (0, 0, *columns, *rows))
-        result = kernels.apply(kernels.RowConvolution, images, kernel, bias, op.strides, behind.tail(step))
+            images = padded(images, rows, columns, op.data_format)
+        images = images.permute(0, 2, 3, 1) if first else images  # (n, h, w, c)
+        result = kernels.apply(RowConvolution, images, kernel, bias, op.strides, behind.tail(step))
         result = behind.finish(result)
-        return result if op.data_format == "channels_last" else result.permute(0, 3, 1, 2)
+        return result.permute(0, 3, 1, 2) if first else result
 
     return run
 
@@ -152,16 +161,17 @@ def _dense(op: ops.Dense, network: Host) -> Runner:
     def prepare() -> Prepared:
         kernel, bias = folded(op, network)
         if torch.is_grad_enabled():
-            # The kernel narrows the weights itself, and widens their gradient.
             return kernel, bias
         return kernel.to(dtype), None if bias is None else bias.to(dtype)
 
     def run(step: Step, x: Tensor) -> Tensor:
         kernel, bias = network.prepared(op, prepare)
-        rows = x.to(dtype).reshape(-1, op.kernel_shape[0])  # (n, in)
+        rows = x.to(dtype)
+        rows = rows if x.dim() == 2 else rows.reshape(-1, op.kernel_shape[0])  # (n, in)
         scale = op.input_scale if step.training else 1.0
         result = kernels.apply(kernels.MatrixProduct, rows, kernel, bias, scale, behind.tail(step))
-        return behind.finish(result).view(*x.shape[:-1], -1)
+        result = behind.finish(result)
+        return result if x.dim() == 2 else result.view(*x.shape[:-1], -1)
 
     return run
 
@@ -191,12 +201,12 @@ def _pool2d(op: ops.Pool2D, _network: Host) -> Runner:
     tiled = op.mode == "max" and op.pool == op.strides == (2, 2) and op.data_format == "channels_last"
 
     def run(step: Step, x: Tensor) -> Tensor:
-        image = to_torch_order(x, op.data_format)
-        rows, columns = padding_of(image, op, op.pool)
+        rows, columns = padding_of(x, op, op.pool)
         tail = behind.tail(step)
         if tiled and rows == columns == (0, 0) and _suits_tiles(x):
             return behind.finish(kernels.apply(kernels.TileMaxPool, x, tail))
-        result = to_keras_order(behind.finish(pool(op, image, rows, columns)), op.data_format)
+        pooled = behind.finish(pool(op, to_torch_order(x, op.data_format), rows, columns))
+        result = to_keras_order(pooled, op.data_format)
         result = torch.relu(result) if tail.relu else result
         if tail.keep is not None:
             result = kernels.apply(kernels.Drop, result, tail.keep(result), tail.scale)
@@ -211,15 +221,14 @@ def _suits_tiles(x: Tensor) -> bool:
 
 
 def _max_pool(op: ops.Pool2D, image: Tensor, rows: Pair, columns: Pair) -> Tensor:
-    if rows[0] != rows[1] or columns[0] != columns[1]:
+    if is_lopsided(rows, columns):
         image = F.pad(image, (*columns, *rows), value=float("-inf"))
         rows = columns = (0, 0)
     return F.max_pool2d(image, op.pool, op.strides, (rows[0], columns[0]))
 
 
 def _average_pool(op: ops.Pool2D, image: Tensor, rows: Pair, columns: Pair) -> Tensor:
-    lopsided = rows[0] != rows[1] or columns[0] != columns[1]
-    if not lopsided:
+    if not is_lopsided(rows, columns):
         return F.avg_pool2d(image, op.pool, op.strides, (rows[0], columns[0]), count_include_pad=False)
     if op.edge == "replicate":
         return F.avg_pool2d(F.pad(image, (*columns, *rows), mode="replicate"), op.pool, op.strides)

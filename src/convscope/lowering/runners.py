@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import torch
+import torch.nn.functional as F  # noqa: N812  the name that torch's own documentation uses
 
 from convscope.lowering import program as ops
 from convscope.lowering.program import DataFormat, Pair
-from convscope.lowering.shapes import same_padding
+from convscope.lowering.shapes import same_padding, spatial_axes
 
 Tensor = torch.Tensor
 Prepared = tuple[Tensor, Tensor | None]
@@ -70,13 +71,26 @@ def to_keras_order(x: Tensor, data_format: DataFormat) -> Tensor:
 
 
 def padding_of(
-    image: Tensor, op: ops.Conv2D | ops.Pool2D, window: Pair, dilation: Pair = (1, 1)
+    images: Tensor, op: ops.Conv2D | ops.Pool2D, window: Pair, dilation: Pair = (1, 1)
 ) -> tuple[Pair, Pair]:
-    """Compute what padding adds before and after the rows and columns of images in torch's axis order."""
+    """Compute what padding adds before and after the rows and columns of images in the model's order."""
     if op.padding == "valid":
         return (0, 0), (0, 0)
-    height, width = (
-        same_padding(length, size, stride, step)
-        for length, size, stride, step in zip(image.shape[2:], window, op.strides, dilation, strict=True)
+    rows, columns = (
+        same_padding(images.shape[axis], size, stride, step)
+        for axis, size, stride, step in zip(
+            spatial_axes(op.data_format), window, op.strides, dilation, strict=True
+        )
     )
-    return height, width
+    return rows, columns
+
+
+def is_lopsided(rows: Pair, columns: Pair) -> bool:
+    """Say whether padding adds unequal amounts before and after, which no operation of torch takes."""
+    return rows[0] != rows[1] or columns[0] != columns[1]
+
+
+def padded(images: Tensor, rows: Pair, columns: Pair, data_format: DataFormat) -> Tensor:
+    """Add zeros around images in the model's order."""
+    amounts = (0, 0, *columns, *rows) if data_format == "channels_last" else (*columns, *rows)
+    return F.pad(images, amounts)

@@ -1,0 +1,173 @@
+"""Each fused kernel against torch's plain operations in float64."""
+
+import platform
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812  the name that torch's own documentation uses
+
+from convscope.lowering import memory
+from convscope.lowering.convolutions import Convolution, Geometry, Order, RowConvolution
+from convscope.lowering.kernels import Drop, MatrixProduct, Tail, TileMaxPool, apply
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture(params=[Tail(), Tail(relu=True)], ids=["plain", "relu"])
+def tail(request):
+    return request.param
+
+
+def random(*shape, dtype=torch.float32, seed=0):
+    """Numbers that bfloat16 can hold."""
+    numbers = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16().to(dtype)
+    return numbers.requires_grad_()
+
+
+def close(found, expected, dtype):
+    found, expected = found.detach().double(), expected.detach().double()
+    assert found.shape == expected.shape
+    assert (found - expected).norm() <= TOLERANCE[dtype] * expected.norm() + 1e-6
+
+
+def compare(result, arguments, reference, dtype):
+    """Compare values and all gradients with those of a function in float64."""
+    wide = [None if a is None else a.detach().double().requires_grad_() for a in arguments]
+    expected = reference(*wide)
+    close(result, expected, dtype)
+    gradient = random(*expected.shape, dtype=torch.float32, seed=9).detach()
+    result.backward(gradient.to(result.dtype))
+    expected.backward(gradient.double())
+    for argument, truth in zip(arguments, wide, strict=True):
+        if argument is not None:
+            assert argument.grad.dtype is argument.dtype
+            close(argument.grad, truth.grad, dtype)
+
+
+def finished(result, tail):
+    return torch.relu(result) if tail.relu else result
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("biased", [True, False], ids=["bias", "no bias"])
+def test_convolution(dtype, tail, groups, biased):
+    images = random(3, 9, 8, 4, dtype=dtype)
+    kernel, bias = random(3, 2, 4 // groups, 6, seed=1), random(6, seed=2) if biased else None
+    geometry = Geometry((2, 1), (1, 0), (1, 2), groups)
+    result = apply(Convolution, images, kernel, bias, geometry, Order(), tail)
+
+    def reference(x, k, b):
+        found = F.conv2d(x.permute(0, 3, 1, 2), k.permute(3, 2, 0, 1), b, (2, 1), (1, 0), (1, 2), groups)
+        return finished(found, tail).permute(0, 2, 3, 1)
+
+    compare(result, [images, kernel, bias], reference, dtype)
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 1), (1, 3)], ids=str)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("biased", [True, False], ids=["bias", "no bias"])
+def test_row_convolution(dtype, tail, strides, channels, biased):
+    image = random(3, 9, 8, channels, dtype=dtype)
+    kernel, bias = random(3, 2, channels, 5, seed=1), random(5, seed=2) if biased else None
+    result = apply(RowConvolution, image, kernel, bias, strides, tail)
+
+    def reference(x, k, b):
+        found = F.conv2d(x.permute(0, 3, 1, 2), k.permute(3, 2, 0, 1), b, strides)
+        return finished(found, tail).permute(0, 2, 3, 1)
+
+    compare(result, [image, kernel, bias], reference, dtype)
+
+
+@pytest.mark.parametrize("size", [(8, 6), (7, 9), (2, 2)], ids=str)
+def test_tile_max_pool(dtype, tail, size):
+    # All elements differ, so that rounding cannot make two of them equal.
+    count = 2 * size[0] * size[1] * 3
+    places = torch.randperm(count, generator=torch.Generator().manual_seed(3))
+    numbers = (torch.arange(count) - count // 2)[places].view(2, *size, 3) / 8
+    images = numbers.to(dtype).requires_grad_()
+    result = apply(TileMaxPool, images, tail)
+    compare(
+        result,
+        [images],
+        lambda x: finished(F.max_pool2d(x.permute(0, 3, 1, 2), 2), tail).permute(0, 2, 3, 1),
+        dtype,
+    )
+
+
+def test_of_equal_elements_the_first_gets_the_gradient(dtype):
+    images = torch.ones(1, 4, 4, 2, dtype=dtype, requires_grad=True)
+    apply(TileMaxPool, images, Tail()).sum().backward()
+    plain = torch.ones(1, 2, 4, 4, requires_grad=True)
+    F.max_pool2d(plain, 2).sum().backward()
+    assert torch.equal(images.grad.float(), plain.grad.permute(0, 2, 3, 1))
+
+
+def test_a_tie_across_rows_goes_where_torch_sends_it():
+    tile = torch.tensor([[1.0, 5.0], [5.0, 2.0]])
+    images = tile.view(1, 2, 2, 1).clone().requires_grad_()
+    apply(TileMaxPool, images, Tail()).sum().backward()
+    assert images.grad.flatten().tolist() == [0.0, 1.0, 0.0, 0.0]
+
+
+def test_what_is_not_a_number_stays_visible(dtype, tail):
+    images = torch.zeros(1, 2, 2, 1, dtype=dtype)
+    images[0, 1, 1, 0] = -torch.nan
+    assert apply(TileMaxPool, images, tail).isnan().all()
+
+
+@pytest.mark.parametrize("scale", [1.0, 4 / 3])
+@pytest.mark.parametrize("biased", [True, False], ids=["bias", "no bias"])
+def test_matrix_product(dtype, tail, scale, biased):
+    x, kernel = random(6, 8, dtype=dtype), random(8, 5, seed=1)
+    bias = random(5, seed=2) if biased else None
+    result = apply(MatrixProduct, x, kernel, bias, scale, tail)
+
+    def reference(x, k, b):
+        found = scale * (x @ k)
+        return finished(found if b is None else found + b, tail)
+
+    compare(result, [x, kernel, bias], reference, dtype)
+
+
+def test_drop(dtype):
+    x = random(4, 6, dtype=dtype)
+    keep = (torch.arange(24).view(4, 6) % 3 > 0).to(torch.int16 if dtype is torch.bfloat16 else torch.int32)
+    compare(apply(Drop, x, keep, 1.5), [x], lambda x: x * keep * 1.5, dtype)
+
+
+def test_a_tail_drops_behind_relu(dtype):
+    integer = torch.int16 if dtype is torch.bfloat16 else torch.int32
+    keep = (torch.arange(24).view(4, 6) % 4 > 0).to(integer)
+    x, kernel = random(4, 8, dtype=dtype), random(8, 6, seed=1)
+    tail = Tail(relu=True, keep=lambda _: keep, scale=2.0)
+    result = apply(MatrixProduct, x, kernel, None, 1.0, tail)
+    compare(result, [x, kernel], lambda x, k: torch.relu(x @ k) * keep * 2.0, dtype)
+
+
+def test_second_derivatives_are_refused():
+    x, kernel = random(2, 3), random(3, 2, seed=1)
+    total = apply(MatrixProduct, x, kernel, None, 1.0, Tail()).square().sum()
+    with pytest.raises(NotImplementedError, match=r"^A lowered network has first derivatives only"):
+        torch.autograd.grad(total, x, create_graph=True)
+
+
+def test_frozen_weights_cost_no_gradient():
+    images, kernel = random(2, 6, 6, 3), random(3, 3, 3, 4, seed=1).detach()
+    apply(Convolution, images, kernel, None, Geometry(), Order(), Tail()).sum().backward()
+    assert images.grad is not None
+    assert kernel.grad is None
+
+
+def test_memory_is_kept_where_glibc_is():
+    expected = platform.system() == "Linux" and platform.libc_ver()[0] == "glibc"
+    assert memory.keep_memory() == expected
+
+
+def test_memory_is_left_alone_elsewhere(monkeypatch):
+    monkeypatch.setattr(memory.platform, "system", lambda: "Darwin")
+    assert memory.keep_memory.__wrapped__() is False
