@@ -3,8 +3,9 @@
     python benchmarks/quality.py [--seeds 5] [--epochs 10] [--engines fast keras] [--networks simple deep]
 
 The fast engine computes in another precision and another order; this shows whether that costs accuracy. A
-difference is judged against the spread of the seeds. Written to benchmarks/results/quality.{md,json}; an
-engine that was measured before, also on another machine, keeps its rows until it is measured again.
+difference is judged against the spread of the seeds. Keras trains on the back end that KERAS_BACKEND names.
+Written to benchmarks/results/quality.{md,json} after each seed; a second call measures only the seeds that
+are missing, so that a long run may be broken off, and engines may be measured one after the other.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def table(rows: dict[str, dict[str, Any]]) -> list[str]:
         network, engine = key.split("/")
         values = rows[key]["accuracies"]
         spread = statistics.stdev(values) if len(values) > 1 else math.nan
-        machine = rows[key]["machine"]
+        machine = f"{rows[key]['backend']}, {rows[key]['machine']}"
         mean = statistics.fmean(values)
         lines.append(f"| {network} | {engine} | {len(values)} | {mean:.3%} | {spread:.3%} | {machine} |")
     return lines
@@ -83,6 +84,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
 
+    import keras
+
     dataset = convscope.load("mnist")
     arguments.results.mkdir(parents=True, exist_ok=True)
     file = arguments.results / "quality.json"
@@ -91,12 +94,13 @@ def main() -> None:
     where = machine["processor"] if machine["torch_device"] == "cpu" else machine["torch_device"]
     for network in arguments.networks:
         for engine in arguments.engines:
-            row: dict[str, Any] = {"accuracies": [], "machine": where, "date": str(date.today())}
-            rows[f"{network}/{engine}"] = row
-            for seed in range(FIRST_SEED, FIRST_SEED + arguments.seeds):
+            row = rows.setdefault(f"{network}/{engine}", {"accuracies": []})
+            row |= {"machine": where, "backend": keras.backend.backend(), "date": str(date.today())}
+            known = len(row["accuracies"])
+            for seed in range(FIRST_SEED + known, FIRST_SEED + arguments.seeds):
                 row["accuracies"].append(accuracy_of(network, engine, seed, arguments.epochs, dataset))
                 print(network, engine, seed, row["accuracies"][-1], flush=True)
-            file.write_text(json.dumps({"versions": versions(), "rows": rows}, indent=2) + "\n")
+                file.write_text(json.dumps({"versions": versions(), "rows": rows}, indent=2) + "\n")
     heading = f"# Accuracy of both engines\n\nMNIST, {arguments.epochs} epochs on 42,000 images, batch 128.\n"
     lines = [heading, *table(rows), "", *differences(rows)]
     (arguments.results / "quality.md").write_text("\n".join(lines) + "\n")
