@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+if TYPE_CHECKING:
+    # rich takes a quarter of the time in which `convscope --help` answers, and help does not need it.
+    from rich.console import Console
 
 # A pipe has no width of its own; tables are then as wide as they need to be, up to this.
 PIPE_COLUMNS = 160
@@ -17,23 +17,27 @@ PIPE_COLUMNS = 160
 
 def console(stderr: bool = False) -> Console:
     """Make a console that suits a terminal and a pipe."""
+    from rich.console import Console
+
     stream = sys.stderr if stderr else sys.stdout
     return Console(file=stream, width=None if stream.isatty() else PIPE_COLUMNS, highlight=False)
 
 
 def say(text: str, style: str | None = None) -> None:
     """Print a sentence; brackets in it are shown, not interpreted."""
-    console().print(escape(text), style=style, soft_wrap=True)
+    console().print(text, style=style, soft_wrap=True, markup=False)
 
 
 def warn(text: str) -> None:
     """Print a sentence that must not be overlooked, on standard error."""
-    console(stderr=True).print(escape(text), style="bold yellow", soft_wrap=True)
+    console(stderr=True).print(text, style="bold yellow", soft_wrap=True, markup=False)
 
 
 def fail(text: str) -> None:
     """Print why a command failed, on standard error."""
-    console(stderr=True).print(f"[bold red]Error:[/] {escape(text)}", soft_wrap=True)
+    from rich.text import Text
+
+    console(stderr=True).print(Text.assemble(("Error:", "bold red"), " ", text), soft_wrap=True)
 
 
 def show_json(value: Mapping[str, Any]) -> None:
@@ -57,6 +61,9 @@ def table(
     left : sequence of int
         Which columns hold words and are set flush left; numbers are set flush right.
     """
+    from rich.markup import escape
+    from rich.table import Table
+
     grid = Table(title=escape(title), title_justify="left", title_style="bold", header_style="bold")
     for number, column in enumerate(columns):
         grid.add_column(escape(column), justify="left" if number in left else "right", overflow="fold")
