@@ -111,6 +111,33 @@ def test_steps_equal_keras(make, steps):
     assert_close(values(our_optimizer.variables), values(their_optimizer.variables), 1e-5)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [lambda: optimizers.Adam(0.01), lambda: optimizers.SGD(0.1, momentum=0.8)],
+    ids=["adam", "momentum"],
+)
+def test_moments_of_vanished_gradients_never_become_denormal(make):
+    """Denormal numbers make each step several times slower, and move no weight."""
+    theirs, ours = make_variables(), make_variables()
+    their_optimizer, our_optimizer = make(), make()
+    run_keras(their_optimizer, theirs, 2)
+    update = run_ours(our_optimizer, ours, 2)
+    nothing = [torch.zeros(shape) for shape in SHAPES.values()]
+    for _ in range(830):
+        their_optimizer.apply(nothing, theirs)
+        for weight, gradient in zip(update._weights, nothing, strict=True):
+            weight.grad = gradient
+        update()
+    assert count_denormals(their_optimizer) > 0
+    assert count_denormals(our_optimizer) == 0
+    assert_close(values(ours), values(theirs), 1e-5)
+
+
+def count_denormals(optimizer):
+    smallest = np.finfo(np.float32).smallest_normal
+    return sum(int(((np.abs(v) > 0) & (np.abs(v) < smallest)).sum()) for v in values(optimizer.variables))
+
+
 def test_constraint_applies_after_each_update():
     theirs, ours = (make_variables(keras.constraints.MaxNorm(0.7, axis=[0, 1, 2])) for _ in range(2))
     run_keras(optimizers.SGD(0.1), theirs, 5)

@@ -82,7 +82,10 @@ class Tail:
         """Compute the gradient in front of the tail."""
         if not self.relu:
             return gradient
-        passed: Tensor = torch.ops.aten.threshold_backward(gradient, result, 0)
+        # As integers: the result is zero or positive, and so are its bits, which need no widening to compare.
+        bits = mask_type(result.dtype)
+        passed: Tensor = torch.ops.aten.threshold_backward(gradient.view(bits), result.view(bits), 0)
+        passed = passed.view(result.dtype)
         return passed.mul_(self.scale) if self.keep is not None and self.scale != 1.0 else passed
 
 
