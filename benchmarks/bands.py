@@ -3,7 +3,7 @@
 Trains the exercise's three networks as the lessons do, with a split and first weights of their own for each
 seed, and writes the lowest and highest validation accuracy after each epoch to ``bands.json``.
 
-    python benchmarks/bands.py [--seeds 5] [--only digits]
+    python benchmarks/bands.py [--seeds 5] [--only digits] [--networks dense]
 """
 
 import argparse
@@ -69,10 +69,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", choices=SETTINGS, nargs="*", default=SETTINGS)
+    parser.add_argument("--networks", choices=NETWORKS, nargs="*", default=NETWORKS)
     arguments = parser.parse_args()
     for settings in arguments.only:
         os.environ["CONVSCOPE_LESSONS"] = settings
-        for network in NETWORKS:
+        for network in arguments.networks:
             write(measure(network, arguments.seeds))
 
 

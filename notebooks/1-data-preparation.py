@@ -56,6 +56,8 @@ digits, counts = np.unique(labels, return_counts=True)
 figure, axis = plt.subplots(figsize=(6, 2.6))
 axis.bar(digits, counts, color="#0072B2")
 axis.set(title=f"Training images of {data.name}", xlabel="digit", ylabel="images", xticks=digits)
+plt.show()
+
 # %% [markdown]
 # ## A split before anything else
 #
@@ -77,6 +79,11 @@ axis.set(title=f"Training images of {data.name}", xlabel="digit", ylabel="images
 # %% [markdown] tags=["hint"]
 # `train_test_split` of scikit-learn takes several arrays of the same length, shuffles them together and
 # cuts each in two. Its arguments `test_size`, `random_state` and `stratify` are worth a look.
+
+# %% [markdown] tags=["hint"]
+# Two arrays go in, four come out: the first array's two parts, then the second array's two parts.
+#
+#     images_train, images_val, labels_train, labels_val = train_test_split(images, labels, …)
 
 # %% tags=["answer"]
 # BEGIN SOLUTION
@@ -108,6 +115,12 @@ convscope.check("1.1")
 # %% [markdown] tags=["hint"]
 # For each part: `reshape` to a table with 784 columns, `astype("float32")`, then `fit_transform` or
 # `transform`, then `reshape` back. Which of the three parts needs `fit_transform`?
+
+# %% [markdown] tags=["hint"]
+# The training images, step by step; for the two other parts, `transform` takes the place of `fit_transform`:
+#
+#     table = images_train.reshape(len(images_train), 784).astype("float32")
+#     scaled_train = scaler.fit_transform(table).reshape(images_train.shape)
 
 
 # %% tags=["answer"]

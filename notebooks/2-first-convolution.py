@@ -23,10 +23,14 @@ images_train, images_val, labels_train, labels_val = train_test_split(
     data.train.images, data.train.labels, test_size=0.3, random_state=1338, stratify=data.train.labels
 )
 preprocess = convscope.Preprocess.fit(images_train, data_format=keras.config.image_data_format())
-x_train, x_val, x_test = (preprocess.apply(part) for part in (images_train, images_val, data.test.images))
-y_train, y_val, y_test = (
-    keras.utils.to_categorical(part, 10) for part in (labels_train, labels_val, data.test.labels)
-)
+x_train = preprocess.apply(images_train)
+x_val = preprocess.apply(images_val)
+x_test = preprocess.apply(data.test.images)
+
+y_train = keras.utils.to_categorical(labels_train, 10)
+y_val = keras.utils.to_categorical(labels_val, 10)
+y_test = keras.utils.to_categorical(data.test.labels, 10)
+
 print(f"{data.name}: {len(x_train):,} images to train on, {len(x_val):,} to validate with")
 print("one image:", x_train.shape[1:], x_train.dtype)
 
@@ -85,6 +89,30 @@ for number, axis in enumerate(axes.flat):
 # %% [markdown]
 # The filters are random so far: nobody has trained them.
 #
+# For comparison, one filter and one argument changed at a time. What does each change do to the image, and
+# why to its size?
+
+# %%
+changes = [
+    {},
+    {"padding": "same"},
+    {"kernel_size": 7},
+    {"strides": 2},
+    {"dilation_rate": 3},
+    {"activation": "relu"},
+]
+figure, axes = plt.subplots(1, len(changes), figsize=(2.1 * len(changes), 2.6))
+for axis, change in zip(axes, changes, strict=True):
+    settings = {"filters": 1, "kernel_size": 3, **change}
+    layer = keras.layers.Conv2D(**settings, kernel_initializer=keras.initializers.GlorotUniform(seed=1338))
+    feature_map = keras.ops.convert_to_numpy(layer(image)).squeeze()
+    axis.imshow(feature_map, cmap="gray")
+    name = ", ".join(f"{argument}={value!r}" for argument, value in change.items()) or "kernel_size=3"
+    height, width = feature_map.shape
+    axis.set_title(f"{name}\n{height}×{width}, {layer.count_params()} parameters", fontsize=9)
+    axis.axis("off")
+
+# %% [markdown]
 # ## Predict
 #
 # Five convolutions, each with the shape of the image that goes in:
@@ -107,6 +135,10 @@ questions = {
 # A window of width *k* fits *n* − *k* + 1 times into a row of *n* pixels. With a stride of *s* it fits only
 # at every *s*-th of these places. A dilation of *d* makes a kernel of 3 as wide as 2·*d* + 1 pixels.
 
+# %% [markdown] tags=["hint"]
+# Without padding: (*n* − *k*)/*s* + 1, rounded down, with the width that the kernel reaches for *k*. With
+# `"same"`: *n*/*s*, rounded up. The number of channels that come out is the number of filters.
+
 # %% tags=["answer"]
 shapes = {
     "A": (24, 24, 16),  # SOLUTION
@@ -127,6 +159,10 @@ convscope.check("2.1")
 # %% [markdown] tags=["hint"]
 # A filter has one kernel for each channel that comes in. Does the number of parameters depend on the size
 # of the image?
+
+# %% [markdown] tags=["hint"]
+# Kernel height × kernel width × channels that come in × filters, and one bias for each filter, if it has
+# one.
 
 # %% tags=["answer"]
 parameters = {
@@ -159,6 +195,13 @@ convscope.check("2.2")
 # %% [markdown] tags=["hint"]
 # The list of layers begins with `keras.Input(x_train.shape[1:])`, so that the network knows the shape of an
 # image. `activation="softmax"` makes the ten outputs probabilities that add up to 1.
+
+# %% [markdown] tags=["hint"]
+# Each row of the table is a layer:
+#
+#     model = keras.Sequential([keras.Input(x_train.shape[1:]), keras.layers.Conv2D(…), …])
+#
+# `model.summary()` shows output shapes and parameters, to be compared with the table.
 
 # %% tags=["answer"]
 # BEGIN SOLUTION

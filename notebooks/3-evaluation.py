@@ -23,10 +23,13 @@ images_train, images_val, labels_train, labels_val = train_test_split(
 )
 test_labels = data.test.labels
 preprocess = convscope.Preprocess.fit(images_train, data_format=keras.config.image_data_format())
-x_train, x_val, x_test = (preprocess.apply(part) for part in (images_train, images_val, data.test.images))
-y_train, y_val, y_test = (
-    keras.utils.to_categorical(part, 10) for part in (labels_train, labels_val, test_labels)
-)
+x_train = preprocess.apply(images_train)
+x_val = preprocess.apply(images_val)
+x_test = preprocess.apply(data.test.images)
+
+y_train = keras.utils.to_categorical(labels_train, 10)
+y_val = keras.utils.to_categorical(labels_val, 10)
+y_test = keras.utils.to_categorical(test_labels, 10)
 
 # %%
 keras.utils.set_random_seed(1338)
@@ -76,6 +79,10 @@ convscope.check("3.1")
 # scikit-learn has a function for it; mind the order of its two arguments. With NumPy: begin with a table of
 # zeros, go through the images, and add 1 at the right place.
 
+# %% [markdown] tags=["hint"]
+# `for true, taken in zip(test_labels, predicted): …` goes through the images. What belongs into the body of
+# the loop?
+
 # %% tags=["answer"]
 # BEGIN SOLUTION
 confusion = np.zeros((10, 10), int)
@@ -94,7 +101,11 @@ convscope.check("3.2")
 # all test images as `loss`.
 
 # %% [markdown] tags=["hint"]
-# `probabilities[np.arange(n), test_labels]` takes from each row the entry at its label.
+# Which of the ten numbers in a row is *p*? `probabilities[np.arange(n), test_labels]` takes from each row
+# the entry at its label.
+
+# %% [markdown] tags=["hint"]
+# `np.log` is the natural logarithm; it works on a whole array. The minus sign, and the mean.
 
 # %% tags=["answer"]
 # BEGIN SOLUTION
@@ -116,8 +127,12 @@ convscope.check("3.3")
 # known?
 
 # %% [markdown] tags=["hint"]
-# `np.argsort` sorts upwards and gives the places. Compute the gap for all test images, not for the errors
-# only: then the places are numbers in the test set.
+# Compute the gap for all test images, not for the errors only: then places in the array are numbers in the
+# test set. `probabilities.max(axis=1)` is the largest of each row; the other number you know from task 3.3.
+
+# %% [markdown] tags=["hint"]
+# `np.argsort` gives the places in the order of their values, the smallest first. Sort `-gap`, and take the
+# first six.
 
 # %% tags=["answer"]
 # BEGIN SOLUTION
@@ -142,8 +157,8 @@ convscope.check("3.4")
 # Compute the 95 % interval of your accuracy: `interval = (low, high)`.
 
 # %% [markdown] tags=["hint"]
-# `accuracy` stands for *p*, and *n* is the number of test images. Near 100 % Wilson's formula is the better
-# one; the check accepts both.
+# `accuracy` stands for *p*, and *n* is the number of test images. First the standard error, with `np.sqrt`;
+# then 1.96 of them down and up. (Near 100 % Wilson's formula is the better one; the check accepts both.)
 
 # %% tags=["answer"]
 # BEGIN SOLUTION

@@ -21,10 +21,14 @@ images_train, images_val, labels_train, labels_val = train_test_split(
     data.train.images, data.train.labels, test_size=0.3, random_state=1338, stratify=data.train.labels
 )
 preprocess = convscope.Preprocess.fit(images_train, data_format=keras.config.image_data_format())
-x_train, x_val, x_test = (preprocess.apply(part) for part in (images_train, images_val, data.test.images))
-y_train, y_val, y_test = (
-    keras.utils.to_categorical(part, 10) for part in (labels_train, labels_val, data.test.labels)
-)
+x_train = preprocess.apply(images_train)
+x_val = preprocess.apply(images_val)
+x_test = preprocess.apply(data.test.images)
+
+y_train = keras.utils.to_categorical(labels_train, 10)
+y_val = keras.utils.to_categorical(labels_val, 10)
+y_test = keras.utils.to_categorical(data.test.labels, 10)
+
 BATCH_SIZE = 128
 EPOCHS = lessons.epochs(data)
 
@@ -38,6 +42,11 @@ EPOCHS = lessons.epochs(data)
 # %% [markdown] tags=["hint"]
 # How many windows fit into a row? Two loops over the windows will do. `max(axis=(0, 1))` is the maximum
 # over the rows and columns of a window, for each channel.
+
+# %% [markdown] tags=["hint"]
+# Make an empty result first: `np.empty((height // size, width // size, channels))`. The window at `row` and
+# `column` of the result begins at `row * size` and `column * size` of the image, and is `size` long in both
+# directions.
 
 
 # %% tags=["answer"]

@@ -123,6 +123,9 @@ keras_kernel.shape
 # `transpose` takes the old axes in their new order. A right shape alone proves nothing: is `torch_kernel[f,
 # c, i, j]` equal to `keras_kernel[i, j, c, f]`?
 
+# %% [markdown] tags=["hint"]
+# Number the old axes: height 0, width 1, input channels 2, filters 3. In which order does torch want them?
+
 # %% tags=["answer"]
 # BEGIN SOLUTION
 torch_kernel = keras_kernel.transpose(3, 2, 0, 1)  # (h, w, in, out) → (out, in, h, w)
@@ -161,6 +164,11 @@ for axis in axes:
 # %% [markdown] tags=["hint"]
 # The patch under the kernel, times the kernel of this filter, added up, plus the bias of this filter. And
 # then the layer has an activation. `np.pad` puts zeros around an array.
+
+# %% [markdown] tags=["hint"]
+# With a border of one zero on each side (`np.pad(image, ((1, 1), (1, 1), (0, 0)))`, not along the channels),
+# the patch around `row` and `column` begins in the padded image at just `row` and `column`. The kernel of
+# one filter is `kernel[..., filter]`.
 
 
 # %% tags=["answer"]

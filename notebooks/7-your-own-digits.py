@@ -28,10 +28,13 @@ images_train, images_val, labels_train, labels_val = train_test_split(
 )
 data_format = keras.config.image_data_format()
 preprocess = convscope.Preprocess.fit(images_train, data_format=data_format)
-x_train, x_val, x_test = (preprocess.apply(part) for part in (images_train, images_val, data.test.images))
-y_train, y_val, y_test = (
-    keras.utils.to_categorical(part, 10) for part in (labels_train, labels_val, data.test.labels)
-)
+x_train = preprocess.apply(images_train)
+x_val = preprocess.apply(images_val)
+x_test = preprocess.apply(data.test.images)
+
+y_train = keras.utils.to_categorical(labels_train, 10)
+y_val = keras.utils.to_categorical(labels_val, 10)
+y_test = keras.utils.to_categorical(data.test.labels, 10)
 
 # %%
 keras.utils.set_random_seed(1338)
@@ -108,10 +111,19 @@ print("longest side of a digit:", BOX, "pixels")
 # * its centre of mass, the mean position of its ink, lies in the middle of the image.
 
 # %% [markdown] tags=["hint"]
-# One step after the other, and look at each: `255 - picture`; subtract the paper (what is the median of a
-# picture that is mostly paper?); divide by the maximum; set what is below a threshold to 0; find the rows
-# and columns that have ink; `Image.fromarray(…).resize((width, height))`; compute the centre of mass;
-# paste.
+# Ink and paper first: `255.0 - picture` turns light and dark round. Subtract the paper (what is the median
+# of a picture that is mostly paper?), cut at 0, divide by the maximum, and set what is below a threshold to
+# 0. Look at the result with `plt.imshow` before you go on.
+
+# %% [markdown] tags=["hint"]
+# Then the size: `np.flatnonzero(ink.any(axis=1))` lists the rows that have ink, `axis=0` the columns. Cut
+# the digit out, and bring it to size with `Image.fromarray((255 * digit).astype(np.uint8))` and its method
+# `resize((width, height))`, width first.
+
+# %% [markdown] tags=["hint"]
+# Last the place: the centre of mass in the vertical direction is the mean of the row numbers, each weighted
+# with the ink in its row (`np.average(…, weights=…)`); the same for columns. Paste the digit into an image
+# of zeros so that its centre of mass comes to 13.5, the middle of 28 pixels.
 
 
 # %% tags=["answer"]

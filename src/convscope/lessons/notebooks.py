@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,10 @@ def build_notebook(lesson: Lesson, version: str) -> Any:
     nbformat = require_tool("nbformat")
     cells = [cell for cell in lesson.cells if version == "solution" or cell.role != "remark"]
     notebook = nbformat.v4.new_notebook(
-        cells=[_build_cell(cell, version, f"{lesson.name[0]}-{i:03d}") for i, cell in enumerate(cells)],
+        cells=[
+            _build_cell(cell, version, f"{lesson.name[0]}-{place:03d}", title)
+            for place, (cell, title) in enumerate(zip(cells, _hint_titles(cells), strict=True))
+        ],
         metadata={
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
             "language_info": {"name": "python"},
@@ -80,11 +84,21 @@ def build_notebook(lesson: Lesson, version: str) -> Any:
     return notebook
 
 
-def _build_cell(cell: Cell, version: str, identity: str) -> Any:
+def _hint_titles(cells: Iterable[Cell]) -> list[str]:
+    """Give each cell what its fold is called: hints that follow each other are numbered, others need none."""
+    titles = []
+    for folded, run in groupby(cells, key=lambda cell: cell.role == "hint"):
+        length = len(list(run))
+        numbered = folded and length > 1
+        titles += [f"Hint {number}" if numbered else "Hint" for number in range(1, length + 1)]
+    return titles
+
+
+def _build_cell(cell: Cell, version: str, identity: str, title: str) -> Any:
     v4 = require_tool("nbformat").v4
     metadata: dict[str, Any] = {"convscope": {"role": cell.role, "task": cell.task}} if cell.task else {}
     if cell.kind == "markdown":
-        return v4.new_markdown_cell(_text(cell), id=identity, metadata=metadata)
+        return v4.new_markdown_cell(_text(cell, title), id=identity, metadata=metadata)
     if cell.role == "check":
         metadata |= {"editable": False, "deletable": False}
     source = cell.source
@@ -93,9 +107,9 @@ def _build_cell(cell: Cell, version: str, identity: str) -> Any:
     return v4.new_code_cell(source, id=identity, metadata=metadata)
 
 
-def _text(cell: Cell) -> str:
+def _text(cell: Cell, title: str) -> str:
     if cell.role == "hint":
-        return f"<details>\n<summary>Hint</summary>\n\n{cell.source}\n\n</details>"
+        return f"<details>\n<summary>{title}</summary>\n\n{cell.source}\n\n</details>"
     return cell.source
 
 
