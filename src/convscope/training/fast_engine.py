@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import keras
 import torch
 from keras.src.backend.torch.core import get_device
 
 from convscope.errors import LoweringError, UsageError, sentence
 from convscope.lowering import LoweredNetwork, emit, lower, optimise, restore
+from convscope.training.callback_state import CallbackMemory
 from convscope.training.callbacks import CallbackBridge
 from convscope.training.feeds import ArrayFeed, StreamFeed, make_feed
 from convscope.training.keras_state import load_state
 from convscope.training.loop import Course, train
 from convscope.training.request import FitRequest
+from convscope.training.state import TrainingState
 from convscope.training.trainer import Trainer
 
+_NO_FURTHER_STEP = 1 << 62
 _OWN_METHODS = (
     "fit",
     "train_step",
@@ -85,7 +90,10 @@ class FastEngine:
         _build(request.model, self._feed)
         self._network = _lowered(request)
         self._validation = _validation_feed(request, device)
-        self._trainer = Trainer(request.model, self._network, request.seed, request.history.history)
+        self._memory = CallbackMemory(request.callbacks)
+        self._trainer = Trainer(
+            request.model, self._network, request.seed, request.history.history, self._memory
+        )
 
     def run(self) -> keras.callbacks.History:
         """Train; afterwards the model holds the weights, also when a listener or a person breaks it off."""
@@ -104,6 +112,7 @@ class FastEngine:
         request.model.stop_training = False
         try:
             bridge.begin()
+            self._restore_callbacks()
             for event in train(self._trainer, self._feed, self._course()):
                 bridge(event)
                 request.tell(event)
@@ -111,19 +120,34 @@ class FastEngine:
             restore(self._network, request.model)
         return request.history
 
+    def _restore_callbacks(self) -> None:
+        """Give callbacks what they remembered, and the learning rate back that one of them has set."""
+        state = self._request.resume_from
+        self._memory.begin(None if state is None else state.callbacks)
+        if state is not None:
+            self._request.model.stop_training = state.stopped
+            self._trainer.optimizer.refresh()
+
     def _course(self) -> Course:
         request, state = self._request, self._request.resume_from
-        first_epoch = request.model._initial_epoch or request.initial_epoch
-        return Course(
+        course = Course(
             epochs=request.epochs,
-            first_epoch=first_epoch if state is None else state.epoch,
-            first_step=0 if state is None else state.step,
-            sums=() if state is None else list(state.metrics.values()),
+            first_epoch=request.model._initial_epoch or request.initial_epoch,
             validation=self._validation,
             validation_freq=request.validation_freq,
             schedule=request.schedule,
             stop_on_divergence=request.stop_on_divergence,
         )
+        return course if state is None else _resumed(course, state)
+
+
+def _resumed(course: Course, state: TrainingState) -> Course:
+    """Begin where a state stands; one that was told to stop only ends the epoch that it is in."""
+    epochs, first_step = course.epochs, state.step
+    if state.stopped:
+        epochs, first_step = state.epoch + bool(state.step), _NO_FURTHER_STEP
+    sums = list(state.metrics.values())
+    return replace(course, epochs=epochs, first_epoch=state.epoch, first_step=first_step, sums=sums)
 
 
 def _training_feed(request: FitRequest, device: torch.device) -> ArrayFeed | StreamFeed:

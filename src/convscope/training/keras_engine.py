@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from convscope.errors import UsageError, sentence
 from convscope.training.batches import BatchPlan, plan_batches
+from convscope.training.callback_state import CallbackMemory
 from convscope.training.checks import input_shape, require_fitting_images
 from convscope.training.events import EpochBegin, EpochEnd, StepEnd, TrainBegin, TrainEnd, diverged
 from convscope.training.feeds import ArrayFeed
@@ -57,12 +58,13 @@ def run(request: FitRequest) -> keras.callbacks.History:
     first_epoch = _first_epoch(request)
     train = _training_batches(request)
     conductor = _Conductor(request, train, first_epoch)
+    stopped = request.resume_from is not None and request.resume_from.stopped
     if isinstance(train, PreparedDataset):
         request.model._symbolic_build(data_batch=_shapes(first_batch(train, request.class_weight)))
     with _own_randomness(request.seeded):
         return request.model.fit(
             x=train,
-            epochs=request.epochs,
+            epochs=first_epoch if stopped else request.epochs,
             verbose=0,
             callbacks=[conductor, *request.callbacks, request.history, _Reporter(request, conductor)],
             validation_data=_validation_batches(request),
@@ -129,11 +131,13 @@ class _Reporter(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is unt
     def __init__(self, request: FitRequest, conductor: _Conductor) -> None:
         super().__init__()
         self._request, self._conductor = request, conductor
+        self._memory = CallbackMemory(request.callbacks)
         self._training_began = self._epoch_began = 0.0
 
     def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:  # noqa: ARG002
         self._training_began = time.perf_counter()
         request = self._request
+        self._memory.begin(request.resume_from.callbacks if request.resume_from else None)
         first_epoch = self.model._initial_epoch or self._conductor.epoch
         request.tell(TrainBegin("keras", first_epoch, request.epochs, self.params.get("steps")))
 
@@ -165,6 +169,7 @@ class _Reporter(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is unt
             epoch=epoch,
             step=step,
             history=self._request.history.history,
+            callbacks=self._memory.read(),
         )
 
 

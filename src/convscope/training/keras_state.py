@@ -22,6 +22,7 @@ def snapshot(
     step: int,
     history: Mapping[str, list[float]],
     metrics: Mapping[str, NDArray[Any]] | None = None,
+    callbacks: Mapping[str, NDArray[Any]] | None = None,
 ) -> TrainingState:
     """Copy the training state out of a model that holds its current weights.
 
@@ -35,6 +36,8 @@ def snapshot(
         What History holds.
     metrics : mapping of str to ndarray or None
         Running sums inside an epoch.
+    callbacks : mapping of str to ndarray or None
+        What the callbacks remember.
 
     Returns
     -------
@@ -49,6 +52,8 @@ def snapshot(
         _named_values(optimizer_variables(model.optimizer)),
         dict(metrics or {}),
         {name: list(values) for name, values in history.items()},
+        dict(callbacks or {}),
+        stopped=bool(model.stop_training),
     )
 
 

@@ -1,7 +1,7 @@
 """The whole state of a training as plain arrays, so that it can be written down and taken up again.
 
 Order and dropout masks are functions of the seed and of the absolute epoch and step; so weights, the
-optimizer's variables, the position and the epoch's running sums are all there is.
+optimizer's variables, the position, the epoch's running sums and what callbacks remember are all there is.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import numpy as np
 
 from convscope.errors import RunError, sentence
 
-_PARTS = ("weights", "optimizer", "metrics")
+_PARTS = ("weights", "optimizer", "metrics", "callbacks")
+_STOPPED = "stopped"
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ class TrainingState:
         Running sums of loss and metrics inside the epoch; empty between two epochs.
     history : dict of str to list of float
         What Keras's History has recorded, one value for each epoch.
+    callbacks : dict of str to ndarray
+        What the callbacks remember, see :mod:`convscope.training.callback_state`.
+    stopped : bool
+        Whether somebody has set ``model.stop_training``: no further step is to be done.
     """
 
     seed: int
@@ -45,6 +50,8 @@ class TrainingState:
     optimizer: Mapping[str, np.ndarray] = field(repr=False)
     metrics: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
     history: Mapping[str, list[float]] = field(default_factory=dict)
+    callbacks: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
+    stopped: bool = False
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Flatten the state into one dictionary of arrays.
@@ -53,7 +60,7 @@ class TrainingState:
         -------
         dict of str to ndarray
             ``position`` is int64 ``(3,)`` with seed, epoch and step; the other keys are
-            ``part/number/name``, where the number keeps the order.
+            ``part/number/name``, where the number keeps the order; ``stopped`` is there where it is true.
 
         Examples
         --------
@@ -67,6 +74,8 @@ class TrainingState:
                 arrays[f"{part}/{number:04d}/{name}"] = array
         for name, values in self.history.items():
             arrays[f"history/{name}"] = np.array(values, np.float64)
+        if self.stopped:
+            arrays[_STOPPED] = np.array([1], np.int64)
         return arrays
 
     @classmethod
@@ -104,7 +113,7 @@ class TrainingState:
                 history[rest] = np.asarray(arrays[key]).tolist()
             elif part in parts:
                 parts[part][rest.partition("/")[2]] = arrays[key]
-            elif key != "position":
+            elif key not in ("position", _STOPPED):
                 raise RunError(sentence("a part of a training state", repr(key)))
         seed, epoch, step = (int(number) for number in arrays["position"])
-        return cls(seed, epoch, step, parts["weights"], parts["optimizer"], parts["metrics"], history)
+        return cls(seed, epoch, step, history=history, stopped=_STOPPED in arrays, **parts)

@@ -12,6 +12,7 @@ from keras.src.utils.python_utils import pythonify_logs
 
 from convscope.lowering import LoweredNetwork
 from convscope.lowering.variables import named_variables
+from convscope.training.callback_state import CallbackMemory
 from convscope.training.feeds import Batch
 from convscope.training.inputs import map_leaves
 from convscope.training.keras_state import snapshot
@@ -40,12 +41,20 @@ class Trainer:
         What the dropout masks follow.
     history : mapping of str to list of float
         What the model's History holds, for snapshots.
+    memory : CallbackMemory
+        What the callbacks remember, for snapshots.
     """
 
     def __init__(
-        self, model: keras.Model, network: LoweredNetwork, seed: int, history: Mapping[str, list[float]]
+        self,
+        model: keras.Model,
+        network: LoweredNetwork,
+        seed: int,
+        history: Mapping[str, list[float]],
+        memory: CallbackMemory,
     ) -> None:
         self._model, self._network, self._seed, self._history = model, network, seed, history
+        self._memory = memory
         paths = {id(variable): path for path, variable in named_variables(model).items()}
         variables = list(model.trainable_variables)
         weights = [network.weights[paths[id(variable)]] for variable in variables]
@@ -132,7 +141,13 @@ class Trainer:
                 for number, variable in enumerate(self._model.metrics_variables)
             }
         return snapshot(
-            self._model, seed=self._seed, epoch=epoch, step=step, history=self._history, metrics=sums
+            self._model,
+            seed=self._seed,
+            epoch=epoch,
+            step=step,
+            history=self._history,
+            metrics=sums,
+            callbacks=self._memory.read(),
         )
 
     def _forward(self, x: Any, training: bool) -> Any:
