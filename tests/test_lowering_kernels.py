@@ -2,13 +2,14 @@
 
 import platform
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  the name that torch's own documentation uses
 
 from convscope.lowering import memory
 from convscope.lowering.convolutions import Convolution, Geometry, Order, RowConvolution
-from convscope.lowering.kernels import Drop, MatrixProduct, Tail, TileMaxPool, apply
+from convscope.lowering.kernels import Drop, MatrixProduct, Tail, TileMaxPool, apply, batch_statistics
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
@@ -171,3 +172,14 @@ def test_memory_is_kept_where_glibc_is():
 def test_memory_is_left_alone_elsewhere(monkeypatch):
     monkeypatch.setattr(memory.platform, "system", lambda: "Darwin")
     assert memory.keep_memory.__wrapped__() is False
+
+
+@pytest.mark.parametrize("shape", [(128, 48, 48, 8), (3, 5, 7, 2), (1, 1, 1, 3), (64, 10)], ids=str)
+def test_batch_statistics_are_those_of_float64(shape):
+    images = torch.from_numpy(np.random.default_rng(0).normal(5, 3, shape).astype(np.float32))
+    mean, variance = batch_statistics(images)
+    wide = images.double().reshape(-1, shape[-1])
+    deviation = wide.var(0, correction=0).sqrt() if len(wide) > 1 else torch.ones(shape[-1])
+    assert ((mean - wide.mean(0)).abs() <= 1e-6 * deviation + 1e-12).all()
+    expected = wide.var(0, correction=0)
+    assert ((variance - expected).abs() <= 1e-6 * expected + 1e-12).all()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812  the name that torch's own documentation uses
 
+from convscope.lowering import kernels
 from convscope.lowering import program as ops
 from convscope.lowering.activations import activation_function
 from convscope.lowering.masks import mix
@@ -24,44 +25,35 @@ def _batch_normalization(op: ops.BatchNormalization, network: Host) -> Runner:
         gamma = None if op.gamma is None else network.tensor(op.gamma)
         beta = None if op.beta is None else network.tensor(op.beta)
         mean, variance = network.tensor(op.moving_mean), network.tensor(op.moving_variance)
-        moved = x.movedim(op.axis, 1)
         if not step.training or op.frozen:
-            result = torch.batch_norm(
-                moved, gamma, beta, mean, variance, False, 0.0, op.epsilon, torch.backends.cudnn.enabled
-            )
+            cudnn = torch.backends.cudnn.enabled
+            moved = x.movedim(op.axis, 1)
+            result = torch.batch_norm(moved, gamma, beta, mean, variance, False, 0.0, op.epsilon, cudnn)
             return result.movedim(1, op.axis)
-        # torch weighs what is here by zero; memory left as it is might hold a NaN, which stays one.
-        batch_mean, batch_variance = torch.zeros_like(mean), torch.zeros_like(variance)
-        result = torch.batch_norm(
-            moved,
-            gamma,
-            beta,
-            batch_mean,
-            batch_variance,
-            True,
-            1.0,
-            op.epsilon,
-            torch.backends.cudnn.enabled,
-        )
-        _update_statistics(op, mean, variance, batch_mean, batch_variance, moved.numel() // moved.shape[1])
-        return result.movedim(1, op.axis)
+        images = x.movedim(op.axis, -1)
+        suits_kernel = images.is_contiguous() and x.device.type == "cpu"
+        normalize = kernels.batch_normalization if suits_kernel else _normalize_by_torch
+        result, *statistics = normalize(images, gamma, beta, op.epsilon)
+        with torch.no_grad():
+            for moving, of_batch in zip((mean, variance), statistics, strict=True):
+                moving.lerp_(of_batch, 1.0 - op.momentum)
+        return result.movedim(-1, op.axis)
 
     return run
 
 
-def _update_statistics(
-    op: ops.BatchNormalization,
-    mean: Tensor,
-    variance: Tensor,
-    batch_mean: Tensor,
-    batch_variance: Tensor,
-    count: int,
-) -> None:
-    """Move the statistics towards the batch's; torch's variance is unbiased, Keras keeps the biased one."""
-    with torch.no_grad():
-        biased = batch_variance * ((count - 1) / count) if count > 1 else torch.zeros_like(batch_variance)
-        mean.lerp_(batch_mean, 1.0 - op.momentum)
-        variance.lerp_(biased, 1.0 - op.momentum)
+def _normalize_by_torch(
+    images: Tensor, gamma: Tensor | None, beta: Tensor | None, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalize images (n, ..., c) in any order in memory; return the batch's mean and variance too."""
+    # Torch weighs what is here by zero; memory left as it is might hold a NaN, which stays one.
+    mean, variance = torch.zeros(2, images.shape[-1], dtype=torch.float32, device=images.device)
+    cudnn = torch.backends.cudnn.enabled
+    result = torch.batch_norm(images.movedim(-1, 1), gamma, beta, mean, variance, True, 1.0, epsilon, cudnn)
+    count = images.numel() // images.shape[-1]
+    # Torch's variance is unbiased, Keras keeps the biased one.
+    biased = variance * ((count - 1) / count) if count > 1 else torch.zeros_like(variance)
+    return result.movedim(1, -1), mean, biased
 
 
 @emits(ops.LayerNormalization)
