@@ -203,12 +203,14 @@ convscope.check("1.4")
 # %% [markdown]
 # ## In short
 #
-# `convscope.Preprocess` does all of this for images in one object, which is fitted once and then frozen:
+# `convscope.Preprocess` does all of this for images in one object, which is fitted once, on the training
+# images, and then frozen (this cell waits for task 1.1):
 
 # %%
-preprocess = convscope.Preprocess.fit(data.train.images)
-for step in preprocess.describe():
-    print(step)
+if convscope.check("1.1"):
+    preprocess = convscope.Preprocess.fit(images_train[..., np.newaxis])
+    for step in preprocess.describe():
+        print(step)
 
 # %% [markdown]
 # It travels with a trained network, so that images are prepared in the same way for training, for

@@ -198,12 +198,12 @@ convscope.check("3.6")
 # %% [markdown]
 # ## All of it at once
 #
-# `convscope.evaluate` computes these numbers and more, and draws the figures: the probability of being a
-# zero for true zeros and for the others, the confusion matrix, the worst errors, and the first predictions.
+# `convscope.evaluate` computes these numbers and more, and draws the figures: how probable the network finds
+# a zero, for true zeros and for the others; the confusion matrix; the worst errors; the first predictions.
+#
+# In the table, **precision** is the share of right ones among the images that were taken for this digit, and
+# **recall** the share of this digit's images that were found. `support` counts its images.
 
 # %%
 assessment = convscope.evaluate(model, data.test.images, test_labels, data.class_names, preprocess=preprocess)
 assessment
-
-# %%
-print(assessment.evaluation.report())

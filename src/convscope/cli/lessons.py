@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +14,7 @@ from convscope.cli.output import say, show_json, table
 from convscope.errors import UsageError, sentence
 
 if TYPE_CHECKING:
+    from convscope.lessons.execution import CellError
     from convscope.lessons.marking import Marks
     from convscope.lessons.quiz import QuizLayer, QuizNetwork
 
@@ -87,7 +90,7 @@ def _quiz_notebooks(seed: int, versions: tuple[str, ...]) -> dict[Path, Any]:
 
 def _execute(path: Path, time_limit: float, data: str | None, quick: bool, quiet: bool) -> dict[str, Any]:
     """Run a solution in its place."""
-    from convscope.lessons.execution import execute, shrink_figures
+    from convscope.lessons.execution import cell_errors, execute, shrink_figures
     from convscope.lessons.notebooks import write_notebook
     from convscope.lessons.sources import require_tool
 
@@ -95,9 +98,21 @@ def _execute(path: Path, time_limit: float, data: str | None, quick: bool, quiet
     done = execute(notebook, time_limit, _settings(data, quick).to_environment())
     shrink_figures(done.notebook)
     write_notebook(done.notebook, path)
+    failed = cell_errors(done.notebook)
     if not quiet:
         say(f"{path.stem}: {'out of time after' if done.timed_out else 'ran'} {done.seconds:.0f} s")
-    return {"notebook": str(path), "seconds": round(done.seconds, 1), "timed_out": done.timed_out}
+        _show_errors(failed)
+    return {
+        "notebook": str(path),
+        "seconds": round(done.seconds, 1),
+        "timed_out": done.timed_out,
+        "errors": [asdict(error) for error in failed],
+    }
+
+
+def _show_errors(errors: Sequence[CellError]) -> None:
+    for error in errors:
+        say(f"Cell {error.cell} failed: {error.name}: {error.message}")
 
 
 def _settings(data: str | None, quick: bool) -> Any:
@@ -139,8 +154,7 @@ def _show_marks(marks: Marks) -> None:
         for task in marks.tasks
     ]
     table(str(marks.notebook), ["task", "what it asks for", "points", "what the check says"], rows, (0, 1, 3))
-    for error in marks.errors:
-        say(f"Cell {error.cell} failed: {error.name}: {error.message}")
+    _show_errors(marks.errors)
     if marks.timed_out:
         say(f"The time limit ended the notebook after {marks.seconds:.0f} s.")
     say(f"{marks.points} of {marks.out_of} points, in {marks.seconds:.0f} s")

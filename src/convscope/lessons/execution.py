@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import os
+import re
 import tempfile
 import time
 from collections.abc import Mapping
@@ -20,8 +21,18 @@ from convscope.lessons.sources import require_tool
 
 # Colours that are enough for grey images and a few lines; full colour takes three to five times the space.
 PALETTE = 96
+_EMBEDDED_FIGURE = re.compile(r"(?<=data:image/png;base64,)[A-Za-z0-9+/=]+")
 # The debugger would warn about frozen modules otherwise.
 _QUIET = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+
+
+@dataclass(frozen=True)
+class CellError:
+    """A cell that failed; counted from 1, text cells too."""
+
+    cell: int
+    name: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -100,16 +111,20 @@ async def _execute(
         timeout=None,
         allow_errors=True,
         record_timing=False,
+        shutdown_kernel="immediate",
         resources={"metadata": {"path": folder}},
     )
     began = time.perf_counter()
     timed_out, died = False, ""
     try:
-        await asyncio.wait_for(client.async_execute(env=dict(environment)), time_limit)
+        running = client.async_execute(env=dict(environment), cleanup_kc=True)
+        await asyncio.wait_for(running, time_limit)
     except TimeoutError:
         timed_out = True
     except DeadKernelError as error:
-        died = str(error)
+        # A kernel that the limit ends may look dead to its client first.
+        timed_out = time.perf_counter() - began >= time_limit
+        died = "" if timed_out else str(error)
     finally:
         if await manager.is_alive():
             await manager.shutdown_kernel(now=True)
@@ -129,6 +144,16 @@ def _kernel_manager() -> Any:
     return manager
 
 
+def cell_errors(notebook: Any) -> list[CellError]:
+    """List the cells of an executed notebook that failed, and why."""
+    return [
+        CellError(number, str(output.ename), str(output.evalue))
+        for number, cell in enumerate(notebook.cells, start=1)
+        for output in cell.get("outputs", ())
+        if output.output_type == "error"
+    ]
+
+
 def shrink_figures(notebook: Any) -> None:
     """Write the figures in a notebook's outputs with a palette, in place; they look the same and are small.
 
@@ -142,6 +167,9 @@ def shrink_figures(notebook: Any) -> None:
             data = output.get("data", {})
             if "image/png" in data:
                 data["image/png"] = _with_palette(data["image/png"])
+            if "text/html" in data:
+                page = data["text/html"]
+                data["text/html"] = _EMBEDDED_FIGURE.sub(lambda figure: _with_palette(figure[0]), page)
 
 
 def _with_palette(encoded: str) -> str:

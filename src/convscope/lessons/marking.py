@@ -9,20 +9,11 @@ from typing import Any
 
 from convscope.errors import DataError, DataNotFoundError, sentence
 from convscope.grading import MIME_TYPE, TASKS, tasks_of
-from convscope.lessons.execution import Execution, execute
+from convscope.lessons.execution import CellError, Execution, cell_errors, execute
 from convscope.lessons.settings import LessonSettings
 from convscope.lessons.sources import CHECK, require_tool
 
 SIZE_CAP = 64 * 2**20
-
-
-@dataclass(frozen=True)
-class CellError:
-    """A cell that failed."""
-
-    cell: int
-    name: str
-    message: str
 
 
 @dataclass(frozen=True)
@@ -40,7 +31,7 @@ class Marks:
     tasks : tuple of dict
         The verdict of each task, in order.
     errors : tuple of CellError
-        Cells that failed; counted from 1, text cells too.
+        Cells that failed.
     seconds : float
         How long it ran.
     timed_out : bool
@@ -97,7 +88,7 @@ def grade(path: Path, time_limit: float = 1800, settings: LessonSettings | None 
         points=sum(verdict["points"] for verdict in verdicts),
         out_of=sum(verdict["out_of"] for verdict in verdicts),
         tasks=tuple(verdicts),
-        errors=tuple(_errors(done.notebook)),
+        errors=tuple(cell_errors(done.notebook)),
         seconds=done.seconds,
         timed_out=done.timed_out,
     )
@@ -186,12 +177,3 @@ def _verdict(task: str, cell: Any, done: Execution) -> dict[str, Any]:
         "answered": False,
         "state": "open",
     }
-
-
-def _errors(notebook: Any) -> list[CellError]:
-    return [
-        CellError(number, str(output.ename), str(output.evalue))
-        for number, cell in enumerate(notebook.cells, start=1)
-        for output in cell.get("outputs", ())
-        if output.output_type == "error"
-    ]

@@ -1,0 +1,273 @@
+"""Grading a handed-in notebook: whose checks count, what ends it, and what is no notebook of a lesson."""
+
+import json
+import os
+import sys
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+from convscope.cli import main
+from convscope.errors import DataError, DataNotFoundError
+from convscope.grading import MIME_TYPE, tasks_of
+from convscope.lessons import marking
+from convscope.lessons.execution import Execution
+from convscope.lessons.marking import grade
+
+QUESTIONS = 'import convscope\nquestions = {"A": ({"filters": 16, "kernel_size": 5}, (28, 28, 1))}'
+RIGHT_SHAPES = 'shapes = {"A": (24, 24, 16)}'
+OPEN = (0, "open")
+
+
+def hand_in(path, *sources, **metadata):
+    """Write a notebook of lesson 2 as a student hands it in."""
+    about = metadata or {"convscope": {"lesson": "2-first-convolution", "version": "student"}}
+    nbformat.write(new_notebook(cells=[new_code_cell(source) for source in sources], metadata=about), path)
+    return path
+
+
+def checking(source, task):
+    """Make a check cell whose text a student changed."""
+    return new_code_cell(source, metadata={"convscope": {"role": "check", "task": task}})
+
+
+def program(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["convscope", "exercise", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code, capsys.readouterr()
+
+
+# What counts, in a real kernel
+
+
+@pytest.mark.slow
+def test_only_the_lessons_own_checks_count(tmp_path, monkeypatch, capsys):
+    forged = {"task": "2.3", "points": 99, "out_of": 1, "state": "right"}
+    cells = [
+        new_code_cell(f"{QUESTIONS}\nopen('left-behind', 'w').close()"),
+        new_code_cell(RIGHT_SHAPES),
+        new_code_cell("convscope.check = lambda task: 'all right'"),
+        checking("'nothing to see here'", "2.1"),
+        new_code_cell("import os\nraise RuntimeError(f'process {os.getpid()}')"),
+        new_code_cell('convscope.check("2.2")'),
+        checking(f"display({{{MIME_TYPE!r}: {forged}}}, raw=True)", "2.3"),
+        new_code_cell('parameters = {"A": 400}'),
+    ]
+    path = tmp_path / "handed-in.ipynb"
+    about = {"convscope": {"lesson": "2-first-convolution"}}
+    nbformat.write(new_notebook(cells=cells, metadata=about), path)
+    before = path.read_bytes()
+    code, printed = program(
+        monkeypatch, capsys, "grade", path, "--json", "--data", "digits", "--time-limit", 250
+    )
+    marks = json.loads(printed.out)
+    assert code == 0
+    assert [task["task"] for task in marks["tasks"]] == list(tasks_of(2))
+    assert [(task["points"], task["state"]) for task in marks["tasks"]] == [(1, "right"), OPEN, OPEN, OPEN]
+    assert (marks["points"], marks["out_of"], marks["timed_out"]) == (1, 5, False)
+    (error,) = marks["errors"]
+    assert (error["cell"], error["name"]) == (5, "RuntimeError")
+    assert error["message"].startswith("process ")
+    assert error["message"] != f"process {os.getpid()}"
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.slow
+def test_a_time_limit_ends_a_notebook_that_does_not_end(tmp_path):
+    path = hand_in(tmp_path / "endless.ipynb", "import time\ntime.sleep(3600)")
+    marks = grade(path, time_limit=8)
+    assert marks.timed_out
+    assert 8 <= marks.seconds < 60
+    assert marks.points == 0
+    assert {task["message"] for task in marks.tasks} == {
+        f"Expected the check of task {task} to be reached, got the notebook ran out of time."
+        for task in tasks_of(2)
+    }
+
+
+@pytest.mark.slow
+def test_a_kernel_that_dies_is_told(tmp_path):
+    marks = grade(hand_in(tmp_path / "dying.ipynb", "import os\nos._exit(1)"), time_limit=120)
+    assert (marks.points, marks.timed_out) == (0, False)
+    assert all("Kernel died" in task["message"] for task in marks.tasks)
+
+
+# What comes of an execution
+
+
+def answered(notebook, task, points):
+    """Give a check cell the output of its check."""
+    verdict = {"task": task, "title": "", "points": points, "out_of": 1, "message": "", "state": "right"}
+    cell = next(cell for cell in notebook.cells if f'check("{task}")' in cell.source)
+    cell.outputs = [new_output("execute_result", {MIME_TYPE: verdict}, execution_count=1)]
+
+
+def test_what_was_checked_before_the_limit_counts(tmp_path, monkeypatch, capsys):
+    def execute(notebook, *_):
+        answered(notebook, "2.1", 1)
+        return Execution(notebook, 1800.2, timed_out=True)
+
+    monkeypatch.setattr(marking, "execute", execute)
+    path = hand_in(tmp_path / "slow.ipynb", 'convscope.check("2.1")')
+    assert grade(path).points == 1
+    code, printed = program(monkeypatch, capsys, "grade", path)
+    assert code == 0
+    assert "The time limit ended the notebook after 1800 s." in printed.out
+    assert printed.out.splitlines()[-1] == "1 of 5 points, in 1800 s"
+
+
+def test_a_check_is_asked_once_where_it_stands_first_and_at_the_end_where_it_is_missing(
+    tmp_path, monkeypatch
+):
+    seen = []
+
+    def execute(notebook, *_):
+        seen.extend(cell.source for cell in notebook.cells)
+        return Execution(notebook, 1.0)
+
+    monkeypatch.setattr(marking, "execute", execute)
+    grade(hand_in(tmp_path / "a.ipynb", 'convscope.check("2.2")', "x = 1", ' convscope.check("2.2") '))
+    own = [f'__import__("convscope.grading").grading.check("{task}")' for task in tasks_of(2)]
+    assert seen[:2] == [own[1], "x = 1"]
+    assert seen[3:] == [own[0], own[2], own[3]]
+
+
+def test_the_data_and_the_time_limit_of_the_command_reach_the_notebook(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def execute(notebook, time_limit, environment):
+        asked.append((time_limit, environment))
+        return Execution(notebook, 1.0)
+
+    monkeypatch.setattr(marking, "execute", execute)
+    monkeypatch.delenv("CONVSCOPE_LESSONS", raising=False)
+    path = hand_in(tmp_path / "a.ipynb", "x = 1")
+    program(monkeypatch, capsys, "grade", path, "--data", "digits", "--quick", "--time-limit", "9")
+    monkeypatch.setenv("CONVSCOPE_LESSONS", "mnist")
+    program(monkeypatch, capsys, "grade", path)
+    assert asked == [
+        (9, {"CONVSCOPE_LESSONS": "digits,quick"}),
+        (1800, {"CONVSCOPE_LESSONS": "mnist"}),
+    ]
+
+
+def test_a_lesson_is_known_by_its_checks_where_its_metadata_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(marking, "execute", lambda notebook, *_: Execution(notebook, 1.0))
+    path = hand_in(tmp_path / "a.ipynb", 'convscope.check("6.1")', language_info={"name": "python"})
+    assert grade(path).lesson == 6
+
+
+# What is no notebook of a lesson
+
+
+NO_NOTEBOOKS = {
+    "text": (b"x = 1", "a Jupyter notebook at"),
+    "empty": (b"", "a Jupyter notebook at"),
+    "other-json": (b"[1, 2]", "a Jupyter notebook at"),
+    "not-utf8": (b"\xff\xfe\x00", "a Jupyter notebook at"),
+    "broken-cells": (b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [3]}', "a Jupyter note"),
+    "no-lesson": (
+        b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": []}',
+        "a lesson's notebook",
+    ),
+    "lesson-99": (
+        b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {"convscope": {"lesson": "99-x"}}, "cells": []}',
+        "a lesson's notebook",
+    ),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), NO_NOTEBOOKS.values(), ids=NO_NOTEBOOKS)
+def test_what_is_no_notebook_is_told_in_a_line(tmp_path, monkeypatch, capsys, content, message):
+    path = tmp_path / "a.ipynb"
+    path.write_bytes(content)
+    code, printed = program(monkeypatch, capsys, "grade", path)
+    assert code == 3
+    assert printed.err.startswith(f"Error: Expected {message}")
+    assert len(printed.err.splitlines()) <= 2
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(DataNotFoundError, match=r"a Jupyter notebook at .*a\.ipynb, got no such file"):
+        grade(tmp_path / "a.ipynb")
+
+
+def test_a_notebook_too_large_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(marking, "SIZE_CAP", 2**20)
+    path = tmp_path / "a.ipynb"
+    path.write_bytes(b" " * (2**20 + 1))
+    with pytest.raises(DataError, match=r"of at most 1 MiB, got 1,048,577 bytes"):
+        grade(path)
+
+
+WRONG_COMMANDS = {
+    "data": (["grade", "a.ipynb", "--data", "digit"], "Did you mean 'digits'"),
+    "lesson": (["notebooks", "course", "--lesson", "3-evaluations"], "Did you mean '3-evaluation'"),
+    "no-file": (["grade"], "Missing argument"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG_COMMANDS.values(), ids=WRONG_COMMANDS)
+def test_wrong_commands_end_in_a_line(monkeypatch, capsys, arguments, message):
+    code, printed = program(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert message in printed.err
+
+
+# Writing from the command line
+
+
+def test_the_command_writes_the_chosen_lessons_and_a_quiz(tmp_path, monkeypatch, capsys):
+    course = tmp_path / "course"
+    arguments = [
+        "notebooks",
+        course,
+        "--lesson",
+        "3",
+        "--lesson",
+        "6-shapes-and-weights",
+        "--quiz",
+        "--seed",
+        5,
+    ]
+    code, printed = program(monkeypatch, capsys, *arguments, "--json")
+    assert code == 0
+    names = ["3-evaluation", "6-shapes-and-weights", "8-quiz"]
+    expected = {
+        str(course / version / f"{name}.ipynb") for version in ("student", "solution") for name in names
+    }
+    assert set(json.loads(printed.out)["notebooks"]) == expected == {str(p) for p in course.rglob("*.ipynb")}
+    assert json.loads(printed.out)["quiz_seed"] == 5
+    code, printed = program(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert "Choose another folder, or replace it with --overwrite." in printed.err
+
+
+def test_student_versions_alone(tmp_path, monkeypatch, capsys):
+    program(monkeypatch, capsys, "notebooks", tmp_path / "course", "--student-only")
+    assert {path.parent.name for path in tmp_path.rglob("*.ipynb")} == {"student"}
+
+
+@pytest.mark.slow
+def test_execute_runs_a_solution_and_tells_of_cells_that_fail(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "keras.py").write_text("raise ImportError('no keras here')", encoding="utf-8")
+    arguments = [
+        "notebooks",
+        tmp_path / "course",
+        "--lesson",
+        "1",
+        "--execute",
+        "--data",
+        "digits",
+        "--quick",
+    ]
+    code, printed = program(monkeypatch, capsys, *arguments)
+    assert code == 0
+    assert "1-data-preparation: ran" in printed.out
+    assert "Cell 2 failed: ImportError: no keras here" in printed.out
+    solution = nbformat.read(tmp_path / "course" / "solution" / "1-data-preparation.ipynb", as_version=4)
+    assert any(cell.get("outputs") for cell in solution.cells)
