@@ -235,7 +235,8 @@ EPOCHS
 #
 # Compile the model with the optimizer `"adam"`, the loss `"categorical_crossentropy"` and the metric
 # `"accuracy"`. Train it for `EPOCHS` epochs in batches of `BATCH_SIZE`, with the validation images as
-# `validation_data`, and keep what `convscope.fit` gives back as `history`.
+# `validation_data`, and keep what `convscope.fit` gives back as `history`. Draw it with
+# `convscope.plot_history(history)`.
 
 # %% [markdown] tags=["hint"]
 # `history = convscope.fit(model, x, y, batch_size=…, epochs=…, validation_data=(…, …))`. Training goes on
@@ -260,5 +261,5 @@ convscope.plot_history(history)
 convscope.check("2.4")
 
 # %% [markdown]
-# Draw the history with `convscope.plot_history(history)`. Where do the two curves part, and what does that
-# mean? How good the network really is, the next lesson tells.
+# Where do the two curves part, and what does that mean? How good the network really is, the next lesson
+# tells.

@@ -127,6 +127,7 @@ def test_a_verdict_shows_names_as_text_and_leaves_itself_for_grading():
     bundle = verdict()._repr_mimebundle_()
     assert "&lt;b&gt;" in bundle["text/html"]
     assert "<b>" not in bundle["text/html"]
+    assert "<code>x</code>" in verdict(message="`x`")._as_html()
     assert bundle["text/plain"] == repr(verdict())
     assert json.loads(json.dumps(bundle[MIME_TYPE])) == bundle[MIME_TYPE]
     assert bundle[MIME_TYPE]["points"] == 0

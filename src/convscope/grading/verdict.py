@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -113,7 +114,8 @@ class Verdict:
         return {"text/plain": str(self), "text/html": self._as_html(), MIME_TYPE: self.to_json()}
 
     def _as_html(self) -> str:
-        head, *rest = (html.escape(line) for line in str(self).split("\n"))
+        text = re.sub("`(.*?)`", r"<code>\1</code>", html.escape(str(self)))
+        head, *rest = text.split("\n")
         style = f"border-left:4px solid {_COLOURS[self.state]};padding:2px 12px;margin:4px 0"
         lines = "".join(f"<br>{line}" for line in rest)
         return f'<div style="{style}"><strong>{head}</strong>{lines}</div>'
