@@ -207,7 +207,8 @@ def batch_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """
     channels = images.shape[-1]
     count = images.numel() // channels
-    groups = math.gcd(count, 64)
+    # Few values are added exactly enough as they are.
+    groups = math.gcd(count, min(64, max(1, count // 64)))
     rows = images.reshape(count // groups, groups * channels)
     means = torch.zeros(groups * channels, dtype=torch.float32, device=images.device)
     variances = torch.zeros_like(means)
