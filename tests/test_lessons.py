@@ -2,6 +2,7 @@
 
 import ast
 import re
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -330,3 +331,12 @@ def test_quick_takes_the_first_images_and_fewer_epochs(monkeypatch):
 def test_a_time_limit_is_a_positive_number():
     with pytest.raises(UsageError, match="a time limit of more than 0 seconds, got 0"):
         execute(nbformat.v4.new_notebook(), 0)
+
+
+def test_the_teachers_page_counts_tasks_and_points_rightly():
+    page = (Path(__file__).parent.parent / "docs" / "teaching.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d) .*?\| (\d+) \| (\d+) \|$", page, re.MULTILINE)
+    counted = [
+        (str(n), str(len(tasks_of(n))), str(sum(t.points for t in tasks_of(n).values()))) for n in range(1, 8)
+    ]
+    assert rows == counted
