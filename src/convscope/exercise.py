@@ -8,14 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convscope.data.catalog import Dataset, load
 from convscope.errors import DataNotFoundError
-from convscope.experiment import ExperimentConfig, Listener, Result, run_experiment
+from convscope.experiment.config import ExperimentConfig
 from convscope.networks import NETWORKS
 from convscope.reference import PUBLISHED
 from convscope.runs import RunDirectory
+
+if TYPE_CHECKING:
+    from convscope.experiment import Listener, Result
 
 
 def exercise_data(name: str | None) -> tuple[Dataset, str | None]:
@@ -133,6 +136,7 @@ def run_several(
     on_begin: Callable[[str], None] = lambda _name: None,
     on_result: Callable[[Result], None] = lambda _result: None,
     with_report: bool = True,
+    began: float | None = None,
 ) -> list[Result]:
     """Run experiments one after the other, in a folder of their own below ``out``.
 
@@ -150,6 +154,9 @@ def run_several(
         As for ``run_exercise``; ``on_begin`` receives the run's name.
     with_report : bool
         Write each run's ``report.html``.
+    began : float, optional
+        When the first run's deadline began to count, by ``time.perf_counter``; unless given, each run's own
+        begins with it.
 
     Returns
     -------
@@ -161,11 +168,17 @@ def run_several(
     ConvscopeError
         As ``run_experiment``; runs that were finished before stay.
     """
+    # Keras is loaded only once everything that can be checked without it is known to be right.
+    from convscope.experiment import run_experiment
+
     folder = out / f"{datetime.now():%Y%m%d-%H%M%S}-{kind}-{dataset.name}"
     results = []
     for name, config in configs.items():
         on_begin(name)
-        result = run_experiment(config, dataset, folder / name, listeners, command, with_report=with_report)
+        result = run_experiment(
+            config, dataset, folder / name, listeners, command, with_report=with_report, began=began
+        )
+        began = None
         results.append(result)
         on_result(results[-1])
     return results

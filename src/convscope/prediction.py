@@ -24,8 +24,6 @@ from convscope.data.kinds import FORMATS, HEAD, SUFFIXES, sniff
 from convscope.data.names import printable
 from convscope.data.walk import walk
 from convscope.errors import DataError, UsageError, sentence
-from convscope.plotting.images import as_pictures, image_grid, message_figure
-from convscope.plotting.style import BLUE, GREY, RED, shorten
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -163,9 +161,29 @@ def predict_files(
     >>> result.reason
     'Expected no/such.png to be an image, got no such file. Check its path.'
     """
-    if abstain is not None and not 0 < abstain <= 1:
-        raise UsageError(sentence("a threshold above 0 and up to 1", abstain, "0.8 is a common choice."))
+    require_threshold(abstain)
     return _predict(bundle, _find_sources(inputs, standard_input), abstain or 0.0)
+
+
+def require_threshold(value: float | None) -> None:
+    """Refuse a probability below which to abstain that is none.
+
+    Parameters
+    ----------
+    value : float or None
+        None for a prediction that never abstains.
+
+    Raises
+    ------
+    UsageError
+        If it is not above 0 and up to 1.
+
+    Examples
+    --------
+    >>> require_threshold(0.8)
+    """
+    if value is not None and not 0 < value <= 1:
+        raise UsageError(sentence("a threshold above 0 and up to 1", value, "0.8 is a common choice."))
 
 
 def _predict(
@@ -267,6 +285,9 @@ def draw_sheet(bundle: Bundle, predictions: Sequence[Prediction]) -> Figure:
     -------
     Figure
     """
+    from convscope.plotting.images import as_pictures, image_grid, message_figure
+    from convscope.plotting.style import BLUE, GREY, RED, shorten
+
     shown = predictions[:MOST_SHOWN]
     if not shown:
         return message_figure("What the network sees", "No image could be read.")

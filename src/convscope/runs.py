@@ -229,6 +229,30 @@ def open_run(path: str | Path) -> RunDirectory:
     return run
 
 
+def open_unfinished(path: str | Path) -> RunDirectory:
+    """Open a run whose training can still go on.
+
+    Parameters
+    ----------
+    path : str or Path
+        The run's directory.
+
+    Returns
+    -------
+    RunDirectory
+        Of a run that is not completed.
+
+    Raises
+    ------
+    RunError
+        If there is no run, or a completed one.
+    """
+    run = open_run(path)
+    if run.read_json(RUN_FILE).get("status") == "completed":
+        raise RunError(sentence(f"an unfinished run at {run.path}", "a completed one"))
+    return run
+
+
 def _make_parents(folder: Path) -> list[Path]:
     """Make a folder; return the ones that were not there, outermost first."""
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()][::-1]

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from convscope.cli.opening import require_run
 from convscope.cli.output import say, show_json, table
 from convscope.errors import UsageError, sentence
 
 if TYPE_CHECKING:
     from convscope.inspection import NetworkDescription
+    from convscope.probes import Probe
 
 
 def inspect(
@@ -33,6 +35,9 @@ def inspect(
         str | None, typer.Option(help="Row and column of one activation, such as 3,4. [default: the middle]")
     ] = None,
     channel: Annotated[int, typer.Option(help="Channel or unit of that activation.")] = 0,
+    map: Annotated[
+        bool, typer.Option("--map", help="Draw a map of the test images too; it takes some seconds.")
+    ] = False,
     figures: Annotated[
         Path | None, typer.Option(help="Where figures are written. [default: figures/ in the run]")
     ] = None,
@@ -44,12 +49,13 @@ def inspect(
     """
     if image is not None or layer is not None:
         where = parse_position(position) if position else None
-        _probe(Path(target), image or 0, layer, where, channel, figures, json)
+        _probe(Path(target), image or 0, layer, where, channel, map, figures, json)
         return
     from convscope.bundle import open_model
-    from convscope.inspection import describe, explain_kernel_layouts
 
     model = open_model(target, parse_shape(input) if input else None, classes, data_format)
+    from convscope.inspection import describe, explain_kernel_layouts
+
     if program:
         _show_program(model, json)
         return
@@ -85,15 +91,17 @@ def _probe(
     layer: str | None,
     position: tuple[int, int] | None,
     channel: int,
+    with_map: bool,
     figures: Path | None,
     json: bool,
 ) -> None:
     """Look inside a run with one test image: print the arithmetic, write the figures."""
+    require_run(run)
     from convscope.plotting import png_bytes
     from convscope.probes import probe_run
     from convscope.runs import RunDirectory
 
-    probe = probe_run(run, image, layer, position, channel)
+    probe = probe_run(run, image, layer, position, channel, with_map=with_map)
     folder = RunDirectory(figures or run / "figures")
     files = {name: f"image_{image}_{name}.png" for name in probe.figures}
     for name, figure in probe.figures.items():
@@ -109,18 +117,52 @@ def _probe(
     for line in found.lines:
         say(f"  {line}")
     say(f"  the network's own number: {found.network_value:.6g}, difference {found.difference:.1e}\n")
+    _show_attributions(probe)
+    _show_similar(probe)
+    for made in probe.syntheses:
+        before, after = made.scores[0], made.scores[-1]
+        say(f"An image made for {made.target} raises its score from {before:.3g} to {after:.3g}.")
+    say("Figures: " + ", ".join(written))
+
+
+def _show_attributions(probe: Probe) -> None:
+    """Print how well each method of attribution stands its checks."""
     rows = [
         [
-            one.method,
-            f"{curve.area:.3f}",
-            f"{curve.random_area:.3f}",
-            "yes" if curve.better_than_chance else "no",
+            one.method.replace("_", " "),
+            f"{gone.area:.3f}",
+            f"{gone.random_area:.3f}",
+            f"{come.area:.3f}",
+            f"{come.random_area:.3f}",
+            "yes" if gone.better_than_chance and come.better_than_chance else "no",
         ]
-        for one, curve in zip(probe.attributions, probe.deletions, strict=True)
+        for one, gone, come in zip(probe.attributions, probe.deletions, probe.insertions, strict=True)
     ]
-    columns = ["what the network looks at", "area when deleted", "in random order", "better than chance"]
-    table("Attribution, checked by deleting what it marks (a smaller area is better)", columns, rows)
-    say("Figures: " + ", ".join(written))
+    columns = ["what the network looks at", "deletion", "at random", "insertion", "at random", "beats chance"]
+    table(
+        "Checked by taking away what it marks (a small area is good) and by putting it back (large)",
+        columns,
+        rows,
+    )
+    for one in probe.attributions:
+        if one.completeness is not None:
+            whole = one.completeness
+            say(
+                f"{one.method.replace('_', ' ').capitalize()} add up to {whole.total:.4g}; the scores of the "
+                f"image and of the baseline differ by {whole.difference:.4g} (error {whole.error:.2%})."
+            )
+
+
+def _show_similar(probe: Probe) -> None:
+    similar = probe.similar
+    rows = [
+        [name, class_name, f"{similarity:.3f}"]
+        for name, class_name, similarity in zip(
+            similar.names, similar.classes, similar.similarities, strict=True
+        )
+    ]
+    title = f"Most similar in the last hidden layer, of {similar.searched:,} training images"
+    table(title, ["image", "class", "similarity"], rows, left=(0, 1))
 
 
 def parse_shape(text: str) -> tuple[int, int, int]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from convscope.cli.opening import require_run
 from convscope.cli.output import say, show_json, table
 from convscope.errors import RunError, UsageError, sentence
 
@@ -28,6 +29,8 @@ def evaluate(
 
     Example: convscope evaluate runs/20260131-120000-exercise-mnist/deep --part validation
     """
+    if part not in ("validation", "test"):
+        raise UsageError(sentence("the part validation or test", repr(part)))
     contents = _open(run)
     evaluation = _part(contents, part)
     if part == "test":
@@ -62,9 +65,6 @@ def compare(
 
     Example: convscope compare runs/a/simple runs/a/deep
     """
-    from convscope.evaluation import compare as compare_two
-    from convscope.evaluation import compare_seeds
-
     if second is None and len(first) != 2:
         hint = "With several seeds: convscope compare A1 A2 --with B1 --with B2."
         raise UsageError(sentence("two runs", len(first), hint))
@@ -72,6 +72,9 @@ def compare(
     if second is not None:
         sides = [[_open(run) for run in side] for side in (first, second)]
     _refuse_other_data([run for side in sides for run in side])
+    from convscope.evaluation import compare as compare_two
+    from convscope.evaluation import compare_seeds
+
     evaluations = [[_part(run, "test") for run in side] for side in sides]
     for run in (run for side in sides for run in side):
         _count(run, "comparison", "compare")
@@ -97,6 +100,7 @@ def report(
 
     Example: convscope report runs/20260131-120000-exercise-mnist/deep
     """
+    require_run(run)
     from convscope.report import write_report
 
     file = write_report(run, data=data, consulted_by="convscope report")
@@ -107,6 +111,7 @@ def report(
 
 
 def _open(run: Path) -> Contents:
+    require_run(run)
     from convscope.report.source import read_contents
 
     return read_contents(run)
@@ -114,8 +119,6 @@ def _open(run: Path) -> Contents:
 
 def _part(contents: Contents, part: str) -> Evaluation:
     """Take the evaluation of a part."""
-    if part not in ("validation", "test"):
-        raise UsageError(sentence("the part validation or test", repr(part)))
     if part not in contents.evaluations:
         status = contents.record.get("status", "unknown")
         expected = f"predictions for the {part} images in {contents.path}"

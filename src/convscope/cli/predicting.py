@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from convscope.cli.opening import require_inputs, require_run
 from convscope.cli.output import say, show_json, table, warn
 from convscope.errors import UsageError, sentence
 
@@ -41,12 +42,16 @@ def predict(
 
     Example: convscope predict runs/my-run photo.jpg more-photos/ --abstain 0.8
     """
-    from convscope.bundle import load_bundle
-    from convscope.prediction import Failure, Prediction, predict_files
-
     if csv and json:
         raise UsageError(sentence("--csv or --json", "both"))
     _require_new(show)
+    require_run(run, or_export=True)
+    if not json:
+        require_inputs(files)
+    from convscope.bundle import load_bundle
+    from convscope.prediction import Failure, Prediction, predict_files, require_threshold
+
+    require_threshold(abstain)
     bundle = load_bundle(run)
     results = predict_files(bundle, files, abstain=abstain, standard_input=_read_standard_input)
     if csv:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import train_test_split
 
 from convscope.errors import DataError, UsageError, sentence
 
@@ -54,6 +53,9 @@ def split_indices(
         return _split_groups(labels, fraction, seed, stratify, groups)
     if not 0 < fraction < 1:
         raise UsageError(sentence("a share between 0 and 1 for the split", fraction))
+    # Loading scikit-learn takes a second, which a wrong command should not cost.
+    from sklearn.model_selection import train_test_split
+
     if stratify:
         counts = np.bincount(labels)
         if (counts[counts > 0] < 2).any():

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.model_selection import StratifiedKFold
 
 from convscope.errors import UsageError, sentence
 from convscope.evaluation.inputs import as_labels, as_probabilities
@@ -118,6 +117,8 @@ def out_of_sample_probabilities(
     table = np.zeros((truth.size, classes))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+        from sklearn.model_selection import StratifiedKFold
+
         parts = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(table, truth))
     for train, predict in parts:
         table[predict] = as_probabilities(fit_and_predict(train, predict))

@@ -6,15 +6,40 @@
 - ``fitting``: training and evaluating; ``keeping``: checkpoints and orderly ends.
 - ``writing``: the files of a run.
 - ``assessment``: ``convscope.evaluate`` in a notebook.
+
+The names below are loaded on first use, so that a configuration is checked before Keras is loaded for it.
 """
 
-from convscope.experiment.assessment import Assessment, draw_figures, evaluate
-from convscope.experiment.config import ExperimentConfig
-from convscope.experiment.fitting import evaluate_parts, train
-from convscope.experiment.model import build_model
-from convscope.experiment.preparation import Prepared, prepare
-from convscope.experiment.running import Result, resume_experiment, run_experiment
-from convscope.training.events import Listener
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+# public name → the module that holds it
+_PUBLIC = {
+    "Assessment": "assessment",
+    "ExperimentConfig": "config",
+    "Listener": "fitting",
+    "Prepared": "preparation",
+    "Result": "running",
+    "build_model": "model",
+    "draw_figures": "assessment",
+    "evaluate": "assessment",
+    "evaluate_parts": "fitting",
+    "prepare": "preparation",
+    "resume_experiment": "running",
+    "run_experiment": "running",
+    "train": "fitting",
+}
+
+if TYPE_CHECKING:
+    from convscope.experiment.assessment import Assessment, draw_figures, evaluate
+    from convscope.experiment.config import ExperimentConfig
+    from convscope.experiment.fitting import evaluate_parts, train
+    from convscope.experiment.model import build_model
+    from convscope.experiment.preparation import Prepared, prepare
+    from convscope.experiment.running import Result, resume_experiment, run_experiment
+    from convscope.training.events import Listener
 
 __all__ = [
     "Assessment",
@@ -31,3 +56,12 @@ __all__ = [
     "run_experiment",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name on first use."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,52 @@
+"""What a command looks at before it loads anything large, so that a wrong one is answered at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from convscope.errors import DataError, sentence
+
+BUNDLE_FILE = "bundle.json"
+STANDARD_INPUT = "-"
+
+
+def require_run(path: Path, *, or_export: bool = False) -> None:
+    """Refuse a path at which no run lies.
+
+    Parameters
+    ----------
+    path : Path
+        As it was typed.
+    or_export : bool
+        A folder that ``convscope export`` wrote will do, too.
+
+    Raises
+    ------
+    RunError
+        If there is none.
+    """
+    from convscope.runs import open_run
+
+    if not (or_export and (path / BUNDLE_FILE).is_file()):
+        open_run(path)
+
+
+def require_inputs(names: Sequence[str]) -> None:
+    """Refuse a prediction of which no input is there.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Files and folders, as they were typed; ``-`` is standard input.
+
+    Raises
+    ------
+    DataError
+        If none of them exists; one that does is worth loading the network for.
+    """
+    if any(name == STANDARD_INPUT or Path(name).exists() for name in names):
+        return
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    found = f"no such file{'s' if others else ''}"
+    raise DataError(sentence(f"{names[0]}{others} to be an image", found, "Check its path."))
