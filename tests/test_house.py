@@ -1,6 +1,7 @@
 """The house keeps its walls: who may import whom, what the public door shows, what loads with it."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,17 @@ def imports_of(path):
 def rooms_imported(path):
     own = [name.split(".")[1] for name in imports_of(path) if name.startswith("convscope.")]
     return {room for room in own if room in FLOORS}
+
+
+def test_the_architecture_page_names_every_room_on_its_floor():
+    page = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| (\d) \| (.+?) \|", page, re.MULTILINE)
+    named = {
+        room.removesuffix("/").removesuffix(".py"): int(floor)
+        for floor, rooms in rows
+        for room in re.findall(r"`([\w./]+)`", rooms)
+    }
+    assert named == FLOORS
 
 
 every_module = pytest.mark.parametrize("path", modules(), ids=name_of)
