@@ -6,18 +6,45 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from convscope.cli import main
 from convscope.cli.inspecting import parse_shape
 from convscope.errors import UsageError
 
 PROGRAM = Path(sys.executable).with_name("convscope")
 
 
-def convscope(*arguments, cwd, **environment):
-    """Run the program without a network of its own: what it needs comes with scikit-learn."""
+@dataclass
+class Done:
+    """What a command left behind on its channels."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def typed(monkeypatch, capsys):
+    """Run a command in this process: another one would spend seconds on loading torch and Keras."""
+
+    def run(*arguments, cwd, **environment):
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["convscope", *arguments])
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        return Done(exit_.value.code, *capsys.readouterr())
+
+    return run
+
+
+def in_a_process(*arguments, cwd, **environment):
+    """Run the program as a shell does."""
     return subprocess.run(
         [PROGRAM, *arguments],
         cwd=cwd,
@@ -33,7 +60,7 @@ def convscope(*arguments, cwd, **environment):
 def exercise(tmp_path_factory):
     """One short exercise on the digits, for all tests that look at what it left."""
     folder = tmp_path_factory.mktemp("exercise")
-    done = convscope(
+    done = in_a_process(
         "exercise", "--network", "simple", "--epochs", "1", "--data", "digits", "--json", cwd=folder
     )
     assert done.returncode == 0, done.stderr
@@ -77,14 +104,14 @@ def test_the_exercise_leaves_a_whole_run(exercise):
     assert record["command"].startswith("convscope exercise --network simple")
 
 
-def test_a_run_can_be_inspected(exercise):
+def test_a_run_can_be_inspected(exercise, typed):
     folder, printed = exercise
-    done = convscope("inspect", printed["networks"]["simple"]["run"], "--json", cwd=folder)
+    done = typed("inspect", printed["networks"]["simple"]["run"], "--json", cwd=folder)
     assert json.loads(done.stdout)["parameters"] == 216_650
 
 
-def test_inspect_prints_layers_with_their_arithmetic(tmp_path):
-    printed = json.loads(convscope("inspect", "deep", "--json", cwd=tmp_path).stdout)
+def test_inspect_prints_layers_with_their_arithmetic(tmp_path, typed):
+    printed = json.loads(typed("inspect", "deep", "--json", cwd=tmp_path).stdout)
     assert printed["parameters"] == 1_199_882
     first = printed["layers"][0]
     assert first["output_shape"] == [26, 26, 32]
@@ -103,8 +130,8 @@ def test_inspect_prints_layers_with_their_arithmetic(tmp_path):
     assert any("3·3·1·32 + 32 = 320" in line for line in first["arithmetic"])
 
 
-def test_without_mnist_and_network_the_exercise_says_so_and_uses_the_digits(tmp_path):
-    done = convscope(
+def test_without_mnist_and_network_the_exercise_says_so_and_uses_the_digits(tmp_path, typed):
+    done = typed(
         "exercise", "--network", "simple", "--epochs", "1",
         cwd=tmp_path, CONVSCOPE_DATA=str(tmp_path), CONVSCOPE_CACHE=str(tmp_path / "cache"), **NO_NETWORK,
     )  # fmt: skip
@@ -145,9 +172,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("arguments", "code", "message"), WRONG.values(), ids=WRONG)
-def test_a_wrong_command_gets_one_or_two_lines_and_leaves_nothing(tmp_path, arguments, code, message):
+def test_a_wrong_command_gets_one_or_two_lines_and_leaves_nothing(tmp_path, typed, arguments, code, message):
     (tmp_path / "file").write_text("in the way")
-    done = convscope(
+    done = typed(
         *arguments,
         cwd=tmp_path,
         CONVSCOPE_DATA=str(tmp_path),
@@ -162,6 +189,12 @@ def test_a_wrong_command_gets_one_or_two_lines_and_leaves_nothing(tmp_path, argu
     assert left == ["file"]
 
 
+def test_the_shell_gets_the_exit_code_and_the_message_on_standard_error(tmp_path):
+    done = in_a_process("inspect", "deep", "--input", "28", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "Error: Expected a shape such as 28x28x1, got '28'.\n"
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -172,7 +205,7 @@ def test_a_wrong_command_gets_one_or_two_lines_and_leaves_nothing(tmp_path, argu
     ],
     ids=["truncated", "bit-flipped", "wrong-magic", "empty"],
 )
-def test_a_damaged_mnist_is_never_trained_on(tmp_path, damage, message):
+def test_a_damaged_mnist_is_never_trained_on(tmp_path, typed, damage, message):
     import gzip
 
     folder = tmp_path / "mnist"
@@ -180,13 +213,13 @@ def test_a_damaged_mnist_is_never_trained_on(tmp_path, damage, message):
     raw = gzip.compress(b"\0\0\x08\3" + bytes(100))
     for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
         (folder / f"{name}-ubyte.gz").write_bytes(damage(raw))
-    done = convscope("exercise", cwd=tmp_path, CONVSCOPE_DATA=str(tmp_path))
+    done = typed("exercise", cwd=tmp_path, CONVSCOPE_DATA=str(tmp_path))
     assert done.returncode == 3
     assert message in done.stderr
     assert not (tmp_path / "runs").exists()
 
 
-def test_an_interrupted_training_leaves_a_readable_run(tmp_path):
+def test_an_interrupted_training_leaves_a_readable_run(tmp_path, typed):
     with subprocess.Popen(
         [PROGRAM, "exercise", "--network", "simple", "--epochs", "500", "--data", "digits"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -203,7 +236,7 @@ def test_an_interrupted_training_leaves_a_readable_run(tmp_path):
     (run,) = tmp_path.glob("runs/*/simple")
     assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
     assert len((run / "history.csv").read_text().splitlines()) >= 3
-    again = convscope("inspect", str(run), "--json", cwd=tmp_path)
+    again = typed("inspect", str(run), "--json", cwd=tmp_path)
     assert json.loads(again.stdout)["parameters"] == 216_650
 
 
@@ -212,19 +245,19 @@ def test_an_interrupted_training_leaves_a_readable_run(tmp_path):
     [[], ["exercise"], ["inspect"], ["data"], ["data", "list"], ["data", "fetch"], ["data", "info"]],
     ids=" ".join,
 )
-def test_every_command_has_help(tmp_path, command):
-    done = convscope(*command, "--help", cwd=tmp_path)
+def test_every_command_has_help(tmp_path, typed, command):
+    done = typed(*command, "--help", cwd=tmp_path)
     assert done.returncode == 0
     assert f"Usage: convscope {' '.join(command)}".strip() in done.stdout
 
 
-def test_datasets_are_listed(tmp_path):
-    listed = json.loads(convscope("data", "list", "--json", cwd=tmp_path).stdout)["datasets"]
+def test_datasets_are_listed(tmp_path, typed):
+    listed = json.loads(typed("data", "list", "--json", cwd=tmp_path).stdout)["datasets"]
     assert {entry["name"]: entry["state"] for entry in listed}["digits"] == "ready"
 
 
-def test_a_dataset_is_described(tmp_path):
-    described = json.loads(convscope("data", "info", "digits", "--json", cwd=tmp_path).stdout)
+def test_a_dataset_is_described(tmp_path, typed):
+    described = json.loads(typed("data", "info", "digits", "--json", cwd=tmp_path).stdout)
     assert described["input_shape"] == [28, 28, 1]
     assert sum(described["per_class"]["test"]) == 360
 

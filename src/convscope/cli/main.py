@@ -53,7 +53,7 @@ def _program(
 def main() -> None:
     """Run the program and exit; a person's mistake ends in one or two lines, never in a traceback."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="convscope", standalone_mode=False)
     except ConvscopeError as error:
         fail(str(error))
         code = error.exit_code
