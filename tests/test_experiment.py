@@ -101,7 +101,7 @@ def test_the_run_records_what_it_needs_to_be_repeated(whole_run, digits):
 
 
 def test_an_experiment_repeats_bit_for_bit(whole_run, digits, tmp_path):
-    again = run_experiment(SHORT, digits, tmp_path / "run")
+    again = run_experiment(SHORT, digits, tmp_path / "run", with_report=False)
     assert_same_training(whole_run.run, again.run)
 
 
@@ -217,7 +217,8 @@ def test_colour_images_and_two_classes_go_all_the_way(tmp_path):
 
 
 def test_channels_first_goes_all_the_way(digits, tmp_path):
-    result = run_experiment(replace(SHORT, data_format="channels_first"), digits, tmp_path / "run")
+    config = replace(SHORT, data_format="channels_first")
+    result = run_experiment(config, digits, tmp_path / "run", with_report=False)
     assert result.test.accuracy > 0.8
 
 
@@ -227,7 +228,7 @@ def test_a_network_from_a_file_is_trained(digits, tmp_path):
     layers = [keras.Input((20, 20, 3)), keras.layers.Flatten(), keras.layers.Dense(10, activation="softmax")]
     keras.Sequential(layers).save(tmp_path / "mine.keras")
     config = replace(SHORT, network=str(tmp_path / "mine.keras"))
-    result = run_experiment(config, digits, tmp_path / "run")
+    result = run_experiment(config, digits, tmp_path / "run", with_report=False)
     assert result.parameters == 20 * 20 * 3 * 10 + 10
     assert result.test.accuracy > 0.7
 

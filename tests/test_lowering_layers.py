@@ -1,8 +1,11 @@
 """Every known layer and option gives what Keras gives: values, gradients, statistics."""
 
+from itertools import combinations, product
+
 import keras
 import pytest
 import torch
+from covering import case_id, covering
 from lowering_cases import assert_parity, built, image_batch, scrambled
 
 from convscope.lowering import emit, lower
@@ -215,47 +218,70 @@ def test_unsigned_bytes_are_rescaled():
 
 
 SIZES = [(6, 6), (7, 9), (5, 12)]
+ORDERS = ["channels_last", "channels_first"]
+CONVOLUTION = {
+    "size": SIZES,
+    "kernel": [1, 2, 3, (3, 2), (5, 1)],
+    "padding": ["valid", "same"],
+    "step": [(1, 1), (2, 1), (3, 1), (1, 2), (1, 3)],  # stride and dilation: Keras refuses both together
+    "data_format": ORDERS,
+    "channels": [(1, 4, 1), (4, 6, 1), (4, 6, 2)],  # inner, filters, groups
+    "training": [False, True],
+}
+POOLING = {
+    "size": SIZES,
+    "pool": [1, 2, 3, (2, 3), (3, 1)],
+    "strides": [None, 1, 2, 3],
+    "padding": ["valid", "same"],
+    "data_format": ORDERS,
+    "kind": ["MaxPooling2D", "AveragePooling2D"],
+    "precision": ["float32", "bfloat16"],
+}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("kernel", [1, 2, 3, (3, 2), (5, 1)], ids=str)
-@pytest.mark.parametrize("padding", ["valid", "same"])
-@pytest.mark.parametrize(
-    "step", [(1, 1), (2, 1), (3, 1), (1, 2), (1, 3)], ids=lambda s: f"stride{s[0]}dilation{s[1]}"
-)
-@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
-@pytest.mark.parametrize("channels", [(1, 4, 1), (4, 6, 1), (4, 6, 2)], ids=str)
-def test_convolution_sweep(size, kernel, padding, step, data_format, channels, training):
-    inner, filters, groups = channels
-    strides, dilation = step
+def sweep(settings):
+    """Try every pair of settings by default, and every three of them where there is time."""
+    pairs = covering(settings, 2)
+    triples = [case for case in covering(settings, 3) if case not in pairs]
+    rare = [pytest.param(case, marks=pytest.mark.slow) for case in triples]
+    return pytest.mark.parametrize("case", [*pairs, *rare], ids=[case_id(case) for case in pairs + triples])
+
+
+@sweep(CONVOLUTION)
+def test_convolution_sweep(case):
+    (inner, filters, groups), (strides, dilation) = case["channels"], case["step"]
+    size, kernel, data_format = case["size"], case["kernel"], case["data_format"]
     height = kernel if isinstance(kernel, int) else max(kernel)
-    if padding == "valid" and (height - 1) * dilation + 1 > min(size):
+    if case["padding"] == "valid" and (height - 1) * dilation + 1 > min(size):
         size = (13, 14)
-    layer = L.Conv2D(filters, kernel, strides, padding, data_format, dilation, groups, activation="relu")
+    layer = L.Conv2D(
+        filters, kernel, strides, case["padding"], data_format, dilation, groups, activation="relu"
+    )
     shape = (*size, inner) if data_format == "channels_last" else (inner, *size)
-    assert_parity(built([layer], shape), [image_batch((2, *shape))], training)
+    assert_parity(built([layer], shape), [image_batch((2, *shape))], case["training"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("pool", [1, 2, 3, (2, 3), (3, 1)], ids=str)
-@pytest.mark.parametrize("strides", [None, 1, 2, 3], ids=str)
-@pytest.mark.parametrize("padding", ["valid", "same"])
-@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
-@pytest.mark.parametrize("kind", ["MaxPooling2D", "AveragePooling2D"])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_pooling_sweep(size, pool, strides, padding, data_format, kind, precision):
+@sweep(POOLING)
+def test_pooling_sweep(case):
     # The convolution in front makes the pooled images bfloat16 where that is asked for.
-    shape = (*size, 3) if data_format == "channels_last" else (3, *size)
+    data_format, kind, precision = case["data_format"], case["kind"], case["precision"]
+    shape = (*case["size"], 3) if data_format == "channels_last" else (3, *case["size"])
     layers = [
         L.Conv2D(4, 1, data_format=data_format, activation="relu"),
-        getattr(L, kind)(pool, strides, padding, data_format=data_format),
+        getattr(L, kind)(case["pool"], case["strides"], case["padding"], data_format=data_format),
     ]
     model = built(layers, shape)
     # Where rounding makes two elements equal, the gradient goes to the other one.
     gradient = 0.4 if precision == "bfloat16" and kind == "MaxPooling2D" else None
     assert_parity(model, [image_batch((2, *shape))], True, precision, gradient=gradient)
+
+
+@pytest.mark.parametrize("strength", [2, 3])
+def test_a_sweep_holds_every_combination(strength):
+    cases = covering(POOLING, strength)
+    for names in combinations(POOLING, strength):
+        wanted = set(product(*(POOLING[name] for name in names)))
+        assert {tuple(case[name] for name in names) for case in cases} == wanted
 
 
 def test_moving_statistics_do_not_depend_on_what_memory_held_before(monkeypatch):

@@ -280,6 +280,7 @@ def trained_weights():
     return hashlib.sha256(weights).hexdigest()
 
 
+@pytest.mark.slow  # by default test_training_loop.py does this, with all of a training
 def test_another_process_gives_the_same_bits():
     program = "from test_lowering_networks import trained_weights; print(trained_weights())"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
