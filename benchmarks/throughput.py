@@ -4,7 +4,8 @@
 
 Each peer trains in a process of its own; they take turns, so that a machine whose speed drifts is fair.
 What counts is the ratio within a round: the table shows the median over the rounds, with the lowest and the
-highest. It is written to benchmarks/results/ with the machine and the versions.
+highest. It is written to benchmarks/results/ with the machine and the versions; a network that is not
+measured again keeps its rows, on the same machine.
 """
 
 from __future__ import annotations
@@ -109,6 +110,35 @@ def available(names: list[str]) -> list[str]:
     return [name for name in names if not any(name.startswith(prefix) for prefix in missing)]
 
 
+def page(record: dict[str, Any]) -> str:
+    """Write the tables of all networks that were measured on this machine."""
+    machine = record["device"]
+    lines = [
+        "# Training speed",
+        "",
+        f"{machine['processor']}, {machine['torch_threads']} threads, torch on {machine['torch_device']}. "
+        "Rounds in turns after a warm-up; `python benchmarks/throughput.py` repeats it.",
+    ]
+    for network, measured in record["networks"].items():
+        shape, _, batch, _ = NETWORKS[network]
+        times = measured["milliseconds_per_step"]
+        rounds = len(times["convscope"])
+        size = "×".join(map(str, shape))
+        heading = f"## {network}, {size}, batch {batch}"
+        said = f"{measured['date']}, {rounds} rounds of {measured['steps']} steps."
+        lines += ["", heading, "", said, "", *table(times)]
+    return "\n".join(lines) + "\n"
+
+
+def known_networks(file: Path, machine: dict[str, Any]) -> dict[str, Any]:
+    """Read what was measured before, if that was on the same machine."""
+    if not file.exists():
+        return {}
+    record = json.loads(file.read_text())
+    same = record["device"] == machine
+    return dict(record["networks"]) if same else {}
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(
@@ -125,31 +155,22 @@ def main() -> None:
 
     from convscope.environment import describe
 
+    results = HERE / "results"
+    results.mkdir(exist_ok=True)
+    file = results / f"{arguments.name}.json"
     names = ["convscope", *(name for name in available(arguments.peers) if name != "convscope")]
-    record: dict[str, Any] = {"date": str(date.today()), "rounds": arguments.rounds, **describe()}
-    machine = record["device"]
-    sections = [
-        "# Training speed",
-        "",
-        f"{record['date']}, {machine['processor']}, {machine['torch_threads']} threads, torch on "
-        f"{machine['torch_device']}. "
-        f"{arguments.rounds} rounds in turns after a warm-up; `python benchmarks/throughput.py` repeats it.",
-    ]
-    networks = {}
+    record: dict[str, Any] = describe()
+    record["networks"] = known_networks(file, record["device"])
     for network in arguments.networks:
         leave_out = {"pytorch", "pytorch-bfloat16"} if network == "mobilenet" else set()
-        shape, _, batch, usual = NETWORKS[network]
-        steps = arguments.steps or usual
-        present = [name for name in names if name not in leave_out]
-        networks[network] = measure(network, present, arguments.rounds, steps)
-        size = "×".join(map(str, shape))
-        sections += ["", f"## {network}, {size}, batch {batch}, {steps} steps", "", *table(networks[network])]
-        print("\n".join(sections[-len(networks[network]) - 5 :]), flush=True)
-        results = HERE / "results"
-        results.mkdir(exist_ok=True)
-        record["milliseconds_per_step"] = networks
-        (results / f"{arguments.name}.json").write_text(json.dumps(record, indent=2) + "\n")
-        (results / f"{arguments.name}.md").write_text("\n".join(sections) + "\n")
+        steps = arguments.steps or NETWORKS[network][3]
+        times = measure(network, [name for name in names if name not in leave_out], arguments.rounds, steps)
+        record["networks"][network] = {
+            "date": str(date.today()), "steps": steps, "milliseconds_per_step": times,
+        }  # fmt: skip
+        print("\n".join([f"## {network}", "", *table(times)]), flush=True)
+        file.write_text(json.dumps(record, indent=2) + "\n")
+        file.with_suffix(".md").write_text(page(record))
 
 
 if __name__ == "__main__":
