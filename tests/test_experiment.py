@@ -74,6 +74,11 @@ def test_images_are_brought_to_the_size_that_a_network_takes(digits):
     assert prepared.preprocess.input_shape == (16, 20, 3)
 
 
+def test_images_brought_to_size_in_another_way_are_refused(digits):
+    with pytest.raises(UsageError, match=r"brought to their size by letterbox.* got by crop\."):
+        prepare(replace(digits, resize="crop"), SHORT)
+
+
 def test_the_same_seed_gives_the_same_first_weights_and_another_seed_others(digits):
     kernels = [
         build_model(replace(SHORT, training=replace(SHORT.training, seed=seed)), (28, 28, 1), 10)

@@ -102,12 +102,24 @@ def test_few_rows_are_plain_arrays_of_their_own(store):
 
 def test_many_rows_go_into_a_file_that_vanishes(store, monkeypatch, tmp_path):
     monkeypatch.setattr(pixels, "IN_MEMORY", 100)
-    monkeypatch.setattr(pixels, "COPY_ROWS", 7)
+    monkeypatch.setattr(pixels, "COPY_BYTES", 7 * 12)
     chosen = store[np.arange(49, -1, -1)]
     assert isinstance(chosen, PixelStore)
     assert (np.asarray(chosen) == ROWS[::-1]).all()
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
     assert (np.asarray(chosen[np.arange(50)][5:9]) == ROWS[::-1][5:9]).all()
+
+
+@pytest.mark.parametrize("in_memory", [10**9, 100], ids=["few", "many"])
+def test_changed_images_go_into_memory_or_into_a_file_that_vanishes(store, in_memory, monkeypatch, tmp_path):
+    monkeypatch.setattr(pixels, "IN_MEMORY", in_memory)
+    monkeypatch.setattr(pixels, "COPY_BYTES", 50)
+    shape = store.shape[1:]
+    changed = pixels.map_pixels(store, lambda image: 255 - image, shape)
+    assert isinstance(changed, PixelStore) == (in_memory == 100)
+    np.testing.assert_array_equal(changed, 255 - ROWS)
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+    assert pixels.map_pixels(ROWS[:0], lambda image: image, shape).shape == (0, *shape)
 
 
 def test_a_store_cannot_be_written(store):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,9 +148,10 @@ def find_images(run: RunDirectory, bundle: Bundle, data: str | None = None) -> C
     return CheckImages(conform(test.images), test.labels, conform(calibration.images), origin)
 
 
-def _load_verified(data: str, recorded: Mapping[str, object]) -> Dataset:
+def _load_verified(data: str, recorded: Mapping[str, Any]) -> Dataset:
     """Load the data that a person names, if they are those of the run."""
-    dataset = load(data)
+    reading = recorded.get("reading", {})
+    dataset = load(data, **reading if isinstance(reading, dict) else {})
     if dataset.fingerprint != recorded.get("fingerprint"):
         hint = "Name the data that it was trained on."
         raise DataError(sentence("the data of the run", f"another fingerprint for {data}", hint))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ from convscope.cli.output import say, show_json, table
 from convscope.errors import ConvscopeError, DataError, sentence
 
 if TYPE_CHECKING:
-    from convscope.data.findings import DataReport
+    from convscope.data.findings import DataReport, Finding
 
 # How many files of a finding a person is shown.
 SHOWN = 20
@@ -81,6 +82,41 @@ def check(
         show_json(report.to_json())
     else:
         _show_report(report)
+    _refuse_meaningless(report)
+
+
+def check_first(name: str, reading: dict[str, Any], quiet: bool) -> None:
+    """Look quickly at somebody's images before they are trained on; say what is left out, file by file.
+
+    Parameters
+    ----------
+    name : str
+        As ``load`` takes it.
+    reading : dict
+        The arguments that ``load`` will be given.
+    quiet : bool
+        Say nothing, but refuse all the same.
+
+    Raises
+    ------
+    DataError
+        If training on them would be meaningless.
+    """
+    from convscope.data.check import check_before_training
+    from convscope.data.survey import ReadOptions
+
+    report = check_before_training(name, ReadOptions(**reading))
+    if report is None:
+        return
+    if not quiet:
+        _show_findings(finding for finding in report.findings if finding.severity != "info")
+        if report.left_out:
+            say(f"Left out: {len(report.left_out):,} files, named above. "
+                f"`convscope data check {name}` looks closer.")  # fmt: skip
+    _refuse_meaningless(report)
+
+
+def _refuse_meaningless(report: DataReport) -> None:
     if report.meaningless:
         raise DataError(sentence("data that a network can learn from", report.meaningless))
 
@@ -94,7 +130,11 @@ def _show_report(report: DataReport) -> None:
     rows = [[name, *(f"{report.counts[part].get(name, 0):,}" for part in parts)] for name in classes]
     if rows:
         table("Images of each class", ["class", *parts], rows)
-    for finding in report.findings:
+    _show_findings(report.findings)
+
+
+def _show_findings(findings: Iterable[Finding]) -> None:
+    for finding in findings:
         say(f"{finding.severity}: {finding.message} {finding.advice}".rstrip())
         details = finding.details or ("",) * len(finding.names)
         for name, detail in zip(finding.names[:SHOWN], details, strict=False):

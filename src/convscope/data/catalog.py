@@ -115,8 +115,9 @@ class Dataset:
         SHA-256 over what was read, in hexadecimal.
     validation : Split, optional
         A third part, where the source brings one.
-    resize : {"letterbox", "crop", "stretch"}
-        How images of another size were brought to this one; ``Preprocess`` must do the same.
+    resize : {"letterbox", "crop", "stretch"}, optional
+        How images of another size were brought to this one; ``Preprocess`` must do the same. None where
+        none had another size.
     notes : tuple of str
         What a person should know about how the data were read, a sentence each.
     left_out : tuple of (str, str)
@@ -129,7 +130,7 @@ class Dataset:
     class_names: tuple[str, ...]
     fingerprint: str
     validation: Split | None = None
-    resize: str = "letterbox"
+    resize: str | None = None
     notes: tuple[str, ...] = ()
     left_out: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
@@ -180,6 +181,7 @@ def load(
     channels: int | None = None,
     resize: str = "letterbox",
     seed: int = 1338,
+    workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
     """Load a dataset by name, or your own images by their path.
@@ -203,6 +205,9 @@ def load(
         How images of another size are brought to that one; as in ``Preprocess``.
     seed : int
         Decides which of your images are held back as a test part, where there is none.
+    workers : int, optional
+        Threads that decode your images, 0 for none beside the caller's; the data are the same with any
+        number. Without it as many as there are cores, up to 8.
     progress : callable, optional
         Takes how many images are done, and of how many.
 
@@ -241,7 +246,7 @@ def load(
     from convscope.data.paths import load_path
     from convscope.data.survey import ReadOptions, no_progress
 
-    options = ReadOptions(size, channels, resize)
+    options = ReadOptions(size, channels, resize, workers)
     return load_path(location, options, seed=seed, progress=progress or no_progress)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.data.catalog import Dataset
+from convscope.data.catalog import CATALOG, Dataset
 from convscope.data.collection import Collection, collect_images
 from convscope.data.content_checks import check_groups, check_outliers, check_shortcuts, measure
 from convscope.data.file_checks import check_duplicates, check_files, merge
@@ -73,6 +73,35 @@ def check_folder(
     except NothingUsableError as error:
         return _report_of_nothing(source, error.survey, str(path), str(error), quick)
     return check_collection(collection, str(path), quick)
+
+
+def check_before_training(
+    name: str | Path, options: ReadOptions | None = None, progress: Progress = no_progress
+) -> DataReport | None:
+    """Take the quick part of the look at somebody's own images; ``load`` then finds them decoded.
+
+    Parameters
+    ----------
+    name : str or Path
+        As for ``convscope.load``.
+    options : ReadOptions, optional
+        As they will be loaded.
+    progress : callable
+        Told how many images are done, and of how many.
+
+    Returns
+    -------
+    DataReport or None
+        None for a dataset of the catalogue, which is known, and where nothing lies at the path.
+
+    Examples
+    --------
+    >>> check_before_training("digits") is None
+    True
+    """
+    if name in CATALOG or not Path(name).exists():
+        return None
+    return check_folder(name, quick=True, options=options, progress=progress)
 
 
 def _report_of_nothing(

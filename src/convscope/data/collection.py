@@ -132,10 +132,10 @@ def collect_images(source: ImageSource, options: ReadOptions, progress: Progress
     store = known_store(shortcut)
     if store is None:
         with quiet_pillow():
-            survey = survey_images(source, progress)
+            survey = survey_images(source, progress, options.workers)
             shape = choose_shape(survey, options, source.name)
             key = _key(survey, shape, options.resize)
-            store = open_store(key) or _decode_all(source, survey, shape, options.resize, key, progress)
+            store = open_store(key) or _decode_all(source, survey, shape, options, key, progress)
         remember_store(shortcut, key)
     return _collection(source, store, options.resize)
 
@@ -144,13 +144,13 @@ def _decode_all(
     source: ImageSource,
     survey: Survey,
     shape: tuple[int, int, int],
-    resize: str,
+    options: ReadOptions,
     key: str,
     progress: Progress,
 ) -> Store:
     """Decode every image into a store, and note what came out."""
     with write_store(key, shape) as writer:
-        kept, hashes = _decode_into(writer, source, survey, resize, progress)
+        kept, hashes = _decode_into(writer, source, survey, options, progress)
         require_usable(survey, source.name)
         writer.arrays.update(survey.arrays, kept=kept, groups=group_written(writer, hashes))
         writer.notes["problems"] = [[position, *why] for position, why in sorted(survey.problems.items())]
@@ -180,13 +180,13 @@ def group_written(writer: StoreWriter, hashes: NDArray[np.uint64]) -> NDArray[np
 
 
 def _decode_into(
-    writer: StoreWriter, source: ImageSource, survey: Survey, resize: str, progress: Progress
+    writer: StoreWriter, source: ImageSource, survey: Survey, options: ReadOptions, progress: Progress
 ) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
     """Append all usable images to a store; return their positions and hashes."""
     height, width, channels = writer.shape
 
     def work(position: int, read: Reader) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        pixels = conform(decode(read(), source.names[position]), (height, width), channels, resize)
+        pixels = conform(decode(read(), source.names[position]), (height, width), channels, options.resize)
         return pixels, thumbnail(pixels)
 
     kept: list[int] = []
@@ -199,7 +199,8 @@ def _decode_into(
         hashes.append(perceptual_hash(thumbnails))
         waiting.clear()
 
-    for position, answer in each_image(source, work, progress, skip=frozenset(survey.problems)):
+    unusable = frozenset(survey.problems)
+    for position, answer in each_image(source, work, progress, unusable, options.workers):
         if isinstance(answer, ImageError):
             survey.refuse(position, answer)
         elif answer is not None:

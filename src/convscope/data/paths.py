@@ -254,7 +254,7 @@ def _left_out(collection: Collection) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(rows))
 
 
-def _enumerate(rows: Sequence[tuple[str, str]], most: int = 10) -> str:
+def _enumerate(rows: Sequence[tuple[str, str]], most: int = 3) -> str:
     """Name the first few."""
     shown = ", ".join(f"{name} ({why})" for name, why in rows[:most])
     return shown if len(rows) <= most else f"{shown} and {len(rows) - most:,} more"

@@ -10,7 +10,7 @@ import math
 import os
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,8 +22,8 @@ from convscope.errors import DataError, sentence
 
 # Arrays up to this size are read into memory, and answers up to this size are copies in memory.
 IN_MEMORY = 256 * 2**20
-# Rows copied at a time when a part of a store is written into a file of its own.
-COPY_ROWS = 8192
+# Bytes held in memory at a time when rows are written into a file of their own.
+COPY_BYTES = 16 * 2**20
 
 
 class _Reader:
@@ -127,12 +127,7 @@ class PixelStore(np.memmap[Any, np.dtype[np.uint8]]):
     def _gathered(self, rows: NDArray[np.int64]) -> PixelStore:
         """Write rows into a file that has no name, and map it."""
         shape = (len(rows), *self.shape[1:])
-        require_space(math.prod(shape))
-        with disk_errors_named(), tempfile.TemporaryFile(dir=scratch_folder()) as file:
-            for start in range(0, len(rows), COPY_ROWS):
-                file.write(self._copied(rows[start : start + COPY_ROWS]).data)
-            file.flush()
-            return open_pixels(file, shape)
+        return _write_unnamed((self._copied(rows[stretch]) for stretch in _stretches(shape)), shape)
 
     def _row_size(self) -> int:
         return math.prod(self.shape[1:])
@@ -142,6 +137,61 @@ class PixelStore(np.memmap[Any, np.dtype[np.uint8]]):
         if self._reader is not None and target.size:
             begin = self.ctypes.data - self._first_byte  # a view begins somewhere inside the file
             self._reader.read_into(target, begin + row * self._row_size())
+
+
+def map_pixels(
+    images: NDArray[np.uint8],
+    change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
+    shape: tuple[int, int, int],
+) -> NDArray[np.uint8]:
+    """Change images one by one, into memory where they are few, else into a file that nobody sees.
+
+    Parameters
+    ----------
+    images : ndarray of shape (n, h, w, c), uint8
+        In memory or not.
+    change : callable
+        Takes an image ``(h, w, c)`` and returns one of the given shape.
+    shape : tuple of int
+        Height, width and channels of a changed image.
+
+    Returns
+    -------
+    ndarray of shape (n, *shape), uint8
+        Memory-mapped where it is large; its file vanishes with the last reference.
+
+    Raises
+    ------
+    DataError
+        If the cache's disk is full.
+
+    Examples
+    --------
+    >>> images = np.arange(4, dtype=np.uint8).reshape(2, 1, 2, 1)
+    >>> map_pixels(images, lambda image: image[:, ::-1], (1, 2, 1)).ravel().tolist()
+    [1, 0, 3, 2]
+    """
+    whole = (len(images), *shape)
+    stretches = (np.stack([change(image) for image in images[rows]]) for rows in _stretches(whole))
+    if math.prod(whole) > IN_MEMORY:
+        return _write_unnamed(stretches, whole)
+    return np.concatenate([np.empty((0, *shape), np.uint8), *stretches])
+
+
+def _stretches(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Cut rows into stretches of a size that memory hardly notices."""
+    rows = max(1, COPY_BYTES // math.prod(shape[1:]))
+    return (slice(start, start + rows) for start in range(0, shape[0], rows))
+
+
+def _write_unnamed(stretches: Iterable[NDArray[np.uint8]], shape: tuple[int, ...]) -> PixelStore:
+    """Write rows into a file that has no name, and map it."""
+    require_space(math.prod(shape))
+    with disk_errors_named(), tempfile.TemporaryFile(dir=scratch_folder()) as file:
+        for stretch in stretches:
+            file.write(np.ascontiguousarray(stretch).data)
+        file.flush()
+        return open_pixels(file, shape)
 
 
 def open_pixels(file: IO[bytes] | Path, shape: tuple[int, ...]) -> PixelStore:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope.data.cache import disk_errors_named, scratch_folder
+from convscope.data.eviction import NOTES_FILE, cache_limit, evict, mark_used
 from convscope.data.fetch import cache_folder
 from convscope.data.pixels import read_pixels
 
@@ -81,22 +82,25 @@ def open_store(key: str) -> Store | None:
     """
     folder = store_folder() / key
     try:
-        notes = json.loads((folder / "notes.json").read_text("utf-8"))
+        notes = json.loads((folder / NOTES_FILE).read_text("utf-8"))
         shape = tuple(notes["shape"])
         if (folder / "pixels").stat().st_size != math.prod(shape):
             return None
         with (folder / "arrays.npz").open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-        return Store(read_pixels(folder / "pixels", shape), arrays, notes["notes"])
+        store = Store(read_pixels(folder / "pixels", shape), arrays, notes["notes"])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None  # not there, or not ours: it is made anew
+    mark_used(folder)
+    return store
 
 
 @contextmanager
 def write_store(key: str, shape: tuple[int, ...]) -> Iterator[StoreWriter]:
     """Write a store; it appears under its key when the block ends well, whole, or not at all.
 
-    Two processes may write the same one: the first to end wins, and the second finds it in place.
+    Two processes may write the same one: the first to end wins, and the second finds it in place. Stores
+    that were used least lately make room for it.
 
     Parameters
     ----------
@@ -115,6 +119,7 @@ def write_store(key: str, shape: tuple[int, ...]) -> Iterator[StoreWriter]:
     DataError
         If the cache cannot be written, or the disk is full.
     """
+    cache_limit()  # a wrong one is told before images are decoded, not after
     with disk_errors_named(), tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
         folder = Path(scratch) / key
         folder.mkdir()
@@ -124,6 +129,7 @@ def write_store(key: str, shape: tuple[int, ...]) -> Iterator[StoreWriter]:
             _sync(file)
         _write_beside(folder, writer)
         _publish(folder, store_folder() / key)
+        evict(store_folder(), keep=key)
 
 
 def _write_beside(folder: Path, writer: StoreWriter) -> None:
@@ -131,7 +137,7 @@ def _write_beside(folder: Path, writer: StoreWriter) -> None:
     with (folder / "arrays.npz").open("wb") as file:
         np.savez(file, allow_pickle=False, **writer.arrays)
         _sync(file)
-    with (folder / "notes.json").open("wb") as file:
+    with (folder / NOTES_FILE).open("wb") as file:
         shape = [writer.count, *writer.shape]
         file.write(json.dumps({"shape": shape, "notes": writer.notes}).encode())
         _sync(file)

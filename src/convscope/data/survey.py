@@ -21,6 +21,8 @@ from convscope.preprocessing import RESIZES
 
 # The longest side that a folder's images get unless another size is asked for.
 LARGEST_SIDE = 96
+# Beyond this many threads, decoding waits for the disk.
+MOST_WORKERS = 64
 # Sides are multiples of this, so that pooling halves them without rest.
 SIDE_STEP = 8
 
@@ -44,11 +46,14 @@ class ReadOptions:
         Without it 1 if every image is grey, else 3.
     resize : {"letterbox", "crop", "stretch"}
         As in ``Preprocess``.
+    workers : int, optional
+        Threads that read and decode; 0 for none beside the caller's. Without it as many as there are cores,
+        up to 8. They change how long reading takes, and nothing else.
 
     Raises
     ------
     UsageError
-        If a size or a number of channels cannot be.
+        If a size, a number of channels or of workers cannot be.
 
     Examples
     --------
@@ -59,6 +64,7 @@ class ReadOptions:
     size: int | tuple[int, int] | None = None
     channels: int | None = None
     resize: str = "letterbox"
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         if self.resize not in RESIZES:
@@ -67,6 +73,8 @@ class ReadOptions:
             raise UsageError(sentence("1 or 3 channels", self.channels))
         if self.shape and not all(1 <= side <= 4096 for side in self.shape):
             raise UsageError(sentence("a height and a width from 1 to 4096 pixels", self.size))
+        if self.workers is not None and not 0 <= self.workers <= MOST_WORKERS:
+            raise UsageError(sentence(f"from 0 to {MOST_WORKERS} workers", self.workers))
 
     @property
     def shape(self) -> tuple[int, int] | None:
@@ -157,7 +165,9 @@ class NothingUsableError(DataError):
 COLUMNS = ("heights", "widths", "formats", "channels", "traits", "digests")
 
 
-def survey_images(source: ImageSource, progress: Progress = no_progress) -> Survey:
+def survey_images(
+    source: ImageSource, progress: Progress = no_progress, workers: int | None = None
+) -> Survey:
     """Read what each image says about itself.
 
     Parameters
@@ -166,6 +176,8 @@ def survey_images(source: ImageSource, progress: Progress = no_progress) -> Surv
         Where they come from.
     progress : callable
         Told how many are done.
+    workers : int, optional
+        As in ``ReadOptions``.
 
     Returns
     -------
@@ -184,7 +196,7 @@ def survey_images(source: ImageSource, progress: Progress = no_progress) -> Surv
         survey.channels[position] = header.channels
         survey.traits[position] = sum(1 << TRAITS.index(trait) for trait in header.traits)
 
-    for position, answer in each_image(source, look, progress):
+    for position, answer in each_image(source, look, progress, workers=workers):
         if isinstance(answer, ImageError):
             survey.refuse(position, answer)
     return survey
@@ -259,6 +271,7 @@ def each_image(
     work: Callable[[int, Reader], _Answer],
     progress: Progress = no_progress,
     skip: Container[int] = (),
+    workers: int | None = None,
 ) -> Iterator[tuple[int, _Answer | ImageError | None]]:
     """Do something with each image, in several threads.
 
@@ -272,6 +285,8 @@ def each_image(
         Told how many are done.
     skip : container of int
         Positions to pass over; their answer is None.
+    workers : int, optional
+        As in ``ReadOptions``.
 
     Yields
     ------
@@ -285,12 +300,14 @@ def each_image(
         except ImageError as error:
             return error
 
+    threads = min(8, os.cpu_count() or 1) if workers is None else workers
     position = 0
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(max(threads, 1))  # starts its threads with the first task
     try:
         for chunk in source.chunks():
             positions = range(position, position + len(chunk))
-            yield from zip(positions, pool.map(attempt, positions, chunk), strict=True)
+            answers = pool.map(attempt, positions, chunk) if threads else map(attempt, positions, chunk)
+            yield from zip(positions, answers, strict=True)
             position += len(chunk)
             progress(position, len(source))
     finally:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from convscope.data.catalog import Dataset, Split
+from convscope.data.pixels import map_pixels
 from convscope.data.splits import split_indices
+from convscope.errors import UsageError, sentence
 from convscope.experiment.config import ExperimentConfig
 from convscope.preprocessing import Preprocess, conform
 
@@ -59,6 +61,11 @@ def prepare(
     -------
     Prepared
 
+    Raises
+    ------
+    UsageError
+        If the images were brought to their size in another way than the network's inputs will be.
+
     Examples
     --------
     >>> import convscope
@@ -66,6 +73,10 @@ def prepare(
     >>> len(prepared.train), len(prepared.validation)
     (1005, 432)
     """
+    if dataset.resize not in (None, config.resize):
+        expected = f"images brought to their size by {config.resize}, as the network's inputs will be"
+        hint = f"Load them with resize={config.resize!r}."
+        raise UsageError(sentence(expected, f"by {dataset.resize}", hint))
     train, validation = _hold_back(dataset, config)
     parts = [_conformed(part, image_shape, config.resize) for part in (train, validation, dataset.test)]
     train, validation, test = parts
@@ -89,7 +100,8 @@ def _conformed(part: Split, image_shape: tuple[int, int, int] | None, resize: st
     """Bring images to the size that the network takes; nothing is copied where they have it."""
     if image_shape is None or part.images.shape[1:] == image_shape:
         return part
-    *size, channels = image_shape
-    images = [conform(image, (size[0], size[1]), channels, resize) for image in part.images]
-    stacked = np.stack(images) if images else np.empty((0, *image_shape), np.uint8)
-    return Split(stacked, part.labels, part.names)
+    height, width, channels = image_shape
+    images = map_pixels(
+        part.images, lambda image: conform(image, (height, width), channels, resize), image_shape
+    )
+    return Split(images, part.labels, part.names, part.groups)

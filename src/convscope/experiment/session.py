@@ -74,10 +74,11 @@ def describe_run(session: Session, dataset: Dataset) -> dict[str, Any]:
         "data": {
             "name": dataset.name,
             "source": config.data,
-            "reading": dict(config.reading),
+            "reading": {**config.reading, "resize": config.resize},
             "fingerprint": dataset.fingerprint,
             "counts": {name: len(part) for name, part in prepared.parts.items()},
             "class_names": list(dataset.class_names),
+            "left_out": dict(dataset.left_out),
             "preparation": prepared.describe(),
         },
         "network": {"name": model.name, "parameters": model.count_params()},
