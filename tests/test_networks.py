@@ -14,6 +14,8 @@ PARAMETERS = {
     "deep": 320 + 18_496 + 1_179_776 + 1_290,
     "stages": 320 + 9_248 + 18_496 + 36_928 + 819_712 + 5_130,
     "swift": 416 + 4_640 + 5 * 5 * 32 * 256 + 256 + 2_570,
+    # Four numbers for each normalized feature: scale, shift, and two moving statistics.
+    "normalized": 288 + 18_432 + 73_728 + 294_912 + 4 * (32 + 64 + 128 + 256) + 2_570,
 }
 every_network = pytest.mark.parametrize("name", NETWORKS)
 

@@ -138,7 +138,7 @@ class Augmentation:
         known = [field.name for field in fields(cls)]
         for name in values:
             if name not in known:
-                raise unknown_name("kind of augmentation", name, known)
+                raise unknown_name("augmentation setting", name, known)
         return cls(**values)
 
     def apply(

@@ -64,6 +64,30 @@ def _swift(classes: int) -> list[LayerSpec]:
     return [*features, _flatten(), _dense(256), _dense(classes, "softmax")]
 
 
+def _normalized(classes: int) -> list[LayerSpec]:
+    """Widen while the image shrinks, and end in one mean for each feature, whatever the image's size.
+
+    Batch normalization (Ioffe and Szegedy 2015, section 3) lets it learn at ten times the rate of the others;
+    the mean instead of a flattened map (Lin et al., "Network in Network", 2014, section 3.2) leaves no large
+    dense layer to learn few images by heart with.
+    """
+    features = [*_normalized_convolution(32, "valid"), _pool()]
+    for filters in (64, 128):
+        features += [*_normalized_convolution(filters), _pool()]
+    return [*features, *_normalized_convolution(256), _average(), _dropout(0.25), _dense(classes, "softmax")]
+
+
+def _normalized_convolution(filters: int, padding: str = "same") -> list[LayerSpec]:
+    # The normalization has a shift of its own. Its moving means follow within a few epochs of few images.
+    settings = {"filters": filters, "kernel_size": 3, "padding": padding, "use_bias": False}
+    normalization = ("BatchNormalization", {"momentum": 0.9})
+    return [("Conv2D", settings), normalization, ("Activation", {"activation": "relu"})]
+
+
+def _average() -> LayerSpec:
+    return "GlobalAveragePooling2D", {}
+
+
 def _stage(filters: int) -> list[LayerSpec]:
     return [_convolution(filters, padding="same"), _convolution(filters), _pool(), _dropout(0.25)]
 
@@ -86,7 +110,10 @@ NETWORKS = {
     "deep": Network(_deep, "two convolutions, pooling, a dense layer, dropout"),
     "stages": Network(_stages, "two stages of two convolutions and pooling, a dense layer, dropout"),
     "swift": Network(_swift, "a small network for the fastest way to a good accuracy"),
+    "normalized": Network(_normalized, "four normalized convolutions of growing width, for photographs"),
 }
+# The layers that care which axis holds the channels.
+_SPATIAL = ("Conv2D", "MaxPooling2D", "GlobalAveragePooling2D", "Flatten")
 
 
 def layers_of(name: str, classes: int = 10) -> list[LayerSpec]:
@@ -167,8 +194,10 @@ def build(
     for kind, own in specification:
         counts[kind] += 1
         settings = {"name": f"{_snake_case(kind)}_{counts[kind]}", **own}
-        if kind not in ("Dense", "Dropout"):  # the layers that care which axis holds the channels
+        if kind in _SPATIAL:
             settings["data_format"] = data_format
+        if kind == "BatchNormalization":
+            settings["axis"] = -1 if data_format == "channels_last" else 1
         _add(model, kind, settings, input_shape)
     return model
 

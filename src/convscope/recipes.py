@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
+from convscope.augmentation import PRESETS
+from convscope.data.catalog import CATALOG, Dataset
 from convscope.errors import unknown_name
 from convscope.experiment import ExperimentConfig
 from convscope.training.config import TrainingConfig
@@ -17,7 +20,16 @@ class Recipe:
     summary: str
 
 
+# Measured on small photographs, see docs/training.md.
+_OWN_IMAGES = ExperimentConfig(
+    network="normalized",
+    scaling="unit",
+    validation_share=0.2,
+    training=TrainingConfig(epochs=40, batch_size=64, learning_rate=0.01, schedule="one-cycle"),
+)
+
 RECIPES = {
+    "exercise": Recipe(ExperimentConfig(), "the exercise's settings; the default for mnist and digits"),
     "swift": Recipe(
         ExperimentConfig(
             network="swift",
@@ -35,7 +47,53 @@ RECIPES = {
         ),
         "the exercise's best accuracy on MNIST in one pass over all 60,000 training images",
     ),
+    "photographs": Recipe(
+        replace(_OWN_IMAGES, augmentation=PRESETS["photographs"]),
+        "colour photographs: images of things that stay what they are when mirrored",
+    ),
+    "images": Recipe(_OWN_IMAGES, "other images of one's own: grey ones, signs, letters; no augmentation"),
 }
+# Fewer images than these, and how often to go through them: about as many steps for each.
+_EPOCHS = ((3_000, 40), (10_000, 20), (math.inf, 10))
+
+
+def suggest(dataset: Dataset, network: str | None = None) -> ExperimentConfig:
+    """Choose the settings for a dataset where a person has not.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        One of the catalogue's keeps the exercise's settings.
+    network : str, optional
+        A network that was asked for. Any but the recipe's own is trained with the exercise's optimizer,
+        because a learning rate belongs to a network; scaling and augmentation belong to the images.
+
+    Returns
+    -------
+    ExperimentConfig
+        Not yet with the dataset's source.
+
+    Examples
+    --------
+    >>> from convscope.data.catalog import load
+    >>> suggest(load("digits")).network
+    'deep'
+    """
+    if dataset.name in CATALOG or dataset.input_shape == (28, 28, 1):
+        return RECIPES["exercise"].config
+    chosen = RECIPES["photographs" if _are_photographs(dataset) else "images"].config
+    if network is not None and network != chosen.network:
+        return replace(chosen, training=RECIPES["exercise"].config.training)
+    images = len(dataset.train)
+    epochs = next(count for most, count in _EPOCHS if images < most)
+    return replace(chosen, training=replace(chosen.training, epochs=epochs))
+
+
+def _are_photographs(dataset: Dataset) -> bool:
+    """Guess whether images bear to be mirrored: in colour, and their classes not called 7 or B."""
+    return dataset.input_shape[2] == 3 and any(
+        len(name) > 1 and not name.isdigit() for name in dataset.class_names
+    )
 
 
 def recipe(name: str) -> ExperimentConfig:

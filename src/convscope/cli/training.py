@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,11 @@ import typer
 
 from convscope.cli.exercise import show_data, show_result
 from convscope.cli.output import say, show_json, table
+from convscope.cli.words import read_augmentation, read_duration, read_share
 from convscope.errors import UsageError, sentence
+
+# When the program began, all but its first moments: a deadline is a promise about the whole command.
+_BEGAN = time.perf_counter()
 
 if TYPE_CHECKING:
     from convscope.experiment import ExperimentConfig, Result
@@ -20,17 +25,48 @@ if TYPE_CHECKING:
 def train(
     data: Annotated[str, typer.Argument(help="mnist, digits, or the path of your images.")],
     network: Annotated[
-        str | None, typer.Option(help="A network by name, or a .keras file. [default: deep]")
+        str | None,
+        typer.Option(help="A network by name, or a .keras file. [default: deep; own images: normalized]"),
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="Settings under one name: swift.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Settings under one name: exercise, swift, photographs, images.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images. [default: 10]")] = None,
+    within: Annotated[
+        str | None,
+        typer.Option(help="Train until this time after the start, the rate annealed: 60s, 2m, 1h."),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(help="Stop when the validation accuracy is reached: 99%.")
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after so many epochs without a better validation; keep the best.")
+    ] = None,
+    monitor: Annotated[
+        str | None, typer.Option(help="What --patience watches: loss or accuracy. [default: loss]")
+    ] = None,
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            help="none, digits, photographs, strong, or settings: shift=0.1,flip=horizontal (also rotate, "
+            "zoom, erase, contrast, mixup, cutmix). [default: none; own colour images: photographs]"
+        ),
+    ] = None,
+    class_weights: Annotated[
+        str | None, typer.Option(help="none, or balanced: rare classes count as much. [default: none]")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step. [default: 128]")] = None,
     optimizer: Annotated[str | None, typer.Option(help="adam, sgd, adamw, … [default: adam]")] = None,
     learning_rate: Annotated[
         float | None, typer.Option(help="The highest one, where it changes. [default: the optimizer's]")
     ] = None,
+    find_learning_rate: Annotated[
+        bool | None,
+        typer.Option("--find-learning-rate", help="Find the learning rate first, by a range test."),
+    ] = None,
     schedule: Annotated[
-        str | None, typer.Option(help="constant, one-cycle or cosine. [default: constant]")
+        str | None,
+        typer.Option(help="constant, one-cycle, cosine or plateau. [default: constant; --within: one-cycle]"),
     ] = None,
     label_smoothing: Annotated[float | None, typer.Option(help="From 0 to below 1. [default: 0]")] = None,
     validation_share: Annotated[
@@ -53,32 +89,48 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The first seed. [default: 1338]")] = None,
     seeds: Annotated[int, typer.Option(help="Train this often, each time with the next seed.")] = 1,
+    preflight: Annotated[
+        bool, typer.Option(help="First let a copy of the network learn one batch by heart.")
+    ] = True,
     out: Annotated[Path, typer.Option(help="The folder in which runs are written.")] = Path("runs"),
     report: Annotated[bool, typer.Option(help="Write report.html for each run.")] = True,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Train a network on a dataset and write a run; with --seeds, show mean and spread.
 
-    Example: convscope train mnist --recipe swift --seeds 10
+    Example: convscope train my-photographs --within 2m
     """
     from convscope.data.catalog import load
     from convscope.exercise import run_several
+    from convscope.experiment import ExperimentConfig
+    from convscope.recipes import recipe as find_recipe
+    from convscope.recipes import suggest
     from convscope.training.progress import progress_listener
 
     if seeds < 1:
         raise UsageError(sentence("seeds of at least 1", seeds))
-    reading: dict[str, Any] = {"size": size} if size else {}
-    config = _configure(
-        recipe,
-        network=_absolute(network), data=_absolute(data), reading=reading, resize=resize,
-        validation_share=validation_share, scaling=scaling, data_format=data_format,
+    _refuse_both("--within", within, "--epochs", epochs)
+    _refuse_both("--find-learning-rate", find_learning_rate, "--learning-rate", learning_rate)
+    chosen = _Choices(
+        experiment={
+            "network": _absolute(network), "data": _absolute(data), "resize": resize, "scaling": scaling,
+            "validation_share": validation_share, "data_format": data_format, "preflight": preflight,
+            "reading": {"size": size} if size else {},
+            "augmentation": read_augmentation(augment) if augment else None,
+        },
         training={
             "epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "schedule": schedule,
-            "learning_rate": learning_rate, "label_smoothing": label_smoothing, "seed": seed,
-            "engine": engine, "precision": precision, "deterministic": deterministic,
+            "learning_rate": learning_rate, "find_learning_rate": find_learning_rate,
+            "label_smoothing": label_smoothing, "class_weights": class_weights, "patience": patience,
+            "monitor": monitor, "within": read_duration(within) if within else None,
+            "until": read_share(until) if until else None, "seed": seed, "engine": engine,
+            "precision": precision, "deterministic": deterministic,
         },
     )  # fmt: skip
-    dataset = load(data, resize=config.resize, **reading)
+    base = find_recipe(recipe) if recipe else None
+    early = chosen.applied_to(base or ExperimentConfig())  # a wrong name is told before images are read
+    dataset = load(data, resize=early.resize, **early.reading)
+    config = chosen.applied_to(base or suggest(dataset, early.network if network else None))
     if not json:
         show_data(dataset)
     results = run_several(
@@ -90,9 +142,10 @@ def train(
         listeners=() if json else progress_listener("auto"),
         on_result=(lambda _result: None) if json else show_result,
         with_report=report,
+        began=_BEGAN,
     )
     if json:
-        show_json(_as_json(dataset.name, results))
+        show_json({**_as_json(dataset.name, results), "left_out": dict(dataset.left_out)})
     elif seeds > 1:
         _show_spread(dataset.name, results)
 
@@ -105,6 +158,9 @@ def resume(
 
     Example: convscope resume runs/20260131-120000-train-mnist/deep
     """
+    from convscope.runs import open_unfinished
+
+    open_unfinished(run)  # a wrong path is answered before Keras is loaded
     from convscope.experiment import resume_experiment
     from convscope.training.progress import progress_listener
 
@@ -120,15 +176,28 @@ def _absolute(name: str | None) -> str | None:
     return str(Path(name).resolve()) if name and Path(name).exists() else name
 
 
-def _configure(recipe: str | None, *, training: dict[str, Any], **settings: Any) -> ExperimentConfig:
-    """Take a recipe or the defaults, and replace what the command line sets."""
-    from convscope.experiment import ExperimentConfig
-    from convscope.recipes import recipe as find_recipe
+def _refuse_both(name: str, value: object, other: str, value_of_other: object) -> None:
+    """Refuse two options of which each decides what the other one does."""
+    if value is not None and value_of_other is not None:
+        raise UsageError(sentence(f"{name} or {other}", "both", "Leave out one of the two."))
 
-    base = find_recipe(recipe) if recipe else ExperimentConfig()
-    chosen = replace(base.training, **{name: value for name, value in training.items() if value is not None})
-    given = {name: value for name, value in settings.items() if value is not None}
-    return replace(base, training=chosen, **given)
+
+@dataclass(frozen=True)
+class _Choices:
+    """What a person has set on the command line; None stands for what they left open."""
+
+    experiment: dict[str, Any]
+    training: dict[str, Any]
+
+    def applied_to(self, base: ExperimentConfig) -> ExperimentConfig:
+        """Replace in a configuration what was set."""
+        training = {name: value for name, value in self.training.items() if value is not None}
+        if "within" in training and base.training.schedule == "constant":
+            training = {"schedule": "one-cycle", **training}  # a deadline is there to be annealed to
+        if "find_learning_rate" in training:
+            training["learning_rate"] = None
+        given = {name: value for name, value in self.experiment.items() if value is not None}
+        return replace(base, training=replace(base.training, **training), **given)
 
 
 def _with_seeds(config: ExperimentConfig, seeds: int) -> dict[str, ExperimentConfig]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from convscope.augmentation import Augmentation
 from convscope.errors import UsageError, sentence, unknown_name
 from convscope.networks import NETWORKS
 from convscope.preprocessing import DATA_FORMATS, RESIZES, SCALINGS
@@ -31,6 +32,10 @@ class ExperimentConfig:
         The share of the training images held back for validation; 0 trains on all of them.
     stratify : bool
         Keep the classes' proportions in both parts.
+    augmentation : Augmentation
+        What may happen to training images; validation and evaluation never see it.
+    preflight : bool
+        Let a copy of the network learn one batch by heart first, and refuse a network that cannot.
     optimizer_settings : mapping
         Arguments of the Keras optimizer beside its learning rate, such as ``beta_1``.
     training : TrainingConfig
@@ -57,6 +62,8 @@ class ExperimentConfig:
     resize: str = "letterbox"
     validation_share: float = 0.3
     stratify: bool = True
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    preflight: bool = False
     optimizer_settings: Mapping[str, Any] = field(default_factory=dict)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
@@ -100,4 +107,8 @@ class ExperimentConfig:
         for name in values:
             if name not in known:
                 raise unknown_name("experiment setting", name, known)
-        return cls(**{**values, "training": TrainingConfig.from_dict(values.get("training", {}))})
+        read = {
+            "training": TrainingConfig.from_dict(values.get("training", {})),
+            "augmentation": Augmentation.from_dict(values.get("augmentation", {})),
+        }
+        return cls(**{**values, **read})

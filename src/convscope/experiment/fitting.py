@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from convscope.data.catalog import Split
 from convscope.evaluation import Evaluation
 from convscope.experiment.config import ExperimentConfig
 from convscope.experiment.preparation import Prepared
+from convscope.experiment.steering import Timetable, class_weights, steer
 from convscope.preprocessing import one_hot
-from convscope.training.events import EpochEnd, Event, Listener
-from convscope.training.schedule import Schedule, make_schedule
+from convscope.training.events import EpochEnd, Event, Listener, TrainBegin, tell
 from convscope.training.state import TrainingState
 
 if TYPE_CHECKING:
@@ -37,6 +36,7 @@ def train(
     listeners: Sequence[Listener] = (),
     state: TrainingState | None = None,
     plan: Mapping[str, Any] | None = None,
+    timetable: Timetable | None = None,
 ) -> Training:
     """Train a compiled model on the prepared data, validating each epoch.
 
@@ -47,13 +47,15 @@ def train(
     prepared : Prepared
         The data.
     config : ExperimentConfig
-        Epochs, batch size, seed, engine.
+        What was asked for.
     listeners : sequence of callables
         Each receives every training event.
     state : TrainingState, optional
         Where to go on.
     plan : mapping, optional
         The fast engine's plan of an earlier run, to be used again.
+    timetable : Timetable, optional
+        Where there is a deadline.
 
     Returns
     -------
@@ -62,7 +64,6 @@ def train(
     """
     from convscope.training.fit import fit
 
-    settings = config.training
     classes = len(prepared.class_names)
     history = {name: list(values) for name, values in state.history.items()} if state else {}
 
@@ -71,30 +72,59 @@ def train(
             for name, value in event.logs.items():
                 history.setdefault(name, []).append(float(value))
 
-    begin = time.perf_counter()
+    began = time.perf_counter()
     interrupted = False
+    steering = steer(model, config, len(prepared.train), history, timetable)
     try:
         fit(
             model,
-            *_arrays(prepared.train, classes),
+            *training_arrays(prepared),
             validation_data=_arrays(prepared.validation, classes) if prepared.validation else None,
-            preprocess=prepared.preprocess,
-            batch_size=settings.batch_size,
-            epochs=settings.epochs,
-            seed=settings.seed,
-            schedule=_schedule(model, config, len(prepared.train)),
-            engine=settings.engine,
-            precision=settings.precision,
-            deterministic=settings.deterministic,
+            epochs=steering.epochs,
+            schedule=steering.schedule,
+            callbacks=steering.callbacks,
             plan=plan,
             resume_from=state,
-            listeners=[remember, *listeners],
+            listeners=[remember, *_expecting(timetable, listeners)],
             on_divergence="raise",
             verbose=0,
+            **fit_arguments(config, prepared),
         )
     except KeyboardInterrupt:
         interrupted = True
-    return Training(history, time.perf_counter() - begin, interrupted)
+    return Training(history, time.perf_counter() - began, interrupted)
+
+
+def training_arrays(prepared: Prepared) -> tuple[Any, Any]:
+    """Return the images that are trained on, uint8 ``(n, h, w, c)``, and their one-hot targets."""
+    return _arrays(prepared.train, len(prepared.class_names))
+
+
+def fit_arguments(config: ExperimentConfig, prepared: Prepared) -> dict[str, Any]:
+    """Gather the arguments of ``fit`` that a rehearsal shares with the training itself."""
+    training = config.training
+    return {
+        "batch_size": training.batch_size,
+        "seed": training.seed,
+        "engine": training.engine,
+        "precision": training.precision,
+        "deterministic": training.deterministic,
+        "preprocess": prepared.preprocess,
+        "augment": config.augmentation,
+        "class_weight": class_weights(config, prepared),
+    }
+
+
+def _expecting(timetable: Timetable | None, listeners: Sequence[Listener]) -> list[Listener]:
+    """Tell listeners how many epochs are expected, where the time alone decides."""
+    if timetable is None:
+        return list(listeners)
+    epochs = timetable.epochs
+
+    def expect(event: Event) -> None:
+        tell(tuple(listeners), replace(event, epochs=epochs) if isinstance(event, TrainBegin) else event)
+
+    return [expect]
 
 
 def evaluate_parts(model: keras.Model, prepared: Prepared) -> dict[str, Evaluation]:
@@ -127,10 +157,3 @@ def evaluate_parts(model: keras.Model, prepared: Prepared) -> dict[str, Evaluati
 def _arrays(part: Split, classes: int) -> tuple[Any, Any]:
     """Return images and one-hot targets."""
     return part.images, one_hot(part.labels, classes)
-
-
-def _schedule(model: keras.Model, config: ExperimentConfig, images: int) -> Schedule | None:
-    """Stretch the schedule over all steps of the training."""
-    training = config.training
-    steps = training.epochs * math.ceil(images / training.batch_size)
-    return make_schedule(training.schedule, float(model.optimizer.learning_rate), steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,13 @@ from convscope.evaluation import Evaluation, test_door
 from convscope.experiment.config import ExperimentConfig
 from convscope.experiment.fitting import evaluate_parts, train
 from convscope.experiment.keeping import Keeper, stop_on_signals
+from convscope.experiment.rehearsing import rehearse
 from convscope.experiment.session import Session, begin_session, describe_run
+from convscope.experiment.steering import Timetable, say_how_it_ended
 from convscope.experiment.writing import write_evaluation, write_figures, write_statistics, write_training
 from convscope.report import write_report
 from convscope.report.source import CONSULTATIONS
-from convscope.runs import RUN_FILE, RunDirectory, create_run, open_run
+from convscope.runs import RUN_FILE, RunDirectory, create_run, open_unfinished
 from convscope.training.events import Listener, Notice, tell
 from convscope.training.state import TrainingState
 
@@ -66,6 +69,7 @@ def run_experiment(
     command: Sequence[str] = (),
     *,
     with_report: bool = True,
+    began: float | None = None,
 ) -> Result:
     """Do a whole experiment and write its run directory.
 
@@ -83,6 +87,8 @@ def run_experiment(
         The command line that led here, for the record.
     with_report : bool
         Write ``report.html`` too, which takes some seconds.
+    began : float, optional
+        When the time of a deadline began to count, by ``time.perf_counter``; now, unless given.
 
     Returns
     -------
@@ -98,9 +104,11 @@ def run_experiment(
         If a person stopped the training; a run with status ``interrupted`` is left, without an evaluation,
         and can be resumed.
     """
+    began = time.perf_counter() if began is None else began
     with create_run(target) as run, training_lock(run):
         session = begin_session(config, dataset, listeners)
         record = describe_run(session, dataset) | {"command": shlex.join(command), "status": "running"}
+        session = rehearse(session, run, record, listeners, began=began, with_report=with_report)
         return _train_and_finish(run, session, record, listeners, with_report=with_report)
 
 
@@ -129,10 +137,10 @@ def resume_experiment(path: str | Path, listeners: Sequence[Listener] = ()) -> R
     InterruptedRunError
         If a person stops the training again.
     """
-    run = open_run(path)
+    run = open_unfinished(path)
     record = run.read_json(RUN_FILE)
     with training_lock(run):
-        state, seconds = _resumable(run, record)
+        state, seconds = _resumable(run)
         dataset = load_again(record["data"])
         session = begin_session(ExperimentConfig.from_json(record["config"]), dataset, listeners)
         _refuse_differences(record, describe_run(session, dataset))
@@ -154,7 +162,10 @@ def _train_and_finish(
     try:
         with stop_on_signals() as stop_asked:
             keeper = Keeper(run, record, stop_asked, seconds)
-            training = train(model, prepared, session.config, [*listeners, keeper], state, record.get("plan"))
+            timetable = Timetable(**record["timetable"]) if "timetable" in record else None
+            training = train(
+                model, prepared, session.config, [*listeners, keeper], state, record.get("plan"), timetable
+            )
     except DivergedError:
         if run.published:
             run.write_json(RUN_FILE, record | {"status": "diverged"})
@@ -167,6 +178,8 @@ def _train_and_finish(
         run.publish()
         hint = f"`convscope resume {run.path}` goes on."
         raise InterruptedRunError(f"Interrupted. {run.path} holds the network as it was then. {hint}")
+    for line in say_how_it_ended(session.config.training, training.history):
+        tell(tuple(listeners), Notice(line))
     run.write_json(CONSULTATIONS, test_door.consult(None, "final evaluation", by="train"))
     evaluations = evaluate_parts(model, prepared)
     write_evaluation(run, evaluations)
@@ -198,10 +211,8 @@ def _report(run: RunDirectory, session: Session, listeners: Sequence[Listener]) 
         tell(tuple(listeners), Notice(f"The report could not be written: {type(error).__name__}: {error}"))
 
 
-def _resumable(run: RunDirectory, record: dict[str, Any]) -> tuple[TrainingState, float]:
+def _resumable(run: RunDirectory) -> tuple[TrainingState, float]:
     """Read the state to go on from."""
-    if record.get("status") == "completed":
-        raise RunError(sentence(f"an unfinished run at {run.path}", "a completed one"))
     arrays = load_checkpoint(run.path)
     if arrays is None:
         raise RunError(sentence(f"a checkpoint in {run.path}", "none", "Train anew."))

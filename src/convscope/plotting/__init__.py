@@ -1,9 +1,9 @@
 """Arrays → matplotlib Figures; nothing here loads data or computes a metric.
 
 Every function returns its Figure, works without a display, and shows it once in a notebook. One room for
-each thing that is drawn: history, confusion, probability, images, sheets (of images), curves, comparing;
-and, for what inspection finds, features, attributions, embeddings, recomputed, health. The common look is
-in style.
+each thing that is drawn: history, rates, confusion, probability, images, sheets (of images), curves,
+comparing; and, for what inspection finds, features, attributions, embeddings, recomputed, health. The common
+look is in style.
 """
 
 from convscope.plotting.attributions import plot_attribution, plot_faithfulness
@@ -21,6 +21,7 @@ from convscope.plotting.health import plot_health
 from convscope.plotting.history import plot_history
 from convscope.plotting.images import plot_errors, plot_predictions
 from convscope.plotting.probability import plot_probability
+from convscope.plotting.rates import plot_rate_search
 from convscope.plotting.recomputed import plot_recomputed
 from convscope.plotting.sheets import plot_contact_sheet, plot_examples, plot_label_issues
 from convscope.plotting.style import STYLE, embedded, png_bytes, save_figure
@@ -48,6 +49,7 @@ __all__ = [
     "plot_precision_recall",
     "plot_predictions",
     "plot_probability",
+    "plot_rate_search",
     "plot_recomputed",
     "plot_reliability",
     "plot_roc",

@@ -81,13 +81,15 @@ class CallbackMemory:
                 setattr(self._callbacks[name], attribute, _decode(arrays))
 
     def read(self) -> Arrays:
-        """Copy what the callbacks remember now.
+        """Copy what the callbacks remember now; one that has an ``on_snapshot`` is told before.
 
         Returns
         -------
         dict of str to ndarray
             Keys are ``class-number/attribute/part``.
         """
+        for callback in self._callbacks.values():
+            getattr(callback, "on_snapshot", lambda: None)()
         return {
             f"{name}/{attribute}/{part}": array
             for name, callback in self._callbacks.items()

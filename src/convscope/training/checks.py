@@ -81,7 +81,7 @@ def require_fitting_targets(model: keras.Model, data: Input | None) -> None:
         return
     if isinstance(data.y, np.ndarray) and data.y.dtype.kind not in "fiub":
         raise UsageError(sentence("numbers as targets", f"an array of type {data.y.dtype}"))
-    shape, loss = _single_shape(model, "outputs"), _loss_name(model)
+    shape, loss = _single_shape(model, "outputs"), loss_name(model)
     if shape is None or len(shape) != 1 or shape[0] in (None, 1):
         return
     classes, found = shape[0], tuple(data.y.shape)
@@ -99,6 +99,34 @@ def require_fitting_targets(model: keras.Model, data: Input | None) -> None:
         raise UsageError(sentence(f"class numbers from 0 to {classes - 1}, one for each output", wrong))
 
 
+def loss_name(model: keras.Model) -> str:
+    """Name the compiled loss as Keras's functions are named; empty for what is not looked at.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Compiled.
+
+    Returns
+    -------
+    str
+        Such as ``categorical_crossentropy``.
+
+    Examples
+    --------
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> model.compile("sgd", keras.losses.MeanSquaredError())
+    >>> loss_name(model)
+    'mean_squared_error'
+    """
+    loss = model.loss
+    if isinstance(loss, str):
+        loss = None if loss in ("crossentropy", "ce") else keras.losses.get(loss)
+    if getattr(loss, "_fn_kwargs", {}).get("ignore_class") is not None:
+        return ""
+    return str(getattr(getattr(loss, "fn", loss), "__name__", ""))
+
+
 def _single_shape(model: keras.Model, side: str) -> Shape | None:
     """Give the shape of the only input or output, without the batch axis; None where there is none."""
     tensors = getattr(model, side, None) if model.built else None
@@ -109,13 +137,3 @@ def _matches(found: tuple[int, ...], expected: Shape) -> bool:
     return len(found) == len(expected) and all(
         e is None or f == e for f, e in zip(found, expected, strict=True)
     )
-
-
-def _loss_name(model: keras.Model) -> str:
-    """Name the compiled loss as Keras's functions are named; empty for what is not looked at."""
-    loss = model.loss
-    if isinstance(loss, str):
-        loss = None if loss in ("crossentropy", "ce") else keras.losses.get(loss)
-    if getattr(loss, "_fn_kwargs", {}).get("ignore_class") is not None:
-        return ""
-    return str(getattr(getattr(loss, "fn", loss), "__name__", ""))

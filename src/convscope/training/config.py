@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -11,6 +12,8 @@ from convscope.training import schedule
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", "adagrad", "nadam", "lion")
 ENGINES = ("auto", "fast", "keras")
+CLASS_WEIGHTS = ("none", "balanced")
+MONITORS = ("loss", "accuracy")
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
@@ -27,9 +30,22 @@ class TrainingConfig:
     learning_rate : float or None
         The constant or the highest rate; None for the optimizer's own default.
     schedule : str
-        ``constant``, ``one-cycle`` or ``cosine``.
+        ``constant``, ``one-cycle``, ``cosine`` or ``plateau``.
+    find_learning_rate : bool
+        Look for the learning rate by a range test before the training, where none is given.
     label_smoothing : float
         Between 0 and 1, 1 excluded.
+    class_weights : str
+        ``none``, or ``balanced``: all classes matter alike, however many images they have.
+    within : float or None
+        Seconds from the run's begin in which the training is to end; the epochs follow from them, not from
+        ``epochs``.
+    until : float or None
+        The validation accuracy, above 0 to 1, at which the training stops.
+    patience : int or None
+        Stop after so many epochs without a better validation, and take the best weights.
+    monitor : str
+        What ``patience`` watches on the validation images: ``loss`` or ``accuracy``.
     seed : int
         At least 0; order, masks and initial weights follow it.
     engine, precision : str
@@ -55,7 +71,13 @@ class TrainingConfig:
     optimizer: str = "adam"
     learning_rate: float | None = None
     schedule: str = "constant"
+    find_learning_rate: bool = False
     label_smoothing: float = 0.0
+    class_weights: str = "none"
+    within: float | None = None
+    until: float | None = None
+    patience: int | None = None
+    monitor: str = "loss"
     seed: int = 1338
     engine: str = "auto"
     precision: str = "auto"
@@ -66,13 +88,21 @@ class TrainingConfig:
         for name in ("epochs", "batch_size"):
             require_count(name, getattr(self, name), 1)
         require_count("seed", self.seed, 0)
-        if self.learning_rate is not None and not self.learning_rate > 0:
+        if self.patience is not None:
+            require_count("patience", self.patience, 1)
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise UsageError(sentence("a learning rate above 0", self.learning_rate))
+        if self.within is not None and not 0 < self.within < math.inf:
+            raise UsageError(sentence("a time above 0 s", self.within))
+        if self.until is not None and not 0 < self.until <= 1:
+            raise UsageError(sentence("an accuracy above 0 % and up to 100 %", f"{self.until:.6g}"))
         if not 0 <= self.label_smoothing < 1:
             raise UsageError(sentence("label smoothing from 0 to below 1", self.label_smoothing))
         for kind, name, valid in (
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("schedule", self.schedule, schedule.NAMES),
+            ("class weight", self.class_weights, CLASS_WEIGHTS),
+            ("monitor", self.monitor, MONITORS),
             ("engine", self.engine, ENGINES),
             ("precision", self.precision, PRECISIONS),
         ):

@@ -7,13 +7,13 @@ networks or optimizers, so that it can be drawn, tested and resumed anywhere.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from convscope.errors import UsageError, sentence, unknown_name
 
-NAMES = ("constant", "one-cycle", "cosine")
+NAMES = ("constant", "one-cycle", "cosine", "plateau")
 
 
 @dataclass(frozen=True)
@@ -142,17 +142,79 @@ class OneCycle:
         return Rate(_between(start, end, share), _between(momentum_start, momentum_end, share))
 
 
-def make_schedule(name: str, learning_rate: float, steps: int) -> Schedule | None:
+@dataclass(frozen=True)
+class Plateau:
+    """A rate that falls each time that the loss has not fallen for a while; see :func:`plateau_rate`.
+
+    Parameters
+    ----------
+    learning_rate : float
+        The rate of the first epoch.
+    history : mapping of str to list of float
+        Grows while the network trains; ``val_loss`` is watched, or ``loss`` where there is no validation.
+
+    Examples
+    --------
+    >>> history = {"val_loss": [0.5, 0.4]}
+    >>> rate = Plateau(0.01, history)
+    >>> history["val_loss"] += [0.41, 0.42]
+    >>> rate(100).learning_rate
+    0.005
+    """
+
+    learning_rate: float
+    history: Mapping[str, Sequence[float]]
+
+    def __call__(self, step: int) -> Rate:  # noqa: ARG002  a schedule takes the step even if it needs none
+        """Give the rate of one step."""
+        watched = self.history.get("val_loss", self.history.get("loss", ()))
+        return Rate(plateau_rate(watched, self.learning_rate))
+
+
+@dataclass(frozen=True)
+class Exponential:
+    """From a low to a high rate, by the same factor at each step: the range test of a learning rate.
+
+    Smith, "Cyclical Learning Rates for Training Neural Networks" (2017), section 3.3; by factors, not by
+    differences, because rates that are worth a look lie decades apart.
+
+    Examples
+    --------
+    >>> rise = Exponential(1e-4, 1e-2, steps=3)
+    >>> [round(rise(step).learning_rate, 6) for step in range(3)]
+    [0.0001, 0.001, 0.01]
+    """
+
+    low: float
+    high: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        """Refuse a schedule that cannot be."""
+        _require_length(self.steps - 1)
+        if not 0 < self.low < self.high:
+            raise UsageError(sentence("a low rate above 0 and a higher one", (self.low, self.high)))
+
+    def __call__(self, step: int) -> Rate:
+        """Give the rate of one step."""
+        return Rate(self.low * (self.high / self.low) ** (step / (self.steps - 1)))
+
+
+def make_schedule(
+    name: str, learning_rate: float, steps: int, history: Mapping[str, Sequence[float]] | None = None
+) -> Schedule | None:
     """Make a schedule by name.
 
     Parameters
     ----------
     name : str
-        ``constant``, ``one-cycle`` or ``cosine``.
+        ``constant``, ``one-cycle``, ``cosine`` or ``plateau``.
     learning_rate : float
-        The constant or the highest learning rate, above 0.
+        The constant, the first or the highest learning rate, above 0.
     steps : int
         Steps of the whole training.
+    history : mapping of str to list of float or None
+        What ``plateau`` watches, see :class:`Plateau`.
 
     Returns
     -------
@@ -177,6 +239,8 @@ def make_schedule(name: str, learning_rate: float, steps: int) -> Schedule | Non
         raise unknown_name("schedule", name, NAMES)
     if name == "constant":
         return None
+    if name == "plateau":
+        return Plateau(learning_rate, {} if history is None else history)
     if name == "cosine":
         return Cosine(learning_rate, steps)
     return OneCycle(learning_rate, steps)

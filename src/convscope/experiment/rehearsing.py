@@ -1,0 +1,172 @@
+"""What happens between a session's beginning and its training: trials on copies of the network."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from convscope import plotting
+from convscope.data.catalog import Split
+from convscope.experiment.fitting import fit_arguments, training_arrays
+from convscope.experiment.session import Session
+from convscope.experiment.steering import Timetable, require_validation
+from convscope.runs import RunDirectory
+from convscope.training.events import Listener, Notice, tell
+
+# What a run takes beside training and prediction: its files, its figures, and its report; seconds of one
+# core as fast as those of 2024, which are stretched by how long this process has had to wait for its own.
+_WRITING_SECONDS = 1.8
+_REPORT_SECONDS = 2.6
+_MOST_WAITING = 4.0
+_USUAL_SHARE = 0.85  # of the time goes to the training, if that much is left, though the rest comes late then
+_LEAST_SHARE = 0.25  # of the time goes to the training, even if it ends too late then
+_IMPORTED, _COMPUTED_AT_IMPORT = time.perf_counter(), time.process_time()
+
+
+def rehearse(
+    session: Session,
+    run: RunDirectory,
+    record: dict[str, Any],
+    listeners: Sequence[Listener] = (),
+    *,
+    began: float | None = None,
+    with_report: bool = True,
+) -> Session:
+    """Try out what was asked for: preflight, learning rate, throughput; all on copies of the network.
+
+    Parameters
+    ----------
+    session : Session
+        At its beginning.
+    run : RunDirectory
+        Where the figure of the learning rates is kept.
+    record : dict
+        What ``run.json`` holds; the rate that was found and the timetable are added to it.
+    listeners : sequence of callables
+        Told what was found.
+    began : float, optional
+        When the time began to count, by ``time.perf_counter``; now, unless given.
+    with_report : bool
+        Whether the time must suffice for a report too.
+
+    Returns
+    -------
+    Session
+        With the learning rate that was found.
+
+    Raises
+    ------
+    UsageError
+        If the network cannot be trained, or there is nothing to stop by.
+    """
+    began = time.perf_counter() if began is None else began
+    training = session.config.training
+
+    def say(text: str) -> None:
+        tell(tuple(listeners), Notice(text))
+
+    require_validation(training, session.prepared)
+    if session.config.preflight:
+        _preflight(session, say)
+    if training.find_learning_rate and training.learning_rate is None:
+        session = _find_learning_rate(session, run, say)
+        record["config"] = session.config.to_json()
+    if training.within is not None:
+        timetable, plan = _measure(session, training.within, began, with_report)
+        say(_say_timetable(timetable, training.within))
+        record["timetable"], record["plan"] = asdict(timetable), plan
+    return session
+
+
+def _preflight(session: Session, say: Callable[[str], None]) -> None:
+    from convscope.training.preflight import preflight
+
+    prepared, engine = session.prepared, session.config.training.engine
+    x, y = training_arrays(prepared)
+    trial = preflight(session.model, x, y, preprocess=prepared.preprocess, engine=engine)
+    if trial.learned is None:
+        say(f"preflight: {trial.steps} steps were too few to tell whether the network learns")
+    else:
+        say(f"preflight: the network learned {trial.images} images by heart in {trial.steps} steps")
+
+
+def _find_learning_rate(session: Session, run: RunDirectory, say: Callable[[str], None]) -> Session:
+    from convscope.training.rate_search import find_learning_rate
+
+    x, y = training_arrays(session.prepared)
+    search = find_learning_rate(session.model, x, y, **fit_arguments(session.config, session.prepared))
+    session.model.optimizer.learning_rate = search.found
+    subject = f"{session.model.name} on {session.dataset.name}"
+    figure = plotting.plot_rate_search(search.rates, search.losses, search.smoothed, search.found)
+    figure.suptitle(f"{subject}: {figure.get_suptitle()}")
+    run.write_bytes("figures/learning-rate.png", plotting.png_bytes(figure))
+    say(
+        f"learning rate: {search.found:.2g}, a tenth of the rate at which the loss was lowest in "
+        f"{len(search.rates)} steps from {search.rates[0]:.0e} to {search.rates[-1]:.2g}"
+    )
+    training = replace(session.config.training, learning_rate=search.found)
+    return replace(session, config=replace(session.config, training=training))
+
+
+def _measure(session: Session, within: float, began: float, with_report: bool) -> tuple[Timetable, Any]:
+    """Measure how fast the training goes, and divide the time."""
+    from convscope.training.rehearsal import measure_throughput
+
+    prepared = session.prepared
+    x, y = training_arrays(prepared)
+    speed = measure_throughput(
+        session.model, x, y, seconds=min(1.5, within / 40), **fit_arguments(session.config, session.prepared)
+    )
+    held_back = _count(prepared.validation)
+    evaluated = (held_back + len(prepared.test)) * speed.image_seconds
+    writing = (_WRITING_SECONDS + _REPORT_SECONDS * with_report) * _waiting()
+    left = within - (time.perf_counter() - began)
+    seconds = divide_time(within, left, evaluated + writing)
+    steps = math.ceil(len(prepared.train) / session.config.training.batch_size)
+    epochs = max(1, round(seconds / speed.epoch_seconds(steps, held_back)))
+    return Timetable(seconds, held_back * speed.image_seconds, epochs), speed.plan
+
+
+def divide_time(within: float, left: float, afterwards: float) -> float:
+    """Give the training its part of the time.
+
+    Parameters
+    ----------
+    within : float
+        Seconds that were asked for.
+    left : float
+        What is left of them when the training begins.
+    afterwards : float
+        What evaluation and files are expected to take.
+
+    Returns
+    -------
+    float
+        So many seconds that all is done in time; but no less than a usual share, as long as the training
+        itself ends in time; but no less than a least share.
+
+    Examples
+    --------
+    >>> divide_time(600, left=590, afterwards=10), divide_time(60, left=55, afterwards=6)
+    (580, 51.0)
+    """
+    return max(min(left, max(left - afterwards, _USUAL_SHARE * within)), _LEAST_SHARE * within)
+
+
+def _waiting() -> float:
+    """Count the seconds that pass for each that this process computes: more than 1 on a busy machine."""
+    computed = time.process_time() - _COMPUTED_AT_IMPORT
+    passed = time.perf_counter() - _IMPORTED
+    return min(max(passed / computed, 1.0), _MOST_WAITING) if computed else 1.0
+
+
+def _count(part: Split | None) -> int:
+    return 0 if part is None else len(part)
+
+
+def _say_timetable(timetable: Timetable, within: float) -> str:
+    many = "1 epoch" if timetable.epochs == 1 else f"{timetable.epochs} epochs"
+    return f"deadline: {timetable.seconds:.0f} of the {within:g} s are left for the training, about {many}"

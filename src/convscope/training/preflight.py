@@ -1,0 +1,232 @@
+"""Seconds before an hour: whether a network learns at all, from these images, with this loss.
+
+It looks at what the network puts out, and lets a copy learn one batch by heart. Every network can do that
+whose loss, output and labels fit together; one that cannot would waste the whole training.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from convscope.errors import UsageError, sentence
+from convscope.training.checks import loss_name
+from convscope.training.events import EpochEnd, Event
+from convscope.training.fit import fit, predict
+from convscope.training.rehearsal import copied, untouched_randomness
+
+IMAGES = 32
+STEPS = 60
+_FEWEST_STEPS = 20  # below these nothing is said of a network that has not learned
+_RATES = (1e-3, 1e-2)
+_ENOUGH_LOSS = 0.7  # of the loss at the beginning, or of guessing
+_ENOUGH_ACCURACY = 0.9
+_NO_FALL = 0.97  # a loss above this share of the first one has not moved
+_TOLERANCE = 1e-3  # of probabilities, which some compute in bfloat16
+_CATEGORICAL = ("categorical_crossentropy", "sparse_categorical_crossentropy")
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """How the trial went.
+
+    Attributes
+    ----------
+    images, steps : int
+        Images of the batch, and steps done with it.
+    first_loss, last_loss : float
+        Before the first step, and after the last one.
+    accuracy : float
+        On the batch, at the end.
+    learned : bool or None
+        None where it could not be told: the loss fell, but not far in the steps that there was time for.
+    """
+
+    images: int
+    steps: int
+    first_loss: float
+    last_loss: float
+    accuracy: float
+    learned: bool | None
+
+
+@untouched_randomness()
+def preflight(
+    model: keras.Model,
+    x: Any,
+    y: Any,
+    *,
+    preprocess: Any = None,
+    engine: str = "auto",
+    seconds: float = 4.0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Preflight:
+    """Refuse a network whose loss, output and labels do not fit together, within about five seconds.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Compiled and built, with one output for each class; its weights and all random generators are left
+        as they are.
+    x, y : arrays
+        As for :func:`convscope.fit`.
+    preprocess : Preprocess or None
+        Then ``x`` holds raw uint8 images.
+    engine : {"auto", "fast", "keras"}
+        As for :func:`convscope.fit`.
+    seconds : float
+        No further step is begun after these.
+    clock : callable
+        Gives seconds.
+
+    Returns
+    -------
+    Preflight
+        How it went, where nothing is wrong.
+
+    Raises
+    ------
+    UsageError
+        When the output is not what the loss expects, nothing is left to train, or the network cannot learn
+        a batch by heart.
+
+    Examples
+    --------
+    >>> layers = [keras.Input((4,)), keras.layers.Dense(2, activation="softmax")]
+    >>> model = keras.Sequential(layers)
+    >>> model.compile("adam", "categorical_crossentropy")
+    >>> x, y = np.eye(4, dtype=np.float32), np.eye(2, dtype=np.float32)[[0, 1, 0, 1]]
+    >>> preflight(model, x, y).learned
+    True
+    """
+    began = clock()
+    rows = spread_rows(np.asarray(y), IMAGES)
+    images, targets = np.asarray(x[rows]), np.asarray(y)[rows]
+    _require_something_to_train(model)
+    _require_fitting_outputs(model, predict(model, images, preprocess=preprocess, engine=engine))
+    found = None
+    for number, rate in enumerate(_RATES, start=1):
+        left = seconds * number / len(_RATES) - (clock() - began)
+        found = _learn_by_heart(model, images, targets, rate, preprocess, engine, clock, left)
+        if found.learned is not False:
+            return found
+    assert found is not None  # noqa: S101  there is more than one rate
+    hint = "Its loss, output and labels do not fit together; --no-preflight trains it all the same."
+    expected = f"a network that can learn {found.images} images by heart"
+    got = f"a loss of {found.last_loss:.3g} after {found.steps} steps, {found.first_loss:.3g} before them"
+    raise UsageError(sentence(expected, got, hint))
+
+
+def spread_rows(y: NDArray[Any], count: int) -> NDArray[np.int64]:
+    """Choose rows so that as many classes as possible are among them, in turns.
+
+    Parameters
+    ----------
+    y : ndarray of shape (n, classes), (n, 1) or (n,)
+        One-hot targets or class numbers.
+    count : int
+        How many to choose, at most.
+
+    Returns
+    -------
+    ndarray of int64
+        The first rows of each class, in ascending order.
+
+    Examples
+    --------
+    >>> spread_rows(np.array([0, 0, 0, 1, 2]), 3).tolist()
+    [0, 3, 4]
+    """
+    labels = y.argmax(axis=-1) if y.ndim > 1 and y.shape[-1] > 1 else y.reshape(len(y))
+    turns = np.empty(len(labels), np.int64)
+    for label in np.unique(labels):
+        mine = np.flatnonzero(labels == label)
+        turns[mine] = np.arange(len(mine))
+    return np.sort(np.argsort(turns, kind="stable")[:count])
+
+
+def _require_something_to_train(model: keras.Model) -> None:
+    if not model.trainable_variables:
+        hint = "Every layer is frozen, or has no weights: set trainable to True."
+        raise UsageError(sentence("a network with weights to train", "none", hint))
+
+
+def _require_fitting_outputs(model: keras.Model, outputs: NDArray[np.float32]) -> None:
+    """Hold what the network puts out against what its loss expects."""
+    if not np.isfinite(outputs).all():
+        hint = "Look at its weights and at the scaling of the images."
+        raise UsageError(sentence("finite outputs of the network", "NaN or infinity", hint))
+    loss, from_logits = loss_name(model), getattr(model.loss, "_fn_kwargs", {}).get("from_logits", False)
+    if loss not in _CATEGORICAL:
+        return
+    sums = outputs.sum(axis=-1)
+    inside = bool((outputs >= -_TOLERANCE).all() and (outputs <= 1 + _TOLERANCE).all())
+    shares = inside and bool(np.abs(sums - 1).max() <= _TOLERANCE * outputs.shape[-1])
+    if from_logits and shares:
+        hint = "Leave out its softmax, or from_logits=True."
+        raise UsageError(sentence(f"a network without softmax for {loss} from logits", "probabilities", hint))
+    if not from_logits and not shares:
+        found = f"numbers from {outputs.min():.3g} to {outputs.max():.3g} that add up to {sums.mean():.3g}"
+        hint = "End the network with softmax over the classes."
+        raise UsageError(sentence(f"probabilities that add up to 1 for {loss}", found, hint))
+
+
+def _learn_by_heart(
+    model: keras.Model,
+    images: NDArray[Any],
+    targets: NDArray[Any],
+    rate: float,
+    preprocess: Any,
+    engine: str,
+    clock: Callable[[], float],
+    seconds: float,
+) -> Preflight:
+    """Train a copy on one batch until it knows it, or the steps or the seconds are used up."""
+    losses: list[float] = []
+    accuracies: list[float] = []
+    chance = math.log(model.output_shape[-1]) if loss_name(model) in _CATEGORICAL else math.inf
+    began = clock()
+    with copied(model) as copy:
+        copy.compile(keras.optimizers.Adam(rate), loss=model.loss, metrics=["accuracy"])
+
+        def listen(event: Event) -> None:
+            if isinstance(event, EpochEnd):
+                losses.append(event.logs["loss"])
+                accuracies.append(event.logs["accuracy"])
+                copy.stop_training = _knows(losses, accuracies, chance) or clock() - began > seconds
+
+        fit(
+            copy,
+            images,
+            targets,
+            batch_size=len(images),
+            epochs=STEPS,
+            verbose=0,
+            seed=0,
+            engine=engine,
+            deterministic=True,
+            preprocess=preprocess,
+            listeners=[listen],
+        )
+    learned = True if _knows(losses, accuracies, chance) else None
+    if learned is None and len(losses) >= _FEWEST_STEPS and np.mean(losses[-3:]) > _NO_FALL * losses[0]:
+        learned = False
+    return Preflight(len(images), len(losses), losses[0], losses[-1], accuracies[-1], learned)
+
+
+def _knows(losses: list[float], accuracies: list[float], chance: float) -> bool:
+    """Say whether the batch is learned; the means of three steps, because dropout makes single ones jump.
+
+    The loss is held against the first one and against that of a network that guesses, the lower of them.
+    """
+    if len(losses) < 3:
+        return False
+    loss, accuracy = np.mean(losses[-3:]), np.mean(accuracies[-3:])
+    return bool(loss <= _ENOUGH_LOSS * min(losses[0], chance) or accuracy >= _ENOUGH_ACCURACY)

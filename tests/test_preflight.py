@@ -1,0 +1,151 @@
+"""The preflight: what cannot be trained is refused, what can be is not, and nothing is left behind."""
+
+import random
+
+import keras
+import numpy as np
+import pytest
+import torch
+from training_cases import identical, images, optimizer_values, weights
+
+import convscope
+from convscope.errors import UsageError
+from convscope.networks import NETWORKS
+from convscope.preprocessing import Preprocess, one_hot
+from convscope.training.preflight import preflight, spread_rows
+from convscope.training.rehearsal import measure_throughput
+
+X, Y = images(200)
+CLASSES = Y.shape[1]
+L = keras.layers
+
+
+def compiled(*layers, loss="categorical_crossentropy", optimizer="adam"):
+    keras.utils.set_random_seed(3)
+    model = keras.Sequential([keras.Input((8, 8, 1)), *layers])
+    model.compile(optimizer, loss)
+    return model
+
+
+def dense(activation=None, units=CLASSES, **settings):
+    return [L.Flatten(), L.Dense(units, activation=activation, **settings)]
+
+
+def frozen():
+    layers = dense("softmax")
+    layers[1].trainable = False
+    return compiled(*layers)
+
+
+def not_a_number():
+    model = compiled(*dense("softmax"))
+    model.layers[1].set_weights([np.full((64, CLASSES), np.nan), np.zeros(CLASSES)])
+    return model
+
+
+FROM_LOGITS = keras.losses.CategoricalCrossentropy(from_logits=True)
+UNFIT = {
+    "logits": (lambda: compiled(*dense()), r"probabilities that add up to 1 .*got numbers from"),
+    "sigmoid": (lambda: compiled(*dense("sigmoid")), r"probabilities that add up to 1 .*End the network"),
+    "softmax-twice": (
+        lambda: compiled(*dense("softmax"), loss=FROM_LOGITS),
+        r"a network without softmax for categorical_crossentropy from logits, got probabilities",
+    ),
+    "frozen": (frozen, r"a network with weights to train, got none"),
+    "not-a-number": (not_a_number, r"finite outputs of the network, got NaN or infinity"),
+    "dead": (
+        # Nothing passes a ReLU whose input is negative, and no gradient comes back.
+        lambda: compiled(
+            L.Flatten(), L.Dense(8, "relu", bias_initializer=keras.initializers.Constant(-1e6)),
+            L.Dense(CLASSES, "softmax", use_bias=False),
+        ),
+        r"a network that can learn 32 images by heart, got a loss of 1.61 after \d+ steps, 1.61 before",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_a_network_that_cannot_learn_is_refused(name):
+    make, message = UNFIT[name]
+    with pytest.raises(UsageError, match=f"^Expected {message}") as found:
+        preflight(make(), X, Y)
+    assert len(str(found.value).splitlines()) == 1
+
+
+def test_the_right_labels_for_another_loss_are_asked_for():
+    with pytest.raises(UsageError, match="class numbers"):
+        preflight(compiled(*dense("softmax"), loss="sparse_categorical_crossentropy"), X, Y)
+
+
+FIT = {
+    "softmax": lambda: compiled(*dense("softmax")),
+    "logits": lambda: compiled(*dense(), loss=FROM_LOGITS),
+    "sparse": lambda: compiled(*dense("softmax"), loss="sparse_categorical_crossentropy"),
+    "smoothed": lambda: compiled(
+        *dense("softmax"), loss=keras.losses.CategoricalCrossentropy(label_smoothing=0.3)
+    ),
+    "far-from-normalized": lambda: compiled(L.Rescaling(20.0), *dense("softmax")),
+}
+
+
+@pytest.mark.parametrize("engine", ["fast", "keras"])
+@pytest.mark.parametrize("name", FIT)
+def test_a_network_that_can_learn_passes(name, engine):
+    targets = Y.argmax(1) if name == "sparse" else Y
+    assert preflight(FIT[name](), X, targets, engine=engine).learned is not False
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_named_network_is_refused(name):
+    digits = convscope.load("digits")
+    model = convscope.build(name)
+    model.compile("adam", "categorical_crossentropy")
+    part = digits.train.take(np.arange(300))
+    trial = preflight(
+        model, part.images, one_hot(part.labels, 10), preprocess=Preprocess.fit(part.images), seconds=60
+    )
+    assert trial.learned and trial.steps < 30
+
+
+def state_of_everything(model):
+    return (
+        weights(model) + optimizer_values(model),
+        random.getstate(),
+        [np.asarray(part) for part in np.random.get_state()[1:]],  # noqa: NPY002
+        torch.get_rng_state().numpy(),
+    )
+
+
+@pytest.mark.parametrize("engine", ["fast", "keras"])
+@pytest.mark.parametrize("trial", [preflight, measure_throughput], ids=lambda function: function.__name__)
+def test_a_trial_leaves_no_trace(trial, engine):
+    model = compiled(L.Dropout(0.3), *dense("softmax"))
+    model.optimizer.build(model.trainable_variables)
+    before = state_of_everything(model)
+    trial(model, X, Y, engine=engine)
+    after = state_of_everything(model)
+    assert identical(before[0], after[0])
+    assert before[1] == after[1]
+    assert identical(before[2], after[2])
+    assert (before[3] == after[3]).all()
+
+
+def test_too_little_time_says_nothing():
+    assert preflight(compiled(*dense("softmax")), X, Y, seconds=0).learned is None
+
+
+def test_rows_are_spread_over_the_classes():
+    labels = np.array([0] * 50 + [1] * 3 + [2] * 40)
+    chosen = labels[spread_rows(labels, 12)]
+    assert np.bincount(chosen).tolist() == [5, 3, 4]
+    np.testing.assert_array_equal(spread_rows(one_hot(labels, 3), 12), spread_rows(labels, 12))
+
+
+def test_throughput_is_that_of_the_steps():
+    ticks = iter(np.arange(0, 1e6, 0.25))
+    speed = measure_throughput(
+        compiled(*dense("softmax")), X, Y, batch_size=4, seconds=2, clock=lambda: next(ticks)
+    )
+    assert speed.step_seconds == 0.25
+    assert speed.image_seconds == 0.25 / 200
+    assert speed.plan

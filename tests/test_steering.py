@@ -1,0 +1,224 @@
+"""Experiments that are steered: augmentation, weights, rates, deadlines and stops, and their resumption."""
+
+import json
+import math
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import convscope
+from convscope.augmentation import Augmentation
+from convscope.data.catalog import Dataset, Split, fingerprint
+from convscope.errors import InterruptedRunError, UnknownNameError, UsageError
+from convscope.experiment import ExperimentConfig, resume_experiment, run_experiment
+from convscope.experiment.rehearsing import divide_time
+from convscope.experiment.steering import say_how_it_ended
+from convscope.recipes import RECIPES, suggest
+from convscope.runs import open_run
+from convscope.training.config import TrainingConfig
+from convscope.training.events import EpochEnd, Notice, StepEnd, TrainBegin
+
+SHORT = TrainingConfig(epochs=3, batch_size=64, deterministic=True)
+STEERED = ExperimentConfig(
+    "simple",
+    data="digits",
+    augmentation=Augmentation(shift=0.1, mixup=0.2),
+    training=replace(
+        SHORT, epochs=4, schedule="plateau", learning_rate=0.05, class_weights="balanced", patience=1,
+        until=0.999, monitor="accuracy",
+    ),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return convscope.load("digits")
+
+
+def weights_of(run):
+    from safetensors.numpy import load
+
+    return load(open_run(run).read_bytes("weights.safetensors"))
+
+
+def assert_same_training(one, other):
+    first, second = weights_of(one), weights_of(other)
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, second[name])
+    assert open_run(one).read_table("history.csv") == open_run(other).read_table("history.csv")
+
+
+def interrupt_at(kind, epoch, step=None):
+    def listen(event):
+        if isinstance(event, kind) and event.epoch == epoch and (step is None or event.step == step):
+            signal.raise_signal(signal.SIGINT)
+
+    return listen
+
+
+@pytest.mark.parametrize(
+    ("engine", "moment"),
+    [
+        pytest.param("fast", interrupt_at(StepEnd, 1, 7), id="fast"),
+        pytest.param("keras", interrupt_at(EpochEnd, 1), id="keras", marks=pytest.mark.slow),
+    ],
+)
+def test_a_steered_training_is_resumed_bit_for_bit(digits, tmp_path, engine, moment):
+    config = replace(STEERED, training=replace(STEERED.training, engine=engine))
+    whole = run_experiment(config, digits, tmp_path / "whole", with_report=False)
+    with pytest.raises(InterruptedRunError):
+        run_experiment(config, digits, tmp_path / "cut", [moment], with_report=False)
+    resumed = resume_experiment(tmp_path / "cut")
+    assert_same_training(whole.run, resumed.run)
+    recorded = open_run(resumed.run).read_json("run.json")["config"]
+    assert ExperimentConfig.from_json(recorded) == config
+
+
+def test_a_found_learning_rate_is_kept_with_its_figure_and_for_resumption(digits, tmp_path):
+    config = ExperimentConfig(
+        "simple", data="digits", preflight=True, training=replace(SHORT, find_learning_rate=True)
+    )
+    heard = []
+    listeners = [interrupt_at(EpochEnd, 1), lambda event: heard.append(getattr(event, "text", ""))]
+    with pytest.raises(InterruptedRunError):
+        run_experiment(config, digits, tmp_path / "cut", listeners, with_report=False)
+    recorded = open_run(tmp_path / "cut").read_json("run.json")["config"]["training"]
+    assert 1e-4 < recorded["learning_rate"] < 0.1
+    assert any(text.startswith(f"learning rate: {recorded['learning_rate']:.2g}, a tenth") for text in heard)
+    assert any(text.startswith("preflight: the network learned 32 images by heart") for text in heard)
+    assert (tmp_path / "cut/figures/learning-rate.png").read_bytes().startswith(b"\x89PNG")
+    resume_experiment(tmp_path / "cut")
+    known = replace(config, preflight=False, training=replace(SHORT, learning_rate=recorded["learning_rate"]))
+    run_experiment(known, digits, tmp_path / "known", with_report=False)
+    assert_same_training(tmp_path / "known", tmp_path / "cut")
+
+
+def test_a_training_ends_at_its_deadline_with_the_rate_annealed(digits, tmp_path):
+    config = ExperimentConfig(
+        "simple", data="digits", training=replace(SHORT, within=4.0, schedule="cosine", learning_rate=0.01)
+    )
+    heard = []
+    result = run_experiment(config, digits, tmp_path / "run", [heard.append], with_report=False)
+    record = open_run(result.run).read_json("run.json")
+    assert 1.0 <= record["timetable"]["seconds"] <= 4.0
+    # A busy machine may take its time over the last step and its validation, but no epoch more.
+    assert result.seconds == pytest.approx(record["timetable"]["seconds"], rel=0.5, abs=1.5)
+    begin = next(event for event in heard if isinstance(event, TrainBegin))
+    assert begin.epochs == record["timetable"]["epochs"]
+    assert any(isinstance(event, Notice) and event.text.startswith("deadline: ") for event in heard)
+
+
+@pytest.mark.parametrize("setting", [{"until": 0.9}, {"patience": 3}], ids=["until", "patience"])
+def test_stopping_by_the_validation_needs_one(digits, tmp_path, setting):
+    config = ExperimentConfig(
+        "simple", data="digits", validation_share=0, training=replace(SHORT, **setting)
+    )  # fmt: skip
+    with pytest.raises(
+        UsageError, match=r"^Expected validation images to stop by with (until|patience), got"
+    ):
+        run_experiment(config, digits, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_validation_and_test_images_are_never_augmented(digits, tmp_path):
+    """All of an image painted over would leave nothing to recognise."""
+    config = ExperimentConfig("simple", data="digits", training=SHORT)
+    strange = replace(config, augmentation=Augmentation(rotate=180.0, shift=0.5))
+    plain, changed = (
+        run_experiment(one, digits, tmp_path / name, with_report=False)
+        for name, one in (("plain", config), ("changed", strange))
+    )
+    assert changed.history["accuracy"][-1] < changed.history["val_accuracy"][-1]
+    assert plain.test.accuracy > 0.8
+
+
+def test_what_ended_a_training_is_said():
+    training = TrainingConfig(until=0.9, patience=2)
+    history = {"loss": [1.0, 1.0, 1.0], "val_loss": [0.5, 0.3, 0.4], "val_accuracy": [0.8, 0.91, 0.92]}
+    assert say_how_it_ended(training, history) == [
+        "90 % validation accuracy reached in epoch 3: 92.00%.",
+        "The validation loss was best in epoch 2 of 3: 0.3000. The network has the weights of that epoch.",
+    ]
+    assert say_how_it_ended(TrainingConfig(), history) == []
+
+
+@pytest.mark.parametrize(
+    ("within", "left", "afterwards", "expected"),
+    [(600, 590, 10, 580), (60, 55, 6, 51), (60, 40, 6, 40), (60, -5, 6, 15)],
+    ids=["all-in-time", "a-usual-share", "what-is-left", "a-least-share"],
+)
+def test_time_is_divided(within, left, afterwards, expected):
+    assert divide_time(within, left, afterwards) == expected
+
+
+def images_of(shape, names, count=40):
+    labels = np.arange(count) % len(names)
+    part = Split(np.zeros((count, *shape), np.uint8), labels, [f"{i}" for i in range(count)])
+    return Dataset("mine", part, part, names, fingerprint(part, class_names=names))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "flip", "network"),
+    [
+        (images_of((32, 32, 3), ("cat", "dog")), "horizontal", "normalized"),
+        (images_of((32, 32, 1), ("cat", "dog")), "none", "normalized"),
+        (images_of((32, 32, 3), ("7", "12")), "none", "normalized"),
+        (images_of((32, 32, 3), ("b", "d")), "none", "normalized"),
+        (images_of((28, 28, 1), ("0", "1")), "none", "deep"),
+    ],
+    ids=["photographs", "grey", "numbers", "letters", "like-mnist"],
+)
+def test_settings_suit_the_images(dataset, flip, network):
+    config = suggest(dataset)
+    assert (config.augmentation.flip, config.network) == (flip, network)
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist"])
+def test_named_data_keep_the_settings_of_the_exercise(name):
+    dataset = replace(images_of((32, 32, 3), ("cat", "dog")), name=name)
+    assert suggest(dataset) == ExperimentConfig() == RECIPES["exercise"].config
+
+
+def test_another_network_is_not_trained_at_the_rate_of_the_suggested_one():
+    dataset = images_of((32, 32, 3), ("cat", "dog"))
+    config = suggest(dataset, network="deep")
+    assert config.training == TrainingConfig()
+    assert config.augmentation.flip == "horizontal"
+
+
+def test_more_images_are_gone_through_less_often():
+    few, many = (images_of((8, 8, 3), ("cat", "dog"), count) for count in (100, 20_000))
+    assert suggest(few).training.epochs > suggest(many).training.epochs >= 10
+
+
+def test_a_run_file_of_an_earlier_version_is_still_read():
+    values = json.loads(json.dumps(ExperimentConfig("simple").to_json()))
+    for name in ("augmentation", "preflight"):
+        del values[name]
+    for name in ("within", "until", "patience", "monitor", "class_weights", "find_learning_rate"):
+        del values["training"][name]
+    assert ExperimentConfig.from_json(values) == ExperimentConfig("simple")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"within": 0}, "a time above 0 s"),
+        ({"within": math.inf}, "a time above 0 s"),
+        ({"until": 1.5}, "an accuracy above 0 % and up to 100 %"),
+        ({"patience": 0}, "patience of at least 1"),
+        ({"learning_rate": math.nan}, "a learning rate above 0"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(UsageError, match=f"^Expected {message}"):
+        TrainingConfig(**settings)
+
+
+@pytest.mark.parametrize("setting", ["class_weights", "monitor", "schedule"])
+def test_unknown_settings_are_refused(setting):
+    with pytest.raises(UnknownNameError, match=r"^Expected one of the "):
+        TrainingConfig(**{setting: "balanzed"})
