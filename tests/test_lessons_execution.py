@@ -1,11 +1,8 @@
 """Every lesson, run from top to bottom as it is handed out: on MNIST and digits, solved and untouched."""
 
-import json
-import re
-
 import pytest
+from lesson_outputs import complaints, full_marks, verdicts
 
-from convscope.grading import MIME_TYPE, tasks_of
 from convscope.lessons.execution import execute
 from convscope.lessons.marking import grade
 from convscope.lessons.notebooks import build_notebook, write_notebook
@@ -14,35 +11,6 @@ from convscope.lessons.sources import lesson_names, read_lesson
 
 every_lesson = pytest.mark.parametrize("name", lesson_names())
 TIME_LIMIT = 280
-# What a figure or a library object prints where the cell forgot to end in something worth showing.
-STRAY = re.compile(r"^\[?<?(matplotlib|Text\(|function|generator|\w+\.\w+ object)")
-
-
-def outputs(notebook):
-    return [output for cell in notebook.cells for output in cell.get("outputs", ())]
-
-
-def complaints(notebook):
-    """List outputs that should not be there: errors, warnings, what was printed by accident."""
-    found = []
-    for output in outputs(notebook):
-        shown = output.get("text") or output.get("data", {}).get("text/plain", "")
-        stderr = output.get("name") == "stderr"
-        failed = output.output_type == "error"
-        stray = output.output_type == "execute_result" and STRAY.match(shown)
-        if stderr or failed or stray or "Warning" in json.dumps(output):
-            found.append(shown or output.get("evalue"))
-    return found
-
-
-def verdicts(notebook):
-    """Read what the checks said, in order; a cell that waits for a task asks its check without showing it."""
-    found = [output.data[MIME_TYPE] for output in outputs(notebook) if MIME_TYPE in output.get("data", {})]
-    return {verdict["task"]: (verdict["state"], verdict["points"]) for verdict in found}
-
-
-def full_marks(name):
-    return {task: ("right", entry.points) for task, entry in tasks_of(int(name[0])).items()}
 
 
 @pytest.mark.slow
@@ -71,7 +39,11 @@ def test_on_the_digits_a_solution_gets_full_marks_and_an_untouched_notebook_none
 
 MISTAKES = {
     "1-data-preparation": {
-        "1.1": ("test_size=0.3", "test_size=0.3, shuffle=False", "in the order of the file, cut in two"),
+        "1.1": (
+            "random_state=1338, stratify=labels",
+            "shuffle=False",
+            "in the order of the file, cut in two",
+        ),
         "1.2": (
             "scaler.fit_transform(as_table(images_train))",
             "scaler.fit(as_table(images)).transform(as_table(images_train))",
