@@ -1,11 +1,13 @@
 """The lessons: what their sources say, and the two notebooks that are built from each."""
 
 import ast
+import json
 import re
 from pathlib import Path
 
 import nbformat
 import pytest
+from lesson_outputs import complaints, full_marks, outputs, verdicts
 
 from convscope.errors import UnknownNameError, UsageError
 from convscope.grading import tasks_of
@@ -260,6 +262,17 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / "course").write_text("a file", encoding="utf-8")
     with pytest.raises(UsageError, match=r"a place to write 1-data-preparation\.ipynb, got .*course"):
         write_notebooks(tmp_path / "course", NAMES[:1])
+
+
+@every_lesson
+def test_solutions_are_delivered_executed_on_mnist_with_full_marks_and_no_warning(name):
+    """After a change of a lesson: convscope exercise notebooks new --execute, and copy what it wrote."""
+    notebook = solution_notebook(read_lesson(name))
+    assert verdicts(notebook) == full_marks(name)
+    assert complaints(notebook) == []
+    assert any("image/png" in output.get("data", {}) for output in outputs(notebook))
+    assert not re.search(r"digits: 1,437|\b4,000 training|\b2,800 images", json.dumps(notebook))
+    assert len(json.dumps(notebook)) < 400_000
 
 
 @every_lesson
