@@ -39,6 +39,11 @@ def evaluate(
         show_json({"run": str(run), "part": part, **evaluation.to_json()})
         return
     say(f"{contents.network_name} on {contents.data_name}, {part} images: {evaluation}")
+    calibration = evaluation.reliability.expected_error
+    say(
+        f"Balanced accuracy {evaluation.balanced_accuracy:.2%}, Cohen's kappa {evaluation.kappa:.4f}, Brier "
+        f"score {evaluation.brier_score:.4f}, expected calibration error {calibration:.2%}"
+    )
     _show_confused(evaluation)
     worst = evaluation.worst_errors(10)
     rows = [
@@ -68,6 +73,8 @@ def compare(
     if second is None and len(first) != 2:
         hint = "With several seeds: convscope compare A1 A2 --with B1 --with B2."
         raise UsageError(sentence("two runs", len(first), hint))
+    for run in (*first, *(second or ())):
+        require_run(run)
     sides = [[_open(run) for run in side] for side in (first[:1], first[1:])]
     if second is not None:
         sides = [[_open(run) for run in side] for side in (first, second)]
