@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from convscope.cli.datasets import check_first
 from convscope.cli.exercise import show_data, show_result
 from convscope.cli.output import say, show_json, table
 from convscope.cli.words import read_augmentation, read_duration, read_share
@@ -82,6 +83,9 @@ def train(
     size: Annotated[
         int | None, typer.Option(help="Height and width to bring your images to, in pixels.")
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Threads that decode your images; the result is the same with any.")
+    ] = None,
     engine: Annotated[str | None, typer.Option(help="auto, fast or keras. [default: auto]")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16. [default: auto]")] = None,
     deterministic: Annotated[
@@ -129,7 +133,8 @@ def train(
     )  # fmt: skip
     base = find_recipe(recipe) if recipe else None
     early = chosen.applied_to(base or ExperimentConfig())  # a wrong name is told before images are read
-    dataset = load(data, resize=early.resize, **early.reading)
+    check_first(data, {"resize": early.resize, "workers": workers, **early.reading}, quiet=json)
+    dataset = load(data, resize=early.resize, workers=workers, **early.reading)
     config = chosen.applied_to(base or suggest(dataset, early.network if network else None))
     if not json:
         show_data(dataset)
