@@ -122,16 +122,23 @@ def test_stopping_by_the_validation_needs_one(digits, tmp_path, setting):
     assert not (tmp_path / "run").exists()
 
 
-def test_validation_and_test_images_are_never_augmented(digits, tmp_path):
-    """All of an image painted over would leave nothing to recognise."""
-    config = ExperimentConfig("simple", data="digits", training=SHORT)
-    strange = replace(config, augmentation=Augmentation(rotate=180.0, shift=0.5))
-    plain, changed = (
-        run_experiment(one, digits, tmp_path / name, with_report=False)
-        for name, one in (("plain", config), ("changed", strange))
+@pytest.mark.parametrize("engine", ["fast", "keras"])
+def test_training_batches_are_augmented_and_no_others(digits, tmp_path, monkeypatch, engine):
+    seen = []
+
+    def apply(_self, images, targets, *, seed, epoch, step):
+        seen.append((seed, epoch, step, len(images)))
+        return images, targets
+
+    monkeypatch.setattr(Augmentation, "apply", apply)
+    training = replace(SHORT, epochs=2, batch_size=512, engine=engine)
+    config = ExperimentConfig(
+        "simple", data="digits", augmentation=Augmentation(shift=0.1), training=training
     )
-    assert changed.history["accuracy"][-1] < changed.history["val_accuracy"][-1]
-    assert plain.test.accuracy > 0.8
+    run_experiment(config, digits, tmp_path / "run", with_report=False)
+    batches = [(1338, epoch, step, size) for epoch in (0, 1) for step, size in enumerate((512, 493))]
+    assert sorted(set(seen)) == batches
+    assert len(seen) <= len(batches) + 1  # the first one is looked at before the training
 
 
 def test_what_ended_a_training_is_said():
