@@ -126,13 +126,22 @@ def test_what_is_not_a_number_stays_visible(dtype, tail):
 def test_matrix_product(dtype, tail, scale, biased):
     x, kernel = random(6, 8, dtype=dtype), random(8, 5, seed=1)
     bias = random(5, seed=2) if biased else None
-    result = apply(MatrixProduct, x, kernel, bias, scale, tail)
+    result = apply(MatrixProduct, x, kernel, bias, scale, tail, dtype)
 
     def reference(x, k, b):
         found = scale * (x @ k)
         return finished(found if b is None else found + b, tail)
 
     compare(result, [x, kernel, bias], reference, dtype)
+
+
+def test_a_matrix_product_wider_than_its_input_rounds_nothing_forward():
+    x, kernel = random(6, 8, dtype=torch.bfloat16), random(8, 5, seed=1)
+    kernel = (kernel.detach() * 1.001).requires_grad_()  # more digits than bfloat16 has
+    result = apply(MatrixProduct, x, kernel, None, 1.0, Tail(), torch.float32)
+    assert result.dtype is torch.float32
+    close(result, x.detach().double() @ kernel.detach().double(), torch.float32)
+    compare(result, [x, kernel], lambda x, k: x @ k, torch.bfloat16)
 
 
 def test_drop(dtype):
@@ -146,13 +155,13 @@ def test_a_tail_drops_behind_relu(dtype):
     keep = (torch.arange(24).view(4, 6) % 4 > 0).to(integer)
     x, kernel = random(4, 8, dtype=dtype), random(8, 6, seed=1)
     tail = Tail(relu=True, keep=lambda _: keep, scale=2.0)
-    result = apply(MatrixProduct, x, kernel, None, 1.0, tail)
+    result = apply(MatrixProduct, x, kernel, None, 1.0, tail, x.dtype)
     compare(result, [x, kernel], lambda x, k: torch.relu(x @ k) * keep * 2.0, dtype)
 
 
 def test_second_derivatives_are_refused():
     x, kernel = random(2, 3), random(3, 2, seed=1)
-    total = apply(MatrixProduct, x, kernel, None, 1.0, Tail()).square().sum()
+    total = apply(MatrixProduct, x, kernel, None, 1.0, Tail(), x.dtype).square().sum()
     with pytest.raises(NotImplementedError, match=r"^A lowered network has first derivatives only"):
         torch.autograd.grad(total, x, create_graph=True)
 

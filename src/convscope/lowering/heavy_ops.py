@@ -166,10 +166,10 @@ def _dense(op: ops.Dense, network: Host) -> Runner:
 
     def run(step: Step, x: Tensor) -> Tensor:
         kernel, bias = network.prepared(op, prepare)
-        rows = x.to(dtype)
+        rows = x if x.dtype is torch.bfloat16 else x.to(dtype)
         rows = rows if x.dim() == 2 else rows.reshape(-1, op.kernel_shape[0])  # (n, in)
         scale = op.input_scale if step.training else 1.0
-        result = kernels.apply(kernels.MatrixProduct, rows, kernel, bias, scale, behind.tail(step))
+        result = kernels.apply(kernels.MatrixProduct, rows, kernel, bias, scale, behind.tail(step), dtype)
         result = behind.finish(result)
         return result if x.dim() == 2 else result.view(*x.shape[:-1], -1)
 

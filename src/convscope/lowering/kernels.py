@@ -246,24 +246,32 @@ def _selected(x: Tensor, keep: Tensor, scale: float) -> Tensor:
 
 
 class MatrixProduct(torch.autograd.Function):
-    """tail(scale · (x · kernel) + bias) in the precision of x; the kernel and its gradient are float32.
+    """tail(scale · (x · kernel) + bias), computed in ``precision``; the kernel and its gradient are float32.
 
-    ``scale`` is that of a dropout before: multiplying the few outputs costs less than the many inputs.
+    Where x is narrower than ``precision`` (in front of the logits), the way back is as narrow as x: its
+    gradient would be rounded to that anyway, and x is the largest tensor here. ``scale`` is that of a dropout
+    before: multiplying the few outputs costs less than the many inputs.
     """
 
     @staticmethod
     def forward(
-        ctx: Context, x: Tensor, kernel: Tensor, bias: Tensor | None, scale: float, tail: Tail
+        ctx: Context,
+        x: Tensor,
+        kernel: Tensor,
+        bias: Tensor | None,
+        scale: float,
+        tail: Tail,
+        precision: torch.dtype,
     ) -> Tensor:
         """Compute from x (n, in) and a kernel (in, out)."""
-        narrow = kernel.to(x.dtype)
-        result = x @ narrow
+        computed = kernel.to(precision)
+        result = x.to(precision) @ computed
         if scale != 1.0:
             result = result.mul_(scale)
         if bias is not None:
-            result = result.add_(bias.to(x.dtype))
+            result = result.add_(bias.to(precision))
         result = tail.finish(result)
-        ctx.save_for_backward(x, narrow, result if tail.relu else None)
+        ctx.save_for_backward(x, computed, result if tail.relu else None)
         ctx.scale, ctx.kernel_type, ctx.tail = scale, kernel.dtype, tail
         return result
 
@@ -271,11 +279,12 @@ class MatrixProduct(torch.autograd.Function):
     def backward(ctx: Context, gradient: Tensor) -> tuple[Any, ...]:
         """Compute the three gradients, each where it is wanted."""
         require_first_order()
-        x, narrow, result = ctx.saved_tensors
+        x, computed, result = ctx.saved_tensors
         gradient = ctx.tail.gradient(gradient, result)
         wants_x, wants_kernel, wants_bias = ctx.needs_input_grad[:3]
         bias_gradient = gradient.sum(0).float() if wants_bias else None
         scaled = gradient if ctx.scale == 1.0 else gradient * ctx.scale
-        x_gradient = scaled @ narrow.t() if wants_x else None
+        scaled = scaled.to(x.dtype)
+        x_gradient = scaled @ computed.to(x.dtype).t() if wants_x else None
         kernel_gradient = (x.t() @ scaled).to(ctx.kernel_type) if wants_kernel else None
-        return x_gradient, kernel_gradient, bias_gradient, None, None
+        return x_gradient, kernel_gradient, bias_gradient, None, None, None
