@@ -12,13 +12,14 @@ from messy import UNUSABLE, plant, resaved
 from photographs import encoded, photograph, tree_of, write_classes
 from PIL import Image
 
+from convscope.cli.datasets import check_first
 from convscope.data.catalog import load
 from convscope.data.check import check_collection, check_dataset, check_folder
 from convscope.data.contact_sheet import contact_sheet
 from convscope.data.content_checks import measure, tree_accuracy
 from convscope.data.findings import SEVERITIES
 from convscope.data.paths import open_path
-from convscope.errors import DataNotFoundError
+from convscope.errors import DataError, DataNotFoundError
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +82,20 @@ def test_every_planted_file_is_named_and_nothing_else(copy, tmp_path):
         assert planted[kind] <= used
     assert {name for name, _ in dataset.left_out} == set(report.left_out)
     assert tree_of(folder) == before
+
+
+def test_before_training_every_file_that_is_left_out_is_named(photos, capsys):
+    planted = plant(photos, sorted(photos.rglob("*.png")))
+    check_first(str(photos), {"resize": "letterbox"}, quiet=False)
+    said = {line.split(":")[0].strip() for line in capsys.readouterr().out.splitlines()}
+    assert said >= set().union(*(planted[kind] for kind in UNUSABLE))
+
+
+def test_before_training_meaningless_data_are_refused(photos):
+    for path in (photos / "dog").glob("*"):
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"data that a network can learn from, got Only 1 class"):
+        check_first(str(photos), {}, quiet=True)
 
 
 def test_a_rotated_photograph_is_used_upright(photos):

@@ -147,6 +147,21 @@ def test_other_files_are_reported_and_images_found_by_content(photos):
     assert dataset.notes[-1].startswith("3 files could not be used: cat/camera.nef (.nef)")
 
 
+@pytest.mark.parametrize("workers", [2, 4])
+def test_any_number_of_workers_gives_the_same_data(photos, workers, monkeypatch, tmp_path):
+    alone = load(photos, workers=0)
+    monkeypatch.setenv("CONVSCOPE_CACHE", str(tmp_path / "another"))
+    helped = load(photos, workers=workers)
+    assert helped.fingerprint == alone.fingerprint
+    assert helped.train.names == alone.train.names
+
+
+@pytest.mark.parametrize("workers", [-1, 65])
+def test_a_number_of_workers_that_cannot_be_is_refused(photos, workers):
+    with pytest.raises(UsageError, match=f"from 0 to 64 workers, got {workers}"):
+        load(photos, workers=workers)
+
+
 def test_links_are_followed_but_not_in_circles(tmp_path):
     write_classes(tmp_path / "pool", count=5)
     photos = tmp_path / "photos"

@@ -403,12 +403,13 @@ def test_datasets_equal_keras(shuffle, arguments):
     assert_close(weights(fast), weights(slow))
 
 
+@pytest.mark.parametrize("workers", [2, 4])
 @pytest.mark.parametrize("engine", ["fast", "keras"])
-def test_a_dataset_with_workers_gives_the_same_weights(engine):
+def test_a_dataset_with_workers_gives_the_same_weights(engine, workers):
     alone, helped = network(), network()
     options = SETTINGS | {"batch_size": None, "engine": engine, "deterministic": True}
-    convscope.fit(alone, Batches(), **options)
-    convscope.fit(helped, Batches(workers=2), **options)
+    convscope.fit(alone, Batches(workers=0), **options)
+    convscope.fit(helped, Batches(workers=workers), **options)
     assert identical(weights(alone), weights(helped))
 
 

@@ -117,8 +117,11 @@ def check_first(name: str, reading: dict[str, Any], quiet: bool) -> None:
 
 
 def _refuse_meaningless(report: DataReport) -> None:
-    if report.meaningless:
-        raise DataError(sentence("data that a network can learn from", report.meaningless))
+    if not report.meaningless:
+        return
+    if report.meaningless.startswith("Expected"):  # an error on the way to the images, a sentence already
+        raise DataError(report.meaningless)
+    raise DataError(sentence("data that a network can learn from", report.meaningless.removesuffix(".")))
 
 
 def _show_report(report: DataReport) -> None:
