@@ -145,6 +145,17 @@ class TestAttributions:
         with pytest.raises(UsageError, match="Expected at least one curve, got none"):
             plot_faithfulness([])
 
+    def test_each_curve_may_name_the_method_that_it_checks(self):
+        curve = SimpleNamespace(
+            kind="deletion", class_index=2, fractions=np.linspace(0, 1, 5), probabilities=np.ones(5),
+            area=0.5, random_area=0.6,
+        )  # fmt: skip
+        figure = drawn(plot_faithfulness([curve] * 4, ["grad_cam", "occlusion", "mine", "grad_cam"]))
+        titles = [axes.get_title().split("\n")[0] for axes in figure.axes]
+        assert titles == ["Grad-CAM", "Occlusion", "mine", "Grad-CAM"]
+        with pytest.raises(UsageError, match="Expected 1 methods, one for each curve, got 2"):
+            plot_faithfulness([curve], ["grad_cam", "occlusion"])
+
 
 class TestEmbeddings:
     def test_neighbours_stand_beside_their_query(self):

@@ -27,7 +27,7 @@ def test_every_choice_is_refused_with_its_reason(purpose):
         UsageError, match="Expected the test set to be asked for a final answer only, got a"
     ) as caught:
         test_door.consult(None, purpose)
-    assert f"got a {purpose}. Use the validation data: {test_door.CHOICES[purpose]}." in str(caught.value)
+    assert f" {purpose}. Use the validation data: {test_door.CHOICES[purpose]}." in str(caught.value)
 
 
 def test_an_unknown_purpose_gets_the_nearest():

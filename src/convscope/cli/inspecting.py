@@ -116,20 +116,25 @@ def _probe(
     say(f"{found.layer} ({found.type}){place}, channel {found.channel}:")
     for line in found.lines:
         say(f"  {line}")
-    say(f"  the network's own number: {found.network_value:.6g}, difference {found.difference:.1e}\n")
+    say("")
     _show_attributions(probe)
     _show_similar(probe)
     for made in probe.syntheses:
         before, after = made.scores[0], made.scores[-1]
-        say(f"An image made for {made.target} raises its score from {before:.3g} to {after:.3g}.")
+        if made.gain > 0:
+            say(f"An image made for {made.target} raises its score from {before:.3g} to {after:.3g}.")
+        else:
+            say(f"No image was found that raises the score of {made.target} above {before:.3g}.")
     say("Figures: " + ", ".join(written))
 
 
 def _show_attributions(probe: Probe) -> None:
     """Print how well each method of attribution stands its checks."""
+    from convscope.plotting.attributions import METHOD_NAMES
+
     rows = [
         [
-            one.method.replace("_", " "),
+            METHOD_NAMES[one.method],
             f"{gone.area:.3f}",
             f"{gone.random_area:.3f}",
             f"{come.area:.3f}",
@@ -138,18 +143,18 @@ def _show_attributions(probe: Probe) -> None:
         ]
         for one, gone, come in zip(probe.attributions, probe.deletions, probe.insertions, strict=True)
     ]
-    columns = ["what the network looks at", "deletion", "at random", "insertion", "at random", "beats chance"]
-    table(
-        "Checked by taking away what it marks (a small area is good) and by putting it back (large)",
-        columns,
-        rows,
+    columns = ["method", "deletion", "at random", "insertion", "at random", "beats chance"]
+    say(
+        "What the network looks at, checked by the probability that is left when what a method marks goes "
+        "(deletion: small is good) and comes (insertion: large is good):"
     )
+    table("", columns, rows)
     for one in probe.attributions:
         if one.completeness is not None:
             whole = one.completeness
             say(
-                f"{one.method.replace('_', ' ').capitalize()} add up to {whole.total:.4g}; the scores of the "
-                f"image and of the baseline differ by {whole.difference:.4g} (error {whole.error:.2%})."
+                f"{METHOD_NAMES[one.method]} add up to {whole.total:.4g}; the scores of the image and of the "
+                f"baseline differ by {whole.difference:.4g} (error {100 * whole.error:.2f} %)."
             )
 
 
@@ -161,8 +166,8 @@ def _show_similar(probe: Probe) -> None:
             similar.names, similar.classes, similar.similarities, strict=True
         )
     ]
-    title = f"Most similar in the last hidden layer, of {similar.searched:,} training images"
-    table(title, ["image", "class", "similarity"], rows, left=(0, 1))
+    say(f"\nMost similar in the last hidden layer, of {similar.searched:,} training images:")
+    table("", ["image", "class", "similarity"], rows, left=(0, 1))
 
 
 def parse_shape(text: str) -> tuple[int, int, int]:

@@ -123,7 +123,10 @@ def refuse_choice(purpose: str) -> None:
     """
     if purpose in CHOICES:
         hint = f"Use the validation data: {CHOICES[purpose]}."
-        raise UsageError(sentence("the test set to be asked for a final answer only", f"a {purpose}", hint))
+        article = "an" if purpose[0] in "aeiou" else "a"
+        raise UsageError(
+            sentence("the test set to be asked for a final answer only", f"{article} {purpose}", hint)
+        )
     if purpose not in PURPOSES:
         raise unknown_name("purpose", purpose, [*PURPOSES, *CHOICES])
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     # Inspection loads torch and Keras; drawing needs only the arrays that it gives.
     from convscope.inspection import Attribution, FaithfulnessCurve
 
+MOST_PANELS_IN_A_ROW = 3
 METHOD_NAMES = {
     "grad_cam": "Grad-CAM",
     "grad_cam_plus_plus": "Grad-CAM++",
@@ -122,13 +123,15 @@ def _stretched(picture: Any) -> Any:
     return (values - low) / ((high - low) or 1)
 
 
-def plot_faithfulness(curves: Sequence[FaithfulnessCurve]) -> Figure:
+def plot_faithfulness(curves: Sequence[FaithfulnessCurve], methods: Sequence[str] | None = None) -> Figure:
     """Draw the probability of a class while the pixels that matter go or come.
 
     Parameters
     ----------
     curves : sequence of FaithfulnessCurve
         From ``convscope.inspection.deletion`` and ``insertion``.
+    methods : sequence of str, optional
+        The method of attribution that each curve checks, as ``Attribution.method`` names it.
 
     Returns
     -------
@@ -138,7 +141,7 @@ def plot_faithfulness(curves: Sequence[FaithfulnessCurve]) -> Figure:
     Raises
     ------
     UsageError
-        When there is none.
+        When there is none, or not a method for each.
 
     Examples
     --------
@@ -150,19 +153,27 @@ def plot_faithfulness(curves: Sequence[FaithfulnessCurve]) -> Figure:
     """
     if not curves:
         raise UsageError(sentence("at least one curve", "none"))
-    with new_figure(4.4 * len(curves), 3.2) as figure:
-        panels = figure.subplots(1, len(curves), squeeze=False)[0]
-        for axes, curve in zip(panels, curves, strict=True):
-            done = "removed" if curve.kind == "deletion" else "shown"
-            axes.fill_between(100 * curve.fractions, curve.probabilities, color=BLUE, alpha=0.15)
-            axes.plot(100 * curve.fractions, curve.probabilities, color=BLUE)
-            axes.axhline(
-                curve.random_area, color=GREY, linestyle="--", linewidth=1.2, label="random order, mean"
-            )
-            axes.set(xlim=(0, 100), ylim=(0, 1.02), xlabel=f"pixels {done}, the most important first (%)")
-            axes.set_ylabel(f"probability of class {curve.class_index}")
-            axes.set_title(
-                f"{curve.kind.capitalize()}: area {curve.area:.3f} (random {curve.random_area:.3f})"
-            )
-            axes.legend(loc="upper right" if curve.kind == "deletion" else "lower right")
+    if methods is not None and len(methods) != len(curves):
+        raise UsageError(sentence(f"{len(curves)} methods, one for each curve", len(methods)))
+    columns = len(curves) if len(curves) <= MOST_PANELS_IN_A_ROW else 2
+    rows = -(-len(curves) // columns)
+    with new_figure(4.4 * columns, (3.2 if methods is None else 3.5) * rows) as figure:
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for place, (axes, curve) in enumerate(zip(panels, curves, strict=False)):
+            _draw_faithfulness(axes, curve)
+            if methods is not None:
+                axes.set_title(f"{METHOD_NAMES.get(methods[place], methods[place])}\n{axes.get_title()}")
+        for axes in panels[len(curves) :]:
+            axes.set_axis_off()
     return figure
+
+
+def _draw_faithfulness(axes: Axes, curve: FaithfulnessCurve) -> None:
+    done = "removed" if curve.kind == "deletion" else "shown"
+    axes.fill_between(100 * curve.fractions, curve.probabilities, color=BLUE, alpha=0.15)
+    axes.plot(100 * curve.fractions, curve.probabilities, color=BLUE)
+    axes.axhline(curve.random_area, color=GREY, linestyle="--", linewidth=1.2, label="random order, mean")
+    axes.set(xlim=(0, 100), ylim=(0, 1.02), xlabel=f"pixels {done}, the most important first (%)")
+    axes.set_ylabel(f"probability of class {curve.class_index}")
+    axes.set_title(f"{curve.kind.capitalize()}: area {curve.area:.3f} (random {curve.random_area:.3f})")
+    axes.legend(loc="upper right" if curve.kind == "deletion" else "lower right")

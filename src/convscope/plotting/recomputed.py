@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 IMAGE_RANK = 3
 MOST_CHANNELS = 4
 MOST_WRITTEN = 7
+# Signs of a number that fit into a cell.
+WIDEST = 7
 MOST_BARS = 20
 SIGNED = "RdBu_r"
 
@@ -136,7 +138,7 @@ def _draw_numbers(
     colours = np.asarray(shown.to_rgba(values))
     for (row, column), value in np.ndenumerate(values):
         padding = inside is not None and not inside[row, column]
-        text = "pad" if padding else _number(value, 3)
+        text = "pad" if padding else _cell(value)
         axes.text(
             column, row, text, ha="center", va="center", fontsize=7, color=readable_on(colours[row, column])
         )
@@ -145,6 +147,13 @@ def _draw_numbers(
 def _number(value: float, digits: int) -> str:
     """Write a number with a real minus sign, and none before a zero."""
     return f"{value + 0.0:.{digits}g}".replace("-", "−")
+
+
+def _cell(value: float) -> str:
+    """Write a number so that it fits into its cell."""
+    text = _number(value, 3)
+    small = abs(value) < 1 and len(text) > WIDEST
+    return f"{round(value, 4) + 0.0:.4f}".replace("-", "−") if small else text
 
 
 def _draw_row(axes: Axes, found: Recomputed) -> None:

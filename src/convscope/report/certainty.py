@@ -10,7 +10,7 @@ from markupsafe import Markup
 from convscope.evaluation import Evaluation, Reliability, TemperatureScaling, scale_temperature
 from convscope.report.charts import Chart, as_percent, padded, thin
 from convscope.report.source import Contents
-from convscope.report.words import number, percent
+from convscope.report.words import THIN, number, percent
 
 # Bins with fewer images are drawn pale: their accuracy is mostly luck.
 FEW = 10
@@ -51,7 +51,7 @@ def certainty(contents: Contents, evaluation: Evaluation) -> dict[str, Any]:
         "sentences": _sentences(before, evaluation),
         "coverage": _coverage_chart(evaluation) if evaluation.errors else None,
         "abstaining": _abstaining(evaluation),
-        "scaling": scaled.sentence() if scaled else "",
+        "scaling": scaled.sentence().replace("%", f"{THIN}%") if scaled else "",
     }
 
 

@@ -17,7 +17,7 @@ Format = Callable[[float], str]
 
 # In CSS pixels at full size; charts are laid out so that they are never scaled far below it.
 WIDTH, HEIGHT = 360, 240
-LEFT, RIGHT, TOP, BOTTOM = 62, 22, 14, 42
+LEFT, RIGHT, TOP, BOTTOM = 68, 22, 14, 42
 MARKER = 3.5
 
 

@@ -82,13 +82,13 @@ def number(value: float | None, digits: int = 4) -> str:
 
     Examples
     --------
-    >>> number(0.12345678), number(-2e-9), number(None)
-    ('0.1235', '−2.0·10⁻⁹', '–')
+    >>> number(0.12345678), number(-2e-9), number(-0.0), number(None)
+    ('0.1235', '−2.0·10⁻⁹', '0.0000', '–')
     """
     if value is None or not math.isfinite(value):
         return NO_VALUE
     small = value != 0 and abs(value) < 10.0 ** (1 - digits)
-    text = _scientific(value) if small or abs(value) >= 1e6 else f"{value:.{digits}f}"
+    text = _scientific(value) if small or abs(value) >= 1e6 else f"{value + 0.0:.{digits}f}"  # no −0
     return text.replace("-", MINUS)
 
 

@@ -1,0 +1,108 @@
+"""Looking inside a finished run: what is found, what is drawn, and where the images come from."""
+
+import json
+
+import numpy as np
+import pytest
+from report_runs import make_dataset, make_run
+from sklearn.metrics.pairwise import cosine_similarity
+
+from convscope import cli, probes
+from convscope.bundle import load_bundle
+from convscope.errors import UnknownNameError, UsageError
+from convscope.experiment import ExperimentConfig, prepare
+from convscope.inspection import embeddings
+from convscope.training.config import TrainingConfig
+
+CONFIG = ExperimentConfig("simple", scaling="unit", training=TrainingConfig(epochs=1, seed=3))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    dataset = make_dataset(4, count=80)
+    path, dataset = make_run(
+        tmp_path_factory.mktemp("probed") / "run", dataset=dataset, record={"config": CONFIG.to_json()}
+    )
+    return path, dataset
+
+
+@pytest.fixture
+def at_hand(made, monkeypatch):
+    """The run, whose data are in memory instead of on a disk."""
+    path, dataset = made
+    monkeypatch.setattr(probes, "load_again", lambda _recorded: dataset)
+    return path, dataset
+
+
+def test_a_probe_holds_every_look_and_its_checks(at_hand):
+    path, dataset = at_hand
+    probe = probes.probe_run(path, 5, "conv2d_1", (0, 9), 2)
+    assert probe.image_name == dataset.test.names[5]
+    assert (probe.recomputed.layer, probe.recomputed.position) == ("conv2d_1", (0, 9))
+    assert probe.recomputed.difference < 1e-5
+    methods = ["grad_cam", "grad_cam_plus_plus", "integrated_gradients", "occlusion"]
+    assert [one.method for one in probe.attributions] == methods
+    assert [curve.kind for curve in probe.deletions + probe.insertions] == ["deletion"] * 4 + [
+        "insertion"
+    ] * 4
+    assert probe.attributions[2].completeness.holds
+    assert [one.target for one in probe.syntheses][1:] == ["conv2d_1, filter 2"]
+    assert set(probe.figures) == {
+        "feature_maps", "activation", "attribution", "feature_maps_conv2d_1", "filters_conv2d_1",
+        "deletion", "insertion", "similar", "synthesis",
+    }  # fmt: skip
+    assert json.loads(json.dumps(probe.to_json()))["attributions"][2]["completeness"]["holds"]
+
+
+def test_similar_images_are_the_nearest_of_those_trained_on(at_hand):
+    path, dataset = at_hand
+    trained_on = prepare(dataset, CONFIG).train
+    bundle = load_bundle(path)
+    known, asked = (
+        embeddings(bundle.model, bundle.preprocess.apply(images))
+        for images in (trained_on.images, dataset.test.images[[7]])
+    )
+    likeness = cosine_similarity(asked, known)[0]
+    found = probes.probe_run(path, 7).similar
+    assert found.searched == len(trained_on) == 56
+    np.testing.assert_allclose(found.similarities, np.sort(likeness)[::-1][:8], rtol=1e-5)
+    for name, similarity in zip(found.names, found.similarities, strict=True):
+        assert likeness[trained_on.names.index(name)] == pytest.approx(similarity, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_map_is_drawn_where_it_is_asked_for(at_hand):
+    figure = probes.probe_run(at_hand[0], 0, with_map=True).figures["map"]
+    assert "t-SNE" in figure.axes[0].get_title()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((80,), UsageError, "a test image from 0 to 79, got 80"),
+        ((0, "conv2d_9"), UnknownNameError, "Did you mean 'conv2d_1'"),
+        ((0, "conv2d_1", (10, 0)), UsageError, "got"),
+    ],
+    ids=["image", "layer", "position"],
+)
+def test_what_a_run_does_not_have_is_refused(at_hand, arguments, error, message):
+    with pytest.raises(error, match=message):
+        probes.probe_run(at_hand[0], *arguments)
+
+
+@pytest.mark.slow
+def test_the_command_prints_the_arithmetic_and_the_checks(at_hand, tmp_path, monkeypatch, capsys):
+    command = ["convscope", "inspect", str(at_hand[0]), "--image", "1", "--figures", str(tmp_path / "f")]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit):
+        cli.main()
+    printed = capsys.readouterr().out
+    for part in (
+        "the network gives",
+        "Grad-CAM++",
+        "add up to",
+        "of 56 training images",
+        "An image made for class",
+    ):
+        assert part in printed
+    assert len(list((tmp_path / "f").glob("image_1_*.png"))) == 9
