@@ -1,10 +1,6 @@
 """Experiments: what is prepared, what is written, and that an interruption changes nothing."""
 
-import json
-import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -246,59 +242,3 @@ def test_a_network_with_other_outputs_is_refused(digits, tmp_path):
     with pytest.raises(UsageError, match="a network with 10 outputs"):
         run_experiment(replace(SHORT, network=str(tmp_path / "mine.keras")), digits, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-KILLED = """
-import sys, os, random, signal, threading
-import convscope
-from convscope.experiment import ExperimentConfig, run_experiment, resume_experiment
-from convscope.training.config import TrainingConfig
-from convscope import checkpoints
-target, delay, inside_save = sys.argv[1], float(sys.argv[2]), sys.argv[3] == "save"
-if inside_save:
-    real, count = checkpoints._write_synced, [0]
-    def write(file, content):
-        count[0] += 1
-        if count[0] == 1 + int(delay * 5):
-            half = len(content) // 2
-            file.write_bytes(content[:half]); os.kill(os.getpid(), signal.SIGKILL)
-        real(file, content)
-    checkpoints._write_synced = write
-else:
-    seen = [0]
-    def die(event):
-        seen[0] += 1
-        if seen[0] == 1 + int(delay * 40): os.kill(os.getpid(), signal.SIGKILL)
-training = TrainingConfig(epochs=3, batch_size=64, deterministic=True)
-config = ExperimentConfig("simple", data="digits", training=training)
-listeners = [] if inside_save else [die]
-if os.path.exists(target): resume_experiment(target, listeners)
-else: run_experiment(config, convscope.load("digits"), __import__("pathlib").Path(target), listeners)
-"""
-
-
-@pytest.mark.slow
-def test_kills_at_random_moments_lose_nothing(whole_run, tmp_path):
-    """Twenty kills, five or more in a save: each leaves the run absent or readable, in the end whole."""
-    generator = np.random.default_rng(0)
-    target = tmp_path / "run"
-    kills = {"save": 0, "step": 0}
-    runs = 0
-    while sum(kills.values()) < 20:
-        where = "save" if generator.random() < 0.5 or kills["step"] == 15 else "step"
-        command = [sys.executable, "-c", KILLED, str(target), str(generator.random()), where]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
-        assert done.returncode in (0, -signal.SIGKILL), done.stderr
-        kills[where] += done.returncode != 0
-        if target.exists():
-            record = json.loads((target / "run.json").read_text())
-            if record["status"] == "completed":
-                assert_same_training(whole_run.run, target)
-                runs += 1
-                target = tmp_path / f"run-{runs}"
-    assert kills["save"] >= 5
-    if target.exists():
-        resume_experiment(target)
-    else:
-        run_experiment(SHORT, convscope.load("digits"), target)
-    assert_same_training(whole_run.run, target)
