@@ -141,6 +141,26 @@ def test_training_batches_are_augmented_and_no_others(digits, tmp_path, monkeypa
     assert len(seen) <= len(batches) + 1  # the first one is looked at before the training
 
 
+def test_a_network_whose_outputs_do_not_fit_is_refused_before_anything_is_written(digits, tmp_path):
+    import keras
+
+    layers = [keras.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Dense(10, activation="sigmoid")]
+    keras.Sequential(layers).save(tmp_path / "mine.keras")
+    config = ExperimentConfig(str(tmp_path / "mine.keras"), data="digits", preflight=True, training=SHORT)
+    with pytest.raises(UsageError, match=r"^Expected probabilities that add up to 1 .* with softmax"):
+        run_experiment(config, digits, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_preflight_changes_nothing(digits, tmp_path):
+    for name, preflight in (("with", True), ("without", False)):
+        config = ExperimentConfig(
+            "deep", data="digits", preflight=preflight, training=replace(SHORT, epochs=1)
+        )
+        run_experiment(config, digits, tmp_path / name, with_report=False)
+    assert_same_training(tmp_path / "with", tmp_path / "without")
+
+
 def test_what_ended_a_training_is_said():
     training = TrainingConfig(until=0.9, patience=2)
     history = {"loss": [1.0, 1.0, 1.0], "val_loss": [0.5, 0.3, 0.4], "val_accuracy": [0.8, 0.91, 0.92]}

@@ -138,6 +138,7 @@ def train(
     config = chosen.applied_to(base or suggest(dataset, early.network if network else None))
     if not json:
         show_data(dataset)
+        say(_settings_in_words(config))
     results = run_several(
         _with_seeds(config, seeds),
         dataset,
@@ -203,6 +204,24 @@ class _Choices:
             training["learning_rate"] = None
         given = {name: value for name, value in self.experiment.items() if value is not None}
         return replace(base, training=replace(base.training, **training), **given)
+
+
+def _settings_in_words(config: ExperimentConfig) -> str:
+    """Say what was chosen, by the person or for them."""
+    training = config.training
+    if training.find_learning_rate and training.learning_rate is None:
+        rate = "a learning rate to be found"
+    else:
+        rate = f"a learning rate of {training.learning_rate or 'its own'}"
+    length = f"{training.epochs} epochs" if training.within is None else f"{training.within:g} s"
+    changed = {
+        name: value for name, value in config.augmentation.to_dict().items() if value not in (0, "none")
+    }
+    augmentation = ", ".join(f"{name} {value}" for name, value in changed.items()) or "none"
+    return (
+        f"Settings: network {Path(config.network).name}, {length} in batches of {training.batch_size}, "
+        f"{training.optimizer} with {rate} ({training.schedule}), augmentation: {augmentation}"
+    )
 
 
 def _with_seeds(config: ExperimentConfig, seeds: int) -> dict[str, ExperimentConfig]:

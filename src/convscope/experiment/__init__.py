@@ -3,6 +3,7 @@
 - ``running``: the recipe, top-down; begin here.
 - ``config``: what decides the outcome.
 - ``session``: data and network of a training; ``preparation`` and ``model`` make them.
+- ``rehearsing``: trials on copies of the network before it is trained; ``steering``: schedule and stops.
 - ``fitting``: training and evaluating; ``keeping``: checkpoints and orderly ends.
 - ``writing``: the files of a run.
 - ``assessment``: ``convscope.evaluate`` in a notebook.

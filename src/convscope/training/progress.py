@@ -108,7 +108,7 @@ def describe_epoch(event: EpochEnd, epochs: int) -> str:
     event : EpochEnd
         The epoch.
     epochs : int
-        How many there are.
+        How many there are, or are expected where a deadline decides.
 
     Returns
     -------
@@ -120,7 +120,10 @@ def describe_epoch(event: EpochEnd, epochs: int) -> str:
     >>> describe_epoch(EpochEnd(1, {"loss": 0.5}, 75.0, lambda: None), 10)
     'Epoch 2/10 · 1 min 15 s · loss 0.5000'
     """
-    return " · ".join([f"Epoch {event.epoch + 1}/{epochs}", _duration(event.seconds), *_numbers(event.logs)])
+    number = event.epoch + 1
+    return " · ".join(
+        [f"Epoch {number}/{max(epochs, number)}", _duration(event.seconds), *_numbers(event.logs)]
+    )
 
 
 class _Bar:
@@ -152,7 +155,7 @@ class _Bar:
             return  # reading a number makes the step wait for its device
         self._looked = now
         done, steps = event.step + 1, event.steps
-        head = f"Epoch {event.epoch + 1}/{self._epochs}"
+        head = f"Epoch {event.epoch + 1}/{max(self._epochs, event.epoch + 1)}"
         if steps:
             left = (now - self._began) / done * (steps - done)
             filled = round(_BAR_WIDTH * done / steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,8 @@ from convscope.training.events import Event, StepEnd, TrainBegin
 from convscope.training.fit import fit, predict
 
 _WARM_UP = 3  # steps that take longer than those that follow
+_FEWEST_STEPS = 5  # that are measured, however short an epoch is
+_BATCH_SIZE = 32  # Keras's own, where none is given
 _PREDICTED = 256  # images by which the time of a prediction is measured
 
 
@@ -140,16 +143,17 @@ def measure_throughput(
                 plans[0] = event.plan
             elif isinstance(event, StepEnd):
                 moments.append(clock())
-                warm = len(moments) > _WARM_UP + 1
-                copy.stop_training = warm and moments[-1] - moments[_WARM_UP - 1] >= seconds
+                enough = len(moments) >= _WARM_UP + _FEWEST_STEPS
+                copy.stop_training = enough and moments[-1] - moments[_WARM_UP - 1] >= seconds
 
-        fit(copy, x, y, epochs=1, verbose=0, listeners=[listen], **arguments)
+        steps_per_epoch = math.ceil(len(x) / (arguments.get("batch_size") or _BATCH_SIZE))
+        epochs = math.ceil((_WARM_UP + _FEWEST_STEPS) / steps_per_epoch)
+        fit(copy, x, y, epochs=epochs, verbose=0, listeners=[listen], **arguments)
         chosen = slice(0, _PREDICTED)
         images, preprocess = x[chosen], arguments.get("preprocess")
         predict(copy, images, preprocess=preprocess)  # the first prediction lowers the network
         began = clock()
         predict(copy, images, preprocess=preprocess)
         predicted = clock() - began
-    steps = np.diff(moments[_WARM_UP - 1 :] if len(moments) > _WARM_UP else moments)
-    step_seconds = float(np.median(steps)) if len(steps) else 0.0
+    step_seconds = float(np.median(np.diff(moments[_WARM_UP - 1 :])))
     return Throughput(step_seconds, predicted / len(images), plans[0])
