@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -166,6 +167,22 @@ WRONG = {
     "inspect-too-small": (["inspect", "deep", "--input", "3x3x1"], 2, "⌊(1 − 3)/1⌋ + 1"),
     "inspect-no-shape": (["inspect", "deep", "--input", "28"], 2, "a shape such as 28x28x1"),
     "inspect-one-class": (["inspect", "deep", "--classes", "1"], 2, "at least 2 classes, got 1"),
+    "train-no-time": (["train", "digits", "--within", "soon"], 2, "a time such as 60s, 2m or 1h"),
+    "train-two-lengths": (["train", "digits", "--within", "9", "--epochs", "2"], 2, "--within or --epochs"),
+    "train-no-accuracy": (["train", "digits", "--until", "120%"], 2, "up to 100%"),
+    "train-no-patience": (["train", "digits", "--patience", "0"], 2, "patience of at least 1"),
+    "train-no-such-preset": (["train", "digits", "--augment", "photo"], 2, "Did you mean 'photographs'"),
+    "train-no-such-weights": (
+        ["train", "digits", "--class-weights", "balance"],
+        2,
+        "Did you mean 'balanced'",
+    ),
+    "train-no-such-schedule": (["train", "digits", "--schedule", "plato"], 2, "Did you mean 'plateau'"),
+    "train-two-rates": (
+        ["train", "digits", "--find-learning-rate", "--learning-rate", "0.1"],
+        2,
+        "--find-learning-rate or --learning-rate",
+    ),
     "data-no-such-name": (["data", "info", "minst"], 2, "Did you mean 'mnist'"),
     "data-fetch-offline": (["data", "fetch", "mnist"], 3, "Is there a network?"),
 }
@@ -187,6 +204,24 @@ def test_a_wrong_command_gets_one_or_two_lines_and_leaves_nothing(tmp_path, type
     assert "Traceback" not in done.stderr
     left = [entry.name for entry in tmp_path.iterdir() if entry.name != "cache"]
     assert left == ["file"]
+
+
+@pytest.mark.slow
+def test_everything_that_steers_a_training_can_be_typed_and_is_recorded(tmp_path, typed):
+    command = """train digits --network simple --epochs 2 --augment digits,mixup=0.2 --no-report
+        --class-weights balanced --schedule plateau --find-learning-rate --patience 2 --monitor accuracy
+        --until 99% --json"""
+    done = typed(*shlex.split(command), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (run,) = json.loads(done.stdout)["runs"]
+    config = json.loads((tmp_path / run["run"] / "run.json").read_text())["config"]
+    assert config["augmentation"]["mixup"] == 0.2 and config["preflight"] is True
+    expected = {
+        "class_weights": "balanced", "schedule": "plateau", "find_learning_rate": True, "patience": 2,
+        "monitor": "accuracy", "until": 0.99, "within": None,
+    }  # fmt: skip
+    assert config["training"].items() >= expected.items()
+    assert config["training"]["learning_rate"] > 0
 
 
 def test_the_shell_gets_the_exit_code_and_the_message_on_standard_error(tmp_path):

@@ -58,8 +58,8 @@ class Deadline(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is unty
         Made for ``STEPS`` steps.
     validation_seconds : float
         What a validation is expected to take; replaced by what each one takes.
-    clock : callable
-        Gives seconds.
+    clock : callable or None
+        Gives seconds; None for ``time.perf_counter``.
 
     Examples
     --------
@@ -83,7 +83,7 @@ class Deadline(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is unty
         schedule: Schedule,
         *,
         validation_seconds: float = 0.0,
-        clock: Callable[[], float] = time.perf_counter,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         super().__init__()
         if not seconds > 0:
@@ -91,7 +91,7 @@ class Deadline(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is unty
         self.seconds, self.spent = seconds, 0.0
         self.validation_seconds = validation_seconds
         self.step_seconds = 0.0
-        self._schedule, self._watch = schedule, _Watch(clock)
+        self._schedule, self._watch = schedule, _Watch(clock or time.perf_counter)
         self._validation_began, self._step_began = 0.0, -1.0
 
     def __call__(self, step: int) -> Rate:
