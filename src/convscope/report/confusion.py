@@ -38,13 +38,15 @@ def confusion(evaluation: Evaluation, album: Album) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``table`` (rows of cells) or ``drawing`` (an SVG), ``pairs`` with their pictures.
+        ``table`` (rows of cells) or ``drawing`` (an SVG), ``pairs`` with their ``pictures``.
     """
     few = evaluation.classes <= LARGEST_TABLE
+    pairs = _pairs(evaluation, album)
     return {
         "table": _table(evaluation) if few else None,
         "drawing": None if few else _drawing(evaluation),
-        "pairs": _pairs(evaluation, album),
+        "pairs": pairs,
+        "pictures": any(one["picture"] for pair in pairs for one in pair["examples"]),
     }
 
 
