@@ -190,7 +190,7 @@ if convscope.check("7.2"):
     prepared = np.stack([prepare(picture) for picture in pictures])
     guesses = convscope.predict(model, preprocess.apply(prepared)).argmax(axis=1)
     wrong = np.flatnonzero(guesses != digits)
-    print(len(wrong), "of", len(digits), "are wrong:")
+    print(f"still wrong: {len(wrong)} of {len(digits)}")
     show(prepared[wrong], [f"{digits[place]} taken for {guesses[place]}" for place in wrong])
 
 # %% [markdown]
