@@ -69,7 +69,9 @@ class Assessment:
     def _repr_html_(self) -> str:
         """Show report and figures in a notebook."""
         pictures = "".join(_picture(figure, name) for name, figure in self.figures.items())
-        return f"<pre>{html.escape(str(self.evaluation))}</pre>{pictures}"
+        # Pages made of notebooks set tables in a proportional type otherwise.
+        report = f'<pre style="font-family:monospace">{html.escape(str(self.evaluation))}</pre>'
+        return f"{report}{pictures}"
 
 
 def _picture(figure: Figure, name: str) -> str:
