@@ -1,6 +1,8 @@
 """What every test needs."""
 
 import os
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,33 @@ import convscope  # it chooses Keras's back end, before a test imports Keras
 # A busy machine takes longer for an example than the 200 ms that hypothesis allows; that is no failure.
 settings.register_profile("busy", deadline=None)
 settings.load_profile("busy")
+
+
+@dataclass
+class Done:
+    """What a command left behind on its channels."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def typed(monkeypatch, capsys):
+    """Run a command in this process: another one would spend seconds on loading torch and Keras."""
+
+    from convscope.cli import main
+
+    def run(*arguments, cwd, **environment):
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["convscope", *arguments])
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        return Done(exit_.value.code, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -7,41 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from convscope.cli import main
 from convscope.cli.inspecting import parse_shape
 from convscope.errors import UsageError
 
 PROGRAM = Path(sys.executable).with_name("convscope")
-
-
-@dataclass
-class Done:
-    """What a command left behind on its channels."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def typed(monkeypatch, capsys):
-    """Run a command in this process: another one would spend seconds on loading torch and Keras."""
-
-    def run(*arguments, cwd, **environment):
-        monkeypatch.chdir(cwd)
-        monkeypatch.setattr(sys, "argv", ["convscope", *arguments])
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        return Done(exit_.value.code, *capsys.readouterr())
-
-    return run
 
 
 def in_a_process(*arguments, cwd, **environment):
@@ -140,6 +113,10 @@ def test_without_mnist_and_network_the_exercise_says_so_and_uses_the_digits(tmp_
     assert "MNIST is not to be had" in done.stderr
     assert "simple on digits" in done.stdout
     assert "-exercise-digits/simple" in done.stdout
+    assert "This run on digits beside" in done.stdout
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert {row["data"] for row in json.loads((folder / "comparison.json").read_text())} == {"digits"}
+    assert "<title>simple on digits" in (folder / "simple" / "report.html").read_text(encoding="utf-8")
 
 
 # A proxy that nobody serves makes every download fail at once, wherever the tests run.

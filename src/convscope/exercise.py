@@ -225,12 +225,13 @@ def comparison(results: Sequence[Result]) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        ``network``, ``parameters``, ``test_accuracy``, ``test_loss``, ``seconds``, ``run``, and under
-        ``published`` the same from the exercise's solution, where it has them.
+        ``network``, ``data``, ``parameters``, ``test_accuracy``, ``test_loss``, ``seconds``, ``run``, and
+        under ``published`` the same from the exercise's solution, where it has them.
     """
     return [
         {
             "network": result.network,
+            "data": result.data,
             "parameters": result.parameters,
             "test_accuracy": result.test.accuracy,
             "test_loss": result.test.loss,

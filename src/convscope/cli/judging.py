@@ -12,8 +12,11 @@ from convscope.cli.output import say, show_json, table
 from convscope.errors import RunError, UsageError, sentence
 
 if TYPE_CHECKING:
-    from convscope.evaluation import Evaluation
+    from convscope.evaluation import Comparison, Evaluation
     from convscope.report.source import Contents
+
+# How many images for which only one of two networks is right are printed for each.
+SHOWN = 5
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
@@ -92,8 +95,10 @@ def compare(
         found = compare_seeds(evaluations[0], evaluations[1], *labels)
     if json:
         show_json(found.to_json())
-    else:
-        say(str(found))
+        return
+    say(str(found))
+    if second is None:
+        _show_differences(found, evaluations[0][0], evaluations[1][0])
 
 
 def report(
@@ -157,6 +162,22 @@ def _labels(sides: list[list[Contents]]) -> tuple[str, str]:
     if first != second:
         return first, second
     return sides[0][0].path.name, f"{sides[1][0].path.name} (other)"
+
+
+def _show_differences(found: Comparison, first: Evaluation, second: Evaluation) -> None:
+    """Print some of the images on which just one of two networks is right."""
+    alone = [*found.only_a_right[:SHOWN], *found.only_b_right[:SHOWN]]
+    rows = [
+        [
+            first.name_of(index),
+            *(first.class_names[one[index]] for one in (first.labels, first.predictions, second.predictions)),
+        ]
+        for index in alone
+    ]
+    if rows:
+        count = len(found.only_a_right) + len(found.only_b_right)
+        title = f"Some of the {count} images on which just one is right"
+        table(title, ["image", "true", found.label_a, found.label_b], rows, left=(0, 1, 2, 3))
 
 
 def _show_confused(evaluation: Evaluation) -> None:

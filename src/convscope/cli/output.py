@@ -53,7 +53,7 @@ def table(
     Parameters
     ----------
     title : str
-        Above the table.
+        Above the table; none where it is empty.
     columns : sequence of str
         Headers.
     rows : sequence of sequences
@@ -64,7 +64,9 @@ def table(
     from rich.markup import escape
     from rich.table import Table
 
-    grid = Table(title=escape(title), title_justify="left", title_style="bold", header_style="bold")
+    if title:  # not the table's own title, which would break at the table's width
+        say(title, style="bold")
+    grid = Table(header_style="bold")
     for number, column in enumerate(columns):
         grid.add_column(escape(column), justify="left" if number in left else "right", overflow="fold")
     for row in rows:
