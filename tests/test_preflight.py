@@ -88,11 +88,14 @@ FIT = {
 }
 
 
-@pytest.mark.parametrize("engine", ["fast", "keras"])
 @pytest.mark.parametrize("name", FIT)
-def test_a_network_that_can_learn_passes(name, engine):
+def test_a_network_that_can_learn_passes(name):
     targets = Y.argmax(1) if name == "sparse" else Y
-    assert preflight(FIT[name](), X, targets, engine=engine).learned is not False
+    assert preflight(FIT[name](), X, targets, engine="fast").learned is not False
+
+
+def test_a_network_that_can_learn_passes_with_kerass_own_fit():
+    assert preflight(FIT["softmax"](), X, Y, engine="keras").learned is not False
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -7,6 +7,7 @@ from training_cases import identical, images, network, weights
 
 import convscope
 from convscope.errors import DivergedError, UsageError
+from convscope.plotting import plot_rate_search
 from convscope.training.rate_search import STEPS, analyse, find_learning_rate
 from convscope.training.schedule import Exponential
 
@@ -62,3 +63,20 @@ def test_a_training_at_the_found_rate_learns():
 def test_an_impossible_rise_is_refused(low, high, steps):
     with pytest.raises(UsageError, match=r"^Expected a"):
         Exponential(low, high, steps)
+
+
+def test_the_figure_shows_rates_losses_and_the_choice():
+    search = analyse(RATES, valley(1e-2, 0.05))
+    figure = plot_rate_search(search.rates, search.losses, search.smoothed, search.found)
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "log"
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("learning rate", "training loss (cross-entropy, nats)")
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["loss of a step", "averaged over its neighbours", f"chosen: {search.found:.2g}"]
+    low, high = axes.get_ylim()
+    assert low < search.smoothed.min() < search.smoothed[0] < high
+
+
+def test_a_figure_of_nothing_is_refused():
+    with pytest.raises(UsageError, match=r"^Expected as many losses as rates, at least one, got 2 rates"):
+        plot_rate_search([0.1, 0.2], [1.0], [1.0], 0.1)

@@ -38,6 +38,13 @@ def digits():
     return convscope.load("digits")
 
 
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch):
+    """Spare each run the seconds that figures and report take; they are tested elsewhere."""
+    for name in ("write_figures", "write_report"):
+        monkeypatch.setattr(f"convscope.experiment.running.{name}", lambda *_, **__: None)
+
+
 def weights_of(run):
     from safetensors.numpy import load
 
@@ -77,6 +84,7 @@ def test_a_steered_training_is_resumed_bit_for_bit(digits, tmp_path, engine, mom
     assert ExperimentConfig.from_json(recorded) == config
 
 
+@pytest.mark.slow
 def test_a_found_learning_rate_is_kept_with_its_figure_and_for_resumption(digits, tmp_path):
     config = ExperimentConfig(
         "simple", data="digits", preflight=True, training=replace(SHORT, find_learning_rate=True)
@@ -96,6 +104,7 @@ def test_a_found_learning_rate_is_kept_with_its_figure_and_for_resumption(digits
     assert_same_training(tmp_path / "known", tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_a_training_ends_at_its_deadline(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(time, "perf_counter", time.process_time)  # a busy machine must not decide here
     config = ExperimentConfig("simple", data="digits", training=replace(SHORT, within=4.0, schedule="cosine"))
@@ -154,6 +163,7 @@ def test_a_network_whose_outputs_do_not_fit_is_refused_before_anything_is_writte
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_preflight_changes_nothing(digits, tmp_path):
     for name, preflight in (("with", True), ("without", False)):
         config = ExperimentConfig(
@@ -167,7 +177,7 @@ def test_what_ended_a_training_is_said():
     training = TrainingConfig(until=0.9, patience=2)
     history = {"loss": [1.0, 1.0, 1.0], "val_loss": [0.5, 0.3, 0.4], "val_accuracy": [0.8, 0.91, 0.92]}
     assert say_how_it_ended(training, history) == [
-        "90 % validation accuracy reached in epoch 3: 92.00%.",
+        "90% validation accuracy reached in epoch 3: 92.00%.",
         "The validation loss was best in epoch 2 of 3: 0.3000. The network has the weights of that epoch.",
     ]
     assert say_how_it_ended(TrainingConfig(), history) == []

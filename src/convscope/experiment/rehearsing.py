@@ -152,8 +152,8 @@ def divide_time(within: float, left: float, afterwards: float) -> float:
 
     Examples
     --------
-    >>> divide_time(600, left=590, afterwards=10), divide_time(60, left=55, afterwards=6)
-    (580, 50.7)
+    >>> divide_time(600, left=590, afterwards=10), divide_time(60, left=45, afterwards=6)
+    (580, 45)
     """
     return max(min(left, max(left - afterwards, _USUAL_SHARE * within)), _LEAST_SHARE * within)
 

@@ -129,7 +129,7 @@ def say_how_it_ended(training: TrainingConfig, history: History) -> list[str]:
     Examples
     --------
     >>> say_how_it_ended(TrainingConfig(until=0.9), {"loss": [1, 1], "val_accuracy": [0.5, 0.8]})
-    ['90 % validation accuracy was not reached in 2 epochs: 80.00 % at best, in epoch 2.']
+    ['90% validation accuracy was not reached in 2 epochs: 80.00% at best, in epoch 2.']
     """
     lines = []
     reached = history.get("val_accuracy", [])
@@ -147,11 +147,11 @@ def say_how_it_ended(training: TrainingConfig, history: History) -> list[str]:
 
 def _say_until(target: float, reached: Sequence[float]) -> str:
     best = max(reached)
-    goal = f"{100 * target:.6g} % validation accuracy"
+    goal = f"{100 * target:.6g}% validation accuracy"
     if best >= target:
         return f"{goal} reached in epoch {len(reached)}: {best:.2%}."
     epoch = list(reached).index(best) + 1
-    return f"{goal} was not reached in {len(reached)} epochs: {100 * best:.2f} % at best, in epoch {epoch}."
+    return f"{goal} was not reached in {len(reached)} epochs: {best:.2%} at best, in epoch {epoch}."
 
 
 def _stopping(training: TrainingConfig) -> list[Any]:

@@ -111,13 +111,16 @@ def preflight(
     images, targets = np.asarray(x[rows]), np.asarray(y)[rows]
     _require_something_to_train(model)
     _require_fitting_outputs(model, predict(model, images, preprocess=preprocess, engine=engine))
-    found = None
+    trials: list[Preflight] = []
     for number, rate in enumerate(_RATES, start=1):
         left = seconds * number / len(_RATES) - (clock() - began)
-        found = _learn_by_heart(model, images, targets, rate, preprocess, engine, clock, left)
-        if found.learned is not False:
-            return found
-    assert found is not None  # noqa: S101  there is more than one rate
+        trials.append(_learn_by_heart(model, images, targets, rate, preprocess, engine, clock, left))
+        if trials[-1].learned:
+            return trials[-1]
+    found = next((trial for trial in trials if trial.learned is None), None)
+    if found is not None:
+        return found
+    found = trials[-1]
     hint = "Its loss, output and labels do not fit together; --no-preflight trains it all the same."
     expected = f"a network that can learn {found.images} images by heart"
     got = f"a loss of {found.last_loss:.3g} after {found.steps} steps, {found.first_loss:.3g} before them"
