@@ -105,8 +105,8 @@ def _example(evaluation: Evaluation, index: int, album: Album) -> list[Any]:
     true, predicted = int(evaluation.labels[index]), int(evaluation.predictions[index])
     return [
         name(evaluation.name_of(index)),
-        round(float(evaluation.probabilities[index, predicted]), 4),
-        round(float(evaluation.probabilities[index, true]), 4),
+        round(float(evaluation.probabilities[index, predicted]), 6),
+        round(float(evaluation.probabilities[index, true]), 6),
         album.picture(index),
     ]
 

@@ -81,8 +81,13 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
+// As in the rest of the report: 100 only when nothing is missing, 0 only when nothing is there.
 function asPercent(share, digits = 1) {
-  return `${(100 * share).toFixed(digits)}\u202f%`;
+  const step = 10 ** -digits;
+  let shown = 100 * share;
+  if (share < 1) shown = Math.min(shown, 100 - step);
+  if (share > 0) shown = Math.max(shown, step);
+  return `${shown.toFixed(digits)}\u202f%`;
 }
 
 function plural(count, one, many = `${one}s`) {
