@@ -116,6 +116,8 @@ def test_a_training_ends_at_its_deadline(digits, tmp_path, monkeypatch):
     assert result.seconds == pytest.approx(record["timetable"]["seconds"], abs=0.3)
     ended = heard[next(i for i, event in enumerate(heard) if isinstance(event, TrainEnd)) + 1]
     assert 4.0 * 50 / 60 - 0.3 <= ended - began <= 4.0 * 62 / 60 + 0.3
+    assert record["ended"]["learning_rate"] == 0
+    assert record["ended"]["after"] == pytest.approx(ended - began, abs=0.2)
     begin = next(event for event in heard if isinstance(event, TrainBegin))
     assert begin.epochs == record["timetable"]["epochs"]
     assert any(isinstance(event, Notice) and event.text.startswith("deadline: ") for event in heard)
@@ -181,6 +183,9 @@ def test_what_ended_a_training_is_said():
         "The validation loss was best in epoch 2 of 3: 0.3000. The network has the weights of that epoch.",
     ]
     assert say_how_it_ended(TrainingConfig(), history) == []
+    assert say_how_it_ended(TrainingConfig(), history, {"after": 59.96, "learning_rate": 1e-6}) == [
+        "The training ended 60.0 s after the start, at a learning rate of 1.0e-06."
+    ]
 
 
 @pytest.mark.parametrize(

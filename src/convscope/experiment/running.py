@@ -109,7 +109,7 @@ def run_experiment(
         session = begin_session(config, dataset, listeners)
         record = describe_run(session, dataset) | {"command": shlex.join(command), "status": "running"}
         session = rehearse(session, run, record, listeners, began=began, with_report=with_report)
-        return _train_and_finish(run, session, record, listeners, with_report=with_report)
+        return _train_and_finish(run, session, record, listeners, with_report=with_report, began=began)
 
 
 def resume_experiment(path: str | Path, listeners: Sequence[Listener] = ()) -> Result:
@@ -156,6 +156,7 @@ def _train_and_finish(
     seconds: float = 0.0,
     *,
     with_report: bool = True,
+    began: float | None = None,
 ) -> Result:
     """Train to the end, keeping checkpoints; then evaluate and write everything."""
     model, prepared = session.model, session.prepared
@@ -178,7 +179,10 @@ def _train_and_finish(
         run.publish()
         hint = f"`convscope resume {run.path}` goes on."
         raise InterruptedRunError(f"Interrupted. {run.path} holds the network as it was then. {hint}")
-    for line in say_how_it_ended(session.config.training, training.history):
+    if timetable is not None:
+        rate = float(model.optimizer.learning_rate)
+        record["ended"] = {"learning_rate": rate, "after": time.perf_counter() - began if began else None}
+    for line in say_how_it_ended(session.config.training, training.history, record.get("ended")):
         tell(tuple(listeners), Notice(line))
     run.write_json(CONSULTATIONS, test_door.consult(None, "final evaluation", by="train"))
     evaluations = evaluate_parts(model, prepared)

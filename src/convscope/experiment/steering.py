@@ -111,8 +111,10 @@ def require_validation(training: TrainingConfig, prepared: Prepared) -> None:
             raise UsageError(sentence(f"validation images to stop by with {name}", "none", hint))
 
 
-def say_how_it_ended(training: TrainingConfig, history: History) -> list[str]:
-    """Say in words why a training ended when it did, if it was to end by the validation.
+def say_how_it_ended(
+    training: TrainingConfig, history: History, ended: Mapping[str, float | None] | None = None
+) -> list[str]:
+    """Say in words why a training ended when it did, if it was to end by the validation or by the clock.
 
     Parameters
     ----------
@@ -120,6 +122,9 @@ def say_how_it_ended(training: TrainingConfig, history: History) -> list[str]:
         What was asked for.
     history : mapping of str to list of float
         A value for each epoch.
+    ended : mapping, optional
+        Where there was a deadline: the last ``learning_rate``, and the seconds ``after`` the begin, which
+        a resumed training does not know.
 
     Returns
     -------
@@ -132,6 +137,9 @@ def say_how_it_ended(training: TrainingConfig, history: History) -> list[str]:
     ['90% validation accuracy was not reached in 2 epochs: 80.00% at best, in epoch 2.']
     """
     lines = []
+    if ended is not None:
+        after = f" {ended['after']:.1f} s after the start" if ended["after"] else ""
+        lines.append(f"The training ended{after}, at a learning rate of {ended['learning_rate']:.1e}.")
     reached = history.get("val_accuracy", [])
     if training.until is not None and reached:
         lines.append(_say_until(training.until, reached))
