@@ -30,7 +30,9 @@ def notebooks(
         list[str] | None, typer.Option(help="Only this lesson; may be given again. [default: all]")
     ] = None,
     student_only: Annotated[bool, typer.Option("--student-only", help="Without the solutions.")] = False,
-    execute: Annotated[bool, typer.Option("--execute", help="Run the solutions on this machine.")] = False,
+    execute: Annotated[
+        bool, typer.Option("--execute", help="Run the solutions here; they come executed on MNIST.")
+    ] = False,
     quiz: Annotated[bool, typer.Option("--quiz", help="A quiz of random networks as well.")] = False,
     seed: Annotated[int | None, typer.Option(help="Decides the quiz's networks. [default: random]")] = None,
     data: Data = None,
