@@ -69,6 +69,16 @@ def test_one_flipped_bit_in_a_plain_file_is_noticed(tmp_path, tiny_mnist):
         load("mnist")
 
 
+def test_images_of_another_type_are_refused(tmp_path, tiny_mnist):
+    stem = "t10k-images-idx3-ubyte"
+    contents = tiny_mnist
+    signed = bytearray(contents[stem])
+    signed[2] = 0x09
+    put(tmp_path / "mine", contents | {stem: bytes(signed)})
+    with pytest.raises(DataError, match=r"to hold unsigned bytes \(IDX type 08\), got int8"):
+        load(str(tmp_path / "mine"))
+
+
 def test_mnist_that_is_nowhere_is_a_kind_of_its_own(tiny_mnist):
     with pytest.raises(DataNotFoundError, match="convscope data fetch mnist"):
         load("mnist", download=False)

@@ -203,7 +203,8 @@ def show_description(description: NetworkDescription, title: str, arithmetic: bo
     ]
     macs = "?" if description.macs is None else f"{description.macs:,}"
     rows.append(["all", "", "", "", "", f"{description.parameters:,}", macs, ""])
-    table(title, columns, rows, left=(0, 1, 2, 3, 4))
+    # A layer's input is the output before it; weights and type are in the arithmetic below.
+    table(title, columns, rows, left=(0, 1, 2, 3, 4), spare=(4, 2, 1))
     if arithmetic:
         say("\nThe arithmetic (⌊ ⌋ rounds down, ⌈ ⌉ rounds up):")
         for layer in description.layers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     # rich takes a quarter of the time in which `convscope --help` answers, and help does not need it.
@@ -46,7 +46,11 @@ def show_json(value: Mapping[str, Any]) -> None:
 
 
 def table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], left: Sequence[int] = (0,)
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    left: Sequence[int] = (0,),
+    spare: Sequence[int] = (),
 ) -> None:
     """Print a table.
 
@@ -60,15 +64,37 @@ def table(
         Cells; shown as they print.
     left : sequence of int
         Which columns hold words and are set flush left; numbers are set flush right.
+    spare : sequence of int
+        Which columns a narrow terminal does without, the first one first.
     """
     from rich.markup import escape
     from rich.table import Table
 
     if title:  # not the table's own title, which would break at the table's width
         say(title, style="bold")
+    shown = fitting(columns, rows, console().width, spare)
     grid = Table(header_style="bold")
-    for number, column in enumerate(columns):
-        grid.add_column(escape(column), justify="left" if number in left else "right", overflow="fold")
+    for number in shown:
+        justify: Literal["left", "right"] = "left" if number in left else "right"
+        grid.add_column(escape(columns[number]), justify=justify, overflow="fold")
     for row in rows:
-        grid.add_row(*(escape(str(cell)) for cell in row))
+        grid.add_row(*(escape(str(row[number])) for number in shown))
     console().print(grid)
+
+
+def fitting(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], width: int, spare: Sequence[int]
+) -> list[int]:
+    """Choose the columns of a table that a terminal has room for, by number.
+
+    Examples
+    --------
+    >>> fitting(["layer", "input", "output"], [["conv", "28×28", "26×26"]], 20, spare=[1])
+    [0, 2]
+    """
+    shown, may_go = list(range(len(columns))), list(spare)
+    widths = [max(len(str(cell)) for cell in cells) for cells in zip(columns, *rows, strict=True)]
+    # Beside each cell a space on both sides and a line, and a line at the end.
+    while may_go and sum(widths[number] + 3 for number in shown) + 1 > width:
+        shown.remove(may_go.pop(0))
+    return shown

@@ -345,6 +345,9 @@ def _assemble_idx(name: str, contents: dict[str, bytes]) -> Dataset:
         images = read_idx(
             contents[f"{prefix}-images-idx3-ubyte"], f"{prefix}-images-idx3-ubyte", dimensions=3
         )
+        if images.dtype != np.uint8:
+            expected = f"{prefix}-images-idx3-ubyte to hold unsigned bytes (IDX type 08)"
+            raise DataError(sentence(expected, str(images.dtype)))
         labels = read_idx(
             contents[f"{prefix}-labels-idx1-ubyte"], f"{prefix}-labels-idx1-ubyte", dimensions=1
         )
