@@ -30,6 +30,7 @@ from convscope.bundle.exporting import ExportReport, export_run
 from convscope.bundle.onnx_session import open_session
 from convscope.cli.main import main
 from convscope.errors import DataError, ExportError, RunError, UnknownNameError, UsageError
+from convscope.networks import NETWORKS
 from convscope.preprocessing import Preprocess
 from convscope.runs import RunDirectory
 
@@ -182,7 +183,7 @@ def test_preprocessing_and_calibration_are_part_of_the_graph(scaling, data_forma
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["simple", "dense", "deep", "stages", "swift"])
+@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
 def test_every_named_network_exports(name, data_format, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (70, 28, 28, 3), np.uint8)
