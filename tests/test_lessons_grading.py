@@ -207,6 +207,11 @@ WRONG_COMMANDS = {
     "data": (["grade", "a.ipynb", "--data", "digit"], "Did you mean 'digits'"),
     "lesson": (["notebooks", "course", "--lesson", "3-evaluations"], "Did you mean '3-evaluation'"),
     "no-file": (["grade"], "Missing argument"),
+    "nothing-to-execute": (
+        ["notebooks", "course", "--execute", "--student-only"],
+        "got both. Only solutions",
+    ),
+    "data-for-nothing": (["notebooks", "course", "--data", "digits"], "--data and --quick beside --execute"),
 }
 
 

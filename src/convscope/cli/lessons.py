@@ -47,13 +47,14 @@ def notebooks(
     """
     from convscope.lessons.notebooks import write_notebooks
 
+    _require_sense(execute, student_only, data, quick)
     names = [_lesson_name(word) for word in lesson] if lesson else None
     seed = _seed(seed) if quiz else seed
     versions = ("student",) if student_only else ("student", "solution")
     extra = _quiz_notebooks(seed, versions) if quiz and seed is not None else None
     written = write_notebooks(folder, names, versions, overwrite, extra)
     runs = []
-    if execute and not student_only:
+    if execute:
         solutions = [path for path in written if path.parent.name == "solution"]
         runs = [_execute(path, time_limit, data, quick, quiet=json) for path in solutions]
     if json:
@@ -62,6 +63,15 @@ def notebooks(
     for path in written:
         say(str(path))
     say(f"Open them with: jupyter lab {folder}")
+
+
+def _require_sense(execute: bool, student_only: bool, data: str | None, quick: bool) -> None:
+    """Refuse options that would do nothing beside each other."""
+    if execute and student_only:
+        raise UsageError(sentence("--execute or --student-only", "both", "Only solutions are executed."))
+    if not execute and (data is not None or quick):
+        hint = "Notebooks choose their data when they run; see CONVSCOPE_LESSONS in docs/teaching.md."
+        raise UsageError(sentence("--data and --quick beside --execute", "no --execute", hint))
 
 
 def _lesson_name(word: str) -> str:
