@@ -166,11 +166,12 @@ def _show_comparison(dataset: Dataset, results: list[Result]) -> None:
         "network",
         "parameters",
         "published",
-        f"test accuracy on {dataset.name}",
-        "published on mnist",
+        "test accuracy",
+        "published",
         "test loss",
         "published",
         "training",
     ]
     say("")
-    table(f"This run on {dataset.name} beside the exercise's published results on mnist", columns, rows)
+    title = f"This run on {dataset.name} beside the exercise's published results on mnist"
+    table(title, columns, rows, spare=(2, 7))
