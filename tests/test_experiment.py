@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import convscope
+from convscope import networks
 from convscope.data.catalog import Dataset, Split, fingerprint
 from convscope.errors import DataError, DivergedError, InterruptedRunError, RunError, UsageError
 from convscope.experiment import (
@@ -95,6 +96,8 @@ def test_the_run_records_what_it_needs_to_be_repeated(whole_run, digits):
     record = open_run(whole_run.run).read_json("run.json")
     assert record["status"] == "completed"
     assert record["data"]["fingerprint"] == digits.fingerprint
+    assert record["data"]["reading"] == {"resize": "letterbox"}
+    assert record["data"]["left_out"] == {}
     assert record["network"] == {"name": "simple", "parameters": 216_650}
     assert record["engine"] == "fast"
     assert record["plan"]
@@ -232,6 +235,16 @@ def test_a_network_from_a_file_is_trained(digits, tmp_path):
     result = run_experiment(config, digits, tmp_path / "run", with_report=False)
     assert result.parameters == 20 * 20 * 3 * 10 + 10
     assert result.test.accuracy > 0.7
+
+
+def test_own_images_are_read_in_the_size_of_a_network_from_a_file(tmp_path):
+    """Resized twice is not the same as resized once, as prediction does it."""
+    from convscope.cli.training import _size_of_network
+
+    networks.build("simple", (20, 24, 1), classes=2).save(tmp_path / "mine.keras")
+    config = replace(SHORT, network=str(tmp_path / "mine.keras"))
+    assert _size_of_network(config, "photos") == {"size": (20, 24), "channels": 1}
+    assert _size_of_network(config, "digits") == _size_of_network(SHORT, "photos") == {}
 
 
 def test_a_network_with_other_outputs_is_refused(digits, tmp_path):

@@ -133,9 +133,11 @@ def train(
     )  # fmt: skip
     base = find_recipe(recipe) if recipe else None
     early = chosen.applied_to(base or ExperimentConfig())  # a wrong name is told before images are read
-    check_first(data, {"resize": early.resize, "workers": workers, **early.reading}, quiet=json)
-    dataset = load(data, resize=early.resize, workers=workers, **early.reading)
+    reading = early.reading or _size_of_network(early, data)
+    check_first(data, {"resize": early.resize, "workers": workers, **reading}, quiet=json)
+    dataset = load(data, resize=early.resize, workers=workers, **reading)
     config = chosen.applied_to(base or suggest(dataset, early.network if network else None))
+    config = replace(config, reading=reading)
     if not json:
         show_data(dataset)
         say(_settings_in_words(config))
@@ -175,6 +177,19 @@ def resume(
         show_json(_as_json(None, [result]))
     else:
         show_result(result)
+
+
+def _size_of_network(config: ExperimentConfig, data: str) -> dict[str, Any]:
+    """Read own images in the size of a network from a file: resized once, as they will be for prediction."""
+    from convscope.data.catalog import CATALOG
+
+    if config.network_file is None or data in CATALOG:
+        return {}
+    from convscope.experiment.model import image_shape_of, load_network
+
+    network = load_network(config)
+    shape = image_shape_of(network, config.data_format) if network else None
+    return {"size": shape[:2], "channels": shape[2]} if shape else {}
 
 
 def _absolute(name: str | None) -> str | None:
