@@ -13,9 +13,9 @@ import convscope
 from convscope.augmentation import Augmentation
 from convscope.data.catalog import Dataset, Split, fingerprint
 from convscope.errors import InterruptedRunError, UnknownNameError, UsageError
-from convscope.experiment import ExperimentConfig, resume_experiment, run_experiment
+from convscope.experiment import ExperimentConfig, build_model, resume_experiment, run_experiment
 from convscope.experiment.rehearsing import divide_time
-from convscope.experiment.steering import say_how_it_ended
+from convscope.experiment.steering import say_how_it_ended, steer
 from convscope.recipes import RECIPES, suggest
 from convscope.runs import open_run
 from convscope.training.config import TrainingConfig
@@ -173,6 +173,27 @@ def test_a_preflight_changes_nothing(digits, tmp_path):
         )
         run_experiment(config, digits, tmp_path / name, with_report=False)
     assert_same_training(tmp_path / "with", tmp_path / "without")
+
+
+@pytest.mark.parametrize(("monitor", "mode"), [("loss", "min"), ("accuracy", "max")])
+def test_what_was_asked_for_becomes_callbacks(monitor, mode):
+    training = replace(SHORT, patience=4, monitor=monitor, until=0.97)
+    config = ExperimentConfig("simple", training=training)
+    steering = steer(build_model(config, (8, 8, 1), 10), config, 100, {})
+    stopping, until = steering.callbacks
+    assert (stopping.patience, stopping.monitor, stopping.mode) == (4, f"val_{monitor}", mode)
+    assert stopping.restore_best_weights
+    assert (until.target, until.monitor) == (0.97, "val_accuracy")
+    assert (steering.epochs, steering.schedule) == (3, None)
+
+
+@pytest.mark.parametrize("name", ["one-cycle", "cosine"])
+def test_a_schedule_is_as_long_as_the_training(name):
+    config = ExperimentConfig("simple", training=replace(SHORT, schedule=name, learning_rate=0.1))
+    schedule = steer(build_model(config, (8, 8, 1), 10), config, 100, {}).schedule
+    steps = 3 * math.ceil(100 / 64)
+    assert schedule(steps).learning_rate < 2e-5 < schedule(steps - 1).learning_rate
+    assert max(schedule(step).learning_rate for step in range(steps)) > 0.05
 
 
 def test_what_ended_a_training_is_said():

@@ -75,7 +75,7 @@ class Deadline(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is unty
     STEPS = 1_000_000
     # More epochs than any deadline lets through.
     EPOCHS = 1_000_000
-    _INERTIA = 0.8
+    _INERTIA = 0.5  # of the estimate of a step: half of it is the last step
 
     def __init__(
         self,
