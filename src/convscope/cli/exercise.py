@@ -29,7 +29,8 @@ app.command("grade")(lessons.grade)
 def exercise(
     context: typer.Context,
     network: Annotated[
-        str, typer.Option(help="simple, dense, deep, stages, swift, or all for the exercise's three.")
+        str,
+        typer.Option(help="simple, dense, deep, stages, swift, normalized, or all for the exercise's three."),
     ] = "all",
     data: Annotated[
         str | None,
