@@ -281,6 +281,15 @@ def test_numbers_recomputed_in_the_page_equal_the_networks(open_page, tmp_path, 
     assert max(layer["worst"] for layer in known) <= TOLERANCE
 
 
+def test_long_arithmetic_fits_a_small_phone(open_page, tmp_path):
+    small = 350
+    dataset = make_dataset(4, (12, 12, 3), 40)
+    path, dataset = make_run(tmp_path / "run", dataset=dataset, model=every_kind("channels_last"))
+    page = open_page(write_report(path, dataset=dataset), small)
+    assert page.locator(".equation dt").first.is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= small
+
+
 def test_names_that_hold_html_are_text_in_the_panes_too(open_page, hostile):
     page = open_page(hostile)
     assert page.locator("img[src='x']").count() == 0
