@@ -1,6 +1,7 @@
 """What every test needs."""
 
 import os
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,13 @@ import convscope  # it chooses Keras's back end, before a test imports Keras
 # A busy machine takes longer for an example than the 200 ms that hypothesis allows; that is no failure.
 settings.register_profile("busy", deadline=None)
 settings.load_profile("busy")
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+BROWSER_ARGUMENTS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--no-first-run",
+]  # fmt: skip
 
 
 @dataclass
@@ -61,3 +69,16 @@ def digits_run(tmp_path_factory):
     from bundle_cases import train_small_run
 
     return train_small_run(tmp_path_factory.mktemp("runs") / "small")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Start a headless Chromium, once for all browser tests."""
+    from playwright.sync_api import sync_playwright
+
+    executable = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    assert executable, "the browser tests need a Chromium: apt-get install chromium"
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=executable, args=BROWSER_ARGUMENTS)
+        yield started
+        started.close()

@@ -1,10 +1,10 @@
 """Experiments: what is prepared, what is written, and that an interruption changes nothing."""
 
-import signal
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from run_cases import assert_same_training, interrupt_at
 
 import convscope
 from convscope import networks
@@ -35,20 +35,6 @@ def digits():
 def whole_run(digits, tmp_path_factory):
     """A training that nothing interrupted."""
     return run_experiment(SHORT, digits, tmp_path_factory.mktemp("whole") / "run")
-
-
-def weights_of(run):
-    from safetensors.numpy import load
-
-    return load(open_run(run).read_bytes("weights.safetensors"))
-
-
-def assert_same_training(one, other):
-    first, second = weights_of(one), weights_of(other)
-    assert sorted(first) == sorted(second)
-    for name, array in first.items():
-        np.testing.assert_array_equal(array, second[name])
-    assert open_run(one).read_table("history.csv") == open_run(other).read_table("history.csv")
 
 
 def test_the_scaler_sees_the_training_part_only(digits):
@@ -107,16 +93,6 @@ def test_the_run_records_what_it_needs_to_be_repeated(whole_run, digits):
 def test_an_experiment_repeats_bit_for_bit(whole_run, digits, tmp_path):
     again = run_experiment(SHORT, digits, tmp_path / "run", with_report=False)
     assert_same_training(whole_run.run, again.run)
-
-
-def interrupt_at(kind, epoch, step=None):
-    """Make a listener that behaves like a person at the keyboard."""
-
-    def listen(event):
-        if isinstance(event, kind) and event.epoch == epoch and (step is None or event.step == step):
-            signal.raise_signal(signal.SIGINT)
-
-    return listen
 
 
 @pytest.mark.parametrize(

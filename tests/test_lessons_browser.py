@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -14,8 +13,6 @@ from convscope.lessons.sources import lesson_names, parse_lesson, read_lesson
 
 pytestmark = pytest.mark.browser
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 SECONDS_TO_START = 120
 # No questions about news, and every cell in the page, also those outside the window.
 SETTINGS = {
@@ -85,18 +82,6 @@ def wait_for_address(folder, server, log):
                 return json.loads(text)["url"]
         time.sleep(0.2)
     raise TimeoutError(log.read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    executable = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    assert executable, "the browser tests need a Chromium: apt-get install chromium"
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
-        yield started
-        started.close()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The report in a real browser: opened from a file, used by pointer and keyboard, checked for all readers."""
 
-import shutil
 from pathlib import Path
 
 import keras
@@ -11,26 +10,9 @@ from convscope.report import write_report
 
 pytestmark = pytest.mark.browser
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-ARGUMENTS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--no-first-run",
-]  # fmt: skip
 NARROW, WIDE = 390, 1280
 TOLERANCE = 1e-5
 HOSTILE = ["<script>alert(1)</script>", "</script><!--", '"><img src=x onerror=alert(1)>']
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    executable = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    assert executable, "the browser tests need a Chromium: apt-get install chromium"
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
-        yield started
-        started.close()
 
 
 @pytest.fixture

@@ -2,12 +2,12 @@
 
 import json
 import math
-import signal
 import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from run_cases import assert_same_training, interrupt_at
 
 import convscope
 from convscope.augmentation import Augmentation
@@ -43,27 +43,6 @@ def no_figures(monkeypatch):
     """Spare each run the seconds that figures and report take; they are tested elsewhere."""
     for name in ("write_figures", "write_report"):
         monkeypatch.setattr(f"convscope.experiment.running.{name}", lambda *_, **__: None)
-
-
-def weights_of(run):
-    from safetensors.numpy import load
-
-    return load(open_run(run).read_bytes("weights.safetensors"))
-
-
-def assert_same_training(one, other):
-    first, second = weights_of(one), weights_of(other)
-    for name, array in first.items():
-        np.testing.assert_array_equal(array, second[name])
-    assert open_run(one).read_table("history.csv") == open_run(other).read_table("history.csv")
-
-
-def interrupt_at(kind, epoch, step=None):
-    def listen(event):
-        if isinstance(event, kind) and event.epoch == epoch and (step is None or event.step == step):
-            signal.raise_signal(signal.SIGINT)
-
-    return listen
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,9 @@ from convscope.training.events import Listener, Notice, tell
 _WRITING_SECONDS = 1.8
 _REPORT_SECONDS = 2.6
 _MOST_WAITING = 4.0
-_USUAL_SHARE = (
-    0.845  # of the time goes to the training, if that much is left, though the rest comes late then
-)
-_LEAST_SHARE = 0.25  # of the time goes to the training, even if it ends too late then
+# Of the time that is the training's: the first even if files and report come late then, the second even if
+# the training itself does.
+_USUAL_SHARE, _LEAST_SHARE = 0.845, 0.25
 _IMPORTED, _COMPUTED_AT_IMPORT = time.perf_counter(), time.process_time()
 
 
