@@ -1,5 +1,6 @@
 """Grading a handed-in notebook: whose checks count, what ends it, and what is no notebook of a lesson."""
 
+import asyncio
 import json
 import os
 import sys
@@ -12,7 +13,7 @@ from convscope.cli import main
 from convscope.errors import DataError, DataNotFoundError
 from convscope.grading import MIME_TYPE, tasks_of
 from convscope.lessons import marking
-from convscope.lessons.execution import Execution
+from convscope.lessons.execution import Execution, execute
 from convscope.lessons.marking import grade
 
 QUESTIONS = 'import convscope\nquestions = {"A": ({"filters": 16, "kernel_size": 5}, (28, 28, 1))}'
@@ -93,6 +94,20 @@ def test_a_kernel_that_dies_is_told(tmp_path):
     marks = grade(hand_in(tmp_path / "dying.ipynb", "import os\nos._exit(1)"), time_limit=120)
     assert (marks.points, marks.timed_out) == (0, False)
     assert all("Kernel died" in task["message"] for task in marks.tasks)
+
+
+@pytest.mark.slow
+def test_a_notebook_runs_where_an_event_loop_runs_already():
+    """As in Jupyter, where a teacher may grade from a cell."""
+    notebook = new_notebook(cells=[new_code_cell("6 * 7")])
+
+    async def in_a_cell():
+        return execute(notebook, time_limit=120)
+
+    done = asyncio.run(in_a_cell())
+    (cell,) = done.notebook.cells
+    assert cell.outputs[0].data["text/plain"] == "42"
+    assert not done.timed_out
 
 
 # What comes of an execution

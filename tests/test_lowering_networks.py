@@ -359,10 +359,21 @@ APPLICATIONS = {
 def test_architectures_that_nobody_here_wrote(name, training):
     """Deep networks amplify rounding: the truth is float64, the measure is Keras's own distance from it.
 
-    With some weights a value comes so near to the kink of a ReLU that rounding decides on which side it is,
-    in Keras as here, and a gradient jumps; the seed is one where none does.
+    With some weights a value comes so near to the kink of a ReLU that rounding, which differs from processor
+    to processor, decides on which side it is, in Keras as here, and a gradient jumps. A mistake would show
+    with every seed, a kink does not: one seed without one is enough.
     """
-    keras.utils.set_random_seed(1)
+    complaints = []
+    for seed in range(1, 9):
+        complaint = further_than_keras(name, training, seed)
+        if not complaint:
+            return
+        complaints.append(f"seed {seed}: {complaint}")
+    pytest.fail("\n".join(complaints))
+
+
+def further_than_keras(name, training, seed):
+    keras.utils.set_random_seed(seed)
     settings = {"input_shape": (64, 64, 3), "weights": None, "classes": 5, **APPLICATIONS[name]}
     model = without_dropout(getattr(keras.applications, name)(**settings))
     scrambled_gently(model)
@@ -370,15 +381,23 @@ def test_architectures_that_nobody_here_wrote(name, training):
     truth = in_float64(model, getattr(keras.applications, name), settings, x, training)
     expected = keras_pass(model, [x], training)
     found = lowered_pass(model, [x], training, "float32")
-    factor = 2
-    assert_no_further(found.outputs[0], expected.outputs[0], truth.outputs[0], 1e-5, factor)
-    gradients = [side.input_gradients[0] for side in (found, expected, truth)]
-    assert_no_further(*gradients, 1e-4, factor)
-    joined = [
-        np.concatenate([g.ravel() for g in side.weight_gradients.values()])
-        for side in (found, expected, truth)
-    ]
-    assert_no_further(*joined, 1e-4, factor)
+    sides = (found, expected, truth)
+    gradients = [np.concatenate([g.ravel() for g in side.weight_gradients.values()]) for side in sides]
+    compared = {
+        "outputs": ([side.outputs[0] for side in sides], 1e-5),
+        "gradients of the images": ([side.input_gradients[0] for side in sides], 1e-4),
+        "gradients of the weights": (gradients, 1e-4),
+    }
+    for what, (arrays, tolerance) in compared.items():
+        ours, theirs = distances(*arrays)
+        if ours > 2 * theirs + tolerance:
+            return f"{what} {ours:.1e} from the truth, Keras's {theirs:.1e}"
+    return ""
+
+
+def distances(found, expected, truth):
+    size = np.linalg.norm(truth)
+    return [np.linalg.norm(side.astype("float64") - truth) / size for side in (found, expected)]
 
 
 def without_dropout(model):
@@ -405,9 +424,3 @@ def in_float64(model, make, settings, x, training):
     finally:
         keras.config.set_floatx("float32")
         keras.config.set_dtype_policy("float32")
-
-
-def assert_no_further(found, expected, truth, tolerance, factor):
-    size = np.linalg.norm(truth)
-    ours, theirs = (np.linalg.norm(side.astype("float64") - truth) / size for side in (found, expected))
-    assert ours <= factor * theirs + tolerance, f"{ours} from the truth, Keras {theirs}"

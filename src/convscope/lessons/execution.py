@@ -9,7 +9,8 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,17 @@ def execute(
     require_tool("nbclient")
     with tempfile.TemporaryDirectory() as scratch:
         variables = {**os.environ, **_QUIET, **(environment or {})}
-        return asyncio.run(_execute(notebook, time_limit, variables, str(folder or scratch)))
+        return _run(_execute(notebook, time_limit, variables, str(folder or scratch)))
+
+
+def _run(execution: Coroutine[Any, Any, Execution]) -> Execution:
+    """Wait for an execution, in a thread of its own where this one has an event loop, as Jupyter's has."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(execution)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, execution).result()
 
 
 async def _execute(
