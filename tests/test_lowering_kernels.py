@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812  the name that torch's own documentation uses
 
 from convscope.lowering import memory
-from convscope.lowering.convolutions import Convolution, Geometry, Order, RowConvolution
+from convscope.lowering.compiled import Lanes
+from convscope.lowering.convolutions import Convolution, Geometry, Order, ShallowConvolution
 from convscope.lowering.kernels import Drop, MatrixProduct, Tail, TileMaxPool, apply, batch_statistics
+from convscope.lowering.masks import Mask, bits_type
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
@@ -70,18 +72,42 @@ def test_convolution(dtype, tail, groups, biased):
 
 
 @pytest.mark.parametrize("strides", [(1, 1), (2, 1), (1, 3)], ids=str)
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("channels", "filters"), [(1, 16), (2, 32), (3, 16)])
 @pytest.mark.parametrize("biased", [True, False], ids=["bias", "no bias"])
-def test_row_convolution(dtype, tail, strides, channels, biased):
-    image = random(3, 9, 8, channels, dtype=dtype)
-    kernel, bias = random(3, 2, channels, 5, seed=1), random(5, seed=2) if biased else None
-    result = apply(RowConvolution, image, kernel, bias, strides, tail)
+def test_shallow_convolution(dtype, tail, strides, channels, filters, biased):
+    image = random(3, 9, 8, channels)
+    kernel, bias = random(3, 2, channels, filters, seed=1), random(filters, seed=2) if biased else None
+    geometry = Geometry(strides, dilation=(1, 2))
+    result = apply(ShallowConvolution, image, kernel, bias, geometry, tail, dtype)
+    assert result.dtype is dtype
 
     def reference(x, k, b):
-        found = F.conv2d(x.permute(0, 3, 1, 2), k.permute(3, 2, 0, 1), b, strides)
+        found = F.conv2d(x.permute(0, 3, 1, 2), k.permute(3, 2, 0, 1), b, strides, dilation=(1, 2))
         return finished(found, tail).permute(0, 2, 3, 1)
 
     compare(result, [image, kernel, bias], reference, dtype)
+
+
+@pytest.mark.parametrize("size", [(3, 2), (3, 3), (4, 8), (17, 5)], ids=str)
+@pytest.mark.parametrize("count", [1, 2, 70])
+def test_shallow_convolution_of_any_size(dtype, size, count):
+    image, kernel = random(count, *size, 1), random(3, 2, 1, 16, seed=1)
+    result = apply(ShallowConvolution, image, kernel, None, Geometry(), Tail(), dtype)
+
+    def reference(x, k):
+        return F.conv2d(x.permute(0, 3, 1, 2), k.permute(3, 2, 0, 1)).permute(0, 2, 3, 1)
+
+    compare(result, [image, kernel], reference, dtype)
+
+
+def test_a_shallow_convolution_rounds_as_torch_does():
+    image = torch.rand(2, 8, 8, 1, generator=torch.Generator().manual_seed(0))
+    image[1, :, :, 0] = torch.tensor(
+        [1.0, 1.00390625, 1.01171875, -1.00390625, 3e38, torch.inf, torch.nan, 0.0]
+    )
+    kernel = torch.ones(1, 1, 1, 16)
+    result = apply(ShallowConvolution, image, kernel, None, Geometry(), Tail(), torch.bfloat16)
+    torch.testing.assert_close(result, image.bfloat16().expand(2, 8, 8, 16), rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("size", [(8, 6), (7, 9), (2, 2)], ids=str)
@@ -146,15 +172,15 @@ def test_a_matrix_product_wider_than_its_input_rounds_nothing_forward():
 
 def test_drop(dtype):
     x = random(4, 6, dtype=dtype)
-    keep = (torch.arange(24).view(4, 6) % 3 > 0).to(torch.int16 if dtype is torch.bfloat16 else torch.int32)
-    compare(apply(Drop, x, keep, 1.5), [x], lambda x: x * keep * 1.5, dtype)
+    keep = (torch.arange(24).view(4, 6) % 3 > 0).to(bits_type(dtype))
+    mask = Mask(Lanes(keep.flatten(), 1), (4, 6))
+    compare(apply(Drop, x, mask, 1.5), [x], lambda x: x * keep * 1.5, dtype)
 
 
 def test_a_tail_drops_behind_relu(dtype):
-    integer = torch.int16 if dtype is torch.bfloat16 else torch.int32
-    keep = (torch.arange(24).view(4, 6) % 4 > 0).to(integer)
+    keep = (torch.arange(24).view(4, 6) % 4 > 0).to(bits_type(dtype))
     x, kernel = random(4, 8, dtype=dtype), random(8, 6, seed=1)
-    tail = Tail(relu=True, keep=lambda _: keep, scale=2.0)
+    tail = Tail(relu=True, keep=lambda *_: Mask(Lanes(keep.flatten(), 1), (4, 6)), scale=2.0)
     result = apply(MatrixProduct, x, kernel, None, 1.0, tail, x.dtype)
     compare(result, [x, kernel], lambda x, k: torch.relu(x @ k) * keep * 2.0, dtype)
 

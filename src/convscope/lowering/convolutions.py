@@ -1,16 +1,16 @@
-"""Convolutions with fused forward and backward passes: direct, and as one matrix product per row."""
+"""Convolutions with fused forward and backward passes: by oneDNN, and in compiled loops for few channels."""
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from convscope.lowering import compiled
+from convscope.lowering.compiled import Windows
 from convscope.lowering.kernels import (
     CONVOLUTION_POINTWISE,
-    LINEAR_POINTWISE,
     Context,
     Tail,
     Tensor,
@@ -147,112 +147,55 @@ class Convolution(torch.autograd.Function):
         return image_gradient, kernel_gradient, bias_gradient, None, None, None
 
 
-class RowConvolution(torch.autograd.Function):
-    """A convolution as one matrix product per row of the image, for images with very few channels.
+class ShallowConvolution(torch.autograd.Function):
+    """tail(images ∗ kernel + bias) for images of few channels on a CPU, in compiled loops.
 
-    The kernel's rows become a banded matrix that maps ``k`` whole rows of the image to one whole row of the
-    result. Most of it is zero, but a large matrix product runs so much nearer to the machine's peak, and
-    reads the image in so much longer runs, that it wins where ``in · k`` is small. A column of ones carries
-    the bias.
+    With so few numbers under a window there is no matrix product worth its name: writing the result, and
+    reading its gradient, is all that should take time. The arithmetic is float32 in every precision.
     """
 
     @staticmethod
     def forward(
-        ctx: Context, image: Tensor, kernel: Tensor, bias: Tensor | None, strides: Pair, tail: Tail
+        ctx: Context,
+        images: Tensor,
+        kernel: Tensor,
+        bias: Tensor | None,
+        geometry: Geometry,
+        tail: Tail,
+        precision: torch.dtype,
     ) -> Tensor:
         """Compute (n, h', w', out) from padded images (n, h, w, c) and a Keras kernel (k, k, c, out)."""
-        geometry = RowGeometry.of(image.shape, kernel.shape, strides)
-        rows = geometry.rows(image)  # (n·h', k·w·c + 1)
-        matrix = geometry.band(kernel, bias, image.dtype)  # (k·w·c + 1, w'·out)
-        if tail.relu and LINEAR_POINTWISE is not None and image.device.type == "cpu":
-            result = LINEAR_POINTWISE(rows, matrix.t(), None, "relu", [], "").view(geometry.result_shape)
-            result = tail.finish(result, activated=True)
-        else:
-            result = tail.finish((rows @ matrix).view(geometry.result_shape))
-        kept = matrix if ctx.needs_input_grad[0] else None
-        ctx.save_for_backward(rows, kept, result if tail.relu else None)
-        ctx.geometry, ctx.tail = geometry, tail
+        numbers = images.float().contiguous()
+        windows = Windows.of(numbers.shape, kernel.shape, geometry.strides, geometry.dilation)
+        kernel = kernel.contiguous()
+        result = compiled.shallow_convolution(numbers, kernel, bias, windows, tail.relu, precision)
+        result = tail.finish(result, activated=True)
+        kept = kernel if ctx.needs_input_grad[0] else None
+        ctx.save_for_backward(numbers, kept, result if tail.relu else None)
+        ctx.windows, ctx.geometry, ctx.tail = windows, geometry, tail
+        ctx.kernel_shape, ctx.images_type = kernel.shape, images.dtype
         return result
 
     @staticmethod
     def backward(ctx: Context, gradient: Tensor) -> tuple[Any, ...]:
-        """Sum the band of the matrix gradient back into the kernel."""
+        """Sum the products of gradient and images under the windows."""
         require_first_order()
-        rows, matrix, result = ctx.saved_tensors
-        geometry: RowGeometry = ctx.geometry
-        gradient = ctx.tail.gradient(gradient, result).reshape(rows.shape[0], -1)
-        image_gradient = None if matrix is None else geometry.image_gradient(gradient @ matrix.t())
-        kernel_gradient, bias_gradient = geometry.band_gradient(rows.t() @ gradient)
-        return image_gradient, kernel_gradient, bias_gradient if ctx.needs_input_grad[2] else None, None, None
+        numbers, kernel, result = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        taps, sums = compiled.shallow_gradient(numbers, gradient, result, ctx.windows)
+        kernel_gradient = ctx.tail.scaled(taps).view(ctx.kernel_shape)
+        bias_gradient = ctx.tail.scaled(sums) if ctx.needs_input_grad[2] else None
+        image_gradient = None
+        if kernel is not None:
+            passed = ctx.tail.gradient(gradient, result).float()
+            image_gradient = _image_gradient(passed, numbers, kernel, ctx.geometry).to(ctx.images_type)
+        return image_gradient, kernel_gradient, bias_gradient, None, None, None
 
 
-class RowGeometry:
-    """The index arithmetic of a row convolution.
-
-    Parameters
-    ----------
-    image : tuple of int
-        (n, h, w, c), padding included.
-    kernel : tuple of int
-        (k, k, c, out).
-    strides : pair of int
-    """
-
-    def __init__(self, image: tuple[int, ...], kernel: tuple[int, ...], strides: Pair) -> None:
-        self.count, self.height, self.width, self.channels = image
-        self.window, self.filters = (kernel[0], kernel[1]), kernel[3]
-        self.strides = strides
-        self.out = tuple(
-            (length - size) // stride + 1
-            for length, size, stride in zip(image[1:3], self.window, strides, strict=True)
-        )
-        self.row = self.width * self.channels
-        self.length = self.window[0] * self.row
-        self.result_shape = (self.count, *self.out, self.filters)
-
-    @staticmethod
-    @functools.lru_cache(maxsize=64)
-    def of(image: tuple[int, ...], kernel: tuple[int, ...], strides: Pair) -> RowGeometry:
-        """Return the geometry of some shapes, worked out once."""
-        return RowGeometry(image, kernel, strides)
-
-    def rows(self, image: Tensor) -> Tensor:
-        """Lay the rows under each row of the result side by side, with a one behind."""
-        windows = image.contiguous().as_strided(
-            (self.count, self.out[0], self.length), (self.height * self.row, self.strides[0] * self.row, 1)
-        )
-        rows = image.new_empty((self.count, self.out[0], self.length + 1))
-        rows[..., : self.length].copy_(windows)
-        rows[..., self.length].fill_(1)
-        return rows.view(-1, self.length + 1)
-
-    def _band_view(self, matrix: Tensor) -> Tensor:
-        """View the entries of the matrix that hold the kernel, as (k, k, c, w', out)."""
-        line = matrix.stride(0)
-        along = self.strides[1] * self.channels * line + self.filters
-        steps = (self.row * line, self.channels * line, line, along, 1)
-        return matrix.as_strided((*self.window, self.channels, self.out[1], self.filters), steps)
-
-    def band(self, kernel: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """Write the kernel into the banded matrix, the bias into its last row."""
-        size = (self.length + 1, self.out[1] * self.filters)
-        matrix = torch.zeros(size, dtype=dtype, device=kernel.device)
-        self._band_view(matrix).copy_(kernel.unsqueeze(3))
-        if bias is not None:
-            matrix[self.length].view(self.out[1], self.filters).copy_(bias)
-        return matrix
-
-    def band_gradient(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum the gradient of the matrix over the places of each kernel entry and of the bias."""
-        kernel = self._band_view(matrix).sum(3, dtype=torch.float32)
-        bias = matrix[self.length].view(self.out[1], self.filters).sum(0, dtype=torch.float32)
-        return kernel, bias
-
-    def image_gradient(self, rows: Tensor) -> Tensor:
-        """Add the gradients of overlapping rows up."""
-        parts = rows.view(self.count, self.out[0], -1)
-        total = rows.new_zeros((self.count, self.height, self.row))
-        for index in range(self.window[0]):
-            last = index + (self.out[0] - 1) * self.strides[0] + 1
-            total[:, index : last : self.strides[0]] += parts[:, :, index * self.row : (index + 1) * self.row]
-        return total.view(self.count, self.height, self.width, self.channels)
+def _image_gradient(gradient: Tensor, images: Tensor, kernel: Tensor, geometry: Geometry) -> Tensor:
+    order = Order()
+    found, _, _ = torch.ops.aten.convolution_backward(
+        order.enter(gradient), order.enter(images), narrow_kernel(kernel, kernel.dtype, order.memory), None,
+        geometry.strides, geometry.padding, geometry.dilation, False, (0, 0), 1, (True, False, False),
+    )  # fmt: skip
+    return order.leave(found)

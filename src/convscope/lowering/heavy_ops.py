@@ -12,19 +12,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812  the name that torch's own documentation uses
 
-from convscope.lowering import kernels
+from convscope.lowering import compiled, kernels
 from convscope.lowering import program as ops
 from convscope.lowering.activations import Function, activation_function
 from convscope.lowering.convolutions import (
     Convolution,
     Geometry,
     Order,
-    RowConvolution,
+    ShallowConvolution,
     convolve,
     narrow_kernel,
 )
 from convscope.lowering.kernels import Tail
-from convscope.lowering.masks import MaskSource, keep_probability, mix
+from convscope.lowering.masks import Mask, MaskSource, bits_type, keep_probability, mix
 from convscope.lowering.program import Activation, Pair
 from convscope.lowering.runners import (
     Host,
@@ -71,31 +71,27 @@ class _Dropper:
         self._sources: dict[tuple[Any, ...], MaskSource] = {}
         self.scale = 1.0 / keep_probability(op.rate) if op.scaled and op.rate < 1.0 else 1.0
 
-    def of(self, step: Step) -> Callable[[Tensor], Tensor]:
-        """Return a function that makes the mask of this step for a tensor, in its strides."""
+    def of(self, step: Step) -> Callable[[kernels.Shape, torch.dtype, torch.device], Mask]:
+        """Return a function that makes the mask of this step for a tensor of some shape."""
         key = mix(step.seed, step.number, self._op.stream)
-        return lambda x: self._keep(x, key)
+        return lambda shape, dtype, device: self._source(shape, device).mask(key, bits_type(dtype))
 
-    def _keep(self, x: Tensor, key: int) -> Tensor:
-        noise = self._op.noise_shape or (None,) * x.dim()
-        shape = tuple(size if wanted is None else wanted for size, wanted in zip(x.shape, noise, strict=True))
-        known = (shape, x.device)
+    def _source(self, shape: kernels.Shape, device: torch.device) -> MaskSource:
+        noise = self._op.noise_shape or (None,) * len(shape)
+        wanted = tuple(size if fixed is None else fixed for size, fixed in zip(shape, noise, strict=True))
+        known = (wanted, device)
         if known not in self._sources:
-            self._sources[known] = MaskSource(self._op.rate, shape, x.device)
-        keep = self._sources[known].keep(key, kernels.mask_type(x.dtype))
-        # Read in another order than it was made, a mask is as random as before, but slow.
-        in_other_order = keep.shape == x.shape and not x.is_contiguous() and _is_dense(x)
-        return keep.as_strided(x.shape, x.stride()) if in_other_order else keep
-
-
-def _is_dense(x: Tensor) -> bool:
-    """Say whether images fill their memory without gaps, in channels_last order."""
-    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+            self._sources[known] = MaskSource(self._op.rate, wanted, device)
+        return self._sources[known]
 
 
 @emits(ops.Conv2D)
 def _conv2d(op: ops.Conv2D, network: Host) -> Runner:
-    return _row_convolution(op, network) if op.compute.algorithm == "rows" else _convolution(op, network)
+    direct = _convolution(op, network)
+    if op.compute.algorithm == "direct":
+        return direct
+    shallow = _shallow_convolution(op, network)
+    return lambda step, x: (shallow if x.device.type == "cpu" else direct)(step, x)
 
 
 def _convolution(op: ops.Conv2D, network: Host) -> Runner:
@@ -130,10 +126,11 @@ def _convolution(op: ops.Conv2D, network: Host) -> Runner:
     return run
 
 
-def _row_convolution(op: ops.Conv2D, network: Host) -> Runner:
+def _shallow_convolution(op: ops.Conv2D, network: Host) -> Runner:
     window = (op.kernel_shape[0], op.kernel_shape[1])
     behind = _Behind(op.activation, op.drop)
     dtype = getattr(torch, op.compute.precision)
+    geometry = Geometry(op.strides, dilation=op.dilation)
     first = op.data_format == "channels_first"
 
     def prepare() -> Prepared:
@@ -141,12 +138,11 @@ def _row_convolution(op: ops.Conv2D, network: Host) -> Runner:
 
     def run(step: Step, x: Tensor) -> Tensor:
         kernel, bias = network.prepared(op, prepare)
-        images = x.to(dtype)
-        rows, columns = padding_of(images, op, window)
+        rows, columns = padding_of(x, op, window, op.dilation)
         if rows != (0, 0) or columns != (0, 0):
-            images = padded(images, rows, columns, op.data_format)
-        images = images.permute(0, 2, 3, 1) if first else images  # (n, h, w, c)
-        result = kernels.apply(RowConvolution, images, kernel, bias, op.strides, behind.tail(step))
+            x = padded(x, rows, columns, op.data_format)
+        images = x.permute(0, 2, 3, 1) if first else x  # (n, h, w, c)
+        result = kernels.apply(ShallowConvolution, images, kernel, bias, geometry, behind.tail(step), dtype)
         result = behind.finish(result)
         return result.permute(0, 3, 1, 2) if first else result
 
@@ -203,21 +199,15 @@ def _pool2d(op: ops.Pool2D, _network: Host) -> Runner:
     def run(step: Step, x: Tensor) -> Tensor:
         rows, columns = padding_of(x, op, op.pool)
         tail = behind.tail(step)
-        if tiled and rows == columns == (0, 0) and _suits_tiles(x):
+        if tiled and rows == columns == (0, 0) and x.is_contiguous() and compiled.suits(x):
             return behind.finish(kernels.apply(kernels.TileMaxPool, x, tail))
         pooled = behind.finish(pool(op, to_torch_order(x, op.data_format), rows, columns))
         result = to_keras_order(pooled, op.data_format)
         result = torch.relu(result) if tail.relu else result
-        if tail.keep is not None:
-            result = kernels.apply(kernels.Drop, result, tail.keep(result), tail.scale)
-        return result
+        mask = tail.mask(result.shape, result)
+        return result if mask is None else kernels.apply(kernels.Drop, result, mask, tail.scale)
 
     return run
-
-
-def _suits_tiles(x: Tensor) -> bool:
-    """Say whether strided maxima beat torch's max-pooling here: measured on bfloat16 images on CPUs."""
-    return x.device.type == "cpu" and x.is_contiguous() and (x.dtype is torch.bfloat16 or not x.requires_grad)
 
 
 def _max_pool(op: ops.Pool2D, image: Tensor, rows: Pair, columns: Pair) -> Tensor:
@@ -248,6 +238,7 @@ def _dropout(op: ops.Dropout, _network: Host) -> Runner:
             return x
         if op.rate >= 1.0:
             return torch.zeros_like(x)
-        return kernels.apply(kernels.Drop, x, dropper.of(step)(x), dropper.scale)
+        mask = dropper.of(step)(x.shape, x.dtype, x.device)
+        return kernels.apply(kernels.Drop, x, mask, dropper.scale)
 
     return run

@@ -14,7 +14,11 @@ from typing import Any
 
 import torch
 
+from convscope.lowering import compiled
+from convscope.lowering.masks import Mask, bits_type
+
 Tensor = torch.Tensor
+Shape = Sequence[int]
 Context = Any  # torch types the context of an autograd function as Any
 
 
@@ -26,21 +30,6 @@ def _find(name: str) -> Any | None:
 
 
 CONVOLUTION_POINTWISE = _find("_convolution_pointwise")
-LINEAR_POINTWISE = _find("_linear_pointwise")
-
-# Selecting by multiplication of bit patterns is several times faster than torch.where on bfloat16.
-_BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
-
-
-def mask_type(dtype: torch.dtype) -> torch.dtype:
-    """Return the integer type as wide as a floating-point type.
-
-    Examples
-    --------
-    >>> mask_type(torch.bfloat16)
-    torch.int16
-    """
-    return _BITS[dtype]
 
 
 def require_first_order() -> None:
@@ -61,86 +50,61 @@ def apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
 class Tail:
     """What follows a heavy op and is computed on its result in place: a ReLU, and a dropout behind it.
 
-    ``keep`` gives, for a tensor, a mask of zeros and ones in its strides. Where the result is positive, both
+    ``keep`` makes the mask for a tensor of some shape, type and device. Where the result is positive, both
     let the gradient through, and nowhere else: the result is all that the way back needs.
     """
 
     relu: bool = False
-    keep: Callable[[Tensor], Tensor] | None = None
+    keep: Callable[[Shape, torch.dtype, torch.device], Mask] | None = None
     scale: float = 1.0
+
+    def mask(self, shape: Shape, like: Tensor) -> Mask | None:
+        """Make the mask for a tensor of a shape, of another's type and device, if anything is dropped."""
+        return None if self.keep is None else self.keep(shape, like.dtype, like.device)
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """Multiply in place by the scale of the dropout."""
+        return x if self.keep is None or self.scale == 1.0 else x.mul_(self.scale)
 
     def finish(self, result: Tensor, activated: bool = False) -> Tensor:
         """Compute ReLU (unless it is in the result already) and dropout in place."""
         if self.relu and not activated:
             result = result.relu_()
-        if self.keep is not None:
-            result.view(mask_type(result.dtype)).mul_(self.keep(result))
-            if self.scale != 1.0:
-                result = result.mul_(self.scale)
-        return result
+        mask = self.mask(result.shape, result)
+        return result if mask is None else self.scaled(mask.apply(result, out=result))
 
     def gradient(self, gradient: Tensor, result: Tensor) -> Tensor:
         """Compute the gradient in front of the tail."""
         if not self.relu:
             return gradient
         # As integers: the result is zero or positive, and so are its bits, which need no widening to compare.
-        bits = mask_type(result.dtype)
+        bits = bits_type(result.dtype)
         passed: Tensor = torch.ops.aten.threshold_backward(gradient.view(bits), result.view(bits), 0)
-        passed = passed.view(result.dtype)
-        return passed.mul_(self.scale) if self.keep is not None and self.scale != 1.0 else passed
+        return self.scaled(passed.view(result.dtype))
 
 
 class TileMaxPool(torch.autograd.Function):
-    """Max-pooling over tiles of two by two, with a tail, without an index tensor.
-
-    The maximum is taken over columns, then rows, of strided views; the way back compares again. Of equal
-    elements the first gets the gradient, as torch and Keras have it.
-    """
+    """Max-pooling over tiles of two by two with a tail, in one compiled pass each way."""
 
     @staticmethod
     def forward(ctx: Context, images: Tensor, tail: Tail) -> Tensor:
         """Compute from contiguous images (n, h, w, c); an odd last row or column is ignored."""
-        left, right = _tiles(images).unbind(4)  # (n, h/2, 2, w/2, c)
-        wide = torch.maximum(left, right)
-        result = tail.finish(torch.maximum(*wide.unbind(2)))  # (n, h/2, w/2, c)
-        ctx.save_for_backward(images, wide, result)
-        ctx.tail = tail
-        return result
+        count, height, width, channels = images.shape
+        mask = tail.mask((count, height // 2, width // 2, channels), images)
+        result, places = compiled.tile_max(images, tail.relu, None if mask is None else mask.lanes)
+        ctx.save_for_backward(places)
+        ctx.tail, ctx.shape = tail, images.shape
+        return tail.scaled(result)
 
     @staticmethod
     def backward(ctx: Context, gradient: Tensor) -> tuple[Any, ...]:
-        """Give each tile's gradient to the element that was the maximum.
-
-        Where the tail has changed the maximum, the comparison fails; but there it lets no gradient through.
-        """
+        """Give each tile's gradient to the element that was the maximum, the first of equal ones."""
         require_first_order()
-        images, wide, result = ctx.saved_tensors
-        bits = mask_type(images.dtype)
-        gradient = ctx.tail.gradient(gradient, result).contiguous().view(bits)
-        images, wide = images.view(bits), wide.view(bits)
-        wide_gradient = torch.empty_like(wide)
-        _route(gradient, wide.select(2, 0), result.view(bits), wide_gradient.unbind(2))
-        images_gradient = torch.empty_like(images)
-        if images.shape[1] % 2 or images.shape[2] % 2:
-            images_gradient.zero_()
-        _route(wide_gradient, _tiles(images).select(4, 0), wide, _tiles(images_gradient).unbind(4))
-        return images_gradient.view(ctx.saved_tensors[0].dtype), None
-
-
-def _tiles(images: Tensor) -> Tensor:
-    """View images (n, h, w, c) as tiles (n, h/2, 2, w/2, 2, c)."""
-    count, height, width, channels = images.shape
-    strides = images.stride()
-    steps = (strides[0], 2 * strides[1], strides[1], 2 * strides[2], strides[2], strides[3])
-    return images.as_strided((count, height // 2, 2, width // 2, 2, channels), steps, images.storage_offset())
-
-
-def _route(gradient: Tensor, first: Tensor, largest: Tensor, places: Sequence[Tensor]) -> None:
-    """Write a gradient's bits to the first of two places if that was the largest, else to the second."""
-    is_first = torch.empty_like(gradient)
-    torch.eq(first, largest, out=is_first)
-    torch.mul(gradient, is_first, out=places[0])
-    torch.bitwise_xor(gradient, places[0], out=places[1])
+        (places,) = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        if ctx.tail.keep is not None and ctx.tail.scale != 1.0:
+            gradient = gradient * ctx.tail.scale
+        return compiled.tile_max_back(gradient, places, ctx.shape), None
 
 
 class BatchNormalization(torch.autograd.Function):
@@ -222,26 +186,23 @@ def batch_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Drop(torch.autograd.Function):
-    """x · keep · scale, with a mask of zeros and ones in the integer type of x's width."""
+    """Dropout by a mask, and a scale for what is kept."""
 
     @staticmethod
-    def forward(ctx: Context, x: Tensor, keep: Tensor, scale: float) -> Tensor:
+    def forward(ctx: Context, x: Tensor, mask: Mask, scale: float) -> Tensor:
         """Set to zero what the mask drops."""
-        ctx.save_for_backward(keep)
-        ctx.scale = scale
-        return _selected(x, keep, scale)
+        ctx.mask, ctx.scale = mask, scale
+        return _dropped(x, mask, scale)
 
     @staticmethod
     def backward(ctx: Context, gradient: Tensor) -> tuple[Any, ...]:
         """Drop the same elements of the gradient."""
         require_first_order()
-        (keep,) = ctx.saved_tensors
-        return _selected(gradient, keep, ctx.scale), None, None
+        return _dropped(gradient, ctx.mask, ctx.scale), None, None
 
 
-def _selected(x: Tensor, keep: Tensor, scale: float) -> Tensor:
-    result = torch.empty_like(x)
-    torch.mul(x.view(keep.dtype), keep, out=result.view(keep.dtype))
+def _dropped(x: Tensor, mask: Mask, scale: float) -> Tensor:
+    result = mask.apply(x)
     return result if scale == 1.0 else result.mul_(scale)
 
 

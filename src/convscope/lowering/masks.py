@@ -2,15 +2,20 @@
 
 A counter is hashed by SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
 OOPSLA 2014), so that no generator carries state from one step to the next. A rate that is a multiple of 1/2,
-1/4, 1/16 or 1/256 takes that many bits of an element; any other takes 16 bits, within 2⁻¹⁷ of the rate.
+1/4, 1/16 or 1/256 takes that many bits of an element; any other takes 16 bits, within 2⁻¹⁷ of the rate. A CPU
+does it in compiled loops, other devices with torch's operations; the masks are the same.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+
+from convscope.lowering import compiled
+from convscope.lowering.compiled import Lanes
 
 _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -41,37 +46,142 @@ def _signed(word: int) -> int:
     return word - (1 << 64) if word >= 1 << 63 else word
 
 
-class WordSource:
-    """Hashes counters into random words; keeps the counters and the scratch of one size.
+_INTEGERS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
+
+
+def bits_type(dtype: torch.dtype) -> torch.dtype:
+    """Return the integer type as wide as a floating-point type.
+
+    Examples
+    --------
+    >>> bits_type(torch.bfloat16)
+    torch.int16
+    """
+    return _INTEGERS[dtype]
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Says which elements of a tensor are kept.
+
+    Attributes
+    ----------
+    lanes : Lanes
+        The decisions, packed.
+    shape : tuple of int
+        The tensor's, or one that broadcasts to it.
+    """
+
+    lanes: Lanes
+    shape: tuple[int, ...]
+
+    def apply(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Set to zero what is dropped.
+
+        Parameters
+        ----------
+        x : Tensor
+            Of a floating-point type as wide as the lanes.
+        out : Tensor, optional
+            Where to write; ``x`` for in place, new memory if left out.
+
+        Returns
+        -------
+        Tensor
+        """
+        result = torch.empty_like(x) if out is None else out
+        if self.shape == x.shape and compiled.suits(x) and result.stride() == x.stride():
+            compiled.drop(x, result, self.lanes)
+        else:
+            # Multiplying bits by zero or one is several times faster than torch.where on bfloat16.
+            bits = bits_type(x.dtype)
+            torch.mul(x.view(bits), self._laid_out_as(x), out=result.view(bits))
+        return result
+
+    def unpack(self) -> torch.Tensor:
+        """Return ones where elements are kept and zeros where they are dropped, in the lanes' type."""
+        lanes, count = self.lanes.lanes, math.prod(self.shape)
+        planes = -(-count // lanes.numel())
+        kept = torch.empty((planes, lanes.numel()), dtype=lanes.dtype, device=lanes.device)
+        for plane in range(planes):
+            torch.bitwise_right_shift(lanes, plane * self.lanes.bits, out=kept[plane])
+        return kept.bitwise_and_(1).view(-1)[:count].view(self.shape)
+
+    def _laid_out_as(self, x: torch.Tensor) -> torch.Tensor:
+        keep = self.unpack()
+        # Read in another order than it was made, a mask is as random as before, but slow.
+        in_other_order = keep.shape == x.shape and not x.is_contiguous() and _is_dense(x)
+        return keep.as_strided(x.shape, x.stride()) if in_other_order else keep
+
+
+def _is_dense(x: torch.Tensor) -> bool:
+    """Say whether images fill their memory without gaps, in channels_last order."""
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+
+
+class MaskSource:
+    """Makes the masks of one dropout for one shape.
 
     Parameters
     ----------
-    count : int
-        How many 64-bit words.
+    rate : float
+        The share to drop, in [0, 1).
+    shape : sequence of int
+        The mask's shape.
     device : torch.device
-        Where they are made; every device gives the same words.
+        Where the masks are made; every device gives the same.
     """
 
-    def __init__(self, count: int, device: torch.device) -> None:
-        steps = torch.arange(1, count + 1, dtype=torch.int64, device=device)
-        self._counters = steps * _signed(_GOLDEN)
-        self._scratch = torch.empty_like(self._counters)
+    def __init__(self, rate: float, shape: Sequence[int], device: torch.device) -> None:
+        self._bits, self._threshold = threshold_of(rate)
+        self._shape = tuple(shape)
+        self._count = math.prod(self._shape)
+        self._words = torch.empty(-(-self._count * self._bits // 64), dtype=torch.int64, device=device)
 
-    def words(self, key: int) -> torch.Tensor:
-        """Return the words of a key, of shape (count,) and dtype int64."""
-        words, scratch = self._counters + _signed(key & _MASK64), self._scratch
-        for shift, multiplier in zip((30, 27), _MULTIPLIERS, strict=True):
-            self._xor_shift(words, scratch, shift)
-            words.mul_(_signed(multiplier))
-        self._xor_shift(words, scratch, 31)
-        return words
+    def mask(self, key: int, integer: torch.dtype) -> Mask:
+        """Make the mask of a key, for elements as wide as an integer type."""
+        fields = self._bits if self._bits < 8 else 0  # wider ones are numbers that torch compares
+        if self._words.device.type == "cpu":
+            words = torch.empty_like(self._words)
+            compiled.hash_counters(words, key, fields, self._threshold)
+        else:
+            words = hashed_counters(self._words, key)
+            words = fields_at_least(words, fields, self._threshold) if fields else words
+        if fields:
+            return Mask(Lanes(words.view(integer), self._bits), self._shape)
+        # As signed integers the numbers begin at −2¹⁵, and the threshold moves with them.
+        numbers, least = (
+            (words.view(torch.uint8), 0) if self._bits == 8 else (words.view(torch.int16), 1 << 15)
+        )
+        kept = torch.empty(numbers.shape, dtype=integer, device=numbers.device)
+        torch.ge(numbers, self._threshold - least, out=kept)
+        return Mask(Lanes(kept, self._bits), self._shape)
 
-    @staticmethod
-    def _xor_shift(words: torch.Tensor, scratch: torch.Tensor, shift: int) -> None:
-        # torch shifts signed words arithmetically; the mask makes it a logical shift.
-        torch.bitwise_right_shift(words, shift, out=scratch)
-        scratch.bitwise_and_((1 << (64 - shift)) - 1)
-        words.bitwise_xor_(scratch)
+
+def hashed_counters(like: torch.Tensor, key: int) -> torch.Tensor:
+    """Hash as many counters into random words as a tensor has elements.
+
+    Parameters
+    ----------
+    like : Tensor of int64
+        Its size and device are taken.
+    key : int
+        64 bits; another key gives other words.
+
+    Returns
+    -------
+    Tensor of int64
+    """
+    words = torch.arange(1, like.numel() + 1, dtype=torch.int64, device=like.device)
+    words = words.mul_(_signed(_GOLDEN)).add_(_signed(key & _MASK64))
+    for shift, multiplier in zip((30, 27), _MULTIPLIERS, strict=True):
+        words = _xor_shifted(words, shift).mul_(_signed(multiplier))
+    return _xor_shifted(words, 31)
+
+
+def _xor_shifted(words: torch.Tensor, shift: int) -> torch.Tensor:
+    # torch shifts signed words arithmetically; the mask makes it a logical shift.
+    return words.bitwise_xor_((words >> shift).bitwise_and_((1 << (64 - shift)) - 1))
 
 
 def threshold_of(rate: float) -> tuple[int, int]:
@@ -88,73 +198,17 @@ def threshold_of(rate: float) -> tuple[int, int]:
     return 16, round(rate * (1 << 16))
 
 
-class MaskSource:
-    """Makes the keep masks of one dropout for one shape.
-
-    Parameters
-    ----------
-    rate : float
-        The share to drop, in [0, 1).
-    shape : sequence of int
-        The mask's shape.
-    device : torch.device
-        Where the masks are made.
-    """
-
-    def __init__(self, rate: float, shape: Sequence[int], device: torch.device) -> None:
-        self._bits, self._threshold = threshold_of(rate)
-        self.keep_probability = keep_probability(rate)
-        self._shape = tuple(shape)
-        self._count = math.prod(self._shape)
-        self._words = WordSource(-(-self._count * self._bits // 64), device)
-
-    def keep(self, key: int, dtype: torch.dtype = torch.bool) -> torch.Tensor:
-        """Return the mask of a key: one where an element is kept, zero where it is dropped."""
-        words = self._words.words(key)
-        if self._bits == 16:
-            # int16 counts from −2¹⁵, so the threshold moves with it.
-            kept = self._compare(words.view(torch.int16), self._threshold - (1 << 15), dtype)
-        elif self._bits == 8:
-            kept = self._compare(words.view(torch.uint8), self._threshold, dtype)
-        else:
-            kept = self._from_planes(words, dtype)
-        return kept[: self._count].view(self._shape)
-
-    @staticmethod
-    def _compare(numbers: torch.Tensor, threshold: int, dtype: torch.dtype) -> torch.Tensor:
-        kept = torch.empty(numbers.shape, dtype=dtype, device=numbers.device)
-        return torch.ge(numbers, threshold, out=kept)
-
-    def _from_planes(self, words: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Decide for all fields of the words at once, then cut them out bit by bit.
-
-        The lowest bit of each field of 1, 2 or 4 bits becomes one where the field is at least the threshold.
-        """
-        words = _fields_at_least(words, self._bits, self._threshold)
-        integer = torch.uint8 if dtype is torch.bool else dtype
-        numbers = words.view(integer)
-        planes = numbers.element_size() * 8 // self._bits
-        kept = torch.empty(planes, numbers.numel(), dtype=integer, device=numbers.device)
-        for plane in range(planes):
-            torch.bitwise_right_shift(numbers, plane * self._bits, out=kept[plane])
-        kept = kept.bitwise_and_(1).view(-1)
-        return kept.view(torch.bool) if dtype is torch.bool else kept
-
-
-def _fields_at_least(words: torch.Tensor, bits: int, threshold: int) -> torch.Tensor:
+def fields_at_least(words: torch.Tensor, bits: int, threshold: int) -> torch.Tensor:
     """Set the lowest bit of each field of ``bits`` bits to whether the field is at least the threshold.
 
     A number is at least t if some higher bit of it exceeds t's, with all bits above equal: evaluated from the
     lowest bit upwards, with the bits of a field as shifted words.
     """
-    enough: torch.Tensor | None = None  # nothing decided yet: equality counts as enough
+    enough = torch.full_like(words, -1)  # nothing decided yet: equality counts as enough
     for place in range(bits):
-        bit = words >> place if place else words
-        if threshold >> place & 1:
-            enough = bit if enough is None else bit & enough
-        elif enough is not None:
-            enough = bit | enough
-    return words if enough is None else enough
+        bit = words >> place
+        enough = bit & enough if threshold >> place & 1 else bit | enough
+    return enough
 
 
 def keep_probability(rate: float) -> float:

@@ -18,10 +18,10 @@ import torch
 
 from convscope.errors import LoweringError, sentence
 from convscope.lowering import program as ops
+from convscope.lowering.compiled import LANES
 from convscope.lowering.memory import keep_memory
 from convscope.lowering.program import Compute, Precision, Program, Shape
 from convscope.lowering.runners import Prepared, Step, Tensor, runner_of
-from convscope.lowering.shapes import spatial_axes
 
 Heavy = ops.Conv2D | ops.Dense
 
@@ -35,8 +35,8 @@ _HOPELESS = 3.0
 # The rule's choice stays unless another is faster by this factor.
 _CLEARLY = 1.2
 _ITEM_SIZE: Mapping[Precision, int] = {"float32": 4, "bfloat16": 2}
-# A banded matrix of a row convolution does width/k times the arithmetic: beyond this it never paid.
-_LARGEST_BAND = 1 << 22
+# With more channels than this a convolution is a matter of arithmetic, and oneDNN's are faster.
+_SHALLOW = 4
 
 
 @dataclass(frozen=True)
@@ -128,14 +128,14 @@ def _choose_one(
         # Logits are few, and their rounding would go straight into the loss.
         return Compute("float32"), "output"
     if None in shape[1:] or situation.deterministic or not situation.device.startswith("cpu"):
-        return _by_rule(op, shape, situation), "rule"
-    candidates = _candidates(op, shape, situation)
+        return _by_rule(op, situation), "rule"
+    candidates = _candidates(op, situation)
     if len(candidates) == 1:
         return candidates[0], "only candidate"
     output = program.value(op.output).shape
     times = _measure(op, shape, output, candidates, situation, wants_gradient)
     best = min(times, key=lambda compute: times[compute])
-    usual = _by_rule(op, shape, situation)
+    usual = _by_rule(op, situation)
     if times.get(usual, math.inf) < _CLEARLY * times[best]:
         # Timings on a busy machine are noisy: what is nearly as fast stays the same from run to run.
         best = usual
@@ -147,15 +147,14 @@ def _choose_one(
     return best, f"{1e3 * times[best]:.2f} ms; {', '.join(others)}"
 
 
-def _by_rule(op: Heavy, shape: Shape, situation: Situation) -> Compute:
-    """Choose without measuring: bfloat16 where it is multiplied in hardware, rows for a single channel."""
+def _by_rule(op: Heavy, situation: Situation) -> Compute:
+    """Choose without measuring: bfloat16 where it is multiplied in hardware, loops for a single channel."""
     precision = situation.precisions[0]
     if situation.precision == "auto" and not multiplies_bfloat16(situation.device):
         precision = "float32"
     on_cpu = situation.device.startswith("cpu")
-    few = isinstance(op, ops.Conv2D) and op.kernel_shape[2] == 1 and not op.depthwise
-    rows = on_cpu and few and precision == "bfloat16" and _may_use_rows(op, shape)
-    return Compute(precision, "channels_last", "rows" if rows else "direct")
+    shallow = on_cpu and _is_shallow(op, channels=1)
+    return Compute(precision, "channels_last", "shallow" if shallow else "direct")
 
 
 def multiplies_bfloat16(device: str = "cpu") -> bool:
@@ -174,25 +173,21 @@ def multiplies_bfloat16(device: str = "cpu") -> bool:
     return any(getattr(torch.cpu, name, lambda: False)() for name in known)
 
 
-def _may_use_rows(op: Heavy, shape: Shape) -> bool:
-    """Say whether a row convolution can compute this op, with a banded matrix of a sensible size."""
-    if not isinstance(op, ops.Conv2D) or op.groups != 1 or op.dilation != (1, 1):
+def _is_shallow(op: Heavy, channels: int = _SHALLOW) -> bool:
+    """Say whether the loops for images of so few channels can compute this op."""
+    if not isinstance(op, ops.Conv2D) or op.groups != 1 or op.depthwise:
         return False
-    height, channels, filters = op.kernel_shape[0], op.kernel_shape[2], op.filters
-    width = shape[spatial_axes(op.data_format)[1]]
-    if width is None or channels > 4:
-        return False
-    return height * width * channels * (width // op.strides[1]) * filters <= _LARGEST_BAND
+    return op.kernel_shape[2] <= channels and op.filters % LANES == 0
 
 
-def _candidates(op: Heavy, shape: Shape, situation: Situation) -> list[Compute]:
+def _candidates(op: Heavy, situation: Situation) -> list[Compute]:
     layouts: tuple[ops.DataFormat, ...] = ("channels_last",)
     if isinstance(op, ops.Conv2D) and op.data_format == "channels_first":
         layouts = ("channels_last", "channels_first")
     found = []
     for precision in situation.precisions:
-        if _may_use_rows(op, shape):
-            found.append(Compute(precision, "channels_last", "rows"))
+        if _is_shallow(op):
+            found.append(Compute(precision, "channels_last", "shallow"))
         found += [Compute(precision, layout, "direct") for layout in layouts]
     return found
 

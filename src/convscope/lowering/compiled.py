@@ -1,0 +1,290 @@
+"""Compiled loops on a CPU, called with torch's tensors and run by torch's own threads.
+
+Threads of another pool would have to share the processor with torch's, which wait for their next work by
+spinning. So a loop runs on the team of the OpenMP library that torch has loaded: the library's
+``GOMP_parallel`` calls the loop once on each thread. Where there is no such function (on Windows), the
+calling thread does it all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Tensor = torch.Tensor
+
+# The numbers in a vector of the compiled loops; shallow convolutions have a multiple of it as filters.
+LANES = 16
+# So few elements are done before a second thread is awake.
+_ALONE = 1 << 14
+# Into so many parts the images of a batch are divided to sum gradients.
+_PARTS = 32
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """A packed mask: element i of a tensor's memory is kept if a bit of a lane says so.
+
+    Attributes
+    ----------
+    lanes : Tensor
+        Integers as wide as the tensor's elements; bit ``bits · (i // n)`` of lane ``i % n`` decides, n being
+        their number.
+    bits : int
+        From one decision of a lane to the next.
+    """
+
+    lanes: Tensor
+    bits: int
+
+    @property
+    def arguments(self) -> tuple[int, int, int]:
+        """Return address, number and bits as the loops take them."""
+        return self.lanes.data_ptr(), self.lanes.numel(), self.bits
+
+
+def suits(tensor: Tensor) -> bool:
+    """Say whether the loops can work on a tensor: on a CPU, of a known type, without gaps.
+
+    Examples
+    --------
+    >>> suits(torch.zeros(4, 3)), suits(torch.zeros(4, 3)[:, 1]), suits(torch.zeros(3, dtype=torch.int64))
+    (True, False, False)
+    """
+    if tensor.device.type != "cpu" or tensor.dtype not in (torch.bfloat16, torch.float32):
+        return False
+    return tensor.is_contiguous() or (
+        tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def hash_counters(words: Tensor, key: int, bits: int, threshold: int) -> None:
+    """Fill int64 words with hashed counters; with ``bits``, decide over their fields (see ``masks.py``)."""
+    signed = key - (1 << 64) if key >= 1 << 63 else key
+    _run(_loops().hash_counters, words.numel(), words.data_ptr(), signed, bits, threshold, work=words.numel())
+
+
+def drop(source: Tensor, target: Tensor, mask: Lanes) -> None:
+    """Write to ``target`` (or in place) what a mask keeps of ``source``, zero elsewhere; both lie alike."""
+    loop = _loop_for("drop", source)
+    addresses = source.data_ptr(), target.data_ptr()
+    _run(loop, source.numel(), *addresses, *mask.arguments, work=source.numel())
+
+
+def tile_max(images: Tensor, relu: bool, mask: Lanes | None) -> tuple[Tensor, Tensor]:
+    """Take the largest of each tile of two by two, then ReLU if wanted, then dropout if there is a mask.
+
+    Parameters
+    ----------
+    images : Tensor of shape (n, h, w, c)
+        Contiguous; an odd last row or column is ignored.
+    relu : bool
+        Whether negative maxima become zero.
+    mask : Lanes or None
+        For the elements of the result.
+
+    Returns
+    -------
+    results : Tensor of shape (n, h/2, w/2, c)
+    places : Tensor of the same shape
+        Which of the four the gradient goes to, counted from 1 row by row, the first of equals; 0 where
+        ReLU or the mask lets none through.
+    """
+    count, height, width, channels = images.shape
+    results = images.new_empty((count, height // 2, width // 2, channels))
+    places = torch.empty_like(results)
+    addresses = (tensor.data_ptr() for tensor in (images, results, places))
+    lanes = (0, 0, 0) if mask is None else mask.arguments
+    rows = count * (height // 2)
+    loop = _loop_for("tile_max", images)
+    _run(loop, rows, height, width, channels, *addresses, int(relu), *lanes, work=images.numel())
+    return results, places
+
+
+def tile_max_back(gradient: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
+    """Send the gradients of ``tile_max`` back to images of a shape."""
+    count, height, width, channels = shape
+    images = gradient.new_empty(shape)
+    if height % 2 or width % 2:
+        images.zero_()
+    addresses = (tensor.data_ptr() for tensor in (gradient, places, images))
+    loop = _loop_for("tile_max_back", gradient)
+    _run(loop, count * (height // 2), height, width, channels, *addresses, work=images.numel())
+    return images
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Where the windows of a shallow convolution lie in the memory of its images.
+
+    Attributes
+    ----------
+    height, line : int
+        Rows of an image, numbers in a row.
+    result : tuple of int
+        Shape of the result, (n, h', w', filters).
+    down, along : int
+        Numbers from one window to the one below, and to the next.
+    taps : Tensor of int64
+        How many numbers after the first of a window each of its elements lies; filled up with zeros to a
+        multiple of three.
+    count : int
+        How many elements a window has.
+    """
+
+    height: int
+    line: int
+    result: tuple[int, int, int, int]
+    down: int
+    along: int
+    taps: Tensor
+    count: int
+
+    @staticmethod
+    @functools.lru_cache(maxsize=64)
+    def of(
+        images: tuple[int, ...], kernel: tuple[int, ...], strides: tuple[int, int], dilation: tuple[int, int]
+    ) -> Windows:
+        """Work the windows out for images (n, h, w, c), padding included, and a kernel (k, k, c, filters)."""
+        number, height, width, channels = images
+        line = width * channels
+        high, wide = (
+            (length - spread * (size - 1) - 1) // stride + 1
+            for length, size, stride, spread in zip(images[1:3], kernel, strides, dilation, strict=False)
+        )
+        taps = [
+            row * dilation[0] * line + column * dilation[1] * channels + channel
+            for row in range(kernel[0])
+            for column in range(kernel[1])
+            for channel in range(channels)
+        ]
+        padded = torch.tensor(taps + [0] * (-len(taps) % 3))
+        result = (number, high, wide, kernel[3])
+        return Windows(height, line, result, strides[0] * line, strides[1] * channels, padded, len(taps))
+
+
+def shallow_convolution(
+    images: Tensor, kernel: Tensor, bias: Tensor | None, windows: Windows, relu: bool, dtype: torch.dtype
+) -> Tensor:
+    """Convolve images of few channels, in float32 whatever the type of the result.
+
+    Parameters
+    ----------
+    images : Tensor of shape (n, h, w, c)
+        Contiguous float32, padding included.
+    kernel : Tensor of shape (k, k, c, filters)
+        Contiguous float32; the filters are a multiple of sixteen.
+    bias : Tensor of shape (filters,) or None
+        Contiguous float32.
+    windows : Windows
+        Of these shapes.
+    relu : bool
+        Whether negative results become zero.
+    dtype : torch.dtype
+        bfloat16 or float32.
+
+    Returns
+    -------
+    Tensor of shape (n, h', w', filters)
+    """
+    result = torch.empty(windows.result, dtype=dtype)
+    count, high, wide, filters = windows.result
+    bias = torch.zeros(filters) if bias is None else bias
+    _run(
+        _loops().shallow_convolution, count * high, windows.height, windows.line, high, wide, filters,
+        windows.down, windows.along, images.data_ptr(), windows.taps.data_ptr(), windows.count,
+        kernel.data_ptr(), bias.data_ptr(), result.data_ptr(), result.element_size(), int(relu),
+        work=result.numel() * windows.count,
+    )  # fmt: skip
+    return result
+
+
+def shallow_gradient(
+    images: Tensor, gradient: Tensor, result: Tensor | None, windows: Windows
+) -> tuple[Tensor, Tensor]:
+    """Compute the gradients of kernel and bias of a shallow convolution.
+
+    Parameters
+    ----------
+    images : Tensor of shape (n, h, w, c)
+        Contiguous float32, padding included.
+    gradient : Tensor of shape (n, h', w', filters)
+        Contiguous.
+    result : Tensor of the same shape and type, or None
+        Of the convolution with ReLU, which lets gradients through where the result is positive.
+    windows : Windows
+        Of these shapes.
+
+    Returns
+    -------
+    kernel : Tensor of shape (taps, filters)
+    bias : Tensor of shape (filters,)
+    """
+    count, high, wide, filters = windows.result
+    # The parts do not depend on the number of threads, so that the sums do not either.
+    images_of_part = -(-count // min(count, _PARTS))
+    parts = -(-count // images_of_part)
+    sums = torch.empty((parts, windows.taps.numel() + 1, filters))
+    _run(
+        _loops().shallow_gradient, parts, images_of_part * high, count * high, windows.height, windows.line,
+        high, wide, filters, windows.down, windows.along, images.data_ptr(), windows.taps.data_ptr(),
+        windows.taps.numel(), gradient.data_ptr(), 0 if result is None else result.data_ptr(),
+        gradient.element_size(), sums.data_ptr(), work=gradient.numel() * windows.count,
+    )  # fmt: skip
+    total = sums.sum(0)
+    return total[: windows.count], total[-1]
+
+
+def _run(loop: Any, items: int, *rest: int, work: int) -> None:
+    """Run a loop over some items, on torch's threads where there is work for more than one."""
+    team = _team()
+    threads = torch.get_num_threads() if team is not None and work > _ALONE else 1
+    if team is None or threads == 1:
+        block = (ctypes.c_int64 * (3 + len(rest)))(0, 0, items, *rest)
+        loop.ctypes(block)
+    else:
+        block = (ctypes.c_int64 * (3 + len(rest)))(team.number, team.size, items, *rest)
+        team.parallel(loop.address, ctypes.addressof(block), threads, 0)
+
+
+def _loop_for(name: str, tensor: Tensor) -> Any:
+    return getattr(_loops(), f"{name}_{8 * tensor.element_size()}")
+
+
+@functools.cache
+def _loops() -> Any:
+    """Load the loops: the first time on a machine they are compiled, which takes some seconds."""
+    return importlib.import_module("convscope.lowering.loops")
+
+
+@dataclass(frozen=True)
+class _Team:
+    """Functions of torch's OpenMP library: one to start a team, two by address to number its threads."""
+
+    parallel: Any
+    number: int
+    size: int
+
+
+@functools.cache
+def _team() -> _Team | None:
+    """Look the functions up as torch itself does: in its own library and in those that this one needs."""
+    for library in (Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"):
+        loaded = ctypes.CDLL(str(library))
+        with contextlib.suppress(AttributeError):
+            parallel = loaded.GOMP_parallel
+            parallel.restype = None
+            parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+            return _Team(parallel, _address(loaded.omp_get_thread_num), _address(loaded.omp_get_num_threads))
+    return None
+
+
+def _address(function: Any) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value or 0

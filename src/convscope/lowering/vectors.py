@@ -1,0 +1,174 @@
+"""Sixteen floating-point numbers at once: a type for numba's compiled loops, which have none for it.
+
+A vector is a value that lives in registers; memory is named by addresses, which are integers. LLVM makes of
+it what the processor has: one register of sixteen numbers, two of eight, or four of four. Numba keeps
+compiled loops until the file they are in changes: whoever changes this file touches ``loops.py`` too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, register_model
+
+from convscope.lowering.compiled import LANES
+
+_FLOATS = ir.VectorType(ir.FloatType(), LANES)
+_WORDS = ir.VectorType(ir.IntType(32), LANES)
+_HALVES = ir.VectorType(ir.IntType(16), LANES)
+
+
+class Vector(types.Type):
+    """The type of sixteen float32 numbers."""
+
+    def __init__(self) -> None:
+        super().__init__(name="Vector")
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: Any) -> None:
+        super().__init__(manager, kind, _FLOATS)
+
+
+_VECTOR = Vector()
+
+
+def _at(builder: Any, address: Any, kind: Any) -> Any:
+    return builder.inttoptr(address, kind.as_pointer())
+
+
+def _load(builder: Any, address: Any, kind: Any, align: int) -> Any:
+    value = builder.load(_at(builder, address, kind))
+    value.align = align
+    return value
+
+
+def _store(builder: Any, value: Any, address: Any, kind: Any, align: int) -> None:
+    builder.store(value, _at(builder, address, kind)).align = align
+
+
+def _all(value: float, kind: Any = _WORDS) -> Any:
+    return ir.Constant(kind, [value] * LANES)
+
+
+@intrinsic
+def call(_typing: Any, _address: Any) -> Any:
+    """Call a C function without arguments at an address; it returns an int."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        function = ir.FunctionType(ir.IntType(32), [])
+        return builder.call(_at(builder, arguments[0], function), [])
+
+    return types.int32(types.int64), generate
+
+
+@intrinsic
+def pointer(_typing: Any, _address: Any) -> Any:
+    """Take an integer for an address, for ``numba.carray``."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return _at(builder, arguments[0], ir.IntType(8))
+
+    return types.voidptr(types.int64), generate
+
+
+@intrinsic
+def load(_typing: Any, _address: Any) -> Any:
+    """Read sixteen float32 numbers."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return _load(builder, arguments[0], _FLOATS, align=4)
+
+    return _VECTOR(types.int64), generate
+
+
+@intrinsic
+def load_bfloat16(_typing: Any, _address: Any) -> Any:
+    """Read sixteen bfloat16 numbers: the upper halves of float32 numbers."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        halves = builder.zext(_load(builder, arguments[0], _HALVES, align=2), _WORDS)
+        return builder.bitcast(builder.shl(halves, _all(16)), _FLOATS)
+
+    return _VECTOR(types.int64), generate
+
+
+@intrinsic
+def store(_typing: Any, _address: Any, _vector: Any) -> Any:
+    """Write sixteen float32 numbers."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        _store(builder, arguments[1], arguments[0], _FLOATS, align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, _VECTOR), generate
+
+
+@intrinsic
+def store_bfloat16(_typing: Any, _address: Any, _vector: Any) -> Any:
+    """Write sixteen numbers rounded to bfloat16, halves to even; what is not a number stays none."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        bits = builder.bitcast(arguments[1], _WORDS)
+        odd = builder.and_(builder.lshr(bits, _all(16)), _all(1))
+        rounded = builder.add(bits, builder.add(odd, _all(0x7FFF)))
+        # Rounding could carry out of what is not a number, and make one of it.
+        nothing = builder.fcmp_unordered("uno", arguments[1], arguments[1])
+        rounded = builder.select(nothing, _all(0x7FC00000), rounded)
+        halves = builder.trunc(builder.lshr(rounded, _all(16)), _HALVES)
+        _store(builder, halves, arguments[0], _HALVES, align=2)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, _VECTOR), generate
+
+
+@intrinsic
+def add(_typing: Any, _first: Any, _second: Any) -> Any:
+    """Add two vectors."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.fadd(*arguments)
+
+    return _VECTOR(_VECTOR, _VECTOR), generate
+
+
+@intrinsic
+def multiply_add(_typing: Any, _sum: Any, _address: Any, _vector: Any) -> Any:
+    """Add the product of one float32 number in memory and a vector to a sum, rounded once."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        total, address, vector = arguments
+        number = builder.load(_at(builder, address, ir.FloatType()))
+        first = builder.insert_element(_all(0.0, _FLOATS), number, ir.Constant(ir.IntType(32), 0))
+        numbers = builder.shuffle_vector(first, _all(0.0, _FLOATS), _all(0))
+        kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
+        fused = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32")
+        return builder.call(fused, [numbers, vector, total])
+
+    return _VECTOR(_VECTOR, types.int64, _VECTOR), generate
+
+
+@intrinsic
+def relu(_typing: Any, _vector: Any) -> Any:
+    """Replace negative numbers by zero; what is not a number stays none."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        zero = _all(0.0, _FLOATS)
+        return builder.select(builder.fcmp_ordered("<=", arguments[0], zero), zero, arguments[0])
+
+    return _VECTOR(_VECTOR), generate
+
+
+@intrinsic
+def where_positive(_typing: Any, _vector: Any, _condition: Any) -> Any:
+    """Keep the numbers of a vector where another's are positive, zero elsewhere."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        zero = _all(0.0, _FLOATS)
+        return builder.select(builder.fcmp_ordered(">", arguments[1], zero), arguments[0], zero)
+
+    return _VECTOR(_VECTOR, _VECTOR), generate
