@@ -93,13 +93,13 @@ def tile_max(images: Tensor, relu: bool, mask: Lanes | None) -> tuple[Tensor, Te
     Returns
     -------
     results : Tensor of shape (n, h/2, w/2, c)
-    places : Tensor of the same shape
+    places : Tensor of uint8, of the same shape
         Which of the four the gradient goes to, counted from 1 row by row, the first of equals; 0 where
         ReLU or the mask lets none through.
     """
     count, height, width, channels = images.shape
     results = images.new_empty((count, height // 2, width // 2, channels))
-    places = torch.empty_like(results)
+    places = torch.empty_like(results, dtype=torch.uint8)
     addresses = (tensor.data_ptr() for tensor in (images, results, places))
     lanes = (0, 0, 0) if mask is None else mask.arguments
     rows = count * (height // 2)
@@ -171,8 +171,14 @@ class Windows:
 
 
 def shallow_convolution(
-    images: Tensor, kernel: Tensor, bias: Tensor | None, windows: Windows, relu: bool, dtype: torch.dtype
-) -> Tensor:
+    images: Tensor,
+    kernel: Tensor,
+    bias: Tensor | None,
+    windows: Windows,
+    relu: bool,
+    dtype: torch.dtype,
+    signed: bool = False,
+) -> tuple[Tensor, Tensor | None]:
     """Convolve images of few channels, in float32 whatever the type of the result.
 
     Parameters
@@ -189,25 +195,30 @@ def shallow_convolution(
         Whether negative results become zero.
     dtype : torch.dtype
         bfloat16 or float32.
+    signed : bool
+        Whether the signs are wanted.
 
     Returns
     -------
-    Tensor of shape (n, h', w', filters)
+    result : Tensor of shape (n, h', w', filters)
+    signs : Tensor of int16, of shape (n, h', w', filters / 16), or None
+        A bit for each result: whether it is positive.
     """
     result = torch.empty(windows.result, dtype=dtype)
     count, high, wide, filters = windows.result
     bias = torch.zeros(filters) if bias is None else bias
+    signs = torch.empty((count, high, wide, filters // LANES), dtype=torch.int16) if signed else None
     _run(
         _loops().shallow_convolution, count * high, windows.height, windows.line, high, wide, filters,
         windows.down, windows.along, images.data_ptr(), windows.taps.data_ptr(), windows.count,
         kernel.data_ptr(), bias.data_ptr(), result.data_ptr(), result.element_size(), int(relu),
-        work=result.numel() * windows.count,
+        0 if signs is None else signs.data_ptr(), work=result.numel() * windows.count,
     )  # fmt: skip
-    return result
+    return result, signs
 
 
 def shallow_gradient(
-    images: Tensor, gradient: Tensor, result: Tensor | None, windows: Windows
+    images: Tensor, gradient: Tensor, signs: Tensor | None, windows: Windows
 ) -> tuple[Tensor, Tensor]:
     """Compute the gradients of kernel and bias of a shallow convolution.
 
@@ -217,8 +228,8 @@ def shallow_gradient(
         Contiguous float32, padding included.
     gradient : Tensor of shape (n, h', w', filters)
         Contiguous.
-    result : Tensor of the same shape and type, or None
-        Of the convolution with ReLU, which lets gradients through where the result is positive.
+    signs : Tensor or None
+        Those of the convolution, if behind it a ReLU stops the gradient where the result is not positive.
     windows : Windows
         Of these shapes.
 
@@ -235,7 +246,7 @@ def shallow_gradient(
     _run(
         _loops().shallow_gradient, parts, images_of_part * high, count * high, windows.height, windows.line,
         high, wide, filters, windows.down, windows.along, images.data_ptr(), windows.taps.data_ptr(),
-        windows.taps.numel(), gradient.data_ptr(), 0 if result is None else result.data_ptr(),
+        windows.taps.numel(), gradient.data_ptr(), 0 if signs is None else signs.data_ptr(),
         gradient.element_size(), sums.data_ptr(), work=gradient.numel() * windows.count,
     )  # fmt: skip
     total = sums.sum(0)

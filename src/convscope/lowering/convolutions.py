@@ -168,10 +168,19 @@ class ShallowConvolution(torch.autograd.Function):
         numbers = images.float().contiguous()
         windows = Windows.of(numbers.shape, kernel.shape, geometry.strides, geometry.dilation)
         kernel = kernel.contiguous()
-        result = compiled.shallow_convolution(numbers, kernel, bias, windows, tail.relu, precision)
+        result, signs = compiled.shallow_convolution(
+            numbers,
+            kernel,
+            bias,
+            windows,
+            tail.relu,
+            precision,
+            signed=tail.relu and any(ctx.needs_input_grad),
+        )
         result = tail.finish(result, activated=True)
         kept = kernel if ctx.needs_input_grad[0] else None
-        ctx.save_for_backward(numbers, kept, result if tail.relu else None)
+        # Behind a dropout the signs alone do not say what got through; the result does.
+        ctx.save_for_backward(numbers, kept, signs, result if tail.relu else None)
         ctx.windows, ctx.geometry, ctx.tail = windows, geometry, tail
         ctx.kernel_shape, ctx.images_type = kernel.shape, images.dtype
         return result
@@ -180,16 +189,17 @@ class ShallowConvolution(torch.autograd.Function):
     def backward(ctx: Context, gradient: Tensor) -> tuple[Any, ...]:
         """Sum the products of gradient and images under the windows."""
         require_first_order()
-        numbers, kernel, result = ctx.saved_tensors
+        numbers, kernel, signs, result = ctx.saved_tensors
         gradient = gradient.contiguous()
-        taps, sums = compiled.shallow_gradient(numbers, gradient, result, ctx.windows)
-        kernel_gradient = ctx.tail.scaled(taps).view(ctx.kernel_shape)
-        bias_gradient = ctx.tail.scaled(sums) if ctx.needs_input_grad[2] else None
+        if kernel is not None or ctx.tail.keep is not None:
+            gradient, signs = ctx.tail.gradient(gradient, result), None
+        taps, sums = compiled.shallow_gradient(numbers, gradient, signs, ctx.windows)
         image_gradient = None
         if kernel is not None:
-            passed = ctx.tail.gradient(gradient, result).float()
-            image_gradient = _image_gradient(passed, numbers, kernel, ctx.geometry).to(ctx.images_type)
-        return image_gradient, kernel_gradient, bias_gradient, None, None, None
+            found = _image_gradient(gradient.float(), numbers, kernel, ctx.geometry)
+            image_gradient = found.to(ctx.images_type)
+        bias_gradient = sums if ctx.needs_input_grad[2] else None
+        return image_gradient, taps.view(ctx.kernel_shape), bias_gradient, None, None, None
 
 
 def _image_gradient(gradient: Tensor, images: Tensor, kernel: Tensor, geometry: Geometry) -> Tensor:

@@ -25,7 +25,8 @@ from convscope.lowering.vectors import (
     relu,
     store,
     store_bfloat16,
-    where_positive,
+    store_signs,
+    where_signs,
 )
 
 _BLOCK = types.void(types.CPointer(types.int64))
@@ -83,15 +84,15 @@ def hash_counters(block: Any) -> None:
 @_inline
 def _drop_line(elements: Any, start: int, lanes: Any, bits: int) -> None:
     """Set to zero what a mask drops of a line that begins at ``start`` of the whole tensor."""
-    number = elements.dtype.type
+    number, lane_type = elements.dtype.type, lanes.dtype.type
     done = 0
     while done < len(elements):
         plane, lane = divmod(start + done, len(lanes))
         count = min(len(elements) - done, len(lanes) - lane)
         part, decisions = elements[done : done + count], lanes[lane : lane + count]
-        bit = number(1 << (plane * bits))
+        bit = lane_type(1 << (plane * bits))
         for index in range(count):
-            part[index] = part[index] if number(decisions[index] & bit) != number(0) else number(0)
+            part[index] = part[index] if lane_type(decisions[index] & bit) != lane_type(0) else number(0)
         done += count
 
 
@@ -137,7 +138,7 @@ def _largest_of_four(
         if rank > most:
             most, place = rank, number(4)
         results[index] = most ^ number(number(most >> sign) & largest)
-        places[index] = place
+        places[index] = np.uint8(place)
 
 
 @_inline
@@ -146,7 +147,7 @@ def _tile_max(block: Any, number: Any, infinity: Any) -> None:
     high, wide = height // 2, width // 2
     images = numba.carray(pointer(block[6]), (rows // high, height, width, channels), number)
     results = numba.carray(pointer(block[7]), (rows, wide * channels), number)
-    places = numba.carray(pointer(block[8]), (rows, wide * channels), number)
+    places = numba.carray(pointer(block[8]), (rows, wide * channels), np.uint8)
     lanes = numba.carray(pointer(block[10]), (block[11],), number)
     first, end = _share(block)
     for row in range(first, end):
@@ -175,14 +176,14 @@ def _tile_max_back(block: Any, number: Any) -> None:
     rows, height, width, channels = block[2], block[3], block[4], block[5]
     high, wide = height // 2, width // 2
     gradients = numba.carray(pointer(block[6]), (rows, wide, channels), number)
-    places = numba.carray(pointer(block[7]), (rows, wide, channels), number)
+    places = numba.carray(pointer(block[7]), (rows, wide, channels), np.uint8)
     targets = numba.carray(pointer(block[8]), (rows // high, height, width, channels), number)
     first, end = _share(block)
     for row in range(first, end):
         for column in range(wide):
             for tile in range(4):
                 target = targets[row // high, row % high * 2 + tile // 2, 2 * column + tile % 2]
-                _send(gradients[row, column], places[row, column], number(tile + 1), target)
+                _send(gradients[row, column], places[row, column], np.uint8(tile + 1), target)
 
 
 @_loop
@@ -233,16 +234,13 @@ def tile_max_back_32(block: Any) -> None:
 
 
 @_inline
-def _put(address: int, vector: Any, wide: bool) -> None:
-    if wide:
-        store(address, vector)
+def _put(results: int, signs: int, place: int, vector: Any, size: int) -> None:
+    if size == 4:
+        store(results + 4 * place, vector)
     else:
-        store_bfloat16(address, vector)
-
-
-@_inline
-def _take(address: int, wide: bool) -> Any:
-    return load(address) if wide else load_bfloat16(address)
+        store_bfloat16(results + 2 * place, vector)
+    if signs != 0:
+        store_signs(signs + place // 8, vector)
 
 
 @_loop
@@ -251,13 +249,14 @@ def shallow_convolution(block: Any) -> None:
 
     The block: rows of the results of all images; height, line (numbers in a row) of the images; rows and
     columns of a result, filters, a multiple of sixteen; numbers from one row or column to the next; images;
-    taps, their number, the kernel (taps, filters), bias; results, bytes of their elements; relu. A tap is how
-    many numbers after the first of a window one of its elements lies.
+    taps, their number, the kernel (taps, filters), bias; results, bytes of their elements; relu; signs (0 for
+    none). A tap is how many numbers after the first of a window one of its elements lies; the signs say, in a
+    bit for each result, which are positive.
     """
     height, line, high, wide, filters = block[3], block[4], block[5], block[6], block[7]
     down, along, images = block[8], block[9], block[10]
     taps, kernel, bias = numba.carray(pointer(block[11]), (block[12],), np.int64), block[13], block[14]
-    results, size = block[15], block[16]
+    results, size, signs = block[15], block[16], block[18]
     first, end = _share(block)
     for row in range(first, end):
         corner = images + 4 * (row // high * height * line + row % high * down)
@@ -277,25 +276,25 @@ def shallow_convolution(block: Any) -> None:
                     sum_d = multiply_add(sum_d, at_d + offset, weights)
                 if block[17] != 0:
                     sum_a, sum_b, sum_c, sum_d = relu(sum_a), relu(sum_b), relu(sum_c), relu(sum_d)
-                target, pixel = results + size * (row * wide * filters + group), size * filters
-                _put(target + column * pixel, sum_a, size == 4)
-                _put(target + b * pixel, sum_b, size == 4)
-                _put(target + c * pixel, sum_c, size == 4)
-                _put(target + d * pixel, sum_d, size == 4)
+                first_result = row * wide * filters + group
+                _put(results, signs, first_result + column * filters, sum_a, size)
+                _put(results, signs, first_result + b * filters, sum_b, size)
+                _put(results, signs, first_result + c * filters, sum_c, size)
+                _put(results, signs, first_result + d * filters, sum_d, size)
 
 
 @_inline
 def _widen_row(
-    pixel: int, wide: int, filters: int, gradients: int, results: int, size: int, widened: int, total: int
+    pixel: int, wide: int, filters: int, gradients: int, signs: int, size: int, widened: int, total: int
 ) -> None:
     """Bring a row of gradients to float32, zero where ReLU stops them, and add them to a sum per filter."""
     for group in range(0, filters, LANES):
         summed = load(total + 4 * group)
         for column in range(wide):
-            offset = size * ((pixel + column) * filters + group)
-            gradient = _take(gradients + offset, size == 4)
-            if results != 0:
-                gradient = where_positive(gradient, _take(results + offset, size == 4))
+            place = (pixel + column) * filters + group
+            gradient = load(gradients + 4 * place) if size == 4 else load_bfloat16(gradients + 2 * place)
+            if signs != 0:
+                gradient = where_signs(gradient, signs + place // 8)
             store(widened + 4 * (column * filters + group), gradient)
             summed = add(summed, gradient)
         store(total + 4 * group, summed)
@@ -307,15 +306,15 @@ def shallow_gradient(block: Any) -> None:
 
     The block: parts; rows of a part, rows of all; height, line of the images; rows and columns of a result,
     filters; numbers from one row or column to the next; images; taps, their number, a multiple of three;
-    gradients, results (0 if no ReLU stops a gradient), bytes of their elements; sums, of the size (parts,
-    taps + 1, filters).
+    gradients, signs (0 if no ReLU stops a gradient), bytes of a gradient; sums, of the size (parts, taps + 1,
+    filters).
     """
     length, rows, height, line, high, wide, filters = (
         block[3], block[4], block[5], block[6], block[7], block[8], block[9],
     )  # fmt: skip
     down, along, images = block[10], block[11], block[12]
     taps = numba.carray(pointer(block[13]), (block[14],), np.int64)
-    gradients, results, size, sums = block[15], block[16], block[17], block[18]
+    gradients, signs, size, sums = block[15], block[16], block[17], block[18]
     first, end = _share(block)
     scratch = np.empty(wide * filters, np.float32)
     widened = scratch.ctypes.data
@@ -324,7 +323,7 @@ def shallow_gradient(block: Any) -> None:
         numba.carray(pointer(total), ((len(taps) + 1) * filters,), np.float32)[:] = 0
         for row in range(part * length, min((part + 1) * length, rows)):
             _widen_row(
-                row * wide, wide, filters, gradients, results, size, widened, total + 4 * len(taps) * filters
+                row * wide, wide, filters, gradients, signs, size, widened, total + 4 * len(taps) * filters
             )
             corner = images + 4 * (row // high * height * line + row % high * down)
             for tap in range(0, len(taps), 3):

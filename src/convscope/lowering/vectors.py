@@ -164,11 +164,25 @@ def relu(_typing: Any, _vector: Any) -> Any:
 
 
 @intrinsic
-def where_positive(_typing: Any, _vector: Any, _condition: Any) -> Any:
-    """Keep the numbers of a vector where another's are positive, zero elsewhere."""
+def store_signs(_typing: Any, _address: Any, _vector: Any) -> Any:
+    """Write which of sixteen numbers are positive, as the bits of one 16-bit integer."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        positive = builder.fcmp_ordered(">", arguments[1], _all(0.0, _FLOATS))
+        half = ir.IntType(16)
+        _store(builder, builder.bitcast(positive, half), arguments[0], half, align=2)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, _VECTOR), generate
+
+
+@intrinsic
+def where_signs(_typing: Any, _vector: Any, _address: Any) -> Any:
+    """Keep the numbers of a vector whose bits ``store_signs`` has set, zero elsewhere."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        zero = _all(0.0, _FLOATS)
-        return builder.select(builder.fcmp_ordered(">", arguments[1], zero), arguments[0], zero)
+        bits = _load(builder, arguments[1], ir.IntType(16), align=2)
+        keep = builder.bitcast(bits, ir.VectorType(ir.IntType(1), LANES))
+        return builder.select(keep, arguments[0], _all(0.0, _FLOATS))
 
-    return _VECTOR(_VECTOR, _VECTOR), generate
+    return _VECTOR(_VECTOR, types.int64), generate
