@@ -253,6 +253,33 @@ def shallow_gradient(
     return total[: windows.count], total[-1]
 
 
+def adam(
+    weights: Tensor,
+    gradient: Tensor,
+    moments: Tensor,
+    squares: Tensor,
+    numbers: tuple[float, ...],
+    copy: Tensor | None = None,
+) -> None:
+    """Update weights in place by Adam's rule, its moments and squares, and a copy of the weights if any.
+
+    Parameters
+    ----------
+    weights, moments, squares : Tensor
+        Contiguous float32 on a CPU, of one size.
+    gradient : Tensor
+        Contiguous, of that size; float32 or bfloat16.
+    numbers : tuple of float
+        The learning rate with both bias corrections in it, 1 − β₁, 1 − β₂ and epsilon.
+    copy : Tensor of bfloat16, optional
+        Contiguous; the new weights are written to it too, rounded to even.
+    """
+    constants = (ctypes.c_float * 4)(*numbers)
+    addresses = weights.data_ptr(), gradient.data_ptr(), gradient.element_size(), moments.data_ptr()
+    rest = squares.data_ptr(), ctypes.addressof(constants), 0 if copy is None else copy.data_ptr()
+    _run(_loops().adam, weights.numel(), *addresses, *rest, work=weights.numel())
+
+
 def _run(loop: Any, items: int, *rest: int, work: int) -> None:
     """Run a loop over some items, on torch's threads where there is work for more than one."""
     team = _team()

@@ -16,6 +16,7 @@ import torch
 
 from convscope.lowering import compiled
 from convscope.lowering.masks import Mask, bits_type
+from convscope.lowering.narrow import narrow
 
 Tensor = torch.Tensor
 Shape = Sequence[int]
@@ -225,7 +226,8 @@ class MatrixProduct(torch.autograd.Function):
         precision: torch.dtype,
     ) -> Tensor:
         """Compute from x (n, in) and a kernel (in, out)."""
-        computed = kernel.to(precision)
+        lasting = kernel.is_leaf and kernel.requires_grad and precision is torch.bfloat16
+        computed = narrow(kernel) if lasting else kernel.to(precision)
         result = x.to(precision) @ computed
         if scale != 1.0:
             result = result.mul_(scale)
@@ -233,7 +235,9 @@ class MatrixProduct(torch.autograd.Function):
             result = result.add_(bias.to(precision))
         result = tail.finish(result)
         ctx.save_for_backward(x, computed, result if tail.relu else None)
-        ctx.scale, ctx.kernel_type, ctx.tail = scale, kernel.dtype, tail
+        ctx.scale, ctx.tail = scale, tail
+        # None where the weight takes gradients of any type: an optimizer that reads narrow ones asks for it.
+        ctx.kernel_type = kernel.grad_dtype if kernel.is_leaf else kernel.dtype
         return result
 
     @staticmethod
@@ -247,5 +251,7 @@ class MatrixProduct(torch.autograd.Function):
         scaled = gradient if ctx.scale == 1.0 else gradient * ctx.scale
         scaled = scaled.to(x.dtype)
         x_gradient = scaled @ computed.to(x.dtype).t() if wants_x else None
-        kernel_gradient = (x.t() @ scaled).to(ctx.kernel_type) if wants_kernel else None
+        kernel_gradient = x.t() @ scaled if wants_kernel else None
+        if kernel_gradient is not None and ctx.kernel_type is not None:
+            kernel_gradient = kernel_gradient.to(ctx.kernel_type)
         return x_gradient, kernel_gradient, bias_gradient, None, None, None

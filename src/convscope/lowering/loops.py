@@ -32,6 +32,9 @@ from convscope.lowering.vectors import (
 _BLOCK = types.void(types.CPointer(types.int64))
 
 _LINE = 4096  # elements that stay in the nearest cache between two passes
+# A moment this small moves no float32 weight; smaller ones would become denormals, which are slow: many times
+# as many cycles.
+_NEGLIGIBLE = np.float32(1e-30)
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLIER, _OTHER_MULTIPLIER = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -231,6 +234,62 @@ def tile_max_back_16(block: Any) -> None:
 def tile_max_back_32(block: Any) -> None:
     """Send gradients back as ``tile_max_back_16`` does."""
     _tile_max_back(block, np.int32)
+
+
+@_inline
+def _settle(moment: Any) -> Any:
+    return moment if abs(moment) >= _NEGLIGIBLE else np.float32(0)
+
+
+@_inline
+def _adam_line(weights: Any, gradients: Any, moments: Any, squares: Any, numbers: Any) -> None:
+    rate, first_share, second_share, epsilon = numbers[0], numbers[1], numbers[2], numbers[3]
+    for index in range(len(weights)):
+        gradient = gradients[index]
+        moment = _settle(moments[index] + (gradient - moments[index]) * first_share)
+        square = _settle(squares[index] + (gradient * gradient - squares[index]) * second_share)
+        moments[index], squares[index] = moment, square
+        weights[index] -= moment * rate / (np.sqrt(square) + epsilon)
+
+
+@_inline
+def _narrow_line(words: Any, halves: Any) -> None:
+    """Round float32 numbers, as the words they are made of, to bfloat16; halves go to even."""
+    for index in range(len(words)):
+        word = words[index]
+        odd = np.uint32(word >> np.uint32(16)) & np.uint32(1)
+        rounded = np.uint32(word + np.uint32(0x7FFF) + odd)
+        nothing = np.uint32(word & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+        halves[index] = np.uint16(0x7FC0) if nothing else np.uint16(rounded >> np.uint32(16))
+
+
+@_loop
+def adam(block: Any) -> None:
+    """Update weights as Adam does, moments and squares included; moments too small to matter become zero.
+
+    The block: weights, their address; gradients, bytes of each; moments, squares; four float32 numbers: the
+    learning rate with both corrections, 1 − β₁, 1 − β₂, epsilon; a bfloat16 copy of the weights, or 0.
+    """
+    weights = numba.carray(pointer(block[3]), (block[2],), np.float32)
+    gradients = numba.carray(pointer(block[4]), (block[2],), np.float32)
+    moments = numba.carray(pointer(block[6]), (block[2],), np.float32)
+    squares = numba.carray(pointer(block[7]), (block[2],), np.float32)
+    numbers = numba.carray(pointer(block[8]), (4,), np.float32)
+    first, end = _share(block)
+    widened = np.empty(_LINE, np.float32)
+    for begin in range(first, end, _LINE):
+        stop = min(begin + _LINE, end)
+        line = gradients[begin:stop]
+        if block[5] == 2:
+            narrow = numba.carray(pointer(block[4]), (block[2],), np.uint16)[begin:stop]
+            bits = widened.view(np.uint32)[: stop - begin]
+            for index in range(len(bits)):
+                bits[index] = np.uint32(narrow[index]) << np.uint32(16)
+            line = widened[: stop - begin]
+        _adam_line(weights[begin:stop], line, moments[begin:stop], squares[begin:stop], numbers)
+        if block[9] != 0:
+            words = numba.carray(pointer(block[3]), (block[2],), np.uint32)[begin:stop]
+            _narrow_line(words, numba.carray(pointer(block[9]), (block[2],), np.uint16)[begin:stop])
 
 
 @_inline

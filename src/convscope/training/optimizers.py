@@ -15,7 +15,7 @@ import torch
 
 from convscope.training.keras_state import momentum_name, require_settable, set_rate
 from convscope.training.schedule import Rate
-from convscope.training.updates import RULES, Tensors, pick
+from convscope.training.updates import RULES, TAKES_NARROW_GRADIENTS, Tensors, pick
 
 
 def has_rule(optimizer: keras.optimizers.Optimizer) -> bool:
@@ -64,6 +64,9 @@ class RuleStep:
         self._sums = self._slots("_accumulated_gradients") if optimizer.gradient_accumulation_steps else []
         self._averages = self._slots("_model_variables_moving_average") if optimizer.use_ema else []
         self._counter = optimizer._iterations.value
+        if type(optimizer).__name__ in TAKES_NARROW_GRADIENTS:
+            for weight in weights:
+                weight.grad_dtype = None
         self.refresh()
 
     def refresh(self) -> None:
@@ -101,6 +104,8 @@ class RuleStep:
 
     def _apply(self, chosen: Sequence[int] | None, grads: Tensors) -> None:
         period = self._optimizer.gradient_accumulation_steps
+        if period or self._clips:
+            grads = [grad.float() for grad in grads]
         if not period:
             self._update(chosen, grads, self._iterations + 1)
         elif (self._iterations + 1) % period == 0:
@@ -132,6 +137,11 @@ class RuleStep:
             with keras.device("cpu"):  # on a GPU the number would have to be waited for
                 return float(rate(torch.tensor(self._iterations)))
         return float(rate())
+
+    @property
+    def _clips(self) -> bool:
+        optimizer = self._optimizer
+        return bool(optimizer.clipnorm or optimizer.global_clipnorm or optimizer.clipvalue)
 
     def _clip(self, grads: Tensors) -> None:
         optimizer = self._optimizer

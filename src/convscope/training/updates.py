@@ -13,6 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from convscope.lowering import compiled
+from convscope.lowering.narrow import copy_of, declare_current
+
 Tensors = list[torch.Tensor]
 Group = Tensors | tuple[torch.Tensor, ...]
 Slots = Callable[[str], Tensors]
@@ -28,7 +31,10 @@ class Rule(Protocol):
     def __call__(
         self, chosen: Sequence[int] | None, weights: Tensors, grads: Tensors, learning_rate: float, step: int
     ) -> None:
-        """Update the weights in place; ``step`` counts the updates from 1."""
+        """Update the weights in place; ``step`` counts the updates from 1.
+
+        Gradients are float32, or bfloat16 where the rule is among ``TAKES_NARROW_GRADIENTS``.
+        """
         ...
 
 
@@ -98,13 +104,13 @@ class SGD:
 class Adam:
     """Adam and AdamW (Kingma and Ba 2015, the form without hats at the end of section 2).
 
-    Torch's fused kernel does it in one pass over memory. Its own bias correction is put out of action by a
-    step count so large that both corrections are 1; ours, Keras's, is part of the learning rate. So epsilon
-    stands where Keras has it.
+    On a CPU a compiled loop does it, elsewhere and for AMSGrad torch's fused kernel: in one pass over memory.
     """
 
+    # Torch's own bias correction is put out of action by a step count so large that it is 1; Keras's is
+    # part of the learning rate. So epsilon stands where Keras has it.
     _UNCORRECTED = 1e30
-    # Beside an epsilon this large, a square that a sweep takes for zero is nothing, even under the root.
+    # Beside an epsilon this large, a square that is taken for zero is nothing, even under the root.
     _LEAST_EPSILON = 1e-12
 
     def __init__(self, optimizer: Any, slots: Slots) -> None:
@@ -117,8 +123,24 @@ class Adam:
         self, chosen: Sequence[int] | None, weights: Tensors, grads: Tensors, learning_rate: float, step: int
     ) -> None:
         optimizer = self._optimizer
-        if optimizer.epsilon > self._LEAST_EPSILON:
-            sweep([*self._moments, *self._squares], step)
+        rate = corrected_rate(learning_rate, optimizer.beta_1, optimizer.beta_2, step)
+        may_vanish = optimizer.epsilon > self._LEAST_EPSILON
+        if may_vanish and not self._largest and all(map(compiled.suits, weights)):
+            numbers = (rate, 1 - optimizer.beta_1, 1 - optimizer.beta_2, optimizer.epsilon)
+            moments, squares = pick(self._moments, chosen), pick(self._squares, chosen)
+            for weight, grad, moment, square in zip(weights, grads, moments, squares, strict=True):
+                compiled.adam(weight, grad.contiguous(), moment, square, numbers, copy_of(weight))
+            torch.autograd.graph.increment_version(weights)
+            for weight in weights:
+                declare_current(weight)
+        else:
+            if may_vanish:
+                sweep([*self._moments, *self._squares], step)
+            self._fused(chosen, weights, [grad.float() for grad in grads], rate)
+            # It does not count as a change for torch; what is derived from the weights has to be made anew.
+            torch.autograd.graph.increment_version(weights)
+
+    def _fused(self, chosen: Sequence[int] | None, weights: Tensors, grads: Tensors, rate: float) -> None:
         torch._fused_adam_(
             weights,
             grads,
@@ -126,16 +148,14 @@ class Adam:
             pick(self._squares, chosen),
             pick(self._largest, chosen) if self._largest else [],
             pick(self._steps, chosen),
-            lr=corrected_rate(learning_rate, optimizer.beta_1, optimizer.beta_2, step),
-            beta1=optimizer.beta_1,
-            beta2=optimizer.beta_2,
+            lr=rate,
+            beta1=self._optimizer.beta_1,
+            beta2=self._optimizer.beta_2,
             weight_decay=0.0,
-            eps=optimizer.epsilon,
+            eps=self._optimizer.epsilon,
             amsgrad=bool(self._largest),
             maximize=False,
         )
-        # The fused kernel does not count as a change; what is derived from the weights has to be made anew.
-        torch.autograd.graph.increment_version(weights)
 
 
 class Nadam:
@@ -231,6 +251,8 @@ class Lion:
         _decay_towards(moments, grads, self._optimizer.beta_2)
 
 
+# The rules that read bfloat16 gradients as they are; the others get float32.
+TAKES_NARROW_GRADIENTS = ("Adam", "AdamW")
 RULES: dict[str, Callable[[Any, Slots], Rule]] = {
     "SGD": SGD,
     "Adam": Adam,
