@@ -88,6 +88,23 @@ def test_shallow_convolution(dtype, tail, strides, channels, filters, biased):
     compare(result, [image, kernel, bias], reference, dtype)
 
 
+@pytest.mark.parametrize("scale", [None, 2.0])
+def test_a_first_convolution_needs_no_gradient_of_its_images(dtype, tail, scale):
+    if scale and tail.relu:
+        keep = (torch.arange(3 * 7 * 7 * 16) % 4 > 0).to(bits_type(dtype))
+        tail = Tail(relu=True, keep=lambda *_: Mask(Lanes(keep, 1), (3, 7, 7, 16)), scale=scale)
+    image = random(3, 9, 8, 1).detach()
+    kernel, bias = random(3, 2, 1, 16, seed=1), random(16, seed=2)
+    result = apply(ShallowConvolution, image, kernel, bias, Geometry(), tail, dtype)
+
+    def reference(k, b):
+        found = F.conv2d(image.double().permute(0, 3, 1, 2), k.permute(3, 2, 0, 1), b).permute(0, 2, 3, 1)
+        found = torch.relu(found) if tail.relu else found
+        return found if tail.keep is None else found * keep.view(3, 7, 7, 16) * scale
+
+    compare(result, [kernel, bias], reference, dtype)
+
+
 @pytest.mark.parametrize("size", [(3, 2), (3, 3), (4, 8), (17, 5)], ids=str)
 @pytest.mark.parametrize("count", [1, 2, 70])
 def test_shallow_convolution_of_any_size(dtype, size, count):

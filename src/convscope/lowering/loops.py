@@ -29,6 +29,10 @@ from convscope.lowering.vectors import (
     where_signs,
 )
 
+# The beginning of the SHA-256 of vectors.py. Numba keeps what it has compiled until the text of this file
+# changes; so it has to change with that one, which a test sees to.
+VECTORS = "74d5493d0fe88d94"
+
 _BLOCK = types.void(types.CPointer(types.int64))
 
 _LINE = 4096  # elements that stay in the nearest cache between two passes

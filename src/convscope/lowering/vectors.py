@@ -1,8 +1,7 @@
 """Sixteen floating-point numbers at once: a type for numba's compiled loops, which have none for it.
 
 A vector is a value that lives in registers; memory is named by addresses, which are integers. LLVM makes of
-it what the processor has: one register of sixteen numbers, two of eight, or four of four. Numba keeps
-compiled loops until the file they are in changes: whoever changes this file touches ``loops.py`` too.
+it what the processor has: one register of sixteen numbers, two of eight, or four of four.
 """
 
 from __future__ import annotations

@@ -1,0 +1,307 @@
+"""Compiled loops: the same on one thread and on many, and the same as what torch's own operations give."""
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numba
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812  the name that torch's own documentation uses
+
+from convscope.lowering import compiled, loops, vectors
+from convscope.lowering.compiled import Lanes, Windows
+from convscope.lowering.masks import Mask, MaskSource, fields_at_least, hashed_counters, mix, threshold_of
+from convscope.lowering.narrow import copy_of, declare_current, narrow
+
+CPU = torch.device("cpu")
+WIDTHS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
+
+
+@pytest.fixture(params=WIDTHS, ids=str)
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture
+def threads():
+    """Set the number of torch's threads, and set it back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def numbers(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def lanes(count, dtype, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    integers = torch.randint(-(2**15), 2**15, (count,), generator=generator, dtype=torch.int32)
+    return Lanes(integers.to(WIDTHS[dtype]), 2)
+
+
+# One thread or many
+
+
+def hashed(_dtype):
+    words = torch.empty(20_000, dtype=torch.int64)
+    compiled.hash_counters(words, mix(1, 2, 3), 2, 1)
+    return words
+
+
+def dropped(x, mask):
+    result = torch.empty_like(x)
+    compiled.drop(x, result, mask)
+    return result
+
+
+def pixels(dtype):
+    return numbers(16, 13, 12, 32, dtype=dtype)
+
+
+def photographs():
+    return numbers(16, 14, 12, 2)
+
+
+def windows():
+    return Windows.of((16, 14, 12, 2), (3, 2, 2, 32), (1, 1), (1, 1))
+
+
+def convolved(dtype, relu=True):
+    kernel, bias = numbers(3, 2, 2, 32, seed=5), numbers(32, seed=6)
+    return compiled.shallow_convolution(photographs(), kernel, bias, windows(), relu, dtype, signed=True)
+
+
+def adam_step(gradient, copy=None):
+    weights, moments, squares = (numbers(gradient.numel(), seed=seed) for seed in (7, 8, 9))
+    squares.abs_()
+    compiled.adam(weights, gradient, moments, squares, (0.01, 0.1, 0.001, 1e-7), copy)
+    return weights, moments, squares
+
+
+WORK = {
+    "hash": hashed,
+    "drop": lambda dtype: dropped(numbers(40, 30, 32, dtype=dtype), lanes(5000, dtype)),
+    "tile max": lambda dtype: torch.cat(
+        [part.float() for part in compiled.tile_max(pixels(dtype), True, lanes(9000, dtype))]
+    ),
+    "tile max back": lambda dtype: compiled.tile_max_back(
+        numbers(16, 6, 6, 32, dtype=dtype),
+        torch.randint(0, 5, (16, 6, 6, 32), generator=torch.Generator().manual_seed(4)).to(torch.uint8),
+        torch.Size((16, 13, 12, 32)),
+    ),
+    "shallow convolution": lambda dtype: convolved(dtype)[0],
+    "shallow gradient": lambda dtype: torch.cat(
+        compiled.shallow_gradient(photographs(), numbers(16, 12, 11, 32, dtype=dtype), None, windows())
+        [:1]
+    ),
+    "adam": lambda dtype: adam_step(numbers(50_000, seed=2).to(dtype))[0],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("work", WORK.values(), ids=WORK)
+def test_many_threads_give_the_same_bits_as_one(work, dtype, threads):
+    results = []
+    for count in (1, 2, 3):
+        threads(count)
+        results.append(work(dtype))
+    assert results[0].float().abs().sum() > 0
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+def test_the_calling_thread_does_it_alone_where_there_is_no_team(monkeypatch, threads, dtype):
+    threads(2)
+    expected = compiled.tile_max(pixels(dtype), False, None)
+    monkeypatch.setattr(compiled, "_team", lambda: None)
+    found = compiled.tile_max(pixels(dtype), False, None)
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch's Windows build shows no functions of its OpenMP")
+def test_torch_has_a_team_on_linux():
+    team = compiled._team()
+    assert team is not None
+    assert team.number != team.size != 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_work_is_really_shared():
+    """A program that has done nothing else has as many threads as torch was told to use."""
+    script = (
+        "import torch; from convscope.lowering import compiled; torch.set_num_threads(3); "
+        "x = torch.zeros(64, 32, 32, 32); compiled.tile_max(x, True, None); "
+        "import os; print(len(os.listdir('/proc/self/task')))"
+    )
+    counted = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(counted.stdout) >= 3
+
+
+def test_without_a_folder_to_keep_them_in_loops_are_compiled_anew(monkeypatch):
+    kept = []
+
+    def cfunc(_signature, cache=False, **_options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return kept.append
+
+    monkeypatch.setattr(numba, "cfunc", cfunc)
+    loops._loop("a loop")
+    assert kept == ["a loop"]
+
+
+def test_what_numba_keeps_is_of_these_vectors():
+    """Change ``VECTORS`` in loops.py when vectors.py changes: users would go on with what is compiled."""
+    text = Path(vectors.__file__).read_bytes()
+    assert hashlib.sha256(text).hexdigest().startswith(loops.VECTORS)
+    assert len(loops.VECTORS) == 16
+
+
+# Masks
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.25, 0.75, 3 / 16, 15 / 16], ids=str)
+@pytest.mark.parametrize("key", [0, 12345, (1 << 64) - 1])
+def test_words_are_those_that_other_devices_make(rate, key):
+    bits, threshold = threshold_of(rate)
+    words = torch.empty(1000, dtype=torch.int64)
+    raw = hashed_counters(words, key)
+    compiled.hash_counters(words, key, 0, 0)
+    assert torch.equal(words, raw)
+    compiled.hash_counters(words, key, bits, threshold)
+    low = sum(1 << place for place in range(0, 64, bits))
+    low -= (1 << 64) if low >= 1 << 63 else 0
+    assert torch.equal(words & low, fields_at_least(raw, bits, threshold) & low)
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.25, 1 / 256, 0.3], ids=str)
+@pytest.mark.parametrize("shape", [(7,), (5, 9), (3, 4, 5, 6), (64, 12, 12, 16)], ids=str)
+def test_a_mask_drops_what_it_says(rate, shape, dtype):
+    mask = MaskSource(rate, shape, CPU).mask(mix(5, 6, 7), WIDTHS[dtype])
+    x = numbers(*shape, dtype=dtype)
+    expected = x * mask.unpack()
+    assert torch.equal(mask.apply(x), expected)
+    assert torch.equal(mask.apply(x, out=x), expected)
+    assert torch.equal(x, expected)
+
+
+def test_a_mask_of_another_shape_is_spread(dtype):
+    keep = torch.tensor([1, 0, 1], dtype=WIDTHS[dtype])
+    mask = Mask(Lanes(keep, 1), (1, 1, 3))
+    x = numbers(4, 5, 3, dtype=dtype)
+    assert torch.equal(mask.apply(x), x * keep)
+
+
+def test_gaps_in_memory_are_no_hindrance(dtype):
+    mask = MaskSource(0.5, (6, 4), CPU).mask(3, WIDTHS[dtype])
+    x = numbers(6, 8, dtype=dtype)[:, ::2]
+    assert not compiled.suits(x)
+    assert torch.equal(mask.apply(x), x * mask.unpack())
+
+
+# Pooling
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("size", [(2, 2), (5, 4), (13, 12), (1, 6)], ids=str)
+def test_tile_max_takes_the_largest_and_says_where_it_was(size, relu, dtype):
+    x = numbers(3, *size, 5, dtype=dtype, seed=3)
+    mask = lanes(90, dtype)
+    result, places = compiled.tile_max(x, relu, mask)
+    kept = Mask(mask, tuple(result.shape)).unpack() if result.numel() else 1
+    expected = F.max_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1) if min(size) > 1 else result
+    expected = torch.relu(expected) if relu else expected
+    assert torch.equal(result, expected * kept)
+    assert torch.equal(places == 0, (expected * kept == 0))
+    back = compiled.tile_max_back(result, places, x.shape)
+    assert back.count_nonzero() == result.count_nonzero()
+    assert torch.equal(back[back != 0], x[back != 0])
+
+
+@pytest.mark.parametrize("bad", [torch.nan, -torch.nan])
+@pytest.mark.parametrize("relu", [False, True])
+def test_what_is_not_a_number_wins(bad, relu, dtype):
+    x = torch.tensor([[torch.inf, 1.0], [bad, -2.0]], dtype=dtype).view(1, 2, 2, 1)
+    result, places = compiled.tile_max(x, relu, None)
+    assert result.isnan().all()
+    assert places.item() == 3
+
+
+def test_infinities_are_ordinary(dtype):
+    x = torch.tensor([[-torch.inf, -1.0], [-torch.inf, -2.0]], dtype=dtype).view(1, 2, 2, 1)
+    assert compiled.tile_max(x, False, None)[0].item() == -1.0
+    assert compiled.tile_max(x.neg(), False, None)[0].item() == torch.inf
+
+
+# Shallow convolutions
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_signs_say_what_is_positive(relu, dtype):
+    result, signs = convolved(dtype, relu)
+    bits = (signs.unsqueeze(-1) >> torch.arange(16, dtype=torch.int16)) & 1
+    assert torch.equal(bits.view(result.shape).bool(), result > 0)
+
+
+def test_windows_are_worked_out_once():
+    again = Windows.of((16, 14, 12, 2), (3, 2, 2, 32), (1, 1), (1, 1))
+    assert again is windows()
+    assert again.count == 12
+    assert again.taps.numel() % 3 == 0
+
+
+# Adam
+
+
+@pytest.mark.parametrize("gradient_type", [torch.float32, torch.bfloat16], ids=str)
+def test_adam_updates_as_its_formula_says(gradient_type):
+    gradient = numbers(20_001, seed=2).to(gradient_type)
+    copy = torch.empty(20_001, dtype=torch.bfloat16)
+    weights, moments, squares = adam_step(gradient, copy)
+    w, m, v = (numbers(20_001, seed=seed).double() for seed in (7, 8, 9))
+    v, g = v.abs(), gradient.double()
+    m += (g - m) * 0.1
+    v += (g * g - v) * 0.001
+    w -= 0.01 * m / (v.sqrt() + 1e-7)
+    for found, expected in ((moments, m), (squares, v), (weights, w)):
+        torch.testing.assert_close(found.double(), expected, rtol=2e-6, atol=1e-7)
+    assert torch.equal(copy, weights.bfloat16())
+
+
+def test_a_copy_keeps_what_is_not_a_number():
+    weights = torch.tensor([torch.nan, torch.inf, -torch.inf, 3.4e38])
+    weights[0].view(torch.int32).fill_(0x7FFFFFFF)
+    copy = torch.empty(4, dtype=torch.bfloat16)
+    zeros = torch.zeros(4)
+    compiled.adam(weights, zeros, zeros.clone(), zeros.clone(), (0.0, 0.1, 0.001, 1e-7), copy)
+    assert torch.equal(copy.isnan(), weights.isnan())
+    assert copy[1:].tolist() == weights.bfloat16()[1:].tolist()
+
+
+# Narrow copies
+
+
+def test_a_narrow_copy_follows_its_weight():
+    weight = torch.ones(3)
+    first = narrow(weight)
+    assert first.dtype is torch.bfloat16
+    weight.mul_(2)
+    assert narrow(weight) is first
+    assert first.tolist() == [2.0, 2.0, 2.0]
+
+
+def test_a_copy_declared_current_is_not_made_again():
+    weight = torch.ones(3)
+    copy = narrow(weight)
+    weight.add_(1)
+    copy.fill_(7)
+    declare_current(weight)
+    assert narrow(weight).tolist() == [7.0, 7.0, 7.0]
+    weight.add_(1)
+    assert narrow(weight).tolist() == [3.0, 3.0, 3.0]
+
+
+def test_a_copy_goes_with_its_weight():
+    assert copy_of(torch.ones(2)) is None
+    declare_current(torch.ones(2))  # nothing to declare
