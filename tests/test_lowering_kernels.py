@@ -122,6 +122,7 @@ def test_a_shallow_convolution_rounds_as_torch_does():
     image[1, :, :, 0] = torch.tensor(
         [1.0, 1.00390625, 1.01171875, -1.00390625, 3e38, torch.inf, torch.nan, 0.0]
     )
+    image[1, 0, 6].view(torch.int32).fill_(0x7FFFFFFF)  # rounded as a number it would become −0
     kernel = torch.ones(1, 1, 1, 16)
     result = apply(ShallowConvolution, image, kernel, None, Geometry(), Tail(), torch.bfloat16)
     torch.testing.assert_close(result, image.bfloat16().expand(2, 8, 8, 16), rtol=0, atol=0, equal_nan=True)
@@ -141,6 +142,18 @@ def test_tile_max_pool(dtype, tail, size):
         lambda x: finished(F.max_pool2d(x.permute(0, 3, 1, 2), 2), tail).permute(0, 2, 3, 1),
         dtype,
     )
+
+
+def test_tile_max_pool_with_a_dropout_that_scales(dtype):
+    images = random(2, 6, 4, 16, dtype=dtype)
+    keep = (torch.arange(2 * 3 * 2 * 16) % 4 > 0).to(bits_type(dtype))
+    tail = Tail(relu=True, keep=lambda *_: Mask(Lanes(keep, 1), (2, 3, 2, 16)), scale=2.0)
+
+    def reference(x):
+        pooled = torch.relu(F.max_pool2d(x.permute(0, 3, 1, 2), 2)).permute(0, 2, 3, 1)
+        return pooled * keep.view(2, 3, 2, 16) * 2.0
+
+    compare(apply(TileMaxPool, images, tail), [images], reference, dtype)
 
 
 def test_of_equal_elements_the_first_gets_the_gradient(dtype):

@@ -5,13 +5,14 @@ import json
 
 import keras
 import pytest
+import torch
 from lowering_cases import built, image_batch, keras_pass, lowered_pass
 
 from convscope.errors import LoweringError, UsageError
-from convscope.lowering import describe, emit, lower, optimise
+from convscope.lowering import compiled, describe, emit, lower, optimise
 from convscope.lowering import program as ops
 from convscope.lowering.check import check
-from convscope.lowering.plan import Situation, apply_plan, choose, plan_of
+from convscope.lowering.plan import Situation, _candidates, apply_plan, choose, plan_of
 
 L = keras.layers
 
@@ -238,6 +239,29 @@ def test_float32_stays_float32():
 def test_rules_choose_the_same_every_time():
     model = deep()
     assert plan_of(optimised(model, precision="auto")[0]) == plan_of(optimised(model, precision="auto")[0])
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("channels", "filters", "algorithm"), [(1, 16, "shallow"), (1, 8, "direct"), (3, 16, "direct")]
+)
+def test_rules_take_the_loops_for_a_single_channel(channels, filters, algorithm, precision, monkeypatch):
+    model = built([L.Conv2D(filters, 3, activation="relu")], (9, 8, channels))
+    program, _ = optimised(model, precision=precision)
+    (choice,) = plan_of(program).values()
+    assert (choice["algorithm"], choice["precision"]) == (algorithm, precision)
+    calls = []
+    loop = compiled.shallow_convolution
+    monkeypatch.setattr(compiled, "shallow_convolution", lambda *a, **k: calls.append(a) or loop(*a, **k))
+    emit(program, model)(torch.zeros(2, 9, 8, channels))
+    assert len(calls) == (algorithm == "shallow")
+
+
+def test_images_of_few_channels_have_the_loops_among_their_candidates():
+    program = lower(built([L.Conv2D(16, 3)], (9, 8, 3)))
+    situation = Situation(True, False, "auto", 8, "cpu")
+    algorithms = {(c.precision, c.algorithm) for c in _candidates(program.ops[0], situation)}
+    assert algorithms == {(p, a) for p in ("bfloat16", "float32") for a in ("direct", "shallow")}
 
 
 def test_images_of_unknown_size_are_left_to_the_rules():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from convscope.errors import UsageError
+from convscope.lowering.narrow import narrow
 from convscope.training.optimizers import KerasStep, RuleStep, has_rule, plan_step
 from convscope.training.schedule import Rate
 
@@ -109,6 +110,45 @@ def test_steps_equal_keras(make, steps):
     run_ours(our_optimizer, ours, steps)
     assert_close(values(ours), values(theirs), 1e-5)
     assert_close(values(our_optimizer.variables), values(their_optimizer.variables), 1e-5)
+
+
+NARROW = ["adam", "adam-amsgrad", "adamw", "global-clipnorm", "accumulation-clip-decay", "ema"]
+
+
+@pytest.mark.parametrize("make", [CASES[name] for name in NARROW], ids=NARROW)
+def test_a_bfloat16_gradient_counts_as_its_float32_value(make):
+    results = []
+    for wide in (False, True):
+        variables, optimizer = make_variables(), make()
+        optimizer.build(variables)
+        update = RuleStep(optimizer, variables, [variable.value.detach() for variable in variables])
+        for step in range(4):
+            for weight, gradient in zip(update._weights, gradients(step), strict=True):
+                narrow = gradient.bfloat16()
+                weight.grad = narrow.float() if wide else narrow
+            update()
+        results.append(values(variables))
+    assert all(map(np.array_equal, *results))
+
+
+def test_other_rules_get_float32_gradients():
+    variables, optimizer = make_variables(), optimizers.SGD(0.1)
+    optimizer.build(variables)
+    weights = [variable.value.detach().requires_grad_() for variable in variables]
+    RuleStep(optimizer, variables, weights)
+    assert all(weight.grad_dtype is torch.float32 for weight in weights)
+
+
+def test_adam_writes_the_narrow_copies_of_its_weights():
+    variables, optimizer = make_variables(), optimizers.Adam(0.01)
+    optimizer.build(variables)
+    update = RuleStep(optimizer, variables, [variable.value.detach() for variable in variables])
+    copies = [narrow(weight) for weight in update._weights]
+    go_on(update, range(2))
+    for copy, weight in zip(copies, update._weights, strict=True):
+        assert torch.equal(copy, weight.bfloat16())
+        copy.zero_()
+        assert narrow(weight).count_nonzero() == 0, "it was made again"
 
 
 @pytest.mark.parametrize(

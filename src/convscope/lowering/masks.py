@@ -145,8 +145,7 @@ class MaskSource:
             words = torch.empty_like(self._words)
             compiled.hash_counters(words, key, fields, self._threshold)
         else:
-            words = hashed_counters(self._words, key)
-            words = fields_at_least(words, fields, self._threshold) if fields else words
+            words = hashed_fields(self._words, key, fields, self._threshold)
         if fields:
             return Mask(Lanes(words.view(integer), self._bits), self._shape)
         # As signed integers the numbers begin at −2¹⁵, and the threshold moves with them.
@@ -158,8 +157,8 @@ class MaskSource:
         return Mask(Lanes(kept, self._bits), self._shape)
 
 
-def hashed_counters(like: torch.Tensor, key: int) -> torch.Tensor:
-    """Hash as many counters into random words as a tensor has elements.
+def hashed_fields(like: torch.Tensor, key: int, bits: int, threshold: int) -> torch.Tensor:
+    """Do with torch's operations what ``compiled.hash_counters`` does on a CPU.
 
     Parameters
     ----------
@@ -167,11 +166,25 @@ def hashed_counters(like: torch.Tensor, key: int) -> torch.Tensor:
         Its size and device are taken.
     key : int
         64 bits; another key gives other words.
+    bits, threshold : int
+        How wide the fields are over which to decide, 0 to leave the words as they are, and the least number
+        that is kept.
 
     Returns
     -------
     Tensor of int64
+        The lowest bit of each field says whether it is at least the threshold.
+
+    Examples
+    --------
+    >>> hashed_fields(torch.empty(2, dtype=torch.int64), 1, 0, 0).unique().numel()
+    2
     """
+    words = _hashed_counters(like, key)
+    return _fields_at_least(words, bits, threshold) if bits else words
+
+
+def _hashed_counters(like: torch.Tensor, key: int) -> torch.Tensor:
     words = torch.arange(1, like.numel() + 1, dtype=torch.int64, device=like.device)
     words = words.mul_(_signed(_GOLDEN)).add_(_signed(key & _MASK64))
     for shift, multiplier in zip((30, 27), _MULTIPLIERS, strict=True):
@@ -198,7 +211,7 @@ def threshold_of(rate: float) -> tuple[int, int]:
     return 16, round(rate * (1 << 16))
 
 
-def fields_at_least(words: torch.Tensor, bits: int, threshold: int) -> torch.Tensor:
+def _fields_at_least(words: torch.Tensor, bits: int, threshold: int) -> torch.Tensor:
     """Set the lowest bit of each field of ``bits`` bits to whether the field is at least the threshold.
 
     A number is at least t if some higher bit of it exceeds t's, with all bits above equal: evaluated from the
