@@ -1,8 +1,10 @@
-"""Prediction speed of convscope beside Keras and ONNX Runtime, in one process, in turns.
+"""Prediction speed of convscope beside Keras and ONNX Runtime.
 
     python benchmarks/prediction.py [--network deep] [--images 10000] [--rounds 5]
 
-All predict the same images with the same weights; the table also says how far the probabilities are apart.
+Many images: in one process, in turns, the same images and weights; the table also says how far the
+probabilities are apart. One image: each predictor in a process of its own, as in use, for the threads of
+several runtimes wait for work by spinning and get in each other's way; the processes take turns.
 Written to benchmarks/results/prediction.{md,json}.
 """
 
@@ -12,6 +14,8 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -64,6 +68,32 @@ def take_turns(predictors: dict[str, Predictor], images: np.ndarray, rounds: int
     return times
 
 
+# Each makes a predictor from a Keras model.
+MAKERS: dict[str, Callable[[Any], Predictor]] = {
+    "convscope, float32": lambda model: lambda x: convscope.predict(model, x),
+    "convscope, precision auto": lambda model: lambda x: convscope.predict(model, x, precision="auto"),
+    "Keras predict, batch 32": lambda model: lambda x: model.predict(x, verbose=0),
+    "Keras predict, batch 256": lambda model: lambda x: model.predict(x, batch_size=256, verbose=0),
+    "ONNX Runtime, float32, batch 256": lambda model: in_batches(onnx_predictor(model), 256),
+}
+
+
+def time_one_image(network: str, name: str, times: int = 200) -> None:
+    """Print the seconds that one image takes, again and again, after a few that do not count."""
+    model = keras_model(network)
+    image = np.random.default_rng(0).random((1, *model.input_shape[1:]), np.float32)
+    (seconds,) = take_turns({name: MAKERS[name](model)}, image, 10 + times).values()
+    print(json.dumps(seconds[10:]))
+
+
+def alone(network: str, name: str) -> list[float]:
+    """Time one image in another process."""
+    command = [sys.executable, __file__, "--network", network, "--alone", name]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    seconds: list[float] = json.loads(output.splitlines()[-1])
+    return seconds
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(
@@ -72,21 +102,21 @@ def main() -> None:
     parser.add_argument("--network", default="deep")
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--alone", choices=MAKERS, help="time one image with this predictor, nothing else")
     arguments = parser.parse_args()
+    if arguments.alone:
+        time_one_image(arguments.network, arguments.alone)
+        return
 
     model = keras_model(arguments.network)
     shape = model.input_shape[1:]
     images = np.random.default_rng(0).random((arguments.images, *shape), np.float32)
-    onnx = onnx_predictor(model)
-    predictors: dict[str, Predictor] = {
-        "convscope, float32": lambda x: convscope.predict(model, x),
-        "convscope, precision auto": lambda x: convscope.predict(model, x, precision="auto"),
-        "Keras predict, batch 32": lambda x: model.predict(x, verbose=0),
-        "Keras predict, batch 256": lambda x: model.predict(x, batch_size=256, verbose=0),
-        "ONNX Runtime, float32, batch 256": in_batches(onnx, 256),
-    }
+    predictors = {name: make(model) for name, make in MAKERS.items()}
     many = take_turns(predictors, images, arguments.rounds)
-    single = take_turns(predictors, images[:1], 200)
+    single: dict[str, list[float]] = {name: [] for name in predictors}
+    for _ in range(3):
+        for name, seconds in single.items():
+            seconds.extend(alone(arguments.network, name))
     reference = model.predict(images[:1000], verbose=0)
     record: dict[str, Any] = {"date": str(date.today()), **describe(), "many": many, "single": single}
     machine = record["device"]
@@ -95,7 +125,7 @@ def main() -> None:
         "",
         f"{record['date']}, {machine['processor']}, {machine['torch_threads']} threads. "
         f"`{arguments.network}`, {arguments.images:,} images, {arguments.rounds} rounds in turns; "
-        "one image 200 times.",
+        "one image 600 times, in processes of their own.",
         "",
         "| predictor | images/s (median) | times Keras, batch 32 | one image, ms | largest difference |",
         "| --- | --: | --: | --: | --: |",

@@ -9,9 +9,11 @@ measured in turns with it. Written to benchmarks/results/step_profile.md.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import time
 from collections import Counter
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -20,21 +22,22 @@ import convscope  # it chooses Keras's back end  # isort: skip
 import torch
 from floor import floor_trainer
 from models import NETWORKS, images_for, keras_model
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from convscope.environment import describe
+from convscope.lowering import compiled
 
 RESULTS = Path(__file__).parent / "results"
 KINDS = {
     "convolutions and matrix products": (
-        "convolution", "mkldnn", "aten::mm", "aten::addmm", "aten::bmm", "linear_pointwise", "aten::linear",
+        "aten::convolution", "mkldnn", "aten::mm", "aten::addmm", "aten::bmm", "aten::linear", "loop::shallow",
     ),
-    "max-pooling, forward and back": ("maximum", "aten::eq", "bitwise_xor", "max_pool"),
-    "ReLU, forward and back": ("relu", "clamp_min", "threshold"),
-    "Adam": ("_fused_adam", "hardshrink"),
+    "max-pooling with ReLU and dropout, forward and back": ("loop::tile_max", "max_pool"),
+    "ReLU elsewhere, forward and back": ("relu", "clamp_min", "threshold"),
+    "Adam": ("_fused_adam", "hardshrink", "loop::adam"),
     "batches cut out": ("index", "gather"),
     "copies and changes of precision": ("copy_", "fill_", "zero_", "empty", "to_copy"),
-    "random words and masks": ("bitwise", "shift", "aten::ge", "aten::lt"),
+    "random words and other masks": ("loop::hash", "loop::drop", "bitwise", "shift", "aten::ge", "aten::lt"),
     "loss and metrics": ("softmax", "nll", "argmax", "sum", "mean", "aten::div"),
 }  # fmt: skip
 
@@ -44,7 +47,7 @@ def kind_of(operation: str) -> str:
     for kind, parts in KINDS.items():
         if any(part in operation for part in parts):
             return kind
-    return "products with masks and scales" if "aten::mul" in operation else "everything else"
+    return "products with scales" if "aten::mul" in operation else "everything else: Python, autograd, views"
 
 
 def fitter(network: str, steps: int) -> Any:
@@ -71,9 +74,25 @@ def in_turns(works: list[Any], rounds: int = 5) -> list[float]:
     return [statistics.median(own) for own in times]
 
 
+@contextlib.contextmanager
+def loops_recorded() -> Iterator[None]:
+    """Show torch's profiler the compiled loops, which it would not see."""
+    run = compiled._run
+
+    def recorded(loop: Any, *arguments: int, **work: int) -> None:
+        with record_function(f"loop::{loop.__name__}"):
+            run(loop, *arguments, **work)
+
+    compiled._run = recorded
+    try:
+        yield
+    finally:
+        compiled._run = run
+
+
 def shares(train: Any, steps: int) -> Counter[str]:
     """Add up the milliseconds of a step by kind of operation."""
-    with profile(activities=[ProfilerActivity.CPU]) as record:
+    with loops_recorded(), profile(activities=[ProfilerActivity.CPU]) as record:
         train()
     total: Counter[str] = Counter()
     for entry in record.key_averages():

@@ -54,7 +54,7 @@ TORCH = (
     "environment",
 )
 MATPLOTLIB = ("plotting",)
-HEAVY = {"keras": KERAS, "torch": TORCH, "matplotlib": MATPLOTLIB}
+HEAVY = {"keras": KERAS, "torch": TORCH, "matplotlib": MATPLOTLIB, "numba": ("lowering",)}
 
 
 def modules():
