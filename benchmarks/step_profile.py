@@ -30,7 +30,8 @@ from convscope.lowering import compiled
 RESULTS = Path(__file__).parent / "results"
 KINDS = {
     "convolutions and matrix products": (
-        "aten::convolution", "mkldnn", "aten::mm", "aten::addmm", "aten::bmm", "aten::linear", "loop::shallow",
+        "aten::convolution", "mkldnn", "aten::mm", "aten::addmm", "aten::bmm", "aten::linear",
+        "loop::shallow",
     ),
     "max-pooling with ReLU and dropout, forward and back": ("loop::tile_max", "max_pool"),
     "ReLU elsewhere, forward and back": ("relu", "clamp_min", "threshold"),
