@@ -79,19 +79,18 @@ MAKERS: dict[str, Callable[[Any], Predictor]] = {
 
 
 def time_one_image(network: str, name: str, times: int = 200) -> None:
-    """Print the seconds that one image takes, again and again, after a few that do not count."""
+    """Print the median of the seconds that one image takes, after a few that do not count."""
     model = keras_model(network)
     image = np.random.default_rng(0).random((1, *model.input_shape[1:]), np.float32)
     (seconds,) = take_turns({name: MAKERS[name](model)}, image, 10 + times).values()
-    print(json.dumps(seconds[10:]))
+    print(statistics.median(seconds[10:]))
 
 
-def alone(network: str, name: str) -> list[float]:
-    """Time one image in another process."""
+def alone(network: str, name: str) -> float:
+    """Time one image in another process; return the median of its seconds."""
     command = [sys.executable, __file__, "--network", network, "--alone", name]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    seconds: list[float] = json.loads(output.splitlines()[-1])
-    return seconds
+    return float(output.splitlines()[-1])
 
 
 def main() -> None:
@@ -116,7 +115,7 @@ def main() -> None:
     single: dict[str, list[float]] = {name: [] for name in predictors}
     for _ in range(3):
         for name, seconds in single.items():
-            seconds.extend(alone(arguments.network, name))
+            seconds.append(alone(arguments.network, name))
     reference = model.predict(images[:1000], verbose=0)
     record: dict[str, Any] = {"date": str(date.today()), **describe(), "many": many, "single": single}
     machine = record["device"]
@@ -125,7 +124,7 @@ def main() -> None:
         "",
         f"{record['date']}, {machine['processor']}, {machine['torch_threads']} threads. "
         f"`{arguments.network}`, {arguments.images:,} images, {arguments.rounds} rounds in turns; "
-        "one image 600 times, in processes of their own.",
+        "one image 200 times in a process of its own, three processes each in turns.",
         "",
         "| predictor | images/s (median) | times Keras, batch 32 | one image, ms | largest difference |",
         "| --- | --: | --: | --: | --: |",
