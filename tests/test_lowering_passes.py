@@ -257,6 +257,14 @@ def test_rules_take_the_loops_for_a_single_channel(channels, filters, algorithm,
     assert len(calls) == (algorithm == "shallow")
 
 
+@pytest.mark.parametrize(("filters", "algorithm"), [(16, "rows"), (20, "shallow"), (20, "rows")])
+def test_a_plan_that_cannot_be_carried_out_is_refused(filters, algorithm):
+    program = lower(built([L.Conv2D(filters, 3)], (9, 8, 1)))
+    plan = {name: {**choice, "algorithm": algorithm} for name, choice in plan_of(program).items()}
+    with pytest.raises(LoweringError, match=rf"^Expected algorithm 'direct'.* got '{algorithm}'"):
+        apply_plan(program, plan)
+
+
 def test_images_of_few_channels_have_the_loops_among_their_candidates():
     program = lower(built([L.Conv2D(16, 3)], (9, 8, 3)))
     situation = Situation(True, False, "auto", 8, "cpu")

@@ -131,6 +131,39 @@ def test_a_bfloat16_gradient_counts_as_its_float32_value(make):
     assert all(map(np.array_equal, *results))
 
 
+@pytest.mark.parametrize("size", [np.nan, 1e25, -np.inf])
+def test_what_is_no_number_is_not_hidden(size):
+    theirs, ours = make_variables(), make_variables()
+    their_optimizer, our_optimizer = optimizers.Adam(0.01), optimizers.Adam(0.01)
+    their_optimizer.build(theirs)
+    our_optimizer.build(ours)
+    update = RuleStep(our_optimizer, ours, [variable.value.detach() for variable in ours])
+    for _ in range(3):
+        bad = [torch.full(shape, size) for shape in SHAPES.values()]
+        their_optimizer.apply(bad, theirs)
+        for weight, gradient in zip(update._weights, bad, strict=True):
+            weight.grad = gradient.clone()
+        update()
+    for found, expected in zip(values(ours), values(theirs), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_a_weight_in_another_order_of_memory_is_updated_where_it_belongs():
+    theirs, ours = (
+        [keras.Variable(torch.arange(120.0).view(2, 3, 4, 5).contiguous(memory_format=torch.channels_last))]
+        for _ in range(2)
+    )
+    gradient = torch.arange(120.0).view(2, 3, 4, 5) - 60
+    their_optimizer, our_optimizer = optimizers.Adam(0.1), optimizers.Adam(0.1)
+    their_optimizer.build(theirs)
+    our_optimizer.build(ours)
+    their_optimizer.apply([gradient], theirs)
+    update = RuleStep(our_optimizer, ours, [ours[0].value.detach()])
+    update._weights[0].grad = gradient
+    update()
+    assert_close(values(ours), values(theirs), 1e-6)
+
+
 def test_other_rules_get_float32_gradients():
     variables, optimizer = make_variables(), optimizers.SGD(0.1)
     optimizer.build(variables)

@@ -165,7 +165,7 @@ class Windows:
             for column in range(kernel[1])
             for channel in range(channels)
         ]
-        padded = torch.tensor(taps + [0] * (-len(taps) % 3))
+        padded = torch.tensor(taps + [0] * (-len(taps) % 3), dtype=torch.int64, device="cpu")
         result = (number, high, wide, kernel[3])
         return Windows(height, line, result, strides[0] * line, strides[1] * channels, padded, len(taps))
 
@@ -204,10 +204,10 @@ def shallow_convolution(
     signs : Tensor of int16, of shape (n, h', w', filters / 16), or None
         A bit for each result: whether it is positive.
     """
-    result = torch.empty(windows.result, dtype=dtype)
     count, high, wide, filters = windows.result
-    bias = torch.zeros(filters) if bias is None else bias
-    signs = torch.empty((count, high, wide, filters // LANES), dtype=torch.int16) if signed else None
+    result = images.new_empty(windows.result, dtype=dtype)
+    bias = images.new_zeros(filters) if bias is None else bias
+    signs = images.new_empty((count, high, wide, filters // LANES), dtype=torch.int16) if signed else None
     _run(
         _loops().shallow_convolution, count * high, windows.height, windows.line, high, wide, filters,
         windows.down, windows.along, images.data_ptr(), windows.taps.data_ptr(), windows.count,
@@ -239,15 +239,18 @@ def shallow_gradient(
     bias : Tensor of shape (filters,)
     """
     count, high, wide, filters = windows.result
+    if count == 0:
+        return images.new_zeros((windows.count, filters)), images.new_zeros(filters)
     # The parts do not depend on the number of threads, so that the sums do not either.
     images_of_part = -(-count // min(count, _PARTS))
     parts = -(-count // images_of_part)
-    sums = torch.empty((parts, windows.taps.numel() + 1, filters))
+    sums = images.new_empty((parts, windows.taps.numel() + 1, filters))
+    rows = images.new_empty((parts, wide * filters))
     _run(
         _loops().shallow_gradient, parts, images_of_part * high, count * high, windows.height, windows.line,
         high, wide, filters, windows.down, windows.along, images.data_ptr(), windows.taps.data_ptr(),
         windows.taps.numel(), gradient.data_ptr(), 0 if signs is None else signs.data_ptr(),
-        gradient.element_size(), sums.data_ptr(), work=gradient.numel() * windows.count,
+        gradient.element_size(), sums.data_ptr(), rows.data_ptr(), work=gradient.numel() * windows.count,
     )  # fmt: skip
     total = sums.sum(0)
     return total[: windows.count], total[-1]
@@ -270,11 +273,11 @@ def adam(
     gradient : Tensor
         Contiguous, of that size; float32 or bfloat16.
     numbers : tuple of float
-        The learning rate with both bias corrections in it, 1 − β₁, 1 − β₂ and epsilon.
+        The learning rate with both bias corrections in it, β₁, 1 − β₁, β₂, 1 − β₂ and epsilon.
     copy : Tensor of bfloat16, optional
         Contiguous; the new weights are written to it too, rounded to even.
     """
-    constants = (ctypes.c_float * 4)(*numbers)
+    constants = (ctypes.c_float * 6)(*numbers)
     addresses = weights.data_ptr(), gradient.data_ptr(), gradient.element_size(), moments.data_ptr()
     rest = squares.data_ptr(), ctypes.addressof(constants), 0 if copy is None else copy.data_ptr()
     _run(_loops().adam, weights.numel(), *addresses, *rest, work=weights.numel())

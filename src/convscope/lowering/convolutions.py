@@ -147,6 +147,29 @@ class Convolution(torch.autograd.Function):
         return image_gradient, kernel_gradient, bias_gradient, None, None, None
 
 
+def convolve_shallow(
+    images: Tensor,
+    kernel: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    tail: Tail,
+    precision: torch.dtype,
+) -> Tensor:
+    """Compute what ``ShallowConvolution`` computes, with no way back.
+
+    Examples
+    --------
+    >>> images, kernel = torch.ones(1, 4, 4, 1), torch.ones(3, 3, 1, 16)
+    >>> result = convolve_shallow(images, kernel, None, Geometry(), Tail(), torch.float32)
+    >>> result.shape, result.unique().tolist()
+    (torch.Size([1, 2, 2, 16]), [9.0])
+    """
+    numbers, kernel = images.float().contiguous(), kernel.contiguous()
+    windows = Windows.of(numbers.shape, kernel.shape, geometry.strides, geometry.dilation)
+    result, _ = compiled.shallow_convolution(numbers, kernel, bias, windows, tail.relu, precision)
+    return tail.finish(result, activated=True)
+
+
 class ShallowConvolution(torch.autograd.Function):
     """tail(images ∗ kernel + bias) for images of few channels on a CPU, in compiled loops.
 
@@ -179,8 +202,9 @@ class ShallowConvolution(torch.autograd.Function):
         )
         result = tail.finish(result, activated=True)
         kept = kernel if ctx.needs_input_grad[0] else None
-        # Behind a dropout the signs alone do not say what got through; the result does.
-        ctx.save_for_backward(numbers, kept, signs, result if tail.relu else None)
+        # Behind a dropout, and for the images, the signs alone do not say what got through; the result does.
+        stopped = tail.relu and (kept is not None or tail.keep is not None)
+        ctx.save_for_backward(numbers, kept, signs, result if stopped else None)
         ctx.windows, ctx.geometry, ctx.tail = windows, geometry, tail
         ctx.kernel_shape, ctx.images_type = kernel.shape, images.dtype
         return result

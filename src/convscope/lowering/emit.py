@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from convscope.lowering import heavy_ops, torch_ops  # noqa: F401  they register how ops run
+from convscope.lowering import heavy_ops, narrow, torch_ops  # noqa: F401  they register how ops run
 from convscope.lowering import program as ops
 from convscope.lowering.activations import activation_function
 from convscope.lowering.memory import keep_memory
@@ -183,6 +183,8 @@ class LoweredNetwork:
     def refresh(self) -> None:
         """Forget everything derived from the weights; needed after a change that torch does not count."""
         self._prepared.clear()
+        for weight in self.weights.values():
+            narrow.forget(weight)
 
     def _build(self) -> None:
         program = self.program

@@ -21,6 +21,7 @@ from convscope.lowering.convolutions import (
     Order,
     ShallowConvolution,
     convolve,
+    convolve_shallow,
     narrow_kernel,
 )
 from convscope.lowering.kernels import Tail
@@ -91,7 +92,13 @@ def _conv2d(op: ops.Conv2D, network: Host) -> Runner:
     if op.compute.algorithm == "direct":
         return direct
     shallow = _shallow_convolution(op, network)
-    return lambda step, x: (shallow if x.device.type == "cpu" else direct)(step, x)
+
+    def run(step: Step, x: Tensor) -> Tensor:
+        on_cpu = x.device.type == network.tensor(op.kernel).device.type == "cpu"
+        result: Tensor = (shallow if on_cpu else direct)(step, x)
+        return result
+
+    return run
 
 
 def _convolution(op: ops.Conv2D, network: Host) -> Runner:
@@ -142,7 +149,11 @@ def _shallow_convolution(op: ops.Conv2D, network: Host) -> Runner:
         if rows != (0, 0) or columns != (0, 0):
             x = padded(x, rows, columns, op.data_format)
         images = x.permute(0, 2, 3, 1) if first else x  # (n, h, w, c)
-        result = kernels.apply(ShallowConvolution, images, kernel, bias, geometry, behind.tail(step), dtype)
+        arguments = images, kernel, bias, geometry, behind.tail(step), dtype
+        if torch.is_grad_enabled():
+            result = kernels.apply(ShallowConvolution, *arguments)
+        else:
+            result = convolve_shallow(*arguments)
         result = behind.finish(result)
         return result.permute(0, 3, 1, 2) if first else result
 

@@ -192,14 +192,14 @@ class Drop(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Context, x: Tensor, mask: Mask, scale: float) -> Tensor:
         """Set to zero what the mask drops."""
-        ctx.mask, ctx.scale = mask, scale
+        ctx.mask, ctx.scale, ctx.order = mask, scale, Mask.order_of(x)
         return _dropped(x, mask, scale)
 
     @staticmethod
     def backward(ctx: Context, gradient: Tensor) -> tuple[Any, ...]:
         """Drop the same elements of the gradient."""
         require_first_order()
-        return _dropped(gradient, ctx.mask, ctx.scale), None, None
+        return _dropped(gradient.contiguous(memory_format=ctx.order), ctx.mask, ctx.scale), None, None
 
 
 def _dropped(x: Tensor, mask: Mask, scale: float) -> Tensor:

@@ -242,16 +242,16 @@ def tile_max_back_32(block: Any) -> None:
 
 @_inline
 def _settle(moment: Any) -> Any:
-    return moment if abs(moment) >= _NEGLIGIBLE else np.float32(0)
+    return np.float32(0) if abs(moment) < _NEGLIGIBLE else moment  # what is not a number stays
 
 
 @_inline
 def _adam_line(weights: Any, gradients: Any, moments: Any, squares: Any, numbers: Any) -> None:
-    rate, first_share, second_share, epsilon = numbers[0], numbers[1], numbers[2], numbers[3]
+    rate, epsilon = numbers[0], numbers[5]
     for index in range(len(weights)):
         gradient = gradients[index]
-        moment = _settle(moments[index] + (gradient - moments[index]) * first_share)
-        square = _settle(squares[index] + (gradient * gradient - squares[index]) * second_share)
+        moment = _settle(moments[index] * numbers[1] + gradient * numbers[2])
+        square = _settle(squares[index] * numbers[3] + gradient * gradient * numbers[4])
         moments[index], squares[index] = moment, square
         weights[index] -= moment * rate / (np.sqrt(square) + epsilon)
 
@@ -271,14 +271,15 @@ def _narrow_line(words: Any, halves: Any) -> None:
 def adam(block: Any) -> None:
     """Update weights as Adam does, moments and squares included; moments too small to matter become zero.
 
-    The block: weights, their address; gradients, bytes of each; moments, squares; four float32 numbers: the
-    learning rate with both corrections, 1 − β₁, 1 − β₂, epsilon; a bfloat16 copy of the weights, or 0.
+    The block: weights, their address; gradients, bytes of each; moments, squares; six float32 numbers: the
+    learning rate with both corrections, β₁, 1 − β₁, β₂, 1 − β₂, epsilon; a bfloat16 copy of the weights
+    or 0.
     """
     weights = numba.carray(pointer(block[3]), (block[2],), np.float32)
     gradients = numba.carray(pointer(block[4]), (block[2],), np.float32)
     moments = numba.carray(pointer(block[6]), (block[2],), np.float32)
     squares = numba.carray(pointer(block[7]), (block[2],), np.float32)
-    numbers = numba.carray(pointer(block[8]), (4,), np.float32)
+    numbers = numba.carray(pointer(block[8]), (6,), np.float32)
     first, end = _share(block)
     widened = np.empty(_LINE, np.float32)
     for begin in range(first, end, _LINE):
@@ -370,7 +371,7 @@ def shallow_gradient(block: Any) -> None:
     The block: parts; rows of a part, rows of all; height, line of the images; rows and columns of a result,
     filters; numbers from one row or column to the next; images; taps, their number, a multiple of three;
     gradients, signs (0 if no ReLU stops a gradient), bytes of a gradient; sums, of the size (parts, taps + 1,
-    filters).
+    filters); room for a row of float32 gradients for each part.
     """
     length, rows, height, line, high, wide, filters = (
         block[3], block[4], block[5], block[6], block[7], block[8], block[9],
@@ -379,9 +380,8 @@ def shallow_gradient(block: Any) -> None:
     taps = numba.carray(pointer(block[13]), (block[14],), np.int64)
     gradients, signs, size, sums = block[15], block[16], block[17], block[18]
     first, end = _share(block)
-    scratch = np.empty(wide * filters, np.float32)
-    widened = scratch.ctypes.data
     for part in range(first, end):
+        widened = block[19] + 4 * part * wide * filters
         total = sums + 4 * part * (len(taps) + 1) * filters
         numba.carray(pointer(total), ((len(taps) + 1) * filters,), np.float32)[:] = 0
         for row in range(part * length, min((part + 1) * length, rows)):

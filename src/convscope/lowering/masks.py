@@ -75,6 +75,12 @@ class Mask:
     lanes: Lanes
     shape: tuple[int, ...]
 
+    @staticmethod
+    def order_of(x: torch.Tensor) -> torch.memory_format:
+        """Return the order in which a mask is read for a tensor; its gradient has to be in the same."""
+        in_other_order = not x.is_contiguous() and _is_dense(x)
+        return torch.channels_last if in_other_order else torch.contiguous_format
+
     def apply(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """Set to zero what is dropped.
 
@@ -101,7 +107,7 @@ class Mask:
     def unpack(self) -> torch.Tensor:
         """Return ones where elements are kept and zeros where they are dropped, in the lanes' type."""
         lanes, count = self.lanes.lanes, math.prod(self.shape)
-        planes = -(-count // lanes.numel())
+        planes = -(-count // max(1, lanes.numel()))
         kept = torch.empty((planes, lanes.numel()), dtype=lanes.dtype, device=lanes.device)
         for plane in range(planes):
             torch.bitwise_right_shift(lanes, plane * self.lanes.bits, out=kept[plane])
@@ -109,8 +115,8 @@ class Mask:
 
     def _laid_out_as(self, x: torch.Tensor) -> torch.Tensor:
         keep = self.unpack()
-        # Read in another order than it was made, a mask is as random as before, but slow.
-        in_other_order = keep.shape == x.shape and not x.is_contiguous() and _is_dense(x)
+        # Read in the order of memory, a mask is as random as in any other, and fast.
+        in_other_order = keep.shape == x.shape and self.order_of(x) is torch.channels_last
         return keep.as_strided(x.shape, x.stride()) if in_other_order else keep
 
 

@@ -57,6 +57,11 @@ def copy_of(weight: torch.Tensor) -> torch.Tensor | None:
     return None if copy is None else copy.tensor
 
 
+def forget(weight: torch.Tensor) -> None:
+    """Let a weight's copy be made anew, after a change that torch does not count."""
+    _COPIES.pop(weight, None)
+
+
 def declare_current(weight: torch.Tensor) -> None:
     """Say that a weight's copy has been written along with its last change."""
     copy = _COPIES.get(weight)

@@ -103,12 +103,22 @@ def apply_plan(program: Program, plan: Mapping[str, Any]) -> Program:
         raise LoweringError(
             sentence(f"a plan for the ops of {program.name!r}", f"one that differs in {strange}")
         )
+    for op in program:
+        if isinstance(op, Heavy):
+            _require_possible(op, plan[op.name].get("algorithm", "direct"))
     return program.replace(
         ops=tuple(
             dataclasses.replace(op, compute=Compute(**plan[op.name])) if isinstance(op, Heavy) else op
             for op in program
         )
     )
+
+
+def _require_possible(op: Heavy, algorithm: str) -> None:
+    if algorithm != "direct" and not (algorithm == "shallow" and _is_shallow(op)):
+        known = "'direct' or 'shallow'" if _is_shallow(op) else "'direct'"
+        message = sentence(f"algorithm {known} for {op.name}", f"{algorithm!r}")
+        raise LoweringError(f"{message} The plan is from another version of convscope; train without it.")
 
 
 def _values_with_gradient(program: Program) -> set[str]:

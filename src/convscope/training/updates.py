@@ -111,12 +111,13 @@ class Adam:
     # part of the learning rate. So epsilon stands where Keras has it.
     _UNCORRECTED = 1e30
     # Beside an epsilon this large, a square that is taken for zero is nothing, even under the root.
-    _LEAST_EPSILON = 1e-12
+    _LEAST_EPSILON = 1e-9
 
     def __init__(self, optimizer: Any, slots: Slots) -> None:
         self._optimizer = optimizer
         self._moments, self._squares = slots("_momentums"), slots("_velocities")
         self._largest = slots("_velocity_hats") if optimizer.amsgrad else []
+        self._in_loops = not self._largest and all(map(_is_plain, [*self._moments, *self._squares]))
         self._steps = [torch.tensor(self._UNCORRECTED, device=moment.device) for moment in self._moments]
 
     def __call__(  # noqa: D102
@@ -125,11 +126,13 @@ class Adam:
         optimizer = self._optimizer
         rate = corrected_rate(learning_rate, optimizer.beta_1, optimizer.beta_2, step)
         may_vanish = optimizer.epsilon > self._LEAST_EPSILON
-        if may_vanish and not self._largest and all(map(compiled.suits, weights)):
-            numbers = (rate, 1 - optimizer.beta_1, 1 - optimizer.beta_2, optimizer.epsilon)
+        if may_vanish and self._in_loops and all(map(_is_plain, weights)):
+            shares = (optimizer.beta_1, 1 - optimizer.beta_1, optimizer.beta_2, 1 - optimizer.beta_2)
+            numbers = (rate, *shares, optimizer.epsilon)
             moments, squares = pick(self._moments, chosen), pick(self._squares, chosen)
             for weight, grad, moment, square in zip(weights, grads, moments, squares, strict=True):
-                compiled.adam(weight, grad.contiguous(), moment, square, numbers, copy_of(weight))
+                read = (grad if grad.dtype is torch.bfloat16 else grad.float()).contiguous()
+                compiled.adam(weight, read, moment, square, numbers, copy_of(weight))
             torch.autograd.graph.increment_version(weights)
             for weight in weights:
                 declare_current(weight)
@@ -156,6 +159,11 @@ class Adam:
             amsgrad=bool(self._largest),
             maximize=False,
         )
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Say whether a compiled loop can run along a tensor's numbers, side by side with others like it."""
+    return tensor.device.type == "cpu" and tensor.dtype is torch.float32 and tensor.is_contiguous()
 
 
 class Nadam:
