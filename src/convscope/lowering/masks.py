@@ -142,16 +142,17 @@ class MaskSource:
         self._bits, self._threshold = threshold_of(rate)
         self._shape = tuple(shape)
         self._count = math.prod(self._shape)
-        self._words = torch.empty(-(-self._count * self._bits // 64), dtype=torch.int64, device=device)
+        self._words = -(-self._count * self._bits // 64)
+        self._device = device
 
     def mask(self, key: int, integer: torch.dtype) -> Mask:
         """Make the mask of a key, for elements as wide as an integer type."""
         fields = self._bits if self._bits < 8 else 0  # wider ones are numbers that torch compares
-        if self._words.device.type == "cpu":
-            words = torch.empty_like(self._words)
+        words = torch.empty(self._words, dtype=torch.int64, device=self._device)
+        if words.device.type == "cpu":
             compiled.hash_counters(words, key, fields, self._threshold)
         else:
-            words = hashed_fields(self._words, key, fields, self._threshold)
+            words = hashed_fields(words, key, fields, self._threshold)
         if fields:
             return Mask(Lanes(words.view(integer), self._bits), self._shape)
         # As signed integers the numbers begin at −2¹⁵, and the threshold moves with them.
