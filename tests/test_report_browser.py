@@ -6,6 +6,7 @@ import keras
 import pytest
 from report_runs import make_dataset, make_run
 
+from convscope.networks import NETWORKS, build
 from convscope.report import write_report
 
 pytestmark = pytest.mark.browser
@@ -212,11 +213,22 @@ def every_kind(data_format):
     return keras.Sequential([keras.Input(shape), *layers])
 
 
-def named(data_format):
-    from convscope.networks import build
+def named(data_format, name="stages", side=12):
+    shape = (3, side, side) if data_format == "channels_first" else (side, side, 3)
+    return build(name, shape, 4, data_format)
 
-    shape = (3, 12, 12) if data_format == "channels_first" else (12, 12, 3)
-    return build("stages", shape, 4, data_format)
+
+def branches(data_format):
+    """Build a network with what the page knows no arithmetic for, and with layers that change nothing."""
+    entering = keras.Input((12, 12, 3))
+    x = keras.layers.Conv2D(4, 3, padding="same")(entering)
+    x = keras.layers.Identity()(keras.layers.BatchNormalization()(x))
+    x = keras.layers.Add()([x, keras.layers.SeparableConv2D(4, 3, padding="same")(x)])
+    x = keras.layers.SpatialDropout2D(0.2)(keras.layers.ReLU(max_value=1.0)(x))
+    x = keras.layers.GlobalMaxPooling2D(keepdims=True)(x)
+    x = keras.layers.Flatten(data_format="channels_first")(keras.layers.UpSampling2D(2)(x))
+    x = keras.layers.GaussianNoise(0.1)(keras.layers.Dense(6, "gelu")(x))
+    return keras.Model(entering, keras.layers.Softmax()(keras.layers.Dense(4)(x)))
 
 
 RECOMPUTE_ALL = """async () => {
@@ -261,6 +273,60 @@ def test_numbers_recomputed_in_the_page_equal_the_networks(open_page, tmp_path, 
     assert [layer["obstacle"] for layer in known] == [""] * len(known)
     assert all(layer["count"] > 0 for layer in known)
     assert max(layer["worst"] for layer in known) <= TOLERANCE
+
+
+# Goes from every layer to every other, from a corner of the one to all corners of the other; what the pane
+# says must be about the layer that was chosen, and either equal to the network's number or none.
+WALK_EVERYWHERE = """() => {
+  const pane = document.getElementById("walk-pane");
+  const data = JSON.parse(document.getElementById("walk-data").textContent);
+  const names = data.layers.map((layer) => layer.name);
+  const corners = (low) => {
+    for (const input of document.querySelectorAll("#walk .controls input[type=number]")) {
+      input.value = low ? input.min : input.max;
+      input.dispatchEvent(new Event("input"));
+    }
+  };
+  const choose = (layer) => document.querySelector(`#walk input[name=walk-layer][value="${layer}"]`).click();
+  const wrong = [];
+  let equal = 0;
+  const look = (from, to) => {
+    const said = pane.innerText;
+    const heading = pane.querySelector("h3")?.innerText ?? "";
+    equal += pane.querySelectorAll(".verdict.equal").length;
+    const other = !heading.startsWith(`${names[to]}: `);
+    if (other || /not equal|undefined|NaN/.test(said)) wrong.push([names[from], said]);
+  };
+  for (let from = 0; from < names.length; from += 1) {
+    for (let to = 0; to < names.length; to += 1) {
+      choose(from);
+      corners(false);
+      choose(to);
+      for (const low of [null, true, false]) {
+        if (low !== null) corners(low);
+        look(from, to);
+      }
+    }
+  }
+  return { wrong, equal, layers: names.length };
+}"""
+
+WALKED = {
+    **{name: lambda order, name=name: named(order, name, side=24) for name in NETWORKS},
+    "every kind": every_kind,
+    "branches": branches,
+}
+
+
+@pytest.mark.parametrize("make", WALKED.values(), ids=WALKED.keys())
+def test_a_walk_from_every_layer_to_every_other_stays_with_the_chosen_one(open_page, tmp_path, make):
+    model = make("channels_last")
+    dataset = make_dataset(4, model.input_shape[1:], 40)
+    path, dataset = make_run(tmp_path / "run", dataset=dataset, model=model)
+    found = open_page(write_report(path, dataset=dataset)).evaluate(WALK_EVERYWHERE)
+    assert found["layers"] == sum(not isinstance(layer, keras.layers.InputLayer) for layer in model.layers)
+    assert found["wrong"] == []
+    assert found["equal"] > found["layers"]
 
 
 def test_long_arithmetic_fits_a_small_phone(open_page, tmp_path):

@@ -33,11 +33,15 @@ WEIGHT_VALUES = 120_000
 ALL_IMAGES = 900_000
 # Layers that hand their input on unchanged when the network is used.
 UNCHANGED = ("Dropout", "SpatialDropout2D", "GaussianNoise", "GaussianDropout", "AlphaDropout", "Identity")
-POOLINGS = {
-    "MaxPooling2D": "max",
-    "GlobalMaxPooling2D": "max",
-    "AveragePooling2D": "average",
-    "GlobalAveragePooling2D": "average",
+# Which arithmetic the page does for each type of layer; it knows none for the others.
+KINDS = {
+    **dict.fromkeys((*UNCHANGED, "Flatten"), "same"),
+    **dict.fromkeys(("MaxPooling2D", "GlobalMaxPooling2D"), "max"),
+    **dict.fromkeys(("AveragePooling2D", "GlobalAveragePooling2D"), "average"),
+    **dict.fromkeys(("Activation", "ReLU", "Softmax"), "activation"),
+    "Conv2D": "convolution",
+    "DepthwiseConv2D": "depthwise",
+    "Dense": "dense",
 }
 
 
@@ -188,17 +192,13 @@ def _stages(graph: Graph) -> list[Stage]:
 
 
 def _kind(call: Call, graph: Graph) -> str:
-    if call.type in UNCHANGED or (call.type == "Flatten" and not graph.channels_first):
-        return "same"
-    if call.type in POOLINGS:
-        return POOLINGS[call.type]
-    if call.type == "Conv2D":
-        return "convolution"
-    if call.type == "DepthwiseConv2D":
-        return "depthwise"
-    if call.type == "Dense" and len(call.input_shapes[0]) == 1:
-        return "dense"
-    return "activation" if call.type in ("Activation", "ReLU", "Softmax") else "other"
+    order = getattr(call.operation, "data_format", None)
+    # The page has all axes in the network's order; a layer may take them in another. Flatten and Dense
+    # have an arithmetic here only where that order is the page's own, and for a row of numbers.
+    foreign = order is not None and (order == "channels_first") != graph.channels_first
+    turned = call.type == "Flatten" and graph.channels_first
+    rows = call.type == "Dense" and len(call.input_shapes[0]) != 1
+    return "other" if foreign or turned or rows else KINDS.get(call.type, "other")
 
 
 def _kept(graph: Graph, maps: Sequence[FeatureMaps]) -> list[int]:

@@ -119,11 +119,9 @@
 
   function chooseLayer(place) {
     state.layer = place;
-    const values = passage.of(place);
-    if (!values) {
+    for (const part of [maps, detail, pane]) part.replaceChildren(); // nothing may stay from the layer before
+    if (!passage.of(place)) {
       maps.replaceChildren(element("p", {}, `The output of ${title(place)} has too many numbers for this page.`));
-      detail.replaceChildren();
-      pane.replaceChildren();
       return;
     }
     chooseStrongest(place, null);
@@ -144,12 +142,10 @@
       if (spatial(place) && flat % depth >= MOST_MAPS) return;
       if (best < 0 || value > values[best]) best = flat;
     });
-    state.channel = best % depth;
-    state.input = null;
-    if (spatial(place)) {
-      state.row = Math.floor(best / (depth * shape[1]));
-      state.column = Math.floor(best / depth) % shape[1];
-    }
+    // A layer without rows has one place, and no place of the layer before may be left in its stead.
+    const pixel = spatial(place) ? Math.floor(best / depth) : 0;
+    const across = spatial(place) ? shape[1] : 1;
+    Object.assign(state, { channel: best % depth, row: Math.floor(pixel / across), column: pixel % across, input: null });
   }
 
   function showMaps(place) {
