@@ -5,16 +5,13 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from convscope.checkpoints import ARRAYS, MANIFEST, load_checkpoint, save_checkpoint, training_lock
+from convscope.checkpoints import ARRAYS, MANIFEST, load_checkpoint, save_checkpoint
 from convscope.errors import RunError
-from convscope.runs import RunDirectory
 
 OLD = {"weights": np.arange(6, dtype=np.float32).reshape(2, 3), "position": np.array([1, 2, 0])}
 NEW = {"weights": np.ones((2, 3), np.float32), "position": np.array([1, 3, 0])}
@@ -153,24 +150,3 @@ def test_a_manifest_cannot_point_outside_its_folder(tmp_path):
     (folder / MANIFEST).write_text(json.dumps({"files": {"../../../etc/passwd": "0"}}))
     with pytest.raises(RunError, match="damaged ones only"):
         load_checkpoint(tmp_path)
-
-
-HOLD = """
-import sys, time
-from convscope.checkpoints import training_lock
-from convscope.runs import RunDirectory
-
-with training_lock(RunDirectory(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_a_second_trainer_is_refused_and_a_dead_ones_lock_frees_itself(tmp_path):
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE) as other:
-        assert other.stdout.readline() == b"held\n"
-        with pytest.raises(RunError, match="nobody else to train"), training_lock(RunDirectory(tmp_path)):
-            pass
-        other.kill()
-    with training_lock(RunDirectory(tmp_path)):
-        pass

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import itertools
 import json
+import os
 import re
 from html.parser import HTMLParser
 
@@ -416,8 +417,8 @@ def test_an_unwritable_run_is_an_error_with_its_reason(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(page.RunDirectory, "write_bytes", refuse)
-    with pytest.raises(RunError, match=r"to be able to write into .*No space left on device"):
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(RunError, match=r"to be able to write .*No space left on device"):
         write_report(path, dataset=dataset)
 
 

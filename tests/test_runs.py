@@ -2,12 +2,14 @@
 
 import errno
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from convscope.errors import RunError
-from convscope.runs import RunDirectory, create_run, open_run
+from convscope.runs import RunDirectory, create_run, lock_run, new_folder, open_run
 
 
 def entries(folder):
@@ -65,7 +67,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     run = RunDirectory(tmp_path)
     run.write_bytes("x", b"old")
     monkeypatch.setattr(os, "fsync", lambda _handle: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
-    with pytest.raises(OSError, match="broken"):
+    with pytest.raises(RunError, match=r"to be able to write .*x, got broken"):
         run.write_bytes("x", b"new")
     assert run.read_bytes("x") == b"old"
     assert entries(tmp_path) == ["x"]
@@ -98,3 +100,101 @@ def test_pickled_arrays_are_refused(tmp_path):
 def test_what_is_no_run_is_said(tmp_path):
     with pytest.raises(RunError, match=r"a run directory with run\.json, got"):
         open_run(tmp_path)
+
+
+# Locks ----------------------------------------------------------------------------------------------------
+
+
+def python(code, *arguments):
+    """Start another process, which says when it is ready."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from convscope.runs import create_run, lock_run
+
+path = Path(sys.argv[1])
+with lock_run(path) if path.exists() else create_run(path):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_trainer_is_refused_and_a_dead_ones_lock_frees_itself(tmp_path):
+    (tmp_path / "run").mkdir()
+    with python(HOLD, tmp_path / "run") as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(RunError, match=r"nobody else to work on .*, got another process at it"):
+            lock_run(tmp_path / "run").__enter__()
+        other.kill()
+    with lock_run(tmp_path / "run"):
+        pass
+    assert entries(tmp_path) == ["run"]
+
+
+def test_a_second_writer_is_refused_before_it_works_for_nothing(tmp_path):
+    with python(HOLD, tmp_path / "run") as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(RunError, match="nobody else to work on"), create_run(tmp_path / "run"):
+            pytest.fail("it began")
+        other.kill()
+
+
+def test_no_file_is_open_in_the_folder_that_is_renamed(tmp_path):
+    with create_run(tmp_path / "run") as run:
+        assert entries(run.path) == []
+        assert ".run.lock" in entries(tmp_path)
+        run.publish()
+    assert entries(tmp_path) == ["run"]
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+    dead, alive = tmp_path / "first/dead", tmp_path / "second/alive"
+    with python(HOLD, dead) as killed, python(HOLD, alive) as living:
+        assert killed.stdout.readline() == living.stdout.readline() == "held\n"
+        killed.kill()
+        killed.wait()
+        (tmp_path / "second/.mine-partial-abcdefgh").mkdir()
+        assert len(entries(dead.parent)) == 2
+        with new_folder(tmp_path, "third"):
+            assert entries(tmp_path) == ["second", "third"]
+        assert [name for name in entries(alive.parent) if name.startswith(".alive-partial-")]
+        assert ".mine-partial-abcdefgh" in entries(alive.parent)
+        living.kill()
+    with create_run(alive):
+        pass
+    assert entries(alive.parent) == [".mine-partial-abcdefgh", "alive"]
+
+
+def test_two_commands_of_one_second_get_a_folder_each(tmp_path):
+    with new_folder(tmp_path / "runs", "20260131-120000") as first:
+        with new_folder(tmp_path / "runs", "20260131-120000") as second:
+            assert [first.name, second.name] == ["20260131-120000", "20260131-120000-2"]
+        (first / "run").mkdir()
+    assert entries(tmp_path / "runs") == ["20260131-120000"]
+
+
+COUNT = """
+import sys
+from convscope.runs import RunDirectory
+
+sys.stdin.readline()
+for _ in range(20):
+    RunDirectory(sys.argv[1]).update_json("uses.json", lambda old: {"uses": old["uses"] + 1 if old else 1})
+"""
+
+
+def test_no_change_of_a_file_is_lost_between_processes(tmp_path):
+    command = [sys.executable, "-c", COUNT, str(tmp_path)]
+    processes = [subprocess.Popen(command, stdin=subprocess.PIPE) for _ in range(3)]
+    for process in processes:
+        process.stdin.write(b"go\n")
+        process.stdin.flush()
+    for process in processes:
+        process.communicate()
+        assert process.returncode == 0
+    assert RunDirectory(tmp_path).read_json("uses.json") == {"uses": 60}
+    assert entries(tmp_path) == ["uses.json"]

@@ -12,22 +12,18 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from convscope.errors import RunError, sentence
-from convscope.runs import RunDirectory
 
 FOLDER = "checkpoint"
 ARRAYS = "state.safetensors"
 MANIFEST = "manifest.json"
-LOCK = ".training.lock"
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -119,33 +115,6 @@ def load_checkpoint(run: Path) -> dict[str, NDArray[Any]] | None:
 def remove_checkpoints(run: Path) -> None:
     """Remove all checkpoints of a run that is completed."""
     shutil.rmtree(run / FOLDER, ignore_errors=True)
-
-
-@contextmanager
-def training_lock(run: RunDirectory) -> Iterator[None]:
-    """Let one process at a time train in a run directory; a dead process's lock frees itself.
-
-    Parameters
-    ----------
-    run : RunDirectory
-        May be published while the lock is held.
-
-    Raises
-    ------
-    RunError
-        If another process trains there.
-    """
-    lock = FileLock(run.path / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        expected = f"nobody else to train in {run.path}"
-        raise RunError(sentence(expected, "another process at it", "Wait for it, or stop it.")) from error
-    try:
-        yield
-    finally:
-        lock.release()
-        (run.path / LOCK).unlink(missing_ok=True)
 
 
 def _is_whole(path: Path) -> bool:

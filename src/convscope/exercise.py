@@ -15,7 +15,7 @@ from convscope.errors import DataNotFoundError
 from convscope.experiment.config import ExperimentConfig
 from convscope.networks import NETWORKS
 from convscope.reference import PUBLISHED
-from convscope.runs import RunDirectory
+from convscope.runs import RunDirectory, new_folder
 
 if TYPE_CHECKING:
     from convscope.experiment import Listener, Result
@@ -171,16 +171,16 @@ def run_several(
     # Keras is loaded only once everything that can be checked without it is known to be right.
     from convscope.experiment import run_experiment
 
-    folder = out / f"{datetime.now():%Y%m%d-%H%M%S}-{kind}-{dataset.name}"
     results = []
-    for name, config in configs.items():
-        on_begin(name)
-        result = run_experiment(
-            config, dataset, folder / name, listeners, command, with_report=with_report, began=began
-        )
-        began = None
-        results.append(result)
-        on_result(results[-1])
+    with new_folder(out, f"{datetime.now():%Y%m%d-%H%M%S}-{kind}-{dataset.name}") as folder:
+        for name, config in configs.items():
+            on_begin(name)
+            result = run_experiment(
+                config, dataset, folder / name, listeners, command, with_report=with_report, began=began
+            )
+            began = None
+            results.append(result)
+            on_result(results[-1])
     return results
 
 

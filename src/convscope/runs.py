@@ -1,8 +1,9 @@
 """The run directory: named files, written whole or not at all.
 
 A run is written into a hidden folder beside its final place and renamed into it at the end, so that a
-directory with a run's name always holds a readable run. Plain dicts, arrays and bytes go in; what they mean
-is decided elsewhere.
+directory with a run's name always holds a readable run. The file that locks it lies beside it, not in it: a
+folder is not renamed everywhere while one of its files is open. Plain dicts, arrays and bytes go in; what
+they mean is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -12,20 +13,27 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from convscope.errors import RunError, sentence
 
 RUN_FILE = "run.json"
+# How long to wait for a process that changes a file, and for one that looks whether a run is locked.
+_CHANGE_SECONDS, _LOOK_SECONDS = 10.0, 1.0
+# A run that is being written, or was when its process was killed; the letters at the end are tempfile's.
+_LEFTOVER = re.compile(r"\.(.+)-partial-[a-z0-9_]{8}")
 
 
 class RunDirectory:
@@ -64,25 +72,47 @@ class RunDirectory:
             self.path, self._target = self._target, None
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Write a file so that it is there whole or not at all, also after a power cut."""
+        """Write a file so that it is there whole or not at all, also after a power cut.
+
+        Raises
+        ------
+        RunError
+            If the file system refuses (no permission, no room); what was there before is there still.
+        """
         target = self.path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, scratch = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(scratch).chmod(0o644)
-            Path(scratch).replace(target)
-        except BaseException:
-            Path(scratch).unlink(missing_ok=True)
-            raise
+        with write_errors_named(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            handle, scratch = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                Path(scratch).chmod(0o644)
+                Path(scratch).replace(target)
+            except BaseException:
+                Path(scratch).unlink(missing_ok=True)
+                raise
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a dict as JSON that any parser reads: NaN and infinity become null."""
         text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
         self.write_bytes(name, text.encode())
+
+    def update_json(
+        self, name: str, change: Callable[[dict[str, Any] | None], Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        """Read a JSON object (None where there is none), change it and write it, one process at a time.
+
+        Raises
+        ------
+        RunError
+            If it is damaged, cannot be written, or another process does not let go of it.
+        """
+        with _lock(self.path / name, _CHANGE_SECONDS):
+            value = dict(change(self.read_json(name) if (self.path / name).is_file() else None))
+            self.write_json(name, value)
+        return value
 
     def write_arrays(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Write arrays as NumPy's compressed npz; none of them may hold Python objects."""
@@ -161,7 +191,8 @@ class RunDirectory:
 def create_run(target: Path) -> Iterator[RunDirectory]:
     """Write a run: it appears at the target when the block ends well, and not at all when it raises.
 
-    A block that calls ``publish`` itself, because what it has written so far is worth keeping, keeps it.
+    A block that calls ``publish`` itself, because what it has written so far is worth keeping, keeps it. The
+    run is locked, under its final name, until the block ends.
 
     Parameters
     ----------
@@ -176,31 +207,130 @@ def create_run(target: Path) -> Iterator[RunDirectory]:
     Raises
     ------
     RunError
-        If the target exists or the file system refuses (no permission, no room).
+        If the target exists, another process is writing it, or the file system refuses (no permission, no
+        room).
     """
-    if target.exists():
-        raise RunError(
-            sentence(f"a new run at {target}", "one that is already there", "Choose another --out.")
-        )
     made: list[Path] = []
     try:
-        made = _make_parents(target.parent)
-        run = RunDirectory(
-            Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-partial-")), target
-        )
-        try:
-            yield run
-            run.publish()
-        except BaseException:
-            if not run.published:
-                shutil.rmtree(run.path, ignore_errors=True)
-            raise
-    except BaseException as error:
+        with write_errors_named(target, "Choose another --out."):
+            made = _make_parents(target.parent)
+            _remove_leftovers(target.parent)
+            with lock_run(target):
+                if target.exists():
+                    found, hint = "one that is already there", "Choose another --out."
+                    raise RunError(sentence(f"a new run at {target}", found, hint))
+                folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-partial-"))
+                run = RunDirectory(folder, target)
+                try:
+                    yield run
+                    run.publish()
+                except BaseException:
+                    if not run.published:
+                        shutil.rmtree(run.path, ignore_errors=True)
+                    raise
+    except BaseException:
         _remove_empty(made)
-        if isinstance(error, OSError):
-            expected = f"to be able to write {target}"
-            raise RunError(sentence(expected, error.strerror or error, "Choose another --out.")) from error
         raise
+
+
+@contextmanager
+def new_folder(out: Path, name: str) -> Iterator[Path]:
+    """Make a folder for runs that no other process has: with a number behind its name where one has it.
+
+    Parameters
+    ----------
+    out : Path
+        Where it will lie; made if needed. What killed processes left in its folders is removed.
+    name : str
+        What it should be called.
+
+    Yields
+    ------
+    Path
+        The folder; removed in the end if it is empty.
+
+    Raises
+    ------
+    RunError
+        If the file system refuses.
+    """
+    made: list[Path] = []
+    try:
+        with write_errors_named(out / name, "Choose another --out."):
+            made = _make_parents(out)
+            for other in out.iterdir():
+                if other.is_dir() and _remove_leftovers(other):
+                    _remove_empty([other])
+            for number in count(1):
+                folder = out / (name if number == 1 else f"{name}-{number}")
+                with suppress(FileExistsError):
+                    folder.mkdir()
+                    made.append(folder)
+                    break
+        yield folder
+    finally:
+        _remove_empty(made)
+
+
+@contextmanager
+def lock_run(path: str | Path) -> Iterator[None]:
+    """Let one process at a time train or write a run; a dead process's lock frees itself.
+
+    Parameters
+    ----------
+    path : str or Path
+        The run's final place, where it need not be yet.
+
+    Raises
+    ------
+    RunError
+        If another process has it, or the folder around it cannot be written to.
+    """
+    with _lock(Path(path).resolve(), _LOOK_SECONDS):
+        yield
+
+
+@contextmanager
+def _lock(path: Path, seconds: float = 0.0) -> Iterator[None]:
+    """Hold the lock of a path; its file is removed while it is held, so that nobody locks a removed one."""
+    file = _lock_file(path)
+    lock = FileLock(file, timeout=seconds)
+    with write_errors_named(file):
+        try:
+            lock.acquire()
+        except Timeout as error:
+            found, hint = "another process at it", "Wait for it, or stop it."
+            raise RunError(sentence(f"nobody else to work on {path}", found, hint)) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows refuses, and removes it when it is released
+            file.unlink()
+        lock.release()
+
+
+def _lock_file(path: Path) -> Path:
+    return path.absolute().with_name(f".{path.name}.lock")
+
+
+@contextmanager
+def write_errors_named(path: Path, hint: str = "") -> Iterator[None]:
+    """Say in our words what the file system refuses.
+
+    Raises
+    ------
+    RunError
+        For an OSError; it names the file where that is another one.
+    """
+    try:
+        yield
+    except ConnectionError:  # nothing of the disk's: whoever read our output is gone
+        raise
+    except OSError as error:
+        found = str(error.strerror or error)
+        if error.filename is not None and path.absolute().parent not in Path(str(error.filename)).parents:
+            found = f"{found}: {error.filename}"
+        raise RunError(sentence(f"to be able to write {path}", found, hint)) from error
 
 
 def open_run(path: str | Path) -> RunDirectory:
@@ -258,6 +388,19 @@ def _make_parents(folder: Path) -> list[Path]:
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()][::-1]
     folder.mkdir(parents=True, exist_ok=True)
     return missing
+
+
+def _remove_leftovers(folder: Path) -> bool:
+    """Remove what processes left that were killed while they wrote a run; a living one holds its lock."""
+    found = []
+    with suppress(OSError):
+        found = [match for path in folder.iterdir() if (match := _LEFTOVER.fullmatch(path.name))]
+    for match in found:
+        run = folder / match[1]
+        if _lock_file(run).is_file():  # else it is something of the user's
+            with suppress(RunError), _lock(run):
+                shutil.rmtree(folder / match[0], ignore_errors=True)
+    return bool(found)
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:

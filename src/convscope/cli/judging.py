@@ -141,11 +141,9 @@ def _part(contents: Contents, part: str) -> Evaluation:
 def _count(contents: Contents, purpose: str, command: str) -> None:
     """Count a consultation of the test set, before anything of it is shown."""
     from convscope.evaluation import test_door
-    from convscope.report.source import CONSULTATIONS
     from convscope.runs import RunDirectory
 
-    record = test_door.consult(contents.consultations, purpose, by=command)
-    RunDirectory(contents.path).write_json(CONSULTATIONS, record)
+    test_door.consult_run(RunDirectory(contents.path), purpose, by=command)
 
 
 def _refuse_other_data(runs: list[Contents]) -> None:

@@ -151,7 +151,4 @@ def _draw(bundle: Bundle, predictions: list[Prediction], file: Path) -> None:
     from convscope.runs import RunDirectory
 
     content = png_bytes(draw_sheet(bundle, predictions))
-    try:
-        RunDirectory(file.absolute().parent).write_bytes(file.name, content)
-    except OSError as error:
-        raise UsageError(sentence(f"to be able to write {file}", error.strerror)) from error
+    RunDirectory(file.absolute().parent).write_bytes(file.name, content)

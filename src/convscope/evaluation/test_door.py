@@ -5,7 +5,7 @@ on the test images is the one that happened to suit them (C. Dwork et al., "The 
 validity in adaptive data analysis", 2015). So the record says how often and why the test set was looked at,
 and asking it for a choice is refused.
 
-The record is a plain dictionary that whoever keeps the run stores as JSON; nothing here reads or writes.
+The record is a plain dictionary, which a run keeps as JSON.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from typing import Any
 
 from convscope.errors import RunError, UsageError, sentence, unknown_name
 from convscope.evaluation.result import Evaluation
+from convscope.runs import RunDirectory
 
 FORMAT = 1
+CONSULTATIONS = "test_consultations.json"
 
 # What the test set may be asked for.
 PURPOSES = MappingProxyType(
@@ -101,6 +103,31 @@ def consult(
     refuse_choice(purpose)
     entries = [*_consultations(record), _entry(purpose, by, when or datetime.now(UTC))]
     return {"format": FORMAT, "consultations": entries}
+
+
+def consult_run(run: RunDirectory, purpose: str, *, by: str) -> dict[str, Any]:
+    """Count one consultation of a run's test set in the run, one process at a time.
+
+    Parameters
+    ----------
+    run : RunDirectory
+        Where the record is kept.
+    purpose, by : str
+        As for ``consult``.
+
+    Returns
+    -------
+    dict
+        The record as it is stored now.
+
+    Raises
+    ------
+    UsageError
+        When the purpose is a choice.
+    RunError
+        When the record is damaged or cannot be written.
+    """
+    return run.update_json(CONSULTATIONS, lambda record: consult(record, purpose, by=by))
 
 
 def refuse_choice(purpose: str) -> None:

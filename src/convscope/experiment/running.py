@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from convscope.checkpoints import load_checkpoint, remove_checkpoints, training_lock
+from convscope.checkpoints import load_checkpoint, remove_checkpoints
 from convscope.data.catalog import Dataset, load_again
 from convscope.errors import DivergedError, InterruptedRunError, RunError, sentence
 from convscope.evaluation import Evaluation, test_door
@@ -23,8 +23,7 @@ from convscope.experiment.session import Session, begin_session, describe_run
 from convscope.experiment.steering import Timetable, say_how_it_ended
 from convscope.experiment.writing import write_evaluation, write_figures, write_statistics, write_training
 from convscope.report import write_report
-from convscope.report.source import CONSULTATIONS
-from convscope.runs import RUN_FILE, RunDirectory, create_run, open_unfinished
+from convscope.runs import RUN_FILE, RunDirectory, create_run, lock_run, open_unfinished
 from convscope.training.events import Listener, Notice, tell
 from convscope.training.state import TrainingState
 
@@ -105,7 +104,7 @@ def run_experiment(
         and can be resumed.
     """
     began = time.perf_counter() if began is None else began
-    with create_run(target) as run, training_lock(run):
+    with create_run(target) as run:
         session = begin_session(config, dataset, listeners)
         record = describe_run(session, dataset) | {"command": shlex.join(command), "status": "running"}
         session = rehearse(session, run, record, listeners, began=began, with_report=with_report)
@@ -139,7 +138,7 @@ def resume_experiment(path: str | Path, listeners: Sequence[Listener] = ()) -> R
     """
     run = open_unfinished(path)
     record = run.read_json(RUN_FILE)
-    with training_lock(run):
+    with lock_run(run.path):
         state, seconds = _resumable(run)
         dataset = load_again(record["data"])
         session = begin_session(ExperimentConfig.from_json(record["config"]), dataset, listeners)
@@ -184,7 +183,7 @@ def _train_and_finish(
         record["ended"] = {"learning_rate": rate, "after": time.perf_counter() - began if began else None}
     for line in say_how_it_ended(session.config.training, training.history, record.get("ended")):
         tell(tuple(listeners), Notice(line))
-    run.write_json(CONSULTATIONS, test_door.consult(None, "final evaluation", by="train"))
+    test_door.consult_run(run, "final evaluation", by="train")
     evaluations = evaluate_parts(model, prepared)
     write_evaluation(run, evaluations)
     subject = f"{model.name} on {record['data']['name']}"

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 import convscope
 from convscope.data.catalog import Dataset
-from convscope.errors import ConvscopeError, RunError, sentence
+from convscope.errors import ConvscopeError
 from convscope.evaluation import Evaluation, test_door
 from convscope.report.answer import answer
 from convscope.report.architecture import architecture
@@ -30,7 +30,7 @@ from convscope.report.mistakes import mistakes
 from convscope.report.origin import data, reproduction
 from convscope.report.pictures import Album
 from convscope.report.scores import scores
-from convscope.report.source import CONSULTATIONS, Contents, read_contents
+from convscope.report.source import Contents, read_contents
 from convscope.report.walk import walk
 from convscope.report.words import FILTERS
 from convscope.runs import RunDirectory
@@ -84,14 +84,10 @@ def write_report(
     """
     contents = read_contents(run_path, dataset, data)
     run = RunDirectory(contents.path)
-    try:
-        if consulted_by and contents.test is not None:
-            record = test_door.consult(contents.consultations, "report", by=consulted_by)
-            run.write_json(CONSULTATIONS, record)
-            contents = replace(contents, consultations=record)
-        run.write_bytes(REPORT_FILE, _render(contents).encode("utf-8", "backslashreplace"))
-    except OSError as error:
-        raise RunError(sentence(f"to be able to write into {run.path}", error.strerror)) from error
+    if consulted_by and contents.test is not None:
+        record = test_door.consult_run(run, "report", by=consulted_by)
+        contents = replace(contents, consultations=record)
+    run.write_bytes(REPORT_FILE, _render(contents).encode("utf-8", "backslashreplace"))
     return run.path / REPORT_FILE
 
 

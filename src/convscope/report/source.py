@@ -14,11 +14,10 @@ from convscope.bundle import Bundle, load_bundle
 from convscope.data.catalog import Dataset, load_again
 from convscope.errors import ConvscopeError, DataError, RunError, sentence
 from convscope.evaluation import Evaluation
+from convscope.evaluation.test_door import CONSULTATIONS
 from convscope.runs import RUN_FILE, RunDirectory, open_run
 
 PARTS = ("test", "validation")
-# How often the test set was consulted, and why; the form is that of ``evaluation.test_door``.
-CONSULTATIONS = "test_consultations.json"
 # Parts of the record that sections read from.
 RECORDED = ("data", "network", "config", "device", "versions")
 
