@@ -143,6 +143,111 @@ def test_metrics_equal_keras(arguments, y):
     assert_same_history(ours, theirs, 2e-5)
 
 
+def test_a_threshold_stays_where_it_is_when_the_outputs_are_logits():
+    def make():
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, bias_initializer=quarter)])
+        model.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True), metrics=["accuracy"])
+        return model
+
+    quarter = keras.initializers.Constant(0.25)
+    x, y = np.zeros((16, 4), np.float32), np.ones((16, 1), np.float32)
+    ours = fit_fast(make(), x, y, epochs=1, validation_data=(x, y))
+    assert ours.history["accuracy"] == [0.0]
+    assert_same_history(ours, make().fit(x, y, batch_size=16, verbose=0, validation_data=(x, y)))
+
+
+def test_saturated_sigmoids_are_equally_right():
+    def make():
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Activation("sigmoid")])
+        model.compile("sgd", "binary_crossentropy", metrics=["categorical_accuracy"])
+        return model
+
+    x, y = np.array([[20, 30]], np.float32), np.array([[1, 0]], np.float32)  # both outputs are 1 in float32
+    assert fit_fast(make(), x, y, epochs=1).history["categorical_accuracy"] == [1.0]
+
+
+STRUCTURES = {
+    "array": lambda leaf: leaf,
+    "list": lambda leaf: [leaf],
+    "tuple": lambda leaf: (leaf,),
+    "dict": lambda leaf: {"kinds": leaf},
+    "nested": lambda leaf: {"kinds": [leaf]},
+}
+
+
+@pytest.mark.parametrize("loss", ["categorical_crossentropy", "mse"])
+@pytest.mark.parametrize("targets", STRUCTURES)
+@pytest.mark.parametrize("outputs", STRUCTURES)
+def test_one_output_and_its_target_may_be_packed_as_in_keras(outputs, targets, loss):
+    def make():
+        inputs = keras.Input((3,))
+        dense = keras.layers.Dense(CLASSES, activation="softmax", kernel_initializer=ramp)
+        model = keras.Model(inputs, STRUCTURES[outputs](dense(inputs)))
+        model.compile("sgd", loss, metrics=["accuracy"], weighted_metrics=["accuracy"])
+        return model
+
+    def ramp(shape, dtype=None):
+        return np.linspace(-1, 1, math.prod(shape)).reshape(shape).astype(dtype)
+
+    x, y, pack = X[:, 0, :3, 0], Y, STRUCTURES[targets]
+    weight = np.linspace(0, 2, len(x)).astype(np.float32)
+    arguments = SETTINGS | {"shuffle": False, "sample_weight": pack(weight)}
+    arguments["validation_data"] = (x[:20], pack(y[:20]), pack(weight[:20]))
+    for name in ("seed", "deterministic"):
+        arguments.pop(name)
+    slow, fast = make(), make()
+    try:
+        theirs = slow.fit(x, pack(y), **arguments)
+    except (KeyError, TypeError, ValueError):
+        pytest.skip("Keras does not take this")
+    assert_same_history(fit_fast(fast, x, pack(y), **arguments), theirs)
+    assert_close(weights(fast), weights(slow))
+
+
+def saturated():
+    model = network()
+    model.compile(keras.optimizers.SGD(1e-3), "categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def test_a_saturated_softmax_goes_on_learning_and_reports_what_keras_reports():
+    x = 255 * 8 * X
+    model = saturated()
+    expected = saturated().evaluate(x, Y, verbose=0, return_dict=True)
+    history = fit_fast(model, x, batch_size=len(x), validation_data=(x, Y)).history
+    assert history["loss"][0] == pytest.approx(expected["loss"], rel=1e-5)
+    assert history["val_loss"][-1] == pytest.approx(model.evaluate(x, Y, verbose=0)[0], rel=1e-5)
+    assert not identical(weights(model), weights(saturated()))
+
+
+def test_a_strict_training_stops_learning_where_keras_stops():
+    x = 255 * 8 * X
+    strict, slow = saturated(), saturated()
+    ours = fit_fast(strict, x, strict=True, shuffle=False)
+    theirs = slow.fit(x, Y, batch_size=16, epochs=2, verbose=0, shuffle=False)
+    assert_same_history(ours, theirs)
+    assert_close(weights(strict), weights(slow))
+
+
+@pytest.mark.parametrize("activation", ["softmax", None], ids=["softmax", "logits"])
+@pytest.mark.parametrize("ignored", [None, 255])
+def test_class_numbers_of_pixels_are_learned(activation, ignored):
+    keras.utils.set_random_seed(1)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=activation is None, ignore_class=ignored)
+    model = keras.Sequential(
+        [keras.Input((8, 8, 1)), keras.layers.Conv2D(3, 3, padding="same", activation=activation)]
+    )
+    model.compile(keras.optimizers.Adam(0.05), loss, metrics=["accuracy"])
+    y = np.digitize(X[..., 0], [0.6, 1.2])
+    if ignored is not None:
+        y[:, 0] = ignored
+    history = fit_fast(model, y=y, epochs=8, validation_data=(X, y)).history
+    assert history["loss"][-1] < 0.8 * history["loss"][0]
+    loss, accuracy = model.evaluate(X, y, verbose=0)
+    assert history["val_loss"][-1] == pytest.approx(loss, rel=1e-5)
+    assert history["val_accuracy"][-1] == pytest.approx(accuracy)
+
+
 def _renewed(arguments):
     """Metric objects keep sums: each network gets its own."""
     renewed = dict(arguments)

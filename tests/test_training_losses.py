@@ -1,5 +1,7 @@
 """Cross-entropies from logits, held against Keras's loss objects in value and gradient."""
 
+from functools import partial
+
 import keras
 import numpy as np
 import pytest
@@ -17,6 +19,11 @@ CASES = {
     "categorical-soft-targets": (losses.CategoricalCrossentropy, SOFT, "softmax"),
     "sparse": (losses.SparseCategoricalCrossentropy, ONE_HOT.argmax(1), "softmax"),
     "sparse-column": (losses.SparseCategoricalCrossentropy, ONE_HOT.argmax(1)[:, None], "softmax"),
+    "sparse-ignored-class": (
+        partial(losses.SparseCategoricalCrossentropy, ignore_class=2),
+        ONE_HOT.argmax(1),
+        "softmax",
+    ),
     "binary": (losses.BinaryCrossentropy, ONE_HOT, "sigmoid"),
 }
 ACTIVATIONS = {"softmax": lambda z: torch.softmax(z, -1), "sigmoid": torch.sigmoid, None: lambda z: z}
@@ -34,19 +41,19 @@ def recognised(loss, activation, y, units=5, **arguments):
     return find_cross_entropy(model, activation)
 
 
-@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum"])
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum", "mean_with_sample_weight"])
 @pytest.mark.parametrize("weight", [None, (12,), (12, 1)], ids=str)
 @pytest.mark.parametrize("from_logits", [True, False])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize(("make", "y", "activation"), CASES.values(), ids=CASES.keys())
 def test_value_and_gradient_equal_keras(make, y, activation, smoothing, from_logits, weight, reduction):
-    arguments = {} if make is losses.SparseCategoricalCrossentropy else {"label_smoothing": smoothing}
+    arguments = {} if y.dtype == int else {"label_smoothing": smoothing}
     theirs = make(from_logits=from_logits, reduction=reduction, **arguments)
     ours = recognised(theirs, None if from_logits else activation, y)
     sample_weight = None if weight is None else torch.linspace(0, 2, 12).reshape(weight)
     results = []
     for compute in (
-        lambda z: ours(z, torch.as_tensor(y), sample_weight),
+        lambda z: ours(z, torch.as_tensor(y), sample_weight)[0],
         lambda z: theirs(y, z if from_logits else ACTIVATIONS[activation](z), sample_weight),
     ):
         logits = torch.tensor(LOGITS, requires_grad=True)
@@ -58,12 +65,26 @@ def test_value_and_gradient_equal_keras(make, y, activation, smoothing, from_log
     torch.testing.assert_close(our_gradient, their_gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_extreme_logits_keep_their_gradient():
-    logits = torch.tensor([[200.0, -200.0]], requires_grad=True)
-    loss = CrossEntropy(losses.categorical_crossentropy)(logits, torch.tensor([[0.0, 1.0]]), None)
+def test_extreme_logits_keep_their_gradient_and_report_what_keras_reports():
+    logits, y = torch.tensor([[200.0, -200.0]], requires_grad=True), torch.tensor([[0.0, 1.0]])
+    loss, reported = CrossEntropy(losses.categorical_crossentropy)(logits, y, None)
     loss.backward()
     assert loss.item() == 400
+    assert reported.item() == pytest.approx(-np.log(1e-7))
     assert logits.grad.tolist() == [[1.0, -1.0]]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weight", [None, (12,)], ids=str)
+@pytest.mark.parametrize(("make", "y", "activation"), CASES.values(), ids=CASES.keys())
+def test_what_is_reported_equals_keras_where_it_clips(make, y, activation, smoothing, weight):
+    arguments = {} if y.dtype == int else {"label_smoothing": smoothing}
+    theirs = make(**arguments)
+    sample_weight = None if weight is None else torch.linspace(0, 2, 12).reshape(weight)
+    logits = 12 * torch.tensor(LOGITS)
+    _, reported = recognised(theirs, activation, y)(logits, torch.as_tensor(y), sample_weight)
+    expected = theirs(y, ACTIVATIONS[activation](logits), sample_weight)
+    assert reported.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 NOT_RECOGNISED = {
@@ -71,14 +92,8 @@ NOT_RECOGNISED = {
     "softmax-called-logits": (losses.CategoricalCrossentropy(from_logits=True), "softmax", ONE_HOT),
     "linear-called-probabilities": ("categorical_crossentropy", None, ONE_HOT),
     "sigmoid-for-categorical": ("categorical_crossentropy", "sigmoid", ONE_HOT),
-    "ignored-class": (losses.SparseCategoricalCrossentropy(ignore_class=0), "softmax", ONE_HOT.argmax(1)),
     "own-function": (lambda y, p: keras.ops.mean(y - p, axis=-1), "softmax", ONE_HOT),
     "focal": ("categorical_focal_crossentropy", "softmax", ONE_HOT),
-    "mean-by-weights": (
-        losses.CategoricalCrossentropy(reduction="mean_with_sample_weight"),
-        "softmax",
-        ONE_HOT,
-    ),
 }
 
 
@@ -93,6 +108,71 @@ def test_an_overridden_call_is_left_to_keras():
             return 2 * super().call(y_true, y_pred)
 
     assert recognised(Doubled(), "softmax", ONE_HOT) is None
+
+
+def test_a_strict_training_leaves_clipped_probabilities_to_keras():
+    model = compiled("categorical_crossentropy", "softmax")
+    model._symbolic_build(data_batch=(np.zeros((12, 3), np.float32), ONE_HOT, None))
+    assert find_cross_entropy(model, "softmax", strict=True) is None
+
+
+SEGMENTATION = {
+    "softmax": ({}, torch.nn.Softmax(-1), "softmax", {}),
+    "softmax-strict": ({}, torch.nn.Softmax(-1), "softmax", {"strict": True}),
+    "sigmoid": ({}, torch.nn.Sigmoid(), "sigmoid", {}),
+    "logits": ({"from_logits": True}, torch.nn.Identity(), None, {}),
+    "softmax-called-logits": ({"from_logits": True}, torch.nn.Softmax(-1), "softmax", {}),
+    "ignored-class": ({"ignore_class": 1}, torch.nn.Softmax(-1), "softmax", {}),
+    "ignored-and-summed": ({"ignore_class": 1, "reduction": "sum"}, torch.nn.Softmax(-1), "softmax", {}),
+    "channels-first": ({"axis": 1}, torch.nn.Softmax(1), "softmax", {}),
+}
+
+
+@pytest.mark.parametrize("weight", [None, (2, 4, 3), (2, 4, 3, 1), (2, 1, 1)], ids=str)
+@pytest.mark.parametrize("column", [False, True], ids=["maps", "maps-with-channel"])
+@pytest.mark.parametrize("name", SEGMENTATION)
+def test_class_numbers_of_pixels_are_trained_on_where_keras_cannot(name, column, weight):
+    settings, activation, called, options = SEGMENTATION[name]
+    theirs = losses.SparseCategoricalCrossentropy(**settings)
+    axis = settings.get("axis", -1)
+    shape, label_shape = ((2, 5, 4, 3), (2, 4, 3)) if axis == 1 else ((2, 4, 3, 5), (2, 4, 3))
+    random = np.random.default_rng(1)
+    values = random.standard_normal(shape).astype(np.float32)
+    y = random.integers(0, 5, label_shape)
+    y = np.expand_dims(y, axis) if column else y
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input(shape[1:])
+    model = keras.Model(inputs, keras.layers.Conv2D(shape[-1], 1)(inputs))
+    model.compile("sgd", theirs)
+    model._symbolic_build(data_batch=(values, y, None))
+    ours = find_cross_entropy(model, called, **options)
+    sample_weight = None if weight is None else torch.linspace(0, 2, int(np.prod(weight))).reshape(weight)
+    scores = torch.tensor(values, requires_grad=True)
+    target = torch.as_tensor(y)
+    assert ours.takes(scores, target, sample_weight)
+    loss, reported = ours(scores if ours.folded else activation(scores), target, sample_weight)
+    loss.backward()
+    whole = sample_weight if weight != (2, 1, 1) else sample_weight.expand(label_shape).clone()
+    expected = theirs(target, activation(torch.tensor(values)), whole)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert reported.item() == pytest.approx(expected.item(), rel=1e-5)
+    one_hot = torch.nn.functional.one_hot(target.reshape(label_shape), 5).movedim(-1, axis).float()
+    again = torch.tensor(values, requires_grad=True)
+    weights = torch.ones(label_shape) if weight is None else sample_weight.reshape(weight[:3])
+    if "ignore_class" in settings:
+        weights = weights * (target.reshape(label_shape) != 1)
+    dense = losses.CategoricalCrossentropy(
+        from_logits=settings.get("from_logits", False), axis=axis, reduction="sum"
+    )(one_hot, activation(again), weights.broadcast_to(label_shape))
+    dense.backward()
+    torch.testing.assert_close(scores.grad, again.grad * (loss / dense).item(), rtol=1e-4, atol=1e-7)
+
+
+def test_unusual_shapes_are_not_taken():
+    ours = recognised("categorical_crossentropy", "softmax", ONE_HOT)
+    assert ours.takes(torch.zeros(12, 5), torch.zeros(12, 5), torch.zeros(12))
+    assert not ours.takes(torch.zeros(12, 5), torch.zeros(12, 1), None)
+    assert not ours.takes(torch.zeros(12, 5), torch.zeros(12, 5), torch.zeros(12, 5))
 
 
 def test_the_compiled_weight_is_kept():

@@ -92,7 +92,12 @@ class FastEngine:
         self._validation = _validation_feed(request, device)
         self._memory = CallbackMemory(request.callbacks)
         self._trainer = Trainer(
-            request.model, self._network, request.seed, request.history.history, self._memory
+            request.model,
+            self._network,
+            request.seed,
+            request.history.history,
+            self._memory,
+            strict=request.strict,
         )
 
     def run(self) -> keras.callbacks.History:

@@ -64,6 +64,7 @@ def fit(
     listeners: Sequence[Listener] = (),
     on_divergence: str = "continue",
     resume_from: TrainingState | None = None,
+    strict: bool = False,
 ) -> keras.callbacks.History:
     """Train a compiled Keras model as ``model.fit`` does, several times faster where it can be lowered.
 
@@ -106,6 +107,11 @@ sample_weight, initial_epoch, steps_per_epoch, validation_steps, validation_batc
         Whether a loss of NaN or infinity ends the training with an error; Keras goes on.
     resume_from : TrainingState or None
         Continue from this state as if nothing had happened.
+    strict : bool
+        Stop gradients where Keras stops them. Keras clips probabilities at 1e-7 before the logarithm: an
+        output that is certain and wrong, as raw pixels from 0 to 255 make it, is not learned from. The fast
+        engine takes a cross-entropy's gradient from the logits, where it does not stop, and reports the loss
+        that Keras reports; with ``strict`` it takes the clipped gradient too.
 
     Returns
     -------
@@ -173,6 +179,7 @@ sample_weight, initial_epoch, steps_per_epoch, validation_steps, validation_batc
         deterministic=deterministic,
         lowering_plan=plan,
         device=device,
+        strict=strict,
     )
     try:
         return _run(request, engine)

@@ -236,6 +236,13 @@ def map_leaves(function: Callable[[Any], Any], structure: Any) -> Any:
     return keras.tree.map_structure(lambda leaf: None if leaf is None else function(leaf), structure)
 
 
+def first_leaf(structure: Any) -> Any:
+    """Give the only array of a structure, such as that of a network with one output; None stays None."""
+    if structure is None or isinstance(structure, (torch.Tensor, np.ndarray)):
+        return structure
+    return next((leaf for leaf in keras.tree.flatten(structure)), None)
+
+
 def _is_array(leaf: Any) -> bool:
     has_rows = len(getattr(leaf, "shape", ())) > 0
     return has_rows and (isinstance(leaf, (np.ndarray, torch.Tensor)) or hasattr(leaf, "__array__"))

@@ -1,16 +1,20 @@
 """The compiled loss on a lowered network: a stable one on logits where that is the same function.
 
 A softmax (or sigmoid) followed by the logarithm in a cross-entropy loses digits; from the logits both are one
-function without the loss of digits (log-sum-exp). Every other loss runs through Keras's own loss object.
+function without the loss of digits (log-sum-exp). Keras clips the probabilities at 1e-7 in between, so that a
+saturated output has no gradient there; here it has one, and what is reported is clipped as in Keras. Every
+other loss runs through Keras's own loss object.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -22,74 +26,144 @@ _SPARSE = keras.losses.sparse_categorical_crossentropy
 _ACTIVATIONS = {_BINARY: "sigmoid", _CATEGORICAL: "softmax", _SPARSE: "softmax"}
 _WRAPPER: Any = type(keras.losses.CategoricalCrossentropy()).__mro__[1]  # calls a plain function
 _MEANS = ("sum_over_batch_size", "mean")
+_WEIGHTED_MEAN = "mean_with_sample_weight"
+_NO_CLASS = -100  # what torch ignores unless told otherwise
 
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """A cross-entropy from logits, with what Keras's loss object says about it.
+    """A cross-entropy, with what Keras's loss object says about it.
 
     Attributes
     ----------
     kind : function
         Keras's function of the same name.
+    folded : bool
+        Whether it is given logits in place of the network's outputs.
+    from_logits : bool
+        Whether Keras's loss takes the network's outputs as logits.
     label_smoothing : float
         Share of the target that is spread evenly.
+    ignore_class : int or None
+        Class number whose elements do not count.
+    axis : int
+        The axis of the classes, at least 1.
+    reduction : str
+        Keras's word for how the elements' losses become one.
     weight : float
         The compiled loss weight.
-    mean : bool
-        Whether the batch is averaged; otherwise it is summed.
     """
 
     kind: Callable[..., Any]
+    folded: bool = True
+    from_logits: bool = False
     label_smoothing: float = 0.0
+    ignore_class: int | None = None
+    axis: int = 1
+    reduction: str = "mean"
     weight: float = 1.0
-    mean: bool = True
+
+    def takes(self, scores: torch.Tensor, y: torch.Tensor, sample_weight: torch.Tensor | None) -> bool:
+        """Say whether these shapes are the usual ones; others are left to Keras's own loss object."""
+        shape = tuple(scores.shape)
+        elements = shape[: self.axis] + shape[self.axis + 1 :]  # of the losses, such as (n,) or (n, h, w)
+        if self.kind is _SPARSE:
+            column = (*shape[: self.axis], 1, *shape[self.axis + 1 :])
+            fits = tuple(y.shape) in (elements, column)
+        else:
+            fits = tuple(y.shape) == shape or (y.ndim == 1 and shape == (len(y), 1))
+        return fits and (
+            sample_weight is None
+            or sample_weight.numel() == math.prod(elements)
+            or sample_weight.ndim == len(elements)
+        )
 
     def __call__(
-        self, logits: torch.Tensor, y: torch.Tensor, sample_weight: torch.Tensor | None
-    ) -> torch.Tensor:
+        self, scores: torch.Tensor, y: torch.Tensor, sample_weight: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute the loss of a batch.
 
         Parameters
         ----------
-        logits : tensor of shape (n, classes)
-            Before softmax or sigmoid.
-        y : tensor of shape (n, classes), or (n,) or (n, 1) for class numbers
+        scores : tensor of shape (n, ..., classes)
+            Logits if :attr:`folded`, else the network's outputs.
+        y : tensor of the same shape, or of class numbers without the axis of the classes
             Targets.
-        sample_weight : tensor of shape (n,) or (n, 1), or None
-            A factor for each example's loss.
+        sample_weight : tensor of shape (n, ...) or (n, ..., 1), or None
+            A factor for each element's loss.
 
         Returns
         -------
-        tensor of shape ()
-            float32.
+        tuple of tensor of shape () and tensor of shape ()
+            What is to be differentiated, and what Keras would report; float32.
         """
-        logits = logits.float()
-        if sample_weight is None and self.mean:
-            loss = self._compute(logits, y, "mean")
-        else:
-            values = self._compute(logits, y, "none")  # (n,)
-            if sample_weight is not None:
-                values = values * sample_weight.to(values.dtype).reshape(-1)
-            loss = values.mean() if self.mean else values.sum()
-        return loss if self.weight == 1 else loss * self.weight
+        losses, reported = self._elements(scores.float(), y)
+        valid = None if self.ignore_class is None else y.reshape(losses.shape) != self.ignore_class
+        loss = self._reduce(losses, sample_weight, valid)
+        if reported is losses:
+            return loss, loss.detach()
+        return loss, self._reduce(reported, sample_weight, valid)
 
-    def _compute(self, logits: torch.Tensor, y: torch.Tensor, reduction: str) -> torch.Tensor:
-        if self.kind is _SPARSE:
-            return functional.cross_entropy(logits, y.reshape(-1).long(), reduction=reduction)
-        y = y.to(logits.dtype)
-        if self.kind is _CATEGORICAL:
-            return functional.cross_entropy(
-                logits, y, reduction=reduction, label_smoothing=self.label_smoothing
-            )
+    def _elements(self, scores: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute each element's loss, to be differentiated and as Keras reports it; shape (n, ...)."""
+        if self.kind is _BINARY:
+            return self._binary(scores, y.to(scores.dtype).reshape(scores.shape))
+        if self.folded or self.from_logits:
+            log_p = functional.log_softmax(scores, self.axis)
+        else:
+            log_p = _clipped(scores / scores.sum(self.axis, keepdim=True)).log()
+        losses = self._pick(log_p, y)
+        if not self.folded:
+            return losses, losses
+        low, high = (math.log(p) for p in _bounds())
+        return losses, self._pick(log_p.detach().clamp(low, high), y)
+
+    def _binary(self, scores: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.label_smoothing:
             y = y * (1 - self.label_smoothing) + 0.5 * self.label_smoothing
-        y = y.reshape(logits.shape)
-        values = functional.binary_cross_entropy_with_logits(logits, y, reduction=reduction)
-        return values if reduction == "mean" else values.mean(dim=-1)
+        losses = functional.binary_cross_entropy_with_logits(scores, y, reduction="none").mean(self.axis)
+        if not self.folded:
+            return losses, losses
+        p = _clipped(scores.detach().sigmoid())
+        return losses, functional.binary_cross_entropy(p, y, reduction="none").mean(self.axis)
+
+    def _pick(self, log_p: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Weigh the logarithms by the targets; shape (n, ...)."""
+        if self.kind is _SPARSE:
+            log_p = log_p.movedim(self.axis, -1)  # (n, ..., classes)
+            rows = log_p.reshape(-1, log_p.shape[-1])
+            ignored = _NO_CLASS if self.ignore_class is None else self.ignore_class
+            losses = functional.nll_loss(rows, y.reshape(-1).long(), reduction="none", ignore_index=ignored)
+            return losses.reshape(log_p.shape[:-1])
+        y = y.to(log_p.dtype)
+        if self.label_smoothing:
+            y = y * (1 - self.label_smoothing) + self.label_smoothing / y.shape[-1]
+        return -(y * log_p).sum(self.axis)
+
+    def _reduce(
+        self, losses: torch.Tensor, sample_weight: torch.Tensor | None, valid: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Make one number of the elements' losses as Keras does; the ignored ones are 0 already."""
+        if sample_weight is not None:
+            sample_weight = sample_weight.to(losses.dtype)
+            if sample_weight.numel() == losses.numel():
+                sample_weight = sample_weight.reshape(losses.shape)
+            losses = losses * sample_weight
+        if self.reduction == "sum":
+            loss = losses.sum()
+        elif self.reduction == _WEIGHTED_MEAN and sample_weight is not None:
+            counted = sample_weight if valid is None else sample_weight * valid
+            loss = _ratio(losses.sum(), counted.sum())
+        elif valid is not None:
+            loss = _ratio(losses.sum(), valid.sum())
+        else:
+            loss = losses.mean()
+        return loss if self.weight == 1 else loss * self.weight
 
 
-def find_cross_entropy(model: keras.Model, output_activation: str | None) -> CrossEntropy | None:
+def find_cross_entropy(
+    model: keras.Model, output_activation: str | None, strict: bool = False
+) -> CrossEntropy | None:
     """Recognise a compiled loss that can be computed from the logits of a network.
 
     Parameters
@@ -98,6 +172,8 @@ def find_cross_entropy(model: keras.Model, output_activation: str | None) -> Cro
         Compiled, its loss built.
     output_activation : str or None
         What the network ends with: ``softmax``, ``sigmoid`` or nothing.
+    strict : bool
+        Whether gradients, too, have to stop where Keras clips probabilities.
 
     Returns
     -------
@@ -114,22 +190,52 @@ def find_cross_entropy(model: keras.Model, output_activation: str | None) -> Cro
     0.0
     """
     losses = model._compile_loss._flat_losses
-    if len(model.outputs) != 1 or len(losses) != 1 or len(model.outputs[0].shape) != 2:
+    if len(model.outputs) != 1 or len(losses) != 1:
         return None
-    loss, weight = losses[0].loss, losses[0].loss_weights
-    if type(loss).call is not _WRAPPER.call or loss.fn not in _ACTIVATIONS:
+    loss, weight, shape = losses[0].loss, losses[0].loss_weights, model.outputs[0].shape
+    if type(loss).call is not _WRAPPER.call or loss.fn not in _ACTIVATIONS or loss.dtype != "float32":
         return None
     settings = dict(loss._fn_kwargs)
-    expected = None if settings.pop("from_logits", False) else _ACTIVATIONS[loss.fn]
-    smoothing = settings.pop("label_smoothing", 0.0)
-    if settings.pop("axis", -1) not in (-1, 1) or settings.pop("ignore_class", None) is not None or settings:
+    from_logits = bool(settings.pop("from_logits", False))
+    smoothing = float(settings.pop("label_smoothing", 0.0))
+    ignored = settings.pop("ignore_class", None)
+    axis = settings.pop("axis", -1) % len(shape)
+    if settings or axis == 0 or loss.reduction not in (*_MEANS, _WEIGHTED_MEAN, "sum"):
         return None
-    if expected != output_activation or loss.reduction not in (*_MEANS, "sum"):
+    last = axis == len(shape) - 1
+    folded = not strict and not from_logits and last and output_activation == _ACTIVATIONS[loss.fn]
+    plain = from_logits and output_activation is None
+    images = loss.fn is _SPARSE and len(shape) > 2  # Keras on torch cannot differentiate these at all
+    if not (folded or plain or images):
         return None
-    if loss.fn is not _BINARY and model.outputs[0].shape[-1] == 1:
+    if loss.fn is not _BINARY and shape[axis] == 1 and len(shape) == 2:
         return None  # Keras warns about a softmax over one class; let it
-    weight = 1.0 if weight is None else float(weight)
-    return CrossEntropy(loss.fn, float(smoothing), weight, loss.reduction in _MEANS)
+    return CrossEntropy(
+        loss.fn,
+        folded=folded,
+        from_logits=from_logits,
+        label_smoothing=smoothing,
+        ignore_class=None if ignored is None else int(ignored),
+        axis=axis,
+        reduction=loss.reduction,
+        weight=1.0 if weight is None else float(weight),
+    )
+
+
+def _bounds() -> tuple[float, float]:
+    """Between which probabilities Keras takes the logarithm, as float32 holds them."""
+    epsilon = keras.config.epsilon()
+    return epsilon, float(np.float32(1.0 - epsilon))
+
+
+def _clipped(probabilities: torch.Tensor) -> torch.Tensor:
+    epsilon = keras.config.epsilon()
+    return probabilities.clip(epsilon, 1.0 - epsilon)
+
+
+def _ratio(total: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """Divide; nothing by nothing is 0, as in Keras."""
+    return total / count.masked_fill(count == 0, 1) * (count != 0)
 
 
 class Penalties:

@@ -1,20 +1,25 @@
 """The compiled metrics of a model, kept in Keras's own metric objects.
 
 Loss and accuracies are sums of plain numbers: they are added to Keras's own variables without its checks and
-conversions, which would cost more than the numbers. Any other metric is updated through Keras.
+conversions, which would cost more than the numbers. Any other metric is updated through Keras. All of them
+see the network's outputs, never logits in their place: thresholds and ties are where Keras has them.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 import torch
 
-Matches = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+from convscope.training.inputs import first_leaf
+
+_ACCURACIES = (
+    keras.metrics.BinaryAccuracy,
+    keras.metrics.CategoricalAccuracy,
+    keras.metrics.SparseCategoricalAccuracy,
+)
 
 
 class _Mean:
@@ -30,20 +35,22 @@ class _Mean:
 
 
 @dataclass(frozen=True)
-class _Counter:
-    """An accuracy: a share of the examples, as Keras's Mean keeps it."""
+class _Metric:
+    """A metric of the only output, and whether it heeds the examples' weights."""
 
-    mean: _Mean
-    matches: Matches
+    metric: Any
     weighted: bool
 
-    def update(self, y: torch.Tensor, scores: torch.Tensor, weight: torch.Tensor | None) -> None:
-        hits = self.matches(y, scores)  # (n,)
-        if self.weighted and weight is not None:
-            flat = weight.reshape(-1).to(torch.float32)
-            self.mean.add((hits * flat).sum(), flat.sum())
+    def update(self, y: torch.Tensor, outputs: torch.Tensor, weight: torch.Tensor | None) -> None:
+        weight = weight if self.weighted else None
+        hits = _hits(self.metric, y, outputs)  # (n,)
+        if hits is None or (weight is not None and weight.numel() != len(hits)):
+            self.metric.update_state(y, outputs, sample_weight=weight)
+        elif weight is None:
+            _Mean(self.metric).add(hits.sum(), len(hits))
         else:
-            self.mean.add(hits.sum(), len(hits))
+            flat = weight.reshape(-1).to(torch.float32)
+            _Mean(self.metric).add((hits * flat).sum(), flat.sum())
 
 
 class MetricsPlan:
@@ -53,19 +60,16 @@ class MetricsPlan:
     ----------
     model : keras.Model
         Compiled, its metrics built.
-    from_logits : bool
-        Whether the scores handed to :meth:`update` come before the final softmax or sigmoid.
     """
 
-    def __init__(self, model: keras.Model, from_logits: bool) -> None:
+    def __init__(self, model: keras.Model) -> None:
         self._compiled = model._compile_metrics
         self._loss = _Mean(model._loss_tracker)
-        self._counters: list[_Counter] | None = _find_counters(model, from_logits)
+        self._metrics = _metrics_of_the_only_output(model)
 
-    @property
-    def needs_outputs(self) -> bool:
-        """Whether a metric has to see the network's outputs, not only its logits."""
-        return self._counters is None
+    def __bool__(self) -> bool:
+        """Whether there is a metric beside the loss."""
+        return self._compiled is not None
 
     @torch.no_grad()
     def update_loss(self, loss: torch.Tensor, rows: int) -> None:
@@ -73,62 +77,52 @@ class MetricsPlan:
         self._loss.add(loss.detach() * rows, rows)
 
     @torch.no_grad()
-    def update(self, y: Any, scores: Any, weight: Any) -> None:
+    def update(self, y: Any, outputs: Any, weight: Any) -> None:
         """Add a batch to the metrics.
 
         Parameters
         ----------
         y : tensor or structure of tensors
             Targets.
-        scores : tensor or structure of tensors
-            Logits, or outputs where :attr:`needs_outputs`.
+        outputs : tensor or structure of tensors
+            What the network puts out.
         weight : tensor, structure of tensors or None
             Sample weights.
         """
-        if self._counters is None:
-            self._compiled.update_state(y, scores, sample_weight=weight)
+        if self._metrics is None:
+            self._compiled.update_state(y, outputs, sample_weight=weight)
             return
-        for counter in self._counters:
-            counter.update(y, scores, weight)
+        y, outputs, weight = first_leaf(y), first_leaf(outputs), first_leaf(weight)
+        for metric in self._metrics:
+            metric.update(y, outputs, weight)
 
 
-def _find_counters(model: keras.Model, from_logits: bool) -> list[_Counter] | None:
-    """Find the accuracies among the metrics; None where another metric needs Keras."""
-    if model._compile_metrics is None:
-        return []
-    if len(model.outputs) != 1 or len(model.outputs[0].shape) != 2:
+def _metrics_of_the_only_output(model: keras.Model) -> list[_Metric] | None:
+    """List the metrics; None where there are several outputs to tell apart, which Keras does."""
+    compiled = model._compile_metrics
+    if compiled is None or len(model.outputs) != 1:
         return None
-    counters = []
-    for lists, weighted in (
-        (model._compile_metrics._flat_metrics, False),
-        (model._compile_metrics._flat_weighted_metrics, True),
-    ):
-        for metric in [metric for group in lists if group is not None for metric in group.metrics]:
-            matches = _matches(metric, from_logits, model.outputs[0].shape[-1])
-            if matches is None:
-                return None
-            counters.append(_Counter(_Mean(metric), matches, weighted))
-    return counters
+    lists = ((compiled._flat_metrics, False), (compiled._flat_weighted_metrics, True))
+    return [
+        _Metric(metric, weighted)
+        for groups, weighted in lists
+        for group in groups
+        if group is not None
+        for metric in group.metrics
+    ]
 
 
-def _matches(metric: Any, from_logits: bool, classes: int) -> Matches | None:
-    """Choose the comparison of an accuracy; None for any other metric."""
-    if metric.dtype != "float32":
+def _hits(metric: Any, y: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor | None:
+    """Say which examples an accuracy counts as right, shape (n,); None for what is left to Keras."""
+    if type(metric) not in _ACCURACIES or metric.dtype != "float32" or outputs.ndim != 2:
         return None
+    rows, classes = outputs.shape
     if type(metric) is keras.metrics.CategoricalAccuracy:
-        return lambda y, scores: y.argmax(dim=-1) == scores.argmax(dim=-1)
+        return y.argmax(dim=-1) == outputs.argmax(dim=-1) if y.shape == outputs.shape else None
+    if y.numel() != rows:
+        return None
     if type(metric) is keras.metrics.SparseCategoricalAccuracy:
-        return lambda y, scores: y.reshape(-1) == scores.argmax(dim=-1)
-    if type(metric) is keras.metrics.BinaryAccuracy and classes == 1:
-        threshold = metric._fn_kwargs["threshold"]
-        if from_logits:
-            threshold = _logit(threshold)
-        return lambda y, scores: y.reshape(-1) == (scores.reshape(-1) > threshold)
-    return None
-
-
-def _logit(probability: float) -> float:
-    """Invert the sigmoid, ends included."""
-    if probability <= 0:
-        return -math.inf
-    return math.inf if probability >= 1 else math.log(probability / (1 - probability))
+        return y.reshape(-1) == outputs.argmax(dim=-1)
+    if classes != 1:
+        return None
+    return y.reshape(-1) == (outputs.reshape(-1) > metric._fn_kwargs["threshold"])

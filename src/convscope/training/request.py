@@ -46,6 +46,7 @@ class FitRequest:
     deterministic: bool = False
     lowering_plan: Mapping[str, Any] | None = None
     device: str | None = None
+    strict: bool = False
     history: keras.callbacks.History = field(default_factory=keras.callbacks.History)
 
     def tell(self, event: Event) -> None:

@@ -14,7 +14,7 @@ from convscope.lowering import LoweredNetwork
 from convscope.lowering.variables import named_variables
 from convscope.training.callback_state import CallbackMemory
 from convscope.training.feeds import Batch
-from convscope.training.inputs import map_leaves
+from convscope.training.inputs import first_leaf, map_leaves
 from convscope.training.keras_state import snapshot
 from convscope.training.losses import Penalties, find_cross_entropy
 from convscope.training.metrics import MetricsPlan
@@ -24,7 +24,6 @@ from convscope.training.state import TrainingState
 _ACTIVATIONS: dict[str | None, Callable[[torch.Tensor], torch.Tensor]] = {
     "softmax": lambda logits: torch.softmax(logits, dim=-1),
     "sigmoid": torch.sigmoid,
-    None: lambda outputs: outputs,
 }
 
 
@@ -43,6 +42,8 @@ class Trainer:
         What the model's History holds, for snapshots.
     memory : CallbackMemory
         What the callbacks remember, for snapshots.
+    strict : bool
+        Whether gradients stop where Keras clips probabilities.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Trainer:
         seed: int,
         history: Mapping[str, list[float]],
         memory: CallbackMemory,
+        strict: bool = False,
     ) -> None:
         self._model, self._network, self._seed, self._history = model, network, seed, history
         self._memory = memory
@@ -60,8 +62,9 @@ class Trainer:
         weights = [network.weights[paths[id(variable)]] for variable in variables]
         self.optimizer = plan_step(model.optimizer, variables, weights)
         self._penalties = Penalties(variables, weights)
-        self._cross_entropy = find_cross_entropy(model, network.output_activation)
-        self._metrics = MetricsPlan(model, from_logits=self._cross_entropy is not None)
+        self._cross_entropy = find_cross_entropy(model, network.output_activation, strict)
+        self._folded = self._cross_entropy is not None and self._cross_entropy.folded
+        self._metrics = MetricsPlan(model)
         self._rank = len(model.inputs[0].shape) if len(model.inputs) == 1 else None
 
     @property
@@ -99,11 +102,11 @@ class Trainer:
         x, y, weight = batch
         self._network.begin_step(self._seed, number)
         scores = self._forward(x, training=True)
-        loss = self._loss(scores, y, weight)
+        loss, reported = self._loss(scores, y, weight)
         if loss.requires_grad:  # a model without trainable weights has nothing to learn
             torch.autograd.backward(self.optimizer.scale(loss))
             self.optimizer()
-        self._record(loss, scores, y, weight, x)
+        self._record(reported, scores, y, weight, x)
 
     def begin_validation(self) -> None:
         """Reset the metrics and switch Keras's torch layers to inference."""
@@ -116,7 +119,8 @@ class Trainer:
         """Add one batch to the validation's means."""
         x, y, weight = batch
         scores = self._forward(x, training=False)
-        self._record(self._loss(scores, y, weight), scores, y, weight, x)
+        _, reported = self._loss(scores, y, weight)
+        self._record(reported, scores, y, weight, x)
 
     def finish(self) -> None:
         """Do what Keras does after the last epoch: weights become their averages if there are any."""
@@ -152,28 +156,34 @@ class Trainer:
 
     def _forward(self, x: Any, training: bool) -> Any:
         x = with_rank(x, self._rank)
-        return self._network(x, training=training, logits=self._cross_entropy is not None)
+        return self._network(x, training=training, logits=self._folded)
 
-    def _loss(self, scores: Any, y: Any, weight: Any) -> torch.Tensor:
-        if self._cross_entropy is not None:
-            loss = self._cross_entropy(scores, y, weight)
+    def _loss(self, scores: Any, y: Any, weight: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute the loss that is differentiated, and the one that is reported."""
+        leaves = first_leaf(scores), first_leaf(y), first_leaf(weight)
+        if self._cross_entropy is not None and self._cross_entropy.takes(*leaves):
+            loss, reported = self._cross_entropy(*leaves)
         else:
-            loss = self._model._compile_loss(y, scores, weight)
-        if self._penalties:
-            loss = loss + self._penalties()
+            loss = self._model._compile_loss(y, self._outputs(scores), weight)
+            reported = loss.detach()
+        terms = [self._penalties()] if self._penalties else []
         if self._network.activity_loss is not None:
-            loss = loss + self._network.activity_loss
-        return loss
+            terms.append(self._network.activity_loss)
+        for term in terms:
+            loss, reported = loss + term, reported + term.detach()
+        return loss, reported
+
+    def _outputs(self, scores: Any) -> Any:
+        """Give what the network puts out, where the loss was computed from logits."""
+        if not self._folded:
+            return scores
+        return map_leaves(_ACTIVATIONS[self._network.output_activation], scores)
 
     def _record(self, loss: torch.Tensor, scores: Any, y: Any, weight: Any, x: Any) -> None:
         rows = (x if isinstance(x, torch.Tensor) else keras.tree.flatten(x)[0]).shape[0]
         self._metrics.update_loss(loss, rows)
-        if self._model._compile_metrics is None:
-            return
-        scores = map_leaves(torch.Tensor.detach, scores)
-        if self._metrics.needs_outputs and self._cross_entropy is not None:
-            scores = _ACTIVATIONS[self._network.output_activation](scores)
-        self._metrics.update(y, scores, weight)
+        if self._metrics:
+            self._metrics.update(y, self._outputs(map_leaves(torch.Tensor.detach, scores)), weight)
 
 
 def with_rank(x: Any, rank: int | None) -> Any:
