@@ -125,4 +125,5 @@ def _hits(metric: Any, y: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor |
         return y.reshape(-1) == outputs.argmax(dim=-1)
     if classes != 1:
         return None
-    return y.reshape(-1) == (outputs.reshape(-1) > metric._fn_kwargs["threshold"])
+    threshold: float = metric._fn_kwargs["threshold"]
+    return y.reshape(-1) == (outputs.reshape(-1) > threshold)
