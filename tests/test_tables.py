@@ -17,7 +17,7 @@ from convscope.data import arrays, pixel_source, pixel_table
 from convscope.data.catalog import load
 from convscope.data.check import check_folder
 from convscope.data.paths import find_source, open_path
-from convscope.data.pixel_layout import find_layout
+from convscope.data.pixel_layout import ValueRange, find_layout
 from convscope.errors import ConvscopeError, DataError
 
 COLOUR = np.stack([photograph([7, number], 12) for number in range(40)])
@@ -124,6 +124,66 @@ def test_tables_for_each_part(tmp_path, photos):
     assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (7, 7, 6)
 
 
+def test_a_table_as_windows_writes_it(tmp_path, photos):
+    """A spreadsheet's "Unicode text" is UTF-16 with tabs, and a path has backslashes."""
+    lines = ["path\tlabel"]
+    lines += [f"photos\\{path.parent.name}\\{path.name}\tThé {path.parent.name}" for path in photos]
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be"):
+        (tmp_path / "labels.csv").write_bytes("\r\n".join(lines).encode(encoding))
+        dataset = load(tmp_path / "labels.csv")
+        assert dataset.class_names == ("Thé cat", "Thé dog")
+        assert len(dataset.train) + len(dataset.test) == 20
+
+
+def test_a_damaged_utf_16_table_is_refused(tmp_path):
+    (tmp_path / "labels.csv").write_bytes("path,label\na.png,b\n".encode("utf-16") + b"\x00")
+    with pytest.raises(DataError, match="to be a CSV file"):
+        load(tmp_path / "labels.csv")
+
+
+@pytest.fixture
+def competition(tmp_path, photos):
+    """Images beside ``train.csv``, and two tables from which nothing can be learned."""
+    folder = tmp_path / "competition"
+    folder.mkdir()
+    for number, path in enumerate(photos):
+        path.rename(folder / f"{number}.png")
+    write_csv(folder / "train.csv", [(f"{n}.png", "ab"[n % 2]) for n in range(14)], ("image", "label"))
+    write_csv(folder / "test.csv", [(f"{n}.png",) for n in range(14, 20)], ("image",))
+    write_csv(
+        folder / "sample_submission.csv", [(f"{n}.png", "a") for n in range(14, 20)], ("image", "label")
+    )
+    return folder
+
+
+def test_a_competition_has_tables_that_are_not_learned_from(competition):
+    dataset = load(competition)
+    names = {*dataset.train.names, *dataset.test.names}
+    assert names == {f"{number}.png" for number in range(14)}
+    findings = {finding.kind: finding.names for finding in open_path(competition).findings}
+    assert findings == {"no_labels": ("test.csv",), "submission": ("sample_submission.csv",)}
+
+
+def test_a_column_of_empty_labels_is_none(competition):
+    write_csv(competition / "test.csv", [(f"{n}.png", "") for n in range(14, 20)], ("image", "label"))
+    assert len(open_path(competition).labels) == 14
+
+
+def test_forms_of_an_answer_alone_are_refused(competition):
+    (competition / "train.csv").rename(competition / "my_submission.csv")
+    (competition / "test.csv").unlink()
+    with pytest.raises(DataError, match=r"only my_submission\.csv, .*, whose labels are invented"):
+        load(competition)
+
+
+@pytest.mark.parametrize("label", ["nan", "NaN", ""])
+def test_a_missing_label_in_a_table_is_no_class(tmp_path, photos, label):
+    rows = [(path.relative_to(tmp_path), path.parent.name) for path in photos]
+    rows[4] = (rows[4][0], label)
+    with pytest.raises(DataError, match=r"cat/004\.png, got 'nan'|got 'NaN'|row 5 of labels"):
+        load(write_csv(tmp_path / "labels.csv", rows, ("path", "label")))
+
+
 def test_a_missing_file_is_named_and_left_out(tmp_path, photos):
     rows = [(path.relative_to(tmp_path), path.parent.name) for path in photos]
     photos[3].unlink()
@@ -197,6 +257,39 @@ def test_a_table_of_colours_is_read_in_the_order_that_is_smooth(tmp_path, order)
     dataset = load(write_csv(tmp_path / "c.csv", pixel_rows(rows, LABELS)))
     assert_same(dataset, COLOUR, LABELS)
     assert ("plane by plane" in dataset.notes[0]) == (order == "planes")
+
+
+@pytest.mark.parametrize("images", [GREY, COLOUR], ids=["grey", "colour"])
+def test_a_label_in_the_last_column_is_found_without_a_header(tmp_path, images):
+    rows = [[*row[1:], row[0]] for row in pixel_rows(images, LABELS)]
+    dataset = load(write_csv(tmp_path / "c.csv", rows))
+    assert_same(dataset, images, LABELS)
+
+
+def test_a_word_in_the_last_column_is_the_label(tmp_path):
+    rows = [[*row[1:], f"c{row[0]}"] for row in pixel_rows(GREY, LABELS)]
+    assert load(write_csv(tmp_path / "c.csv", rows)).class_names == ("c0", "c1", "c2", "c3")
+
+
+def test_digits_with_a_constant_corner_have_their_label_at_the_end(tmp_path):
+    """As the UCI repository ships them, sorted by class here."""
+    images = np.pad(GREY, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    rows = [[*row[1:], row[0]] for row in pixel_rows(images, np.sort(LABELS))]
+    assert_same(load(write_csv(tmp_path / "c.csv", rows)), images, np.sort(LABELS))
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "found"),
+    [(0, 0, "no columns"), (0.5, 0.25, "no columns"), (None, None, "2 columns")],
+    ids=["constant", "fractions", "alike"],
+)
+def test_a_label_that_cannot_be_told_is_asked_for(tmp_path, first, last, found):
+    rows = [row[1:] for row in pixel_rows(GREY, LABELS)]
+    for number, row in enumerate(rows):
+        row[0] = number % 4 if first is None else first * (number % 2)
+        row[-1] = number // 10 if last is None else last * (number % 2)
+    with pytest.raises(DataError, match=f"first or the last column of c.csv, .* got {found} that might"):
+        load(write_csv(tmp_path / "c.csv", rows))
 
 
 def test_fractions_are_scaled(tmp_path):
@@ -316,8 +409,86 @@ def test_class_names_of_an_archive_are_used_and_checked(tmp_path):
     path = save_npz(tmp_path / "d.npz", x=GREY, y=LABELS, class_names=names)
     assert load(path).class_names == ("ant", "bee", "cow", "doe")
     path = save_npz(tmp_path / "e.npz", x=GREY, y=LABELS, class_names=names[:2])
-    with pytest.raises(DataError, match="labels of e from 0 to 1, as it names its classes, got 0 to 3"):
+    with pytest.raises(DataError, match=r"from 0 to 1, as the file names its classes, in y\[1\], got 3"):
         load(path)
+
+
+WORDS = np.array(["ant", "bee", "cow", "doe"])
+
+
+def spoiled(value, dtype=np.float64):
+    labels = LABELS.astype(dtype)
+    labels[5] = value
+    return labels
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["class_names", "no-names"])
+@pytest.mark.parametrize(
+    "labels",
+    [spoiled(0.5), spoiled(1.7), spoiled(np.nan), spoiled(np.inf), spoiled(1e300)],
+    ids=["half", "1.7", "nan", "inf", "huge"],
+)
+def test_labels_that_are_no_classes_are_refused_with_their_row(tmp_path, labels, named):
+    names = {"class_names": WORDS} if named else {}
+    path = save_npz(tmp_path / "d.npz", x_train=GREY, y_train=labels, **names)
+    with pytest.raises(DataError, match=r"y_train\[5\], got"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (spoiled(7), r"from 0 to 3, as the file names its classes, in y\[5\], got 7"),
+        (spoiled(-1, np.int64), r"from 0 to 3, as the file names its classes, in y\[5\], got -1"),
+        (spoiled("emu", "U3"), r"one of the names ant, bee, cow, doe in y\[0\], got 0"),
+        (np.where(np.arange(40) == 5, "emu", WORDS[LABELS]), r"ant, bee, cow, doe in y\[5\], got emu"),
+        (LABELS.astype(np.complex64), "whole numbers or names in y, got complex64"),
+        (np.full((40, 2), 0.5), r"one-hot rows, got \[0.5 0.5\] in y\[0\]"),
+    ],
+    ids=["above", "below", "numbers-as-text", "another-name", "complex", "shares"],
+)
+def test_labels_that_do_not_fit_the_class_names_are_refused_with_their_row(tmp_path, labels, message):
+    with pytest.raises(DataError, match=message):
+        load(save_npz(tmp_path / "d.npz", x=GREY, y=labels, class_names=WORDS))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [LABELS.astype(np.float32), WORDS[LABELS], np.char.add(WORDS[LABELS], " "), LABELS[:, None]],
+    ids=["whole", "words", "blanks", "column"],
+)
+def test_labels_that_fit_the_class_names(tmp_path, labels):
+    dataset = load(save_npz(tmp_path / "d.npz", x=GREY, y=labels, class_names=WORDS))
+    assert dataset.class_names == tuple(WORDS)
+    assert everything(dataset)[1] == [WORDS[int(label)] for label in expected(GREY, LABELS)[1]]
+
+
+def test_a_name_twice_names_no_class(tmp_path):
+    names = np.array(["ant", "bee", "ant", "doe"])
+    with pytest.raises(DataError, match="a different name for each class in class_names, got 'ant' twice"):
+        load(save_npz(tmp_path / "d.npz", x=GREY, y=LABELS, class_names=names))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.bool_])
+def test_bits_are_black_and_white(tmp_path, dtype):
+    bits = (GREY > 127).astype(dtype)
+    path = save_npz(tmp_path / "d.npz", x=bits, y=LABELS)
+    assert_same(load(path), bits.astype(np.uint8) * 255, LABELS)
+    assert check_folder(path, quick=True).meaningless == ""
+
+
+def test_all_parts_are_scaled_by_one_rule(tmp_path):
+    """A test part that happens to be dark is not stretched on its own."""
+    dark = (GREY > 127).astype(np.uint8)
+    path = save_npz(tmp_path / "d.npz", x_train=GREY, y_train=LABELS, x_test=dark, y_test=LABELS)
+    assert load(path).test.images.max() == 1
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_whole_numbers_of_more_than_8_bits_keep_the_upper_8_of_those_in_use(tmp_path, dtype):
+    deep = GREY.astype(dtype) * 16 + 7
+    path = save_npz(tmp_path / "d.npz", x=np.clip(deep, 0, 4095), y=LABELS)
+    assert_same(load(path), GREY, LABELS)
 
 
 def test_large_arrays_are_read_some_at_a_time(tmp_path, monkeypatch):
@@ -451,6 +622,35 @@ def test_parquet_with_plain_bytes_and_words(tmp_path):
     assert dataset.train.names[0] == "d.parquet/000000" or dataset.test.names[0] == "d.parquet/000000"
 
 
+def test_parquet_files_that_list_their_classes_in_another_order_are_united_by_name(tmp_path):
+    folder, other = tmp_path / "hub", ("doe", "cow", "emu", "ant")
+    write_parquet(folder / "train-0.parquet", COLOUR[:20], LABELS[:20])
+    write_parquet(folder / "train-1.parquet", COLOUR[20:], LABELS[20:], other)
+    dataset = load(folder)
+    names = [("ant", "bee", "cow", "doe")[label] for label in LABELS[:20]]
+    names += [other[label] for label in LABELS[20:]]
+    assert dataset.class_names == ("ant", "bee", "cow", "doe", "emu")
+    for image, name in zip(*everything(dataset), strict=True):
+        assert name == names[next(n for n in range(40) if (COLOUR[n] == image).all())]
+
+
+def test_parquet_numbers_without_names_beside_files_with_names_are_refused(tmp_path):
+    write_parquet(tmp_path / "hub" / "train-0.parquet", COLOUR[:20], LABELS[:20])
+    write_parquet(tmp_path / "hub" / "train-1.parquet", COLOUR[20:], LABELS[20:], names=None)
+    with pytest.raises(DataError, match=r"in train-1.parquet, as in train-0.parquet, got numbers only"):
+        load(tmp_path / "hub")
+
+
+def test_a_parquet_file_without_labels_is_passed_over(tmp_path):
+    write_parquet(tmp_path / "hub" / "train-0.parquet", COLOUR[:30], LABELS[:30])
+    write_parquet(tmp_path / "hub" / "test-0.parquet", COLOUR[30:], LABELS[30:] * 0 - 1)
+    collection = open_path(tmp_path / "hub")
+    assert len(collection.labels) == 30
+    assert [(finding.kind, finding.names) for finding in collection.findings] == [
+        ("no_labels", ("test-0.parquet",))
+    ]
+
+
 def test_a_damaged_image_in_parquet_is_named_and_left_out(tmp_path):
     dataset = load(write_parquet(tmp_path / "d.parquet", [*COLOUR[:3], None, *COLOUR[4:]], LABELS))
     assert dataset.left_out == (("d.parquet/3.png", "an empty file"),)
@@ -460,7 +660,7 @@ def test_a_damaged_image_in_parquet_is_named_and_left_out(tmp_path):
     ("write", "message"),
     [
         (lambda path: path.write_bytes(b"PAR1 no PAR1"), "to be a whole Parquet file"),
-        (lambda path: write_parquet(path, COLOUR, LABELS, ("a", "b")), "labels of d from 0 to 1"),
+        (lambda path: write_parquet(path, COLOUR, LABELS, ("a", "b")), "labels of d.parquet from 0 to 1"),
         (lambda path: write_parquet(path, COLOUR, LABELS * 0, None), "at least 2 classes"),
     ],
     ids=["damaged", "labels", "one-class"],
@@ -524,7 +724,7 @@ def test_a_table_of_pixels_is_not_parsed_again(tmp_path, monkeypatch):
 
 def test_flat_rows_that_are_no_square_have_no_layout():
     with pytest.raises(DataError, match="flat squares"):
-        find_layout(np.zeros((3, 7)), 0, 1, "x")
+        find_layout(np.zeros((3, 7)), ValueRange(0, 1), "x")
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope.data.formats import decompress, read_idx
-from convscope.data.pixel_layout import Layout, find_layout
+from convscope.data.pixel_layout import Layout, ValueRange, find_layout
 from convscope.data.pixel_source import PixelChunk, PixelSource
-from convscope.data.source import PARTS, part_of
+from convscope.data.source import PARTS, part_of, read_label
 from convscope.errors import DataError, sentence
 
 IMAGE_WORDS = {"x", "images", "image", "imgs", "data", "pixels", "arr0"}
@@ -69,13 +69,13 @@ def read_npz(path: Path) -> PixelSource:
         If the file is damaged, or its arrays are not images and labels.
     """
     members = _members(path)
-    pairs = _pair(members, path)
+    pairs, class_names = _pair(members, path), _class_names(members)
     return PixelSource(
         name=path.stem,
         layout=f"arrays {', '.join(images.name for images, _ in pairs.values())}",
         files=(path,),
-        chunks=partial(_npz_chunks, pairs),
-        class_names=_class_names(members),
+        chunks=partial(_npz_chunks, pairs, class_names),
+        class_names=class_names,
     )
 
 
@@ -141,45 +141,99 @@ def _by_part(members: Sequence[_Member], words: set[str]) -> dict[int, _Member]:
     return found
 
 
-def _labels(member: _Member, len_of: _Member) -> NDArray[Any]:
-    """Read labels whole: (n,), (n, 1), or one-hot (n, k)."""
+def _labels(member: _Member, len_of: _Member, class_names: tuple[str, ...] | None) -> NDArray[Any]:
+    """Read labels whole: (n,), (n, 1), or one-hot (n, k); with class names, as positions in them."""
     if member.row_size * (member.shape[0] if member.shape else 1) > LABEL_BYTES:
         raise DataError(sentence(f"labels in {member.name}", f"an array of shape {member.shape}"))
     labels = np.concatenate([*_rows(member)] or [np.empty(0, np.int64)])
     if labels.ndim == 2 and labels.shape[1] > 1:
-        if labels.dtype.kind not in "biuf" or not np.allclose(labels.sum(axis=1), 1):
-            raise DataError(sentence(f"one label for each image in {member.name}", f"shape {labels.shape}"))
-        labels = labels.argmax(axis=1)
+        labels = _from_one_hot(labels, member.name)
     labels = labels.reshape(-1)
     if len(labels) != len_of.shape[0]:
         raise DataError(
             sentence(f"a label in {member.name} for each of {len_of.shape[0]:,} images", len(labels))
         )
     if labels.dtype.kind == "S":
-        return np.char.decode(labels, "utf-8", "replace")
-    return labels
+        labels = np.char.decode(labels, "utf-8", "replace")
+    if labels.dtype.kind not in "biufU":
+        raise DataError(sentence(f"whole numbers or names in {member.name}", str(labels.dtype)))
+    return _read_labels(labels, class_names, member.name)
+
+
+def _from_one_hot(labels: NDArray[Any], name: str) -> NDArray[np.int64]:
+    """Take the largest of each row, if the rows are shares of which one is more than half."""
+    if labels.dtype.kind not in "biuf":
+        raise DataError(sentence(f"one label for each image in {name}", f"shape {labels.shape}"))
+    clear = np.isclose(labels.sum(axis=1), 1) & (labels.max(axis=1) > 0.5)
+    if not clear.all():
+        row = int(np.flatnonzero(~clear)[0])
+        found = f"{np.array2string(labels[row], threshold=8)} in {name}[{row}]"
+        raise DataError(sentence(f"one label for each image in {name}, or one-hot rows", found))
+    largest: NDArray[np.int64] = np.argmax(labels, axis=1)
+    return largest
+
+
+def _read_labels(labels: NDArray[Any], class_names: tuple[str, ...] | None, name: str) -> NDArray[Any]:
+    """Turn labels into names, or positions in the class names; the first row that has none is refused."""
+    values, rows, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    of_value: list[str | int] = [""] * len(values)
+    for place in np.argsort(rows):
+        where = f"{name}[{rows[place]}]"
+        label = read_label(values[place].item(), where)
+        of_value[place] = label if class_names is None else _position(label, labels.dtype, class_names, where)
+    return np.array(of_value)[inverse.reshape(-1)]
+
+
+def _position(label: str, dtype: np.dtype[Any], class_names: tuple[str, ...], where: str) -> int:
+    """Find a label among the names that the file gives its classes, or its number among their positions."""
+    if dtype.kind == "U":
+        expected, position = f"one of the names {', '.join(class_names)}", -1
+        if label in class_names:
+            position = class_names.index(label)
+    else:
+        expected = f"a label from 0 to {len(class_names) - 1}, as the file names its classes,"
+        position = ("False", "True").index(label) if dtype.kind == "b" else int(label)
+    if not 0 <= position < len(class_names):
+        raise DataError(sentence(f"{expected} in {where}", label))
+    return position
 
 
 def _class_names(members: Sequence[_Member]) -> tuple[str, ...] | None:
     """Read the names of the classes, if the file has them."""
     for member in members:
-        if member.name.lower().replace("_", "") in CLASS_NAME_WORDS and member.dtype.kind == "U":
-            return tuple(str(name) for chunk in _rows(member) for name in chunk.reshape(-1))
+        if member.name.lower().replace("_", "") in CLASS_NAME_WORDS and member.dtype.kind in "US":
+            found = np.concatenate([*_rows(member)] or [np.empty(0, "U1")]).reshape(-1)
+            text = np.char.decode(found, "utf-8", "replace") if found.dtype.kind == "S" else found
+            names = [read_label(str(name), f"in {member.name}") for name in text]
+            if len(set(names)) < len(names):
+                twice = next(name for name in names if names.count(name) > 1)
+                raise DataError(
+                    sentence(f"a different name for each class in {member.name}", f"{twice!r} twice")
+                )
+            return tuple(names)
     return None
 
 
-def _layout(member: _Member) -> Layout:
-    """Look at all values for their range, and at some for their order."""
-    if member.dtype.kind not in "biuf":
-        raise DataError(sentence(f"numbers in {member.name}", str(member.dtype)))
-    sample = next(_rows(member), None)
-    if sample is None or not sample.size:
-        raise DataError(sentence(f"images in {member.name}", f"shape {member.shape}"))
-    low, high = 0.0, 255.0
-    if member.dtype != np.uint8:
-        ranges = [(float(chunk.min()), float(chunk.max())) for chunk in _rows(member)]
-        low, high = min(pair[0] for pair in ranges), max(pair[1] for pair in ranges)
-    return find_layout(sample[:SAMPLE], low, high, f"{member.file.name}/{member.name}")
+def _layouts(members: Sequence[_Member]) -> list[Layout]:
+    """Look at all values of all parts for their one range, and at some of each part for their order."""
+    samples = []
+    ranges = {True: ValueRange(), False: ValueRange()}  # of floating-point arrays, and of whole numbers
+    for member in members:
+        if member.dtype.kind not in "biuf":
+            raise DataError(sentence(f"numbers in {member.name}", str(member.dtype)))
+        sample = next(_rows(member), None)
+        if sample is None or not sample.size:
+            raise DataError(sentence(f"images in {member.name}", f"shape {member.shape}"))
+        samples.append(sample[:SAMPLE])
+        value_range = ranges[member.dtype.kind == "f"]
+        for chunk in _rows(member):
+            value_range.add(chunk)
+            if member.dtype == np.uint8 and value_range.high > 1:
+                break  # there is no more to know
+    return [
+        find_layout(sample, ranges[member.dtype.kind == "f"], f"{member.file.name}/{member.name}")
+        for sample, member in zip(samples, members, strict=True)
+    ]
 
 
 def _rows(member: _Member) -> Iterator[NDArray[Any]]:
@@ -200,14 +254,17 @@ def _rows(member: _Member) -> Iterator[NDArray[Any]]:
         raise DataError(message) from error
 
 
-def _npz_chunks(pairs: dict[int, tuple[_Member, _Member]]) -> Iterator[PixelChunk]:
+def _npz_chunks(
+    pairs: dict[int, tuple[_Member, _Member]], class_names: tuple[str, ...] | None
+) -> Iterator[PixelChunk]:
     """Read all images of all parts."""
-    for part, (images, labels_member) in pairs.items():
-        layout, labels = _layout(images), _labels(labels_member, len_of=images)
+    layouts = _layouts([images for images, _ in pairs.values()])
+    for (part, (images, labels_member)), layout in zip(pairs.items(), layouts, strict=True):
+        labels = _labels(labels_member, images, class_names)
         start = 0
         for rows in _rows(images):
             stop = start + len(rows)
-            yield PixelChunk(part, layout.images(rows), labels[start:stop], layout.describe())
+            yield PixelChunk(part, layout.images(rows), labels[start:stop], layout)
             start = stop
 
 
@@ -264,19 +321,22 @@ def read_idx_files(folder: Path, files: dict[int, tuple[Path, Path]]) -> PixelSo
 
 def _idx_chunks(files: dict[int, tuple[Path, Path]]) -> Iterator[PixelChunk]:
     """Read all images of all parts."""
-    for part, (images_file, labels_file) in files.items():
-        images, labels = (_read_idx(file) for file in (images_file, labels_file))
+    value_range = ValueRange()
+    parts = {part: tuple(_read_idx(file) for file in pair) for part, pair in files.items()}
+    for images, _ in parts.values():
+        value_range.add(images)
+    for part, (images, labels) in parts.items():
+        images_file, labels_file = files[part]
         if labels.ndim != 1 or len(labels) != len(images):
             expected = f"a label in {labels_file.name} for each of {len(images):,} images"
             raise DataError(sentence(expected, f"shape {labels.shape}"))
         if not images.size:
             continue
-        low, high = float(images.min()), float(images.max())
-        layout = find_layout(images[:SAMPLE], low, high, images_file.name)
+        layout = find_layout(images[:SAMPLE], value_range, images_file.name)
         step = max(1, CHUNK_BYTES // math.prod(images.shape[1:]))
         for start in range(0, len(images), step):
             chunk = slice(start, start + step)
-            yield PixelChunk(part, layout.images(images[chunk]), labels[chunk], layout.describe())
+            yield PixelChunk(part, layout.images(images[chunk]), labels[chunk], layout)
 
 
 def _read_idx(file: Path) -> NDArray[Any]:

@@ -23,6 +23,7 @@ from convscope.data.source import (
     file_chunks,
     part_of,
     require_classes,
+    united_classes,
 )
 from convscope.data.walk import Walk, walk
 from convscope.errors import DataError, sentence
@@ -81,7 +82,9 @@ def read_folder(root: Path) -> ImageSource:
     sorting = _sort_files(walked)
     placing, layout = _place(sorting.images)
     _require_images(root, walked, sorting, placing)
-    labels, class_names = encode_labels(placing.classes)
+    labels, class_names, united = encode_labels(
+        placing.classes, lambda position: f"of {printable(placing.files[position])}"
+    )
     require_classes(class_names, root)
     names = Names(printable(name) for name in placing.files)
     return ImageSource(
@@ -90,10 +93,10 @@ def read_folder(root: Path) -> ImageSource:
         names=names,
         labels=labels,
         parts=np.array(placing.parts, np.int8),
-        class_names=tuple(printable(name) for name in class_names),
+        class_names=class_names,
         signature=walked.signature if time.time() - walked.newest > SETTLED_SECONDS else "",
         chunks=partial(file_chunks, root, placing.files, names),
-        findings=(*walked.findings, *_findings(walked, sorting, placing)),
+        findings=(*walked.findings, *_findings(walked, sorting, placing), *united_classes(united)),
     )
 
 

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,9 @@ from convscope.data.source import (
     part_of,
     parts_of_table,
     require_classes,
+    united_classes,
 )
+from convscope.data.table import unlabelled_tables
 from convscope.errors import DataError, sentence
 
 if TYPE_CHECKING:
@@ -59,20 +62,17 @@ def read_parquet(files: Sequence[Path], name: str) -> ImageSource:
     DataError
         If pyarrow is missing, or a file is damaged or has no such columns.
     """
-    labels: list[Any] = []
+    found = [_labels(file) for file in files]
+    used = [(file, labels) for file, labels in zip(files, found, strict=True) if labels.known]
+    if not used:
+        used = list(zip(files, found, strict=True))
     names: list[str] = []
     parts: list[int] = []
-    for file in files:
+    for file, labels in used:
         with _opened(file) as parquet:
-            image, label = _columns(parquet, file)
-            labels += parquet.read(columns=[label]).column(0).to_pylist()
-            rows = parquet.metadata.num_rows
-            names += _row_names(parquet, image, file)
-            parts += [_part(file, deep=len(files) > 1)] * rows
-            known = _class_names(parquet, label)
-    if None in labels:
-        raise DataError(sentence(f"a label in each row of {name}", f"none in row {labels.index(None):,}"))
-    numbers, class_names = _encode(labels, known, name)
+            names += _row_names(parquet, _columns(parquet, file)[0], file)
+        parts += [_part(file, deep=len(files) > 1)] * len(labels.values)
+    numbers, class_names, united = _encode(dict(used), names)
     require_classes(class_names, name)
     shown = Names(printable(row) for row in names)
     layout = f"Parquet: {', '.join(PARTS[part] for part in sorted(set(parts)))}"
@@ -84,10 +84,35 @@ def read_parquet(files: Sequence[Path], name: str) -> ImageSource:
         parts=parts_of_table(np.array(parts, np.int8)),
         class_names=class_names,
         signature=_signature(files),
-        chunks=partial(_chunks, tuple(files), shown),
+        chunks=partial(_chunks, tuple(file for file, _ in used), shown),
         are_files=False,
         is_table=True,
+        findings=(
+            *unlabelled_tables([file.name for file in files if file not in dict(used)]),
+            *united_classes(united),
+        ),
     )
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """The labels of one file, and the names that it gives its classes."""
+
+    values: list[Any]
+    class_names: tuple[str, ...] | None
+
+    @property
+    def known(self) -> bool:
+        """Whether any row has a label; hubs write -1 where a test part has none."""
+        missing = {None, -1} if self.class_names else {None}
+        return any(value not in missing for value in self.values)
+
+
+def _labels(file: Path) -> _Labels:
+    """Read the labels of one file, and no image."""
+    with _opened(file) as parquet:
+        _, label = _columns(parquet, file)
+        return _Labels(parquet.read(columns=[label]).column(0).to_pylist(), _class_names(parquet, label))
 
 
 @contextmanager
@@ -148,14 +173,30 @@ def _class_names(parquet: ParquetFile, label: str) -> tuple[str, ...] | None:
     return tuple(printable(str(name)) for name in names) if isinstance(names, list) else None
 
 
-def _encode(labels: list[Any], known: tuple[str, ...] | None, name: str) -> tuple[Any, tuple[str, ...]]:
-    """Turn labels into positions in the class names."""
-    if known is None or not all(isinstance(label, int) for label in labels):
-        return encode_labels([printable(str(label)) for label in labels])
-    if not all(0 <= label < len(known) for label in labels):
-        expected = f"labels of {name} from 0 to {len(known) - 1}, as it names its classes"
-        raise DataError(sentence(expected, f"{min(labels)} to {max(labels)}"))
-    return np.array(labels, np.int64), known
+def _encode(found: dict[Path, _Labels], rows: Sequence[str]) -> tuple[Any, tuple[str, ...], dict[str, str]]:
+    """Turn labels into positions in the class names; files that list other classes are united by name."""
+    named = {file: labels.class_names for file, labels in found.items() if labels.class_names is not None}
+    values: list[Any] = []
+    for file, labels in found.items():
+        names = named.get(file)
+        of_numbers = all(isinstance(label, int) for label in labels.values)
+        if named and names is None and of_numbers:
+            expected = f"the names of the classes in {file.name}, as in {next(iter(named)).name}"
+            raise DataError(sentence(expected, "numbers only", "Leave it out, or give it the same metadata."))
+        if names is None or not of_numbers:
+            values += labels.values
+            continue
+        for row, label in enumerate(labels.values):
+            if not 0 <= label < len(names):
+                expected = f"labels of {file.name} from 0 to {len(names) - 1}, as it names its classes"
+                raise DataError(sentence(expected, f"{label} in row {row:,}"))
+        values += [names[label] for label in labels.values]
+    order = tuple(dict.fromkeys(name for names in named.values() for name in names))
+    numbers, class_names, united = encode_labels(values, lambda position: f"of {printable(rows[position])}")
+    if not set(class_names) <= set(order):
+        return numbers, class_names, united
+    places = np.array([order.index(name) for name in class_names], np.int64)
+    return places[numbers], order, united
 
 
 def _part(file: Path, deep: bool) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import time
 from collections.abc import Sequence
@@ -23,8 +24,9 @@ from convscope.data.source import (
     part_of,
     parts_of_table,
     require_classes,
+    united_classes,
 )
-from convscope.data.table import LABEL_COLUMNS, PART_COLUMNS, Table, is_image_name
+from convscope.data.table import LABEL_COLUMNS, PART_COLUMNS, Table, is_image_name, unlabelled_tables
 from convscope.errors import DataError, sentence
 
 PATH_COLUMNS = (
@@ -59,7 +61,7 @@ def read_paths(tables: Sequence[Table], name: str) -> ImageSource:
     Parameters
     ----------
     tables : sequence of Table
-        One, or one for each part.
+        One, or one for each part. One without labels is passed over, and that is said.
     name : str
         The data's name.
 
@@ -73,11 +75,17 @@ def read_paths(tables: Sequence[Table], name: str) -> ImageSource:
     DataError
         If a column is missing, a row has no label, or there are fewer than two classes.
     """
+    columns = {table: found for table in tables if (found := _columns(table, one_of=len(tables))) is not None}
+    if not columns:
+        raise _no_columns(tables[0])
+    unlabelled = [table.file.name for table in tables if table not in columns]
     rows = _Rows()
-    root = tables[0].file.parent
-    for table in tables:
-        _read_rows(table, _columns(table), root, rows)
-    labels, class_names = encode_labels([printable(label) for label in rows.labels])
+    root = next(iter(columns)).file.parent
+    for table, found in columns.items():
+        _read_rows(table, found, root, rows)
+    labels, class_names, united = encode_labels(
+        rows.labels, lambda position: f"of {printable(rows.files[position])}"
+    )
     require_classes(class_names, name)
     names = Names(printable(file) for file in rows.files)
     return ImageSource(
@@ -90,11 +98,15 @@ def read_paths(tables: Sequence[Table], name: str) -> ImageSource:
         signature=_signature(root, rows.files),
         chunks=partial(file_chunks, root, rows.files, names),
         is_table=True,
+        findings=(*unlabelled_tables(unlabelled), *united_classes(united)),
     )
 
 
-def _columns(table: Table) -> _Columns:
-    """Find the columns by the header, or by what is in them."""
+def _columns(table: Table, one_of: int) -> _Columns | None:
+    """Find the columns by the header, or by what is in them; None if paths or labels are not there.
+
+    Of one of several tables, such as the ``test.csv`` of a competition, all labels may be empty.
+    """
     first = table.sample[0]
     label = table.column(LABEL_COLUMNS)
     path = table.column(PATH_COLUMNS)
@@ -104,15 +116,23 @@ def _columns(table: Table) -> _Columns:
     if label is None and not table.header:
         label = next((number for number in range(len(first)) if number != path), None)
     if path is None or label is None:
-        found = f"the columns {', '.join(table.header)}" if table.header else f"the row {', '.join(first)}"
-        hint = "Name them 'path' and 'label'."
-        raise DataError(sentence(f"a column of paths and one of labels in {table.file}", found, hint))
+        return None
+    if one_of > 1 and not any(row[label].strip() for row in table.sample if len(row) > label):
+        return None
     return _Columns(path, label, table.column(PART_COLUMNS))
+
+
+def _no_columns(table: Table) -> DataError:
+    """Say that a table is none of paths and labels."""
+    first = table.sample[0]
+    found = f"the columns {', '.join(table.header)}" if table.header else f"the row {', '.join(first)}"
+    hint = "Name them 'path' and 'label'."
+    return DataError(sentence(f"a column of paths and one of labels in {table.file}", found, hint))
 
 
 def _read_rows(table: Table, columns: _Columns, root: Path, rows: _Rows) -> None:
     """Take in the rows of one table."""
-    folder, suffix = _whereabouts(table, columns.path)
+    folder, suffix, separator = _whereabouts(table, columns.path)
     offset = os.path.relpath(table.file.parent, root)
     width = 1 + max(columns.path, columns.label, columns.part or 0)
     for number, row in enumerate(table.rows(width), 1):
@@ -121,19 +141,20 @@ def _read_rows(table: Table, columns: _Columns, root: Path, rows: _Rows) -> None
             expected = f"a label in row {number:,} of {table.file.name}"
             raise DataError(sentence(expected, "an empty cell", "Fill or remove the row."))
         part = None if columns.part is None else part_of(row[columns.part])
-        file = os.path.join(offset, folder, row[columns.path].strip() + suffix)  # noqa: PTH118  strings, many
+        name = row[columns.path].strip().replace(separator, "/") + suffix
+        file = os.path.join(offset, folder, name)  # noqa: PTH118  strings, many
         rows.files.append(os.path.normpath(file))
         rows.labels.append(label)
         rows.parts.append(table.part if part is None else part)
 
 
-def _whereabouts(table: Table, path: int) -> tuple[str, str]:
-    """Find the folder and the ending that lead from the table's cells to files."""
-    cells = [row[path].strip() for row in table.sample if len(row) > path]
-    for suffix in ("", *SUFFIXES):
-        for folder in FOLDERS:
-            if any((table.file.parent / folder / (cell + suffix)).is_file() for cell in cells if cell):
-                return folder, suffix
+def _whereabouts(table: Table, path: int) -> tuple[str, str, str]:
+    """Find the folder, the ending and the separator, which may be that of Windows, that lead to files."""
+    cells = [cell for row in table.sample if len(row) > path and (cell := row[path].strip())]
+    for suffix, separator, folder in itertools.product(("", *SUFFIXES), ("/", "\\"), FOLDERS):
+        at = table.file.parent / folder
+        if any((at / (cell.replace(separator, "/") + suffix)).is_file() for cell in cells):
+            return folder, suffix, separator
     expected = f"the files that {table.file} names, relative to its folder"
     raise DataError(sentence(expected, f"no {cells[0] if cells else 'paths'}", "Check the paths."))
 

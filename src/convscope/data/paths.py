@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from convscope.data.arrays import find_idx, read_idx_files, read_npz
 from convscope.data.catalog import Dataset, Split, fingerprint
 from convscope.data.collection import Collection, collect_images
-from convscope.data.findings import UNUSABLE, count
+from convscope.data.findings import UNUSABLE, Finding, count
 from convscope.data.folder import read_folder
 from convscope.data.names import Names
 from convscope.data.parquet import read_parquet
@@ -156,11 +157,23 @@ def _source_of_files(files: Sequence[Path], name: str) -> Source | None:
         return read_parquet(files, name)
     if suffix == ".npz":
         return read_npz(files[0])
-    if suffix in TABLE_SUFFIXES:
-        tables = [look(file) for file in files]
-        of_pixels = [table for table in tables if is_of_pixels(table)]
-        return read_pixel_tables(of_pixels, name) if of_pixels else read_paths(tables, name)
-    return None
+    return _read_tables(files, name) if suffix in TABLE_SUFFIXES else None
+
+
+def _read_tables(files: Sequence[Path], name: str) -> Source:
+    """Read tables of pixels, else of paths, but none that only shows the form of an answer."""
+    forms = [file for file in files if "submission" in file.stem.lower() and len(files) > 1]
+    if len(forms) == len(files):
+        found = f"only {', '.join(file.name for file in forms)}, whose labels are invented"
+        raise DataError(sentence(f"a table of images and labels in {name}", found))
+    tables = [look(file) for file in files if file not in forms]
+    of_pixels = [table for table in tables if is_of_pixels(table)]
+    source = read_pixel_tables(of_pixels, name) if of_pixels else read_paths(tables, name)
+    if not forms:
+        return source
+    message = f"{count(len(forms), 'table')} that only shows the form of an answer: not used."
+    finding = Finding("submission", "info", message, "", tuple(file.name for file in forms))
+    return replace(source, findings=(*source.findings, finding))
 
 
 def to_dataset(collection: Collection, seed: int = TEST_SEED, test_share: float = TEST_SHARE) -> Dataset:

@@ -14,6 +14,33 @@ from convscope.errors import DataError, sentence
 AXES = "images as (n, h, w), (n, h, w, c), (n, c, h, w) or flat squares, 1 or 3 channels"
 
 
+@dataclass
+class ValueRange:
+    """The smallest and the largest value of all images of a data set: one rule brings all to 8 bits.
+
+    Examples
+    --------
+    >>> values = ValueRange()
+    >>> values.add(np.array([0, 4095], np.uint16))
+    >>> values.high, values.depth
+    (4095.0, 12)
+    """
+
+    low: float = np.inf
+    high: float = -np.inf
+
+    def add(self, values: NDArray[Any]) -> None:
+        """Take in some values; NaN stays."""
+        if values.size:  # NumPy's minimum keeps NaN, Python's loses it
+            self.low = float(np.minimum(self.low, values.min()))
+            self.high = float(np.maximum(self.high, values.max()))
+
+    @property
+    def depth(self) -> int:
+        """How many bits whole numbers of this range take, at least 8."""
+        return max(8, int(self.high).bit_length())
+
+
 @dataclass(frozen=True)
 class Layout:
     """How rows of numbers become images.
@@ -26,6 +53,8 @@ class Layout:
         Whether the numbers come plane by plane.
     factor : float
         What the values are multiplied by to reach 0 … 255.
+    depth : int
+        The bits that whole numbers take; of more than 8 the upper 8 are kept.
 
     Examples
     --------
@@ -36,6 +65,7 @@ class Layout:
     shape: tuple[int, int, int]
     channels_first: bool
     factor: float
+    depth: int = 8
 
     def images(self, rows: NDArray[Any]) -> NDArray[np.uint8]:
         """Turn rows, however they are shaped, into images.
@@ -49,7 +79,10 @@ class Layout:
         -------
         ndarray of shape (k, h, w, c), uint8
         """
-        values = np.rint(rows * self.factor) if rows.dtype.kind == "f" or self.factor != 1 else rows
+        if self.depth > 8:
+            values = rows >> (self.depth - 8)
+        else:
+            values = np.rint(rows * self.factor) if rows.dtype.kind == "f" or self.factor != 1 else rows
         if not self.channels_first:
             return values.astype(np.uint8, copy=False).reshape(len(rows), *self.shape)  # (k, h, w, c)
         height, width, channels = self.shape
@@ -61,18 +94,20 @@ class Layout:
         height, width, channels = self.shape
         order = ", plane by plane" if self.channels_first and channels > 1 else ""
         scale = "" if self.factor == 1 else f", values times {self.factor:g}"
+        if self.depth > 8:
+            scale = f", of {self.depth} bits the upper 8"
         return f"The numbers were read as images of {height}×{width}×{channels}{order}{scale}."
 
 
-def find_layout(sample: NDArray[Any], low: float, high: float, source: str) -> Layout:
+def find_layout(sample: NDArray[Any], value_range: ValueRange, source: str) -> Layout:
     """Find out how rows of numbers become images.
 
     Parameters
     ----------
     sample : ndarray of shape (k, ...)
         Some rows, as they come.
-    low, high : float
-        The smallest and the largest value of all rows.
+    value_range : ValueRange
+        Of all rows of all parts.
     source : str
         For messages.
 
@@ -88,11 +123,12 @@ def find_layout(sample: NDArray[Any], low: float, high: float, source: str) -> L
 
     Examples
     --------
-    >>> find_layout(np.zeros((5, 784)), 0, 255, "numbers").shape
+    >>> find_layout(np.zeros((5, 784)), ValueRange(0, 255), "numbers").shape
     (28, 28, 1)
     """
     shape, channels_first = _shape(sample, source)
-    return Layout(shape, channels_first, _factor(sample.dtype, low, high, source))
+    factor, depth = _factor(sample.dtype, value_range, source)
+    return Layout(shape, channels_first, factor, depth)
 
 
 def _shape(sample: NDArray[Any], source: str) -> tuple[tuple[int, int, int], bool]:
@@ -133,11 +169,11 @@ def _roughness(images: NDArray[np.float64]) -> float:
     return float(np.abs(np.diff(images, axis=1)).mean())
 
 
-def _factor(dtype: np.dtype[Any], low: float, high: float, source: str) -> float:
-    """Tell what brings the values to 0 … 255."""
+def _factor(dtype: np.dtype[Any], values: ValueRange, source: str) -> tuple[float, int]:
+    """Tell what brings the values to 0 … 255: a factor, and the bits of which the upper 8 are kept."""
     if dtype.kind == "b":
-        return 255.0
-    if not (np.isfinite(low) and np.isfinite(high) and 0 <= low <= high <= 255):
-        found = f"{low:g} to {high:g}"
+        return 255.0, 8
+    if not 0 <= values.low <= values.high <= (2**32 if dtype.kind in "iu" else 255):  # NaN neither
+        found = f"{values.low:g} to {values.high:g}"
         raise DataError(sentence(f"pixels of {source} from 0 to 255, or from 0 to 1", found, "Rescale them."))
-    return 255.0 if dtype.kind == "f" and high <= 1 else 1.0
+    return (255.0, 8) if values.high <= 1 else (1.0, values.depth)

@@ -17,15 +17,16 @@ from numpy.typing import NDArray
 from convscope.data.collection import Collection, group_written, reopen
 from convscope.data.findings import Finding
 from convscope.data.names import Names
+from convscope.data.pixel_layout import Layout
 from convscope.data.similarity import perceptual_hash, thumbnail
-from convscope.data.source import PARTS, SETTLED_SECONDS, encode_labels, parts_of_table
+from convscope.data.source import PARTS, SETTLED_SECONDS, encode_labels, parts_of_table, united_classes
 from convscope.data.store import Store, StoreWriter, known_store, open_store, remember_store, write_store
 from convscope.data.survey import ReadOptions
 from convscope.errors import DataError, sentence
 from convscope.preprocessing import conform
 
 # Raised when the same files would give other pixels or labels.
-STORE_VERSION = 1
+STORE_VERSION = 2
 HASH_BLOCK = 2**20
 
 
@@ -41,14 +42,14 @@ class PixelChunk:
         Pixels.
     labels : ndarray of shape (k,)
         Whole numbers, or names of classes.
-    note : str
+    layout : Layout
         What was assumed about the numbers.
     """
 
     part: int
     images: NDArray[np.uint8]
     labels: NDArray[Any]
-    note: str = ""
+    layout: Layout
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class PixelSource:
     chunks : callable
         Iterates over all images.
     class_names : tuple of str, optional
-        By label, where the source names them.
+        By label, where the source names them; labels are positions in them then.
     findings : tuple of Finding
         What was noticed.
     """
@@ -135,10 +136,16 @@ def _write(source: PixelSource, options: ReadOptions, key: str) -> Store:
     shape = (*(options.shape or (height, width)), options.channels or channels)
     with write_store(key, shape) as writer:
         labels, parts, hashes = _write_chunks(writer, itertools.chain([first], chunks), options.resize)
-        numbers, class_names = _encode(np.concatenate(labels), source)
+        part_of_each = np.concatenate(parts)
+        numbers, class_names, united = _encode(np.concatenate(labels), part_of_each, source)
         groups = group_written(writer, np.concatenate(hashes))
-        writer.arrays.update(labels=numbers, parts=np.concatenate(parts), groups=groups)
-        writer.notes.update(class_names=list(class_names), note=first.note)
+        writer.arrays.update(labels=numbers, parts=part_of_each, groups=groups)
+        writer.notes.update(
+            class_names=list(class_names),
+            united=united,
+            note=first.layout.describe(),
+            depth=first.layout.depth,
+        )
     return reopen(key)
 
 
@@ -161,22 +168,14 @@ def _write_chunks(
     return labels, parts, hashes
 
 
-def _encode(labels: NDArray[Any], source: PixelSource) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Turn labels into positions in the class names."""
-    if source.class_names is None:
-        return encode_labels([_word(label) for label in labels.tolist()])
-    numbers = labels.astype(np.int64)
-    if numbers.min() < 0 or numbers.max() >= len(source.class_names):
-        expected = f"labels of {source.name} from 0 to {len(source.class_names) - 1}, as it names its classes"
-        raise DataError(sentence(expected, f"{numbers.min()} to {numbers.max()}"))
-    return numbers, source.class_names
-
-
-def _word(label: object) -> str:
-    """Write a label as the name of its class; 3.0 is 3."""
-    if isinstance(label, float) and label.is_integer():
-        return str(int(label))
-    return str(label).strip()
+def _encode(
+    labels: NDArray[Any], parts: NDArray[np.int8], source: PixelSource
+) -> tuple[NDArray[np.int64], tuple[str, ...], dict[str, str]]:
+    """Turn labels into positions in the class names; a source that has names gives positions."""
+    if source.class_names is not None:
+        return labels.astype(np.int64), source.class_names, {}
+    names = Names(_numbered(source.name, parts))
+    return encode_labels(labels.tolist(), lambda position: f"of {names[position]}")
 
 
 def _collection(source: PixelSource, store: Store, resize: str) -> Collection:
@@ -192,8 +191,8 @@ def _collection(source: PixelSource, store: Store, resize: str) -> Collection:
         groups=store.arrays["groups"],
         class_names=tuple(store.notes["class_names"]),
         resize=resize,
-        findings=source.findings,
-        notes=(store.notes["note"],) if store.notes["note"] else (),
+        findings=(*source.findings, *united_classes(store.notes["united"])),
+        notes=(store.notes["note"],),
         is_table=True,
     )
 

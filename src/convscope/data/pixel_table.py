@@ -10,11 +10,10 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.data.findings import Finding
-from convscope.data.pixel_layout import Layout, find_layout
+from convscope.data.pixel_layout import Layout, ValueRange, find_layout
 from convscope.data.pixel_source import PixelChunk, PixelSource
 from convscope.data.source import PARTS, part_of
-from convscope.data.table import LABEL_COLUMNS, PART_COLUMNS, Table, is_number
+from convscope.data.table import LABEL_COLUMNS, PART_COLUMNS, Table, is_number, unlabelled_tables
 from convscope.errors import DataError, sentence
 
 PIXELS_COLUMN = "pixels"
@@ -22,6 +21,10 @@ PIXELS_COLUMN = "pixels"
 CHUNK_ROWS = 2048
 # A label and at least a 4×4 image: less than that is no table of pixels.
 FEWEST_PIXELS = 16
+# The correlation by which a pixel is more like its neighbour than a label is.
+CLEARLY_LESS = 0.3
+# So many values of a pixel in grey or colour tell it from a label with far fewer.
+MANY_GREYS = 16
 
 
 @dataclass(frozen=True)
@@ -72,19 +75,16 @@ def read_pixel_tables(tables: Sequence[Table], name: str) -> PixelSource:
         If no table has labels, or cells are not pixels.
     """
     columns = {table: found for table in tables if (found := _columns(table)) is not None}
-    unlabelled = tuple(table.file.name for table in tables if table not in columns)
+    unlabelled = [table.file.name for table in tables if table not in columns]
     if not columns:
         expected = f"a column 'label' in {name}"
         raise DataError(sentence(expected, "pixels only", "Without labels there is nothing to learn."))
-    finding = Finding(
-        "no_labels", "warning", "A table has no labels and is not used.", "Add a column 'label'.", unlabelled
-    )
     return PixelSource(
         name=name,
         layout=f"a table of pixels: {', '.join(PARTS[part] for part in sorted({t.part for t in columns}))}",
         files=tuple(table.file for table in columns),
         chunks=partial(_chunks, columns),
-        findings=(finding,) if unlabelled else (),
+        findings=unlabelled_tables(unlabelled),
     )
 
 
@@ -98,31 +98,68 @@ def _columns(table: Table) -> _Columns | None:
     if label is None:
         if table.header:
             return None
-        label = 0
+        label = _label_without_header(table)
     taken = {label, part, table.column(("id", "index", "image_id", ""))}
     numeric = [number for number, cell in enumerate(table.sample[0]) if is_number(cell)]
     return _Columns(label, part, [number for number in numeric if number not in taken], packed=False)
 
 
-def _layout(table: Table, columns: _Columns) -> Layout:
-    """Look at the range of all rows and the order of some."""
-    sample, low, high = None, np.inf, -np.inf
-    for _, values in _values(table, columns):
-        sample = values[:64] if sample is None else sample
-        # NumPy's minimum keeps NaN, Python's loses it.
-        low, high = float(np.minimum(low, values.min())), float(np.maximum(high, values.max()))
-    if sample is None or not sample.size:
-        raise DataError(sentence(f"pixels in {table.file}", "none"))
-    return find_layout(sample, low, high, table.file.name)
+def _label_without_header(table: Table) -> int:
+    """Tell by their content whether the first column holds the label or the last.
+
+    Words are no pixels. Of two columns of whole numbers the label is the one that is less like the column
+    beside it, since neighbouring pixels are much alike; else the one with far fewer values.
+    """
+    first = table.sample[0]
+    places = (0, len(first) - 1)
+    words = [place for place in places if not is_number(first[place])]
+    if words:
+        return words[0]
+    cells = (*places, 1, len(first) - 2)
+    try:
+        columns = np.array([[float(row[cell]) for cell in cells] for row in table.rows(len(first))])
+    except ValueError:
+        return 0  # told with its row where all cells are read
+    likeness, kinds = {}, {}
+    for place, values, beside in zip(places, columns[:, :2].T, columns[:, 2:].T, strict=True):
+        if np.ptp(values) > 0 and (values == np.rint(values)).all():
+            likeness[place] = abs(np.corrcoef(values, beside)[0, 1]) if np.ptp(beside) > 0 else 0.0
+            kinds[place] = len(np.unique(values))
+    ranked = sorted(likeness, key=lambda place: likeness[place])
+    if len(ranked) == 2 and likeness[ranked[1]] - likeness[ranked[0]] < CLEARLY_LESS:
+        ranked = sorted(kinds, key=lambda place: kinds[place])
+        if kinds[ranked[1]] < max(MANY_GREYS, 2 * kinds[ranked[0]]):
+            ranked = []
+    if not ranked:
+        expected = f"the label in the first or the last column of {table.file.name}, which has no header"
+        found = f"{len(kinds) or 'no'} columns that might be it"
+        raise DataError(sentence(expected, found, "Name it: a first row with 'label' in its column."))
+    return ranked[0]
+
+
+def _layouts(columns: dict[Table, _Columns]) -> list[Layout]:
+    """Look at the range of all rows of all tables, and at the order of some of each."""
+    samples, value_range = [], ValueRange()
+    for table, found in columns.items():
+        sample = None
+        for _, values in _values(table, found):
+            sample = values[:64] if sample is None else sample
+            value_range.add(values)
+        if sample is None or not sample.size:
+            raise DataError(sentence(f"pixels in {table.file}", "none"))
+        samples.append(sample)
+    return [
+        find_layout(sample, value_range, table.file.name)
+        for sample, table in zip(samples, columns, strict=True)
+    ]
 
 
 def _chunks(columns: dict[Table, _Columns]) -> Iterator[PixelChunk]:
     """Read all images of all tables."""
-    for table, found in columns.items():
-        layout = _layout(table, found)
+    for (table, found), layout in zip(columns.items(), _layouts(columns), strict=True):
         for rows, values in _values(table, found):
             labels = np.array([row[found.label].strip() for row in rows])
-            chunk = PixelChunk(table.part, layout.images(values), labels, layout.describe())
+            chunk = PixelChunk(table.part, layout.images(values), labels, layout)
             yield from _by_part(chunk, found, rows)
 
 
@@ -135,7 +172,7 @@ def _by_part(chunk: PixelChunk, columns: _Columns, rows: list[list[str]]) -> Ite
     parts = np.array([chunk.part if part is None else part for part in said])
     for part in np.unique(parts):
         chosen = parts == part
-        yield PixelChunk(int(part), chunk.images[chosen], chunk.labels[chosen], chunk.note)
+        yield PixelChunk(int(part), chunk.images[chosen], chunk.labels[chosen], chunk.layout)
 
 
 def _values(table: Table, columns: _Columns) -> Iterator[tuple[list[list[str]], NDArray[np.float64]]]:

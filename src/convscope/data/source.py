@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.data.findings import Finding
+from convscope.data.findings import Finding, count
 from convscope.data.images import read_bytes
+from convscope.data.names import printable
 from convscope.errors import DataError, sentence
 
 PARTS = ("train", "validation", "test")
@@ -26,6 +30,9 @@ PART_NAMES = {
 CHUNK = 512
 # A file changed so lately may change again without its time telling.
 SETTLED_SECONDS = 2.0
+# Beyond it a float64 no longer tells a whole number from the next.
+LARGEST_LABEL = 2**53
+_WHOLE_NUMBER = re.compile(r"([+-]?\d+)\.0+")
 
 Reader = Callable[[], bytes]
 
@@ -114,13 +121,46 @@ def order_classes(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(unique))
 
 
-def encode_labels(values: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Turn class names into labels.
+def read_label(value: object, where: str) -> str:
+    """Write a label as the name of its class: whole numbers by their digits, words in one Unicode form.
+
+    Raises
+    ------
+    DataError
+        If it is a fraction, NaN, infinite or empty: a number that is measured, not a class.
+
+    Examples
+    --------
+    >>> read_label(3.0, ""), read_label("3.0", ""), read_label(" cafe\u0301 ", "")
+    ('3', '3', 'café')
+    """
+    if isinstance(value, str):
+        name = printable(unicodedata.normalize("NFC", value).strip())
+        if name and name not in {"nan", "NaN"}:  # as NumPy and pandas write what is missing
+            whole = _WHOLE_NUMBER.fullmatch(name)
+            return whole[1] if whole else name
+    elif isinstance(value, int) or (
+        isinstance(value, float) and value.is_integer() and abs(value) <= LARGEST_LABEL
+    ):
+        return str(value if isinstance(value, int) else int(value))
+    found = repr(value) if isinstance(value, str) else value
+    raise DataError(sentence(f"a whole number or a name as the label {where}", found, "Mend or remove it."))
+
+
+def encode_labels(
+    values: Sequence[object], where: Callable[[int], str]
+) -> tuple[NDArray[np.int64], tuple[str, ...], dict[str, str]]:
+    """Turn labels into positions in the names of the classes.
+
+    Names that differ only in blanks around them, in their Unicode form, or, where they are longer than a
+    letter, in upper and lower case, mean one class.
 
     Parameters
     ----------
-    values : sequence of str
-        The class of each image, by name.
+    values : sequence of str or numbers
+        The class of each image.
+    where : callable
+        Takes a position, and says where it stands, for the message: ``"of cat/1.jpg"``.
 
     Returns
     -------
@@ -128,15 +168,56 @@ def encode_labels(values: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, 
         Positions in ``class_names``.
     class_names : tuple of str
         In order.
+    united : dict of str to str
+        The names that were taken for another, and for which.
+
+    Raises
+    ------
+    DataError
+        If one of them names no class.
 
     Examples
     --------
-    >>> encode_labels(["dog", "cat", "dog"])
-    (array([1, 0, 1]), ('cat', 'dog'))
+    >>> encode_labels(["dog", "cat", "dog"], str)
+    (array([1, 0, 1]), ('cat', 'dog'), {})
     """
-    class_names = order_classes(values)
-    position = {name: label for label, name in enumerate(class_names)}
-    return np.array([position[value] for value in values], np.int64), class_names
+    read: dict[object, str] = {}
+    for position, value in enumerate(values):
+        if value not in read:
+            read[value] = read_label(value, where(position))
+    # Letters are told apart by their case alone; words are not.
+    same: dict[str, str] = {}
+    for name in sorted(set(read.values())):
+        same.setdefault(name.lower() if len(name) > 1 else name, name)
+    names = {value: same[name.lower() if len(name) > 1 else name] for value, name in read.items()}
+    class_names = order_classes(list(names.values()))
+    position_of = {name: label for label, name in enumerate(class_names)}
+    united = {printable(value): name for value, name in names.items() if isinstance(value, str)}
+    several = Counter(names.values())
+    return (
+        np.array([position_of[names[value]] for value in values], np.int64),
+        class_names,
+        {value: name for value, name in united.items() if several[name] > 1 and value != name},
+    )
+
+
+def united_classes(united: Mapping[str, str]) -> list[Finding]:
+    """Report names that were taken for another class's name.
+
+    Examples
+    --------
+    >>> united_classes({"Cat": "cat"})[0].details
+    ("taken for 'cat'",)
+    """
+    if not united:
+        return []
+    message = f"{count(len(united), 'class name')} unlike another only in case, blanks or Unicode form."
+    details = tuple(f"taken for {name!r}" for name in united.values())
+    return [
+        Finding(
+            "united_class", "warning", message, "Rename what is a class of its own.", tuple(united), details
+        )
+    ]
 
 
 def part_of(value: str) -> int | None:

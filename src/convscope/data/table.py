@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import re
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TextIO
 
+from convscope.data.findings import Finding, count
 from convscope.data.kinds import SUFFIXES
 from convscope.data.source import part_of
 from convscope.errors import DataError, sentence
@@ -74,7 +76,7 @@ def look(file: Path) -> Table:
     Parameters
     ----------
     file : Path
-        UTF-8; other bytes are kept as they are.
+        UTF-8, of which other bytes are kept as they are, or UTF-16.
 
     Returns
     -------
@@ -98,6 +100,13 @@ def look(file: Path) -> Table:
     words = re.split(r"[^a-z0-9]+", file.stem.lower())
     part = next((part for word in reversed(words) if (part := part_of(word)) is not None), 0)
     return Table(file, delimiter, header, sample, part)
+
+
+def unlabelled_tables(names: Sequence[str]) -> tuple[Finding, ...]:
+    """Report tables that are not used because nothing can be learned from them."""
+    message = f"{count(len(names), 'table')} without labels: not used."
+    finding = Finding("no_labels", "warning", message, "Add a column 'label'.", tuple(names))
+    return (finding,) if names else ()
 
 
 def is_number(cell: str) -> bool:
@@ -127,6 +136,13 @@ def is_image_name(cell: str) -> bool:
 
 
 def _open(file: Path) -> TextIO:
+    """Open a text in UTF-8, or in UTF-16 as spreadsheets save "Unicode text"."""
+    with file.open("rb") as stream:
+        head = stream.read(2)
+    if head in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE}:
+        return file.open(newline="", encoding="utf-16")
+    if b"\0" in head:  # a first letter of which one byte is zero
+        return file.open(newline="", encoding="utf-16-be" if head[:1] == b"\0" else "utf-16-le")
     return file.open(newline="", encoding="utf-8-sig", errors="surrogateescape")
 
 
@@ -137,5 +153,5 @@ def readable(file: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(sentence(f"{file} to be readable", error.strerror or str(error))) from error
-    except csv.Error as error:
+    except (csv.Error, UnicodeError) as error:
         raise DataError(sentence(f"{file} to be a CSV file", str(error))) from error
