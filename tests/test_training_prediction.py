@@ -62,6 +62,116 @@ def test_moved_variables_are_found_again():
     assert predictor_of(model, "float32") is not first
 
 
+class Doubling(keras.layers.Layer):
+    """Holds a layer that somebody may replace."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = keras.layers.Dense(3)
+
+    def call(self, x):
+        return 2 * self.inner(x)
+
+
+def changeable():
+    """A model with a part for each kind of change."""
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Rescaling(np.array([2.0], np.float32), name="rescaling"),
+            keras.layers.Normalization(mean=0.0, variance=1.0, name="normalization"),
+            keras.layers.Conv2D(3, 3, padding="same", name="conv"),
+            keras.layers.BatchNormalization(name="batch"),
+            keras.Sequential([keras.layers.MaxPooling2D(2), keras.layers.AveragePooling2D(2)], name="nested"),
+            keras.layers.Flatten(),
+            Doubling(),
+            keras.layers.Dense(5, activation="softmax", name="last"),
+        ]
+    )
+
+
+def pop_and_add(model):
+    model.pop()
+    model.add(keras.layers.Dense(4))
+
+
+def change_nested(model):
+    model.get_layer("nested").pop()
+    model.get_layer("nested").add(keras.layers.MaxPooling2D(2))
+
+
+def change_in_place(model):
+    model.get_layer("rescaling").scale[0] = 3.0
+
+
+def adapt(model):
+    model.get_layer("normalization").mean = torch.tensor(3.0)
+
+
+def replace_sublayer(model):
+    model.layers[-2]._tracker.unlock()  # as tools do that put adapters into a network
+    model.layers[-2].inner = keras.layers.Dense(3)
+    model.layers[-2].inner.build((None, 12))
+
+
+def replace_call(model):
+    model.get_layer("conv").call = lambda x: x[..., :3] * keras.ops.ones((3,))
+
+
+def hook(model):
+    model.get_layer("last").register_forward_hook(lambda _layer, _inputs, output: output + 1)
+
+
+def hook_model(model):
+    model.register_forward_hook(lambda _layer, _inputs, output: output + 1)
+
+
+CHANGES = {
+    "pop-and-add": pop_and_add,
+    "nested": change_nested,
+    "activation": lambda model: setattr(model.get_layer("conv"), "activation", keras.activations.tanh),
+    "dilation": lambda model: setattr(model.get_layer("conv"), "dilation_rate", (2, 2)),
+    "epsilon": lambda model: setattr(model.get_layer("batch"), "epsilon", 0.5),
+    "in-place": change_in_place,
+    "adapt": adapt,
+    "sublayer": replace_sublayer,
+    "call": replace_call,
+    "hook": hook,
+    "hook-of-the-model": hook_model,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_a_changed_model_is_computed_as_it_is_now(change):
+    keras.utils.set_random_seed(1)
+    model = changeable()
+    before = convscope.predict(model, X)
+    change(model)
+    model.predict_function = None
+    expected = model.predict(X, verbose=0)
+    assert expected.shape != before.shape or not np.allclose(expected, before, atol=1e-3)
+    np.testing.assert_allclose(convscope.predict(model, X), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_normalization_that_is_adapted_again_counts_at_once():
+    normalization = keras.layers.Normalization()
+    model = keras.Sequential([keras.Input((8, 8, 1)), normalization])
+    for factor in (1, 10):
+        normalization.adapt(factor * X)
+        np.testing.assert_allclose(convscope.predict(model, X), model.predict(X, verbose=0), atol=1e-6)
+
+
+def test_use_and_training_do_not_change_the_structure():
+    model = changeable()
+    model.compile("adam", "categorical_crossentropy")
+    convscope.fit(model, X, Y, verbose=0, deterministic=True)
+    first = predictor_of(model, "float32")
+    model.fit(X, Y, verbose=0)
+    model.predict(X, verbose=0)
+    convscope.fit(model, X, Y, verbose=0, deterministic=True)
+    assert predictor_of(model, "float32") is first
+
+
 def test_a_model_that_has_predicted_can_be_saved_and_copied(tmp_path):
     model = network()
     expected = convscope.predict(model, X)

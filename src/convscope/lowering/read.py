@@ -13,6 +13,7 @@ from convscope.lowering import program as ops
 from convscope.lowering.check import check
 from convscope.lowering.keras_call import KerasRunner
 from convscope.lowering.program import Op, Output, Program, Value
+from convscope.lowering.read_layers import converter_for, is_altered
 from convscope.lowering.shapes import ShapeError, output_shape
 from convscope.lowering.variables import named_variables
 
@@ -70,7 +71,7 @@ def _slots(structure: Any) -> Any:
 
 def graph_of(model: Any) -> Any | None:
     """Return the graph of a Sequential or Functional model; None where there is none to read."""
-    if not isinstance(model, keras.Model):
+    if not isinstance(model, keras.Model) or is_altered(model):
         return None
     if isinstance(model, keras.Sequential):
         if type(model).call is not keras.Sequential.call or not model.built:
@@ -92,6 +93,8 @@ def _why_not(model: Any) -> str:
     name = f"{type(model).__name__} {getattr(model, 'name', '')!r}"
     if isinstance(model, keras.Sequential) and not model.built:
         return f"Expected a built model, got {name}. Add keras.Input(shape) as its first layer."
+    if isinstance(model, keras.Model) and is_altered(model):
+        return f"Expected a model that computes what its class says, got {name} with hooks or another call."
     return (
         f"Expected a Sequential or Functional model, got the subclassed {name}. Train it with engine='keras'."
     )
@@ -190,8 +193,6 @@ class Reader:
         return keras.tree.pack_sequence_as(specs, list(outputs))
 
     def _read(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
-        from convscope.lowering.read_layers import converter_for
-
         # A functional model passes its own training flag to every layer, over what the graph recorded.
         kwargs.pop("training", None)
         if kwargs.get("mask", 0) is None:

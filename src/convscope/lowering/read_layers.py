@@ -52,6 +52,12 @@ _FUNCTIONS = {
     ]
 }
 _COMPUTE_DTYPES = ("float32", "bfloat16")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def is_known(operation: Any) -> bool:
+    """Say whether lowering knows an operation's type, so that its settings decide what it becomes."""
+    return type(operation) in _CONVERTERS
 
 
 def converter_for(operation: Any, args: Any, kwargs: dict[str, Any]) -> Converter | None:
@@ -93,7 +99,12 @@ def _is_unusual(layer: Any) -> bool:
     unknown = function is not None and function not in _FUNCTIONS if _is_hashable(function) else True
     old_scaling = getattr(layer, "rms_scaling", False) or getattr(layer, "renorm", False)
     exotic = getattr(layer, "interpolation", "nearest") not in ("nearest", "bilinear")
-    return bool(adapted or unknown or old_scaling or exotic)
+    return bool(adapted or unknown or old_scaling or exotic or is_altered(layer))
+
+
+def is_altered(layer: Any) -> bool:
+    """Say whether somebody gave this one layer a ``call`` of its own, or torch hooks."""
+    return "call" in vars(layer) or any(vars(layer).get(hooks) for hooks in HOOKS)
 
 
 def _is_hashable(thing: Any) -> bool:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from convscope.lowering import emit, lower, optimise
-from convscope.lowering.variables import named_variables
+from convscope.lowering.structure import ModelStructure
 from convscope.training.batches import plan_batches
 from convscope.training.checks import input_shape, require_fitting_images
 from convscope.training.feeds import ArrayFeed, StreamFeed, as_tensor
@@ -49,18 +49,14 @@ class Predictor:
     def __init__(self, model: keras.Model, precision: str = "float32") -> None:
         program, _ = optimise(lower(model), training=False, deterministic=True, precision=precision)
         self._network = emit(program, model)
-        self._variables = [
-            (variable, self._network.tensor(path))
-            for path, variable in named_variables(model).items()
-            if path in self._network.weights or path in self._network.state
-        ]
+        self._structure = ModelStructure(model)
         self._shape = input_shape(model)
         self._rank = None if self._shape is None else 1 + len(self._shape)
 
     @property
     def is_current(self) -> bool:
-        """Whether the model's variables still lie where the network reads them."""
-        return all(variable._value.data_ptr() == tensor.data_ptr() for variable, tensor in self._variables)
+        """Whether the model is still what the network was made from; its weights may have other values."""
+        return self._structure.is_current
 
     def __call__(
         self, x: Any, batch_size: int | None = None, preprocess: ImagePreprocess | None = None
@@ -128,7 +124,7 @@ def predictor_of(model: keras.Model, precision: str) -> Predictor:
     Returns
     -------
     Predictor
-        The same one at the next call, unless the model's variables have moved to another device.
+        The same one at the next call, unless the model has been changed.
     """
     known: dict[str, Predictor] = model.__dict__.setdefault(_ATTRIBUTE, {})  # past Keras's tracking
     if precision not in known or not known[precision].is_current:

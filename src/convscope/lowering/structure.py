@@ -1,0 +1,153 @@
+"""Whether a Keras model is still what it was when it was read: anybody may change one between two calls."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import torch
+
+from convscope.lowering.read import graph_of
+from convscope.lowering.read_layers import HOOKS, is_known
+
+# What Keras and torch note down in every layer; it changes by mere use, or is looked at elsewhere.
+_BOOKKEEPING = frozenset(vars(keras.layers.Layer(name="bare"))) - {
+    "_dtype_policy",
+    "activity_regularizer",
+    *HOOKS,
+}
+
+
+class ModelStructure:
+    """What a lowered program depends on besides the values of the weights.
+
+    Layers, their order, types and settings; the variables, whether they are trained, and where their values
+    lie; regularizers; Keras's global settings. A layer that runs as it is answers for its own settings, so
+    only its variables are looked at.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Just read.
+
+    Examples
+    --------
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2), keras.layers.Dropout(0.5)])
+    >>> structure = ModelStructure(model)
+    >>> structure.is_current
+    True
+    >>> model.layers[1].rate = 0.25
+    >>> structure.is_current
+    False
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        self._model = model
+        self._operations = list(_operations(model))
+        self._layers = _layers(model)
+        self._settings = [
+            _Settings(operation) for operation in dict.fromkeys(self._operations) if is_known(operation)
+        ]
+        self._variables = [_variable(variable) for variable in _variables(self._layers)]
+        self._globals = _globals()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether nothing has changed; it takes some microseconds for each layer."""
+        return (
+            _are_same(self._operations, list(_operations(self._model)))
+            and _are_same(self._layers, layers := _layers(self._model))
+            and all(settings.are_current() for settings in self._settings)
+            and self._variables == [_variable(variable) for variable in _variables(layers)]
+            and self._globals == _globals()
+        )
+
+
+class _Settings:
+    """The attributes of one layer, by identity, and the contents of those that can change in place."""
+
+    def __init__(self, layer: Any) -> None:
+        self._layer, self._type = layer, type(layer)
+        own = vars(layer)
+        names = [name for name in own if name not in _BOOKKEEPING]
+        self._count = len(own)
+        self._pick: Callable[[dict[str, Any]], Any] = operator.itemgetter(*names)
+        self._values = self._pick(own)
+        self._contents = [(value, _contents(value)) for value in self._values if _is_mutable(value)]
+
+    def are_current(self) -> bool:
+        """Compare with the layer as it is now."""
+        own = vars(self._layer)
+        if type(self._layer) is not self._type or len(own) != self._count:
+            return False
+        try:
+            values = self._pick(own)
+        except KeyError:
+            return False
+        unchanged = all(map(operator.is_, values, self._values))
+        return unchanged and all(_contents(value) == contents for value, contents in self._contents)
+
+
+def _operations(model: Any) -> Iterator[Any]:
+    """List the operations of a model's graph and of the graphs nested in it, each graph before its own."""
+    graph = graph_of(model)
+    yield graph
+    for operation in () if graph is None else graph._operations:
+        if isinstance(operation, keras.Model):
+            yield from _operations(operation)
+        yield operation
+
+
+def _layers(layer: Any) -> list[Any]:
+    """List a layer and all layers below it, in a fixed order."""
+    found, waiting = [], [layer]
+    while waiting:
+        layer = waiting.pop()
+        found.append(layer)
+        waiting.extend(layer._layers)
+    return found
+
+
+def _variables(layers: list[Any]) -> Iterator[Any]:
+    for layer in layers:
+        yield layer
+        yield from layer._trainable_variables
+        yield from layer._non_trainable_variables
+
+
+def _variable(variable: Any) -> tuple[Any, ...]:
+    # The object itself comes second: it is kept alive, so that its address stays its own.
+    if not isinstance(variable, keras.Variable):
+        return id(variable), variable, variable._trainable
+    value = variable._value
+    place = value.data_ptr() if isinstance(value, torch.Tensor) else id(value)
+    penalty = None if variable.regularizer is None else _contents(vars(variable.regularizer))
+    return id(variable), variable, variable._trainable, place, penalty
+
+
+def _is_mutable(value: Any) -> bool:
+    return isinstance(value, list | dict | set | np.ndarray | torch.Tensor)
+
+
+def _contents(value: Any) -> Any:
+    """Copy what may change inside a setting, in a form that compares with ``==``."""
+    if isinstance(value, torch.Tensor):
+        return value._version, value.data_ptr()
+    if isinstance(value, np.ndarray):
+        return value.shape, value.dtype, value.tobytes()
+    if isinstance(value, dict):
+        return {name: _contents(part) for name, part in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_contents(part) for part in value]
+    return value if isinstance(value, int | float | str | None) else (id(value), value)
+
+
+def _globals() -> tuple[Any, ...]:
+    return keras.config.image_data_format(), keras.config.epsilon(), keras.config.floatx()
+
+
+def _are_same(first: list[Any], second: list[Any]) -> bool:
+    return len(first) == len(second) and all(map(operator.is_, first, second))
