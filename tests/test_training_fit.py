@@ -715,7 +715,7 @@ MISTAKES = {
         UnknownNameError,
         "one of the on_divergence settings continue, raise",
     ),
-    "device": ({"device": "meta"}, UsageError, "Expected the device that holds the model, cpu, got meta."),
+    "device": ({"device": "meta"}, UsageError, r"^Expected a device of this machine \(cpu.*, got 'meta'"),
     "strings": (
         {"y": np.array(["a"] * 70)},
         UsageError,

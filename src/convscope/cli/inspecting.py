@@ -222,8 +222,10 @@ def _shape(shape: Any) -> str:
 
 def _show_program(model: Any, json: bool) -> None:
     from convscope.lowering import describe, lower, optimise
+    from convscope.lowering.devices import current_device, device_of
 
-    program, reports = optimise(lower(model), training=True, deterministic=True)
+    device = str(device_of(model) or current_device())
+    program, reports = optimise(lower(model), training=True, deterministic=True, device=device)
     rows = describe(program, reports)
     if json:
         show_json({"program": rows})

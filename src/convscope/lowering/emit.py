@@ -10,6 +10,7 @@ import torch
 from convscope.lowering import heavy_ops, narrow, torch_ops  # noqa: F401  they register how ops run
 from convscope.lowering import program as ops
 from convscope.lowering.activations import activation_function
+from convscope.lowering.devices import current_device
 from convscope.lowering.memory import keep_memory
 from convscope.lowering.plan import apply_plan, plan_of
 from convscope.lowering.program import Op, Program, written
@@ -97,8 +98,8 @@ class LoweredNetwork:
 
     @property
     def device(self) -> torch.device:
-        """Return where the weights are."""
-        return next(iter(self._tensors.values())).device if self._tensors else torch.device("cpu")
+        """Return where the weights are, and where inputs go; without any, where Keras puts new tensors."""
+        return next(iter(self._tensors.values())).device if self._tensors else current_device()
 
     def to(self, device: torch.device | str) -> LoweredNetwork:
         """Move weights and state to a device; there they no longer share storage with the Keras model."""
@@ -129,7 +130,8 @@ class LoweredNetwork:
         Parameters
         ----------
         inputs : Tensor, or list, tuple or dict of Tensors
-            In the axis order of the model's inputs; float32, or integers where the model takes them.
+            In the axis order of the model's inputs; on any device; float32, or integers where the model
+            takes them.
         training : bool
             Dropout drops, normalization uses and records the batch's statistics.
         logits : bool
@@ -209,8 +211,9 @@ class LoweredNetwork:
             tensors = [inputs[name] for name in self._input_keys()]
         else:
             tensors = list(inputs)
+        device = self.device
         return [
-            self._as_declared(tensor, value)
+            self._as_declared(tensor, value, device)
             for tensor, value in zip(tensors, self.program.inputs, strict=True)
         ]
 
@@ -222,9 +225,11 @@ class LoweredNetwork:
         return self._input_names
 
     @staticmethod
-    def _as_declared(tensor: Tensor, value: ops.Value) -> Tensor:
+    def _as_declared(tensor: Tensor, value: ops.Value, device: torch.device) -> Tensor:
         wanted = value.dtype.startswith(("float", "bfloat"))
-        return tensor.float() if wanted and tensor.dtype is not torch.float32 else tensor
+        # First the type: Apple's mps takes no float64.
+        typed = tensor.float() if wanted and tensor.dtype is not torch.float32 else tensor
+        return typed.to(device)
 
     @staticmethod
     def _finish(result: Tensor, activate: Callable[[Tensor], Tensor] | None, logits: bool) -> Tensor:

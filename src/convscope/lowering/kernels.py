@@ -78,6 +78,9 @@ class Tail:
         """Compute the gradient in front of the tail."""
         if not self.relu:
             return gradient
+        if result.device.type != "cpu":
+            elsewhere: Tensor = torch.ops.aten.threshold_backward(gradient, result, 0)
+            return self.scaled(elsewhere)
         # As integers: the result is zero or positive, and so are its bits, which need no widening to compare.
         bits = bits_type(result.dtype)
         passed: Tensor = torch.ops.aten.threshold_backward(gradient.view(bits), result.view(bits), 0)

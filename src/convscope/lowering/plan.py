@@ -176,7 +176,7 @@ def multiplies_bfloat16(device: str = "cpu") -> bool:
     True
     """
     if device.startswith("cuda"):
-        return bool(torch.cuda.is_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if not device.startswith("cpu"):
         return False
     known = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")

@@ -7,6 +7,7 @@ batch that is contiguous in (n, h, w, c) is torch's channels_last without a copy
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812  the name that torch's own documen
 from convscope.lowering import kernels
 from convscope.lowering import program as ops
 from convscope.lowering.activations import activation_function
+from convscope.lowering.devices import forked_generators
 from convscope.lowering.masks import mix
 from convscope.lowering.runners import Host, Runner, Step, Tensor, emits, to_keras_order, to_torch_order
 
@@ -213,7 +215,7 @@ def _keras_call(op: ops.KerasCall, network: Host) -> Runner:
         trainable = [network.tensor(path) for path in op.trainable]
         others = [network.tensor(path) for path in op.others]
         number = mix(step.seed, step.number, op.stream) & 0x7FFFFFFF
-        with torch.random.fork_rng(devices=[], enabled=step.training):
+        with forked_generators(tensors[0].device) if step.training else nullcontext():
             if step.training:
                 # Keras's unseeded dropout draws from torch's global generator.
                 torch.manual_seed(number)

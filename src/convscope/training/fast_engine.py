@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import keras
 import torch
-from keras.src.backend.torch.core import get_device
 
 from convscope.errors import LoweringError, UsageError, sentence
 from convscope.lowering import LoweredNetwork, emit, lower, optimise, restore
+from convscope.lowering.devices import current_device, device_of
 from convscope.training.callback_state import CallbackMemory
 from convscope.training.callbacks import CallbackBridge
 from convscope.training.feeds import ArrayFeed, StreamFeed, make_feed
@@ -75,7 +75,7 @@ class FastEngine:
     LoweringError
         When the model cannot be lowered; the message names what stands in the way.
     UsageError
-        When the device is not the one that holds the model.
+        When there are no targets.
     """
 
     def __init__(self, request: FitRequest) -> None:
@@ -85,10 +85,10 @@ class FastEngine:
                 sentence("a model whose training can be lowered", f"one that cannot: {reason}")
             )
         self._request = request
-        device = torch.device(get_device())
+        device = device_of(request.model) or current_device()
         self._feed = _training_feed(request, device)
         _build(request.model, self._feed)
-        self._network = _lowered(request)
+        self._network = _lowered(request, device)
         self._validation = _validation_feed(request, device)
         self._memory = CallbackMemory(request.callbacks)
         self._trainer = Trainer(
@@ -187,18 +187,13 @@ def _build(model: keras.Model, feed: ArrayFeed | StreamFeed) -> None:
     model._symbolic_build(data_batch=(x, y, weight))
 
 
-def _lowered(request: FitRequest) -> LoweredNetwork:
+def _lowered(request: FitRequest, device: torch.device) -> LoweredNetwork:
     program, _ = optimise(
         lower(request.model),
         training=True,
         deterministic=request.deterministic,
         precision=request.precision,
         batch_size=128 if request.plan is None else request.plan.batch_size,
+        device=str(device),
     )
-    network = emit(program, request.model, plan=request.lowering_plan)
-    if request.device is not None and torch.device(request.device).type != network.device.type:
-        hint = "Build the model inside `with keras.device(...)`, or set KERAS_TORCH_DEVICE."
-        raise UsageError(
-            sentence(f"the device that holds the model, {network.device.type}", request.device, hint)
-        )
-    return network
+    return emit(program, request.model, plan=request.lowering_plan)

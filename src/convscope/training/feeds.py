@@ -21,6 +21,7 @@ from convscope.training.inputs import (
     Input,
     PreparedDataset,
     StreamInput,
+    as_array,
     first_batch,
     map_leaves,
     prepare_stream,
@@ -114,7 +115,9 @@ class ArrayFeed:
                 mapping.madvise(mmap.MADV_DONTNEED)
 
     def _move(self, structure: Any) -> Any:
-        return map_leaves(lambda leaf: leaf.to(self._device, non_blocking=True), structure)
+        # Torch copies what a GPU has not read yet; Apple's mps would read memory that is free again.
+        ahead = self._device.type == "cuda"
+        return map_leaves(lambda leaf: leaf.to(self._device, non_blocking=ahead), structure)
 
 
 class StreamFeed:
@@ -183,7 +186,8 @@ class StreamFeed:
     def _unpack(self, data: Any) -> Batch:
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
         return tuple(
-            map_leaves(lambda leaf: as_tensor(leaf).to(self._device), part) for part in (x, y, weight)
+            map_leaves(lambda leaf: _as_float32(as_tensor(leaf)).to(self._device), part)
+            for part in (x, y, weight)
         )
 
 
@@ -240,7 +244,7 @@ def class_weights_to_sample_weights(
         raise UsageError(sentence("class_weight or sample_weight", "both"))
     if keras.tree.is_nested(y) or y is None:
         raise UsageError(sentence("one array of targets beside class_weight", type(y).__name__))
-    targets = np.asarray(y)
+    targets = as_array(y)
     if targets.ndim > 1:
         targets = targets.argmax(axis=-1) if targets.shape[-1] != 1 else targets[..., 0]
     classes, positions = np.unique(np.round(targets).astype(np.int32), return_inverse=True)
@@ -304,7 +308,7 @@ def _resizing(data: ArrayInput) -> Callable[[NDArray[np.uint8]], NDArray[np.uint
     )
     if conform is None:
         return None
-    first = np.asarray(data.x[:1])
+    first = as_array(data.x[:1])
     return None if conform(first).shape == first.shape else conform
 
 
@@ -318,7 +322,12 @@ def _take(leaf: NDArray[Any] | torch.Tensor, rows: torch.Tensor) -> torch.Tensor
         taken = leaf.index_select(0, rows.to(leaf.device))
     else:
         taken = as_tensor(np.asarray(leaf[rows.numpy()]))
-    return taken.float() if taken.dtype in (torch.float64, torch.bool) else taken
+    return _as_float32(taken)
+
+
+def _as_float32(leaf: torch.Tensor) -> torch.Tensor:
+    """Narrow float64, which some devices do not have, and truth values; leave other types."""
+    return leaf.float() if leaf.dtype in (torch.float64, torch.bool) else leaf
 
 
 def _move_if_small(parts: list[Any], device: torch.device) -> list[Any]:

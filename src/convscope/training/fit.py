@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -97,7 +98,8 @@ sample_weight, initial_epoch, steps_per_epoch, validation_steps, validation_batc
     plan : dict or None
         A plan recorded earlier, to be used again instead of measuring.
     device : str or None
-        Where the fast engine computes; None for a GPU where torch sees one, otherwise the CPU.
+        Where to compute: ``cpu``, ``cuda`` or ``mps``. That is where the model's weights lie, wherever Keras
+        would put new ones now; anything else is refused. A model that is not built yet is built there.
     schedule : Schedule or None
         Sets the learning rate, and the momentum if it says so, at each step; see
         :mod:`convscope.training.schedule`.
@@ -182,7 +184,8 @@ sample_weight, initial_epoch, steps_per_epoch, validation_steps, validation_batc
         strict=strict,
     )
     try:
-        return _run(request, engine)
+        with _on_the_device_of(model, device):
+            return _run(request, engine)
     except BaseException as error:
         request.tell(TrainBreak(error))
         raise
@@ -260,15 +263,38 @@ def predict(
     if batch_size is not None:
         require_count("batch_size", batch_size, 1)
     if engine == "keras" or (engine == "auto" and keras.backend.backend() != "torch"):
-        return keras_engine.predict(model, x, batch_size, preprocess)
+        return _predict_with_keras(model, x, batch_size, preprocess)
     try:
         predictor = _prepare_predictor(model, precision)
     except LoweringError:
         if engine == "fast":
             raise
-        return keras_engine.predict(model, x, batch_size, preprocess)
+        return _predict_with_keras(model, x, batch_size, preprocess)
     outputs: NDArray[np.float32] = predictor(x, batch_size, preprocess)
     return outputs
+
+
+def _predict_with_keras(
+    model: keras.Model, x: Any, batch_size: int | None, preprocess: ImagePreprocess | None
+) -> NDArray[np.float32]:
+    with _on_the_device_of(model):
+        return keras_engine.predict(model, x, batch_size, preprocess)
+
+
+def _on_the_device_of(model: keras.Model, wanted: str | None = None) -> AbstractContextManager[None]:
+    """Compute where the model's weights lie; a model without any goes where it is wanted."""
+    if keras.backend.backend() != "torch":
+        return nullcontext()
+    from convscope.lowering.devices import computing_on, device_of, require_device
+
+    device = device_of(model)
+    if wanted is not None:
+        found = require_device(wanted)
+        if device is not None and device.type != found.type:
+            hint = "Build the model inside `with keras.device(...)`, or set KERAS_TORCH_DEVICE."
+            raise UsageError(sentence(f"the device that holds the model, {device.type}", wanted, hint))
+        device = device or found
+    return computing_on(device)
 
 
 def _prepare_predictor(model: keras.Model, precision: str) -> Predictor:

@@ -198,7 +198,7 @@ def preprocess_batch(batch: Any, preprocess: ImagePreprocess | None) -> Any:
     if preprocess is None:
         return batch
     x, *rest = batch if isinstance(batch, (tuple, list)) else (batch,)
-    return (preprocess.apply(np.asarray(x)), *rest)
+    return (preprocess.apply(as_array(x)), *rest)
 
 
 def preprocess_stream(batches: Any, preprocess: ImagePreprocess) -> Iterator[Any]:
@@ -241,6 +241,11 @@ def first_leaf(structure: Any) -> Any:
     if structure is None or isinstance(structure, (torch.Tensor, np.ndarray)):
         return structure
     return next((leaf for leaf in keras.tree.flatten(structure)), None)
+
+
+def as_array(leaf: Any) -> NDArray[Any]:
+    """Give the numbers of an array, or of a tensor on any device, to NumPy; copied only where need be."""
+    return leaf.detach().cpu().numpy() if isinstance(leaf, torch.Tensor) else np.asarray(leaf)
 
 
 def _is_array(leaf: Any) -> bool:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from convscope.errors import UsageError, sentence
+from convscope.lowering.devices import current_device, forked_generators
 from convscope.training.batches import BatchPlan, plan_batches
 from convscope.training.callback_state import CallbackMemory
 from convscope.training.checks import input_shape, require_fitting_images
@@ -200,7 +201,7 @@ def _own_randomness(seeded: bool) -> Iterator[None]:
     if not seeded:
         yield
         return
-    with torch.random.fork_rng():
+    with forked_generators(current_device()):
         yield
 
 

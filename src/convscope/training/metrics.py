@@ -30,8 +30,9 @@ class _Mean:
 
     def add(self, total: torch.Tensor, count: torch.Tensor | int) -> None:
         """Add values that are summed up already, and how many they were."""
-        self._total.add_(total)
-        self._count.add_(count)
+        # A model may have been compiled for another device than the one its weights were made on.
+        self._total.add_(total.to(self._total.device))
+        self._count.add_(count.to(self._count.device) if isinstance(count, torch.Tensor) else count)
 
 
 @dataclass(frozen=True)

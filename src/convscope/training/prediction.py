@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from convscope.lowering import emit, lower, optimise
+from convscope.lowering.devices import computing_on, current_device, device_of
 from convscope.lowering.structure import ModelStructure
 from convscope.training.batches import plan_batches
 from convscope.training.checks import input_shape, require_fitting_images
@@ -47,7 +48,10 @@ class Predictor:
     """
 
     def __init__(self, model: keras.Model, precision: str = "float32") -> None:
-        program, _ = optimise(lower(model), training=False, deterministic=True, precision=precision)
+        device = str(device_of(model) or current_device())
+        program, _ = optimise(
+            lower(model), training=False, deterministic=True, precision=precision, device=device
+        )
         self._network = emit(program, model)
         self._structure = ModelStructure(model)
         self._shape = input_shape(model)
@@ -81,7 +85,8 @@ class Predictor:
             batches = _slices(as_tensor(x), batch_size or BATCH_SIZE)
         else:
             batches = self._prepared(x, batch_size, preprocess)
-        outputs = [self._compute(batch) for batch in batches]
+        with computing_on(self._network.device):
+            outputs = [self._compute(batch) for batch in batches]
         if len(outputs) == 1:
             return outputs[0]
         return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *outputs)

@@ -12,8 +12,8 @@ from typing import Any
 
 import keras
 import numpy as np
-import torch
 
+from convscope.lowering.devices import computing_on, current_device, device_of, forked_generators
 from convscope.training.events import Event, StepEnd, TrainBegin
 from convscope.training.fit import fit, predict
 
@@ -37,7 +37,7 @@ def untouched_randomness() -> Iterator[None]:
     """
     python_state = random.getstate()
     numpy_state = np.random.get_state()  # noqa: NPY002  it is the global generator that others may use
-    with torch.random.fork_rng():
+    with forked_generators(current_device()):
         try:
             yield
         finally:
@@ -68,7 +68,7 @@ def copied(model: keras.Model) -> Iterator[keras.Model]:
     >>> model.layers[0].bias.numpy().tolist()
     [0.0, 0.0]
     """
-    with untouched_randomness():
+    with untouched_randomness(), computing_on(device_of(model)):
         copy = keras.models.clone_model(model)
         copy.set_weights(model.get_weights())
         optimizer = type(model.optimizer).from_config(model.optimizer.get_config())

@@ -1,0 +1,136 @@
+"""Which device a network computes on: a CPU, a GPU (``cuda``), Apple's ``mps``.
+
+Keras puts a new tensor where ``with keras.device(...)`` says, otherwise where the environment variable
+KERAS_TORCH_DEVICE says, otherwise on a GPU where torch sees one. A model computes where its weights lie,
+wherever Keras would put new tensors now: whoever runs one does it in ``with computing_on(device_of(model))``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import torch
+
+from convscope.errors import UsageError, sentence
+
+_HINT = "Leave the device out for the best one there is."
+
+
+def current_device() -> torch.device:
+    """Return where Keras puts new tensors now; on another back end than torch, where torch does.
+
+    Examples
+    --------
+    >>> with keras.device("cpu"):
+    ...     current_device()
+    device(type='cpu')
+    """
+    tensor = keras.ops.convert_to_tensor(0.0)
+    return tensor.device if isinstance(tensor, torch.Tensor) else torch.get_default_device()
+
+
+def device_of(model: Any) -> torch.device | None:
+    """Return where a model's weights lie; None for a model without any, or on another back end than torch.
+
+    Examples
+    --------
+    >>> with keras.device("cpu"):
+    ...     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    >>> device_of(model)
+    device(type='cpu')
+    """
+    values = (weight.value for weight in model.weights)
+    return next((value.device for value in values if isinstance(value, torch.Tensor)), None)
+
+
+@contextmanager
+def computing_on(device: torch.device | None) -> Iterator[None]:
+    """Let Keras put its tensors on a device, and let a GPU compute float32 as float32, in repeatable order.
+
+    By torch's default, cuDNN rounds the factors of a float32 convolution to 10 bits of mantissa (TF32), and
+    may add in an order that changes from call to call. Both settings are as they were afterwards.
+
+    Parameters
+    ----------
+    device : torch.device or None
+        None leaves everything as it is.
+
+    Examples
+    --------
+    >>> with computing_on(torch.device("cpu")):
+    ...     current_device()
+    device(type='cpu')
+    """
+    if device is None:
+        yield
+        return
+    with keras.device(str(device)):
+        if device.type != "cuda":
+            yield
+            return
+        cudnn: Any = torch.backends.cudnn
+        before = cudnn.conv.fp32_precision, cudnn.deterministic
+        cudnn.conv.fp32_precision, cudnn.deterministic = "ieee", True
+        try:
+            yield
+        finally:
+            cudnn.conv.fp32_precision, cudnn.deterministic = before
+
+
+@contextmanager
+def forked_generators(device: torch.device | None) -> Iterator[None]:
+    """Leave torch's random generators of the CPU and of a device as they were, whatever happens inside.
+
+    Examples
+    --------
+    >>> _ = torch.manual_seed(0)
+    >>> with forked_generators(torch.device("cpu")):
+    ...     inside = torch.rand(3)
+    >>> bool((torch.rand(3) == inside).all())
+    True
+    """
+    with torch.random.fork_rng(devices=[]):
+        if device is None or device.type == "cpu":
+            yield
+            return
+        generators: Any = torch.get_device_module(device)  # torch.cuda, torch.mps
+        state = generators.get_rng_state()
+        try:
+            yield
+        finally:
+            generators.set_rng_state(state)
+
+
+def require_device(name: str) -> torch.device:
+    """Return a device by its name, if this machine has it.
+
+    Parameters
+    ----------
+    name : str
+        ``cpu``, ``cuda`` (or ``cuda:1``), ``mps``, or another that torch knows.
+
+    Raises
+    ------
+    UsageError
+        If it is not there.
+
+    Examples
+    --------
+    >>> require_device("cpu")
+    device(type='cpu')
+    """
+    try:
+        device = torch.device(name.lower())
+        torch.zeros(1, device=device).item()  # torch finds out itself what is missing; "meta" holds no number
+    except (RuntimeError, AssertionError, ValueError) as error:
+        here = ["cpu", *(name for name in ("cuda", "mps") if _is_available(name))]
+        expected = f"a device of this machine ({' or '.join(here)})"
+        raise UsageError(sentence(expected, repr(name), _HINT)) from error
+    return device
+
+
+def _is_available(name: str) -> bool:
+    return bool(getattr(torch.backends, name).is_available() if name == "mps" else torch.cuda.is_available())
