@@ -10,7 +10,7 @@ from keras import layers
 from safetensors.numpy import load_file, save_file
 
 import convscope
-from convscope.bundle import Bundle, load_bundle, load_model, open_model, temperature_of
+from convscope.bundle import Bundle, load_bundle, load_model, open_model
 from convscope.bundle.models import load_run_model, read_weights, write_weights
 from convscope.errors import ConvscopeError, DataError, RunError, UnknownNameError, UsageError
 from convscope.evaluation import apply_temperature, fit_temperature
@@ -56,14 +56,6 @@ def test_a_run_without_validation_predictions_stays_uncalibrated(digits_run, tmp
     loaded = load_bundle(run)
     assert loaded.temperature == 1
     assert loaded.statistics is None
-
-
-@pytest.mark.parametrize("errors", [0, 9], ids=["no error", "nine errors"])
-def test_too_few_errors_are_nothing_to_calibrate_on(errors):
-    probabilities = np.tile([0.9, 0.1], (100, 1))
-    labels = np.zeros(100, np.int64)
-    labels[:errors] = 1
-    assert temperature_of(probabilities, labels) == 1
 
 
 def test_images_of_any_size_are_taken(bundle, images):

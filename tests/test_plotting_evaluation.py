@@ -5,7 +5,7 @@ import pytest
 from prediction_cases import CASES, random_case
 
 from convscope.errors import UsageError
-from convscope.evaluation import Evaluation, compare, compare_seeds, scale_temperature
+from convscope.evaluation import Evaluation, compare, compare_seeds
 from convscope.plotting import (
     plot_comparison,
     plot_confused_pairs,
@@ -63,8 +63,7 @@ class TestReliability:
 
     def test_before_and_after_stand_side_by_side(self):
         run = evaluate("ten classes")
-        scaled = scale_temperature(run, run)
-        figure = drawn(plot_reliability(scaled.before.reliability, scaled.after.reliability))
+        figure = drawn(plot_reliability(run.reliability, run.calibrated(2.0).reliability))
         assert [axes.get_title().split("\n")[0] for axes in figure.axes[:2]] == [
             "As predicted",
             "After temperature scaling",

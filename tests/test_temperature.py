@@ -1,54 +1,158 @@
-"""Temperature scaling: fitted here, judged there."""
+"""The one decision about a run's temperature, and that everything reads it."""
 
 import json
 
 import numpy as np
 import pytest
 from prediction_cases import random_case
+from report_runs import make_dataset, make_evaluation, make_run
 
-from convscope.errors import UsageError
-from convscope.evaluation import Evaluation, apply_temperature, scale_temperature
+from convscope.bundle import load_bundle, load_calibration
+from convscope.evaluation import Calibration, Evaluation, apply_temperature, fit_temperature
+from convscope.evaluation.temperature import FEWEST_ERRORS, FEWEST_IMAGES
+from convscope.report import render_report
+from convscope.report.source import read_record
+from convscope.runs import RunDirectory
 
 
-def overconfident(seed, temperature=0.4):
-    """Labels drawn from calibrated probabilities, which are then sharpened."""
+def drawn(seed, temperature=0.4, count=4000):
+    """Draw labels from calibrated probabilities, which are then sharpened or softened."""
     rng = np.random.default_rng(seed)
-    calibrated, _ = random_case(4000, 5, seed, skill=0.0)
-    labels = (calibrated.cumsum(axis=1) > rng.random((4000, 1))).argmax(axis=1)
+    calibrated, _ = random_case(count, 5, seed, skill=0.0)
+    labels = (calibrated.cumsum(axis=1) > rng.random((count, 1))).argmax(axis=1)
     return Evaluation.from_probabilities(apply_temperature(calibrated, temperature), labels)
 
 
-def test_an_overconfident_network_is_calibrated_on_other_data():
-    found = scale_temperature(overconfident(1), overconfident(2))
-    assert found.temperature == pytest.approx(1 / 0.4, rel=0.1)
-    assert found.after.reliability.expected_error < 0.2 * found.before.reliability.expected_error
-    assert found.after.log_loss < found.before.log_loss
-    np.testing.assert_array_equal(found.after.predictions, found.before.predictions)
-    assert found.sentence().startswith("Overconfident: at temperature 2.")
+@pytest.mark.parametrize("distorted", [0.4, 2.5], ids=["too sure", "not sure enough"])
+def test_probabilities_are_calibrated_on_other_data(distorted):
+    found = Calibration.fit(drawn(1, distorted))
+    before = drawn(2, distorted)
+    after = before.calibrated(found.temperature)
+    assert found.used
+    assert found.temperature == pytest.approx(1 / distorted, rel=0.1)
+    assert after.reliability.expected_error < 0.2 * before.reliability.expected_error
+    assert after.log_loss < before.log_loss
+    np.testing.assert_array_equal(after.predictions, before.predictions)
+    assert after.loss == before.loss  # what Keras's evaluate says of the network itself
+
+
+def test_a_temperature_of_the_right_data_is_the_smallest_log_loss():
+    validation = drawn(1)
+    expected = fit_temperature(validation.probabilities, validation.labels)
+    assert Calibration.fit(validation).temperature == pytest.approx(expected, abs=1e-4)
+
+
+def test_calibrated_probabilities_stay_to_the_last_bit():
+    # Of 20 data sets that need no temperature hardly one gets one, and its effect is small.
+    found = [Calibration.fit(drawn(seed, 1.0, 500)) for seed in range(20)]
+    assert sum(one.used for one in found) <= 2
+    assert all(abs(np.log(one.fitted)) < 0.3 for one in found)
+    unused = next(one for one in found if not one.used)
+    evaluation = drawn(3)
+    assert evaluation.calibrated(unused.temperature) is evaluation
+
+
+def table(images, errors):
+    probabilities = np.tile([0.99, 0.01], (images, 1))
+    labels = np.zeros(images, np.int64)
+    labels[:errors] = 1
+    return Evaluation.from_probabilities(probabilities, labels)
 
 
 @pytest.mark.parametrize(
-    ("temperature", "word"), [(0.4, "Overconfident"), (2.5, "Underconfident")], ids=["sharp", "soft"]
+    ("images", "errors", "reason"),
+    [
+        (7, 3, "7 validation images are too few"),
+        (FEWEST_IMAGES - 1, 20, "images are too few"),
+        (500, FEWEST_ERRORS - 1, "9 validation errors are too few"),
+        (500, 1, "1 validation error is too few"),
+        (500, 0, "0 validation errors are too few"),
+    ],
 )
-def test_the_sentence_names_the_fault(temperature, word):
-    assert scale_temperature(overconfident(1, temperature), overconfident(2)).sentence().startswith(word)
+def test_too_few_images_or_errors_are_nothing_to_calibrate_on(images, errors, reason):
+    found = Calibration.fit(table(images, errors))
+    assert not found.used
+    assert found.fitted is None
+    assert reason in found.sentence()
 
 
-def test_calibrated_data_stay_as_they_are():
-    first = scale_temperature(overconfident(1), overconfident(1)).after
-    assert scale_temperature(first, first).sentence().startswith("Well calibrated: at temperature 1.00")
+def test_a_temperature_that_does_not_hold_on_other_images_is_not_used():
+    # Softened by what three fifths of the images say, while the others would have to be sharpened.
+    rng = np.random.default_rng(0)
+    probabilities = np.tile([0.6, 0.4], (60, 1))
+    labels = (rng.random(60) < 0.42).astype(np.int64)
+    found = Calibration.fit(Evaluation.from_probabilities(probabilities, labels))
+    assert not found.used
+    assert found.fitted is not None
+    assert "does not improve" in found.sentence()
 
 
-def test_json_is_plain():
-    content = json.loads(
-        json.dumps(scale_temperature(overconfident(1), overconfident(2)).to_json(), allow_nan=False)
+def test_the_decision_survives_its_file():
+    found = Calibration.fit(drawn(1))
+    assert Calibration.from_json(json.loads(json.dumps(found.to_json(), allow_nan=False))) == found
+    assert Calibration.from_json({"temperature": 2.0}).temperature == 2
+
+
+def overconfident_run(folder, count):
+    """Write a run whose validation predictions are far too sure."""
+    dataset = make_dataset(4, (12, 12, 1), count)
+    path, dataset = make_run(folder, dataset=dataset, right=0.7)
+    return path, dataset
+
+
+def test_report_prediction_and_evaluation_of_a_run_agree(tmp_path, typed):
+    path, dataset = overconfident_run(tmp_path / "run", 400)
+    bundle, contents = load_bundle(path), read_record(path)
+    assert bundle.temperature == contents.calibration.temperature > 1.2
+    with np.load(path / "predictions.npz") as stored:
+        own = stored["test_probabilities"].astype(np.float64)
+    expected = apply_temperature(own, bundle.temperature)
+    np.testing.assert_allclose(contents.evaluations["test"].probabilities, expected, rtol=1e-6)
+    written = json.loads((path / "evaluation.json").read_text())["test"]
+    first = written["worst_errors"][0]
+    assert first["probability_predicted"] == pytest.approx(expected[first["index"]].max(), rel=1e-6)
+    answer = typed("evaluate", str(path), "--json", cwd=tmp_path)
+    shown = json.loads(answer.stdout)
+    assert shown["temperature"]["temperature"] == bundle.temperature
+    assert shown["worst_errors"] == written["worst_errors"]
+    page = render_report(path, dataset=dataset)
+    assert f"temperature {bundle.temperature:.2f}" in page
+    assert f"T = {bundle.temperature:.3f}" in page
+
+
+def test_few_validation_images_give_no_temperature_anywhere(tmp_path):
+    path, dataset = overconfident_run(tmp_path / "run", 40)
+    assert load_bundle(path).temperature == 1
+    stored = json.loads((path / "calibration.json").read_text())
+    assert stored["temperature"] == 1
+    assert stored["images"] == 40
+    page = render_report(path, dataset=dataset)
+    assert "No temperature is used: 40 validation images are too few" in page
+    assert "after temperature scaling" not in page
+
+
+def test_a_run_that_recorded_a_temperature_keeps_it(tmp_path):
+    path, dataset = overconfident_run(tmp_path / "run", 40)
+    RunDirectory(path).write_json("calibration.json", {"temperature": 3.0, "images": 40})
+    assert load_calibration(RunDirectory(path)).temperature == load_bundle(path).temperature == 3
+    assert "T = 3.000" in render_report(path, dataset=dataset)
+
+
+def test_the_page_has_one_opinion_about_confidence(tmp_path):
+    path, dataset = make_run(tmp_path / "run", dataset=make_dataset(4, (12, 12, 1), 400), right=0.7)
+    page = render_report(path, dataset=dataset)
+    opinions = [words for words in ("too sure of itself", "less sure than it could be") if words in page]
+    assert opinions == ["too sure of itself"]
+    assert "nderconfident" not in page
+
+
+def test_a_temperature_that_harms_the_test_images_is_said_to(tmp_path):
+    dataset = make_dataset(4, (12, 12, 1), 400)
+    path, dataset = make_run(tmp_path / "run", dataset=dataset, right=0.7)
+    good = make_evaluation(dataset.test, dataset.class_names, 1.0, 5)
+    arrays = RunDirectory(path).read_arrays("predictions.npz")
+    RunDirectory(path).write_arrays(
+        "predictions.npz", {**arrays, "test_probabilities": good.probabilities.astype(np.float32)}
     )
-    assert content["after"]["expected_error"] < content["before"]["expected_error"]
-
-
-def test_other_classes_are_refused():
-    two = Evaluation.from_probabilities([[0.9, 0.1]], [0])
-    with pytest.raises(
-        UsageError, match="Expected two evaluations of the same classes, got different class names"
-    ):
-        scale_temperature(overconfident(1), two)
+    page = render_report(path, dataset=dataset)
+    assert "It stays all the same: the test images judge the choice" in page

@@ -8,7 +8,7 @@ onnx_session  an ONNX file → a function
 loading       a run or an export → Bundle
 """
 
-from convscope.bundle.loading import CALIBRATION_FILE, STATISTICS_FILE, Bundle, load_bundle, temperature_of
+from convscope.bundle.loading import CALIBRATION_FILE, STATISTICS_FILE, Bundle, load_bundle, load_calibration
 from convscope.bundle.models import WEIGHTS_FILE, load_model, open_model, write_weights
 
 __all__ = [
@@ -17,8 +17,8 @@ __all__ = [
     "WEIGHTS_FILE",
     "Bundle",
     "load_bundle",
+    "load_calibration",
     "load_model",
     "open_model",
-    "temperature_of",
     "write_weights",
 ]

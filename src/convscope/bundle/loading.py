@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from convscope.bundle.models import load_run_model
 from convscope.bundle.onnx_session import open_session
 from convscope.data.statistics import TrainingStatistics
 from convscope.errors import ConvscopeError, DataError, RunError, UsageError, sentence
-from convscope.evaluation import apply_temperature, fit_temperature
+from convscope.evaluation import Calibration, Evaluation, apply_temperature
 from convscope.preprocessing import DATA_FORMATS, RESIZES, SCALINGS, Preprocess
 from convscope.runs import RUN_FILE, RunDirectory, open_run
 
@@ -31,8 +31,6 @@ STATISTICS_FILE = "statistics.json"
 PREPROCESS_FILES = ("preprocess.json", "preprocess.npz")
 FORMATS = ("onnx", "keras", "torch")
 
-# A temperature fitted to fewer errors says more about those few images than about the network.
-FEWEST_ERRORS = 10
 LARGEST_SIDE = 16_384
 
 Forward = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
@@ -190,7 +188,7 @@ def load_bundle(path: str | Path, *, int8: bool = False) -> Bundle:
     model = load_run_model(run)
     preprocess = load_preprocess(run)
     return Bundle.from_model(
-        model, preprocess, load_class_names(run), load_temperature(run), load_statistics(run)
+        model, preprocess, load_class_names(run), load_calibration(run).temperature, load_statistics(run)
     )
 
 
@@ -254,8 +252,8 @@ def load_class_names(run: RunDirectory) -> tuple[str, ...]:
     return _checked_names(names, run.path / RUN_FILE)
 
 
-def load_temperature(run: RunDirectory) -> float:
-    """Load the temperature of a run; where none was recorded, fit it to the validation predictions.
+def load_calibration(run: RunDirectory) -> Calibration:
+    """Load a run's decision about its temperature; where none was recorded, make it from the predictions.
 
     Parameters
     ----------
@@ -264,50 +262,30 @@ def load_temperature(run: RunDirectory) -> float:
 
     Returns
     -------
-    float
-        1 where there are no validation predictions, or too few errors among them.
+    Calibration
 
     Raises
     ------
     ConvscopeError
         If a file is damaged.
     """
-    if (run.path / CALIBRATION_FILE).is_file():
-        return _checked_temperature(run.read_json(CALIBRATION_FILE), run.path / CALIBRATION_FILE)
+    file = run.path / CALIBRATION_FILE
+    if file.is_file():
+        record = run.read_json(CALIBRATION_FILE)
+        return replace(Calibration.from_json(record), temperature=_checked_temperature(record, file))
     if not (run.path / "predictions.npz").is_file():
-        return 1.0
+        return Calibration()
     source = str(run.path / "predictions.npz")
     arrays = read_arrays(run.read_bytes("predictions.npz"), source)
     if not {"validation_probabilities", "validation_labels"} <= set(arrays):
-        return 1.0
+        return Calibration()
     try:
-        return temperature_of(arrays["validation_probabilities"], arrays["validation_labels"])
-    except (ValueError, TypeError, IndexError) as error:
+        validation = Evaluation.from_probabilities(
+            arrays["validation_probabilities"], arrays["validation_labels"]
+        )
+    except (ConvscopeError, ValueError, TypeError, IndexError) as error:
         raise DataError(sentence(f"predictions in {source}", reason(error))) from error
-
-
-def temperature_of(probabilities: NDArray[Any], labels: NDArray[Any]) -> float:
-    """Fit the temperature to validation predictions, unless there are too few errors to learn from.
-
-    Parameters
-    ----------
-    probabilities : ndarray of shape (n, k)
-        Of validation images.
-    labels : ndarray of shape (n,), int64
-
-    Returns
-    -------
-    float
-
-    Examples
-    --------
-    >>> temperature_of(np.array([[0.9, 0.1]]), np.array([1]))
-    1.0
-    """
-    errors = np.count_nonzero(probabilities.argmax(axis=1) != labels)
-    if errors < FEWEST_ERRORS or not np.isfinite(probabilities).all():
-        return 1.0
-    return round(fit_temperature(probabilities.astype(np.float64), labels.astype(np.int64)), 4)
+    return Calibration.fit(validation)
 
 
 def load_statistics(run: RunDirectory) -> TrainingStatistics | None:

@@ -39,7 +39,8 @@ def evaluate(
     if part == "test":
         _count(contents, "error analysis", "evaluate")
     if json:
-        show_json({"run": str(run), "part": part, **evaluation.to_json()})
+        temperature = contents.calibration.to_json()
+        show_json({"run": str(run), "part": part, "temperature": temperature, **evaluation.to_json()})
         return
     say(f"{contents.network_name} on {contents.data_name}, {part} images: {evaluation}")
     calibration = evaluation.reliability.expected_error
@@ -47,6 +48,7 @@ def evaluate(
         f"Balanced accuracy {evaluation.balanced_accuracy:.2%}, Cohen's kappa {evaluation.kappa:.4f}, Brier "
         f"score {evaluation.brier_score:.4f}, expected calibration error {calibration:.2%}"
     )
+    say(contents.calibration.sentence())
     _show_confused(evaluation)
     worst = evaluation.worst_errors(10)
     rows = [

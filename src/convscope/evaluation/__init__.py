@@ -15,7 +15,7 @@ Rooms, in the order in which they build on each other:
     result        the Evaluation that holds them all
     comparison    two networks on the same images
     seeds         the same with several seeds on each side
-    temperature   calibration before and after temperature scaling
+    temperature   which temperature a run uses, decided once, by its validation images
     test_door     counts how often a run's test set is consulted, refuses choices by it
 """
 
@@ -30,10 +30,11 @@ from convscope.evaluation.metrics import worst_errors
 from convscope.evaluation.ranking import Areas, Curve
 from convscope.evaluation.result import Evaluation
 from convscope.evaluation.seeds import SeedComparison, compare_seeds
-from convscope.evaluation.temperature import TemperatureScaling, scale_temperature
+from convscope.evaluation.temperature import Calibration
 
 __all__ = [
     "Areas",
+    "Calibration",
     "Comparison",
     "ConfusedPair",
     "Coverage",
@@ -44,7 +45,6 @@ __all__ = [
     "OperatingPoint",
     "Reliability",
     "SeedComparison",
-    "TemperatureScaling",
     "apply_temperature",
     "as_labels",
     "as_names",
@@ -54,7 +54,6 @@ __all__ = [
     "compare_seeds",
     "fit_temperature",
     "out_of_sample_probabilities",
-    "scale_temperature",
     "wilson_interval",
     "worst_errors",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from convscope.errors import UsageError, sentence
 from convscope.evaluation import metrics, summaries
-from convscope.evaluation.calibration import Reliability, reliability
+from convscope.evaluation.calibration import Reliability, apply_temperature, reliability
 from convscope.evaluation.coverage import Coverage, coverage_curve
 from convscope.evaluation.examples import ConfusedPair, confused_pairs, images_by_difficulty
 from convscope.evaluation.inputs import as_labels, as_names, as_probabilities
@@ -39,7 +39,8 @@ class Evaluation:
     names : tuple of str of length n, or None
         A name for each image, by which an error can be traced to its file.
     loss : float
-        Mean categorical cross-entropy as Keras computes it, in nats.
+        Mean categorical cross-entropy as Keras computes it, in nats: of the network's own probabilities,
+        also where they were calibrated since.
     accuracy : float
         Share of images whose predicted class is the true one, from 0 to 1.
     confusion : ndarray of shape (k, k), int64
@@ -140,6 +141,29 @@ class Evaluation:
             confusion=confusion,
             **scores._asdict(),
         )
+
+    def calibrated(self, temperature: float) -> Evaluation:
+        """Scale the probabilities by a temperature; predicted classes and the loss stay the network's own.
+
+        Parameters
+        ----------
+        temperature : float
+            Above 0; 1 changes nothing.
+
+        Returns
+        -------
+        Evaluation
+
+        Examples
+        --------
+        >>> Evaluation.from_probabilities([[0.8, 0.2]], [0]).calibrated(2.0).probabilities.round(4)
+        array([[0.6667, 0.3333]])
+        """
+        if temperature == 1:
+            return self
+        table = apply_temperature(self.probabilities, temperature)  # (n, k)
+        table.flags.writeable = False
+        return replace(self, probabilities=table)
 
     @property
     def images(self) -> int:

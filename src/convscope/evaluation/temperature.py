@@ -1,116 +1,136 @@
-"""Calibration before and after temperature scaling, fitted on other data than it is judged by."""
+"""The one decision about calibration: which temperature a run's probabilities are divided by, and why."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
-from convscope.errors import UsageError, sentence
-from convscope.evaluation.calibration import apply_temperature, fit_temperature
+import numpy as np
+
+from convscope.evaluation.calibration import SMALLEST, apply_temperature, fit_temperature, reliability
+from convscope.evaluation.metrics import FloatArray, IntArray, true_class_probabilities
 from convscope.evaluation.result import Evaluation
 
+# A temperature fitted to fewer images or errors says more about those few than about the network.
+FEWEST_IMAGES, FEWEST_ERRORS = 50, 10
+FOLDS = 5
+# The gain on images that a temperature was not fitted on has to be this many standard errors above zero.
+STANDARD_ERRORS = 2.0
 
-@dataclass(frozen=True, eq=False)
-class TemperatureScaling:
-    """What one number, fitted on validation data, does to the probabilities of other data.
+
+@dataclass(frozen=True)
+class Calibration:
+    """The temperature that a run uses, decided by its validation images alone.
+
+    Prediction, exports, evaluation and report all read this decision; none of them makes one of its own.
 
     Attributes
     ----------
     temperature : float
-        Above 1 the network was overconfident, below 1 underconfident.
-    before, after : Evaluation
-        The same images with the probabilities as they came and as they are scaled; the predicted classes
-        are the same.
+        What scores are divided by before the softmax; 1 leaves the probabilities as they are.
+    images, errors : int
+        How many validation images there were, and how many of them were given a wrong class.
+    fitted : float or None
+        The temperature with the smallest log loss, whether it is used or not; None where none was fitted.
+    reason : str
+        Why it is used or not: the end of a sentence.
     """
 
-    temperature: float
-    before: Evaluation
-    after: Evaluation
+    temperature: float = 1.0
+    images: int = 0
+    errors: int = 0
+    fitted: float | None = None
+    reason: str = "the run has no predictions for validation images"
 
-    def sentence(self) -> str:
-        """Say in words what the scaling did.
+    @classmethod
+    def fit(cls, validation: Evaluation) -> Self:
+        """Fit a temperature, and decide whether it is used.
+
+        It takes at least 50 images and 10 errors. Then the temperature is fitted on four fifths of the
+        images and tried on the last fifth, five times in turn: it is used where both the log loss falls (by
+        more than two standard errors) and the expected calibration error falls on images that it was not
+        fitted on.
+
+        Parameters
+        ----------
+        validation : Evaluation
+            Of the network's own probabilities, for images that it was not trained on; not the test images.
 
         Returns
         -------
-        str
+        Calibration
 
         Examples
         --------
-        >>> table = [[0.99, 0.01]] * 4
-        >>> run = Evaluation.from_probabilities(table, [0, 0, 0, 1])
-        >>> scale_temperature(run, run).sentence().split(":")[0]
-        'Overconfident'
+        >>> few = Evaluation.from_probabilities([[0.99, 0.01]] * 4, [0, 0, 0, 1])
+        >>> Calibration.fit(few).sentence()
+        'No temperature is used: 4 validation images are too few (50 are needed).'
+        >>> sure = Evaluation.from_probabilities([[0.99, 0.01]] * 400, [0, 0, 0, 1] * 100)
+        >>> round(Calibration.fit(sure).temperature, 2)
+        4.18
         """
-        if abs(self.temperature - 1) < 0.02:
-            kind = "Well calibrated"
-        else:
-            kind = "Overconfident" if self.temperature > 1 else "Underconfident"
-        return (
-            f"{kind}: at temperature {self.temperature:.2f}, fitted on validation data, the expected "
-            f"calibration error goes from {self.before.reliability.expected_error:.2%} to "
-            f"{self.after.reliability.expected_error:.2%} and the log loss from "
-            f"{self.before.log_loss:.4f} to {self.after.log_loss:.4f}."
+        images, errors = validation.images, validation.errors
+        if images < FEWEST_IMAGES or errors < FEWEST_ERRORS:
+            what, found, needed = (
+                ("image", images, FEWEST_IMAGES)
+                if images < FEWEST_IMAGES
+                else ("error", errors, FEWEST_ERRORS)
+            )
+            few = f"1 validation {what} is" if found == 1 else f"{found} validation {what}s are"
+            return cls(images=images, errors=errors, reason=f"{few} too few ({needed} are needed)")
+        probabilities, labels = validation.probabilities, validation.labels
+        fitted = round(fit_temperature(probabilities, labels), 4)
+        held_out = _held_out(probabilities, labels)
+        gains = _log_losses(probabilities, labels) - _log_losses(held_out, labels)  # (n,)
+        significant = gains.mean() > STANDARD_ERRORS * gains.std(ddof=1) / np.sqrt(images)
+        before, after = (reliability(table, labels).expected_error for table in (probabilities, held_out))
+        if significant and after < before:
+            reason = "on validation images that it was not fitted on it improves log loss and calibration"
+            return cls(fitted, images, errors, fitted, reason)
+        what = "calibration" if significant else "log loss by more than chance"
+        reason = (
+            f"T = {fitted:.2f} does not improve the {what} on validation images that it was not fitted on"
         )
+        return cls(1.0, images, errors, fitted, reason)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """Take a decision out of ``calibration.json``; a record of the temperature alone will do."""
+        known = {key: record[key] for key in cls.__dataclass_fields__ if key in record}
+        return cls(**{"reason": "the run recorded it", **known})
+
+    @property
+    def used(self) -> bool:
+        """Whether the temperature changes anything."""
+        return self.temperature != 1
 
     def to_json(self) -> dict[str, Any]:
-        """Give the temperature and the calibration before and after as plain JSON types.
+        """Give the decision as plain JSON types."""
+        return asdict(self)
 
-        Returns
-        -------
-        dict
-
-        Examples
-        --------
-        >>> run = Evaluation.from_probabilities([[0.99, 0.01]] * 4, [0, 0, 0, 1])
-        >>> sorted(scale_temperature(run, run).to_json())
-        ['after', 'before', 'sentence', 'temperature']
-        """
-        return {
-            "temperature": self.temperature,
-            "before": _numbers(self.before),
-            "after": _numbers(self.after),
-            "sentence": self.sentence(),
-        }
+    def sentence(self) -> str:
+        """Say what was decided, and why."""
+        if not self.used:
+            return f"No temperature is used: {self.reason}."
+        softens = "softened" if self.temperature > 1 else "sharpened"
+        return (
+            f"Probabilities are {softens} by the temperature {self.temperature:.2f}, fitted on "
+            f"{self.images:,} validation images: {self.reason}."
+        )
 
 
-def scale_temperature(validation: Evaluation, judged: Evaluation) -> TemperatureScaling:
-    """Fit a temperature on validation data and apply it to other data.
-
-    Parameters
-    ----------
-    validation : Evaluation
-        What the temperature is fitted on; not the test data.
-    judged : Evaluation
-        What it is applied to.
-
-    Returns
-    -------
-    TemperatureScaling
-
-    Raises
-    ------
-    UsageError
-        When the two have different classes.
-
-    Examples
-    --------
-    >>> run = Evaluation.from_probabilities([[0.99, 0.01]] * 4, [0, 0, 0, 1])
-    >>> round(scale_temperature(run, run).temperature, 2)
-    4.18
-    """
-    if validation.class_names != judged.class_names:
-        raise UsageError(sentence("two evaluations of the same classes", "different class names"))
-    temperature = fit_temperature(validation.probabilities, validation.labels)
-    scaled = apply_temperature(judged.probabilities, temperature)
-    after = Evaluation.from_probabilities(scaled, judged.labels, judged.class_names, judged.names)
-    return TemperatureScaling(temperature, judged, after)
+def _held_out(probabilities: FloatArray, labels: IntArray) -> FloatArray:
+    """Scale every image's probabilities by a temperature that was fitted without it."""
+    folds = np.arange(len(labels)) % FOLDS  # images that are sorted by class fall evenly into all folds
+    scaled = np.empty_like(probabilities)
+    for fold in range(FOLDS):
+        out = folds == fold
+        temperature = fit_temperature(probabilities[~out], labels[~out])
+        scaled[out] = apply_temperature(probabilities[out], temperature)
+    return scaled
 
 
-def _numbers(result: Evaluation) -> dict[str, float]:
-    return {
-        "loss": result.loss,
-        "log_loss": result.log_loss,
-        "brier_score": result.brier_score,
-        "expected_error": result.reliability.expected_error,
-        "largest_error": result.reliability.largest_error,
-    }
+def _log_losses(probabilities: FloatArray, labels: IntArray) -> FloatArray:
+    losses: FloatArray = -np.log(np.maximum(true_class_probabilities(probabilities, labels), SMALLEST))
+    return losses

@@ -184,8 +184,7 @@ def _train_and_finish(
     for line in say_how_it_ended(session.config.training, training.history, record.get("ended")):
         tell(tuple(listeners), Notice(line))
     test_door.consult_run(run, "final evaluation", by="train")
-    evaluations = evaluate_parts(model, prepared)
-    write_evaluation(run, evaluations)
+    evaluations = write_evaluation(run, evaluate_parts(model, prepared))
     subject = f"{model.name} on {record['data']['name']}"
     write_figures(run, evaluations["test"], prepared.test, training.history, subject)
     run.write_json(RUN_FILE, record | {"status": "completed"})

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope import plotting
-from convscope.bundle import CALIBRATION_FILE, STATISTICS_FILE, WEIGHTS_FILE, temperature_of, write_weights
+from convscope.bundle import CALIBRATION_FILE, STATISTICS_FILE, WEIGHTS_FILE, write_weights
 from convscope.data.catalog import Split
 from convscope.data.statistics import TrainingStatistics
-from convscope.evaluation import Evaluation
+from convscope.evaluation import Calibration, Evaluation
 from convscope.experiment.assessment import draw_figures
 from convscope.preprocessing import Preprocess
 from convscope.runs import RunDirectory
@@ -63,26 +63,34 @@ def write_statistics(run: RunDirectory, train: Split) -> None:
     run.write_json(STATISTICS_FILE, TrainingStatistics.fit(train.images).to_json())
 
 
-def write_evaluation(run: RunDirectory, evaluations: Mapping[str, Evaluation]) -> None:
-    """Write predictions and what they are worth, and the temperature that calibrates them.
+def write_evaluation(run: RunDirectory, evaluations: Mapping[str, Evaluation]) -> dict[str, Evaluation]:
+    """Write the network's predictions, the temperature that calibrates them, and what they are then worth.
 
     Parameters
     ----------
     run : RunDirectory
         To write into.
     evaluations : mapping of str to Evaluation
-        Of each part, by its name.
+        Of each part, by its name: of the network's own probabilities.
+
+    Returns
+    -------
+    dict of str to Evaluation
+        The same, calibrated as every prediction from this run will be.
     """
-    run.write_json("evaluation.json", {part: one.to_json() for part, one in evaluations.items()})
     arrays: dict[str, NDArray[Any]] = {}
     for part, evaluation in evaluations.items():
         arrays[f"{part}_probabilities"] = evaluation.probabilities.astype(np.float32)
         arrays[f"{part}_labels"] = evaluation.labels
         arrays[f"{part}_names"] = np.array(evaluation.names)
     run.write_arrays("predictions.npz", arrays)
+    calibration = Calibration()
     if validation := evaluations.get("validation"):
-        temperature = temperature_of(validation.probabilities, validation.labels)
-        run.write_json(CALIBRATION_FILE, {"temperature": temperature, "images": validation.images})
+        calibration = Calibration.fit(validation)
+        run.write_json(CALIBRATION_FILE, calibration.to_json())
+    calibrated = {part: one.calibrated(calibration.temperature) for part, one in evaluations.items()}
+    run.write_json("evaluation.json", {part: one.to_json() for part, one in calibrated.items()})
+    return calibrated
 
 
 def write_figures(

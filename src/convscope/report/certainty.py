@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from convscope.evaluation import Evaluation, Reliability, TemperatureScaling, scale_temperature
+from convscope.evaluation import Evaluation, Reliability
 from convscope.report.charts import Chart, as_percent, padded, thin
 from convscope.report.source import Contents
-from convscope.report.words import THIN, number, percent
+from convscope.report.words import number, percent
 
 # Bins with fewer images are drawn pale: their accuracy is mostly luck.
 FEW = 10
@@ -19,48 +19,71 @@ TARGETS = (0.95, 0.99, 0.995, 0.999)
 LEAST_DRAWN, LEAST_ANSWERED = 0.02, 0.05
 
 
-def certainty(contents: Contents, evaluation: Evaluation) -> dict[str, Any]:
+def certainty(contents: Contents, part: str, evaluation: Evaluation) -> dict[str, Any]:
     """Compare confidence with accuracy, before and after temperature scaling, and accuracy with coverage.
 
     Parameters
     ----------
     contents : Contents
-        The run; the temperature is fitted on its validation images.
+        The run.
+    part : str
+        What the report is about: ``test`` or ``validation``.
     evaluation : Evaluation
-        On the part of the data that the report is about.
+        Of that part, calibrated.
 
     Returns
     -------
     dict
         ``charts`` (title, svg, caption), ``rows`` before and after, ``sentences``, ``abstaining``.
     """
-    before = evaluation.reliability
-    scaled = _scaled(contents, evaluation)
-    charts = [{"title": "Confidence against accuracy", "svg": _diagram(before)}]
-    rows = [("as predicted", before.expected_error, before.largest_error, evaluation.loss)]
-    if scaled is not None:
-        temperature, after = scaled.temperature, scaled.after
+    calibration = contents.calibration
+    own = contents.uncalibrated.get(part, evaluation)
+    charts = [{"title": "Confidence against accuracy", "svg": _diagram(own.reliability)}]
+    rows = [_row("as predicted", own)]
+    if calibration.used:
+        temperature = calibration.temperature
         charts.append(
-            {"title": "The same after temperature scaling", "svg": _diagram(after.reliability, temperature)}
+            {
+                "title": "The same after temperature scaling",
+                "svg": _diagram(evaluation.reliability, temperature),
+            }
         )
-        what = f"after temperature scaling (T = {temperature:.3f})"
-        rows.append((what, after.reliability.expected_error, after.reliability.largest_error, after.loss))
+        rows.append(_row(f"after temperature scaling (T = {temperature:.3f})", evaluation))
     return {
         "charts": charts,
         "rows": rows,
-        "sentences": _sentences(before, evaluation),
+        "sentences": [_confidence(own), *_scaling(contents, part, own, evaluation)],
         "coverage": _coverage_chart(evaluation) if evaluation.errors else None,
         "abstaining": _abstaining(evaluation),
-        "scaling": scaled.sentence().replace("%", f"{THIN}%") if scaled else "",
     }
 
 
-def _scaled(contents: Contents, evaluation: Evaluation) -> TemperatureScaling | None:
-    """Fit a temperature on validation images and apply it to the others, where there are both."""
-    validation = contents.evaluations.get("validation")
-    return (
-        None if validation is None or validation is evaluation else scale_temperature(validation, evaluation)
+def _row(what: str, evaluation: Evaluation) -> tuple[str, float, float, float]:
+    found = evaluation.reliability
+    return what, found.expected_error, found.largest_error, evaluation.log_loss
+
+
+def _scaling(contents: Contents, part: str, own: Evaluation, scaled: Evaluation) -> list[str]:
+    """Say which temperature the run uses and what it does to the images that the report is about."""
+    calibration = contents.calibration
+    sentences = [calibration.sentence()]
+    if not calibration.used:
+        return sentences
+    before, after = own.reliability.expected_error, scaled.reliability.expected_error
+    sentences.append(
+        f"On the {part} images the expected calibration error goes from {percent(before)} to "
+        f"{percent(after)}, and the log loss from {own.log_loss:.4f} to {scaled.log_loss:.4f}."
     )
+    if part == "test" and after > before:
+        sentences.append(
+            "So it did not help on these images. It stays all the same: the test images judge the choice, "
+            "they do not make it."
+        )
+    sentences.append(
+        "The probabilities of single images on this page are scaled, as those of `convscope predict` and "
+        "of exports are; the loss and the walk inside are the network’s own."
+    )
+    return sentences
 
 
 def _diagram(found: Reliability, temperature: float | None = None) -> Markup:
@@ -84,21 +107,22 @@ def _diagram(found: Reliability, temperature: float | None = None) -> Markup:
     )
 
 
-def _sentences(found: Reliability, evaluation: Evaluation) -> list[str]:
-    confidence = float(np.clip(evaluation.probabilities.max(axis=1), 0, 1).mean())
-    gap = confidence - evaluation.accuracy
+def _confidence(own: Evaluation) -> str:
+    """Say whether the network is as sure as it is right: within the interval it may well be."""
+    confidence = float(np.clip(own.probabilities.max(axis=1), 0, 1).mean())
+    low, high = own.accuracy_interval
     how = (
-        "about as sure as it is right"
-        if abs(gap) < 0.005
-        else "too sure of itself"
-        if gap > 0
+        "too sure of itself"
+        if confidence > high
         else "less sure than it could be"
+        if confidence < low
+        else "about as sure as it is right"
     )
-    return [
+    return (
         f"On average the network gives its answers {percent(confidence)} and is right for "
-        f"{percent(evaluation.accuracy)}: it is {how}. Its confidence is off by "
-        f"{percent(found.expected_error)} on average (expected calibration error, 15 bins)."
-    ]
+        f"{percent(own.accuracy)}: it is {how}. Its confidence is off by "
+        f"{percent(own.reliability.expected_error)} on average (expected calibration error, 15 bins)."
+    )
 
 
 def _coverage_chart(evaluation: Evaluation) -> Markup:

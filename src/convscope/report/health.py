@@ -46,7 +46,7 @@ def health(contents: Contents) -> dict[str, Any] | None:
     usable = contents.history if contents.history.get("loss") else None
     if judged is None:
         return _shown(judge_curves(usable), (), 0) if usable else None
-    evaluation = judged[1]
+    evaluation = contents.uncalibrated[judged[0]]  # the network's own probabilities: they show the training
     chance = float(evaluation.support.max() / evaluation.images)
     curves = judge_curves(usable, chance) if usable else ()
     verdicts = (*judge_confidence(evaluation.probabilities, evaluation.labels), *curves)

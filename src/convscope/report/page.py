@@ -187,7 +187,7 @@ def _sections(contents: Contents) -> dict[str, Any]:
         "mistakes": _attempt(partial(mistakes, evaluation, gallery)),
         "confusion": _attempt(partial(confusion, evaluation, gallery)),
         "cells": _attempt(partial(cells, evaluation, behind)),
-        "certainty": _attempt(partial(certainty, contents, evaluation)),
+        "certainty": _attempt(partial(certainty, contents, part, evaluation)),
     }
     return sections | (_probes(contents, evaluation) if part == "test" else {})
 

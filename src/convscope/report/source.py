@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.bundle import Bundle, load_bundle
+from convscope.bundle import Bundle, load_bundle, load_calibration
 from convscope.data.catalog import Dataset, load_again
 from convscope.errors import ConvscopeError, DataError, RunError, sentence
-from convscope.evaluation import Evaluation
+from convscope.evaluation import Calibration, Evaluation
 from convscope.evaluation.test_door import CONSULTATIONS
 from convscope.runs import RUN_FILE, RunDirectory, open_run
 
@@ -35,7 +35,12 @@ class Contents:
     history : dict of str to list of float
         A value for each finished epoch; empty when there is none.
     evaluations : dict of str to Evaluation
-        For ``test`` and ``validation``, where the run has predictions for them.
+        For ``test`` and ``validation``, where the run has predictions for them; calibrated, as ``predict``
+        and exports are.
+    uncalibrated : dict of str to Evaluation
+        The same of the network's own probabilities.
+    calibration : Calibration
+        Between the two.
     images : ndarray of shape (n, h, w, c), uint8, or None
         The test images, in the order of the predictions.
     images_missing : str
@@ -48,6 +53,8 @@ class Contents:
     record: dict[str, Any]
     history: dict[str, list[float]]
     evaluations: dict[str, Evaluation]
+    uncalibrated: dict[str, Evaluation]
+    calibration: Calibration
     images: NDArray[np.uint8] | None = field(default=None, repr=False)
     images_missing: str = ""
     consultations: dict[str, Any] | None = None
@@ -141,9 +148,13 @@ def read_record(run_path: str | Path) -> Contents:
     """
     run = open_run(run_path)
     record = _record(run)
-    evaluations = _evaluations(run, tuple(record["data"].get("class_names", ())))
+    own = _evaluations(run, tuple(record["data"].get("class_names", ())))
+    calibration = load_calibration(run) if own else Calibration()
+    calibrated = {part: one.calibrated(calibration.temperature) for part, one in own.items()}
     consultations = run.read_json(CONSULTATIONS) if (run.path / CONSULTATIONS).is_file() else None
-    return Contents(run.path, record, _history(run), evaluations, consultations=consultations)
+    return Contents(
+        run.path, record, _history(run), calibrated, own, calibration, consultations=consultations
+    )
 
 
 def _record(run: RunDirectory) -> dict[str, Any]:

@@ -358,6 +358,5 @@ def _image(evaluation: Evaluation, index: int, album: Album) -> dict[str, Any]:
         "name": name(evaluation.name_of(index)),
         "true": true,
         "predicted": predicted,
-        "probability": float(evaluation.probabilities[index, predicted]),
         "picture": album.picture(index),
     }

@@ -94,6 +94,6 @@ def _judge_overconfidence(confidence: float, accuracy: float) -> Verdict:
     level = level_of(gap, OVERCONFIDENCE_NOTE, OVERCONFIDENCE_WARNING)
     text = f"The mean probability of the answers is {confidence:.2%}, and {accuracy:.2%} of them are right."
     if level != "good":
-        text += " Probabilities promise too much: fit a temperature on validation data."
+        text += " Probabilities promise too much; a temperature fitted on validation data corrects that."
     source = f"Guo et al. (2017), section 2, on calibration; the 5 points are {OURS}"
     return Verdict("overconfidence", level, text, gap, OVERCONFIDENCE_NOTE, source)
