@@ -19,7 +19,7 @@ from training_cases import (
 
 import convscope
 from convscope.errors import LoweringError, UnknownNameError, UsageError
-from convscope.training.events import Notice, TrainBegin
+from convscope.training.events import EpochEnd, Notice, TrainBegin
 
 X, Y = images()
 LABELS = Y.argmax(axis=1)
@@ -446,8 +446,43 @@ def test_memory_mapped_arrays_are_trained_from(tmp_path):
     assert identical(weights(on_disk), weights(in_memory))
 
 
-def test_a_given_number_of_steps_walks_through_the_passes():
-    assert_both_agree(network, epochs=4, steps_per_epoch=3)
+STEPS = {
+    "ends-a-pass-early": ({"epochs": 4, "steps_per_epoch": 3}, 3 + 2 + 3 + 2),
+    "begins-later": ({"epochs": 4, "steps_per_epoch": 3, "initial_epoch": 1}, 3 + 2 + 3),
+    "more-than-there-are": ({"epochs": 2, "steps_per_epoch": 9}, 5 + 5),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*ran out of data|.*end before steps_per_epoch|__array__ implementation")
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize(("arguments", "updates"), STEPS.values(), ids=STEPS.keys())
+def test_an_epoch_of_a_given_number_of_steps_stops_at_the_end_of_a_pass(arguments, updates, shuffle):
+    fast, slow, ours, theirs = fit_both(network, shuffle=shuffle, **arguments)
+    assert_same_history(ours, theirs)
+    assert_close(weights(fast), weights(slow))
+    assert int(fast.optimizer.iterations.value) == int(slow.optimizer.iterations.value) == updates
+    if not shuffle:
+        itself = network()
+        assert_same_history(ours, itself.fit(X, Y, batch_size=16, verbose=0, shuffle=False, **arguments))
+        assert_close(weights(fast), weights(itself))
+
+
+def test_an_epoch_that_runs_out_of_data_says_so():
+    with pytest.warns(UserWarning, match="end before steps_per_epoch"):
+        fit_fast(network(), epochs=1, steps_per_epoch=9)
+
+
+def test_keras_itself_goes_on_only_between_two_passes():
+    states = []
+
+    def listen(event):
+        if isinstance(event, EpochEnd):
+            states.append(event.snapshot())
+
+    fit_fast(network(), epochs=1, steps_per_epoch=3, listeners=[listen])
+    arguments = SETTINGS | {"steps_per_epoch": 3, "resume_from": states[-1]}
+    with pytest.raises(UsageError, match=r"between two passes over the data .* got step 3 of a pass"):
+        convscope.fit(network(), X, Y, engine="keras", **arguments)
 
 
 def test_steps_without_a_batch_size_share_the_rows_out():
@@ -506,6 +541,52 @@ def test_datasets_equal_keras(shuffle, arguments):
     theirs = convscope.fit(slow, Batches(), engine="keras", **options)
     assert_same_history(ours, theirs)
     assert_close(weights(fast), weights(slow))
+
+
+class Told(Batches):
+    """Reads its data when an epoch begins, and keeps what it was asked for."""
+
+    def __init__(self, calls):
+        super().__init__()
+        self.calls, self.data = calls, None
+
+    def on_epoch_begin(self):
+        self.calls.append("begin")
+        self.data = X, Y
+
+    def on_epoch_end(self):
+        self.calls.append("end")
+
+    def __getitem__(self, index):
+        self.calls.append(index)
+        rows = slice(index * self.size, (index + 1) * self.size)
+        return tuple(part[rows] for part in self.data)
+
+
+@pytest.mark.filterwarnings("ignore:.*ran out of data|__array__ implementation")
+@pytest.mark.parametrize("arguments", [{}, {"steps_per_epoch": 2, "epochs": 3}], ids=str)
+@pytest.mark.parametrize("engine", ["fast", "keras"])
+def test_a_dataset_is_told_of_epochs_as_in_keras(engine, arguments):
+    calls = {"convscope": [], "keras": []}
+    options = {"epochs": 2, "verbose": 0, "shuffle": False} | arguments
+    ours, theirs = network(), network()
+    for _ in range(2):  # the second time nothing is left to be built
+        for who, train in (("convscope", convscope.fit), ("keras", keras.Model.fit)):
+            how = {"engine": engine} if who == "convscope" else {}
+            model = ours if who == "convscope" else theirs
+            train(model, Told(calls[who]), **options, **how, validation_data=Told(calls[who]))
+    assert calls["convscope"] == calls["keras"]
+
+
+@pytest.mark.filterwarnings("ignore:.*ran out of data|__array__ implementation")
+@pytest.mark.parametrize("engine", ["fast", "keras"])
+def test_epochs_that_share_a_pass_over_a_dataset_share_its_order(engine):
+    calls = []
+    options = SETTINGS | {"batch_size": None, "steps_per_epoch": 2, "epochs": 3}
+    convscope.fit(network(), Told(calls), engine=engine, **options)
+    seen = [call for call in calls[calls.index("end") :] if isinstance(call, int)]
+    assert sorted(seen) == list(range(5))
+    assert seen != list(range(5))
 
 
 @pytest.mark.parametrize("workers", [2, 4])

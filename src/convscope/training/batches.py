@@ -45,12 +45,24 @@ def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     return order
 
 
+def first_epoch_of_pass(epoch: int, first_epoch: int, steps: int, steps_per_pass: int) -> int:
+    """Name the epoch that begins the pass over the data in which an epoch lies.
+
+    Examples
+    --------
+    >>> [first_epoch_of_pass(epoch, 0, 3, 7) for epoch in range(5)]
+    [0, 0, 0, 3, 3]
+    """
+    return epoch - (epoch - first_epoch) % math.ceil(steps_per_pass / steps)
+
+
 @dataclass(frozen=True)
 class BatchPlan:
     """The batches of every epoch over a fixed number of rows.
 
-    Where an epoch is not one pass over the rows (``steps_per_epoch`` was given), epochs follow each other
-    through the passes without a gap, and each pass has an order of its own.
+    Where an epoch is shorter than a pass over the rows (``steps_per_epoch`` was given), epochs follow each
+    other through the pass; as in Keras, the one that reaches its end stops there, and the next one begins a
+    pass with an order of its own.
 
     Attributes
     ----------
@@ -63,13 +75,18 @@ class BatchPlan:
     seed : int
         What the order is a function of, with the number of the pass.
     steps_per_epoch : int or None
-        Batches in an epoch; None for one pass.
+        Batches in an epoch, at most; None for one pass.
+    first_epoch : int
+        The absolute epoch that begins the first pass.
 
     Examples
     --------
     >>> plan = BatchPlan(rows=5, batch_size=2, shuffle=False, seed=0)
     >>> [plan.rows_of(0, step).tolist() for step in range(plan.steps)]
     [[0, 1], [2, 3], [4]]
+    >>> plan = BatchPlan(rows=5, batch_size=2, shuffle=False, seed=0, steps_per_epoch=2)
+    >>> [plan.steps_of(epoch) for epoch in range(4)]
+    [2, 1, 2, 1]
     """
 
     rows: int
@@ -77,6 +94,7 @@ class BatchPlan:
     shuffle: Shuffle = True
     seed: int = 0
     steps_per_epoch: int | None = None
+    first_epoch: int = 0
 
     @property
     def steps_per_pass(self) -> int:
@@ -85,8 +103,19 @@ class BatchPlan:
 
     @property
     def steps(self) -> int:
-        """Batches in one epoch."""
+        """Batches in one epoch, at most."""
         return self.steps_per_epoch or self.steps_per_pass
+
+    def steps_of(self, epoch: int) -> int:
+        """Count the batches of one epoch: fewer than usual where it reaches the end of a pass."""
+        return min(self.steps, self.steps_per_pass - self.offset_of(epoch))
+
+    def offset_of(self, epoch: int) -> int:
+        """Say how many batches of its pass lie before an epoch."""
+        return (epoch - self._beginning(epoch)) * self.steps
+
+    def _beginning(self, epoch: int) -> int:
+        return first_epoch_of_pass(epoch, self.first_epoch, self.steps, self.steps_per_pass)
 
     def rows_of(self, epoch: int, step: int) -> NDArray[np.int64]:
         """Name the rows of one batch.
@@ -103,7 +132,7 @@ class BatchPlan:
         ndarray of int64
             Row numbers, in the order in which they stand in the batch.
         """
-        number, batch = divmod(epoch * self.steps + step, self.steps_per_pass)
+        number, batch = self._beginning(epoch), self.offset_of(epoch) + step
         first = batch * self.batch_size
         last = min(first + self.batch_size, self.rows)
         if self.shuffle == "batch":
@@ -115,7 +144,12 @@ class BatchPlan:
 
 
 def plan_batches(
-    rows: int, batch_size: int | None, steps: int | None, shuffle: Shuffle, seed: int
+    rows: int,
+    batch_size: int | None,
+    steps: int | None,
+    shuffle: Shuffle,
+    seed: int,
+    first_epoch: int = 0,
 ) -> BatchPlan:
     """Plan the batches as Keras's ``fit`` reads its arguments.
 
@@ -129,7 +163,7 @@ def plan_batches(
         Batches in an epoch; None for one pass.
     shuffle : bool or "batch"
         See :class:`BatchPlan`.
-    seed : int
+    seed, first_epoch : int
         See :class:`BatchPlan`.
 
     Returns
@@ -153,4 +187,4 @@ def plan_batches(
         if value is not None and (isinstance(value, bool) or value != int(value) or value < 1):
             raise UsageError(sentence(f"{name} of at least 1, a whole number", value))
     size = batch_size or (math.ceil(rows / steps) if steps else 32)
-    return BatchPlan(rows, int(size), shuffle, seed, steps)
+    return BatchPlan(rows, int(size), shuffle, seed, steps, first_epoch)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import keras
 import torch
@@ -164,6 +166,7 @@ def _training_feed(request: FitRequest, device: torch.device) -> ArrayFeed | Str
         class_weight=request.class_weight,
         seed=request.seed if request.shuffle else None,
         augment=request.augment,
+        first_epoch=request.initial_epoch,
     )
 
 
@@ -181,10 +184,16 @@ def _validation_feed(request: FitRequest, device: torch.device) -> ArrayFeed | S
 
 def _build(model: keras.Model, feed: ArrayFeed | StreamFeed) -> None:
     """Let Keras build model, loss, metrics and optimizer from one batch's shapes, as its ``fit`` does."""
-    x, y, weight = feed.batch(0, 0) if isinstance(feed, ArrayFeed) else feed.first_batch()
-    if y is None:
-        raise UsageError(sentence("targets y for the loss", "none"))
-    model._symbolic_build(data_batch=(x, y, weight))
+    model._symbolic_build(iterator=_with_targets(feed.look()))
+    feed.reset()
+
+
+def _with_targets(batches: Iterator[Any]) -> Iterator[Any]:
+    """Refuse a batch without targets; nothing is read before somebody asks."""
+    for first, last, data in batches:
+        if data[0][1] is None:
+            raise UsageError(sentence("targets y for the loss", "none"))
+        yield first, last, data
 
 
 def _lowered(request: FitRequest, device: torch.device) -> LoweredNetwork:

@@ -30,6 +30,7 @@ from convscope.training.inputs import (
 Batch = tuple[Any, Any, Any]  # x, y, sample_weight as tensors or structures of them; the last may be None
 ROWS_BETWEEN_RELEASES = 4096  # each may have brought in 64 KiB around it
 LARGE_MAPPING = 1 << 26  # bytes of a mapped file from which giving pages back pays
+_OUT_OF_DATA = "The data end before steps_per_epoch steps; the epoch stops there, as in Keras."
 _RESIDENT_SHARE = 0.5  # of a GPU's free memory that the training data may take
 
 
@@ -85,13 +86,22 @@ class ArrayFeed:
 
     @property
     def steps(self) -> int:
-        """Batches in an epoch."""
+        """Batches in an epoch, at most."""
         return self._plan.steps
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Give the batches of one epoch, from one of its steps on."""
-        for step in range(first_step, self.steps):
+        for step in range(first_step, self._plan.steps_of(epoch)):
             yield self.batch(epoch, step)
+        if self._plan.steps_of(epoch) < self.steps:
+            warnings.warn(_OUT_OF_DATA, stacklevel=2)
+
+    def look(self) -> Iterator[Any]:
+        """Give a batch to learn the shapes from, as Keras's iterator would."""
+        yield 0, 0, [self.batch(self._plan.first_epoch, 0)]
+
+    def reset(self) -> None:
+        """Begin anew after a look; nothing to do."""
 
     def batch(self, epoch: int, step: int) -> Batch:
         """Gather one batch."""
@@ -137,6 +147,8 @@ class StreamFeed:
         Where the batches are to be.
     restarts : bool
         Begin the stream anew for each epoch, as Keras does for validation; otherwise go on where it stands.
+    first_epoch : int
+        The absolute epoch that begins the first pass over a PyDataset.
     """
 
     def __init__(
@@ -148,11 +160,12 @@ class StreamFeed:
         seed: int | None,
         device: torch.device,
         restarts: bool,
+        first_epoch: int = 0,
     ) -> None:
         self._device, self._restarts, self._class_weight = device, restarts, class_weight
         from keras.src.backend.torch.trainer import TorchEpochIterator  # only where torch is the back end
 
-        self._source = prepare_stream(stream, seed)
+        self._source = prepare_stream(stream, seed, steps, first_epoch)
         self._iterator = TorchEpochIterator(
             self._source, steps_per_epoch=steps, shuffle=False, class_weight=class_weight
         )
@@ -163,22 +176,25 @@ class StreamFeed:
         count = self._iterator.num_batches
         return None if count is None else int(count)
 
-    def first_batch(self) -> Batch:
-        """Look at a batch before training begins, as Keras does to learn the shapes."""
+    def look(self) -> Iterator[Any]:
+        """Give a batch to learn the shapes from, as Keras's iterator would."""
         if isinstance(self._source, PreparedDataset):
-            return self._unpack(first_batch(self._source, self._class_weight))
+            yield 0, 0, [self._unpack(first_batch(self._source, self._class_weight))]
+            return
         for _, _, data in self._iterator:
-            batch = self._unpack(data[0])
-            self._iterator.reset()
-            return batch
+            yield 0, 0, [self._unpack(data[0])]
         raise UsageError(sentence("at least one batch", "none"))
+
+    def reset(self) -> None:
+        """Begin anew after a look, as Keras does: a PyDataset is told that an epoch ends."""
+        self._iterator.reset()
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Give the batches of one epoch, from one of its steps on."""
         if self._restarts:
             self._iterator.reset()
         if isinstance(self._source, PreparedDataset):
-            self._source.epoch = epoch
+            self._source.begin_epoch(epoch)
         for step, _, data in self._iterator:
             if step >= first_step:
                 yield self._unpack(data[0])
@@ -201,11 +217,18 @@ def make_feed(
     seed: int | None = None,
     augment: ImageAugmentation | None = None,
     restarts: bool = False,
+    first_epoch: int = 0,
 ) -> ArrayFeed | StreamFeed:
     """Choose the feed for an input; parameters as for the feeds themselves."""
     if isinstance(data, StreamInput):
         return StreamFeed(
-            data, steps=steps, class_weight=class_weight, seed=seed, device=device, restarts=restarts
+            data,
+            steps=steps,
+            class_weight=class_weight,
+            seed=seed,
+            device=device,
+            restarts=restarts,
+            first_epoch=first_epoch,
         )
     assert plan is not None  # noqa: S101  arrays always have a plan
     return ArrayFeed(data, plan, class_weight, device, augment)

@@ -77,8 +77,8 @@ def fit(
         Compiled. Afterwards it holds the trained weights, its optimizer the moments.
     x, y, batch_size, epochs, verbose, callbacks, validation_split, validation_data, shuffle, class_weight, \
 sample_weight, initial_epoch, steps_per_epoch, validation_steps, validation_batch_size, validation_freq
-        See ``keras.Model.fit``. With arrays and ``steps_per_epoch``, an epoch that reaches the end of the
-        data goes on with the next pass.
+        See ``keras.Model.fit``. With ``steps_per_epoch``, an epoch that reaches the end of the data stops
+        there, and the next one begins the next pass.
     engine : {"auto", "fast", "keras"}
         ``auto`` lowers the model where that is possible and says in one line why where it is not; ``fast``
         makes that an error; ``keras`` is Keras's own ``fit``.
@@ -160,7 +160,7 @@ sample_weight, initial_epoch, steps_per_epoch, validation_steps, validation_batc
         model=model,
         train=train,
         validation=validation,
-        plan=plan_rows(train, batch_size, steps_per_epoch, shuffle, seed_in_use),
+        plan=plan_rows(train, batch_size, steps_per_epoch, shuffle, seed_in_use, int(initial_epoch)),
         validation_plan=plan_validation(validation, validation_batch_size or batch_size, validation_steps),
         epochs=int(epochs),
         initial_epoch=int(initial_epoch),

@@ -14,7 +14,7 @@ from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
 from numpy.typing import NDArray
 
 from convscope.errors import UsageError, sentence
-from convscope.training.batches import epoch_order
+from convscope.training.batches import epoch_order, first_epoch_of_pass
 
 
 class ImagePreprocess(Protocol):
@@ -154,14 +154,30 @@ class PreparedDataset(keras.utils.PyDataset):  # type: ignore[misc]  # Keras is 
         Applied to the images of each batch.
     seed : int or None
         Shuffle the batches by this seed and the absolute epoch; None leaves their order.
+    steps : int or None
+        Batches in an epoch; None for one pass.
+    first_epoch : int
+        The absolute epoch that begins the first pass.
     """
 
     def __init__(
-        self, dataset: keras.utils.PyDataset, preprocess: ImagePreprocess | None, seed: int | None
+        self,
+        dataset: keras.utils.PyDataset,
+        preprocess: ImagePreprocess | None,
+        seed: int | None,
+        steps: int | None = None,
+        first_epoch: int = 0,
     ) -> None:
         super().__init__(dataset.workers, dataset.use_multiprocessing, dataset.max_queue_size)
-        self.epoch = 0
         self._dataset, self._preprocess, self._seed = dataset, preprocess, seed
+        self._steps, self._first_epoch, self._number = steps, first_epoch, first_epoch
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Take the order of the pass in which this epoch lies."""
+        count = self.num_batches
+        self._number = epoch
+        if self._steps is not None and count is not None:
+            self._number = first_epoch_of_pass(epoch, self._first_epoch, self._steps, count)
 
     @property
     def num_batches(self) -> int | None:
@@ -172,7 +188,7 @@ class PreparedDataset(keras.utils.PyDataset):  # type: ignore[misc]  # Keras is 
     def __getitem__(self, index: int) -> Any:
         count = self.num_batches
         if self._seed is not None and count is not None:
-            index = int(epoch_order(self._seed, self.epoch, count)[index])
+            index = int(epoch_order(self._seed, self._number, count)[index])
         return preprocess_batch(self._dataset[index], self._preprocess)
 
     def on_epoch_begin(self) -> None:
@@ -185,11 +201,12 @@ class PreparedDataset(keras.utils.PyDataset):  # type: ignore[misc]  # Keras is 
 
 
 def first_batch(dataset: PreparedDataset, class_weight: Mapping[int, float] | None) -> Any:
-    """Read the first batch of a dataset without starting its workers.
+    """Read the first batch of a dataset at the beginning of an epoch, without starting its workers.
 
     Keras's own look at the first batch leaves what the workers had read ahead in their queue, and the epoch
     that follows begins with it.
     """
+    dataset.on_epoch_begin()
     return PyDatasetAdapter(keras.utils.PyDataset(), class_weight)._standardize_batch(dataset[0])
 
 
@@ -207,7 +224,9 @@ def preprocess_stream(batches: Any, preprocess: ImagePreprocess) -> Iterator[Any
         yield preprocess_batch(batch, preprocess)
 
 
-def prepare_stream(stream: StreamInput, seed: int | None) -> Any:
+def prepare_stream(
+    stream: StreamInput, seed: int | None, steps: int | None = None, first_epoch: int = 0
+) -> Any:
     """Put preprocessing and order around a stream, in a form that Keras takes.
 
     Parameters
@@ -216,6 +235,8 @@ def prepare_stream(stream: StreamInput, seed: int | None) -> Any:
         As the user gave it.
     seed : int or None
         For a PyDataset: shuffle its batches by this seed and the epoch.
+    steps, first_epoch
+        See :class:`PreparedDataset`.
 
     Returns
     -------
@@ -223,7 +244,7 @@ def prepare_stream(stream: StreamInput, seed: int | None) -> Any:
         What Keras's ``fit`` accepts as ``x``.
     """
     if isinstance(stream.batches, keras.utils.PyDataset):
-        return PreparedDataset(stream.batches, stream.preprocess, seed)
+        return PreparedDataset(stream.batches, stream.preprocess, seed, steps, first_epoch)
     if stream.preprocess is not None:
         return preprocess_stream(stream.batches, stream.preprocess)
     return stream.batches

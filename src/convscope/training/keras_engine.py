@@ -23,7 +23,6 @@ from convscope.training.feeds import ArrayFeed
 from convscope.training.inputs import (
     ArrayInput,
     ImageAugmentation,
-    Input,
     PreparedDataset,
     StreamInput,
     first_batch,
@@ -57,11 +56,11 @@ def run(request: FitRequest) -> keras.callbacks.History:
         When the loss is no longer finite and the request says to stop then.
     """
     first_epoch = _first_epoch(request)
-    train = _training_batches(request)
+    train = _training_batches(request, first_epoch)
     conductor = _Conductor(request, train, first_epoch)
     stopped = request.resume_from is not None and request.resume_from.stopped
     if isinstance(train, PreparedDataset):
-        request.model._symbolic_build(data_batch=_shapes(first_batch(train, request.class_weight)))
+        request.model._symbolic_build(iterator=_look(train, request.class_weight))
     with _own_randomness(request.seeded):
         return request.model.fit(
             x=train,
@@ -72,26 +71,30 @@ def run(request: FitRequest) -> keras.callbacks.History:
             shuffle=False,
             class_weight=request.class_weight,
             initial_epoch=first_epoch,
-            steps_per_epoch=None if isinstance(train, PlannedBatches) else request.steps_per_epoch,
-            validation_steps=None if request.validation_plan else request.validation_steps,
+            steps_per_epoch=request.steps_per_epoch,
+            validation_steps=_validation_steps(request),
             validation_freq=request.validation_freq,
         )
 
 
 class PlannedBatches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras is untyped
-    """Arrays as a PyDataset whose batches follow a plan; the conductor sets the epoch."""
+    """Arrays as a PyDataset of one pass whose batches follow a plan; the conductor sets the epoch."""
 
     def __init__(self, data: ArrayInput, plan: BatchPlan, augment: ImageAugmentation | None = None) -> None:
         super().__init__()
-        self.epoch = 0
+        self._plan, self._epoch = plan, plan.first_epoch
         # The same batches as the fast engine's, class weights aside, which Keras adds itself.
         self._feed = ArrayFeed(data, plan, None, torch.device("cpu"), augment)
 
     def __len__(self) -> int:
-        return self._feed.steps
+        return self._plan.steps_per_pass
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Follow the plan's order of this epoch."""
+        self._epoch = epoch
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
-        batch = self._feed.batch(self.epoch, index)
+        batch = self._feed.batch(self._epoch, index - self._plan.offset_of(self._epoch))
         x, y, weight = (map_leaves(torch.Tensor.numpy, part) for part in batch)
         if y is None:
             return (x,)
@@ -116,7 +119,7 @@ class _Conductor(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is un
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:  # noqa: ARG002
         self.epoch = epoch
         if isinstance(self._train, (PlannedBatches, PreparedDataset)):
-            self._train.epoch = epoch
+            self._train.begin_epoch(epoch)
         if self._request.seeded:
             seed_layers(self.model, self._request.seed, epoch)
 
@@ -205,9 +208,10 @@ def _own_randomness(seeded: bool) -> Iterator[None]:
         yield
 
 
-def _shapes(batch: Any) -> tuple[Any, Any, Any]:
-    x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
-    return tuple(map_leaves(np.asarray, part) for part in (x, y, weight))
+def _look(dataset: PreparedDataset, class_weight: Mapping[int, float] | None) -> Iterator[Any]:
+    """Give the first batch for its shapes, when somebody asks; Keras ends the epoch that begins with it."""
+    batch = keras.utils.unpack_x_y_sample_weight(first_batch(dataset, class_weight))
+    yield 0, 0, [tuple(map_leaves(np.asarray, part) for part in batch)]
 
 
 def _first_epoch(request: FitRequest) -> int:
@@ -219,26 +223,34 @@ def _first_epoch(request: FitRequest) -> int:
         raise UsageError(
             sentence("a state between two epochs for Keras's own fit", f"step {state.step}", hint)
         )
+    if request.plan is not None and request.plan.offset_of(state.epoch):
+        hint = "Resume it with the fast engine."
+        found = f"step {request.plan.offset_of(state.epoch)} of a pass"
+        raise UsageError(
+            sentence("a state between two passes over the data for Keras's own fit", found, hint)
+        )
     return state.epoch
 
 
-def _training_batches(request: FitRequest) -> Any:
+def _training_batches(request: FitRequest, first_epoch: int) -> Any:
     seed = request.seed if request.shuffle else None
-    return _as_keras_input(request.train, request.plan, seed, request.augment)
+    if isinstance(request.train, StreamInput):
+        return prepare_stream(request.train, seed, request.steps_per_epoch, first_epoch)
+    assert request.plan is not None  # noqa: S101  arrays always have a plan
+    return PlannedBatches(request.train, request.plan, request.augment)
 
 
 def _validation_batches(request: FitRequest) -> Any:
-    if request.validation is None:
+    if isinstance(request.validation, StreamInput):
+        return prepare_stream(request.validation, None)
+    if request.validation is None or request.validation_plan is None:
         return None
-    return _as_keras_input(request.validation, request.validation_plan, None)
+    return PlannedBatches(request.validation, request.validation_plan)
 
 
-def _as_keras_input(
-    data: Input, plan: BatchPlan | None, seed: int | None, augment: ImageAugmentation | None = None
-) -> Any:
-    if isinstance(data, ArrayInput) and plan is not None:
-        return PlannedBatches(data, plan, augment)
-    return prepare_stream(data, seed) if isinstance(data, StreamInput) else None
+def _validation_steps(request: FitRequest) -> int | None:
+    plan = request.validation_plan
+    return request.validation_steps if plan is None else plan.steps_per_epoch
 
 
 def predict(
@@ -251,7 +263,7 @@ def predict(
         plan = plan_batches(data.rows, batch_size or 128, None, False, 0)
         outputs = model.predict(PlannedBatches(data, plan), verbose=0)
     else:
-        outputs = model.predict(_as_keras_input(data, None, None), verbose=0)
+        outputs = model.predict(prepare_stream(data, None), verbose=0)
     arrays: NDArray[np.float32] = keras.tree.map_structure(_as_float32, outputs)
     return arrays
 

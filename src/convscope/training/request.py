@@ -109,12 +109,17 @@ def set_validation_apart(
 
 
 def plan_rows(
-    data: Input | None, batch_size: int | None, steps: int | None, shuffle: Shuffle, seed: int
+    data: Input | None,
+    batch_size: int | None,
+    steps: int | None,
+    shuffle: Shuffle,
+    seed: int,
+    first_epoch: int = 0,
 ) -> BatchPlan | None:
     """Plan the batches of arrays; a stream, or nothing, has no plan."""
     if not isinstance(data, ArrayInput):
         return None
-    return plan_batches(data.rows, batch_size, steps, shuffle, seed)
+    return plan_batches(data.rows, batch_size, steps, shuffle, seed, first_epoch)
 
 
 def plan_validation(data: Input | None, batch_size: int | None, steps: int | None) -> BatchPlan | None:
