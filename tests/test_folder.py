@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+import unicodedata
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from PIL import Image
 import convscope
 from convscope.data import collection, folder, pixels, store, survey
 from convscope.data.catalog import load
+from convscope.data.check import check_folder
 from convscope.data.paths import open_path
 from convscope.data.source import order_classes
 from convscope.data.survey import ReadOptions, Survey, choose_shape
@@ -90,8 +92,144 @@ def test_parts_are_kept(tmp_path, names):
 
 
 def test_a_class_of_trains_is_a_class(tmp_path):
-    write_classes(tmp_path / "photos", ("car", "test", "train"), 5)
-    assert load(tmp_path / "photos").class_names == ("car", "test", "train")
+    write_classes(tmp_path / "photos", ("car", "train", "training"), 5)
+    assert load(tmp_path / "photos").class_names == ("car", "train", "training")
+
+
+ARCHIVES = {
+    "doubled": ("training_set/training_set/", "test_set/test_set/", "single_prediction/"),
+    "doubled-once": ("training_set/training_set/", "test_set/", ""),
+    "prefixed": ("seg_train/seg_train/", "seg_test/seg_test/", "seg_pred/seg_pred/"),
+    "suffixed": ("train_data/", "test_data/", ""),
+    "numbered": ("train80/", "test20/", ""),
+    "years": ("train2017/", "test2017/", ""),
+    "joined": ("TrainSet/images/", "TestSet/images/", ""),
+    "wrapped": ("archive/my data/x_train/", "archive/my data/x_test/", ""),
+    "upper": ("TRAIN/", "TEST/", ""),
+}
+
+
+@pytest.mark.parametrize(("train", "test", "beside"), ARCHIVES.values(), ids=ARCHIVES)
+def test_the_layouts_of_archives_are_understood(tmp_path, train, test, beside):
+    root = tmp_path / "download"
+    write_classes(root / train, count=6)
+    write_classes(root / test, count=3, seed=1)
+    if beside:
+        (root / beside).mkdir(parents=True)
+        (root / beside / "1.png").write_bytes(encoded(photograph(5), "PNG"))
+    dataset = load(root)
+    assert dataset.class_names == ("cat", "dog")
+    assert (len(dataset.train), len(dataset.test), dataset.validation) == (12, 6, None)
+    assert [name for name, _ in dataset.left_out] == ([f"{beside}1.png"] if beside else [])
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (["north/", "south/"], "got north, south, which all hold the same folders cat, dog. Name the parts"),
+        (
+            [f"site{n}/" for n in range(5)],
+            "got site0, site1, site2, site3 …, which all hold the same",
+        ),
+        (["train/fold_0/", "train/fold_1/"], "got fold_0, fold_1, which all hold the same folders cat, dog"),
+    ],
+    ids=["places", "many", "folds-inside"],
+)
+def test_folders_that_all_hold_the_same_are_no_classes(tmp_path, folders, message):
+    for seed, name in enumerate(folders):
+        write_classes(tmp_path / "photos" / name, count=3, seed=seed)
+    with pytest.raises(DataError, match=message):
+        load(tmp_path / "photos")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("fold_0", "fold_1"),
+        ("training_set", "test_set"),
+        ("train", "test"),
+        ("cat", "dog", "test"),
+        ("val20", "x"),
+    ],
+    ids="-".join,
+)
+def test_names_of_parts_are_no_classes(tmp_path, names):
+    write_classes(tmp_path / "photos", names, 5)
+    with pytest.raises(DataError, match=r"which are called like parts\. Name the parts train, val and test"):
+        load(tmp_path / "photos")
+
+
+def test_names_that_merely_sound_like_parts_are_classes(tmp_path):
+    names = ("subset of x", "test_tube", "train_station", "trains", "valid")
+    write_classes(tmp_path / "photos", names, 5)
+    assert load(tmp_path / "photos").class_names == names
+
+
+def test_views_of_different_kinds_are_no_parts(tmp_path):
+    write_classes(tmp_path / "photos" / "cat", ("front", "side"), 5)
+    write_classes(tmp_path / "photos" / "dog", ("front", "back"), 5, seed=1)
+    assert load(tmp_path / "photos").class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize("part", ["", "train/", "test/"])
+def test_a_class_of_which_no_image_is_read_is_an_error(tmp_path, part):
+    for seed, name in enumerate({"train/", part} if part else {""}):
+        write_classes(tmp_path / "photos" / name, ("ant", "cat", "dog"), 5, seed=seed)
+    for path in sorted((tmp_path / "photos" / part / "dog").glob("*.png")):
+        Image.open(path).save(path.with_suffix(".TGA"))
+        path.unlink()
+    with pytest.raises(DataError, match=rf"only \.TGA files and the like in {part}dog. Save them as PNG"):
+        load(tmp_path / "photos")
+
+
+def test_a_folder_of_documents_is_no_class_and_that_is_said(photos):
+    (photos / "docs").mkdir()
+    (photos / "docs" / "paper.pdf").write_bytes(b"%PDF-1.7")
+    (photos / "labels").mkdir()
+    (photos / "labels" / "1.xml").write_text("<a/>")
+    collection = open_path(photos)
+    assert collection.class_names == ("cat", "dog")
+    assert {finding.kind: finding.names for finding in collection.findings}["empty_folder"] == (
+        "docs",
+        "labels",
+    )
+
+
+NFC, NFD = "Käse", unicodedata.normalize("NFD", "Käse")
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "shown"),
+    [
+        ((NFC, "Brot"), (NFD, "Brot"), ("Brot", NFC)),
+        (("cat ", "dog"), ("cat", "dog  "), ("cat", "dog")),
+        (("Cat", "Dog"), ("cat", "dog"), ("Cat", "Dog")),
+    ],
+    ids=["unicode", "blanks", "case"],
+)
+def test_names_that_look_the_same_are_one_class(tmp_path, train, test, shown):
+    write_classes(tmp_path / "photos" / "train", train, 5)
+    write_classes(tmp_path / "photos" / "test", test, 5, seed=1)
+    dataset = load(tmp_path / "photos")
+    assert dataset.class_names == shown
+    assert np.bincount(dataset.test.labels).tolist() == np.bincount(dataset.train.labels).tolist() == [5, 5]
+    assert [finding.kind for finding in open_path(tmp_path / "photos").findings] == ["united_class"]
+
+
+def test_letters_are_told_apart_by_their_case(tmp_path):
+    write_classes(tmp_path / "letters", ("A", "a", "B"), 5)
+    assert load(tmp_path / "letters").class_names == ("A", "B", "a")
+
+
+@pytest.mark.parametrize("part", ["test", "validation"])
+def test_a_part_without_a_trained_class_is_refused(tmp_path, part):
+    write_classes(tmp_path / "photos" / "train", ("cat", "dog"), 15)
+    write_classes(tmp_path / "photos" / part, ("Katze", "Hund"), 5, seed=1)
+    with pytest.raises(
+        DataError, match=f"Expected {part} images of classes that photos has training images of"
+    ):
+        load(tmp_path / "photos")
+    assert f"No class of {part} has training images" in check_folder(tmp_path / "photos").meaningless
 
 
 def test_a_folder_around_the_folder_is_entered(tmp_path):
@@ -117,8 +255,9 @@ def test_classes_that_are_numbers_are_ordered_as_numbers():
 def test_what_is_hidden_or_clutter_is_passed_over(photos):
     for name in (".DS_Store", "Thumbs.db", "._000.png", ".hidden.jpg"):
         (photos / "cat" / name).write_bytes(b"\xff\xd8\xff not an image")
-    (photos / "__MACOSX").mkdir()
-    (photos / "__MACOSX" / "a.png").write_bytes(b"")
+    for name in ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found", "System Volume Information", "#recycle"):
+        (photos / name).mkdir()
+        (photos / name / "a.png").write_bytes(encoded(photograph(9), "PNG"))
     report = open_path(photos)
     assert (report.findings, len(report.labels)) == ((), 20)
 

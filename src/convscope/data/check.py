@@ -271,6 +271,12 @@ def _why_meaningless(collection: Collection, report: DataReport) -> str:
         return f"{lone[0]} has 1 image: none can be held back to test on."
     if len(np.unique(collection.groups)) == 1:
         return "All images are the same."
+    for part, classes in report.counts.items():
+        tested = [name for name, number in classes.items() if number]
+        if not any(trained[name] for name in tested):
+            return (
+                f"No class of {part} has training images ({', '.join(tested[:3])}): is it called otherwise?"
+            )
     conflicting = report.find("conflicting")
     if conflicting and len(conflicting.names) > SEEN * report.used:
         return f"{len(conflicting.names):,} of {report.used:,} images are there under two labels."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -15,15 +16,15 @@ from convscope.data.findings import Finding, count
 from convscope.data.kinds import FORMATS, HEAD, SUFFIXES, sniff
 from convscope.data.names import Names, printable
 from convscope.data.source import (
-    PART_NAMES,
     PARTS,
     SETTLED_SECONDS,
     ImageSource,
     encode_labels,
     file_chunks,
-    part_of,
+    part_in_name,
     require_classes,
     united_classes,
+    words_of,
 )
 from convscope.data.walk import Walk, walk
 from convscope.errors import DataError, sentence
@@ -31,10 +32,16 @@ from convscope.errors import DataError, sentence
 # Image formats that are not read; a person who has such files expects them to be used.
 FOREIGN_SUFFIXES = {
     *(".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".eps", ".pdf", ".psd", ".ico", ".tga", ".webm"),
+    *(".ppm", ".pgm", ".pcx", ".xcf", ".exr", ".hdr", ".npy", ".dcm", ".nii", ".fits"),
     *(".raw", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf", ".rw2"),
 }
 # Camera formats that are TIFF inside, of which a TIFF reader finds only a thumbnail.
 CAMERA_SUFFIXES = {".raw", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf", ".rw2"}
+# Drawings and documents lie beside images without being any.
+DRAWING_SUFFIXES = {".svg", ".eps", ".pdf", ".psd", ".ico", ".webm"}
+# What nobody calls a class, unlike a train or a training; and a part of a cross-validation or of a download.
+_NO_CLASSES = {"test", "testing", "validation", "val"}
+_NUMBERED_PART = re.compile(r"(fold|split|batch|part|subset)s?[ _-]*\d+", re.IGNORECASE)
 
 
 @dataclass
@@ -46,22 +53,50 @@ class _Sorting:
     others: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Layout:
+    """Where class and part stand in the path of an image.
+
+    Attributes
+    ----------
+    prefix : str
+        The folders that merely wrap the rest.
+    parts : dict of str to (int, int)
+        For each folder that is a part: which, and how many levels below it lie above those of the classes;
+        empty if there are no parts.
+    """
+
+    prefix: str
+    parts: dict[str, tuple[int, int]]
+
+    def locate(self, file: str) -> tuple[int, str, str] | None:
+        """Tell part, class, and folder inside the class of a file; None if it lies in no class's folder."""
+        if not file.startswith(self.prefix):
+            return None
+        steps = file[len(self.prefix) :].split("/")
+        part, level = self.parts.get(steps[0], (0, len(steps))) if self.parts else (0, -1)
+        folders = steps[level + 1 : -1]
+        return (part, folders[0], folders[1] if len(folders) > 1 else "") if folders else None
+
+
 @dataclass
 class _Placing:
-    """Images with the part and class that their folders give them."""
+    """Images with the part and class that their folders give them, and what lies inside each class."""
 
     files: list[str] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
     parts: list[int] = field(default_factory=list)
     without_class: list[str] = field(default_factory=list)
+    inside: dict[str, set[str]] = field(default_factory=dict)
 
 
 def read_folder(root: Path) -> ImageSource:
     """Find the images of a folder, their classes and their parts.
 
     The folder holds one folder for each class; or a folder ``train`` that does, with ``val`` and ``test``
-    beside it if there are any. A single folder inside the given one is entered. Images may lie deeper
-    inside the folder of their class.
+    beside it if there are any, whatever other words their names have. A single folder inside the given one
+    is entered, and one inside a part that repeats its name. Images may lie deeper inside the folder of their
+    class.
 
     Parameters
     ----------
@@ -76,12 +111,16 @@ def read_folder(root: Path) -> ImageSource:
     Raises
     ------
     DataError
-        If there are no images, or fewer than two classes.
+        If there are no images, fewer than two classes, a class of whose images none is read, or folders
+        that are rather parts than classes.
     """
     walked = walk(root)
     sorting = _sort_files(walked)
-    placing, layout = _place(sorting.images)
+    layout = _find_layout(sorting.images)
+    placing = _place(sorting.images, layout)
     _require_images(root, walked, sorting, placing)
+    _require_classes_of_images(root, sorting, placing, layout)
+    _require_no_parts(root, placing, layout)
     labels, class_names, united = encode_labels(
         placing.classes, lambda position: f"of {printable(placing.files[position])}"
     )
@@ -89,14 +128,14 @@ def read_folder(root: Path) -> ImageSource:
     names = Names(printable(name) for name in placing.files)
     return ImageSource(
         name=root.resolve().name,
-        layout=layout,
+        layout=_in_words(placing, layout),
         names=names,
         labels=labels,
         parts=np.array(placing.parts, np.int8),
         class_names=class_names,
         signature=walked.signature if time.time() - walked.newest > SETTLED_SECONDS else "",
         chunks=partial(file_chunks, root, placing.files, names),
-        findings=(*walked.findings, *_findings(walked, sorting, placing), *united_classes(united)),
+        findings=(*walked.findings, *_findings(walked, sorting, placing, layout), *united_classes(united)),
     )
 
 
@@ -125,24 +164,38 @@ def _is_image_by_content(root: Path, file: str, suffix: str) -> bool:
         return False
 
 
-def _place(images: list[str]) -> tuple[_Placing, str]:
-    """Read class and part off the folders in which images lie."""
+def _find_layout(images: list[str]) -> _Layout:
+    """Find the folders that wrap the rest, and those that are parts."""
     prefix = _common_folder(images)
-    inner = [file[len(prefix) :].split("/") for file in images]
-    has_parts = _has_parts(inner)
+    inside: dict[str, list[list[str]]] = {}
+    for file in images:
+        steps = file[len(prefix) :].split("/")
+        inside.setdefault(steps[0], []).append(steps[1:])
+    parts = _parts_among(inside)
+    levels = {top: (part, _levels_above_classes(top, inside[top])) for top, part in parts.items()}
+    return _Layout(prefix, levels)
+
+
+def _place(images: list[str], layout: _Layout) -> _Placing:
+    """Read class and part off the folders in which images lie."""
     placing = _Placing()
-    for file, steps in zip(images, inner, strict=True):
-        part = part_of(steps[0]) if has_parts else 0
-        folders = steps[1:-1] if has_parts else steps[:-1]
-        if part is None or not folders:
+    for file in images:
+        found = layout.locate(file)
+        if found is None:
             placing.without_class.append(file)
-        else:
-            placing.files.append(file)
-            placing.classes.append(folders[0])
-            placing.parts.append(part)
-    present = [PARTS[part] for part in sorted(set(placing.parts))]
-    layout = f"{', '.join(present)}: a folder for each class" if has_parts else "a folder for each class"
-    return placing, layout
+            continue
+        part, name, inside = found
+        placing.files.append(file)
+        placing.classes.append(name)
+        placing.parts.append(part)
+        placing.inside.setdefault(name, set()).add(inside)
+    return placing
+
+
+def _in_words(placing: _Placing, layout: _Layout) -> str:
+    """Say how the folder was understood."""
+    present = ", ".join(PARTS[part] for part in sorted(set(placing.parts)))
+    return f"{present}: a folder for each class" if layout.parts else "a folder for each class"
 
 
 def _common_folder(images: list[str]) -> str:
@@ -153,18 +206,71 @@ def _common_folder(images: list[str]) -> str:
         top = tops.pop() if len(tops) == 1 else ""
         inside = [file for file in images if file.startswith(f"{prefix}{top}/")]
         deep_enough = inside and all(file.count("/") >= prefix.count("/") + 2 for file in inside)
-        if not top or not deep_enough or part_of(top) is not None:
+        if not top or not deep_enough or part_in_name(top, entirely=True) is not None:
             return prefix
         prefix += f"{top}/"
 
 
-def _has_parts(inner: list[list[str]]) -> bool:
-    """Tell a folder ``train`` of classes from a class of trains.
+def _parts_among(inside: dict[str, list[list[str]]]) -> dict[str, int]:
+    """Tell folders that are parts, such as a ``train`` of classes, from classes, such as one of trains.
 
-    The former holds folders and the latter images.
+    The former hold folders and the latter images. Names with other words in them (``seg_train``) are believed
+    if all folders that hold folders have such names.
     """
-    inside = [steps for steps in inner if PART_NAMES.get(steps[0].lower()) == 0]
-    return bool(inside) and 2 * sum(len(steps) > 2 for steps in inside) > len(inside)
+    nested = {
+        top
+        for top, paths in inside.items()
+        if 2 * sum(len(path) > (2 if path[:1] == [top] else 1) for path in paths) > len(paths)
+    }
+    for entirely in (True, False):
+        parts = {top: part for top in inside if (part := part_in_name(top, entirely)) is not None}
+        is_believed = entirely or nested <= set(parts)
+        if is_believed and any(part == 0 and top in nested for top, part in parts.items()):
+            return parts
+    return {}
+
+
+def _levels_above_classes(part: str, paths: list[list[str]]) -> int:
+    """Count the folders inside a part that are its name once more, or nothing but another word for images."""
+    level = 0
+    while True:
+        names = {path[level] for path in paths if len(path) > level + 1}
+        name = names.pop() if len(names) == 1 else ""
+        says_nothing = name.lower() == part.lower() or part_in_name(name) is not None or not words_of(name)
+        if not name or not says_nothing or not all(len(path) > level + 2 for path in paths):
+            return level
+        level += 1
+
+
+def _require_classes_of_images(root: Path, sorting: _Sorting, placing: _Placing, layout: _Layout) -> None:
+    """Refuse a class of which every image is of a format that is not read: it would vanish."""
+    present = set(zip(placing.parts, placing.classes, strict=True))
+    for file in sorting.foreign:
+        found = layout.locate(file)
+        suffix = PurePosixPath(file).suffix
+        if found is not None and found[:2] not in present and suffix.lower() not in DRAWING_SUFFIXES:
+            expected = f"images that can be read in each class's folder in {root}"
+            where = printable(os.path.dirname(file))  # noqa: PTH120  a name may be no UTF-8
+            hint = "Save them as PNG, or move the folder away."
+            raise DataError(sentence(expected, f"only {suffix} files and the like in {where}", hint))
+
+
+def _require_no_parts(root: Path, placing: _Placing, layout: _Layout) -> None:
+    """Refuse classes that are rather the parts of a data set: by their names, or since all hold the same."""
+    expected = f"a folder for each class in {root}"
+    classes = sorted(placing.inside)
+    shown = printable(", ".join(classes[:4]) + (" …" if len(classes) > 4 else ""))
+    advice = "Name the parts train, val and test, each with a folder for each class"
+    if not layout.parts:
+        words = {name: words_of(name) for name in classes if part_in_name(name, entirely=True) is not None}
+        if any(not _NO_CLASSES.isdisjoint(said) for said in words.values()) or all(
+            name in words or _NUMBERED_PART.fullmatch(name) for name in classes
+        ):
+            raise DataError(sentence(expected, f"{shown}, which are called like parts", f"{advice}."))
+    first, *others = placing.inside.values()
+    if others and len(first) > 1 and "" not in first and all(inside == first for inside in others):
+        found = f"{shown}, which all hold the same folders {printable(', '.join(sorted(first)[:4]))}"
+        raise DataError(sentence(expected, found, f"{advice}, or empty the inner folders into the outer."))
 
 
 def _require_images(root: Path, walked: Walk, sorting: _Sorting, placing: _Placing) -> None:
@@ -183,8 +289,14 @@ def _require_images(root: Path, walked: Walk, sorting: _Sorting, placing: _Placi
     raise DataError(sentence(expected, found, f"Formats: {formats}."))
 
 
-def _findings(walked: Walk, sorting: _Sorting, placing: _Placing) -> list[Finding]:
+def _findings(walked: Walk, sorting: _Sorting, placing: _Placing, layout: _Layout) -> list[Finding]:
     """Report what was noticed before any image was opened."""
+    imageless = {
+        name
+        for file in (*sorting.others, *sorting.foreign)
+        if (found := layout.locate(file)) is not None and (name := found[1]) not in placing.inside
+    }
+    empty = sorted({*walked.empty, *imageless})
     findings = [
         Finding(
             "unsupported",
@@ -211,9 +323,9 @@ def _findings(walked: Walk, sorting: _Sorting, placing: _Placing) -> list[Findin
         Finding(
             "empty_folder",
             "warning",
-            f"{count(len(walked.empty), 'folder')} with nothing inside: no class is made of it.",
+            f"{count(len(empty), 'folder')} with no image inside: no class is made of it.",
             "Fill or remove it.",
-            _shown(walked.empty),
+            _shown(empty),
         ),
     ]
     odd = [file for file in placing.files if printable(file) != file]

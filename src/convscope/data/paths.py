@@ -209,6 +209,12 @@ def to_dataset(collection: Collection, seed: int = TEST_SEED, test_share: float 
             f"No test part was found: {len(second):,} images are held back as one, at random but in the "
             f"classes' proportions, near-duplicates on one side (seed {seed})."
         )
+    trained = set(collection.labels[chosen[0]].tolist())
+    for part, positions in zip(PARTS[1:], chosen[1:], strict=True):
+        if len(positions) and trained.isdisjoint(collection.labels[positions].tolist()):
+            expected = f"{part} images of classes that {collection.name} has training images of"
+            hint = "Call each class the same in every part."
+            raise DataError(sentence(expected, collection.class_names[collection.labels[positions[0]]], hint))
     train_part, validation, test = [_split(collection, positions) for positions in chosen]
     present = [part for part in (train_part, test, validation) if len(part)]
     left_out = _left_out(collection)

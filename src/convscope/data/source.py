@@ -32,6 +32,8 @@ CHUNK = 512
 SETTLED_SECONDS = 2.0
 # Beyond it a float64 no longer tells a whole number from the next.
 LARGEST_LABEL = 2**53
+# What folders of images are called whatever is on them.
+_ANY_IMAGES = re.compile(r"((data|image|img|photo|picture|folder|sub)s?)?(sets?)?$")
 _WHOLE_NUMBER = re.compile(r"([+-]?\d+)\.0+")
 
 Reader = Callable[[], bytes]
@@ -229,6 +231,42 @@ def part_of(value: str) -> int | None:
     (1, None)
     """
     return PART_NAMES.get(value.strip().lower())
+
+
+def words_of(name: str) -> list[str]:
+    """Split a name into its words, without the number, and without what means the same in any of them.
+
+    Examples
+    --------
+    >>> words_of("training_set"), words_of("TestData 20"), words_of("seg_train"), words_of("images")
+    (['training'], ['test'], ['seg', 'train'], [])
+    """
+    found = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)
+    # A word that is nothing else disappears, and trainset is train.
+    bare = [_ANY_IMAGES.sub("", word.lower()) for word in found]
+    return [word for word in bare if word]
+
+
+def part_in_name(name: str, entirely: bool = False) -> int | None:
+    """Tell which part the name of a folder speaks of.
+
+    Parameters
+    ----------
+    name : str
+        As archives call their folders.
+    entirely : bool
+        It speaks of nothing else.
+
+    Examples
+    --------
+    >>> part_in_name("seg_test"), part_in_name("seg_test", entirely=True), part_in_name("training_set", True)
+    (2, None, 0)
+    """
+    words = words_of(name)
+    parts = {PART_NAMES[word] for word in words if word in PART_NAMES}
+    if len(parts) != 1 or (entirely and not all(word in PART_NAMES for word in words)):
+        return None
+    return parts.pop()
 
 
 def parts_of_table(parts: NDArray[np.int8]) -> NDArray[np.int8]:

@@ -13,8 +13,20 @@ from convscope.data.findings import Finding, count
 from convscope.data.names import printable
 from convscope.errors import DataError, DataNotFoundError, sentence
 
-# What systems leave in folders without asking.
-CLUTTER = {"thumbs.db", "desktop.ini", "__macosx"}
+# What systems and storage boxes leave in folders without asking, in lower case.
+CLUTTER = {
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "picasa.ini", "__macosx", "__pycache__"),
+    *(
+        "$recycle.bin",
+        "recycler",
+        "recycled",
+        "system volume information",
+        "lost+found",
+        "@eadir",
+        "#recycle",
+    ),
+    *("@recycle", "@recently-snapshot", "network trash folder", "temporary items"),
+}
 # Nobody nests folders so deeply; what does is a loop in disguise.
 DEEPEST = 32
 
