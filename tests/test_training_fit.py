@@ -841,6 +841,11 @@ SPARSE_MISTAKES = {
     ),
     "too-high": (LABELS + 1, r"^Expected class numbers from 0 to 4, one for each output, got 5.$"),
     "negative": (LABELS - 1, r"^Expected class numbers from 0 to 4, one for each output, got -1.$"),
+    "not-a-number": (
+        np.where(LABELS == 1, np.nan, LABELS),
+        r"^Expected class numbers from 0 to 4.* got nan.$",
+    ),
+    "packed": ([LABELS + 1], r"^Expected class numbers from 0 to 4, one for each output, got 5.$"),
 }
 
 
@@ -850,6 +855,68 @@ def test_class_numbers_must_fit_the_outputs(engine, y, message):
     model = network(loss=keras.losses.SparseCategoricalCrossentropy())
     with pytest.raises(UsageError, match=message):
         convscope.fit(model, X, y, engine=engine, **SETTINGS)
+
+
+TWO_CLASSES = (LABELS > 2).astype(np.float32)
+NO_PROBABILITIES = {
+    "one-two": (TWO_CLASSES + 1, "1 to 2"),
+    "minus-one-one": (2 * TWO_CLASSES - 1, "-1 to 1"),
+    "0-255": (255 * TWO_CLASSES.astype(np.uint8), "0 to 255"),
+    "torch": (torch.from_numpy(TWO_CLASSES + 1), "1 to 2"),
+    "not-a-number": (np.where(TWO_CLASSES == 1, np.nan, TWO_CLASSES), "nan to nan"),
+}
+BINARY = {
+    "binary": "binary_crossentropy",
+    "object": keras.losses.BinaryCrossentropy(),
+    "by-shape": "crossentropy",
+    "focal": keras.losses.BinaryFocalCrossentropy(),
+}
+
+
+@pytest.mark.parametrize("where", ["training", "validation"])
+@pytest.mark.parametrize("loss", BINARY.values(), ids=BINARY.keys())
+@pytest.mark.parametrize(("y", "found"), NO_PROBABILITIES.values(), ids=NO_PROBABILITIES.keys())
+def test_binary_targets_lie_between_0_and_1(y, found, loss, where):
+    model = network(last="sigmoid", units=1, loss=loss)
+    data = {"y": y} if where == "training" else {"y": TWO_CLASSES, "validation_data": (X, y)}
+    with pytest.raises(
+        UsageError, match=f"^Expected targets from 0 to 1 for binary_.*, got {found}. Give 0 and 1"
+    ):
+        fit_fast(model, **data)
+
+
+def test_targets_of_several_classes_lie_between_0_and_1():
+    with pytest.raises(
+        UsageError, match=r"^Expected targets from 0 to 1 for categorical_crossentropy, got 0 to 255.$"
+    ):
+        fit_fast(network(), y=255 * Y)
+
+
+def test_targets_of_several_outputs_are_each_held_against_their_loss():
+    inputs = keras.Input((8, 8, 1))
+    flat = keras.layers.Flatten()(inputs)
+    outputs = {name: keras.layers.Dense(1, activation="sigmoid", name=name)(flat) for name in "ab"}
+    model = keras.Model(inputs, outputs)
+    model.compile("sgd", {"a": "mse", "b": "binary_crossentropy"})
+    with pytest.raises(UsageError, match=r"^Expected targets from 0 to 1 for binary_crossentropy"):
+        fit_fast(model, y={"a": TWO_CLASSES + 1, "b": TWO_CLASSES + 1})
+    fit_fast(model, y={"a": TWO_CLASSES + 1, "b": TWO_CLASSES})
+
+
+@pytest.mark.parametrize("ignored", [None, 7])
+def test_class_numbers_of_pixels_must_fit_the_outputs(ignored):
+    model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(3, 1, activation="softmax")])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(ignore_class=ignored))
+    y = np.zeros((70, 8, 8), int)
+    y[3, 2, 1] = 255
+    with pytest.raises(
+        UsageError, match=r"^Expected class numbers from 0 to 2, one for each output, got 255.$"
+    ):
+        fit_fast(model, y=y)
+    with pytest.raises(UsageError, match=r"^Expected class numbers of shape \(n, 8, 8\) for sparse"):
+        fit_fast(model, y=y[:, :4])
+    if ignored is not None:
+        fit_fast(model, y=np.where(y == 255, ignored, y), epochs=1)
 
 
 def test_an_ignored_class_may_lie_outside():

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 import keras
 import numpy as np
 
@@ -10,7 +14,8 @@ from convscope.training.inputs import ArrayInput, Input
 
 _CATEGORICAL = "categorical_crossentropy"
 _SPARSE = "sparse_categorical_crossentropy"
-
+_BINARY = ("binary_crossentropy", "binary_focal_crossentropy")
+_PROBABILITIES = (*_BINARY, _CATEGORICAL, "categorical_focal_crossentropy")  # what their targets are
 
 Shape = tuple[int | None, ...]
 
@@ -67,36 +72,76 @@ def require_fitting_targets(model: keras.Model, data: Input | None) -> None:
     Parameters
     ----------
     model : keras.Model
-        Compiled; only one output with a categorical or sparse cross-entropy is looked at.
+        Compiled; only cross-entropies are looked at.
     data : Input or None
         Streams pass.
 
     Raises
     ------
     UsageError
-        When class numbers stand where one-hot targets belong or the other way round, or a class number is
-        not among the model's outputs.
+        When class numbers stand where one-hot targets belong or the other way round, a class number is not
+        among the model's outputs, or targets that are to be probabilities do not lie between 0 and 1.
     """
-    if not isinstance(data, ArrayInput) or data.y is None or keras.tree.is_nested(data.y):
+    if not isinstance(data, ArrayInput) or data.y is None:
         return
-    if isinstance(data.y, np.ndarray) and data.y.dtype.kind not in "fiub":
-        raise UsageError(sentence("numbers as targets", f"an array of type {data.y.dtype}"))
-    shape, loss = _single_shape(model, "outputs"), loss_name(model)
-    if shape is None or len(shape) != 1 or shape[0] in (None, 1):
+    for y in keras.tree.flatten(data.y):
+        if isinstance(y, np.ndarray) and y.dtype.kind not in "fiub":
+            raise UsageError(sentence("numbers as targets", f"an array of type {y.dtype}"))
+    for loss, y in _pairs(model.loss, data.y):
+        if y is not None:
+            _require_fitting_loss(loss, y, _single_shape(model, "outputs"))
+
+
+def _pairs(loss: Any, y: Any) -> list[tuple[Any, Any]]:
+    """Bring losses and targets together where their structures say how; each is of one output."""
+    if isinstance(loss, Mapping) and isinstance(y, Mapping):
+        return [pair for name in y if name in loss for pair in _pairs(loss[name], y[name])]
+    if isinstance(loss, (list, tuple)) and isinstance(y, (list, tuple)):
+        return [pair for one, part in zip(loss, y, strict=False) for pair in _pairs(one, part)]
+    losses, leaves = keras.tree.flatten(loss), keras.tree.flatten(y)
+    if len(losses) == 1:
+        return [(losses[0], leaf) for leaf in leaves]
+    return list(zip(losses, leaves, strict=True)) if len(losses) == len(leaves) else []
+
+
+def _require_fitting_loss(loss: Any, y: Any, shape: Shape | None) -> None:
+    """Hold the targets of one output against its loss; a shape of None lets every shape pass."""
+    if math.prod(y.shape) == 0:
         return
-    classes, found = shape[0], tuple(data.y.shape)
-    if loss == _CATEGORICAL and found[1:] != (classes,):
+    name, settings = _named(loss, tuple(y.shape), shape)
+    classes = None
+    if shape is not None and settings.get("axis", -1) == -1 and shape[-1] != 1:
+        classes = shape[-1]
+        _require_fitting_shape(name, tuple(y.shape), shape)
+    if name in _PROBABILITIES:
+        lowest, highest = float(y.min()), float(y.max())
+        if not (lowest >= 0 and highest <= 1):
+            hint = "Give 0 and 1 for the two classes, or their probabilities." if name in _BINARY else ""
+            raise UsageError(sentence(f"targets from 0 to 1 for {name}", f"{lowest:g} to {highest:g}", hint))
+    if name == _SPARSE and classes is not None:
+        ignored = settings.get("ignore_class")
+        _require_class_numbers(y if ignored is None else y[y != ignored], classes)
+
+
+def _require_fitting_shape(name: str, found: tuple[int, ...], shape: Shape) -> None:
+    """Tell one-hot targets from class numbers; ``shape`` is the output's, without the axis of the rows."""
+    elements = shape[:-1]
+    if name == _CATEGORICAL and not _matches(found[1:], shape):
         hint = f"One-hot encode the labels, or compile with {_SPARSE}."
-        raise UsageError(sentence(f"one-hot targets of shape (n, {classes}) for {loss}", found, hint))
-    if loss != _SPARSE:
-        return
-    if found[1:] not in ((), (1,)):
+        raise UsageError(sentence(f"one-hot targets of shape {_with_rows(shape)} for {name}", found, hint))
+    if name == _SPARSE and not any(_matches(found[1:], fit) for fit in (elements, (*elements, 1))):
         hint = f"Give the class numbers, or compile with {_CATEGORICAL}."
-        raise UsageError(sentence(f"class numbers of shape (n,) for {loss}", found, hint))
-    lowest, highest = int(data.y.min()), int(data.y.max())
-    if lowest < 0 or highest >= classes:
-        wrong = lowest if lowest < 0 else highest
-        raise UsageError(sentence(f"class numbers from 0 to {classes - 1}, one for each output", wrong))
+        raise UsageError(sentence(f"class numbers of shape {_with_rows(elements)} for {name}", found, hint))
+
+
+def _require_class_numbers(y: Any, classes: int) -> None:
+    if len(y) == 0:
+        return
+    lowest, highest = float(y.min()), float(y.max())
+    if not (lowest >= 0 and highest < classes):
+        wrong = highest if lowest >= 0 else lowest
+        expected = f"class numbers from 0 to {classes - 1}, one for each output"
+        raise UsageError(sentence(expected, f"{wrong:g}"))
 
 
 def loss_name(model: keras.Model) -> str:
@@ -119,12 +164,25 @@ def loss_name(model: keras.Model) -> str:
     >>> loss_name(model)
     'mean_squared_error'
     """
-    loss = model.loss
+    name, settings = _named(model.loss, None, None)
+    return "" if settings.get("ignore_class") is not None else name
+
+
+def _named(loss: Any, found: tuple[int, ...] | None, shape: Shape | None) -> tuple[str, Mapping[str, Any]]:
+    """Name a loss as Keras's functions are named, with its settings; empty for what is not known.
+
+    ``"crossentropy"`` depends on the shapes of target and output, as in Keras.
+    """
     if isinstance(loss, str):
-        loss = None if loss in ("crossentropy", "ce") else keras.losses.get(loss)
-    if getattr(loss, "_fn_kwargs", {}).get("ignore_class") is not None:
-        return ""
-    return str(getattr(getattr(loss, "fn", loss), "__name__", ""))
+        if loss not in ("crossentropy", "ce"):
+            loss = keras.losses.get(loss)
+        elif found is None or shape is None:
+            loss = None
+        elif shape[-1] == 1:
+            return "binary_crossentropy", {}
+        else:
+            return (_SPARSE if len(found) <= len(shape) or found[-1] == 1 else _CATEGORICAL), {}
+    return str(getattr(getattr(loss, "fn", loss), "__name__", "")), getattr(loss, "_fn_kwargs", {})
 
 
 def _single_shape(model: keras.Model, side: str) -> Shape | None:
@@ -137,3 +195,7 @@ def _matches(found: tuple[int, ...], expected: Shape) -> bool:
     return len(found) == len(expected) and all(
         e is None or f == e for f, e in zip(found, expected, strict=True)
     )
+
+
+def _with_rows(shape: Shape) -> str:
+    return f"({', '.join(['n', *map(str, shape)])}{'' if shape else ','})"
