@@ -30,6 +30,7 @@ from convscope.bundle.exporting import ExportReport, export_run
 from convscope.bundle.onnx_session import open_session
 from convscope.cli.main import main
 from convscope.errors import DataError, ExportError, RunError, UnknownNameError, UsageError
+from convscope.evaluation import test_door
 from convscope.networks import NETWORKS
 from convscope.preprocessing import Preprocess
 from convscope.runs import RunDirectory
@@ -39,19 +40,25 @@ TOLERANCE = 1e-4  # float32
 
 
 @pytest.fixture(scope="module")
+def own_run(digits_run, tmp_path_factory):
+    """Copy the run: an export is counted in it."""
+    return copy_of(digits_run, tmp_path_factory.mktemp("exported") / "small")
+
+
+@pytest.fixture(scope="module")
 def images():
     return convscope.load("digits").test.images[:IMAGES]
 
 
 @pytest.fixture(scope="module")
-def exports(digits_run, tmp_path_factory):
+def exports(own_run, tmp_path_factory):
     """Export the run once in each format, ONNX with 8 bits too; the reports by format."""
     folder = tmp_path_factory.mktemp("exports")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checking, "MOST_IMAGES", IMAGES)
         patch.setattr(checking, "FEW", 8)
         return {
-            format: export_run(digits_run, format, folder / format, int8=format == "onnx")
+            format: export_run(own_run, format, folder / format, int8=format == "onnx")
             for format in ("onnx", "keras", "torch")
         }
 
@@ -61,20 +68,26 @@ every_format = pytest.mark.parametrize("format", ["onnx", "keras", "torch"])
 
 @every_format
 @pytest.mark.parametrize("batch", BATCHES)
-def test_an_export_predicts_what_its_run_does(digits_run, exports, images, format, batch):
+def test_an_export_predicts_what_its_run_does(own_run, exports, images, format, batch):
     found = run_in_batches(load_bundle(exports[format].path).predict, images[: 4 * batch], batch)
-    expected = load_bundle(digits_run).predict(images[: 4 * batch])
+    expected = load_bundle(own_run).predict(images[: 4 * batch])
     assert found == pytest.approx(expected, abs=TOLERANCE)
     assert (found.argmax(axis=1) == expected.argmax(axis=1)).all()
 
 
 @every_format
-def test_an_export_holds_what_a_run_knows(digits_run, exports, format):
-    run, export = load_bundle(digits_run), load_bundle(exports[format].path)
+def test_an_export_holds_what_a_run_knows(own_run, exports, format):
+    run, export = load_bundle(own_run), load_bundle(exports[format].path)
     assert export.class_names == run.class_names
     assert export.temperature == run.temperature != 1
     assert export.statistics == run.statistics
     assert export.preprocess.describe() == run.preprocess.describe()
+
+
+def test_the_accuracy_of_an_export_is_a_use_of_the_test_images(own_run, exports):
+    record = json.loads((own_run / test_door.CONSULTATIONS).read_text())
+    used = [entry for entry in record["consultations"] if entry["purpose"] == "export"]
+    assert len(used) >= len(exports)
 
 
 @every_format
@@ -101,7 +114,7 @@ def test_the_guide_s_code_runs_as_it_stands(exports, format, monkeypatch):
 
 
 @every_format
-def test_a_report_measures_run_and_export(exports, digits_run, images, format):
+def test_a_report_measures_run_and_export(exports, own_run, images, format):
     report = exports[format]
     run, export = report.networks[:2]
     labels = convscope.load("digits").test.labels
@@ -111,7 +124,7 @@ def test_a_report_measures_run_and_export(exports, digits_run, images, format):
     assert export.size == (report.path / export.name).stat().st_size
     chosen = np.unique(np.linspace(0, len(labels) - 1, IMAGES).astype(int))
     everything = convscope.load("digits").test.images[chosen]
-    right = load_bundle(digits_run).predict(everything).argmax(axis=1) == labels[chosen]
+    right = load_bundle(own_run).predict(everything).argmax(axis=1) == labels[chosen]
     assert export.accuracy == run.accuracy == pytest.approx(right.mean())
     assert set(export.milliseconds) == {1, 64}
     assert all(time > 0 for time in export.milliseconds.values())
@@ -146,9 +159,9 @@ def test_eight_bits_are_smaller_and_almost_as_good(exports):
     assert load_bundle(exports["onnx"].path, int8=True).class_names == tuple("0123456789")
 
 
-def test_the_keras_file_is_keras_s_own(exports, digits_run):
+def test_the_keras_file_is_keras_s_own(exports, own_run):
     model = keras.saving.load_model(exports["keras"].path / "model.keras")
-    source = load_bundle(digits_run).model
+    source = load_bundle(own_run).model
     assert all(
         np.array_equal(a.numpy(), b.numpy()) for a, b in zip(model.weights, source.weights, strict=True)
     )
@@ -160,10 +173,10 @@ def test_the_torch_file_holds_no_pickle(exports):
             assert not archive.read(info).startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"PK"))
 
 
-def test_the_torch_program_runs_without_this_package(exports, images, digits_run):
+def test_the_torch_program_runs_without_this_package(exports, images, own_run):
     program = torch.export.load(exports["torch"].path / "model.pt2").module()
     found = program(torch.from_numpy(images[:7])).detach().numpy()
-    assert found == pytest.approx(load_bundle(digits_run).predict(images[:7]), abs=TOLERANCE)
+    assert found == pytest.approx(load_bundle(own_run).predict(images[:7]), abs=TOLERANCE)
 
 
 # Every kind of preprocessing ------------------------------------------------------------------------------
@@ -211,7 +224,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(checking, "REPEATS", 1)
 
 
-def test_an_export_that_disagrees_is_refused_and_leaves_nothing(digits_run, tmp_path, monkeypatch, quick):
+def test_an_export_that_disagrees_is_refused_and_leaves_nothing(own_run, tmp_path, monkeypatch, quick):
     from convscope.bundle import exporting
 
     def forgetful(bundle, scratch):
@@ -221,12 +234,12 @@ def test_an_export_that_disagrees_is_refused_and_leaves_nothing(digits_run, tmp_
     monkeypatch.setitem(exporting._WRITERS, "keras", forgetful)
     expected = r"Expected model\.keras to agree with its source, 1 images at a time, got \d+ of 16 labels"
     with pytest.raises(ExportError, match=expected) as caught:
-        export_run(digits_run, "keras", tmp_path / "made" / "export")
+        export_run(own_run, "keras", tmp_path / "made" / "export")
     assert caught.value.exit_code == 3
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupted_export_leaves_nothing(digits_run, tmp_path, monkeypatch, quick):
+def test_an_interrupted_export_leaves_nothing(own_run, tmp_path, monkeypatch, quick):
     from convscope.bundle import exporting
 
     def interrupt(*_):
@@ -234,7 +247,7 @@ def test_an_interrupted_export_leaves_nothing(digits_run, tmp_path, monkeypatch,
 
     monkeypatch.setattr(exporting, "_write_companions", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        export_run(digits_run, "keras", tmp_path / "export")
+        export_run(own_run, "keras", tmp_path / "export")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -247,15 +260,15 @@ def test_an_interrupted_export_leaves_nothing(digits_run, tmp_path, monkeypatch,
     ],
     ids=["format", "int8", "data"],
 )
-def test_wrong_arguments_are_refused(digits_run, tmp_path, arguments, error, message):
+def test_wrong_arguments_are_refused(own_run, tmp_path, arguments, error, message):
     with pytest.raises(error, match=message):
-        export_run(digits_run, target=tmp_path / "export", **arguments)
+        export_run(own_run, target=tmp_path / "export", **arguments)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_existing_folder_is_left_alone(digits_run, tmp_path):
+def test_an_existing_folder_is_left_alone(own_run, tmp_path):
     with pytest.raises(RunError, match=r"Expected a new folder .*, got one that is there"):
-        export_run(digits_run, "keras", tmp_path)
+        export_run(own_run, "keras", tmp_path)
 
 
 def test_an_export_is_no_run(exports, tmp_path):
@@ -264,23 +277,23 @@ def test_an_export_is_no_run(exports, tmp_path):
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
-def test_a_missing_package_is_named_with_what_to_install(digits_run, tmp_path, monkeypatch, package):
+def test_a_missing_package_is_named_with_what_to_install(own_run, tmp_path, monkeypatch, package):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else found(name))
     with pytest.raises(UsageError, match=rf"Expected the package {package}, got none\. .*convscope\[onnx\]"):
-        export_run(digits_run, "onnx", tmp_path / "export")
+        export_run(own_run, "onnx", tmp_path / "export")
 
 
-def test_data_that_are_gone_are_replaced_by_random_pixels_and_that_is_said(digits_run, tmp_path, quick):
-    run = copy_of(digits_run, tmp_path / "run")
+def test_data_that_are_gone_are_replaced_by_random_pixels_and_that_is_said(own_run, tmp_path, quick):
+    run = copy_of(own_run, tmp_path / "run")
     rewrite_json(run / "run.json", data={"name": "gone", "class_names": list("0123456789")})
     report = export_run(run, "keras", tmp_path / "export")
     assert "images of random pixels, for want of the data (Expected one of the datasets" in report.images
     assert report.networks[0].accuracy is None
 
 
-def test_data_that_have_changed_are_not_used(digits_run, tmp_path):
-    run = copy_of(digits_run, tmp_path / "run")
+def test_data_that_have_changed_are_not_used(own_run, tmp_path):
+    run = copy_of(own_run, tmp_path / "run")
     names = list("0123456789")
     rewrite_json(run / "run.json", data={"name": "digits", "fingerprint": "0" * 64, "class_names": names})
     bundle = load_bundle(run)
@@ -438,10 +451,10 @@ def test_latency_is_measured_in_turns(images):
 # The command line -----------------------------------------------------------------------------------------
 
 
-def test_the_command_prints_what_the_export_is_worth(digits_run, tmp_path, monkeypatch, capsys, quick):
+def test_the_command_prints_what_the_export_is_worth(own_run, tmp_path, monkeypatch, capsys, quick):
     monkeypatch.setattr(
         sys, "argv",
-        ["convscope", "export", str(digits_run), "--format", "keras", "--out", str(tmp_path / "export")],
+        ["convscope", "export", str(own_run), "--format", "keras", "--out", str(tmp_path / "export")],
     )  # fmt: skip
     with pytest.raises(SystemExit) as exit_:
         main()
@@ -452,10 +465,10 @@ def test_the_command_prints_what_the_export_is_worth(digits_run, tmp_path, monke
     assert (tmp_path / "export" / "bundle.json").is_file()
 
 
-def test_the_command_prints_one_json_object(digits_run, tmp_path, monkeypatch, capsys):
+def test_the_command_prints_one_json_object(own_run, tmp_path, monkeypatch, capsys):
     report = ExportReport(tmp_path, "keras", "images", ())
     monkeypatch.setattr("convscope.bundle.exporting.export_run", lambda *_, **__: report)
-    monkeypatch.setattr(sys, "argv", ["convscope", "export", str(digits_run), "--json"])
+    monkeypatch.setattr(sys, "argv", ["convscope", "export", str(own_run), "--json"])
     with pytest.raises(SystemExit):
         main()
     assert json.loads(capsys.readouterr().out) == report.to_json()

@@ -10,6 +10,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 from convscope import cli, probes
 from convscope.bundle import load_bundle
 from convscope.errors import UnknownNameError, UsageError
+from convscope.evaluation import test_door
 from convscope.experiment import ExperimentConfig, prepare
 from convscope.inspection import embeddings
 from convscope.training.config import TrainingConfig
@@ -36,7 +37,10 @@ def at_hand(made, monkeypatch):
 
 def test_a_probe_holds_every_look_and_its_checks(at_hand):
     path, dataset = at_hand
+    before = test_door.count(json.loads((path / test_door.CONSULTATIONS).read_text()))
     probe = probes.probe_run(path, 5, "conv2d_1", (0, 9), 2)
+    used = json.loads((path / test_door.CONSULTATIONS).read_text())["consultations"]
+    assert [entry["purpose"] for entry in used[before:]] == ["inspection"]
     assert probe.image_name == dataset.test.names[5]
     assert (probe.recomputed.layer, probe.recomputed.position) == ("conv2d_1", (0, 9))
     assert probe.recomputed.difference < 1e-5

@@ -3,14 +3,15 @@
 import json
 from datetime import UTC, datetime, timedelta, timezone
 
+import numpy as np
 import pytest
+from bundle_cases import copy_of
 
+import convscope
+from convscope.bundle import load_bundle, open_model
+from convscope.data.catalog import load
 from convscope.errors import RunError, UnknownNameError, UsageError
-from convscope.evaluation import Evaluation, test_door
-
-
-def evaluation(p_true):
-    return Evaluation.from_probabilities([[p_true, 1 - p_true]] * 4, [0, 0, 0, 0])
+from convscope.evaluation import test_door
 
 
 @pytest.mark.parametrize("purpose", test_door.PURPOSES)
@@ -89,32 +90,42 @@ def test_a_damaged_record_is_not_taken_for_an_empty_one(record):
         test_door.consult(record, "report")
 
 
-class TestChoosing:
-    def test_by_accuracy_and_by_loss(self):
-        candidates = {"bad": evaluation(0.2), "sure": evaluation(0.9), "fair": evaluation(0.7)}
-        assert test_door.choose(candidates, "validation", "loss") == "sure"
-        assert test_door.choose(candidates, "validation") == "sure"
-        assert test_door.choose({"fair": evaluation(0.7), **candidates}, "validation") == "fair"
+def uses(run):
+    file = run / test_door.CONSULTATIONS
+    entries = json.loads(file.read_text())["consultations"] if file.is_file() else []
+    return [(entry["purpose"], entry["by"]) for entry in entries]
 
-    def test_on_test_data_is_refused_with_the_reason(self):
-        with pytest.raises(
-            UsageError, match=r"final answer only, got a choice of model\. Use the validation data: the"
-        ):
-            test_door.choose({"a": evaluation(0.9)}, "test")
 
-    @pytest.mark.parametrize(
-        ("arguments", "error", "message"),
-        [
-            (({}, "validation"), UsageError, "Expected at least one candidate, got none"),
-            (
-                ({"a": evaluation(0.9)}, "training"),
-                UsageError,
-                "Expected a choice by validation data, got by training",
-            ),
-            (({"a": evaluation(0.9)}, "validation", "acuracy"), UnknownNameError, "Did you mean 'accuracy'"),
-        ],
-        ids=["none", "training data", "metric"],
-    )
-    def test_refuses(self, arguments, error, message):
-        with pytest.raises(error, match=message):
-            test_door.choose(*arguments)
+class TestEvaluationInANotebook:
+    """``convscope.evaluate`` with the network of a run."""
+
+    @pytest.fixture
+    def run(self, digits_run, tmp_path):
+        return copy_of(digits_run, tmp_path / "run")
+
+    @pytest.fixture
+    def digits(self):
+        return load("digits")
+
+    @pytest.mark.parametrize("chosen", [slice(None), slice(3, 40), slice(60, 10, -2)], ids=str)
+    def test_of_test_images_is_counted(self, run, digits, chosen):
+        bundle = load_bundle(run)
+        images, labels = digits.test.images[chosen], digits.test.labels[chosen]
+        convscope.evaluate(bundle.model, images, labels, preprocess=bundle.preprocess)
+        assert uses(run) == [("error analysis", "convscope.evaluate")]
+
+    def test_of_prepared_test_images_is_counted(self, run, digits):
+        prepared = load_bundle(run).preprocess.apply(digits.test.images)
+        convscope.evaluate(open_model(str(run)), prepared, digits.test.labels)
+        assert len(uses(run)) == 1
+
+    def test_of_other_images_is_not(self, run, digits):
+        bundle = load_bundle(run)
+        images, labels = digits.train.images[:300], digits.train.labels[:300]
+        convscope.evaluate(bundle.model, images, labels, preprocess=bundle.preprocess)
+        assert uses(run) == []
+
+    def test_with_a_network_of_no_run_is_not(self, run):
+        model = convscope.build("simple", load_bundle(run).preprocess.input_shape)
+        convscope.evaluate(model, np.zeros((4, *model.input_shape[1:]), np.float32), np.arange(4))
+        assert uses(run) == []

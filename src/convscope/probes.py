@@ -13,6 +13,7 @@ from convscope.bundle import load_bundle
 from convscope.data.catalog import load_again
 from convscope.data.splits import split_indices
 from convscope.errors import UsageError, sentence, unknown_name
+from convscope.evaluation import test_door
 from convscope.runs import RUN_FILE, open_run
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def probe_run(
     *,
     with_map: bool = False,
 ) -> Probe:
-    """Look inside a run's network with one of its test images.
+    """Look inside a run's network with one of its test images, which is counted as a use of the test set.
 
     Parameters
     ----------
@@ -160,7 +161,8 @@ def probe_run(
     DataError
         If the data of the run are no longer to be had.
     """
-    record = open_run(path).read_json(RUN_FILE)
+    run = open_run(path)
+    record = run.read_json(RUN_FILE)
     dataset = load_again(record["data"])
     bundle = load_bundle(path)
     if not 0 <= image < len(dataset.test):
@@ -171,6 +173,7 @@ def probe_run(
     if layer not in names:
         raise unknown_name("layer", layer, names)
 
+    test_door.consult_run(run, "inspection", by="inspect")
     pixels = dataset.test.images[image : image + 1]
     prepared = bundle.preprocess.apply(pixels)[0]
     probabilities = bundle.predict(pixels)[0]

@@ -9,7 +9,7 @@ loading       a run or an export → Bundle
 """
 
 from convscope.bundle.loading import CALIBRATION_FILE, STATISTICS_FILE, Bundle, load_bundle, load_calibration
-from convscope.bundle.models import WEIGHTS_FILE, load_model, open_model, write_weights
+from convscope.bundle.models import WEIGHTS_FILE, load_model, open_model, run_of, write_weights
 
 __all__ = [
     "CALIBRATION_FILE",
@@ -20,5 +20,6 @@ __all__ = [
     "load_calibration",
     "load_model",
     "open_model",
+    "run_of",
     "write_weights",
 ]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from convscope.bundle.loading import Bundle, Forward
 from convscope.data.catalog import Dataset, Split, load, load_again
 from convscope.errors import ConvscopeError, DataError, ExportError, sentence
+from convscope.evaluation import test_door
 from convscope.runs import RUN_FILE, RunDirectory
 
 # Two classes closer than this count as equally probable: either may come out first.
@@ -112,6 +113,8 @@ class CheckImages:
 def find_images(run: RunDirectory, bundle: Bundle, data: str | None = None) -> CheckImages:
     """Find the images that a run was tested on; where they are gone, make some up and say so.
 
+    The export's accuracy on test images is one more use of them, which is counted.
+
     Parameters
     ----------
     run : RunDirectory
@@ -141,6 +144,7 @@ def find_images(run: RunDirectory, bundle: Bundle, data: str | None = None) -> C
         if data:
             raise
         return _made_up(bundle, error)
+    test_door.consult_run(run, "export", by="export")
     test = _some(dataset.test, MOST_IMAGES)
     calibration = _some(dataset.train, CALIBRATION_IMAGES)
     conform = bundle.preprocess.conform

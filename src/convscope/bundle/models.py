@@ -20,7 +20,7 @@ from convscope.bundle import hdf5
 from convscope.bundle.allowed import read_config
 from convscope.bundle.archive import CONFIG, WEIGHTS, not_a_network, read_archive, reason
 from convscope.errors import ConvscopeError, DataError, sentence
-from convscope.runs import RunDirectory, open_run
+from convscope.runs import RUN_FILE, RunDirectory, open_run
 
 if TYPE_CHECKING:
     import keras
@@ -34,6 +34,9 @@ REHEARSED_BATCH = 89
 # The values in one layer's output for one image; VGG16 at 1,000×1,000 pixels has as many.
 MOST_VALUES = 2**26
 READ_SECONDS = 120
+
+# A network that was loaded from a run carries the run's path under this name.
+_SOURCE = "_convscope_run"
 
 
 def load_model(file: Path) -> keras.Model:
@@ -90,7 +93,14 @@ def load_run_model(run: RunDirectory) -> keras.Model:
     with _keras_errors(where):
         model = _build(config, where, _count(weights))
         _assign_by_place(model, weights, run.path / WEIGHTS_FILE)
+    setattr(model, _SOURCE, run.path.absolute())
     return model
+
+
+def run_of(model: keras.Model) -> RunDirectory | None:
+    """Find the run that a network was loaded from; None for one that was built, or whose run is gone."""
+    path = getattr(model, _SOURCE, None)
+    return RunDirectory(path) if path is not None and (path / RUN_FILE).is_file() else None
 
 
 def read_weights(content: bytes, source: str) -> dict[str, NDArray[Any]]:

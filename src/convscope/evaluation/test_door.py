@@ -17,7 +17,6 @@ from types import MappingProxyType
 from typing import Any
 
 from convscope.errors import RunError, UsageError, sentence, unknown_name
-from convscope.evaluation.result import Evaluation
 from convscope.runs import RunDirectory
 
 FORMAT = 1
@@ -30,6 +29,8 @@ PURPOSES = MappingProxyType(
         "comparison": "whether two finished networks differ",
         "error analysis": "which images the finished network gets wrong",
         "report": "the page that shows a finished run",
+        "inspection": "what one of these images does inside the finished network",
+        "export": "whether an exported network is as good as its run",
     }
 )
 
@@ -44,8 +45,6 @@ CHOICES = MappingProxyType(
         "threshold": "a threshold set on these images cannot be judged by them",
     }
 )
-
-METRICS = ("accuracy", "loss")
 
 
 def new_record() -> dict[str, Any]:
@@ -156,48 +155,6 @@ def refuse_choice(purpose: str) -> None:
         )
     if purpose not in PURPOSES:
         raise unknown_name("purpose", purpose, [*PURPOSES, *CHOICES])
-
-
-def choose(candidates: Mapping[str, Evaluation], part: str, metric: str = "accuracy") -> str:
-    """Choose the best among models or epochs, by validation data.
-
-    Parameters
-    ----------
-    candidates : mapping of str to Evaluation
-        Each candidate's evaluation.
-    part : str
-        What they were evaluated on: ``"validation"``; ``"test"`` is refused.
-    metric : str
-        ``"accuracy"`` or ``"loss"``.
-
-    Returns
-    -------
-    str
-        The name of the best one; of equally good ones the first.
-
-    Raises
-    ------
-    UsageError
-        When the part is not the validation data, or there is no candidate.
-    UnknownNameError
-        When the metric is unknown.
-
-    Examples
-    --------
-    >>> good, bad = (Evaluation.from_probabilities([[p, 1 - p]], [0]) for p in (0.9, 0.2))
-    >>> choose({"simple": bad, "deep": good}, "validation")
-    'deep'
-    """
-    if part == "test":
-        refuse_choice("choice of model")
-    if part != "validation":
-        raise UsageError(sentence("a choice by validation data", f"by {part} data"))
-    if metric not in METRICS:
-        raise unknown_name("metric", metric, METRICS)
-    if not candidates:
-        raise UsageError(sentence("at least one candidate", "none"))
-    sign = 1 if metric == "accuracy" else -1
-    return max(candidates, key=lambda name: sign * getattr(candidates[name], metric))
 
 
 def count(record: Mapping[str, Any] | None) -> int:

@@ -8,15 +8,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import KDTree
 
 from convscope import plotting
-from convscope.evaluation import Evaluation
+from convscope.bundle import run_of
+from convscope.evaluation import Evaluation, test_door
 from convscope.preprocessing import Preprocess
 
 if TYPE_CHECKING:
     import keras
     from matplotlib.figure import Figure
+
+# Two answers of a network to the same image differ by rounding alone, in the logarithms of a few classes.
+_SMALLEST, _COLUMNS, _SAME = np.finfo(np.float32).tiny, 8, 1e-4
 
 
 def draw_figures(
@@ -91,6 +97,9 @@ def evaluate(
 ) -> Assessment:
     """Evaluate a model on labelled images: loss, accuracy, report, and the exercise's four figures.
 
+    Where the model was loaded from a run and the images are that run's test images, or some of them, this is
+    counted as a use of its test set.
+
     Parameters
     ----------
     model : keras.Model
@@ -123,6 +132,21 @@ def evaluate(
     from convscope.training.fit import predict
 
     probabilities = predict(model, x, preprocess=preprocess)
+    _count_use(model, probabilities)
     evaluation = Evaluation.from_probabilities(probabilities, y, class_names, names)
     with plotting.embedded():
         return Assessment(evaluation, draw_figures(evaluation, x))
+
+
+def _count_use(model: keras.Model, probabilities: NDArray[np.float32]) -> None:
+    """Count a look at a run's test images, which are known by the answers that its network gave them."""
+    run = run_of(model)
+    if run is None or not (run.path / "predictions.npz").is_file():
+        return
+    stored = run.read_arrays("predictions.npz").get("test_probabilities")
+    if stored is None or stored.shape[1:] != probabilities.shape[1:]:
+        return
+    known, asked = (np.log(np.maximum(table, _SMALLEST))[:, :_COLUMNS] for table in (stored, probabilities))
+    distances, _ = KDTree(known).query(asked, p=np.inf, distance_upper_bound=_SAME)
+    if np.isfinite(distances).mean() >= 0.5:
+        test_door.consult_run(run, "error analysis", by="convscope.evaluate")
