@@ -6,12 +6,17 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib as mpl
 import pytest
 from hypothesis import settings
+from process_state import process_state, settled_changes
 
 # Small arrays gain nothing from a second thread, and threads that wait for one another lose much where other
 # programs run too. Set before torch is loaded; programs that a test starts inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Figures are drawn into memory, whatever display and back end the machine has.
+mpl.use("agg")
 
 import convscope  # it chooses Keras's back end, before a test imports Keras
 
@@ -34,6 +39,16 @@ class Done:
     returncode: int
     stdout: str
     stderr: str
+
+
+@pytest.fixture(autouse=True)
+def unchanged_process():
+    """Fail the test that leaves a figure, a thread, a setting or anything else of its process changed."""
+    before = process_state()
+    yield
+    found = settled_changes(before)
+    if found:
+        pytest.fail("left behind in the process:\n  " + "\n  ".join(found), pytrace=False)
 
 
 @pytest.fixture

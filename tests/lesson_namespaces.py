@@ -8,7 +8,7 @@ from functools import cache
 from unittest import mock
 
 import convscope  # isort: skip  (it chooses Keras's back end, before Keras is imported)
-import matplotlib as mpl
+from matplotlib import pyplot
 
 from convscope.grading import checking
 from convscope.lessons.notebooks import without_marks
@@ -24,12 +24,13 @@ def solved(number):
     namespace = {"display": lambda *_: None}
     if number in (3, 7):
         namespace["model"] = solved(2)["model"]
-    mpl.use("agg")
-    with mock.patch.dict(os.environ, QUICK_DIGITS):
-        for cell in read_lesson(name).cells:
-            if cell.kind == "code" and not left_out(cell, number):
-                exec(without_marks(cell.source), namespace)
-    mpl.pyplot.close("all")
+    try:
+        with mock.patch.dict(os.environ, QUICK_DIGITS):
+            for cell in read_lesson(name).cells:
+                if cell.kind == "code" and not left_out(cell, number):
+                    exec(without_marks(cell.source), namespace)
+    finally:
+        pyplot.close("all")
     return namespace
 
 

@@ -183,3 +183,20 @@ def test_equal_rows_are_counted_with_what_belongs_to_them():
 )
 def test_closeness_is_relative(first, second, expected):
     assert close(first, second, 1e-3) is expected
+
+
+def test_an_answer_that_draws_leaves_no_figure_and_takes_none_away():
+    from matplotlib import pyplot
+
+    mine = pyplot.figure()
+
+    def draws(*_):
+        pyplot.figure()
+        return 0
+
+    try:
+        for task, entry in TASKS.items():
+            convscope.check(task, **dict.fromkeys((*entry.answers, *entry.given), draws))
+        assert pyplot.get_fignums() == [mine.number]
+    finally:
+        pyplot.close(mine)

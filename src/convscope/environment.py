@@ -1,10 +1,14 @@
-"""The surroundings of a run: versions, source commit, device; what somebody needs to repeat it."""
+"""The surroundings of a run: versions, source commit, device; and how to leave the process as it was."""
 
 from __future__ import annotations
 
 import os
 import platform
 import subprocess
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,8 @@ from typing import Any
 from convscope import __version__
 
 PACKAGES = ("keras", "torch", "numpy", "scipy", "scikit-learn", "matplotlib")
+
+_filters_in_use = threading.RLock()
 
 
 def versions() -> dict[str, str]:
@@ -85,3 +91,19 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.machine())
+
+
+@contextmanager
+def own_warning_filters() -> Iterator[None]:
+    """Let a block set filters for warnings, which are gone at its end; one thread at a time.
+
+    Filters belong to the whole process: of two threads that come and go by turns, the one would leave the
+    other's behind for good.
+
+    Examples
+    --------
+    >>> with own_warning_filters():
+    ...     warnings.simplefilter("ignore")
+    """
+    with _filters_in_use, warnings.catch_warnings():
+        yield

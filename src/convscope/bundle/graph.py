@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from convscope.bundle.archive import reason
 from convscope.bundle.loading import Bundle
 from convscope.bundle.onnx_session import INPUT, OUTPUT, require_packages
+from convscope.environment import own_warning_filters
 from convscope.errors import ExportError, UsageError, sentence
 from convscope.evaluation.calibration import SMALLEST
 
@@ -232,7 +233,7 @@ def _quiet() -> Iterator[None]:
     """Keep what exporters tell their own developers from the screen."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "root")]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    with own_warning_filters():
         # Deprecations inside torch and Keras, which their callers can do nothing about.
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convscope.data.kinds import FORMATS, HEAD, sniff
+from convscope.environment import own_warning_filters
 from convscope.errors import DataError, sentence
 
 # A photograph of 8,000×8,000; decoded it takes 192 MB.
@@ -100,7 +101,7 @@ def quiet_pillow() -> Iterator[None]:
     >>> with quiet_pillow():
     ...     pass
     """
-    with warnings.catch_warnings():
+    with own_warning_filters():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
         yield

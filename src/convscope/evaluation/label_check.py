@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from convscope.environment import own_warning_filters
 from convscope.errors import UsageError, sentence
 from convscope.evaluation.inputs import as_labels, as_probabilities
 from convscope.evaluation.metrics import FloatArray, IntArray
@@ -73,7 +74,7 @@ def _count_suspects(probabilities: FloatArray, labels: IntArray) -> int:
 
     if np.unique(labels).size < 2:
         return 0  # nothing else that a label could be
-    with warnings.catch_warnings():
+    with own_warning_filters():
         warnings.filterwarnings("ignore", message="May not flag all label issues", category=UserWarning)
         return int(np.sum(find_label_issues(labels, probabilities, n_jobs=1)))
 
@@ -115,7 +116,7 @@ def out_of_sample_probabilities(
     if not 2 <= folds <= most:
         raise UsageError(sentence(f"from 2 to {most} folds, the images of the largest class", folds))
     table = np.zeros((truth.size, classes))
-    with warnings.catch_warnings():
+    with own_warning_filters():
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
         from sklearn.model_selection import StratifiedKFold
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
+from convscope.environment import own_warning_filters
 from convscope.errors import ConvscopeError, sentence, unknown_name
 from convscope.grading.tasks import TASKS, Task
 from convscope.grading.verdict import Flaw, Verdict
@@ -77,7 +79,7 @@ def _judge(task: Task, found: Mapping[str, Any]) -> str:
     """Judge what was found; whatever an answer makes go wrong is a flaw of the answer."""
     values = {name.lower(): value for name, value in (_answers(task, found) | _given(task, found)).items()}
     try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
+        with own_warning_filters(), _own_figures(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")  # an answer may well divide by zero; its result is judged
             return task.judge(**values)
     except Flaw:
@@ -87,6 +89,22 @@ def _judge(task: Task, found: Mapping[str, Any]) -> str:
     except Exception as error:
         message = sentence("an answer that can be checked", f"{type(error).__name__}: {error}")
         raise Flaw(message, ("Look at the types and shapes of what you made.",)) from error
+
+
+@contextmanager
+def _own_figures() -> Iterator[None]:
+    """Close what an answer draws with pyplot while it is judged; a notebook would show it under the check."""
+
+    def numbers() -> list[int]:
+        pyplot = sys.modules.get("matplotlib.pyplot")  # whoever draws has loaded it
+        return pyplot.get_fignums() if pyplot else []
+
+    before = numbers()
+    try:
+        yield
+    finally:
+        for number in set(numbers()).difference(before):
+            sys.modules["matplotlib.pyplot"].close(number)
 
 
 def _answers(task: Task, found: Mapping[str, Any]) -> dict[str, Any]:

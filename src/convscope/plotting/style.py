@@ -20,6 +20,7 @@ from cycler import cycler
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 
+from convscope.environment import own_warning_filters
 from convscope.errors import UsageError, sentence
 
 # Colours that people with any common colour blindness tell apart (Okabe and Ito, "Color Universal
@@ -181,7 +182,7 @@ def png_bytes(figure: Figure) -> bytes:
     b'PNG'
     """
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
+    with own_warning_filters():
         # A script that no installed font covers shows as boxes; that is no reason to fail.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import mmap
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -304,9 +303,19 @@ def as_tensor(leaf: NDArray[Any] | torch.Tensor) -> torch.Tensor:
         raise UsageError(sentence("numbers as input", f"an array of type {leaf.dtype}"))
     if any(stride < 0 for stride in leaf.strides):
         leaf = np.ascontiguousarray(leaf)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # torch warns of read-only arrays; nobody writes here
-        return torch.from_numpy(leaf)
+    return torch.from_numpy(leaf if leaf.flags.writeable else np.asarray(_SaidToBeWritable(leaf)))
+
+
+class _SaidToBeWritable:
+    """Gives torch the memory of a read-only array without its warning: nobody writes here.
+
+    A filter would have to be set for the whole process, batch after batch, whatever thread trains.
+    """
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        interface = array.__array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
+        self._array = array  # owns the memory
 
 
 def _large_mappings(parts: Any) -> list[mmap.mmap]:

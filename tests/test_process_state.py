@@ -1,0 +1,145 @@
+"""The check that every test is held to sees what it is there for, and convscope's own code passes it."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import keras
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from matplotlib import pyplot
+from process_state import changes, process_state, settled_changes
+
+import convscope
+from convscope.environment import own_warning_filters
+from convscope.training.feeds import as_tensor
+
+# What somebody may change, how, and how to put it back.
+CULPRITS = {
+    "current directory": (lambda: os.chdir("/"), lambda old: os.chdir(old["current directory"])),
+    "environment variable CONVSCOPE_LEFT": (
+        lambda: os.environ.update(CONVSCOPE_LEFT="1"),
+        lambda _: os.environ.pop("CONVSCOPE_LEFT"),
+    ),
+    "import path": (lambda: sys.path.append("nowhere"), lambda _: sys.path.pop()),
+    "warning filter": (lambda: warnings.simplefilter("ignore"), lambda _: warnings.filters.pop(0)),
+    "signal handler SIGTERM": (
+        lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN),
+        lambda old: signal.signal(signal.SIGTERM, old["signal handler"]["SIGTERM"]),
+    ),
+    "logging level root": (
+        lambda: logging.getLogger().setLevel("DEBUG"),
+        lambda old: logging.getLogger().setLevel(old["logging level"]["root"][0]),
+    ),
+    "numpy.geterr divide": (
+        lambda: np.seterr(divide="raise"),
+        lambda old: np.seterr(**old["numpy.geterr"]),
+    ),
+    "pyplot figure 1": (pyplot.figure, lambda _: pyplot.close()),
+    "matplotlib.rcParams lines.linewidth": (
+        lambda: mpl.rcParams.update({"lines.linewidth": 7}),
+        lambda old: mpl.rcParams.update({"lines.linewidth": old["matplotlib.rcParams"]["lines.linewidth"]}),
+    ),
+    "torch.get_num_threads": (
+        lambda: torch.set_num_threads(torch.get_num_threads() + 1),
+        lambda old: torch.set_num_threads(old["torch.get_num_threads"]),
+    ),
+    "torch.get_default_dtype": (
+        lambda: torch.set_default_dtype(torch.float64),
+        lambda old: torch.set_default_dtype(old["torch.get_default_dtype"]),
+    ),
+    "torch.are_deterministic_algorithms_enabled": (
+        lambda: torch.use_deterministic_algorithms(True),
+        lambda _: torch.use_deterministic_algorithms(False),
+    ),
+    "keras.config.floatx": (
+        lambda: keras.config.set_floatx("float16"),
+        lambda old: keras.config.set_floatx(old["keras.config.floatx"]),
+    ),
+    "keras.config.dtype_policy": (
+        lambda: keras.config.set_dtype_policy("mixed_bfloat16"),
+        lambda old: keras.config.set_dtype_policy(old["keras.config.dtype_policy"]),
+    ),
+    "keras.config.image_data_format": (
+        lambda: keras.config.set_image_data_format("channels_first"),
+        lambda old: keras.config.set_image_data_format(old["keras.config.image_data_format"]),
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "put_back"), CULPRITS.values(), ids=CULPRITS)
+def test_the_check_names_what_changed(request, change, put_back):
+    before = process_state()
+    change()
+    try:
+        found = changes(before, process_state())
+    finally:
+        put_back(before)
+    assert any(line.startswith(request.node.callspec.id) for line in found), found
+    assert changes(before, process_state()) == []
+
+
+def test_a_thread_is_given_time_to_end_and_named_if_it_does_not():
+    before = process_state()
+    end = threading.Event()
+    lasting = threading.Thread(target=end.wait, name="lasting", daemon=True)
+    lasting.start()
+    assert "lasting" in settled_changes(before)[0]
+    threading.Timer(0.05, end.set).start()
+    assert settled_changes(before) == []
+
+
+def test_threads_that_set_filters_by_turns_leave_none_behind():
+    def work(start, length):
+        time.sleep(start)
+        with own_warning_filters():
+            warnings.simplefilter("ignore")
+            time.sleep(length)
+
+    before = process_state()
+    with ThreadPoolExecutor(2) as pool:  # the first would leave while the second is still there
+        list(pool.map(work, (0, 0.05), (0.1, 0.15)))
+    assert settled_changes(before) == []
+
+
+def test_a_read_only_array_becomes_a_tensor_without_a_warning_or_a_filter(monkeypatch):
+    array = np.arange(12.0).reshape(3, 4)[:, 1:]
+    array.flags.writeable = False
+    torch.set_warn_always(True)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(warnings, "catch_warnings", None)
+            tensor = as_tensor(array)  # a warning would be an error here
+    finally:
+        torch.set_warn_always(False)
+    assert np.array_equal(tensor.numpy(), array)
+    assert tensor.data_ptr() == array.__array_interface__["data"][0]
+    assert not array.flags.writeable
+
+
+def test_fit_predict_and_evaluate_leave_the_process_as_it_was():
+    """The fixture watches each test; here a user's unusual settings have to survive as well."""
+    digits = convscope.load("digits")
+    preprocess = convscope.Preprocess.fit(digits.train.images)
+    x, y = preprocess.apply(digits.train.images)[:200], digits.train.labels[:200]
+    model = convscope.build("simple", digits.input_shape, 10)
+    model.compile("adam", "sparse_categorical_crossentropy")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with warnings.catch_warnings(), np.errstate(divide="raise"), mpl.rc_context({"lines.linewidth": 7}):
+            warnings.simplefilter("error")
+            before = process_state()
+            convscope.fit(model, x, y, epochs=1, batch_size=50, verbose=0)
+            convscope.predict(model, x)
+            convscope.evaluate(model, digits.test.images, digits.test.labels, preprocess=preprocess)
+            assert settled_changes(before) == []
+    finally:
+        torch.set_num_threads(threads)
