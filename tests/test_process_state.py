@@ -19,6 +19,8 @@ from process_state import changes, process_state, settled_changes
 
 import convscope
 from convscope.environment import own_warning_filters
+from convscope.experiment import ExperimentConfig, run_experiment
+from convscope.training.config import TrainingConfig
 from convscope.training.feeds import as_tensor
 
 # What somebody may change, how, and how to put it back.
@@ -124,6 +126,12 @@ def test_a_read_only_array_becomes_a_tensor_without_a_warning_or_a_filter(monkey
     assert not array.flags.writeable
 
 
+def generator_states():
+    """NumPy's and torch's; from Python's, Keras itself draws a seed for each layer that it makes."""
+    numpy = np.random.get_state()  # noqa: NPY002  the global one is the subject
+    return numpy[1].tobytes(), numpy[2:], torch.get_rng_state().tolist()
+
+
 def test_fit_predict_and_evaluate_leave_the_process_as_it_was():
     """The fixture watches each test; here a user's unusual settings have to survive as well."""
     digits = convscope.load("digits")
@@ -131,15 +139,23 @@ def test_fit_predict_and_evaluate_leave_the_process_as_it_was():
     x, y = preprocess.apply(digits.train.images)[:200], digits.train.labels[:200]
     model = convscope.build("simple", digits.input_shape, 10)
     model.compile("adam", "sparse_categorical_crossentropy")
-    threads = torch.get_num_threads()
+    threads, generators = torch.get_num_threads(), generator_states()
     torch.set_num_threads(2)
     try:
         with warnings.catch_warnings(), np.errstate(divide="raise"), mpl.rc_context({"lines.linewidth": 7}):
             warnings.simplefilter("error")
             before = process_state()
-            convscope.fit(model, x, y, epochs=1, batch_size=50, verbose=0)
+            convscope.fit(model, x, y, epochs=1, batch_size=50, seed=0, verbose=0)
             convscope.predict(model, x)
             convscope.evaluate(model, digits.test.images, digits.test.labels, preprocess=preprocess)
             assert settled_changes(before) == []
+            assert generator_states() == generators
     finally:
         torch.set_num_threads(threads)
+
+
+def test_an_experiment_seeds_no_global_generator(tmp_path):
+    digits, generators = convscope.load("digits"), generator_states()
+    settings = ExperimentConfig("simple", data="digits", training=TrainingConfig(epochs=1, seed=3))
+    run_experiment(settings, digits, tmp_path / "run")
+    assert generator_states() == generators

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import random
 import subprocess
 import threading
 import warnings
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from convscope import __version__
 
@@ -107,3 +110,23 @@ def own_warning_filters() -> Iterator[None]:
     """
     with _filters_in_use, warnings.catch_warnings():
         yield
+
+
+@contextmanager
+def own_random_numbers() -> Iterator[None]:
+    """Let a block seed and use the global generators, which are at its end as they were.
+
+    Examples
+    --------
+    >>> with own_random_numbers():
+    ...     random.seed(0)
+    """
+    import torch
+
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  others may draw from it
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002

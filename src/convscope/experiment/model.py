@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from convscope import networks
 from convscope.bundle import load_model
+from convscope.environment import own_random_numbers
 from convscope.errors import UsageError, sentence
 from convscope.experiment.config import ExperimentConfig
 
@@ -93,8 +94,9 @@ def build_model(
     import keras
 
     training = config.training
-    keras.utils.set_random_seed(training.seed)
-    model = loaded or networks.build(config.network, input_shape, classes, config.data_format)
+    with own_random_numbers():
+        keras.utils.set_random_seed(training.seed)
+        model = loaded or networks.build(config.network, input_shape, classes, config.data_format)
     if model.output_shape != (None, classes):
         expected = f"a network with {classes} outputs, one for each class"
         raise UsageError(sentence(expected, f"output shape {model.output_shape}"))
