@@ -252,6 +252,65 @@ def test_an_interrupted_training_leaves_a_readable_run(tmp_path, typed):
     assert json.loads(again.stdout)["parameters"] == 216_650
 
 
+INTERRUPTING = {
+    "plainly": "os.kill(os.getpid(), signal.SIGINT); time.sleep(9)",
+    "as another error": """
+try:
+    os.kill(os.getpid(), signal.SIGINT); time.sleep(9)
+except KeyboardInterrupt:
+    raise ImportError("a part of it cannot be loaded") from None
+""",
+}
+
+
+@pytest.mark.parametrize("code", INTERRUPTING.values(), ids=INTERRUPTING)
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX lets a process send itself a Ctrl-C alone")
+def test_an_interrupted_import_is_no_traceback(tmp_path, code):
+    (tmp_path / "typer.py").write_text(f"import os, signal, time\n{code}", encoding="utf-8")
+    start = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from convscope.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted.\n")
+
+
+@pytest.fixture
+def broken(monkeypatch, tmp_path):
+    """Break a command in a way that nobody foresaw."""
+
+    def fail(_path):
+        raise ZeroDivisionError("nothing to divide by")
+
+    monkeypatch.setattr("convscope.cli.judging.require_run", fail)
+    monkeypatch.setenv("CONVSCOPE_CACHE", str(tmp_path / "cache"))
+
+
+def test_what_nobody_foresaw_ends_in_two_lines_that_name_a_log(tmp_path, typed, broken):
+    done = typed("evaluate", "run", cwd=tmp_path)
+    assert done.returncode == 1
+    log = tmp_path / "cache/log.txt"
+    assert done.stderr == (
+        f"Error: ZeroDivisionError: nothing to divide by\nNobody foresaw this. Its traceback is in {log}.\n"
+    )
+    assert "Traceback (most recent call last)" in log.read_text(encoding="utf-8")
+    assert "convscope" in log.read_text(encoding="utf-8").splitlines()[0]
+
+
+def test_without_a_cache_the_traceback_is_kept_elsewhere(tmp_path, typed, broken, monkeypatch):
+    (tmp_path / "cache").write_text("in the way", encoding="utf-8")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    done = typed("evaluate", "run", cwd=tmp_path)
+    (log,) = tmp_path.glob("convscope-*/log.txt")
+    assert str(log) in done.stderr
+
+
+def test_debug_shows_tracebacks_and_leaves_the_log_as_it_was(tmp_path, typed, broken):
+    done = typed("--debug", "evaluate", "run", cwd=tmp_path)
+    assert "Traceback (most recent call last)" in done.stderr
+    known = typed("--debug", "evaluate", "run", "--part", "tset", cwd=tmp_path)
+    assert known.returncode == 2
+    assert "Traceback (most recent call last)" in known.stderr
+    assert "Traceback" not in typed("evaluate", "run", "--part", "tset", cwd=tmp_path).stderr
+
+
 @pytest.mark.parametrize(
     "command",
     [[], ["exercise"], ["inspect"], ["data"], ["data", "list"], ["data", "fetch"], ["data", "info"]],

@@ -1,11 +1,14 @@
 """``convscope evaluate``, ``compare`` and ``report``, as a person types them."""
 
+import errno
 import json
+import os
 import shutil
 
 import pytest
 from report_runs import make_dataset, make_run
 
+from convscope import runs as run_files
 from convscope.report.source import CONSULTATIONS
 
 
@@ -78,3 +81,21 @@ def test_an_evaluation_shows_scores_and_counts_looks_at_the_test_set(runs, typed
 def test_an_evaluation_is_one_json_object(runs, typed):
     found = json.loads(typed("evaluate", "strong", "--json", cwd=runs).stdout)
     assert (found["part"], found["accuracy"]) == ("test", 0.95)
+
+
+@pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EROFS], ids=["full", "read-only"])
+@pytest.mark.parametrize("command", [["evaluate", "weak"], ["compare", "weak", "strong"]], ids=" ".join)
+def test_a_disk_that_refuses_costs_the_count_and_not_the_answer(runs, typed, monkeypatch, command, reason):
+    answer = typed(*command, cwd=runs).stdout
+
+    def refuse(*_arguments, **_keywords):
+        raise OSError(reason, os.strerror(reason))
+
+    if reason == errno.EROFS:
+        monkeypatch.setattr(run_files.FileLock, "acquire", refuse)
+    else:
+        monkeypatch.setattr(os, "fsync", refuse)
+    done = typed(*command, cwd=runs)
+    assert (done.returncode, done.stdout) == (3, answer)
+    assert "to be able to write weak" in done.stderr and os.strerror(reason) in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

@@ -1,5 +1,7 @@
 """Experiments: what is prepared, what is written, and that an interruption changes nothing."""
 
+import errno
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -16,10 +18,11 @@ from convscope.experiment import (
     prepare,
     resume_experiment,
     run_experiment,
+    running,
 )
-from convscope.runs import open_run
+from convscope.runs import RunDirectory, open_run, write_errors_named
 from convscope.training.config import TrainingConfig
-from convscope.training.events import EpochEnd, StepEnd
+from convscope.training.events import EpochEnd, Notice, StepEnd, TrainBegin
 
 SHORT = ExperimentConfig(
     "simple", data="digits", training=TrainingConfig(epochs=3, batch_size=64, deterministic=True)
@@ -116,6 +119,84 @@ def test_an_interrupted_training_goes_on_as_if_nothing_had_happened(
     assert_same_training(whole.run, resumed.run)
     assert resumed.test.accuracy == whole.test.accuracy
     assert open_run(resumed.run).read_json("run.json")["status"] == "completed"
+
+
+def at_once(event):
+    """Behave like a person who presses Ctrl-C a second time before the first step is done."""
+    if isinstance(event, TrainBegin):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("engine", "moment"),
+    [
+        pytest.param("fast", at_once, id="fast-before-the-first-step"),
+        pytest.param("keras", interrupt_at(StepEnd, 0, 1), id="keras-first-epoch"),
+    ],
+)
+def test_a_training_that_was_stopped_before_its_first_checkpoint_begins_again(
+    digits, tmp_path, engine, moment
+):
+    training = TrainingConfig(epochs=1, batch_size=256, deterministic=True, engine=engine)
+    config = replace(SHORT, training=training, preflight=False)
+    with pytest.raises(InterruptedRunError, match=r"`convscope resume .*cut` begins again"):
+        run_experiment(config, digits, tmp_path / "cut", [moment], with_report=False)
+    resumed = resume_experiment(tmp_path / "cut")
+    whole = run_experiment(config, digits, tmp_path / "whole", with_report=False)
+    assert_same_training(whole.run, resumed.run)
+    assert not (tmp_path / "cut/report.html").exists()  # as it was said when it began
+
+
+def once(monkeypatch, name, error):
+    """Let a step of the recipe fail the first time."""
+    real = getattr(running, name)
+
+    def fail(*_, **__):
+        monkeypatch.setattr(running, name, real)
+        raise error
+
+    monkeypatch.setattr(running, name, fail)
+
+
+def test_an_interrupted_evaluation_is_resumed_without_training_again(
+    digits, tmp_path, monkeypatch, whole_run
+):
+    once(monkeypatch, "evaluate_parts", KeyboardInterrupt())
+    with pytest.raises(InterruptedRunError, match=r"`convscope resume .*cut` goes on after 3 epochs\."):
+        run_experiment(SHORT, digits, tmp_path / "cut", with_report=False)
+    resumed = resume_experiment(tmp_path / "cut")
+    assert_same_training(whole_run.run, resumed.run)
+
+
+def test_an_interrupted_report_leaves_a_completed_run(digits, tmp_path, monkeypatch):
+    once(monkeypatch, "write_report", KeyboardInterrupt())
+    with pytest.raises(InterruptedRunError, match="is complete but for its report"):
+        run_experiment(SHORT, digits, tmp_path / "run")
+    assert open_run(tmp_path / "run").read_json("run.json")["status"] == "completed"
+
+
+def test_a_report_that_cannot_be_made_leaves_its_traceback_in_the_run(digits, tmp_path, monkeypatch):
+    once(monkeypatch, "write_report", ZeroDivisionError("nothing to divide by"))
+    told = []
+    result = run_experiment(SHORT, digits, tmp_path / "run", [told.append])
+    log = result.run / "log.txt"
+    last = [event.text for event in told if isinstance(event, Notice)][-1]
+    assert "ZeroDivisionError: nothing to divide by" in last and str(log) in last
+    assert "Traceback (most recent call last)" in log.read_text(encoding="utf-8")
+
+
+def test_a_disk_that_fills_behind_the_evaluation_costs_no_number(digits, tmp_path, monkeypatch):
+    def full(run, name, _arrays):
+        with write_errors_named(run.path / name):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    told = []
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "write_arrays", full)
+        with pytest.raises(RunError, match=r"predictions\.npz, got No space .* goes on after 3"):
+            run_experiment(SHORT, digits, tmp_path / "run", [told.append], with_report=False)
+    result = resume_experiment(tmp_path / "run")
+    assert any(str(result.test) in event.text for event in told if isinstance(event, Notice))
 
 
 @pytest.fixture

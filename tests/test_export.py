@@ -28,7 +28,7 @@ from convscope.bundle.checking import (
 )
 from convscope.bundle.exporting import ExportReport, export_run
 from convscope.bundle.onnx_session import open_session
-from convscope.cli.main import main
+from convscope.cli import main
 from convscope.errors import DataError, ExportError, RunError, UnknownNameError, UsageError
 from convscope.evaluation import test_door
 from convscope.networks import NETWORKS

@@ -14,7 +14,7 @@ from PIL import Image
 import convscope
 from convscope import prediction
 from convscope.bundle import Bundle, load_bundle
-from convscope.cli.main import main
+from convscope.cli import main
 from convscope.errors import UsageError
 from convscope.prediction import Failure, Prediction, draw_sheet, predict_files
 

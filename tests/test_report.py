@@ -363,6 +363,8 @@ def test_an_unforeseen_failure_costs_only_its_section(tmp_path, monkeypatch):
     report = Page(render_report(path, dataset=dataset))
     assert "What the network looks at cannot be shown. ZeroDivisionError: division by zero" in report.text
     assert "A walk inside" in report.text
+    log = (path / "log.txt").read_text(encoding="utf-8")
+    assert "Traceback (most recent call last)" in log and log.count("ZeroDivisionError") == 1
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,15 @@ The public names below are loaded on first use, so that ``import convscope`` loa
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 from typing import TYPE_CHECKING, Any
 
 # Keras reads its back end once, when it is first imported; a user's own choice wins.
 os.environ.setdefault("KERAS_BACKEND", "torch")
+
+# What is logged is seen by those who ask for it.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 __version__ = "0.1.0"
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import math
 import os
 import re
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 from convscope.errors import RunError, sentence
 
 RUN_FILE = "run.json"
+LOG_FILE = "log.txt"
 # How long to wait for a process that changes a file, and for one that looks whether a run is locked.
 _CHANGE_SECONDS, _LOOK_SECONDS = 10.0, 1.0
 # A run that is being written, or was when its process was killed; the letters at the end are tempfile's.
@@ -273,6 +275,40 @@ def new_folder(out: Path, name: str) -> Iterator[Path]:
 
 
 @contextmanager
+def log_into(run: RunDirectory) -> Iterator[None]:
+    """Append warnings and errors that the package logs, with their tracebacks, to ``log.txt`` in a run."""
+    handler = _LogFile(run)
+    logger = logging.getLogger("convscope")
+    if handler in logger.handlers:
+        yield
+        return
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _LogFile(logging.Handler):
+    """Opens the file for each record, because a run's folder moves, and most runs have nothing to log."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        super().__init__(logging.WARNING)
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self._run = run
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _LogFile) and other._run.path == self._run.path
+
+    __hash__ = logging.Handler.__hash__
+
+    def emit(self, record: logging.LogRecord) -> None:
+        file = self._run.path / LOG_FILE
+        with suppress(OSError), file.open("a", encoding="utf-8", errors="backslashreplace") as stream:
+            stream.write(f"{self.format(record)}\n")
+
+
+@contextmanager
 def lock_run(path: str | Path) -> Iterator[None]:
     """Let one process at a time train or write a run; a dead process's lock frees itself.
 
@@ -295,7 +331,7 @@ def _lock(path: Path, seconds: float = 0.0) -> Iterator[None]:
     """Hold the lock of a path; its file is removed while it is held, so that nobody locks a removed one."""
     file = _lock_file(path)
     lock = FileLock(file, timeout=seconds)
-    with write_errors_named(file):
+    with write_errors_named(path):
         try:
             lock.acquire()
         except Timeout as error:

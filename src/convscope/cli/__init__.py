@@ -1,15 +1,53 @@
 """The command line: parse, call, print, exit code.
 
-    exercise.py   the exercise                  lessons.py     its notebooks, their grading, the quiz
-    datasets.py   data list | fetch | info …    training.py    train, resume
-    judging.py    evaluate, compare, report     inspecting.py  shapes, arithmetic, a look inside a run
-    predicting.py predict                       exporting.py   export
-    output.py     tables, sentences, JSON
+    program.py    the commands by their names   exercise.py    the exercise
+    datasets.py   data list | fetch | info …    lessons.py     its notebooks, their grading, the quiz
+    judging.py    evaluate, compare, report     training.py    train, resume
+    predicting.py predict                       inspecting.py  shapes, arithmetic, a look inside a run
+    output.py     tables, sentences, JSON       exporting.py   export
 
-Exit codes: 0 done; 2 a wrong command or argument; 3 data or run missing, unreadable or wrong; 4 training
-diverged; 130 interrupted.
+Exit codes: 0 done; 1 an error of the program's own; 2 a wrong command or argument; 3 data or run missing,
+unreadable or wrong, or a disk that refuses; 4 training diverged; 130 interrupted.
 """
 
-from convscope.cli.main import app, main
+from __future__ import annotations
 
-__all__ = ["app", "main"]
+import signal
+import sys
+from types import FrameType
+
+__all__ = ["main"]
+
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the program and exit; whatever happens ends in one or two lines, never in a traceback.
+
+    Everything is imported in here, so that an interruption of the imports is answered as any other is.
+    """
+    interrupted = False
+
+    def note(_number: int, _frame: FrameType | None) -> None:
+        # An import that is cut off ends in errors of many kinds; what caused them is remembered.
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:  # else somebody has decided otherwise, such as nohup
+        signal.signal(signal.SIGINT, note)
+    try:
+        from convscope.cli import program
+
+        code = program.run()
+    except (KeyboardInterrupt, Exception) as error:
+        if interrupted or isinstance(error, KeyboardInterrupt):
+            sys.stderr.write("Interrupted.\n")
+            code = INTERRUPTED
+        else:
+            code = program.fail_unexpectedly(error)
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.exit(code)

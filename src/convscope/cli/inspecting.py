@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from convscope.cli.opening import require_run
+from convscope.cli.opening import answered_all_the_same, require_run
 from convscope.cli.output import say, show_json, table
 from convscope.errors import UsageError, sentence
 
@@ -102,14 +102,23 @@ def _probe(
     from convscope.runs import RunDirectory
 
     probe = probe_run(run, image, layer, position, channel, with_map=with_map)
-    folder = RunDirectory(figures or run / "figures")
-    files = {name: f"image_{image}_{name}.png" for name in probe.figures}
-    for name, figure in probe.figures.items():
-        folder.write_bytes(files[name], png_bytes(figure))
-    written = [str(folder.path / file) for file in files.values()]
-    if json:
-        show_json({**probe.to_json(), "figures": written})
-        return
+    folder, written = RunDirectory(figures or run / "figures"), []
+
+    def write() -> None:
+        for name, figure in probe.figures.items():
+            folder.write_bytes(f"image_{image}_{name}.png", png_bytes(figure))
+            written.append(str(folder.path / f"image_{image}_{name}.png"))
+
+    with answered_all_the_same(write):
+        if json:
+            show_json({**probe.to_json(), "figures": written})
+        else:
+            _show_probe(probe)
+            say("Figures: " + (", ".join(written) or "none"))
+
+
+def _show_probe(probe: Probe) -> None:
+    """Print what was found about one image."""
     say(f"{probe.image_name}: true {probe.true}, predicted {probe.predicted} ({probe.probability:.3f})\n")
     found = probe.recomputed
     place = "" if found.position is None else f" at row {found.position[0]}, column {found.position[1]}"
@@ -125,7 +134,6 @@ def _probe(
             say(f"An image made for {made.target} raises its score from {before:.3g} to {after:.3g}.")
         else:
             say(f"No image was found that raises the score of {made.target} above {before:.3g}.")
-    say("Figures: " + ", ".join(written))
 
 
 def _show_attributions(probe: Probe) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from convscope.cli.opening import require_run
+from convscope.cli.opening import answered_all_the_same, require_run
 from convscope.cli.output import say, show_json, table
 from convscope.errors import RunError, UsageError, sentence
 
@@ -36,12 +38,17 @@ def evaluate(
         raise UsageError(sentence("the part validation or test", repr(part)))
     contents = _open(run)
     evaluation = _part(contents, part)
-    if part == "test":
-        _count(contents, "error analysis", "evaluate")
-    if json:
-        temperature = contents.calibration.to_json()
-        show_json({"run": str(run), "part": part, "temperature": temperature, **evaluation.to_json()})
-        return
+    count = partial(_count, [contents] if part == "test" else [], "error analysis", "evaluate")
+    with answered_all_the_same(count):
+        if json:
+            temperature = contents.calibration.to_json()
+            show_json({"run": str(run), "part": part, "temperature": temperature, **evaluation.to_json()})
+        else:
+            _show_evaluation(contents, part, evaluation)
+
+
+def _show_evaluation(contents: Contents, part: str, evaluation: Evaluation) -> None:
+    """Print what an evaluation found."""
     say(f"{contents.network_name} on {contents.data_name}, {part} images: {evaluation}")
     calibration = evaluation.reliability.expected_error
     say(
@@ -88,19 +95,19 @@ def compare(
     from convscope.evaluation import compare_seeds
 
     evaluations = [[_part(run, "test") for run in side] for side in sides]
-    for run in (run for side in sides for run in side):
-        _count(run, "comparison", "compare")
     labels = _labels(sides)
     if len(sides[0]) == len(sides[1]) == 1:
         found: Any = compare_two(evaluations[0][0], evaluations[1][0], *labels)
     else:
         found = compare_seeds(evaluations[0], evaluations[1], *labels)
-    if json:
-        show_json(found.to_json())
-        return
-    say(str(found))
-    if second is None:
-        _show_differences(found, evaluations[0][0], evaluations[1][0])
+    count = partial(_count, [run for side in sides for run in side], "comparison", "compare")
+    with answered_all_the_same(count):
+        if json:
+            show_json(found.to_json())
+            return
+        say(str(found))
+        if second is None:
+            _show_differences(found, evaluations[0][0], evaluations[1][0])
 
 
 def report(
@@ -140,12 +147,13 @@ def _part(contents: Contents, part: str) -> Evaluation:
     return contents.evaluations[part]
 
 
-def _count(contents: Contents, purpose: str, command: str) -> None:
-    """Count a consultation of the test set, before anything of it is shown."""
+def _count(runs: Sequence[Contents], purpose: str, command: str) -> None:
+    """Count a consultation of each run's test set, before anything of it is shown."""
     from convscope.evaluation import test_door
     from convscope.runs import RunDirectory
 
-    test_door.consult_run(RunDirectory(contents.path), purpose, by=command)
+    for run in runs:
+        test_door.consult_run(RunDirectory(run.path), purpose, by=command)
 
 
 def _refuse_other_data(runs: list[Contents]) -> None:

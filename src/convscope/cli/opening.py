@@ -1,11 +1,15 @@
-"""What a command looks at before it loads anything large, so that a wrong one is answered at once."""
+"""What a command looks at before it loads anything large, so that a wrong one is answered at once.
+
+And what it does where it has an answer and no place to write.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from convscope.errors import DataError, sentence
+from convscope.errors import DataError, RunError, sentence
 
 BUNDLE_FILE = "bundle.json"
 STANDARD_INPUT = "-"
@@ -50,3 +54,29 @@ def require_inputs(names: Sequence[str]) -> None:
     others = f" and {len(names) - 1} more" if len(names) > 1 else ""
     found = f"no such file{'s' if others else ''}"
     raise DataError(sentence(f"{names[0]}{others} to be an image", found, "Check its path."))
+
+
+@contextmanager
+def answered_all_the_same(write: Callable[[], object]) -> Iterator[None]:
+    """Write something, then let the block show the answer; a disk that refuses is told behind it.
+
+    Parameters
+    ----------
+    write : callable
+        Called first.
+
+    Raises
+    ------
+    RunError
+        After the block, if the disk refused; before it, whatever else is wrong with what is written.
+    """
+    refusal = None
+    try:
+        write()
+    except RunError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        refusal = error
+    yield
+    if refusal:
+        raise refusal

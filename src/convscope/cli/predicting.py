@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from convscope.cli.opening import require_inputs, require_run
+from convscope.cli.opening import answered_all_the_same, require_inputs, require_run
 from convscope.cli.output import say, show_json, table, warn
 from convscope.errors import UsageError, sentence
 
@@ -59,23 +60,22 @@ def predict(
     everything = list(results)
     predictions = [one for one in everything if isinstance(one, Prediction)]
     failures = [one for one in everything if isinstance(one, Failure)]
-    if show:
-        _draw(bundle, predictions, show)
-    if json:
-        show_json(
-            {
-                "run": str(run),
-                "class_names": list(bundle.class_names),
-                "temperature": bundle.temperature,
-                "predictions": [one.to_json() for one in predictions],
-                "failures": [one.to_json() for one in failures],
-            }
-        )
-    elif not csv:
-        _show(bundle, predictions, show)
-    if not json:
-        for failure in failures:
-            warn(failure.reason)
+    with answered_all_the_same(partial(_draw, bundle, predictions, show)):
+        if json:
+            show_json(
+                {
+                    "run": str(run),
+                    "class_names": list(bundle.class_names),
+                    "temperature": bundle.temperature,
+                    "predictions": [one.to_json() for one in predictions],
+                    "failures": [one.to_json() for one in failures],
+                }
+            )
+        elif not csv:
+            _show(bundle, predictions, show)
+        if not json:
+            for failure in failures:
+                warn(failure.reason)
     if failures:
         raise typer.Exit(SOME_FAILED)
 
@@ -144,8 +144,10 @@ def _show(bundle: Bundle, predictions: list[Prediction], sheet: Path | None) -> 
         say(f"What the network sees: {sheet}")
 
 
-def _draw(bundle: Bundle, predictions: list[Prediction], file: Path) -> None:
-    """Write the contact sheet, whole or not at all."""
+def _draw(bundle: Bundle, predictions: list[Prediction], file: Path | None) -> None:
+    """Write the contact sheet, if there is to be one, whole or not at all."""
+    if file is None:
+        return
     from convscope.plotting import png_bytes
     from convscope.prediction import draw_sheet
     from convscope.runs import RunDirectory

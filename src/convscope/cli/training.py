@@ -160,6 +160,9 @@ def train(
 
 def resume(
     run: Annotated[Path, typer.Argument(help="The directory of a run that was interrupted.")],
+    report: Annotated[
+        bool | None, typer.Option(help="Write report.html. [default: as when the run began]")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Go on with a training that was interrupted, as if nothing had happened.
@@ -172,7 +175,8 @@ def resume(
     from convscope.experiment import resume_experiment
     from convscope.training.progress import progress_listener
 
-    result = resume_experiment(run, listeners=() if json else progress_listener("auto"))
+    listeners = () if json else progress_listener("auto")
+    result = resume_experiment(run, listeners, with_report=report)
     if json:
         show_json(_as_json(None, [result]))
     else:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from convscope.checkpoints import save_checkpoint
-from convscope.runs import RunDirectory
+from convscope.runs import RunDirectory, write_errors_named
 from convscope.training.events import EpochEnd, Event, StepEnd, TrainBegin
 from convscope.training.state import TrainingState
 
@@ -75,8 +75,9 @@ class Keeper:
         if not self._run.published:
             self._run.write_json("run.json", self._record)
         arrays = {**state.to_arrays(), "seconds": np.array([self.seconds])}
-        save_checkpoint(self._run.path, (state.epoch, state.step), arrays)
-        self._run.publish()
+        with write_errors_named(self._run.path):
+            save_checkpoint(self._run.path, (state.epoch, state.step), arrays)
+            self._run.publish()
         self._last = time.perf_counter()
 
 

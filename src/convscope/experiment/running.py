@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -11,21 +12,40 @@ from typing import Any
 
 import numpy as np
 
+from convscope.bundle import WEIGHTS_FILE
 from convscope.checkpoints import load_checkpoint, remove_checkpoints
 from convscope.data.catalog import Dataset, load_again
-from convscope.errors import DivergedError, InterruptedRunError, RunError, sentence
+from convscope.errors import ConvscopeError, DivergedError, InterruptedRunError, RunError, sentence
 from convscope.evaluation import Evaluation, test_door
 from convscope.experiment.config import ExperimentConfig
-from convscope.experiment.fitting import evaluate_parts, train
+from convscope.experiment.fitting import Training, evaluate_parts, train
 from convscope.experiment.keeping import Keeper, stop_on_signals
 from convscope.experiment.rehearsing import rehearse
 from convscope.experiment.session import Session, begin_session, describe_run
 from convscope.experiment.steering import Timetable, say_how_it_ended
-from convscope.experiment.writing import write_evaluation, write_figures, write_statistics, write_training
+from convscope.experiment.writing import (
+    HISTORY_FILE,
+    calibrate,
+    write_evaluation,
+    write_figures,
+    write_statistics,
+    write_training,
+)
 from convscope.report import write_report
-from convscope.runs import RUN_FILE, RunDirectory, create_run, lock_run, open_unfinished
+from convscope.runs import (
+    LOG_FILE,
+    RUN_FILE,
+    RunDirectory,
+    create_run,
+    lock_run,
+    log_into,
+    open_unfinished,
+    write_errors_named,
+)
 from convscope.training.events import Listener, Notice, tell
 from convscope.training.state import TrainingState
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -104,14 +124,17 @@ def run_experiment(
         and can be resumed.
     """
     began = time.perf_counter() if began is None else began
-    with create_run(target) as run:
+    with create_run(target) as run, log_into(run):
         session = begin_session(config, dataset, listeners)
         record = describe_run(session, dataset) | {"command": shlex.join(command), "status": "running"}
+        record["with_report"] = with_report
         session = rehearse(session, run, record, listeners, began=began, with_report=with_report)
-        return _train_and_finish(run, session, record, listeners, with_report=with_report, began=began)
+        return _train_and_finish(run, session, record, listeners, began=began)
 
 
-def resume_experiment(path: str | Path, listeners: Sequence[Listener] = ()) -> Result:
+def resume_experiment(
+    path: str | Path, listeners: Sequence[Listener] = (), *, with_report: bool | None = None
+) -> Result:
     """Go on with a training that was interrupted, as if nothing had happened.
 
     Parameters
@@ -120,6 +143,8 @@ def resume_experiment(path: str | Path, listeners: Sequence[Listener] = ()) -> R
         The run directory.
     listeners : sequence of callables
         Each receives every training event.
+    with_report : bool, optional
+        Write ``report.html`` too; as it was said when the run began, unless given.
 
     Returns
     -------
@@ -129,8 +154,8 @@ def resume_experiment(path: str | Path, listeners: Sequence[Listener] = ()) -> R
     Raises
     ------
     RunError
-        If the run is completed, has no checkpoint, is being trained by another process, or was made with
-        other versions; the message names the field.
+        If the run is completed, its checkpoint is lost, it is being trained by another process, or was made
+        with other versions; the message names the field. Also if it cannot be written.
     DataError
         If the data have changed.
     InterruptedRunError
@@ -138,11 +163,13 @@ def resume_experiment(path: str | Path, listeners: Sequence[Listener] = ()) -> R
     """
     run = open_unfinished(path)
     record = run.read_json(RUN_FILE)
-    with lock_run(run.path):
+    with lock_run(run.path), log_into(run):
         state, seconds = _resumable(run)
         dataset = load_again(record["data"])
         session = begin_session(ExperimentConfig.from_json(record["config"]), dataset, listeners)
         _refuse_differences(record, describe_run(session, dataset))
+        if with_report is not None:
+            record["with_report"] = with_report
         return _train_and_finish(run, session, record, listeners, state, seconds)
 
 
@@ -154,10 +181,58 @@ def _train_and_finish(
     state: TrainingState | None = None,
     seconds: float = 0.0,
     *,
-    with_report: bool = True,
     began: float | None = None,
 ) -> Result:
     """Train to the end, keeping checkpoints; then evaluate and write everything."""
+    try:
+        training = _train(run, session, record, listeners, state, seconds)
+        if training.interrupted:
+            raise KeyboardInterrupt
+        if "timetable" in record:
+            rate = float(session.model.optimizer.learning_rate)
+            record["ended"] = {
+                "learning_rate": rate,
+                "after": time.perf_counter() - began if began else None,
+            }
+        for line in say_how_it_ended(session.config.training, training.history, record.get("ended")):
+            tell(tuple(listeners), Notice(line))
+        evaluations = _evaluate(run, session, record, listeners, training)
+    except KeyboardInterrupt as error:
+        if not (run.path / WEIGHTS_FILE).is_file():
+            raise
+        with write_errors_named(run.path):
+            run.write_json(RUN_FILE, record | {"status": "interrupted"})
+            run.publish()
+        kept = f"Interrupted. {run.path} holds the network as it was then."
+        raise InterruptedRunError(f"{kept} {_how_to_go_on(run)}") from error
+    except RunError as error:
+        if not run.published:
+            raise
+        raise RunError(f"{error} {_how_to_go_on(run)}") from error
+    remove_checkpoints(run.path)
+    if record.get("with_report", True):
+        _report(run, session, listeners)
+    return Result(
+        run=run.path,
+        network=session.model.name,
+        data=record["data"]["name"],
+        parameters=session.model.count_params(),
+        seconds=record["seconds"],
+        history=training.history,
+        validation=evaluations.get("validation"),
+        test=evaluations["test"],
+    )
+
+
+def _train(
+    run: RunDirectory,
+    session: Session,
+    record: dict[str, Any],
+    listeners: Sequence[Listener],
+    state: TrainingState | None,
+    seconds: float,
+) -> Training:
+    """Train, keeping checkpoints, and write the network as it was in the end."""
     model, prepared = session.model, session.prepared
     try:
         with stop_on_signals() as stop_asked:
@@ -171,55 +246,73 @@ def _train_and_finish(
             run.write_json(RUN_FILE, record | {"status": "diverged"})
         raise
     record["seconds"] = seconds + training.seconds
-    write_training(run, model, prepared.preprocess, training.history)
+    with write_errors_named(run.path):
+        write_training(run, model, prepared.preprocess, training.history)
     write_statistics(run, prepared.train)
-    if training.interrupted:
-        run.write_json(RUN_FILE, record | {"status": "interrupted"})
-        run.publish()
-        hint = f"`convscope resume {run.path}` goes on."
-        raise InterruptedRunError(f"Interrupted. {run.path} holds the network as it was then. {hint}")
-    if timetable is not None:
-        rate = float(model.optimizer.learning_rate)
-        record["ended"] = {"learning_rate": rate, "after": time.perf_counter() - began if began else None}
-    for line in say_how_it_ended(session.config.training, training.history, record.get("ended")):
-        tell(tuple(listeners), Notice(line))
-    test_door.consult_run(run, "final evaluation", by="train")
-    evaluations = write_evaluation(run, evaluate_parts(model, prepared))
+    return training
+
+
+def _evaluate(
+    run: RunDirectory,
+    session: Session,
+    record: dict[str, Any],
+    listeners: Sequence[Listener],
+    training: Training,
+) -> dict[str, Evaluation]:
+    """Evaluate the network and complete the run; numbers that cannot be written are told."""
+    model, prepared = session.model, session.prepared
     subject = f"{model.name} on {record['data']['name']}"
-    write_figures(run, evaluations["test"], prepared.test, training.history, subject)
-    run.write_json(RUN_FILE, record | {"status": "completed"})
-    run.publish()
-    remove_checkpoints(run.path)
-    if with_report:
-        _report(run, session, listeners)
-    return Result(
-        run=run.path,
-        network=model.name,
-        data=record["data"]["name"],
-        parameters=model.count_params(),
-        seconds=record["seconds"],
-        history=training.history,
-        validation=evaluations.get("validation"),
-        test=evaluations["test"],
-    )
+    test_door.consult_run(run, "final evaluation", by="train")
+    raw = evaluate_parts(model, prepared)
+    try:
+        evaluations = write_evaluation(run, raw)
+        write_figures(run, evaluations["test"], prepared.test, training.history, subject)
+        run.write_json(RUN_FILE, record | {"status": "completed"})
+        with write_errors_named(run.path):
+            run.publish()
+    except RunError:
+        _, calibrated = calibrate(raw)
+        tell(tuple(listeners), Notice(f"{subject}, test images: {calibrated['test']}"))
+        raise
+    return evaluations
 
 
 def _report(run: RunDirectory, session: Session, listeners: Sequence[Listener]) -> None:
     """Write the report; a report that cannot be made is told of, and the run is kept."""
     try:
         write_report(run.path, dataset=session.dataset)
+    except KeyboardInterrupt as error:
+        kept = f"Interrupted. {run.path} is complete but for its report."
+        raise InterruptedRunError(f"{kept} `convscope report {run.path}` writes it.") from error
     # Whatever goes wrong in a page must not cost an hour of training.
     except Exception as error:
-        tell(tuple(listeners), Notice(f"The report could not be written: {type(error).__name__}: {error}"))
+        _LOG.warning("The report could not be written.", exc_info=error)
+        reason = str(error) if isinstance(error, ConvscopeError) else f"{type(error).__name__}: {error}"
+        text = f"The report could not be written: {reason} See {run.path / LOG_FILE}."
+        tell(tuple(listeners), Notice(text))
 
 
-def _resumable(run: RunDirectory) -> tuple[TrainingState, float]:
-    """Read the state to go on from."""
+def _resumable(run: RunDirectory) -> tuple[TrainingState | None, float]:
+    """Read the state to go on from; None is the beginning, where a training was stopped before any."""
     arrays = load_checkpoint(run.path)
     if arrays is None:
+        if (run.path / HISTORY_FILE).is_file() and not run.read_table(HISTORY_FILE)["epoch"]:
+            return None, 0.0
         raise RunError(sentence(f"a checkpoint in {run.path}", "none", "Train anew."))
     seconds = arrays.pop("seconds", np.zeros(1))
     return TrainingState.from_arrays(arrays), float(seconds[0])
+
+
+def _how_to_go_on(run: RunDirectory) -> str:
+    """Say from where ``convscope resume`` would go on."""
+    try:
+        state, _ = _resumable(run)
+    except RunError as error:
+        return f"It cannot be resumed: {error}"
+    if state is None:
+        return f"`convscope resume {run.path}` begins again: it had not come far enough to go on from there."
+    steps = f" and {state.step} steps" if state.step else ""
+    return f"`convscope resume {run.path}` goes on after {state.epoch} epochs{steps}."
 
 
 def _refuse_differences(recorded: dict[str, Any], now: dict[str, Any]) -> None:

@@ -22,6 +22,8 @@ from convscope.runs import RunDirectory
 if TYPE_CHECKING:
     import keras
 
+HISTORY_FILE = "history.csv"
+
 
 def write_training(
     run: RunDirectory, model: keras.Model, preprocess: Preprocess, history: dict[str, list[float]]
@@ -47,7 +49,7 @@ def write_training(
     for name, content in preprocess.to_files().items():
         run.write_bytes(name, content)
     epochs = max((len(values) for values in history.values()), default=0)
-    run.write_table("history.csv", {"epoch": range(1, epochs + 1), **history})
+    run.write_table(HISTORY_FILE, {"epoch": range(1, epochs + 1), **history})
 
 
 def write_statistics(run: RunDirectory, train: Split) -> None:
@@ -61,6 +63,13 @@ def write_statistics(run: RunDirectory, train: Split) -> None:
         The images that were trained on, in the size that the network takes.
     """
     run.write_json(STATISTICS_FILE, TrainingStatistics.fit(train.images).to_json())
+
+
+def calibrate(evaluations: Mapping[str, Evaluation]) -> tuple[Calibration, dict[str, Evaluation]]:
+    """Decide by the validation images about a temperature, and evaluate every part with it."""
+    validation = evaluations.get("validation")
+    calibration = Calibration.fit(validation) if validation else Calibration()
+    return calibration, {part: one.calibrated(calibration.temperature) for part, one in evaluations.items()}
 
 
 def write_evaluation(run: RunDirectory, evaluations: Mapping[str, Evaluation]) -> dict[str, Evaluation]:
@@ -84,11 +93,9 @@ def write_evaluation(run: RunDirectory, evaluations: Mapping[str, Evaluation]) -
         arrays[f"{part}_labels"] = evaluation.labels
         arrays[f"{part}_names"] = np.array(evaluation.names)
     run.write_arrays("predictions.npz", arrays)
-    calibration = Calibration()
-    if validation := evaluations.get("validation"):
-        calibration = Calibration.fit(validation)
+    calibration, calibrated = calibrate(evaluations)
+    if "validation" in evaluations:
         run.write_json(CALIBRATION_FILE, calibration.to_json())
-    calibrated = {part: one.calibrated(calibration.temperature) for part, one in evaluations.items()}
     run.write_json("evaluation.json", {part: one.to_json() for part, one in calibrated.items()})
     return calibrated
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -33,8 +34,9 @@ from convscope.report.scores import scores
 from convscope.report.source import Contents, read_contents
 from convscope.report.walk import walk
 from convscope.report.words import FILTERS
-from convscope.runs import RunDirectory
+from convscope.runs import LOG_FILE, RunDirectory, log_into
 
+_LOG = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "page"
 SCRIPTS = ("page.js", "matrix.js", "arithmetic.js", "walk.js")
 REPORT_FILE = "report.html"
@@ -82,12 +84,13 @@ def write_report(
     >>> write_report("runs/first")  # doctest: +SKIP
     PosixPath('runs/first/report.html')
     """
-    contents = read_contents(run_path, dataset, data)
-    run = RunDirectory(contents.path)
-    if consulted_by and contents.test is not None:
-        record = test_door.consult_run(run, "report", by=consulted_by)
-        contents = replace(contents, consultations=record)
-    run.write_bytes(REPORT_FILE, _render(contents).encode("utf-8", "backslashreplace"))
+    run = RunDirectory(run_path)
+    with log_into(run):
+        contents = read_contents(run_path, dataset, data)
+        if consulted_by and contents.test is not None:
+            record = test_door.consult_run(run, "report", by=consulted_by)
+            contents = replace(contents, consultations=record)
+        run.write_bytes(REPORT_FILE, _render(contents).encode("utf-8", "backslashreplace"))
     return run.path / REPORT_FILE
 
 
@@ -121,7 +124,8 @@ def render_report(
     >>> render_report("runs/first")[:15]  # doctest: +SKIP
     '<!doctype html>'
     """
-    return _render(read_contents(run_path, dataset, data))
+    with log_into(RunDirectory(run_path)):
+        return _render(read_contents(run_path, dataset, data))
 
 
 def _render(contents: Contents) -> str:
@@ -215,7 +219,8 @@ def _attempt(make: Callable[[], Any]) -> Any:
         return Problem(str(error))
     # A network that nobody foresaw may break a probe in any way; the rest of the report is worth having.
     except Exception as error:
-        return Problem(f"{type(error).__name__}: {error}")
+        _LOG.warning("A section of the report could not be made.", exc_info=error)
+        return Problem(f"{type(error).__name__}: {error} (see {LOG_FILE} in the run)")
 
 
 def _consultations(contents: Contents) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from convscope.evaluation import Calibration, Evaluation
 from convscope.evaluation.test_door import CONSULTATIONS
 from convscope.runs import RUN_FILE, RunDirectory, open_run
 
+_LOG = logging.getLogger(__name__)
 PARTS = ("test", "validation")
 # Parts of the record that sections read from.
 RECORDED = ("data", "network", "config", "device", "versions")
@@ -125,6 +127,7 @@ def read_contents(
     except ConvscopeError as error:
         return replace(contents, images_missing=str(error))
     except (KeyError, TypeError, ValueError) as error:  # somebody edited the record
+        _LOG.warning("The run's images could not be found again.", exc_info=error)
         got = f"{type(error).__name__}: {error}"
         return replace(contents, images_missing=sentence(f"a record of the data in {RUN_FILE}", got))
 

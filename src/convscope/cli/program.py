@@ -1,0 +1,147 @@
+"""The program: its commands, and what becomes of an error."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.exceptions import Abort, Exit, TyperException
+
+import convscope
+from convscope.cli import (
+    INTERRUPTED,
+    datasets,
+    exercise,
+    exporting,
+    inspecting,
+    judging,
+    predicting,
+    training,
+)
+from convscope.cli.output import fail, say
+from convscope.errors import ConvscopeError
+
+UNFORESEEN, NO_DISK = 1, 3
+LARGEST_LOG = 2**20
+_LOG = logging.getLogger("convscope")
+
+app = typer.Typer(
+    name="convscope",
+    help="Convolutional image classifiers: trained fast, measured honestly, opened up.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(exercise.app, name="exercise")
+app.command("train")(training.train)
+app.command("resume")(training.resume)
+app.command("evaluate")(judging.evaluate)
+app.command("compare")(judging.compare)
+app.command("report")(judging.report)
+app.command("inspect")(inspecting.inspect)
+app.command("predict")(predicting.predict)
+app.command("export")(exporting.export)
+app.add_typer(datasets.app, name="data")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        say(f"convscope {convscope.__version__}")
+        raise Exit
+
+
+def _show_log(wanted: bool) -> None:
+    if wanted:
+        _LOG.addHandler(logging.StreamHandler())
+        _LOG.setLevel(logging.DEBUG)
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", callback=_show_log, help="Show what is logged, with tracebacks.")
+    ] = False,
+) -> None:
+    """Hold the options that come before a command."""
+
+
+@contextmanager
+def _logging_as_before() -> Iterator[None]:
+    """Undo afterwards what ``--debug`` does to the process."""
+    handlers, level = list(_LOG.handlers), _LOG.level
+    try:
+        yield
+    finally:
+        _LOG.handlers[:] = handlers
+        _LOG.setLevel(level)
+
+
+def run() -> int:
+    """Run the command that was typed; return its exit code.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If a person stopped it where it had nothing to say about that.
+    Exception
+        Whatever nobody foresaw.
+    """
+    with _logging_as_before():
+        try:
+            code = app(prog_name="convscope", standalone_mode=False)
+        except ConvscopeError as error:
+            _LOG.debug("The error below was raised here:", exc_info=error)
+            fail(str(error))
+            return error.exit_code
+        except TyperException as error:
+            fail(f"{error.format_message()} Try `convscope --help`.")
+            return error.exit_code
+        except Abort as error:
+            raise KeyboardInterrupt from error  # standard input ended where an answer was expected
+        except BrokenPipeError:
+            return 0  # whoever read our output has seen enough
+        except Exception as error:
+            _LOG.debug("The error below was raised here:", exc_info=error)
+            raise
+        if code == INTERRUPTED:  # that is how typer says it
+            raise KeyboardInterrupt
+        return code or 0
+
+
+def fail_unexpectedly(error: Exception) -> int:
+    """Keep the traceback of what nobody foresaw, and say where; return the exit code."""
+    from convscope.data.fetch import cache_folder
+
+    found = " ".join(f"{type(error).__name__}: {error}".split())
+    file = None
+    for folder in (cache_folder, lambda: Path(tempfile.mkdtemp(prefix="convscope-"))):
+        with suppress(OSError):
+            file = _keep_traceback(error, folder())
+            break
+    kept = f"Its traceback is in {file}." if file else "There was no place to keep its traceback."
+    fail(f"{found[:500]}\nNobody foresaw this. {kept}")
+    return NO_DISK if isinstance(error, OSError) else UNFORESEEN
+
+
+def _keep_traceback(error: Exception, folder: Path) -> Path:
+    """Append a traceback to the log in a folder, which begins anew where it has become large."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "log.txt"
+    fresh = not file.is_file() or file.stat().st_size > LARGEST_LOG
+    with file.open("w" if fresh else "a", encoding="utf-8", errors="backslashreplace") as stream:
+        command = " ".join(["convscope", *sys.argv[1:]])
+        stream.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {convscope.__version__} {command}\n")
+        stream.writelines(traceback.format_exception(error))
+    return file
