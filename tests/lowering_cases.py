@@ -84,7 +84,7 @@ def lowered_pass(model: keras.Model, inputs: Sequence[np.ndarray], training: boo
     outputs = keras.tree.flatten(network(_packed(tensors), training=training))
     _weighted_sum(outputs).backward()
     gradients = {path: _array(w.grad) for path, w in network.weights.items() if w.requires_grad}
-    state = {path: _array(value).copy() for path, value in network.state.items()}
+    state = {v.path: v.numpy().copy() for v in model.non_trainable_variables if "seed" not in v.path}
     return Pass([_array(y) for y in outputs], [_array(x.grad) for x in tensors], gradients, state)
 
 
@@ -116,9 +116,9 @@ def assert_parity(
     for path, other in expected.weight_gradients.items():
         largest = max(sizes, default=0.0)
         _assert_close(found.weight_gradients[path], other, gradient, norm, f"gradient of {path}", largest)
+    assert found.state.keys() == expected.state.keys()
     for path, value in found.state.items():
-        if path in expected.state:
-            _assert_close(value, expected.state[path], forward, norm, f"state {path}")
+        _assert_close(value, expected.state[path], forward, norm, f"state {path}")
 
 
 def _assert_close(one, other, tolerance: float, norm: float, what: str, scale: float = 0.0) -> None:

@@ -15,7 +15,7 @@ from convscope.lowering.memory import keep_memory
 from convscope.lowering.plan import apply_plan, plan_of
 from convscope.lowering.program import Op, Program, written
 from convscope.lowering.runners import Prepared, Runner, Step, runner_of
-from convscope.lowering.variables import is_seed, named_variables, tensor_of
+from convscope.lowering.variables import is_seed, named_variables, parameter_of, tensor_of
 
 Tensor = torch.Tensor
 
@@ -64,9 +64,11 @@ class LoweredNetwork:
     ----------
     weights : dict of str to Tensor
         By Keras variable path, float32, in Keras's layout: first the trainable ones in the order of
-        ``model.trainable_variables`` (``requires_grad``), then frozen ones.
+        ``model.trainable_variables`` (``requires_grad``), then frozen ones. What a layer that runs as a Keras
+        layer trains is the model's own parameter, the others are leaves that share its storage.
     state : dict of str to Tensor
         Other variables that the program uses (moving statistics); a pass in training mode updates them.
+        Those of layers that run as Keras layers stay with the layers.
     output_activations : tuple
         For each output "softmax", "sigmoid" or None: what ``logits=True`` leaves out.
     activity_loss : Tensor or None
@@ -256,8 +258,12 @@ def _collect(program: Program, model: Any) -> tuple[dict[str, Tensor], dict[str,
     trainable = {id(variable) for variable in model.trainable_variables}
     paths = [path for path, variable in variables.items() if id(variable) in trainable]
     frozen = [path for op in program for path in op.weights if path not in paths]
+    # A Keras layer computes with its own parameters: only there can their gradients be found.
+    shared = {path for op in program if isinstance(op, ops.KerasCall) for path in op.weights}
     weights = {
-        path: tensor_of(variables[path], path).requires_grad_(id(variables[path]) in trainable)
+        path: parameter_of(variables[path], path)
+        if path in shared
+        else tensor_of(variables[path], path).requires_grad_(id(variables[path]) in trainable)
         for path in dict.fromkeys([*paths, *frozen])
     }
     state = {

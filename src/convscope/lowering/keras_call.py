@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import keras
+import torch
 
+from convscope.lowering.masks import mix
 from convscope.lowering.program import Value
-from convscope.lowering.variables import is_seed
+
+SEED_BITS = 0x7FFFFFFF  # what every type of a seed holds
 
 
 class KerasRunner:
-    """Calls one Keras operation with given tensors and given values of its variables.
+    """Calls one Keras operation with given tensors; its variables, metrics and seeds are the model's own.
 
     Parameters
     ----------
@@ -37,12 +41,6 @@ class KerasRunner:
         """Return the runner itself: it belongs to one model."""
         return self
 
-    def variables(self) -> tuple[list[Any], list[Any]]:
-        """Return the trainable variables and the others, seeds excluded."""
-        trainable = list(getattr(self._operation, "trainable_variables", []))
-        others = list(getattr(self._operation, "non_trainable_variables", []))
-        return trainable, [variable for variable in others if not is_seed(variable.path)]
-
     def output_specs(self, values: Mapping[str, Value]) -> Any:
         """Ask Keras for the shapes and types of the outputs."""
 
@@ -52,52 +50,57 @@ class KerasRunner:
             return keras.KerasTensor(values[leaf.name].shape, dtype=values[leaf.name].dtype)
 
         args, kwargs = keras.tree.map_structure(symbol, (self._args, self._kwargs))
-        return self._operation.compute_output_spec(*args, **kwargs)
+        with _buffers_kept(self._operation):
+            return self._operation.compute_output_spec(*args, **kwargs)
 
-    def run(
-        self,
-        tensors: Mapping[str, Any],
-        trainable: Sequence[Any],
-        others: Sequence[Any],
-        training: bool,
-        seed: tuple[int, int] | None,
-    ) -> tuple[list[Any], list[Any], list[Any]]:
-        """Call the operation.
+    def run(self, tensors: Mapping[str, Any], training: bool, seed: int) -> tuple[list[Any], list[Any]]:
+        """Call the operation on its own variables: what it changes there is changed, as in Keras.
 
         Parameters
         ----------
         tensors : mapping
             Value name → tensor.
-        trainable, others : sequences of tensors
-            Values of the variables, in the order of ``variables()``.
         training : bool
             Whether the call is part of a training step.
-        seed : pair of int, optional
-            What the layer's random generators start from; None leaves their own state in charge.
+        seed : int
+            What the random generators without a seed of their own start from in training.
 
         Returns
         -------
         tuple
-            Outputs (flat), new values of ``others``, and losses that the layer added.
+            Outputs (flat), and losses that the layer added.
         """
-        args, kwargs = keras.tree.map_structure(
+        if training:
+            for number, generator in enumerate(self._generators()):
+                generator.state.assign([mix(seed, number) & SEED_BITS, 0])
+        self._host.arguments.args, self._host.arguments.kwargs = keras.tree.map_structure(
             lambda leaf: tensors[leaf.name] if isinstance(leaf, Value) else leaf, (self._args, self._kwargs)
         )
-        own, rest = self.variables()
-        mapping = [*zip(own, trainable, strict=True), *zip(rest, others, strict=True)]
-        if seed is not None:
-            seeds = [v for v in getattr(self._operation, "non_trainable_variables", []) if is_seed(v.path)]
-            mapping += [
-                (variable, keras.ops.convert_to_tensor(seed, dtype=variable.dtype)) for variable in seeds
-            ]
-        with keras.StatelessScope(mapping, collect_losses=True) as scope:
-            self._host.arguments.args, self._host.arguments.kwargs = args, kwargs
+        try:
             outputs = self._host(tensors[self.inputs[0]], training=training)
+            losses = [loss for layer in self._host._flatten_layers() for loss in layer._get_own_losses()]
+        finally:
             self._host.arguments.args, self._host.arguments.kwargs = (), {}
-            losses = list(scope.losses)
             self._host._clear_losses()
-        updated = [scope.get_current_value(variable) for variable in rest]
-        return keras.tree.flatten(outputs), updated, losses
+        return keras.tree.flatten(outputs), losses
+
+    def _generators(self) -> list[Any]:
+        """List the random generators to which nobody gave a seed."""
+        layers = self._host._flatten_layers()
+        found = dict.fromkeys(generator for layer in layers for generator in layer._seed_generators)
+        return [generator for generator in found if generator._initial_seed is None]
+
+
+@contextmanager
+def _buffers_kept(operation: Any) -> Iterator[None]:
+    """Leave torch modules as they are: to learn shapes, Keras tries a layer on random numbers."""
+    buffers = list(operation.buffers()) if isinstance(operation, torch.nn.Module) else []
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
 
 
 class _Host(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no type information

@@ -384,23 +384,17 @@ class Affine(Op):
 
 @dataclass(frozen=True, kw_only=True)
 class KerasCall(Op):
-    """A Keras layer or operation that runs as it is; ``call`` knows how."""
+    """A Keras layer or operation that runs as it is, on its own variables; ``call`` knows how."""
 
     call: Any
     outputs: tuple[Value, ...]
     stream: int
     trainable: tuple[str, ...] = ()
-    others: tuple[str, ...] = ()
 
     @property
     def weights(self) -> tuple[str, ...]:
         """Return the layer's trainable variables."""
         return self.trainable
-
-    @property
-    def state(self) -> tuple[str, ...]:
-        """Return the layer's other variables, seeds excluded."""
-        return self.others
 
     def settings(self) -> dict[str, Any]:
         """Return the type of the Keras layer."""

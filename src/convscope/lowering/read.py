@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -95,6 +96,10 @@ def _why_not(model: Any) -> str:
         return f"Expected a built model, got {name}. Add keras.Input(shape) as its first layer."
     if isinstance(model, keras.Model) and is_altered(model):
         return f"Expected a model that computes what its class says, got {name} with hooks or another call."
+    if type(model) is keras.Sequential:  # one whose graph Keras could not trace
+        layer = next(layer for layer in model.layers if not layer._inbound_nodes)
+        kind = f"{layer.name!r} ({type(layer).__name__})"
+        return f"Expected layers that say their output shape, got {kind}. Give it a compute_output_shape."
     return (
         f"Expected a Sequential or Functional model, got the subclassed {name}. Train it with engine='keras'."
     )
@@ -112,6 +117,7 @@ class Reader:
 
     def run_graph(self, graph: Any, inputs: Sequence[Value]) -> list[Value]:
         """Read every operation of a graph; return its outputs, flat."""
+        _refuse_masks(graph)
         outputs = graph._run_through_graph(
             list(inputs), operation_fn=lambda operation: partial(self._read, operation)
         )
@@ -175,7 +181,6 @@ class Reader:
             for index, spec in enumerate(keras.tree.flatten(specs))
         )
         self.values.update((value.name, value) for value in outputs)
-        trainable, others = runner.variables()
         self.next_stream()
         self.ops.append(
             ops.KerasCall(
@@ -185,8 +190,7 @@ class Reader:
                 output=outputs[0].name,
                 call=runner,
                 outputs=outputs,
-                trainable=tuple(map(self.path, trainable)),
-                others=tuple(map(self.path, others)),
+                trainable=tuple(map(self.path, getattr(operation, "trainable_variables", ()))),
                 stream=self.streams - 1,
             )
         )
@@ -200,7 +204,6 @@ class Reader:
         nested = graph_of(operation)
         if nested is not None and not kwargs and operation.activity_regularizer is None:
             return self._read_nested(nested, args)
-        _refuse_masks(operation)
         convert = converter_for(operation, args, kwargs)
         if convert is None:
             return self.add_call(operation, args, kwargs)
@@ -220,12 +223,12 @@ class Reader:
         )
 
 
-def _refuse_masks(operation: Any) -> None:
-    makes_mask = isinstance(operation, keras.layers.Masking) or (
-        isinstance(operation, keras.layers.Embedding) and operation.mask_zero
-    )
-    if makes_mask:
-        raise LoweringError(
-            f"Layer {operation.name!r} ({type(operation).__name__}) makes a mask, which lowering does not "
-            "carry. Train the model with engine='keras'."
-        )
+def _refuse_masks(graph: Any) -> None:
+    """Refuse a graph in which a layer makes a mask: Keras has left it on the layer's symbolic output."""
+    for node in itertools.chain.from_iterable(graph._nodes_by_depth.values()):
+        if any(getattr(tensor, "_keras_mask", None) is not None for tensor in node.output_tensors):
+            layer = node.operation
+            raise LoweringError(
+                f"Layer {layer.name!r} ({type(layer).__name__}) makes or passes on a mask, which lowering "
+                "does not carry. Train the model with engine='keras'."
+            )

@@ -17,6 +17,7 @@ from convscope.lowering import kernels
 from convscope.lowering import program as ops
 from convscope.lowering.activations import activation_function
 from convscope.lowering.devices import forked_generators
+from convscope.lowering.keras_call import SEED_BITS
 from convscope.lowering.masks import mix
 from convscope.lowering.runners import Host, Runner, Step, Tensor, emits, to_keras_order, to_torch_order
 
@@ -206,27 +207,18 @@ def _affine(op: ops.Affine, network: Host) -> Runner:
 
 
 @emits(ops.KerasCall)
-def _keras_call(op: ops.KerasCall, network: Host) -> Runner:
+def _keras_call(op: ops.KerasCall, _network: Host) -> Runner:
     def run(step: Step, *tensors: Tensor) -> Any:
         named = {
             name: tensor.float() if tensor.is_floating_point() else tensor
             for name, tensor in zip(op.inputs, tensors, strict=True)
         }
-        trainable = [network.tensor(path) for path in op.trainable]
-        others = [network.tensor(path) for path in op.others]
-        number = mix(step.seed, step.number, op.stream) & 0x7FFFFFFF
+        seed = mix(step.seed, step.number, op.stream) & SEED_BITS
         with forked_generators(tensors[0].device) if step.training else nullcontext():
             if step.training:
                 # Keras's unseeded dropout draws from torch's global generator.
-                torch.manual_seed(number)
-            outputs, updated, losses = op.call.run(
-                named, trainable, others, step.training, (number, 0) if step.training else None
-            )
-        if step.training:
-            with torch.no_grad():
-                for state, value in zip(others, updated, strict=True):
-                    if value is not state:
-                        state.copy_(value)
+                torch.manual_seed(seed)
+            outputs, losses = op.call.run(named, step.training, seed)
         step.losses.extend(losses)
         return outputs if len(op.outputs) > 1 else outputs[0]
 

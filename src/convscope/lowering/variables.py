@@ -73,6 +73,15 @@ def tensor_of(variable: Any, path: str) -> torch.Tensor:
     """
     value = variable.value
     tensor = value.detach() if isinstance(value, torch.Tensor) else torch.from_numpy(variable.numpy().copy())
+    return _require_float32(tensor, path)
+
+
+def parameter_of(variable: Any, path: str) -> torch.Tensor:
+    """Return the parameter that a variable on Keras's torch back end computes with; see :func:`tensor_of`."""
+    return _require_float32(variable.value, path)
+
+
+def _require_float32(tensor: torch.Tensor, path: str) -> torch.Tensor:
     if tensor.is_floating_point() and tensor.dtype is not torch.float32:
         raise LoweringError(
             f"Expected float32 variables, got {path!r} of type {tensor.dtype}. Use engine='keras'."

@@ -66,7 +66,8 @@ class RuleStep:
         self._counter = optimizer._iterations.value
         if type(optimizer).__name__ in TAKES_NARROW_GRADIENTS:
             for weight in weights:
-                weight.grad_dtype = None
+                if not isinstance(weight, torch.nn.Parameter):  # those are the model's own
+                    weight.grad_dtype = None
         self.refresh()
 
     def refresh(self) -> None:

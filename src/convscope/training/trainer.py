@@ -60,6 +60,7 @@ class Trainer:
         paths = {id(variable): path for path, variable in named_variables(model).items()}
         variables = list(model.trainable_variables)
         weights = [network.weights[paths[id(variable)]] for variable in variables]
+        self._parameters = [weight for weight in weights if isinstance(weight, torch.nn.Parameter)]
         self.optimizer = plan_step(model.optimizer, variables, weights)
         self._penalties = Penalties(variables, weights)
         self._cross_entropy = find_cross_entropy(model, network.output_activation, strict)
@@ -103,6 +104,8 @@ class Trainer:
         self._network.begin_step(self._seed, number)
         scores = self._forward(x, training=True)
         loss, reported = self._loss(scores, y, weight)
+        for parameter in self._parameters:  # others may have left a gradient there
+            parameter.grad = None
         if loss.requires_grad:  # a model without trainable weights has nothing to learn
             torch.autograd.backward(self.optimizer.scale(loss))
             self.optimizer()
