@@ -5,6 +5,7 @@ import pytest
 from cleanlab.rank import get_label_quality_scores
 from hypothesis import given, settings
 from prediction_cases import case, predictions, random_case
+from scipy.special import softmax
 from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
@@ -12,6 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from convscope.errors import DataError, UsageError
 from convscope.evaluation import Evaluation, check_labels, out_of_sample_probabilities
+from convscope.plotting import plot_label_issues
 
 
 def test_flipped_labels_of_mnist_are_found(real_mnist):
@@ -41,12 +43,40 @@ def test_scores_are_cleanlabs_and_sorted(probabilities, labels):
     np.testing.assert_allclose(check.scores, expected[check.ranking], rtol=1e-9, atol=1e-12)
     assert (np.diff(check.scores) >= 0).all()
     assert sorted(check.ranking) == list(range(len(labels)))
-    assert 0 <= check.suspects <= len(labels)
+    assert check.suspects is None or 0 <= check.suspects <= len(labels)
 
 
 def test_without_errors_nothing_is_suspect():
     labels = np.arange(40) % 4
     assert check_labels(np.eye(4)[labels], labels).suspects == 0
+
+
+def overlapping(skill, wrong, classes=10, count=2_000, seed=0):
+    """Predict classes that overlap, calibrated, and change a share of the labels."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, classes, count)
+    scores = rng.normal(size=(count, classes))
+    scores[np.arange(count), truth] += skill
+    labels = np.where(rng.random(count) < wrong, (truth + rng.integers(1, classes, count)) % classes, truth)
+    return softmax(skill * scores, axis=1), labels, labels != truth
+
+
+@pytest.mark.parametrize("skill", [0.2, 1.0, 2.0], ids=["chance", "a third right", "two thirds right"])
+def test_a_network_that_is_often_wrong_accuses_no_label(skill):
+    probabilities, labels, _ = overlapping(skill, 0.0)
+    check = check_labels(probabilities, labels)
+    assert check.suspects is None
+    assert len(check.ranking) == len(labels)
+    evaluation = Evaluation.from_probabilities(probabilities, labels)
+    drawing = plot_label_issues(np.zeros((len(labels), 4, 4)), evaluation)
+    assert drawing.axes[0].get_title() == "Which labels are wrong cannot be told"
+
+
+@pytest.mark.parametrize("wrong", [0.05, 0.1], ids=str)
+def test_the_suspects_of_a_good_network_are_mostly_wrong_labels(wrong):
+    probabilities, labels, changed = overlapping(3.0, wrong)
+    check = check_labels(probabilities, labels)
+    assert changed[check.ranking[: check.suspects]].mean() > 0.5
 
 
 @settings(max_examples=30)

@@ -466,3 +466,10 @@ def test_what_a_chart_says_is_text():
 )  # fmt: skip
 def test_a_share_is_not_rounded_to_all_or_nothing(share, shown):
     assert words.percent(share).split(words.THIN)[0] == shown
+
+
+def test_labels_are_not_accused_by_a_network_that_is_often_wrong(tmp_path):
+    path, dataset = make_run(tmp_path / "run", right=0.4)
+    page = render_report(path, dataset=dataset)
+    assert "This network cannot tell: it is right for 40.0" in page
+    assert "By confident learning" not in page

@@ -31,7 +31,7 @@ def plot_label_issues(images: ArrayLike, result: Evaluation, count: int = 24) ->
     Returns
     -------
     Figure
-        A figure that says so when no label is suspect.
+        A figure that says so when no label is suspect, or when the network is too often wrong to tell.
 
     Examples
     --------
@@ -40,6 +40,9 @@ def plot_label_issues(images: ArrayLike, result: Evaluation, count: int = 24) ->
     'No label looks wrong'
     """
     check = result.label_check
+    if check.suspects is None:
+        why = f"The network is right for {result.accuracy:.1%}: most of what it contradicts is its own error."
+        return message_figure("Which labels are wrong cannot be told", why)
     chosen = check.ranking[: min(count, check.suspects)]
     if not chosen.size:
         return message_figure("No label looks wrong", f"{result.images:,} labels were checked.")

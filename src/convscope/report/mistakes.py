@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from convscope.evaluation import Evaluation
+from convscope.evaluation.label_check import LEAST_ACCURACY
 from convscope.report.pictures import Album
 
 WORST = 18
@@ -28,8 +29,8 @@ def mistakes(evaluation: Evaluation, album: Album) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``errors``, ``worst``, ``suspected`` (a number of labels), ``classes``; see `image` for what is known
-        of each image.
+        ``errors``, ``worst``, ``suspected`` (a number of labels; None where it would mean nothing),
+        ``accuracy``, ``classes``; see `image` for what is known of each image.
     """
     order = (
         np.argsort(evaluation.f1, kind="stable")
@@ -41,6 +42,8 @@ def mistakes(evaluation: Evaluation, album: Album) -> dict[str, Any]:
         "errors": evaluation.errors,
         "worst": [image(evaluation, int(index), album) for index in evaluation.worst_errors(WORST)],
         "suspected": evaluation.label_check.suspects if evaluation.errors else 0,
+        "accuracy": evaluation.accuracy,
+        "least_accuracy": LEAST_ACCURACY,
         "classes": [_extremes(evaluation, index, album) for index in present[:CLASSES]],
         "all_classes": len(present) <= CLASSES,
     }
