@@ -8,10 +8,14 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 # Keras reads its back end once, when it is first imported; a user's own choice wins.
 os.environ.setdefault("KERAS_BACKEND", "torch")
+if sys.platform == "darwin":
+    # Torch reads this once, too: what Apple's mps cannot compute, the processor does.
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 # What is logged is seen by those who ask for it.
 logging.getLogger(__name__).addHandler(logging.NullHandler())

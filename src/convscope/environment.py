@@ -12,11 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from convscope import __version__
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("keras", "torch", "numpy", "scipy", "scikit-learn", "matplotlib")
 
@@ -62,8 +65,8 @@ def source_commit() -> str | None:
         return None
 
 
-def device() -> dict[str, Any]:
-    """Return what the computation runs on.
+def device(used: torch.device | None = None) -> dict[str, Any]:
+    """Return what the computation runs on: ``used``, or the CPU.
 
     Examples
     --------
@@ -72,18 +75,18 @@ def device() -> dict[str, Any]:
     """
     import torch
 
-    gpu = torch.cuda.is_available()
+    used = used or torch.device("cpu")
     return {
-        "torch_device": torch.cuda.get_device_name() if gpu else "cpu",
+        "torch_device": torch.cuda.get_device_name(used) if used.type == "cuda" else used.type,
         "processor": _processor(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
     }
 
 
-def describe() -> dict[str, Any]:
+def describe(used: torch.device | None = None) -> dict[str, Any]:
     """Return all of it, as a run records it."""
-    return {"versions": versions(), "source_commit": source_commit(), "device": device()}
+    return {"versions": versions(), "source_commit": source_commit(), "device": device(used)}
 
 
 def _processor() -> str:

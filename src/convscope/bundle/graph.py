@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,10 @@ from convscope.bundle.onnx_session import INPUT, OUTPUT, require_packages
 from convscope.environment import own_warning_filters
 from convscope.errors import ExportError, UsageError, sentence
 from convscope.evaluation.calibration import SMALLEST
+from convscope.lowering.devices import computing_on, device_of
+
+if TYPE_CHECKING:
+    import keras
 
 # The exporter's own operators are of this version: no conversion, and every runtime since 2023 knows it.
 OPSET = 18
@@ -46,7 +50,7 @@ class RawNetwork(torch.nn.Module):
         self._preprocess = bundle.preprocess
         self._temperature = bundle.temperature
         # In a closure, so that torch finds each weight once: as a constant of the graph.
-        model = bundle.model
+        model = _on_cpu(bundle.model)
         self._network: Callable[[torch.Tensor], torch.Tensor] = lambda values: model(values, training=False)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -86,7 +90,8 @@ def trace(bundle: Bundle) -> torch.export.ExportedProgram:
     shape = (TRACED_BATCH, settings.height, settings.width, settings.channels)
     pixels = torch.zeros(shape, dtype=torch.uint8)
     batch = torch.export.Dim("n", min=1)
-    with _quiet(), torch.no_grad():
+    # A file belongs to no device: it is traced on the one that every machine has.
+    with _quiet(), torch.no_grad(), computing_on(torch.device("cpu")):
         try:
             program = torch.export.export(
                 RawNetwork(bundle).eval(), (pixels,), dynamic_shapes=({0: batch},), strict=False
@@ -95,6 +100,19 @@ def trace(bundle: Bundle) -> torch.export.ExportedProgram:
             raise ExportError(sentence("a network that torch can trace", reason(error))) from error
     program.example_inputs = None  # they would be pickled into the file
     return program
+
+
+def _on_cpu(model: keras.Model) -> keras.Model:
+    """Give a model whose weights lie on the CPU: the model itself, or a copy."""
+    import keras
+
+    cpu = torch.device("cpu")
+    if device_of(model) in (None, cpu):
+        return model
+    with computing_on(cpu):
+        copy = keras.models.clone_model(model)
+        copy.set_weights(model.get_weights())
+    return copy
 
 
 def write_torch(program: torch.export.ExportedProgram, file: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convscope.cli import lessons
+from convscope.cli.opening import Device
 from convscope.cli.output import say, show_json, table, warn
 from convscope.errors import unknown_name
 
@@ -42,6 +43,7 @@ def exercise(
     out: Annotated[Path, typer.Option(help="The folder in which runs are written.")] = Path("runs"),
     engine: Annotated[str, typer.Option(help="auto, fast or keras.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    _device: Device = None,
     scaling: Annotated[str, typer.Option(help="minmax, unit or standard.")] = "minmax",
     data_format: Annotated[str, typer.Option(help="channels_last or channels_first.")] = "channels_last",
     quiz: Annotated[

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from convscope.cli.opening import Device
 from convscope.cli.output import say, show_json, table
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def export(
     data: Annotated[
         str | None, typer.Option(help="Where the run's data are now. [default: where they were]")
     ] = None,
+    _device: Device = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Export a run as a folder that can be used elsewhere, checked against the run on its test images.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from convscope.cli.opening import answered_all_the_same, require_run
+from convscope.cli.opening import Device, answered_all_the_same, require_run
 from convscope.cli.output import say, show_json, table
 from convscope.errors import UsageError, sentence
 
@@ -41,6 +41,7 @@ def inspect(
     figures: Annotated[
         Path | None, typer.Option(help="Where figures are written. [default: figures/ in the run]")
     ] = None,
+    _device: Device = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Show a network's layers with their arithmetic, or what one image does inside a run's network.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from convscope.cli.opening import answered_all_the_same, require_run
+from convscope.cli.opening import Device, answered_all_the_same, require_run
 from convscope.cli.output import say, show_json, table
 from convscope.errors import RunError, UsageError, sentence
 
@@ -115,6 +115,7 @@ def report(
     data: Annotated[
         str | None, typer.Option(help="Where the data are now. [default: where the run found them]")
     ] = None,
+    _device: Device = None,
     json: Json = False,
 ) -> None:
     """Write a run's report anew: one HTML file that needs nothing but itself.

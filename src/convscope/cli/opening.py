@@ -5,9 +5,13 @@ And what it does where it has an answer and no place to write.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from convscope.errors import DataError, RunError, sentence
 
@@ -80,3 +84,24 @@ def answered_all_the_same(write: Callable[[], object]) -> Iterator[None]:
     yield
     if refusal:
         raise refusal
+
+
+def _compute_on(context: typer.Context, name: str | None) -> str | None:
+    """Compute on the device asked for until the command ends; refuse one that is not there."""
+    chosen = name or os.environ.get("KERAS_TORCH_DEVICE")
+    if chosen:
+        from convscope.lowering.devices import computing_on, require_device
+
+        context.with_resource(computing_on(require_device(chosen)))
+    return name
+
+
+# For every command that computes with a network; the callback does it, so the command need not look.
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        callback=_compute_on,
+        help="Where to compute: cpu, cuda or mps. [default: a GPU where torch sees one]",
+    ),
+]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from convscope.cli.opening import answered_all_the_same, require_inputs, require_run
+from convscope.cli.opening import Device, answered_all_the_same, require_inputs, require_run
 from convscope.cli.output import say, show_json, table, warn
 from convscope.errors import UsageError, sentence
 
@@ -37,6 +37,7 @@ def predict(
         Path | None, typer.Option(help="Draw what the network sees into this new PNG file.")
     ] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print a row for each file.")] = False,
+    _device: Device = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Predict image files: label, probability, the next two, and what looks unlike the training images.

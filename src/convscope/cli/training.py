@@ -12,6 +12,7 @@ import typer
 
 from convscope.cli.datasets import check_first
 from convscope.cli.exercise import show_data, show_result
+from convscope.cli.opening import Device
 from convscope.cli.output import say, show_json, table
 from convscope.cli.words import read_augmentation, read_duration, read_share
 from convscope.errors import UsageError, sentence
@@ -98,6 +99,7 @@ def train(
     ] = True,
     out: Annotated[Path, typer.Option(help="The folder in which runs are written.")] = Path("runs"),
     report: Annotated[bool, typer.Option(help="Write report.html for each run.")] = True,
+    _device: Device = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Train a network on a dataset and write a run; with --seeds, show mean and spread.
@@ -163,6 +165,7 @@ def resume(
     report: Annotated[
         bool | None, typer.Option(help="Write report.html. [default: as when the run began]")
     ] = None,
+    _device: Device = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Go on with a training that was interrupted, as if nothing had happened.

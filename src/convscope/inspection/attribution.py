@@ -20,6 +20,7 @@ from convscope.inspection.running import (
     logits,
     one_image,
     run,
+    to_float64,
     to_numpy,
 )
 
@@ -227,9 +228,9 @@ def integrated_gradients(
     if steps < 1:
         raise UsageError(sentence("steps of at least 1", steps))
     while True:
-        values = method.attribute(
-            batch, baselines=start, target=target, n_steps=steps, internal_batch_size=64
-        ).double()
+        values = to_float64(
+            method.attribute(batch, baselines=start, target=target, n_steps=steps, internal_batch_size=64)
+        )
         completeness = _completeness(float(values.sum()), difference, steps)
         if completeness.holds or steps * 2 > MOST_STEPS:
             break

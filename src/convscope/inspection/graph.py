@@ -11,6 +11,7 @@ from keras.src.models.functional import Functional  # Keras exports no public na
 
 from convscope.arithmetic import Shape
 from convscope.errors import UsageError, sentence, unknown_name
+from convscope.lowering.devices import current_device, device_of
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +73,8 @@ class Graph:
         Without the batch axis.
     channels_first : bool
         The order of an image's axes, by the first layer that has one.
+    device : torch.device
+        Where the weights lie.
     """
 
     calls: tuple[Call, ...]
@@ -79,6 +82,7 @@ class Graph:
     outputs: tuple[int, ...]
     input_shapes: tuple[Shape, ...]
     channels_first: bool
+    device: torch.device
 
     def call(self, layer: str | int) -> Call:
         """Find a call by its layer's name, or by its number.
@@ -137,6 +141,7 @@ def read_graph(model: keras.Model) -> Graph:
         outputs=outputs,
         input_shapes=tuple(_shape(tensor) for tensor in functional.inputs),
         channels_first=_channels_first(reader.calls),
+        device=device_of(model) or current_device(),
     )
 
 

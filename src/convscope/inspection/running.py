@@ -13,6 +13,7 @@ import torch
 from convscope.arithmetic import show_shape
 from convscope.errors import UsageError, sentence
 from convscope.inspection.graph import Call, Graph
+from convscope.lowering.devices import computing_on
 
 FloatArray = npt.NDArray[np.float32]
 Values = dict[int, torch.Tensor]
@@ -54,8 +55,7 @@ def to_batch(graph: Graph, images: npt.ArrayLike) -> torch.Tensor:
                 "Apply the network's own preprocessing first.",
             )
         )
-    tensor: torch.Tensor = keras.ops.convert_to_tensor(array)  # on the device that Keras uses
-    return tensor
+    return torch.tensor(array, device=graph.device)
 
 
 def one_image(graph: Graph, image: npt.ArrayLike) -> torch.Tensor:
@@ -84,10 +84,11 @@ def run(graph: Graph, batch: torch.Tensor, until: Call | None = None) -> Values:
         What enters and leaves each call.
     """
     values = {graph.inputs[0]: batch}
-    for call in graph.calls:
-        values.update(zip(call.outputs, call(values), strict=True))
-        if call is until:
-            break
+    with computing_on(graph.device):
+        for call in graph.calls:
+            values.update(zip(call.outputs, call(values), strict=True))
+            if call is until:
+                break
     return values
 
 
@@ -158,6 +159,11 @@ def chosen_class(scores: torch.Tensor, class_index: int | None) -> int:
 def to_numpy(tensor: torch.Tensor) -> FloatArray:
     """Take a tensor out of torch, as float32."""
     return tensor.detach().float().cpu().numpy()
+
+
+def to_float64(tensor: torch.Tensor) -> torch.Tensor:
+    """Widen a tensor for sums that are exact enough, on the CPU: not every device has float64."""
+    return tensor.detach().cpu().double()
 
 
 def channels_last(graph: Graph, tensor: torch.Tensor) -> torch.Tensor:

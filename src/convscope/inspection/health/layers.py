@@ -21,6 +21,7 @@ from convscope.inspection.running import (
     logits,
     run,
     to_batch,
+    to_float64,
 )
 
 if TYPE_CHECKING:
@@ -102,12 +103,12 @@ class _Tally:
 
     def add(self, output: torch.Tensor) -> None:
         """Take in a batch of outputs, channels last."""
-        flat = output.detach().reshape(-1, output.shape[-1])  # (n · positions, units)
+        flat = to_float64(output).reshape(-1, output.shape[-1])  # (n · positions, units)
         self.count += flat.numel()
-        self.total += float(flat.double().sum())
-        self.squares += float(flat.double().square().sum())
+        self.total += float(flat.sum())
+        self.squares += float(flat.square().sum())
         self.zeros += int((flat == 0).sum())
-        spoken = (flat != 0).any(0).cpu().numpy()
+        spoken = (flat != 0).any(0).numpy()
         self.spoken = spoken if self.spoken.size == 0 else self.spoken | spoken
 
 
@@ -252,7 +253,7 @@ def _summary(call: Call, tally: _Tally, gradient: float | None) -> LayerHealth:
 
 def _scale(tensors: list[torch.Tensor]) -> float:
     """Take the root mean square over all numbers in all tensors."""
-    squares = sum(float(tensor.detach().double().square().sum()) for tensor in tensors)
+    squares = sum(float(to_float64(tensor).square().sum()) for tensor in tensors)
     return math.sqrt(squares / sum(tensor.numel() for tensor in tensors))
 
 

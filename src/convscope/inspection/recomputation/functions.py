@@ -9,7 +9,10 @@ from typing import Any
 import keras
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy import special
+
+from convscope.lowering.devices import computing_on
 
 Array = npt.NDArray[np.float64]
 
@@ -117,5 +120,6 @@ def _rectifier(layer: keras.layers.ReLU) -> ActivationFunction:
 
 
 def _by_keras(function: Any, x: Array) -> Array:
-    result = function(keras.ops.convert_to_tensor(x, dtype="float64"))
+    with computing_on(torch.device("cpu")):  # not every device has float64
+        result = function(keras.ops.convert_to_tensor(x, dtype="float64"))
     return np.asarray(keras.ops.convert_to_numpy(result), dtype=np.float64)
