@@ -71,6 +71,22 @@ class Generator(torch.Generator):
         return made
 
 
+class Module(_DummyBackendModule):
+    """What ``torch.cuda`` is to a GPU; the state of its random generator is the seed that was set last."""
+
+    def __init__(self) -> None:
+        self._seed = torch.zeros(1, dtype=torch.int64)
+
+    def manual_seed_all(self, seed: int) -> None:
+        self._seed = torch.tensor([seed])
+
+    def get_rng_state(self) -> torch.Tensor:
+        return self._seed
+
+    def set_rng_state(self, state: torch.Tensor) -> None:
+        self._seed = state
+
+
 # Operations that bring numbers from one device to another.
 _COPIES = ("aten::_to_copy", "aten::copy_", "aten::_copy_from", "aten::_foreach_copy_")
 # These take indices and single numbers of the processor, as a GPU's do.
@@ -152,7 +168,7 @@ def _watch_loops() -> None:
     compiled._run = watched
 
 
-_setup_privateuseone_for_python_backend(NAME, _DummyBackendModule())
+_setup_privateuseone_for_python_backend(NAME, Module())
 _library = torch.library.Library("_", "IMPL")
 _library.fallback(_fallback, "PrivateUse1")
 _copying = torch.library.Library("aten", "IMPL")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -180,8 +181,8 @@ class StreamFeed:
         if isinstance(self._source, PreparedDataset):
             yield 0, 0, [self._unpack(first_batch(self._source, self._class_weight))]
             return
-        for _, _, data in self._iterator:
-            yield 0, 0, [self._unpack(data[0])]
+        for _, data in self._read():
+            yield 0, 0, [self._unpack(data)]
         raise UsageError(sentence("at least one batch", "none"))
 
     def reset(self) -> None:
@@ -194,9 +195,19 @@ class StreamFeed:
             self._iterator.reset()
         if isinstance(self._source, PreparedDataset):
             self._source.begin_epoch(epoch)
-        for step, _, data in self._iterator:
+        for step, data in self._read():
             if step >= first_step:
-                yield self._unpack(data[0])
+                yield self._unpack(data)
+
+    def _read(self) -> Iterator[tuple[int, Any]]:
+        """Give each batch with its step, as Keras makes tensors of it: on the CPU, to be narrowed there."""
+        batches = iter(self._iterator)
+        while True:
+            with keras.device("cpu"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch[0], batch[2][0]
 
     def _unpack(self, data: Any) -> Batch:
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
