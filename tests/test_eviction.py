@@ -1,12 +1,24 @@
-"""The cache keeps below its size; the stores used least lately go, and nothing that is not ours."""
+"""The cache keeps below its size and its scratch folders tidy; what is in use, or not ours, stays."""
 
 import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from convscope.data.cache import STALE_SECONDS, scratch_folder
 from convscope.data.eviction import cache_limit, evict
-from convscope.data.store import known_store, open_store, remember_store, store_folder, write_store
+from convscope.data.store import (
+    known_store,
+    open_or_write,
+    open_store,
+    remember_store,
+    store_folder,
+    write_store,
+)
 from convscope.errors import UsageError
 
 IMAGES = np.zeros((64, 32, 32, 1), np.uint8)  # 64 kB
@@ -97,3 +109,81 @@ def test_a_limit_that_is_none_is_refused(monkeypatch, text):
         cache_limit()
     with pytest.raises(UsageError, match="Expected a number of GB"), write_store(KEYS[0], (32, 32, 1)):
         pass
+
+
+# Scratch folders, and two processes ----------------------------------------------------------------------
+
+HOLD = """
+import time
+from convscope.data.cache import scratch_folder
+
+with scratch_folder() as scratch:
+    print(scratch, flush=True)
+    time.sleep(60)
+"""
+
+
+def begin(code):
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+
+
+def test_a_scratch_folder_stays_while_it_is_in_use_however_old_and_goes_with_its_process():
+    with begin(HOLD) as other:
+        scratch = Path(other.stdout.readline().strip())
+        os.utime(scratch, (1, 1))
+        with scratch_folder() as own:
+            assert scratch.is_dir() and own.is_dir()
+        assert not own.exists()
+        other.kill()
+        other.wait()
+    with scratch_folder() as own:
+        assert [entry.name for entry in own.parent.iterdir() if entry.is_dir()] == [own.name]
+
+
+def test_what_nobody_locked_is_removed_after_a_day():
+    with scratch_folder() as own:
+        folder = own.parent
+    for name, age in {"old": STALE_SECONDS + 60, "new": 60}.items():
+        (folder / name).mkdir()
+        (folder / f"{name}-file").write_bytes(b"")
+        for path in (folder / name, folder / f"{name}-file"):
+            os.utime(path, (time.time() - age,) * 2)
+    with scratch_folder():
+        assert {path.name for path in folder.iterdir()} & {"old", "old-file"} == set()
+        assert {"new", "new-file"} <= {path.name for path in folder.iterdir()}
+
+
+DECODE = """
+import sys, time
+import numpy as np
+from convscope.data.store import open_or_write, write_store
+
+KEY = "e" * 64
+
+def write():
+    print("wrote", flush=True)
+    time.sleep(2)
+    with write_store(KEY, (2, 2, 1)) as writer:
+        writer.append(np.ones((3, 2, 2, 1), np.uint8))
+
+print(open_or_write(KEY, write).images.sum())
+"""
+
+
+def test_two_processes_decode_a_data_set_once():
+    with begin(DECODE) as first, begin(DECODE) as second:
+        outputs = [process.communicate()[0].split() for process in (first, second)]
+    assert sorted(outputs, key=len) == [["12"], ["wrote", "12"]]
+
+
+def test_a_store_whose_writer_was_killed_is_written_by_who_waited():
+    with begin(DECODE) as first:
+        assert first.stdout.readline() == "wrote\n"
+        with begin(DECODE) as second:
+            time.sleep(1)
+            first.kill()
+            assert second.communicate()[0].split() == ["wrote", "12"]
+
+
+def test_a_store_that_is_there_is_opened_and_not_written(two_stores):
+    assert open_or_write(KEYS[0], lambda: pytest.fail("written")).images.shape == IMAGES.shape

@@ -111,7 +111,7 @@ class RunDirectory:
         RunError
             If it is damaged, cannot be written, or another process does not let go of it.
         """
-        with _lock(self.path / name, _CHANGE_SECONDS):
+        with locked(self.path / name, _CHANGE_SECONDS):
             value = dict(change(self.read_json(name) if (self.path / name).is_file() else None))
             self.write_json(name, value)
         return value
@@ -322,13 +322,26 @@ def lock_run(path: str | Path) -> Iterator[None]:
     RunError
         If another process has it, or the folder around it cannot be written to.
     """
-    with _lock(Path(path).resolve(), _LOOK_SECONDS):
+    with locked(Path(path).resolve(), _LOOK_SECONDS):
         yield
 
 
 @contextmanager
-def _lock(path: Path, seconds: float = 0.0) -> Iterator[None]:
-    """Hold the lock of a path; its file is removed while it is held, so that nobody locks a removed one."""
+def locked(path: Path, seconds: float = 0.0) -> Iterator[None]:
+    """Hold the lock of a path, of which one process at a time has it; a dead process's lock frees itself.
+
+    Parameters
+    ----------
+    path : Path
+        What is locked, by a file beside it; need not be there, but the folder around it.
+    seconds : float
+        How long to wait for another process; below 0 for ever.
+
+    Raises
+    ------
+    RunError
+        If another process has it, or the folder cannot be written to.
+    """
     file = _lock_file(path)
     lock = FileLock(file, timeout=seconds)
     with write_errors_named(path):
@@ -340,6 +353,7 @@ def _lock(path: Path, seconds: float = 0.0) -> Iterator[None]:
     try:
         yield
     finally:
+        # Removed while it is held, so that nobody can hold a file that is there no more beside the next one.
         with suppress(OSError):  # Windows refuses, and removes it when it is released
             file.unlink()
         lock.release()
@@ -347,6 +361,11 @@ def _lock(path: Path, seconds: float = 0.0) -> Iterator[None]:
 
 def _lock_file(path: Path) -> Path:
     return path.absolute().with_name(f".{path.name}.lock")
+
+
+def is_lock_left(path: Path) -> bool:
+    """Say whether a path is locked, or was locked by a process that was killed."""
+    return _lock_file(path).is_file()
 
 
 @contextmanager
@@ -433,8 +452,8 @@ def _remove_leftovers(folder: Path) -> bool:
         found = [match for path in folder.iterdir() if (match := _LEFTOVER.fullmatch(path.name))]
     for match in found:
         run = folder / match[1]
-        if _lock_file(run).is_file():  # else it is something of the user's
-            with suppress(RunError), _lock(run):
+        if is_lock_left(run):  # else it is something of the user's
+            with suppress(RunError), locked(run):
                 shutil.rmtree(folder / match[0], ignore_errors=True)
     return bool(found)
 

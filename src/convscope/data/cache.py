@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -10,30 +11,50 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from convscope.data.fetch import cache_folder
-from convscope.errors import DataError, sentence
+from convscope.errors import DataError, RunError, sentence
+from convscope.runs import is_lock_left, locked
 
-# What a process that was killed left behind is removed after a day.
+# What nobody has locked, and nobody has changed for a day, was left behind.
 STALE_SECONDS = 86_400
 
 
-def scratch_folder() -> Path:
-    """Make and return the folder for files that are being written.
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Make a folder for files that are being written; it is removed in the end, with all that is still in it.
 
-    It lies in the cache, because a file is renamed into place from here.
+    It lies in the cache, because a file is renamed into place from here, and is locked, because other
+    processes remove those of processes that were killed.
+
+    Raises
+    ------
+    DataError
+        If the cache cannot be written.
     """
     folder = cache_folder() / "scratch"
     with disk_errors_named():
         folder.mkdir(parents=True, exist_ok=True)
-    _remove_stale(folder)
-    return folder
+        _remove_left_behind(folder)
+    scratch = folder / secrets.token_hex(8)
+    with locked(scratch):
+        with disk_errors_named():
+            scratch.mkdir()
+        try:
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _remove_stale(folder: Path) -> None:
-    """Remove what a killed process left behind; others may be doing the same."""
+def _remove_left_behind(folder: Path) -> None:
+    """Remove what killed processes left; others may be doing the same."""
     for entry in folder.iterdir():
-        with suppress(OSError):
-            if time.time() - entry.stat().st_mtime > STALE_SECONDS:
-                shutil.rmtree(entry, ignore_errors=True)
+        with suppress(OSError, RunError):
+            if not is_lock_left(entry) and time.time() - entry.stat().st_mtime < STALE_SECONDS:
+                continue
+            with locked(entry):
+                if entry.is_dir():
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink()
 
 
 def require_space(size: int) -> None:
@@ -49,8 +70,10 @@ def require_space(size: int) -> None:
     DataError
         If there is less space than that.
     """
-    folder = scratch_folder()
-    free = shutil.disk_usage(folder).free
+    folder = cache_folder()
+    with disk_errors_named():
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
     if free < size:
         raise _no_space(f"{size / 2**30:.1f} GB of free space", f"{free / 2**30:.1f} GB")
 
@@ -60,6 +83,8 @@ def disk_errors_named() -> Iterator[None]:
     """Say in our words what is wrong with the cache's disk."""
     try:
         yield
+    except RunError as error:  # of a lock
+        raise DataError(str(error)) from error
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise _no_space("free space", "a full disk") from error

@@ -12,14 +12,13 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
-from convscope.data.fetch import cache_folder
 from convscope.data.findings import Finding
 from convscope.data.images import ImageError, decode, quiet_pillow
 from convscope.data.names import Names
 from convscope.data.pixels import read_pixels
 from convscope.data.similarity import near_duplicates, perceptual_hash, thumbnail
 from convscope.data.source import ImageSource, Reader
-from convscope.data.store import Store, StoreWriter, known_store, open_store, remember_store, write_store
+from convscope.data.store import Store, StoreWriter, known_store, open_or_write, remember_store, write_store
 from convscope.data.survey import (
     Progress,
     ReadOptions,
@@ -30,7 +29,6 @@ from convscope.data.survey import (
     require_usable,
     survey_images,
 )
-from convscope.errors import DataError, sentence
 from convscope.preprocessing import conform
 
 # Raised when the same files would give other pixels or other notes.
@@ -135,7 +133,7 @@ def collect_images(source: ImageSource, options: ReadOptions, progress: Progress
             survey = survey_images(source, progress, options.workers)
             shape = choose_shape(survey, options, source.name)
             key = _key(survey, shape, options.resize)
-            store = open_store(key) or _decode_all(source, survey, shape, options, key, progress)
+            store = open_or_write(key, lambda: _decode_all(source, survey, shape, options, key, progress))
         remember_store(shortcut, key)
     return _collection(source, store, options.resize)
 
@@ -147,29 +145,13 @@ def _decode_all(
     options: ReadOptions,
     key: str,
     progress: Progress,
-) -> Store:
+) -> None:
     """Decode every image into a store, and note what came out."""
     with write_store(key, shape) as writer:
         kept, hashes = _decode_into(writer, source, survey, options, progress)
         require_usable(survey, source.name)
         writer.arrays.update(survey.arrays, kept=kept, groups=group_written(writer, hashes))
         writer.notes["problems"] = [[position, *why] for position, why in sorted(survey.problems.items())]
-    return reopen(key)
-
-
-def reopen(key: str) -> Store:
-    """Open a store that has just been written.
-
-    Raises
-    ------
-    DataError
-        If it is gone already.
-    """
-    store = open_store(key)
-    if store is None:
-        hint = "Is another program clearing it?"
-        raise DataError(sentence(f"the cache {cache_folder()} to keep what is written", "nothing", hint))
-    return store
 
 
 def group_written(writer: StoreWriter, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:

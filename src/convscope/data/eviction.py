@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,10 +107,8 @@ def _entries(stores: Path) -> list[_Entry]:
 
 def _remove(folder: Path) -> bool:
     """Move a store out of sight, then remove it, so that nobody finds half of one."""
-    with suppress(OSError), tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
-        aside = Path(scratch) / folder.name
-        folder.rename(aside)
-        shutil.rmtree(aside, ignore_errors=True)
+    with suppress(OSError), scratch_folder() as scratch:
+        folder.rename(scratch / folder.name)
         return True
     return False
 

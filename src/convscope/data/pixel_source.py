@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.data.collection import Collection, group_written, reopen
+from convscope.data.collection import Collection, group_written
 from convscope.data.findings import Finding
 from convscope.data.names import Names
 from convscope.data.pixel_layout import Layout
 from convscope.data.similarity import perceptual_hash, thumbnail
 from convscope.data.source import PARTS, SETTLED_SECONDS, encode_labels, parts_of_table, united_classes
-from convscope.data.store import Store, StoreWriter, known_store, open_store, remember_store, write_store
+from convscope.data.store import Store, StoreWriter, known_store, open_or_write, remember_store, write_store
 from convscope.data.survey import ReadOptions
 from convscope.errors import DataError, sentence
 from convscope.preprocessing import conform
@@ -103,7 +103,7 @@ def collect_pixels(source: PixelSource, options: ReadOptions) -> Collection:
     store = known_store(shortcut)
     if store is None:
         key = hashlib.sha256(json.dumps([settings, [_digest(file) for file in source.files]]).encode())
-        store = open_store(key.hexdigest()) or _write(source, options, key.hexdigest())
+        store = open_or_write(key.hexdigest(), lambda: _write(source, options, key.hexdigest()))
         remember_store(shortcut, key.hexdigest())
     return _collection(source, store, options.resize)
 
@@ -126,7 +126,7 @@ def _digest(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _write(source: PixelSource, options: ReadOptions, key: str) -> Store:
+def _write(source: PixelSource, options: ReadOptions, key: str) -> None:
     """Read everything once, into a store."""
     chunks = source.chunks()
     first = next((chunk for chunk in chunks if len(chunk.images)), None)
@@ -146,7 +146,6 @@ def _write(source: PixelSource, options: ReadOptions, key: str) -> Store:
             note=first.layout.describe(),
             depth=first.layout.depth,
         )
-    return reopen(key)
 
 
 def _write_chunks(

@@ -187,7 +187,7 @@ def _stretches(shape: tuple[int, ...]) -> Iterator[slice]:
 def _write_unnamed(stretches: Iterable[NDArray[np.uint8]], shape: tuple[int, ...]) -> PixelStore:
     """Write rows into a file that has no name, and map it."""
     require_space(math.prod(shape))
-    with disk_errors_named(), tempfile.TemporaryFile(dir=scratch_folder()) as file:
+    with disk_errors_named(), scratch_folder() as scratch, tempfile.TemporaryFile(dir=scratch) as file:
         for stretch in stretches:
             file.write(np.ascontiguousarray(stretch).data)
         file.flush()

@@ -6,9 +6,8 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,8 @@ from convscope.data.cache import disk_errors_named, scratch_folder
 from convscope.data.eviction import NOTES_FILE, cache_limit, evict, mark_used
 from convscope.data.fetch import cache_folder
 from convscope.data.pixels import read_pixels
+from convscope.errors import DataError, sentence
+from convscope.runs import locked
 
 
 @dataclass
@@ -95,12 +96,45 @@ def open_store(key: str) -> Store | None:
     return store
 
 
+def open_or_write(key: str, write: Callable[[], None]) -> Store:
+    """Open the store of that key, or write it first; where another process is at it, wait for that one.
+
+    Parameters
+    ----------
+    key : str
+        Hexadecimal digits that stand for the content.
+    write : callable
+        Writes it, by ``write_store``.
+
+    Returns
+    -------
+    Store
+
+    Raises
+    ------
+    DataError
+        If the cache cannot be written, or does not keep what is written.
+    """
+    if (store := open_store(key)) is not None:
+        return store
+    with disk_errors_named():
+        store_folder().mkdir(parents=True, exist_ok=True)
+        with locked(store_folder() / key, seconds=-1):
+            if (store := open_store(key)) is None:  # else another process has just written it
+                write()
+                store = open_store(key)
+    if store is None:
+        hint = "Is another program clearing it?"
+        raise DataError(sentence(f"the cache {cache_folder()} to keep what is written", "nothing", hint))
+    return store
+
+
 @contextmanager
 def write_store(key: str, shape: tuple[int, ...]) -> Iterator[StoreWriter]:
     """Write a store; it appears under its key when the block ends well, whole, or not at all.
 
-    Two processes may write the same one: the first to end wins, and the second finds it in place. Stores
-    that were used least lately make room for it.
+    Stores that were used least lately make room for it. Two processes that write the same one, which
+    ``open_or_write`` avoids, do no harm: the first to end wins.
 
     Parameters
     ----------
@@ -120,8 +154,8 @@ def write_store(key: str, shape: tuple[int, ...]) -> Iterator[StoreWriter]:
         If the cache cannot be written, or the disk is full.
     """
     cache_limit()  # a wrong one is told before images are decoded, not after
-    with disk_errors_named(), tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
-        folder = Path(scratch) / key
+    with disk_errors_named(), scratch_folder() as scratch:
+        folder = scratch / key
         folder.mkdir()
         with (folder / "pixels").open("wb") as file:
             writer = StoreWriter(file, shape)
