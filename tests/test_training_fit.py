@@ -934,6 +934,42 @@ def test_more_validation_steps_than_batches_see_each_row_once():
     assert histories[0].history == histories[1].history
 
 
+class OwnTrainStep(keras.Model):
+    def train_step(self, data):
+        return super().train_step(data)
+
+
+class OwnTestStep(keras.Model):
+    def test_step(self, data):
+        return super().test_step(data)
+
+
+class OwnTestFunction(keras.Model):
+    def make_test_function(self, force=False):
+        super().make_test_function(force)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(OwnTrainStep, "train_step"), (OwnTestStep, "test_step"), (OwnTestFunction, "make_test_function")],
+)
+def test_a_model_that_trains_in_its_own_way_is_left_to_keras(kind, name):
+    inputs = keras.Input((8, 8, 1))
+    model = kind(inputs, keras.layers.Dense(CLASSES, activation="softmax")(keras.layers.Flatten()(inputs)))
+    model.compile("sgd", "categorical_crossentropy")
+    with pytest.raises(LoweringError, match=f"{kind.__name__} has a {name} of its own"):
+        fit_fast(model)
+
+
+def test_a_train_function_set_by_hand_is_left_to_keras():
+    model = network()
+    model.fit(X, Y, epochs=1, verbose=0)  # Keras makes its own
+    fit_fast(model, epochs=1)
+    model.train_function = lambda data: {"loss": 1.0}
+    with pytest.raises(LoweringError, match="has a train_function of its own"):
+        fit_fast(model)
+
+
 def test_an_uncompiled_model_is_refused():
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     with pytest.raises(

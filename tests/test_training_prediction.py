@@ -256,3 +256,119 @@ def test_images_of_another_shape_are_refused(engine):
 def test_mistakes_are_told_in_one_sentence(arguments, kind, message):
     with pytest.raises(kind, match=message):
         convscope.predict(network(), X, **arguments)
+
+
+class Written(keras.callbacks.Callback):
+    """Keeps what Keras tells of a prediction, and stops it after some batches."""
+
+    def __init__(self, stop_after=100):
+        super().__init__()
+        self.calls, self.stop_after = [], stop_after
+
+    def on_predict_begin(self, logs=None):
+        self.calls.append("begin")
+
+    def on_predict_batch_begin(self, batch, logs=None):
+        self.calls.append(batch)
+
+    def on_predict_batch_end(self, batch, logs=None):
+        self.calls.append((batch, tuple(logs["outputs"].shape)))
+        self.model.stop_predicting = batch + 1 >= self.stop_after
+
+    def on_predict_end(self, logs=None):
+        self.calls.append("end")
+
+
+PREDICTED = {
+    "verbose": {"verbose": 2},
+    "batch-size": {"batch_size": 16},
+    "steps": {"batch_size": 16, "steps": 2},
+    "steps-alone": {"steps": 4},
+    "callbacks": {"callbacks": True},
+    "stopped": {"callbacks": 2, "batch_size": 7},
+    "callbacks-and-steps": {"callbacks": True, "steps": 3},
+    "in-keras-order": (16, 0, 2, None),
+}
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
+@pytest.mark.parametrize("engine", ["fast", "keras"])
+@pytest.mark.parametrize("name", PREDICTED)
+def test_the_arguments_of_keras_mean_the_same(name, engine, capsys):
+    given = PREDICTED[name]
+    results, calls, printed = [], [], []
+    for ours in (True, False):
+        model, written = network(), []
+        arguments, options = (given, {}) if isinstance(given, tuple) else ((), {"verbose": 0} | given)
+        if options.get("callbacks"):
+            written = [Written(options["callbacks"] if options["callbacks"] is not True else 100)]
+            options = options | {"callbacks": written}
+        if ours:
+            results.append(convscope.predict(model, X, *arguments, engine=engine, **options))
+        else:
+            results.append(model.predict(X, *arguments, **options))
+        calls.append([callback.calls for callback in written])
+        printed.append("3/3" in capsys.readouterr().out)
+    np.testing.assert_allclose(*results, rtol=1e-5, atol=1e-6)
+    assert calls[0] == calls[1]
+    assert printed[0] == printed[1] == (name == "verbose")
+
+
+def test_steps_end_a_stream():
+    stream = (X[first : first + 10] for first in range(0, 70, 10))
+    assert convscope.predict(network(), stream, steps=3, engine="fast").shape == (30, 5)
+
+
+@pytest.mark.parametrize("name", ["batch_size", "steps"])
+def test_batches_must_be_counted(name):
+    with pytest.raises(UsageError, match=f"{name} of at least 1"):
+        convscope.predict(network(), X, **{name: 0})
+
+
+class OwnStep(keras.Model):
+    def predict_step(self, data):
+        return 2 * super().predict_step(data)
+
+
+class OwnFunction(keras.Model):
+    def make_predict_function(self, force=False):
+        self.predict_function = lambda data: 2 * self(data[0][0], training=False)
+
+
+class OwnPredict(keras.Model):
+    def predict(self, x, **arguments):
+        return 2 * super().predict(x, **arguments)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
+@pytest.mark.parametrize("kind", [OwnStep, OwnFunction, OwnPredict])
+def test_a_model_that_predicts_in_its_own_way_is_left_to_keras(kind):
+    inputs = keras.Input((8, 8, 1))
+    model = kind(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(inputs)))
+    plain = keras.Model(model.inputs, model.outputs)
+    np.testing.assert_allclose(convscope.predict(model, X), 2 * convscope.predict(plain, X), rtol=1e-5)
+    with pytest.raises(LoweringError, match=f"{kind.__name__}, which has a .*predict.* of its own"):
+        convscope.predict(model, X, engine="fast")
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
+def test_a_predict_function_set_by_hand_is_left_to_keras():
+    model = network()
+    model.predict(X[:1], verbose=0)  # Keras makes its own
+    assert convscope.predict(model, X, engine="fast").shape == (70, 5)
+    model.predict_function = lambda data: torch.ones(len(data[0][0]), 1)
+    assert convscope.predict(model, X).tolist() == [[1.0]] * 70
+
+
+class AgainstItsBatch(keras.layers.Layer):
+    """Looks at all rows of a batch at once."""
+
+    def call(self, inputs):
+        return inputs - keras.ops.mean(inputs, axis=0, keepdims=True)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
+def test_a_layer_that_looks_at_the_batch_sees_keras_batches():
+    model = keras.Sequential([keras.Input((8, 8, 1)), AgainstItsBatch()])
+    found = convscope.predict(model, X, engine="fast")
+    np.testing.assert_allclose(found, model.predict(X, verbose=0), atol=1e-6)

@@ -15,7 +15,7 @@ from convscope.lowering.devices import current_device, device_of
 from convscope.training.callback_state import CallbackMemory
 from convscope.training.callbacks import CallbackBridge
 from convscope.training.feeds import ArrayFeed, StreamFeed, make_feed
-from convscope.training.keras_state import load_state
+from convscope.training.keras_state import load_state, own_method
 from convscope.training.loop import Course, train
 from convscope.training.request import FitRequest
 from convscope.training.state import TrainingState
@@ -29,6 +29,9 @@ _OWN_METHODS = (
     "compute_loss",
     "compute_metrics",
     "make_train_function",
+    "make_test_function",
+    "train_function",
+    "test_function",
     "evaluate",
 )
 
@@ -53,9 +56,9 @@ def obstacle(model: keras.Model) -> str | None:
     >>> obstacle(model)
     'it was compiled with run_eagerly=True'
     """
-    for name in _OWN_METHODS:
-        if getattr(type(model), name) is not getattr(keras.Model, name):
-            return f"{type(model).__name__} has a {name} of its own"
+    name = own_method(model, _OWN_METHODS)
+    if name is not None:
+        return f"{type(model).__name__} has a {name} of its own"
     for name, value in (("run_eagerly", False), ("jit_compile", False), ("steps_per_execution", 1)):
         if getattr(model, name) != value:
             return f"it was compiled with {name}={getattr(model, name)}"

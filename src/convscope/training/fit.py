@@ -218,6 +218,9 @@ def predict(
     model: keras.Model,
     x: Any,
     batch_size: int | None = None,
+    verbose: str | int = 0,
+    steps: int | None = None,
+    callbacks: Any = None,
     *,
     preprocess: ImagePreprocess | None = None,
     precision: str = "float32",
@@ -232,13 +235,19 @@ def predict(
     x : array of shape (n, ...)
         Network input; or raw uint8 images ``(n, h, w, c)`` beside ``preprocess``.
     batch_size : int or None
-        Rows computed at once; None for a size that suits the machine.
+        Rows computed at once; None for a size that suits the machine, or for Keras's where it could matter.
+    verbose : {"auto", 0, 1, 2}
+        0, the default here, says nothing; the others show Keras's progress bar.
+    steps : int or None
+        Batches after which to stop; None for all that there are.
+    callbacks : list of keras.callbacks.Callback, CallbackList or None
+        Told of each batch, as by Keras.
     preprocess : Preprocess or None
         Applied batch by batch.
     precision : {"float32", "bfloat16", "auto"}
         What the fast engine computes with.
     engine : {"auto", "fast", "keras"}
-        As for :func:`fit`.
+        As for :func:`fit`; a model with a ``predict_step`` of its own goes to Keras.
 
     Returns
     -------
@@ -260,25 +269,27 @@ def predict(
     [[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]]
     """
     _check_names(engine, precision)
-    if batch_size is not None:
-        require_count("batch_size", batch_size, 1)
+    for name, value in (("batch_size", batch_size), ("steps", steps)):
+        if value is not None:
+            require_count(name, value, 1)
+    how: dict[str, Any] = {"verbose": verbose, "steps": steps, "callbacks": callbacks}
     if engine == "keras" or (engine == "auto" and keras.backend.backend() != "torch"):
-        return _predict_with_keras(model, x, batch_size, preprocess)
+        return _predict_with_keras(model, x, batch_size, preprocess, **how)
     try:
         predictor = _prepare_predictor(model, precision)
     except LoweringError:
         if engine == "fast":
             raise
-        return _predict_with_keras(model, x, batch_size, preprocess)
-    outputs: NDArray[np.float32] = predictor(x, batch_size, preprocess)
+        return _predict_with_keras(model, x, batch_size, preprocess, **how)
+    outputs: NDArray[np.float32] = predictor(x, batch_size, preprocess, **how)
     return outputs
 
 
 def _predict_with_keras(
-    model: keras.Model, x: Any, batch_size: int | None, preprocess: ImagePreprocess | None
+    model: keras.Model, x: Any, batch_size: int | None, preprocess: ImagePreprocess | None, **how: Any
 ) -> NDArray[np.float32]:
     with _on_the_device_of(model):
-        return keras_engine.predict(model, x, batch_size, preprocess)
+        return keras_engine.predict(model, x, batch_size, preprocess, **how)
 
 
 def _on_the_device_of(model: keras.Model, wanted: str | None = None) -> AbstractContextManager[None]:

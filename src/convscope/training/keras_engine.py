@@ -254,16 +254,23 @@ def _validation_steps(request: FitRequest) -> int | None:
 
 
 def predict(
-    model: keras.Model, x: Any, batch_size: int | None, preprocess: Any = None
+    model: keras.Model,
+    x: Any,
+    batch_size: int | None,
+    preprocess: Any = None,
+    *,
+    verbose: str | int = 0,
+    steps: int | None = None,
+    callbacks: Any = None,
 ) -> NDArray[np.float32]:
     """Compute a model's outputs with Keras's own ``predict``; see :func:`convscope.predict`."""
     data = read_input(x, None, None, preprocess)
     require_fitting_images(input_shape(model), data)
     if isinstance(data, ArrayInput):
-        plan = plan_batches(data.rows, batch_size or 128, None, False, 0)
-        outputs = model.predict(PlannedBatches(data, plan), verbose=0)
+        batches: Any = PlannedBatches(data, plan_batches(data.rows, batch_size, steps, False, 0))
     else:
-        outputs = model.predict(prepare_stream(data, None), verbose=0)
+        batches = prepare_stream(data, None)
+    outputs = model.predict(batches, verbose=verbose, steps=steps, callbacks=callbacks)
     arrays: NDArray[np.float32] = keras.tree.map_structure(_as_float32, outputs)
     return arrays
 

@@ -92,6 +92,30 @@ def optimizer_variables(optimizer: keras.optimizers.Optimizer) -> list[keras.Var
     return own + [v for v in (inner.variables if inner else ()) if id(v) not in known]
 
 
+def own_method(model: keras.Model, names: Sequence[str]) -> str | None:
+    """Name the first of these methods that a model does not take from Keras.
+
+    ``train_function`` and its like, which Keras makes when it first needs them, are looked at too.
+
+    Examples
+    --------
+    >>> class Doubled(keras.Sequential):
+    ...     def predict_step(self, data):
+    ...         return 2 * super().predict_step(data)
+    >>> own_method(Doubled(), ["fit", "predict_step"])
+    'predict_step'
+    """
+    for name in names:
+        found, usual = getattr(model, name, None), getattr(keras.Model, name, None)
+        if usual is not None:
+            is_own = getattr(found, "__func__", found) is not usual
+        else:
+            is_own = found is not None and "Trainer.make_" not in getattr(found, "__qualname__", "")
+        if is_own:
+            return name
+    return None
+
+
 def set_rate(optimizer: keras.optimizers.Optimizer, rate: Rate) -> None:
     """Give an optimizer the learning rate and momentum of one step.
 

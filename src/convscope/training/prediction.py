@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from convscope.errors import LoweringError, sentence
 from convscope.lowering import emit, lower, optimise
 from convscope.lowering.devices import computing_on, current_device, device_of
 from convscope.lowering.structure import ModelStructure
@@ -17,9 +18,12 @@ from convscope.training.batches import plan_batches
 from convscope.training.checks import input_shape, require_fitting_images
 from convscope.training.feeds import ArrayFeed, StreamFeed, as_tensor
 from convscope.training.inputs import ImagePreprocess, StreamInput, map_leaves, read_input
+from convscope.training.keras_state import own_method
 from convscope.training.trainer import with_rank
 
 BATCH_SIZE = 128  # its activations stay in the cache of a laptop's processor
+KERAS_BATCH_SIZE = 32
+_OWN_METHODS = ("predict", "predict_step", "make_predict_function", "predict_function")
 _ATTRIBUTE = "_convscope_predictors"
 
 
@@ -53,6 +57,9 @@ class Predictor:
             lower(model), training=False, deterministic=True, precision=precision, device=device
         )
         self._network = emit(program, model)
+        self._model = model
+        # A layer that runs as it is may look at the whole batch: then it has to be Keras's.
+        self._batch_size = KERAS_BATCH_SIZE if any(op.kind == "KerasCall" for op in program) else BATCH_SIZE
         self._structure = ModelStructure(model)
         self._shape = input_shape(model)
         self._rank = None if self._shape is None else 1 + len(self._shape)
@@ -63,7 +70,14 @@ class Predictor:
         return self._structure.is_current
 
     def __call__(
-        self, x: Any, batch_size: int | None = None, preprocess: ImagePreprocess | None = None
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        preprocess: ImagePreprocess | None = None,
+        *,
+        verbose: str | int = 0,
+        steps: int | None = None,
+        callbacks: Any = None,
     ) -> Any:
         """Compute the outputs for all rows.
 
@@ -75,18 +89,24 @@ class Predictor:
             Rows computed at once.
         preprocess : ImagePreprocess or None
             Applied batch by batch.
+        verbose, steps, callbacks : as Keras's ``predict`` takes them
+            Keras's own number of rows makes a batch where there are callbacks and none is given.
 
         Returns
         -------
         ndarray of float32, shape (n, classes)
             Or a structure of arrays for several outputs.
         """
-        if preprocess is None and self._is_ready(x):
-            batches = _slices(as_tensor(x), batch_size or BATCH_SIZE)
+        if preprocess is None and steps is None and not (verbose or callbacks) and self._is_ready(x):
+            batches, count = _slices(as_tensor(x), batch_size or self._batch_size), None
         else:
-            batches = self._prepared(x, batch_size, preprocess)
+            default = None if steps or callbacks else self._batch_size
+            batches, count = self._prepared(x, batch_size or default, preprocess, steps)
         with computing_on(self._network.device):
-            outputs = [self._compute(batch) for batch in batches]
+            if verbose or callbacks:
+                outputs = list(self._told(batches, count, verbose, callbacks))
+            else:
+                outputs = [self._compute(batch) for batch in batches]
         if len(outputs) == 1:
             return outputs[0]
         return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *outputs)
@@ -97,16 +117,44 @@ class Predictor:
             isinstance(x, np.ndarray) and x.dtype == np.float32 and x.shape[1:] == self._shape and len(x) > 0
         )
 
-    def _prepared(self, x: Any, batch_size: int | None, preprocess: ImagePreprocess | None) -> Iterator[Any]:
-        """Give the batches of an input that needs more than slicing."""
+    def _prepared(
+        self, x: Any, batch_size: int | None, preprocess: ImagePreprocess | None, steps: int | None
+    ) -> tuple[Iterator[Any], int | None]:
+        """Give the batches of an input that needs more than slicing, and how many there are."""
         data = read_input(x, None, None, preprocess)
         require_fitting_images(self._shape, data)
         device = self._network.device
         if isinstance(data, StreamInput):
-            feed = StreamFeed(data, steps=None, class_weight=None, seed=None, device=device, restarts=False)
-            return (batch[0] for batch in feed.epoch(0))
-        plan = plan_batches(data.rows, batch_size or BATCH_SIZE, None, False, 0)
-        return (batch[0] for batch in ArrayFeed(data, plan, None, device).epoch(0))
+            feed: StreamFeed | ArrayFeed = StreamFeed(
+                data, steps=steps, class_weight=None, seed=None, device=device, restarts=False
+            )
+        else:
+            feed = ArrayFeed(data, plan_batches(data.rows, batch_size, steps, False, 0), None, device)
+        return (batch[0] for batch in feed.epoch(0)), feed.steps
+
+    def _told(
+        self, batches: Iterator[Any], count: int | None, verbose: str | int, callbacks: Any
+    ) -> Iterator[Any]:
+        """Compute batch by batch and tell Keras's callbacks, as its ``predict`` does."""
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks = keras.callbacks.CallbackList(
+                callbacks,
+                add_progbar=bool(verbose),
+                verbose=verbose,
+                epochs=1,
+                steps=count,
+                model=self._model,
+            )
+        self._model.stop_predicting = False
+        callbacks.on_predict_begin()
+        for number, batch in enumerate(batches):
+            callbacks.on_predict_batch_begin(number)
+            outputs = self._compute(batch)
+            yield outputs
+            callbacks.on_predict_batch_end(number, {"outputs": outputs})
+            if self._model.stop_predicting:
+                break
+        callbacks.on_predict_end()
 
     @torch.no_grad()
     def _compute(self, x: Any) -> Any:
@@ -130,7 +178,16 @@ def predictor_of(model: keras.Model, precision: str) -> Predictor:
     -------
     Predictor
         The same one at the next call, unless the model has been changed.
+
+    Raises
+    ------
+    LoweringError
+        When the model cannot be lowered, or predicts in a way of its own.
     """
+    name = own_method(model, _OWN_METHODS)
+    if name is not None:
+        found = f"{type(model).__name__}, which has a {name} of its own"
+        raise LoweringError(sentence("a model that predicts as Keras's own do", found))
     known: dict[str, Predictor] = model.__dict__.setdefault(_ATTRIBUTE, {})  # past Keras's tracking
     if precision not in known or not known[precision].is_current:
         known[precision] = Predictor(model, precision)
