@@ -265,17 +265,17 @@ class Written(keras.callbacks.Callback):
         super().__init__()
         self.calls, self.stop_after = [], stop_after
 
-    def on_predict_begin(self, logs=None):
+    def on_predict_begin(self, *_):
         self.calls.append("begin")
 
-    def on_predict_batch_begin(self, batch, logs=None):
+    def on_predict_batch_begin(self, batch, *_):
         self.calls.append(batch)
 
     def on_predict_batch_end(self, batch, logs=None):
         self.calls.append((batch, tuple(logs["outputs"].shape)))
         self.model.stop_predicting = batch + 1 >= self.stop_after
 
-    def on_predict_end(self, logs=None):
+    def on_predict_end(self, *_):
         self.calls.append("end")
 
 
@@ -315,7 +315,7 @@ def test_the_arguments_of_keras_mean_the_same(name, engine, capsys):
 
 
 def test_steps_end_a_stream():
-    stream = (X[first : first + 10] for first in range(0, 70, 10))
+    stream = ((X[first : first + 10],) for first in range(0, 70, 10))
     assert convscope.predict(network(), stream, steps=3, engine="fast").shape == (30, 5)
 
 
@@ -331,7 +331,7 @@ class OwnStep(keras.Model):
 
 
 class OwnFunction(keras.Model):
-    def make_predict_function(self, force=False):
+    def make_predict_function(self, *_):
         self.predict_function = lambda data: 2 * self(data[0][0], training=False)
 
 

@@ -90,7 +90,7 @@ class Predictor:
         preprocess : ImagePreprocess or None
             Applied batch by batch.
         verbose, steps, callbacks : as Keras's ``predict`` takes them
-            Keras's own number of rows makes a batch where there are callbacks and none is given.
+            Where one of them is given, batches have Keras's own number of rows.
 
         Returns
         -------
@@ -100,7 +100,7 @@ class Predictor:
         if preprocess is None and steps is None and not (verbose or callbacks) and self._is_ready(x):
             batches, count = _slices(as_tensor(x), batch_size or self._batch_size), None
         else:
-            default = None if steps or callbacks else self._batch_size
+            default = None if steps or callbacks or verbose else self._batch_size
             batches, count = self._prepared(x, batch_size or default, preprocess, steps)
         with computing_on(self._network.device):
             if verbose or callbacks:
