@@ -41,6 +41,13 @@ class Done:
     stderr: str
 
 
+def pytest_terminal_summary(terminalreporter, config):
+    """Say how to repeat the order of the tests; with -q, pytest leaves out the head of its output."""
+    seed = config.getoption("randomly_seed", None)
+    if seed is not None:
+        terminalreporter.write_line(f"the same order again: -p randomly --randomly-seed={seed}")
+
+
 @pytest.fixture(autouse=True)
 def unchanged_process():
     """Fail the test that leaves a figure, a thread, a setting or anything else of its process changed."""

@@ -1,5 +1,6 @@
 """What a test, and so the code under test, may change in its process only for as long as it runs."""
 
+import itertools
 import locale
 import logging
 import os
@@ -13,8 +14,9 @@ import warnings
 SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
 ]
-# These set a filter for a warning of their own as they are loaded, which whoever loads them cannot help.
-SET_OWN_FILTERS = ("jupyter_events",)
+# What a library may add as it is loaded; whoever needs it cannot help that.
+ADDED_BY_LOADING = ("environment variable ", "warning filter ", "logging level ", "temporary folder")
+OURS = {"convscope", *sys.stdlib_module_names}
 # pytest sets it before and after each phase of a test.
 PYTESTS_OWN = "PYTEST_CURRENT_TEST"
 # Seconds that a thread which was told to end may take.
@@ -24,6 +26,7 @@ GRACE = 2.0
 def process_state():
     """Read everything that is compared, in some 100 microseconds; of a library, once it is loaded."""
     state = {
+        "youngest module": next(reversed(sys.modules)),
         "current directory": os.getcwd(),  # noqa: PTH109  a Path costs more
         "environment variable": {name: text for name, text in os.environ.items() if name != PYTESTS_OWN},
         "import path": list(sys.path),
@@ -44,11 +47,11 @@ def process_state():
 
 
 def changes(before, after):
-    """List what differs, one sentence each; what was not loaded before is nobody's change."""
+    """List what differs, one sentence each, but for what a library brought along that was loaded since."""
     found = []
     for name, old in before.items():
         new = after[name]
-        if new == old:
+        if new == old or name == "youngest module":
             continue
         if not isinstance(old, dict):
             found.append(f"{name}: {old!r} became {new!r}")
@@ -57,7 +60,18 @@ def changes(before, after):
             was, now = old.get(key, "nothing"), new.get(key, "nothing")
             if was != now:
                 found.append(f"{name} {key}: {was!r} became {now!r}")
+    if _loaded_since(before["youngest module"]):
+        added = (": 'nothing' became", ": None became")
+        found = [
+            line for line in found if not (line.startswith(ADDED_BY_LOADING) and any(map(line.count, added)))
+        ]
     return found
+
+
+def _loaded_since(module):
+    """Say whether a library was loaded after `module`."""
+    younger = itertools.takewhile(lambda name: name != module, reversed(sys.modules))
+    return any(name.partition(".")[0] not in OURS for name in younger)
 
 
 def settled_changes(before):
@@ -74,7 +88,6 @@ def _warning_filters():
     filters = [
         (action, getattr(message, "pattern", message), category.__name__, getattr(module, "pattern", module))
         for action, message, category, module, _ in warnings.filters
-        if category.__module__.partition(".")[0] not in SET_OWN_FILTERS
     ]
     return dict.fromkeys(filters, "set")
 
