@@ -11,6 +11,7 @@ import pytest
 from training_cases import assert_close, identical, images, network, weights
 
 import convscope
+from convscope.errors import UsageError
 
 X, Y = images()
 ENGINES = ("fast", "keras")
@@ -258,3 +259,107 @@ def test_an_exception_in_a_callback_leaves_the_weights_of_the_last_step():
         fit(model, "fast", [failure])
     assert identical(weights(model), failure.copy)
     assert int(model.optimizer.iterations.value) == 3
+
+
+class Changing(keras.callbacks.Callback):
+    """Changes the model at one moment of a training."""
+
+    def __init__(self, change, hook="on_epoch_begin", at=1):
+        super().__init__()
+        self.moments = 0
+
+        def act(*_, **__):
+            self.moments += 1
+            if self.moments == at + 1:
+                change(self.model)
+
+        setattr(self, hook, act)
+
+
+class Scaling(keras.layers.Layer):
+    """A layer that runs as it is."""
+
+    def build(self, shape):
+        self.factor = self.add_weight(shape=(shape[-1],), initializer="ones")
+
+    def call(self, x):
+        return x * self.factor
+
+
+def with_every_part(seed=3):
+    keras.utils.set_random_seed(seed)
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Conv2D(
+                4, 3, activation="relu", kernel_regularizer=keras.regularizers.L2(0.01), name="conv"
+            ),
+            keras.layers.BatchNormalization(name="norm"),
+            keras.layers.Dropout(0.0, name="drop"),
+            keras.layers.Flatten(),
+            Scaling(name="scaling"),
+            keras.layers.Dense(5, activation="softmax", name="last"),
+        ]
+    )
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def setting(layer, name, value):
+    return lambda model: setattr(model.get_layer(layer), name, value)
+
+
+def stop_penalty(model):
+    model.get_layer("conv").kernel_regularizer.l2 = 0.5
+
+
+CHANGES = {
+    "frozen": setting("conv", "trainable", False),
+    "frozen-unknown-layer": setting("scaling", "trainable", False),
+    "frozen-normalization": setting("norm", "trainable", False),
+    "frozen-model": lambda model: setattr(model, "trainable", False),
+    "activation": setting("conv", "activation", keras.activations.tanh),
+    "unknown-activation": setting("conv", "activation", keras.ops.square),
+    "momentum-of-statistics": setting("norm", "momentum", 0.5),
+    "regularizer": stop_penalty,
+}
+MOMENTS = {
+    "train-begin": ("on_train_begin", 0),
+    "epoch-begin": ("on_epoch_begin", 1),
+    "batch-end": ("on_train_batch_end", 2),
+    "validation-begin": ("on_test_begin", 0),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The model does not have any trainable weights")
+@pytest.mark.filterwarnings("ignore:Gradients do not exist for variables")
+@pytest.mark.parametrize("moment", MOMENTS.values(), ids=MOMENTS.keys())
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_what_a_callback_changes_counts_from_then_on(change, moment):
+    hook, at = moment
+    histories, found = [], []
+    for engine in ENGINES:
+        model = with_every_part()
+        histories.append(fit(model, engine, [Changing(change, hook, at)]).history)
+        found.append(weights(model))
+    assert histories[0].keys() == histories[1].keys()
+    for name, values in histories[1].items():
+        np.testing.assert_allclose(histories[0][name], values, rtol=1e-4, atol=1e-5, err_msg=name)
+    assert_close(*found, tolerance=1e-4)
+
+
+def test_a_callback_that_compiles_is_refused():
+    callback = Changing(lambda model: model.compile("adam", "mse"))
+    with pytest.raises(UsageError, match=r"^Expected callbacks that leave a model compiled as it is"):
+        fit(with_every_part(), "fast", [callback])
+
+
+def test_a_dropout_rate_that_a_callback_sets_counts():
+    ones, targets = np.ones((64, 400), np.float32), np.full((64, 1), 400.0, np.float32)
+    layers = [keras.layers.Dropout(0.5, name="drop"), keras.layers.Dense(1, kernel_initializer="ones")]
+    model = keras.Sequential([keras.Input((400,)), *layers])
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    callback = Changing(setting("drop", "rate", 0.0))
+    losses = convscope.fit(model, ones, targets, epochs=3, callbacks=[callback], verbose=0).history["loss"]
+    assert losses[0] > 100
+    assert losses[1:] == [0.0, 0.0]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import operator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from convscope.errors import LoweringError, UsageError, sentence
 from convscope.lowering import LoweredNetwork, emit, lower, optimise, restore
 from convscope.lowering.devices import current_device, device_of
+from convscope.lowering.plan import plan_of
+from convscope.lowering.structure import ModelStructure
 from convscope.training.callback_state import CallbackMemory
 from convscope.training.callbacks import CallbackBridge
 from convscope.training.feeds import ArrayFeed, StreamFeed, make_feed
@@ -84,16 +87,13 @@ class FastEngine:
     """
 
     def __init__(self, request: FitRequest) -> None:
-        reason = obstacle(request.model)
-        if reason is not None:
-            raise LoweringError(
-                sentence("a model whose training can be lowered", f"one that cannot: {reason}")
-            )
+        _require_no_obstacle(request.model)
         self._request = request
         device = device_of(request.model) or current_device()
         self._feed = _training_feed(request, device)
         _build(request.model, self._feed)
         self._network = _lowered(request, device)
+        self._structure, self._compiled = ModelStructure(request.model), _compiled(request.model)
         self._validation = _validation_feed(request, device)
         self._memory = CallbackMemory(request.callbacks)
         self._trainer = Trainer(
@@ -117,7 +117,7 @@ class FastEngine:
             request.model,
             epochs=request.epochs,
             steps=self._feed.steps,
-            refresh=self._trainer.optimizer.refresh,
+            refresh=self._refresh,
         )
         request.model.stop_training = False
         try:
@@ -136,7 +136,23 @@ class FastEngine:
         self._memory.begin(None if state is None else state.callbacks)
         if state is not None:
             self._request.model.stop_training = state.stopped
-            self._trainer.optimizer.refresh()
+            self._refresh()
+
+    def _refresh(self) -> None:
+        """Follow what a callback may have done: another learning rate, or a change of the model itself."""
+        self._trainer.optimizer.refresh()
+        if not self._request.callbacks:
+            return
+        model = self._request.model
+        if not all(map(operator.is_, _compiled(model), self._compiled)):
+            hint = "Train in two calls, and compile between them."  # Keras's own fit breaks off, too
+            raise UsageError(sentence("callbacks that leave a model compiled as it is", "compile", hint))
+        if self._structure.is_current:
+            return
+        _require_no_obstacle(model)
+        self._network = _lowered(self._request, self._network.device, self._network.plan)
+        self._trainer.use(self._network)
+        self._structure = ModelStructure(model)
 
     def _course(self) -> Course:
         request, state = self._request, self._request.resume_from
@@ -185,6 +201,17 @@ def _validation_feed(request: FitRequest, device: torch.device) -> ArrayFeed | S
     )
 
 
+def _require_no_obstacle(model: keras.Model) -> None:
+    reason = obstacle(model)
+    if reason is not None:
+        raise LoweringError(sentence("a model whose training can be lowered", f"one that cannot: {reason}"))
+
+
+def _compiled(model: keras.Model) -> tuple[Any, ...]:
+    """Collect what ``compile`` has made; another call of it makes others."""
+    return model.optimizer, model._compile_loss, model._compile_metrics, model._loss_tracker
+
+
 def _build(model: keras.Model, feed: ArrayFeed | StreamFeed) -> None:
     """Let Keras build model, loss, metrics and optimizer from one batch's shapes, as its ``fit`` does."""
     model._symbolic_build(iterator=_with_targets(feed.look()))
@@ -199,13 +226,19 @@ def _with_targets(batches: Iterator[Any]) -> Iterator[Any]:
         yield first, last, data
 
 
-def _lowered(request: FitRequest, device: torch.device) -> LoweredNetwork:
+def _lowered(
+    request: FitRequest, device: torch.device, earlier: Mapping[str, Any] | None = None
+) -> LoweredNetwork:
+    """Lower the model; ``earlier`` is the plan to keep where the training goes on with a changed model."""
     program, _ = optimise(
         lower(request.model),
         training=True,
-        deterministic=request.deterministic,
+        deterministic=request.deterministic or earlier is not None,
         precision=request.precision,
         batch_size=128 if request.plan is None else request.plan.batch_size,
         device=str(device),
     )
-    return emit(program, request.model, plan=request.lowering_plan)
+    plan = request.lowering_plan
+    if earlier is not None:
+        plan = {name: earlier.get(name, chosen) for name, chosen in plan_of(program).items()}
+    return emit(program, request.model, plan=plan)

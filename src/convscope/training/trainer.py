@@ -55,15 +55,20 @@ class Trainer:
         memory: CallbackMemory,
         strict: bool = False,
     ) -> None:
-        self._model, self._network, self._seed, self._history = model, network, seed, history
-        self._memory = memory
+        self._model, self._seed, self._history = model, seed, history
+        self._memory, self._strict = memory, strict
+        self.use(network)
+
+    def use(self, network: LoweredNetwork) -> None:
+        """Train through this network from now on, with the optimizer, loss and metrics that the model has."""
+        self._network, model = network, self._model
         paths = {id(variable): path for path, variable in named_variables(model).items()}
         variables = list(model.trainable_variables)
         weights = [network.weights[paths[id(variable)]] for variable in variables]
         self._parameters = [weight for weight in weights if isinstance(weight, torch.nn.Parameter)]
         self.optimizer = plan_step(model.optimizer, variables, weights)
         self._penalties = Penalties(variables, weights)
-        self._cross_entropy = find_cross_entropy(model, network.output_activation, strict)
+        self._cross_entropy = find_cross_entropy(model, network.output_activation, self._strict)
         self._folded = self._cross_entropy is not None and self._cross_entropy.folded
         self._metrics = MetricsPlan(model)
         self._rank = len(model.inputs[0].shape) if len(model.inputs) == 1 else None
