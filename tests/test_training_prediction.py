@@ -265,17 +265,17 @@ class Written(keras.callbacks.Callback):
         super().__init__()
         self.calls, self.stop_after = [], stop_after
 
-    def on_predict_begin(self, *_):
+    def on_predict_begin(self, logs=None):  # noqa: ARG002  Keras gives it
         self.calls.append("begin")
 
-    def on_predict_batch_begin(self, batch, *_):
+    def on_predict_batch_begin(self, batch, logs=None):  # noqa: ARG002  Keras gives it
         self.calls.append(batch)
 
     def on_predict_batch_end(self, batch, logs=None):
         self.calls.append((batch, tuple(logs["outputs"].shape)))
         self.model.stop_predicting = batch + 1 >= self.stop_after
 
-    def on_predict_end(self, *_):
+    def on_predict_end(self, logs=None):  # noqa: ARG002  Keras gives it
         self.calls.append("end")
 
 
