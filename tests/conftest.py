@@ -14,6 +14,8 @@ from process_state import process_state, settled_changes
 # Small arrays gain nothing from a second thread, and threads that wait for one another lose much where other
 # programs run too. Set before torch is loaded; programs that a test starts inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests name the device that they mean; where none is named it is the processor, on a machine with a GPU too.
+os.environ.setdefault("KERAS_TORCH_DEVICE", "cpu")
 
 # Figures are drawn into memory, whatever display and back end the machine has.
 mpl.use("agg")

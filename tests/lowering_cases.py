@@ -134,7 +134,7 @@ def _assert_close(one, other, tolerance: float, norm: float, what: str, scale: f
 
 def _weighted_sum(outputs) -> torch.Tensor:
     generator = torch.Generator().manual_seed(5)
-    return sum((y * torch.randn(y.shape, generator=generator)).sum() for y in outputs)
+    return sum((y * torch.randn(y.shape, generator=generator).to(y.device)).sum() for y in outputs)
 
 
 def _packed(tensors):
@@ -142,4 +142,4 @@ def _packed(tensors):
 
 
 def _array(tensor):
-    return None if tensor is None else tensor.detach().numpy()
+    return None if tensor is None else tensor.detach().cpu().numpy()

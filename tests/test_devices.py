@@ -29,39 +29,27 @@ QUICK = (
 )
 
 
-def run_on_the_pretended_device(*arguments):
+def run_on_the_pretended_device(file, *arguments):
     environment = {**os.environ, "CONVSCOPE_TEST_DEVICE": "pretend", "KERAS_TORCH_DEVICE": "pretend"}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "pretend_device",
-        "-p",
-        "no:cacheprovider",
-        "-n",
-        "0",
-    ]
-    return subprocess.run(
-        [*command, "-m", "gpu", str(TESTS / "test_gpu.py"), *arguments],
+    plugins = ("-p", "pretend_device", "-p", "no:cacheprovider")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", *plugins, str(TESTS / file), *arguments],
         capture_output=True, text=True, check=False, cwd=TESTS.parent,
         env=environment | {"PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])},
     )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert " passed" in done.stdout
 
 
 def test_what_a_gpu_is_asked_for_works_on_a_pretended_one():
-    done = run_on_the_pretended_device("-k", QUICK)
-    assert done.returncode == 0, done.stdout[-6000:]
-    assert " passed" in done.stdout
-    assert "skipped" not in done.stdout
+    run_on_the_pretended_device("test_gpu.py", "-m", "gpu", "-k", QUICK)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_everything_that_a_gpu_is_asked_for_works_on_a_pretended_one():
-    done = run_on_the_pretended_device()
-    assert done.returncode == 0, done.stdout[-6000:]
+@pytest.mark.parametrize("file", ["test_gpu.py", "test_lowering_layers.py"])
+def test_everything_that_a_gpu_is_asked_for_works_on_a_pretended_one(file):
+    run_on_the_pretended_device(file, "-m", "gpu" if file == "test_gpu.py" else "not slow")
 
 
 def model_of(*more):

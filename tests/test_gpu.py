@@ -106,6 +106,19 @@ def fit(model, x=X, y=Y, **settings):
     return convscope.fit(model, x, y, **given).history
 
 
+class Batches(keras.utils.PyDataset):
+    def __init__(self, dtype):
+        super().__init__()
+        self.dtype = dtype
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        rows = slice(16 * index, 16 * index + 16)
+        return X[rows].astype(self.dtype), Y[rows]
+
+
 # Prediction
 
 
@@ -128,14 +141,15 @@ def test_a_named_network_predicts_as_on_the_cpu(name, order):
         lambda: torch.from_numpy(X),
         lambda: torch.from_numpy(X).to(NAME),
         lambda: X[..., 0],
-        lambda: (part for part in (X[:40], X[40:])),
+        lambda: Batches("float32"),
     ],
     ids=["float32", "float64", "tensor", "tensor-on-the-device", "without-channels", "stream"],
 )
 @pytest.mark.parametrize("engine", ["fast", "keras"])
 def test_every_kind_of_input_is_predicted(given, engine):
     there, here = pair()
-    assert_close(convscope.predict(there, given(), engine=engine), convscope.predict(here, X))
+    found = convscope.predict(there, given(), engine=engine)
+    assert_close(found, convscope.predict(here, X)[: len(found)])
 
 
 @pytest.mark.parametrize(
@@ -237,19 +251,6 @@ def test_data_on_the_device_are_trained_on():
     model = compiled(network())
     x, y = (torch.from_numpy(one).to(NAME) for one in (X, Y))
     assert np.isfinite(fit(model, x, y, class_weight={0: 1.0, 1: 2.0})["loss"]).all()
-
-
-class Batches(keras.utils.PyDataset):
-    def __init__(self, dtype):
-        super().__init__()
-        self.dtype = dtype
-
-    def __len__(self):
-        return 4
-
-    def __getitem__(self, index):
-        rows = slice(16 * index, 16 * index + 16)
-        return X[rows].astype(self.dtype), Y[rows]
 
 
 @pytest.mark.parametrize(("engine", "dtype"), [("fast", "float64"), ("keras", "float32")])

@@ -88,8 +88,8 @@ def answered_all_the_same(write: Callable[[], object]) -> Iterator[None]:
 
 def _compute_on(context: typer.Context, name: str | None) -> str | None:
     """Compute on the device asked for until the command ends; refuse one that is not there."""
-    chosen = name or os.environ.get("KERAS_TORCH_DEVICE")
-    if chosen:
+    chosen = name or os.environ.get("KERAS_TORCH_DEVICE", "cpu")
+    if name or chosen != "cpu":  # which is always there, so that nothing large need be loaded to see it
         from convscope.lowering.devices import computing_on, require_device
 
         context.with_resource(computing_on(require_device(chosen)))
