@@ -28,6 +28,7 @@ import numpy as np
 from models import keras_model
 
 from convscope.environment import describe
+from convscope.lowering.processor import describe_device
 
 RESULTS = Path(__file__).parent / "results"
 Predictor = Callable[[np.ndarray], np.ndarray]
@@ -117,7 +118,13 @@ def main() -> None:
         for name, seconds in single.items():
             seconds.append(alone(arguments.network, name))
     reference = model.predict(images[:1000], verbose=0)
-    record: dict[str, Any] = {"date": str(date.today()), **describe(), "many": many, "single": single}
+    record: dict[str, Any] = {
+        "date": str(date.today()),
+        **describe(),
+        "device": describe_device(),
+        "many": many,
+        "single": single,
+    }
     machine = record["device"]
     lines = [
         "# Prediction speed",

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import convscope
-from convscope.environment import device, versions
+from convscope.environment import versions
 from convscope.experiment import ExperimentConfig, build_model, prepare, train
+from convscope.lowering.processor import describe_device
 from convscope.training.config import TrainingConfig
 from convscope.training.fit import predict
 
@@ -90,7 +91,7 @@ def main() -> None:
     arguments.results.mkdir(parents=True, exist_ok=True)
     file = arguments.results / "quality.json"
     rows = json.loads(file.read_text())["rows"] if file.exists() else {}
-    machine = device()
+    machine = describe_device()
     where = machine["processor"] if machine["torch_device"] == "cpu" else machine["torch_device"]
     for network in arguments.networks:
         for engine in arguments.engines:

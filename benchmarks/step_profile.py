@@ -24,8 +24,8 @@ from floor import floor_trainer
 from models import NETWORKS, images_for, keras_model
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from convscope.environment import describe
 from convscope.lowering import compiled
+from convscope.lowering.processor import describe_device
 
 RESULTS = Path(__file__).parent / "results"
 KINDS = {
@@ -117,7 +117,7 @@ def main() -> None:
     )
     by_kind = shares(train, arguments.steps)
     whole = sum(by_kind.values())
-    machine = describe()["device"]
+    machine = describe_device()
     lines = [
         f"# A training step of {arguments.network}",
         "",

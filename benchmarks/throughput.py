@@ -154,12 +154,13 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from convscope.environment import describe
+    from convscope.lowering.processor import describe_device
 
     results = HERE / "results"
     results.mkdir(exist_ok=True)
     file = results / f"{arguments.name}.json"
     names = ["convscope", *(name for name in available(arguments.peers) if name != "convscope")]
-    record: dict[str, Any] = describe()
+    record: dict[str, Any] = {**describe(), "device": describe_device()}
     record["networks"] = known_networks(file, record["device"])
     for network in arguments.networks:
         leave_out = {"pytorch", "pytorch-bfloat16"} if network == "mobilenet" else set()

@@ -21,6 +21,7 @@ from typing import Any
 import convscope
 from convscope.environment import describe
 from convscope.experiment import ExperimentConfig, build_model, evaluate_parts, prepare, train
+from convscope.lowering.processor import describe_device
 from convscope.recipes import recipe
 from convscope.training.config import TrainingConfig
 
@@ -55,7 +56,8 @@ def main() -> None:
     settings = TrainingConfig(epochs=arguments.keras_epochs, engine="keras")
     keras_seconds, keras_accuracy = once(ExperimentConfig("deep", training=settings), dataset)
     record: dict[str, Any] = {
-        "date": str(date.today()), **describe(), "swift": swift, "keras": [keras_seconds, keras_accuracy],
+        "date": str(date.today()), **describe(), "device": describe_device(),
+        "swift": swift, "keras": [keras_seconds, keras_accuracy],
     }  # fmt: skip
     machine = record["device"]
     spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0

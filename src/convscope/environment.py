@@ -1,4 +1,4 @@
-"""The surroundings of a run: versions, source commit, device; and how to leave the process as it was."""
+"""The surroundings of a run: versions, source commit, the cache; and how to leave the process as it was."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import platformdirs
 
 from convscope import __version__
-
-if TYPE_CHECKING:
-    import torch
 
 PACKAGES = ("keras", "torch", "numpy", "scipy", "scikit-learn", "matplotlib")
 
@@ -65,38 +63,22 @@ def source_commit() -> str | None:
         return None
 
 
-def device(used: torch.device | None = None) -> dict[str, Any]:
-    """Return what the computation runs on: ``used``, or the CPU.
+def describe() -> dict[str, Any]:
+    """Return both, as a run records them."""
+    return {"versions": versions(), "source_commit": source_commit()}
+
+
+def cache_folder() -> Path:
+    """Return the user's cache folder of convscope; it need not exist yet.
+
+    ``CONVSCOPE_CACHE`` names another one.
 
     Examples
     --------
-    >>> sorted(device())
-    ['cores', 'processor', 'torch_device', 'torch_threads']
+    >>> cache_folder().name
+    'convscope'
     """
-    import torch
-
-    used = used or torch.device("cpu")
-    return {
-        "torch_device": torch.cuda.get_device_name(used) if used.type == "cuda" else used.type,
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-    }
-
-
-def describe(used: torch.device | None = None) -> dict[str, Any]:
-    """Return all of it, as a run records it."""
-    return {"versions": versions(), "source_commit": source_commit(), "device": device(used)}
-
-
-def _processor() -> str:
-    """Name the processor as well as the operating system can."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
+    return Path(os.environ.get("CONVSCOPE_CACHE") or platformdirs.user_cache_dir("convscope"))
 
 
 @contextmanager

@@ -122,7 +122,7 @@ def run() -> int:
 
 def fail_unexpectedly(error: Exception) -> int:
     """Keep the traceback of what nobody foresaw, and say where; return the exit code."""
-    from convscope.data.fetch import cache_folder
+    from convscope.environment import cache_folder
 
     found = " ".join(f"{type(error).__name__}: {error}".split())
     file = None

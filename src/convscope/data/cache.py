@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from convscope.data.fetch import cache_folder
+from convscope.environment import cache_folder
 from convscope.errors import DataError, RunError, sentence
 from convscope.runs import is_lock_left, locked
 

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.data.fetch import cache_folder, fetch, verify
+from convscope.data.fetch import fetch, verify
 from convscope.data.formats import decompress, read_idx
 from convscope.data.names import Names
 from convscope.data.splits import split_indices
+from convscope.environment import cache_folder
 from convscope.errors import DataError, DataNotFoundError, UsageError, sentence, unknown_name
 
 # SHA-256 of the decompressed files.

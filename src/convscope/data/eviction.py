@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convscope.data.cache import scratch_folder
-from convscope.data.fetch import cache_folder
+from convscope.environment import cache_folder
 from convscope.errors import UsageError, sentence
 
 LIMIT_VARIABLE = "CONVSCOPE_CACHE_GB"

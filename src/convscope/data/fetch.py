@@ -8,7 +8,6 @@ download is never mistaken for the data.
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -27,19 +26,6 @@ with warnings.catch_warnings():
 CONNECT_AND_READ_SECONDS = (5, 60)
 # Progress and failures are told by our own messages.
 pooch.get_logger().setLevel("ERROR")
-
-
-def cache_folder() -> Path:
-    """Return the user's cache folder of convscope; it need not exist yet.
-
-    ``CONVSCOPE_CACHE`` names another one.
-
-    Examples
-    --------
-    >>> cache_folder().name
-    'convscope'
-    """
-    return Path(os.environ.get("CONVSCOPE_CACHE") or pooch.os_cache("convscope"))
 
 
 def verify(content: bytes, sha256: str, source: str) -> bytes:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from convscope.data.cache import disk_errors_named, scratch_folder
 from convscope.data.eviction import NOTES_FILE, cache_limit, evict, mark_used
-from convscope.data.fetch import cache_folder
 from convscope.data.pixels import read_pixels
+from convscope.environment import cache_folder
 from convscope.errors import DataError, sentence
 from convscope.runs import locked
 

@@ -12,6 +12,7 @@ from convscope.experiment.config import ExperimentConfig
 from convscope.experiment.model import build_model, image_shape_of, load_network
 from convscope.experiment.preparation import Prepared, prepare
 from convscope.lowering.devices import device_of
+from convscope.lowering.processor import describe_device
 from convscope.training.events import Listener, Notice
 
 if TYPE_CHECKING:
@@ -83,5 +84,6 @@ def describe_run(session: Session, dataset: Dataset) -> dict[str, Any]:
             "preparation": prepared.describe(),
         },
         "network": {"name": model.name, "parameters": model.count_params()},
-        **environment.describe(device_of(model)),
+        **environment.describe(),
+        "device": describe_device(device_of(model)),
     }

@@ -8,19 +8,24 @@ calling thread does it all.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import importlib
+import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from convscope.lowering.processor import openmp
+
+_log = logging.getLogger(__name__)
+
 Tensor = torch.Tensor
 
-# The numbers in a vector of the compiled loops; shallow convolutions have a multiple of it as filters.
+# The filters that a shallow convolution computes together; they are a multiple of it. LLVM puts them into
+# registers as wide as the processor's: one of sixteen numbers, two of eight (AVX2), four of four (SSE, NEON).
+# With four pixels at a time that keeps AVX2's two units busy; blocks of eight take 1.5 times as long there.
 LANES = 16
 # So few elements are done before a second thread is awake.
 _ALONE = 1 << 14
@@ -58,7 +63,7 @@ def suits(tensor: Tensor) -> bool:
     >>> suits(torch.zeros(4, 3)), suits(torch.zeros(4, 3)[:, 1]), suits(torch.zeros(3, dtype=torch.int64))
     (True, False, False)
     """
-    if tensor.device.type != "cpu" or tensor.dtype not in (torch.bfloat16, torch.float32):
+    if tensor.device.type != "cpu" or tensor.dtype not in (torch.bfloat16, torch.float32) or not available():
         return False
     return tensor.is_contiguous() or (
         tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
@@ -285,7 +290,7 @@ def adam(
 
 def _run(loop: Any, items: int, *rest: int, work: int) -> None:
     """Run a loop over some items, on torch's threads where there is work for more than one."""
-    team = _team()
+    team = openmp()
     threads = torch.get_num_threads() if team is not None and work > _ALONE else 1
     if team is None or threads == 1:
         block = (ctypes.c_int64 * (3 + len(rest)))(0, 0, items, *rest)
@@ -305,27 +310,12 @@ def _loops() -> Any:
     return importlib.import_module("convscope.lowering.loops")
 
 
-@dataclass(frozen=True)
-class _Team:
-    """Functions of torch's OpenMP library: one to start a team, two by address to number its threads."""
-
-    parallel: Any
-    number: int
-    size: int
-
-
 @functools.cache
-def _team() -> _Team | None:
-    """Look the functions up as torch itself does: in its own library and in those that this one needs."""
-    for library in (Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"):
-        loaded = ctypes.CDLL(str(library))
-        with contextlib.suppress(AttributeError):
-            parallel = loaded.GOMP_parallel
-            parallel.restype = None
-            parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-            return _Team(parallel, _address(loaded.omp_get_thread_num), _address(loaded.omp_get_num_threads))
-    return None
-
-
-def _address(function: Any) -> int:
-    return ctypes.cast(function, ctypes.c_void_p).value or 0
+def available() -> bool:
+    """Say whether the loops can be compiled here; where they cannot, torch's operations do the work."""
+    try:
+        _loops()
+    except Exception:  # a missing package, or whatever LLVM says of this processor
+        _log.warning("The compiled loops are not available here; torch's operations are used.", exc_info=True)
+        return False
+    return True

@@ -10,12 +10,12 @@ import torch
 from convscope.lowering import compiled
 from convscope.lowering.compiled import Windows
 from convscope.lowering.kernels import (
-    CONVOLUTION_POINTWISE,
     Context,
     Tail,
     Tensor,
     require_first_order,
 )
+from convscope.lowering.processor import fused_convolution
 from convscope.lowering.program import DataFormat, Pair
 
 
@@ -98,10 +98,9 @@ def _convolved(image: Tensor, kernel: Tensor, bias: Tensor | None, geometry: Geo
         geometry.dilation,
         geometry.groups,
     )
-    if tail.relu and CONVOLUTION_POINTWISE is not None and image.device.type == "cpu":
-        result = CONVOLUTION_POINTWISE(
-            image, kernel, bias, padding, strides, dilation, groups, "relu", [], ""
-        )
+    fused = fused_convolution(image.device.type) if tail.relu and kernel.device == image.device else None
+    if fused is not None:
+        result = fused(image, kernel, bias, padding, strides, dilation, groups, "relu", [], "")
         return tail.finish(result, activated=True)
     return tail.finish(torch.conv2d(image, kernel, bias, strides, padding, dilation, groups))
 

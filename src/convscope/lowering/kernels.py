@@ -23,16 +23,6 @@ Shape = Sequence[int]
 Context = Any  # torch types the context of an autograd function as Any
 
 
-def _find(name: str) -> Any | None:
-    """Return one of torch's oneDNN operations, None where this build of torch has none."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return None
-    return getattr(torch.ops.mkldnn, name, None)
-
-
-CONVOLUTION_POINTWISE = _find("_convolution_pointwise")
-
-
 def require_first_order() -> None:
     """Refuse a second derivative: the ways back below are not written for it."""
     if torch.is_grad_enabled():

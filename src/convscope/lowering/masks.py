@@ -149,7 +149,7 @@ class MaskSource:
         """Make the mask of a key, for elements as wide as an integer type."""
         fields = self._bits if self._bits < 8 else 0  # wider ones are numbers that torch compares
         words = torch.empty(self._words, dtype=torch.int64, device=self._device)
-        if words.device.type == "cpu":
+        if words.device.type == "cpu" and compiled.available():
             compiled.hash_counters(words, key, fields, self._threshold)
         else:
             words = hashed_fields(words, key, fields, self._threshold)

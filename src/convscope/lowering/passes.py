@@ -11,6 +11,7 @@ from convscope.lowering import program as ops
 from convscope.lowering.check import check
 from convscope.lowering.masks import keep_probability
 from convscope.lowering.plan import Situation, choose
+from convscope.lowering.processor import require_precision
 from convscope.lowering.program import Op, Output, Program, Value
 
 Rewritten = tuple[Program, list[str]]
@@ -59,7 +60,7 @@ def optimise(
     Raises
     ------
     UsageError
-        For an unknown precision.
+        For an unknown precision, and for bfloat16 where this machine refuses it.
     LoweringError
         When a pass leaves a wrong program; names op, layer and shapes.
 
@@ -75,6 +76,7 @@ def optimise(
     """
     if precision not in PRECISIONS:
         raise UsageError(sentence(f"precision {', '.join(PRECISIONS)}", repr(precision)))
+    require_precision(precision, training, str(device))
     reports = []
     for name, rewrite in _passes(Situation(training, deterministic, precision, batch_size, str(device))):
         program, changes = rewrite(program)

@@ -1,29 +1,33 @@
 """Choose precision, memory layout and algorithm for each convolution and matrix product.
 
 By measurement: each op alone, on its real shapes, forward and backward where the program is to train. The
-fastest wins; a narrow result counts for something, because whatever reads it moves fewer bytes. Or by rules.
+fastest wins; a bfloat16 result counts for something, because whatever reads it moves fewer bytes. A candidate
+that the processor does not take is not tried, one that raises is none. What was measured stays in the cache,
+so that the same op gets the same choice on the same machine. Or by rules, which measure nothing.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import logging
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from convscope import __version__
 from convscope.errors import LoweringError, sentence
+from convscope.lowering import compiled, processor
 from convscope.lowering import program as ops
-from convscope.lowering.compiled import LANES
 from convscope.lowering.memory import keep_memory
 from convscope.lowering.program import Compute, Precision, Program, Shape
 from convscope.lowering.runners import Prepared, Step, Tensor, runner_of
 
 Heavy = ops.Conv2D | ops.Dense
+
+_log = logging.getLogger(__name__)
 
 # Bytes per second at which elementwise ops read and write on a laptop or a small server; only ratios matter.
 _BANDWIDTH = 20e9
@@ -50,11 +54,22 @@ class Situation:
     device: str
 
     @property
+    def measured(self) -> bool:
+        """Whether candidates are timed; otherwise fixed rules choose."""
+        return self.device.startswith("cpu") and not self.deterministic
+
+    @property
     def precisions(self) -> tuple[Precision, ...]:
-        """Return the precisions that may be chosen."""
-        if self.precision == "auto":
+        """Return the precisions that may be chosen on this machine, the rule's choice first."""
+        if self.precision != "auto":
+            return ("bfloat16",) if self.precision == "bfloat16" else ("float32",)
+        if not processor.takes_bfloat16(self.training, self.device):
+            return ("float32",)
+        if processor.multiplies_bfloat16(self.device):
             return ("bfloat16", "float32")
-        return ("bfloat16",) if self.precision == "bfloat16" else ("float32",)
+        if self.measured and processor.bfloat16_is_worth_trying(self.training):
+            return ("float32", "bfloat16")
+        return ("float32",)
 
 
 def choose(program: Program, situation: Situation) -> tuple[Program, list[str]]:
@@ -105,7 +120,7 @@ def apply_plan(program: Program, plan: Mapping[str, Any]) -> Program:
         )
     for op in program:
         if isinstance(op, Heavy):
-            _require_possible(op, plan[op.name].get("algorithm", "direct"))
+            _require_known(op, plan[op.name].get("algorithm", "direct"))
     return program.replace(
         ops=tuple(
             dataclasses.replace(op, compute=Compute(**plan[op.name])) if isinstance(op, Heavy) else op
@@ -114,7 +129,64 @@ def apply_plan(program: Program, plan: Mapping[str, Any]) -> Program:
     )
 
 
-def _require_possible(op: Heavy, algorithm: str) -> None:
+def adapt_plan(
+    plan: Mapping[str, Any], training: bool, device: str = "cpu"
+) -> tuple[dict[str, Any], list[str]]:
+    """Translate a plan that was recorded on another machine into one that this machine can follow.
+
+    Parameters
+    ----------
+    plan : mapping
+        As ``plan_of`` returns it.
+    training : bool
+        Whether gradients are wanted.
+    device : str
+        Where the network will run.
+
+    Returns
+    -------
+    tuple of dict and list of str
+        The plan, and a line for each kind of change; none where nothing had to change.
+    """
+    bfloat16 = processor.takes_bfloat16(training, device)
+    loops = device.startswith("cpu") and compiled.available()
+    adapted = {name: dict(entry) for name, entry in plan.items()}
+    wide, direct = [], []
+    for name, entry in adapted.items():
+        if entry.get("precision") == "bfloat16" and not bfloat16:
+            entry["precision"] = "float32"
+            wide.append(name)
+        if entry.get("algorithm") == "shallow" and not loops:
+            entry["algorithm"] = "direct"
+            direct.append(name)
+    lines = []
+    if wide:
+        names = ", ".join(wide)
+        lines.append(
+            f"The recorded plan has bfloat16 for {names}, which this machine refuses: float32 there."
+        )
+    if direct:
+        names = ", ".join(direct)
+        lines.append(
+            f"The recorded plan has compiled loops for {names}, which this machine lacks: torch's own."
+        )
+    return adapted, lines
+
+
+def describe_precision(program: Program, situation: Situation) -> str:
+    """Say in one line which precision was chosen, and why."""
+    heavy = [op for op in program if isinstance(op, Heavy)]
+    narrow = [op for op in heavy if op.compute.precision == "bfloat16"]
+    if situation.precision != "auto":
+        return f"Precision: {situation.precision}, as asked for."
+    why = processor.describe_bfloat16(situation.training, situation.device)
+    if not narrow:
+        return f"Precision: float32; {why}."
+    how = "by rule" if not situation.measured else "where it was measured to be faster"
+    return f"Precision: bfloat16 in {len(narrow)} of {len(heavy)} layers with weights, {how}; {why}."
+
+
+def _require_known(op: Heavy, algorithm: str) -> None:
     if algorithm != "direct" and not (algorithm == "shallow" and _is_shallow(op)):
         known = "'direct' or 'shallow'" if _is_shallow(op) else "'direct'"
         message = sentence(f"algorithm {known} for {op.name}", f"{algorithm!r}")
@@ -137,13 +209,17 @@ def _choose_one(
     if isinstance(op, ops.Dense) and program.is_output(op.output):
         # Logits are few, and their rounding would go straight into the loss.
         return Compute("float32"), "output"
-    if None in shape[1:] or situation.deterministic or not situation.device.startswith("cpu"):
+    if None in shape[1:] or not situation.measured:
         return _by_rule(op, situation), "rule"
     candidates = _candidates(op, situation)
     if len(candidates) == 1:
         return candidates[0], "only candidate"
     output = program.value(op.output).shape
     times = _measure(op, shape, output, candidates, situation, wants_gradient)
+    if not times:
+        if situation.precision == "bfloat16":
+            raise processor.refused_bfloat16(situation.training, situation.device)
+        return Compute(), "no candidate could be timed"
     best = min(times, key=lambda compute: times[compute])
     usual = _by_rule(op, situation)
     if times.get(usual, math.inf) < _CLEARLY * times[best]:
@@ -159,35 +235,17 @@ def _choose_one(
 
 def _by_rule(op: Heavy, situation: Situation) -> Compute:
     """Choose without measuring: bfloat16 where it is multiplied in hardware, loops for a single channel."""
-    precision = situation.precisions[0]
-    if situation.precision == "auto" and not multiplies_bfloat16(situation.device):
-        precision = "float32"
     on_cpu = situation.device.startswith("cpu")
     shallow = on_cpu and _is_shallow(op, channels=1)
-    return Compute(precision, "channels_last", "shallow" if shallow else "direct")
-
-
-def multiplies_bfloat16(device: str = "cpu") -> bool:
-    """Say whether a device multiplies bfloat16 in hardware.
-
-    Examples
-    --------
-    >>> isinstance(multiplies_bfloat16(), bool)
-    True
-    """
-    if device.startswith("cuda"):
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if not device.startswith("cpu"):
-        return False
-    known = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in known)
+    return Compute(situation.precisions[0], "channels_last", "shallow" if shallow else "direct")
 
 
 def _is_shallow(op: Heavy, channels: int = _SHALLOW) -> bool:
-    """Say whether the loops for images of so few channels can compute this op."""
+    """Say whether the loops for images of so few channels can compute this op on this machine."""
     if not isinstance(op, ops.Conv2D) or op.groups != 1 or op.depthwise:
         return False
-    return op.kernel_shape[2] <= channels and op.filters % LANES == 0
+    fits = op.kernel_shape[2] <= channels and op.filters % compiled.LANES == 0
+    return fits and compiled.available()
 
 
 def _candidates(op: Heavy, situation: Situation) -> list[Compute]:
@@ -202,9 +260,6 @@ def _candidates(op: Heavy, situation: Situation) -> list[Compute]:
     return found
 
 
-_measured: dict[tuple[Any, ...], dict[Compute, float]] = {}
-
-
 def _measure(
     op: Heavy,
     shape: Shape,
@@ -213,33 +268,30 @@ def _measure(
     situation: Situation,
     wants_gradient: bool,
 ) -> dict[Compute, float]:
-    """Time the candidates on random numbers; equal ops are measured once in a process."""
+    """Time the candidates on random numbers; equal ops are measured once on a machine."""
     described = {
         key: value for key, value in op.settings().items() if key not in ("kernel", "bias", "compute")
     }
     described["bias"] = op.bias is not None
     described["folded"] = op.folded is not None
-    key = (op.kind, str(described), shape, str(situation), wants_gradient)
-    if key not in _measured:
+    described["drop"] = None if op.drop is None else (op.drop.rate, op.drop.noise_shape, op.drop.scaled)
+    question = (
+        __version__, op.kind, sorted(described.items()), shape, situation, wants_gradient,
+        [dataclasses.astuple(compute) for compute in candidates],
+    )  # fmt: skip
+
+    def find() -> list[float | None]:
         seconds = _Bench(op, shape, situation, wants_gradient).seconds(candidates)
-        size = math.prod(number or situation.batch_size for number in output)
-        traffic = {name: _PASSES * size * item / _BANDWIDTH for name, item in _ITEM_SIZE.items()}
-        _measured[key] = {compute: seconds[compute] + traffic[compute.precision] for compute in candidates}
-    return _measured[key]
+        return [seconds.get(compute) for compute in candidates]
 
-
-# Other programs on the machine do not count: time on the processor, and no waiting of one thread for another.
-_clock = time.thread_time if time.get_clock_info("thread_time").resolution < 1e-5 else time.perf_counter
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(count)
+    size = math.prod(number or situation.batch_size for number in output)
+    traffic = {name: _PASSES * size * item / _BANDWIDTH for name, item in _ITEM_SIZE.items()}
+    seconds = processor.remembered("choices", repr(question), find)
+    return {
+        compute: time + traffic[compute.precision]
+        for compute, time in zip(candidates, seconds, strict=True)
+        if time is not None
+    }
 
 
 class _Bench:
@@ -252,22 +304,28 @@ class _Bench:
         self._x = torch.randn([situation.batch_size, *(size or 1 for size in shape[1:])], generator=generator)
 
     def seconds(self, candidates: Sequence[Compute]) -> dict[Compute, float]:
-        """Return the shortest run of each candidate on one thread; they take turns."""
-        with _one_thread():
+        """Return the shortest run of each candidate on one thread, in turns; one that raises is left out."""
+        with processor.one_thread():
             return self._seconds(candidates)
 
     def _seconds(self, candidates: Sequence[Compute]) -> dict[Compute, float]:
-        runs = {compute: self._prepare(compute) for compute in candidates}
-        for run in runs.values():
-            run()
-        best = dict.fromkeys(candidates, math.inf)
+        runs = {}
+        for compute in candidates:
+            try:
+                run = self._prepare(compute)
+                run()
+            except Exception:  # whatever a processor or a library refuses: it is no candidate
+                _log.info("%s cannot be computed as %s", self._op.name, compute, exc_info=True)
+            else:
+                runs[compute] = run
+        best = dict.fromkeys(runs, math.inf)
         for _ in range(_ROUNDS):
-            fastest = min(best.values())
+            fastest = min(best.values(), default=math.inf)
             for compute, run in runs.items():
                 if best[compute] == math.inf or best[compute] < _HOPELESS * fastest:
-                    start = _clock()
+                    start = processor.clock()
                     run()
-                    best[compute] = min(best[compute], _clock() - start)
+                    best[compute] = min(best[compute], processor.clock() - start)
         return best
 
     def _prepare(self, compute: Compute) -> Callable[[], None]:

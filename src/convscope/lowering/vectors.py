@@ -137,15 +137,16 @@ def add(_typing: Any, _first: Any, _second: Any) -> Any:
 
 @intrinsic
 def multiply_add(_typing: Any, _sum: Any, _address: Any, _vector: Any) -> Any:
-    """Add the product of one float32 number in memory and a vector to a sum, rounded once."""
+    """Add the product of one float32 number in memory and a vector to a sum; rounded once if possible."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         total, address, vector = arguments
         number = builder.load(_at(builder, address, ir.FloatType()))
         first = builder.insert_element(_all(0.0, _FLOATS), number, ir.Constant(ir.IntType(32), 0))
         numbers = builder.shuffle_vector(first, _all(0.0, _FLOATS), _all(0))
+        # Without such an instruction, ``llvm.fma`` would call a function for each number.
         kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
-        fused = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32")
+        fused = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32")
         return builder.call(fused, [numbers, vector, total])
 
     return _VECTOR(_VECTOR, types.int64, _VECTOR), generate

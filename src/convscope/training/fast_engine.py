@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import keras
@@ -13,10 +13,11 @@ import torch
 from convscope.errors import LoweringError, UsageError, sentence
 from convscope.lowering import LoweredNetwork, emit, lower, optimise, restore
 from convscope.lowering.devices import current_device, device_of
-from convscope.lowering.plan import plan_of
+from convscope.lowering.plan import Situation, adapt_plan, describe_precision, plan_of
 from convscope.lowering.structure import ModelStructure
 from convscope.training.callback_state import CallbackMemory
 from convscope.training.callbacks import CallbackBridge
+from convscope.training.events import Notice
 from convscope.training.feeds import ArrayFeed, StreamFeed, make_feed
 from convscope.training.keras_state import load_state, own_method
 from convscope.training.loop import Course, train
@@ -230,15 +231,22 @@ def _lowered(
     request: FitRequest, device: torch.device, earlier: Mapping[str, Any] | None = None
 ) -> LoweredNetwork:
     """Lower the model; ``earlier`` is the plan to keep where the training goes on with a changed model."""
-    program, _ = optimise(
-        lower(request.model),
+    situation = Situation(
         training=True,
         deterministic=request.deterministic or earlier is not None,
         precision=request.precision,
         batch_size=128 if request.plan is None else request.plan.batch_size,
         device=str(device),
     )
+    program, _ = optimise(lower(request.model), **asdict(situation))
     plan = request.lowering_plan
     if earlier is not None:
         plan = {name: earlier.get(name, chosen) for name, chosen in plan_of(program).items()}
-    return emit(program, request.model, plan=plan)
+    elif plan is not None:
+        plan, changes = adapt_plan(plan, training=True, device=situation.device)
+        for change in changes:
+            request.tell(Notice(change))
+    network = emit(program, request.model, plan=plan)
+    if earlier is None:
+        request.tell(Notice(describe_precision(network.program, situation)))
+    return network

@@ -163,7 +163,7 @@ class Adam:
 
 def _is_plain(tensor: torch.Tensor) -> bool:
     """Say whether a compiled loop can run along a tensor's numbers, side by side with others like it."""
-    return tensor.device.type == "cpu" and tensor.dtype is torch.float32 and tensor.is_contiguous()
+    return tensor.dtype is torch.float32 and tensor.is_contiguous() and compiled.suits(tensor)
 
 
 class Nadam:

@@ -1,0 +1,465 @@
+"""What this machine can do: the one place that asks.
+
+A processor belongs to a class by its instruction sets. The class says whether torch (that is, oneDNN) takes a
+bfloat16 convolution forward and backward; whether that is fast is measured once and kept in the cache. What
+the class rules out is never tried. ``CONVSCOPE_PROCESSOR`` names another class, so that one machine can stand
+in for another; ``docs/machines.md`` has the table.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from convscope.environment import cache_folder
+from convscope.errors import UsageError, sentence, unknown_name
+
+OVERRIDE = "CONVSCOPE_PROCESSOR"
+# bfloat16 this much slower than float32 on a typical convolution is not worth a candidate's time.
+_WORTH_TRYING = 0.7
+_ROUNDS = 5
+# Of all that torch reports, what its kernels or the compiled loops make use of.
+_THAT_MATTER = re.compile(r"(sse4_2|avx|amx|fma3|f16c|neon|sve|bf16|i8mm|dot|sme)")
+
+
+@dataclass(frozen=True)
+class ProcessorClass:
+    """What processors with the same instruction sets have in common.
+
+    Attributes
+    ----------
+    name : str
+        The instruction set that makes the difference.
+    forward, backward : bool or None
+        Whether oneDNN takes bfloat16 convolutions; None where only trying tells.
+    hardware : bool
+        Whether bfloat16 numbers are multiplied in hardware.
+    missing : str
+        The instructions that it would take, for the message that refuses bfloat16.
+    """
+
+    name: str
+    forward: bool | None
+    backward: bool | None
+    hardware: bool = False
+    missing: str = ""
+
+
+_AVX512 = "AVX-512 (avx512bw, avx512vl, avx512dq)"
+# oneDNN's own conditions: avx512bw with avx512vl and avx512dq; forward only, avx_ne_convert is enough.
+CLASSES: Mapping[str, ProcessorClass] = {
+    kind.name: kind
+    for kind in (
+        ProcessorClass("sse", forward=False, backward=False, missing=_AVX512),
+        ProcessorClass("avx2", forward=False, backward=False, missing=_AVX512),
+        ProcessorClass("avx2_vnni_2", forward=True, backward=False, missing=_AVX512),
+        ProcessorClass("avx512", forward=True, backward=True),
+        ProcessorClass("avx512_bf16", forward=True, backward=True, hardware=True),
+        ProcessorClass("amx", forward=True, backward=True, hardware=True),
+        ProcessorClass("neon", forward=None, backward=None),
+        ProcessorClass("other", forward=None, backward=None),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Processor:
+    """The processor at hand.
+
+    Attributes
+    ----------
+    name : str
+        As the operating system calls it.
+    architecture : str
+        ``x86_64``, ``arm64`` or what the operating system says.
+    kind : ProcessorClass
+        Its class.
+    instruction_sets : tuple of str
+        Those that matter to torch's kernels, as torch names them.
+    physical_cores, logical_cores : int
+    simulated : bool
+        Whether ``CONVSCOPE_PROCESSOR`` named the class.
+    """
+
+    name: str
+    architecture: str
+    kind: ProcessorClass
+    instruction_sets: tuple[str, ...]
+    physical_cores: int
+    logical_cores: int
+    simulated: bool = False
+
+    @property
+    def key(self) -> str:
+        """Return what a measurement on this machine is valid for, in one word."""
+        described = (self.name, self.kind.name, self.instruction_sets, self.physical_cores, torch.__version__)
+        return hashlib.sha256(repr(described).encode()).hexdigest()[:16]
+
+
+def this_processor() -> Processor:
+    """Describe the processor at hand, or the one whose class ``CONVSCOPE_PROCESSOR`` names.
+
+    Raises
+    ------
+    UnknownNameError
+        When the variable names no class.
+
+    Examples
+    --------
+    >>> this_processor().kind.name in CLASSES
+    True
+    """
+    return _described(os.environ.get(OVERRIDE, ""))
+
+
+@functools.cache
+def _described(override: str) -> Processor:
+    if override and override not in CLASSES:
+        raise unknown_name("processor class", override, CLASSES)
+    capabilities = _capabilities()
+    found = tuple(sorted(n for n, value in capabilities.items() if value is True and _THAT_MATTER.match(n)))
+    machine = platform.machine().lower()
+    architecture = {"amd64": "x86_64", "aarch64": "arm64"}.get(machine, machine)
+    logical = os.cpu_count() or 1
+    return Processor(
+        name=_name(),
+        architecture=architecture,
+        kind=CLASSES[override or _class_of(architecture, found)],
+        instruction_sets=found,
+        physical_cores=int(capabilities.get("num_physical_cores") or logical),
+        logical_cores=logical,
+        simulated=bool(override),
+    )
+
+
+def _capabilities() -> dict[str, Any]:
+    """Ask torch for the instruction sets; versions before 2.11 have no public function for it."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        return dict(torch.cpu.get_capabilities())
+
+    def says(name: str) -> bool:
+        return bool(getattr(torch.cpu, f"_is_{name}_supported", lambda: False)())
+
+    avx512 = says("avx512")
+    return {
+        "avx2": says("avx2"),
+        **dict.fromkeys(("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq"), avx512),
+        "avx512_bf16": says("avx512_bf16"),
+        "amx_bf16": says("amx_tile"),
+        # What oneDNN accepts without AVX-512 it accepts for this.
+        "avx_ne_convert": not avx512 and _onednn_accepts_bfloat16(),
+    }
+
+
+def _onednn_accepts_bfloat16() -> bool:
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):  # a build without oneDNN
+        return False
+
+
+def _class_of(architecture: str, found: tuple[str, ...]) -> str:
+    if architecture == "arm64":
+        return "neon"
+    if architecture != "x86_64":
+        return "other"
+    wide = {"avx512_bw", "avx512_vl", "avx512_dq"}.issubset(found)
+    if wide and "amx_bf16" in found:
+        return "amx"
+    if wide:
+        return "avx512_bf16" if "avx512_bf16" in found else "avx512"
+    if "avx2" not in found:
+        return "sse"
+    return "avx2_vnni_2" if "avx_ne_convert" in found else "avx2"
+
+
+def _name() -> str:
+    """Name the processor as well as torch and the operating system can."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        for line in lines:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def takes_bfloat16(training: bool, device: str = "cpu") -> bool:
+    """Say whether convolutions and matrix products may be computed in bfloat16.
+
+    Parameters
+    ----------
+    training : bool
+        Whether gradients are wanted too.
+    device : str
+        ``cpu``, ``cuda`` or ``mps``, with or without a number.
+
+    Returns
+    -------
+    bool
+        Known from the processor's class, or tried once where the class does not say.
+    """
+    if device.startswith("cuda"):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if not device.startswith("cpu"):
+        return False
+    kind = this_processor().kind
+    known = kind.backward if training else kind.forward
+    return _tried(training) if known is None else known
+
+
+@functools.cache
+def _tried(training: bool) -> bool:
+    try:
+        _Trial(torch.bfloat16)(training)
+    except RuntimeError:
+        return False
+    return True
+
+
+def multiplies_bfloat16(device: str = "cpu") -> bool:
+    """Say whether a device multiplies bfloat16 in hardware, as far as is known without measuring.
+
+    Examples
+    --------
+    >>> isinstance(multiplies_bfloat16(), bool)
+    True
+    """
+    if device.startswith("cuda"):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.startswith("cpu") and this_processor().kind.hardware
+
+
+def bfloat16_is_worth_trying(training: bool) -> bool:
+    """Say whether bfloat16 on the CPU is a candidate: accepted, and not slow on a typical convolution."""
+    return takes_bfloat16(training) and bfloat16_speed(training) > _WORTH_TRYING
+
+
+def bfloat16_speed(training: bool) -> float:
+    """Return how fast a typical bfloat16 convolution is relative to float32; 2 means twice as fast.
+
+    Measured once for a processor and a version of torch, on one thread, and kept in the cache.
+
+    Parameters
+    ----------
+    training : bool
+        With the backward pass.
+
+    Returns
+    -------
+    float
+        0 where this processor takes none.
+    """
+    if not takes_bfloat16(training):
+        return 0.0
+    return float(remembered("bfloat16-speed", f"training={training}", lambda: _measured_speed(training)))
+
+
+def _measured_speed(training: bool) -> float:
+    trials = {dtype: _Trial(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    best = dict.fromkeys(trials, math.inf)
+    with one_thread():
+        for _ in range(1 + _ROUNDS):  # the first one only warms up; its time is no best one
+            for dtype, trial in trials.items():
+                start = clock()
+                trial(training)
+                best[dtype] = min(best[dtype], clock() - start)
+    return best[torch.float32] / best[torch.bfloat16]
+
+
+class _Trial:
+    """A convolution as networks for small images have them: 3×3, 32 to 64 channels."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(16, 32, 14, 14, generator=generator).to(dtype)
+        self._images = images.contiguous(memory_format=torch.channels_last).requires_grad_()
+        self._kernel = torch.randn(64, 32, 3, 3, generator=generator).to(dtype).requires_grad_()
+
+    def __call__(self, training: bool) -> None:
+        with torch.set_grad_enabled(training):
+            result = torch.conv2d(self._images, self._kernel)
+        if training:
+            torch.autograd.grad(result, (self._images, self._kernel), torch.ones_like(result))
+
+
+# Other programs on the machine do not count: time on the processor, and no waiting of one thread for another.
+clock = time.thread_time if time.get_clock_info("thread_time").resolution < 1e-5 else time.perf_counter
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute on the calling thread alone, for a measurement."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
+
+
+def remembered(subject: str, question: str, answer: Callable[[], Any]) -> Any:
+    """Return what was found out on this machine before, or find it out now and keep it in the cache.
+
+    The first answer stays, whoever finds it: what depends on it then repeats from process to process.
+
+    Parameters
+    ----------
+    subject : str
+        A file's name in the cache folder of this processor.
+    question : str
+        What the answer depends on, apart from the machine and the version of torch.
+    answer : callable
+        Finds out; returns a value for JSON.
+
+    Returns
+    -------
+    object
+        The answer, as JSON gives it back.
+    """
+    name = hashlib.sha256(question.encode()).hexdigest()[:24]
+    path = cache_folder() / "machine" / this_processor().key / subject / f"{name}.json"
+    if path not in _REMEMBERED:
+        _REMEMBERED[path] = _kept(path, question, answer)
+    return _REMEMBERED[path]
+
+
+_REMEMBERED: dict[Path, Any] = {}
+
+
+def _kept(path: Path, question: str, answer: Callable[[], Any]) -> Any:
+    with suppress(OSError, ValueError):
+        return json.loads(path.read_text(encoding="utf-8"))["answer"]
+    found = answer()
+    text = json.dumps({"question": question, "answer": found}, indent=2)
+    with suppress(OSError):  # a cache that cannot be written only costs time
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name(f"{path.stem}-{os.getpid()}-{time.monotonic_ns()}.part")
+        scratch.write_text(text, encoding="utf-8")
+        try:
+            os.link(scratch, path)  # fails where another process was first; its answer counts
+        except FileExistsError:
+            found = json.loads(path.read_text(encoding="utf-8"))["answer"]
+        except OSError:  # a file system without hard links
+            scratch.replace(path)
+        finally:
+            scratch.unlink(missing_ok=True)
+    return found
+
+
+def require_precision(precision: str, training: bool, device: str = "cpu") -> None:
+    """Refuse bfloat16 where it cannot be computed.
+
+    Raises
+    ------
+    UsageError
+        Names what the processor lacks, and what to use instead.
+    """
+    if precision == "bfloat16" and not takes_bfloat16(training, device):
+        raise refused_bfloat16(training, device)
+
+
+def refused_bfloat16(training: bool, device: str = "cpu") -> UsageError:
+    """Make the error for bfloat16 where it cannot be computed."""
+    processor = this_processor()
+    if not device.startswith("cpu"):
+        found = f"the device {device}, which has none"
+    elif training and processor.kind.forward:
+        found = f"{processor.name}, which computes it forward only; training needs {processor.kind.missing}"
+    else:
+        found = f"{processor.name}, which lacks {processor.kind.missing or 'them in this build of torch'}"
+    hint = "Use precision 'auto' or 'float32'."
+    return UsageError(sentence("a processor with bfloat16 convolutions", found, hint))
+
+
+def describe_bfloat16(training: bool, device: str = "cpu") -> str:
+    """Say what a device makes of bfloat16, as half a sentence."""
+    if not device.startswith("cpu"):
+        return f"{device} {'multiplies' if multiplies_bfloat16(device) else 'does not multiply'} bfloat16"
+    kind = this_processor().kind
+    if kind.hardware:
+        return f"this processor multiplies it in hardware ({kind.name})"
+    if not takes_bfloat16(training):
+        only = " forward only" if training and kind.forward else "no"
+        return (
+            f"this processor ({kind.name}) takes bfloat16 convolutions{only}"
+            if only != "no"
+            else (f"this processor ({kind.name}) has no bfloat16 convolutions")
+        )
+    return f"this processor ({kind.name}) has no instructions for bfloat16"
+
+
+def fused_convolution(device: str = "cpu") -> Any | None:
+    """Return oneDNN's convolution with an activation fused behind it; None where there is none."""
+    return _onednn_operation("_convolution_pointwise") if device.startswith("cpu") else None
+
+
+@functools.cache
+def _onednn_operation(name: str) -> Any | None:
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return None
+    return getattr(torch.ops.mkldnn, name, None)
+
+
+@dataclass(frozen=True)
+class ThreadTeam:
+    """Functions of torch's OpenMP library: one to start a team, two by address to number its threads."""
+
+    library: str
+    parallel: Any
+    number: int
+    size: int
+
+
+@functools.cache
+def openmp() -> ThreadTeam | None:
+    """Look up the OpenMP library that torch has loaded; None where it has no ``GOMP_parallel``.
+
+    The functions are looked up as torch itself does: in its own library and in those that this one needs.
+    """
+    for path in sorted((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*")):
+        with suppress(OSError, AttributeError):
+            loaded = ctypes.CDLL(str(path))
+            parallel = loaded.GOMP_parallel
+            parallel.restype = None
+            parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+            number, size = loaded.omp_get_thread_num, loaded.omp_get_num_threads
+            return ThreadTeam("GNU interface", parallel, _address(number), _address(size))
+    return None
+
+
+def _address(function: Any) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+def describe_device(used: torch.device | None = None) -> dict[str, Any]:
+    """Return what the computation runs on, as a run records it: the device used, or the CPU.
+
+    Examples
+    --------
+    >>> sorted(describe_device())
+    ['cores', 'instruction_sets', 'processor', 'processor_class', 'torch_device', 'torch_threads']
+    """
+    processor = this_processor()
+    used = used or torch.device("cpu")
+    return {
+        "torch_device": torch.cuda.get_device_name(used) if used.type == "cuda" else used.type,
+        "processor": processor.name,
+        "processor_class": processor.kind.name,
+        "instruction_sets": list(processor.instruction_sets),
+        "cores": processor.logical_cores,
+        "torch_threads": torch.get_num_threads(),
+    }
