@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lowering_cases import built, image_batch
+from lowering_cases import built, image_batch, require_precision_here
 
 from convscope.lowering import emit, lower, optimise
 from convscope.lowering.masks import MaskSource, keep_probability, mix, threshold_of
@@ -108,6 +108,7 @@ def test_inference_drops_nothing(network):
 @pytest.mark.parametrize("rate", [0.25, 0.3])
 @pytest.mark.parametrize("place", ["pool", "convolution", "dense", "shallow"])
 def test_dropout_fused_behind_relu_keeps_the_mean_and_its_gradient(precision, rate, place):
+    require_precision_here(precision)
     layers = {
         "pool": [L.Conv2D(8, 3), L.ReLU(), L.MaxPooling2D(2), L.Dropout(rate), L.Flatten()],
         "convolution": [L.Conv2D(8, 3, activation="relu"), L.Dropout(rate), L.Flatten()],

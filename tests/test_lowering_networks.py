@@ -11,7 +11,15 @@ import keras
 import numpy as np
 import pytest
 import torch
-from lowering_cases import assert_parity, built, image_batch, keras_pass, lowered_pass, scrambled
+from lowering_cases import (
+    assert_parity,
+    built,
+    image_batch,
+    keras_pass,
+    lowered_pass,
+    require_precision_here,
+    scrambled,
+)
 
 from convscope.errors import LoweringError
 from convscope.lowering import emit, lower, optimise, restore
@@ -291,6 +299,7 @@ def test_another_process_gives_the_same_bits():
 
 
 def test_a_recorded_plan_is_used_again():
+    require_precision_here("bfloat16")
     model = deep()
     program, _ = optimise(lower(model), deterministic=True, precision="bfloat16")
     plan = json.loads(json.dumps(emit(program, model).plan))
