@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -196,3 +197,13 @@ def test_real_mnist_where_it_is_at_hand(real_mnist):
         974,
         1009,
     ]  # the support that the exercise's classification report shows
+
+
+def test_data_are_equal_by_their_content_and_can_be_put_into_a_set():
+    first, again = (load("digits") for _ in range(2))
+    assert first == again and first.test == again.test and len({first, again, first.train}) == 2
+    images = first.test.images.copy()
+    images[0, 0, 0] += 1
+    assert first.test != replace(first.test, images=images)
+    assert first.test != replace(first.test, groups=np.arange(len(first.test)))
+    assert first != replace(first, test=first.train) and first.test != first.train

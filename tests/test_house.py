@@ -4,7 +4,9 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from functools import cache
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -136,6 +138,39 @@ def test_only_the_command_line_prints_or_exits(path):
     if name_of(path).split(".")[0] != "cli":
         assert not calls & {"print", "exit", "quit"}
         assert "sys.exit" not in path.read_text()
+
+
+def declared(requirements):
+    return {re.match(r"[\w-]+", one)[0].lower().replace("-", "_") for one in requirements}
+
+
+def test_whatever_is_imported_is_declared():
+    project = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    known = declared(project["dependencies"]) | {
+        name for extra in ("parquet", "notebooks", "onnx") for name in declared(extras[extra])
+    }
+    of_module = packages_distributions()
+    imported = {
+        name.split(".")[0] for path in modules() if "sources" not in path.parts for name in imports_of(path)
+    }
+    strangers = imported - sys.stdlib_module_names - {"convscope"}
+    distributions = {
+        name: {one.lower().replace("-", "_") for one in of_module.get(name, [name])} for name in strangers
+    }
+    assert not {name for name in strangers if not distributions[name] & known}
+    assert {"requests", "llvmlite", "h5py", "threadpoolctl", "markupsafe"} <= strangers  # the walk sees them
+
+
+@every_module
+def test_a_frozen_class_that_holds_arrays_says_what_makes_two_of_it_the_same(path):
+    """The == that dataclasses make takes arrays for numbers, and raises; so does their hash."""
+    for node in ast.walk(tree_of(path)):
+        made = [ast.unparse(one) for one in getattr(node, "decorator_list", ())]
+        if not any(one.startswith("dataclass(frozen=True") and "eq=False" not in one for one in made):
+            continue
+        types = " ".join(ast.unparse(one.annotation) for one in node.body if isinstance(one, ast.AnnAssign))
+        assert not re.search(r"NDArray|ndarray|\bTensor\b", types), f"give {node.name} eq=False"
 
 
 def run(code):

@@ -147,3 +147,12 @@ def test_grey_and_colour_are_brought_to_the_training_images_channels():
     red = np.zeros((4, 4, 3), np.uint8)
     red[..., 0] = 255
     assert conform(red, (4, 4), 1)[0, 0].tolist() == [76]  # 0.299 · 255
+
+
+def test_two_of_the_same_values_are_equal_and_one_in_a_set():
+    images = np.arange(48, dtype=np.uint8).reshape(3, 4, 4, 1)
+    first, again = Preprocess.fit(images), Preprocess.fit(images.copy())
+    assert first == again and len({first, again}) == 1
+    assert first == Preprocess.from_files(first.to_files())
+    for other in (Preprocess.fit(images + 1), Preprocess.fit(images, "unit"), "minmax"):
+        assert first != other

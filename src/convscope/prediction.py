@@ -36,7 +36,7 @@ MOST_SHOWN = 60
 COLUMNS = 6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """What the network makes of one image.
 
@@ -110,7 +110,7 @@ class _Source:
     read: Callable[[], bytes] = field(repr=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Input:
     """An image in the size that the network takes."""
 

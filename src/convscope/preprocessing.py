@@ -10,7 +10,7 @@ import io
 import json
 import zipfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +29,7 @@ DATA_FORMATS = ("channels_last", "channels_first")
 FIT_CHUNK = 4096
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Preprocess:
     """From uint8 pixels of any size to the float32 array that a network takes.
 
@@ -74,6 +74,14 @@ class Preprocess:
     limits: tuple[float, float] | None
     data_format: str = "channels_last"
     resize: str = "letterbox"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Preprocess) and all(
+            np.array_equal(getattr(self, one.name), getattr(other, one.name)) for one in fields(self)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.height, self.width, self.channels, self.scaling, self.data_format, self.resize))
 
     @classmethod
     def fit(

@@ -84,7 +84,7 @@ def compare(reference: NDArray[np.float32], predicted: NDArray[np.float32]) -> A
     return Agreement(len(reference), int(np.count_nonzero(gap >= TIE)), largest)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CheckImages:
     """What an export is run on.
 

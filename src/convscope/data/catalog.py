@@ -40,7 +40,7 @@ DIGITS_SEED = 1338
 FINGERPRINT_CHUNK = 4096
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Split:
     """Images, their labels, and a name for each.
 
@@ -84,6 +84,19 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Split)
+            and list(self.names) == list(other.names)
+            and all(
+                np.array_equal(getattr(self, name), getattr(other, name))
+                for name in ("labels", "groups", "images")
+            )
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.images.shape, self.labels.tobytes()))
 
     def take(self, indices: NDArray[np.int64]) -> Split:
         """Return the examples at the given positions, in that order.

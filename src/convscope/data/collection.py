@@ -37,7 +37,7 @@ STORE_VERSION = 1
 FLUSH = 256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FileRecords:
     """What was noticed about each file, the unusable ones too.
 
@@ -56,7 +56,7 @@ class FileRecords:
     kept: NDArray[np.int64] = field(repr=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Collection:
     """Images of one size with their labels, a row for each.
 

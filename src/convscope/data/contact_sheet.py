@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from convscope.data.collection import Collection
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ContactSheet:
     """Images to look at, class by class.
 

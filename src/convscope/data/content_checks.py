@@ -63,7 +63,7 @@ def _class_of(collection: Collection, number: int) -> str:
     return collection.class_names[int(collection.labels[number])]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PixelStatistics:
     """A few numbers about each image.
 

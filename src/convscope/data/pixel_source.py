@@ -30,7 +30,7 @@ STORE_VERSION = 2
 HASH_BLOCK = 2**20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PixelChunk:
     """Some images of one part.
 

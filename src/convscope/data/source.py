@@ -39,7 +39,7 @@ _WHOLE_NUMBER = re.compile(r"([+-]?\d+)\.0+")
 Reader = Callable[[], bytes]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageSource:
     """Encoded images with their labels; they are read in order, some at a time.
 

@@ -54,7 +54,7 @@ class StoreWriter:
         self.count += len(images)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Store:
     """A finished store: pixels, and what was noted beside them."""
 

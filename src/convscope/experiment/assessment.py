@@ -54,7 +54,7 @@ def draw_figures(
     return figures if history is None else {"history": plotting.plot_history(history), **figures}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Assessment:
     """An evaluation and its figures, as a notebook shows them.
 

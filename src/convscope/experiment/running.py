@@ -48,7 +48,7 @@ from convscope.training.state import TrainingState
 _LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """What came out of an experiment, and where it lies.
 

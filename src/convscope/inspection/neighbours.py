@@ -12,7 +12,7 @@ from convscope.errors import UsageError, sentence
 from convscope.inspection.running import FloatArray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Neighbours:
     """For each image asked about, the images most like it.
 

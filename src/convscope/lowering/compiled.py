@@ -33,7 +33,7 @@ _ALONE = 1 << 14
 _PARTS = 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Lanes:
     """A packed mask: element i of a tensor's memory is kept if a bit of a lane says so.
 
@@ -125,7 +125,7 @@ def tile_max_back(gradient: Tensor, places: Tensor, shape: torch.Size) -> Tensor
     return images
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Windows:
     """Where the windows of a shallow convolution lie in the memory of its images.
 

@@ -24,7 +24,7 @@ PARTS = ("test", "validation")
 RECORDED = ("data", "network", "config", "device", "versions")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Contents:
     """A run, as the report needs it.
 

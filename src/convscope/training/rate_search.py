@@ -31,7 +31,7 @@ _WINDOW = 11  # steps over which the loss is averaged
 _FEWEST_STEPS = 24
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RateSearch:
     """What a range test found.
 

@@ -17,7 +17,7 @@ _PARTS = ("weights", "optimizer", "metrics", "callbacks")
 _STOPPED = "stopped"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainingState:
     """A training, stopped between two steps.
 

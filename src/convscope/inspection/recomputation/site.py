@@ -22,7 +22,7 @@ TOLERANCE = 1e-5
 WRITTEN_OUT = 9
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Recomputed:
     """One output of one layer, recomputed from the numbers that enter it.
 
