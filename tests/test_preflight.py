@@ -72,6 +72,32 @@ def test_a_network_that_cannot_learn_is_refused(name):
     assert len(str(found.value).splitlines()) == 1
 
 
+def test_raw_pixels_are_warned_of():
+    pixels = (255 * X / X.max()).astype(np.uint8)
+    found = preflight(compiled(*dense("softmax")), pixels, Y)
+    assert found.warning.startswith(
+        "Expected inputs scaled to about 0 to 1, got numbers from 0 to 25"
+    )
+
+
+SCALED = {
+    "scaled": (dense, 1.0, None),
+    "rescaling": (lambda a: [L.Rescaling(1 / 255), *dense(a)], 255.0, None),
+    "normalized": (lambda a: [L.BatchNormalization(), *dense(a)], 255.0, None),
+    "preprocessed": (dense, 255.0, Preprocess),
+    "nested": (lambda a: [keras.Sequential([L.Rescaling(1 / 255)]), *dense(a)], 255.0, None),
+}
+
+
+@pytest.mark.parametrize(("layers", "factor", "preprocess"), SCALED.values(), ids=SCALED.keys())
+def test_scaled_inputs_are_not_warned_of(layers, factor, preprocess):
+    x = factor * X / X.max()
+    if preprocess is not None:
+        x = x.astype(np.uint8)
+        preprocess = Preprocess.fit(x, "minmax")
+    assert preflight(compiled(*layers("softmax")), x, Y, preprocess=preprocess).warning is None
+
+
 def test_the_right_labels_for_another_loss_are_asked_for():
     with pytest.raises(UsageError, match="class numbers"):
         preflight(compiled(*dense("softmax"), loss="sparse_categorical_crossentropy"), X, Y)

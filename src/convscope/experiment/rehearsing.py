@@ -88,6 +88,8 @@ def _preflight(session: Session, say: Callable[[str], None]) -> None:
     prepared, engine = session.prepared, session.config.training.engine
     x, y = training_arrays(prepared)
     trial = preflight(session.model, x, y, preprocess=prepared.preprocess, engine=engine)
+    if trial.warning is not None:
+        say(f"preflight: {trial.warning}")
     if trial.learned is None:
         say(f"preflight: {trial.steps} steps were too few to tell whether the network learns")
     else:

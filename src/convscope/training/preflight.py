@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -30,6 +30,14 @@ _ENOUGH_LOSS = 0.7  # of the loss at the beginning, or of guessing
 _ENOUGH_ACCURACY = 0.9
 _NO_FALL = 0.97  # a loss above this share of the first one has not moved
 _TOLERANCE = 1e-3  # of probabilities, which some compute in bfloat16
+_LARGEST_INPUT = 20.0  # what is scaled lies well within, with mean 0 and deviation 1 too
+_SCALING = (
+    keras.layers.Rescaling,
+    keras.layers.Normalization,
+    keras.layers.BatchNormalization,
+    keras.layers.LayerNormalization,
+    keras.layers.GroupNormalization,
+)
 _CATEGORICAL = ("categorical_crossentropy", "sparse_categorical_crossentropy")
 
 
@@ -47,6 +55,8 @@ class Preflight:
         On the batch, at the end.
     learned : bool or None
         None where it could not be told: the loss fell, but not far in the steps that there was time for.
+    warning : str or None
+        That the network is given inputs that nobody has scaled.
     """
 
     images: int
@@ -55,6 +65,7 @@ class Preflight:
     last_loss: float
     accuracy: float
     learned: bool | None
+    warning: str | None = None
 
 
 @untouched_randomness()
@@ -111,17 +122,20 @@ def preflight(
     images, targets = np.asarray(x[rows]), np.asarray(y)[rows]
     _require_something_to_train(model)
     _require_fitting_outputs(model, predict(model, images, preprocess=preprocess, engine=engine))
+    warning = _warn_of_unscaled(model, images if preprocess is None else preprocess.apply(images))
     trials: list[Preflight] = []
     for number, rate in enumerate(_RATES, start=1):
         left = seconds * number / len(_RATES) - (clock() - began)
         trials.append(_learn_by_heart(model, images, targets, rate, preprocess, engine, clock, left))
         if trials[-1].learned:
-            return trials[-1]
+            return replace(trials[-1], warning=warning)
     found = next((trial for trial in trials if trial.learned is None), None)
     if found is not None:
-        return found
+        return replace(found, warning=warning)
     found = trials[-1]
-    hint = "Its loss, output and labels do not fit together; --no-preflight trains it all the same."
+    hint = (
+        warning or "Its loss, output and labels do not fit together; --no-preflight trains it all the same."
+    )
     expected = f"a network that can learn {found.images} images by heart"
     got = f"a loss of {found.last_loss:.3g} after {found.steps} steps, {found.first_loss:.3g} before them"
     raise UsageError(sentence(expected, got, hint))
@@ -179,6 +193,25 @@ def _require_fitting_outputs(model: keras.Model, outputs: NDArray[np.float32]) -
         found = f"numbers from {outputs.min():.3g} to {outputs.max():.3g} that add up to {sums.mean():.3g}"
         hint = "End the network with softmax over the classes."
         raise UsageError(sentence(f"probabilities that add up to 1 for {loss}", found, hint))
+
+
+def _warn_of_unscaled(model: keras.Model, inputs: NDArray[Any]) -> str | None:
+    """Notice raw pixels: they saturate a softmax, and no rate of learning suits them."""
+    lowest, highest = float(inputs.min()), float(inputs.max())
+    if max(-lowest, highest) <= _LARGEST_INPUT or _scales_first(model):
+        return None
+    hint = "Divide them by 255, or begin the network with keras.layers.Rescaling(1 / 255)."
+    return sentence("inputs scaled to about 0 to 1", f"numbers from {lowest:g} to {highest:g}", hint)
+
+
+def _scales_first(model: keras.Model) -> bool:
+    """Whether a layer brings the inputs to scale before one with weights to train sees them."""
+    for layer in model._flatten_layers(include_self=False, recursive=True):
+        if isinstance(layer, _SCALING):
+            return True
+        if layer.trainable_weights and not hasattr(layer, "layers"):
+            return False
+    return False
 
 
 def _learn_by_heart(
