@@ -75,9 +75,7 @@ def test_a_network_that_cannot_learn_is_refused(name):
 def test_raw_pixels_are_warned_of():
     pixels = (255 * X / X.max()).astype(np.uint8)
     found = preflight(compiled(*dense("softmax")), pixels, Y)
-    assert found.warning.startswith(
-        "Expected inputs scaled to about 0 to 1, got numbers from 0 to 25"
-    )
+    assert found.warning.startswith("Expected inputs scaled to about 0 to 1, got numbers from 0 to 25")
 
 
 SCALED = {
