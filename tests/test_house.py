@@ -60,7 +60,8 @@ HEAVY = {"keras": KERAS, "torch": TORCH, "matplotlib": MATPLOTLIB, "numba": ("lo
 
 
 def modules():
-    return sorted(SOURCE.rglob("*.py"))
+    """List the package's modules; the cells of a lesson are data."""
+    return sorted(path for path in SOURCE.rglob("*.py") if path.parent.name != "sources")
 
 
 def name_of(path):
@@ -151,9 +152,7 @@ def test_whatever_is_imported_is_declared():
         name for extra in ("parquet", "notebooks", "onnx") for name in declared(extras[extra])
     }
     of_module = packages_distributions()
-    imported = {
-        name.split(".")[0] for path in modules() if "sources" not in path.parts for name in imports_of(path)
-    }
+    imported = {name.split(".")[0] for path in modules() for name in imports_of(path)}
     strangers = imported - sys.stdlib_module_names - {"convscope"}
     distributions = {
         name: {one.lower().replace("-", "_") for one in of_module.get(name, [name])} for name in strangers

@@ -353,3 +353,10 @@ def test_the_teachers_page_counts_tasks_and_points_rightly():
         (str(n), str(len(tasks_of(n))), str(sum(t.points for t in tasks_of(n).values()))) for n in range(1, 8)
     ]
     assert rows == counted
+
+
+def test_the_sources_are_files_of_the_package():
+    """A link is a text file where the system or git makes none."""
+    folder = sources.source_folder()
+    assert not folder.is_symlink()
+    assert len([path for path in folder.iterdir() if path.suffix in (".py", ".ipynb")]) == 14

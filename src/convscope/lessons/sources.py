@@ -23,6 +23,7 @@ from convscope.errors import UsageError, sentence, unknown_name
 
 ROLES = ("task", "hint", "answer", "check", "remark")
 CHECK = re.compile(r'^convscope\.check\("(?P<task>\d+\.\d+)"\)$')
+
 _HERE = Path(__file__).parent
 
 
@@ -75,17 +76,19 @@ class Lesson:
 
 
 def source_folder() -> Path:
-    """Find the sources: beside this module, or in the checkout where links are not to be had.
+    """Name the folder of the package that holds the sources.
 
     Raises
     ------
     UsageError
-        When they are nowhere.
+        When it is not there.
     """
-    for folder in (_HERE / "sources", _HERE.parents[2] / "notebooks"):
-        if folder.is_dir():
-            return folder
-    raise UsageError(sentence("the lessons' sources in the package", f"none in {_HERE}", "Install it anew."))
+    folder = _HERE / "sources"
+    if not folder.is_dir():
+        raise UsageError(
+            sentence("the lessons' sources in the package", f"none in {_HERE}", "Install it anew.")
+        )
+    return folder
 
 
 def lesson_names() -> list[str]:
