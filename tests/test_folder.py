@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from photographs import encoded, photograph, tree_of, write_classes
 from PIL import Image
 
 import convscope
+from convscope.bundle import Bundle
 from convscope.data import collection, folder, pixels, store, survey
 from convscope.data.catalog import load
 from convscope.data.check import check_folder
@@ -23,6 +25,9 @@ from convscope.data.source import order_classes
 from convscope.data.survey import ReadOptions, Survey, choose_shape
 from convscope.data.walk import walk
 from convscope.errors import DataError, DataNotFoundError, UnknownNameError, UsageError
+from convscope.experiment import ExperimentConfig
+from convscope.experiment.preparation import prepare
+from convscope.prediction import predict_files
 from convscope.preprocessing import Preprocess
 
 
@@ -264,14 +269,14 @@ def test_what_is_hidden_or_clutter_is_passed_over(photos):
 
 def test_other_files_are_reported_and_images_found_by_content(photos):
     (photos / "cat" / "notes.txt").write_text("meow")
-    (photos / "cat" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (photos / "cat" / "phone.jxl").write_bytes(b"\0\0\0\x0cJXL ")
     (photos / "cat" / "camera.nef").write_bytes(encoded(photograph(1), "TIFF"))
     (photos / "stray.png").write_bytes(encoded(photograph(2), "PNG"))
     (photos / "cat" / "x.dat").write_bytes(encoded(photograph(3), "PNG"))
     (photos / "empty").mkdir()
     found = {finding.kind: finding.names for finding in open_path(photos).findings}
     assert found == {
-        "unsupported": ("cat/camera.nef", "cat/phone.heic"),
+        "unsupported": ("cat/camera.nef", "cat/phone.jxl"),
         "no_class": ("stray.png",),
         "other_file": ("cat/notes.txt",),
         "empty_folder": ("empty",),
@@ -279,7 +284,7 @@ def test_other_files_are_reported_and_images_found_by_content(photos):
     dataset = load(photos)
     assert "cat/x.dat" in by_name(dataset)
     assert dict(dataset.left_out) == {
-        "cat/phone.heic": ".heic",
+        "cat/phone.jxl": ".jxl",
         "cat/camera.nef": ".nef",
         "stray.png": "no class",
     }
@@ -346,12 +351,12 @@ def test_folders_that_link_to_one_another_end(tmp_path):
             "6 images that lie in no class's folder. Move each class",
         ),
         (
-            lambda root: (root.mkdir(), (root / "a.heic").write_text("")),
-            r"only \.heic files. Save them as JPEG",
+            lambda root: (root.mkdir(), (root / "a.jxl").write_text("")),
+            r"only \.jxl files. Save them as JPEG",
         ),
         (lambda root: (root.mkdir(), (root / "a.txt").write_text("")), "1 file, none of them an image"),
     ],
-    ids=["nothing", "one-class", "flat", "heic", "text"],
+    ids=["nothing", "one-class", "flat", "jxl", "text"],
 )
 def test_a_folder_without_classes_says_why(tmp_path, make, message):
     make(tmp_path / "photos")
@@ -458,8 +463,61 @@ def test_a_named_dataset_keeps_its_size():
 def counting(monkeypatch):
     calls = []
     original = collection.decode
-    monkeypatch.setattr(collection, "decode", lambda raw, name: calls.append(name) or original(raw, name))
+    monkeypatch.setattr(
+        collection, "decode", lambda raw, name, depth: calls.append(name) or original(raw, name, depth)
+    )
     return calls
+
+
+def deep_folder(root, shift, dtype=np.uint16, suffix=".png"):
+    """Write grey images of 8 bits and some of 8 + ``shift`` bits, of which one uses all."""
+    for name, seed in (("cat", 0), ("dog", 1)):
+        (root / name).mkdir(parents=True)
+        for number in range(6):
+            pixels = photograph([seed, number], 32, 1)[..., 0]
+            deep = pixels.astype(dtype) << shift
+            deep[0, 0] = (256 << shift) - 1 if number == 3 else 0
+            picture = pixels if number == 5 else deep
+            Image.fromarray(picture).save(root / name / f"{number}{suffix}")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("shift", "dtype", "suffix"),
+    [
+        (4, np.uint16, ".png"),
+        (2, np.uint16, ".tif"),
+        (8, np.uint16, ".png"),
+        (0, np.uint16, ".png"),
+        (4, np.int32, ".tif"),
+        (12, np.int32, ".tif"),
+    ],
+    ids=["12-bit-png", "10-bit-tiff", "16-bit", "8-in-16", "12-in-32", "20-in-32"],
+)
+def test_deep_images_have_the_range_of_their_set(tmp_path, shift, dtype, suffix):
+    """One rule for all: none is stretched by itself, and one of 8 bits stays as it is."""
+    dataset = load(deep_folder(tmp_path / "scans", shift, dtype, suffix))
+    assert dataset.depth == 8 + shift
+    assert any("bits have" in note for note in dataset.notes) == (shift != 8)
+    for name, (_, label, image) in by_name(dataset).items():
+        number = int(Path(name).stem)
+        expected = photograph([int(label == "dog"), number], 32, 1)
+        if number != 5:
+            expected[0, 0] = 255 if number == 3 else 0
+        assert (image == expected).all(), name
+
+
+def test_prediction_reads_deep_files_as_training_did(tmp_path):
+    dataset = load(deep_folder(tmp_path / "scans", 4))
+    prepared = prepare(dataset, ExperimentConfig("simple"))
+    preprocess = Preprocess.from_files(prepared.preprocess.to_files())
+    assert preprocess.depth == 12
+    assert preprocess.describe()[0] == "files of more than 8 bits: the upper 8 of 12"
+    bundle = Bundle(preprocess, ("cat", "dog"), forward=lambda pixels: np.full((len(pixels), 2), 0.5))
+    [prediction] = predict_files(bundle, [tmp_path / "scans" / "cat" / "2.png"])
+    expected = photograph([0, 2], 32, 1)
+    expected[0, 0] = 0
+    assert (prediction.pixels == expected).all()
 
 
 def test_images_are_decoded_once(photos, monkeypatch):

@@ -2,6 +2,8 @@
 
 import io
 import os
+import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -11,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from photographs import encoded, photograph
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, features
 
 from convscope.data import images
 from convscope.data.images import ImageError, decode, quiet_pillow, read_bytes, read_header, read_image
-from convscope.data.kinds import HEAD, sniff
+from convscope.data.kinds import HEAD, is_read, sniff
 from convscope.errors import DataError
 
 COLOUR = photograph(1, 24)
@@ -87,6 +89,34 @@ def test_of_sixteen_bits_the_upper_eight_are_kept():
     Image.fromarray(values).save(buffer, "PNG")
     assert decode(buffer.getvalue(), "photo")[..., 0].tolist() == [[0, 0, 1], [128, 254, 255]]
     assert read_header(buffer.getvalue(), "photo").traits == ("sixteen_bit",)
+
+
+def test_of_fewer_bits_in_use_the_upper_eight_are_kept():
+    values = np.array([[0, 15, 16], [2048, 4095, 65535]], np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "PNG")
+    assert decode(buffer.getvalue(), "scan", 12)[..., 0].tolist() == [[0, 0, 1], [128, 255, 255]]
+    assert images.read_peak(buffer.getvalue(), "scan") == 65535
+
+
+def test_a_transparent_grey_of_sixteen_bits_is_white():
+    """Its value counts neither as a pixel nor for the range of the set."""
+    rows = b"".join(b"\0" + struct.pack(">3H", *row) for row in ([0, 1000, 4095], [65535, 0, 2048]))
+    for transparent, peak, pixels in (
+        (0, 65535, [[255, 3, 15], [255, 255, 8]]),
+        (65535, 4095, [[0, 3, 15], [255, 0, 8]]),
+    ):
+        raw = png_of(3, 2, rows, depth=16, kind=0, before=[(b"tRNS", struct.pack(">H", transparent))])
+        assert decode(raw, "photo")[..., 0].tolist() == pixels
+        assert images.read_peak(raw, "photo") == peak
+        assert read_header(raw, "photo").traits == ("sixteen_bit", "transparent")
+
+
+def test_deep_colour_and_alpha_are_brought_to_the_range_of_their_set():
+    rows = b"\0" + struct.pack(">8H", 0x0FFF, 0x0120, 0, 0xFFFF, 0x0FFF, 0, 0, 0)
+    raw = png_of(2, 1, rows, depth=16, kind=6)
+    assert images.read_peak(raw, "photo") == 0x0FFF
+    assert decode(raw, "photo", 12)[0].tolist() == [[0xF0, 0x10, 0], [255, 255, 255]]
 
 
 def test_sixteen_bits_of_colour_are_noticed():
@@ -161,12 +191,12 @@ def test_a_png_without_its_end_is_cut_short_even_if_every_pixel_is_there():
         (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not_an_image", "an EPS drawing"),
         (b"%PDF-1.7", "not_an_image", "a PDF document"),
         (b"PK\x03\x04....", "not_an_image", "a ZIP archive"),
-        (b"\0\0\0\x18ftypheic", "not_an_image", "a HEIF image or a video"),
+        (b"\0\0\0\x18ftypisom", "not_an_image", "a video"),
         (b"hello", "not_an_image", "something else"),
         (b"BM is a car", "not_an_image", "something else"),
         (b"\x89PNG\r\n\x1a\n" + bytes(40) + b"IEND", "damaged", "PNG that cannot be decoded"),
     ],
-    ids=["empty", "html", "html404", "eps", "pdf", "zip", "heic", "text", "bm", "damaged"],
+    ids=["empty", "html", "html404", "eps", "pdf", "zip", "video", "text", "bm", "damaged"],
 )
 def test_what_is_no_image_is_refused_by_name(raw, kind, found):
     with pytest.raises(ImageError) as caught:
@@ -176,7 +206,7 @@ def test_what_is_no_image_is_refused_by_name(raw, kind, found):
     assert isinstance(caught.value, DataError)
 
 
-def png_of(width, height, rows, depth=8, kind=0):
+def png_of(width, height, rows, depth=8, kind=0, before=()):
     """Write a PNG by hand (PNG specification, 2nd edition, section 5)."""
 
     def chunk(name, content):
@@ -185,7 +215,8 @@ def png_of(width, height, rows, depth=8, kind=0):
 
     header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
     data = zlib.compress(rows)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    chunks = [(b"IHDR", header), *before, (b"IDAT", data), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(name, content) for name, content in chunks)
 
 
 @pytest.mark.parametrize(
@@ -233,12 +264,118 @@ def test_text_bombs_in_a_png_are_refused():
         decode(buffer.getvalue(), "photo.png")
 
 
-def test_floating_point_pixels_are_refused():
-    buffer = io.BytesIO()
-    Image.fromarray(np.zeros((4, 4), np.float32)).save(buffer, "TIFF")
+def test_floating_point_pixels_are_refused_with_the_command_that_converts_them(tmp_path):
+    values = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)
+    Image.fromarray(values).save(tmp_path / "IN.tif")
     with pytest.raises(ImageError, match=r"floating point pixels.*8 or 16 bits") as caught:
-        decode(buffer.getvalue(), "photo.tif")
+        read_image(tmp_path / "IN.tif")
     assert caught.value.kind == "unsupported"
+    _, _, command = str(caught.value).partition(" python ")
+    arguments = shlex.split(command.replace("FACTOR", "65535"))
+    subprocess.run([sys.executable, *arguments], cwd=tmp_path, check=True)
+    assert np.abs(read_image(tmp_path / "OUT.png")[..., 0] - values * 255).max() < 1
+
+
+@pytest.mark.parametrize(("values", "bits"), [(GREY[..., 0], 8), (COLOUR, 8)], ids=["pgm", "ppm"])
+def test_portable_maps_are_read(values, bits):
+    raw = encoded(values if values.ndim == 3 else values[..., None], "PPM")
+    assert sniff(raw) == "PPM"
+    assert (decode(raw, "photo") == values.reshape(*values.shape[:2], -1)).all()
+    comment = raw[:3] + b"# from a scanner\n" + raw[3:]
+    assert sniff(comment) == "PPM"
+    assert (decode(comment, "photo") == decode(raw, "photo")).all()
+
+
+def test_a_portable_map_says_itself_how_many_bits_it_uses():
+    raw = b"P5 2 1 4095 " + struct.pack(">2H", 2048, 4095)
+    assert decode(raw, "photo.pgm")[..., 0].tolist() == [[128, 255]]
+
+
+@pytest.mark.skipif(not features.check("jpg_2000"), reason="Pillow without OpenJPEG")
+def test_jpeg_2000_is_read():
+    assert (decode(encoded(COLOUR, "JPEG2000", irreversible=False), "photo") == COLOUR).all()
+    assert (decode(encoded(GREY, "JPEG2000", irreversible=False, no_jp2=True), "photo") == GREY).all()
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="Pillow without libavif")
+def test_avif_is_read():
+    raw = encoded(COLOUR, "AVIF", quality=100, subsampling="4:4:4")
+    assert np.abs(decode(raw, "photo").astype(int) - COLOUR).mean() < 3
+    assert read_header(raw, "photo") == images.Header("AVIF", 24, 24, 3, ())
+
+
+def heic(pixels):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(Image.fromarray(pixels)).save(buffer, quality=100, chroma=444)
+    return buffer.getvalue()
+
+
+def test_heic_is_read_where_pillow_heif_is_installed():
+    before = dict(Image.OPEN)
+    raw = heic(COLOUR)
+    assert np.abs(decode(raw, "photo").astype(int) - COLOUR).mean() < 4
+    assert read_header(raw, "photo").format == "HEIF"
+    assert before == Image.OPEN
+
+
+@pytest.mark.parametrize(("kind", "package"), [("HEIF", "convscope.heic."), ("AVIF", "libavif")])
+def test_what_an_installation_cannot_read_is_named_with_what_to_install(kind, package, monkeypatch, tmp_path):
+    monkeypatch.setattr("convscope.data.images.is_read", lambda name: name != kind)
+    raw = b"\0\0\0\x14ftyp" + {"HEIF": b"heic", "AVIF": b"avif"}[kind] + bytes(8)
+    with pytest.raises(ImageError, match=f"{kind}, which cannot be read here. Install .*{package}") as caught:
+        decode(raw, "photo.x")
+    assert caught.value.kind == "unsupported"
+
+
+@pytest.mark.parametrize("size", [24, 33, 64])
+@pytest.mark.parametrize("progressive", [False, True], ids=["baseline", "progressive"])
+@pytest.mark.parametrize("restart", [0, 2])
+def test_a_jpeg_without_its_end_marker_is_read(size, progressive, restart):
+    raw = encoded(photograph(4, size), "JPEG", progressive=progressive, restart_marker_blocks=restart)
+    whole = decode(raw, "photo")
+    for missing in (1, 2):  # the marker has two bytes
+        cut = raw[:-missing]
+        assert (decode(cut, "photo") == whole).all()
+        assert read_header(cut, "photo").traits == ("mended",)
+    assert read_header(raw, "photo").traits == read_header(raw + b"trailer", "photo").traits == ()
+
+
+@pytest.mark.parametrize("progressive", [False, True], ids=["baseline", "progressive"])
+def test_a_jpeg_whose_pixels_are_missing_is_refused_wherever_it_ends(progressive):
+    raw = encoded(photograph(4, 40), "JPEG", progressive=progressive)
+    first = raw.index(b"\xff\xda") + 12
+    for stop in range(first, len(raw) - 3):
+        with pytest.raises(ImageError, match="cut short"):
+            decode(raw[:stop], "photo")
+
+
+def test_a_jpeg_that_ends_behind_one_of_its_scans_is_refused():
+    """All viewers show something of it, but not all of it."""
+    raw = encoded(photograph(4, 40), "JPEG", progressive=True)
+    scans = [found.start() for found in re.finditer(b"\xff\xda", raw)]
+    tables = [raw.rindex(b"\xff\xc4", 0, scan) for scan in scans[1:]]
+    assert len(tables) > 5
+    for stop in [*scans[1:], *tables]:
+        with pytest.raises(ImageError, match="cut short"):
+            decode(raw[:stop], "photo")
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_a_png_with_a_damaged_text_is_read(place):
+    raw = encoded(COLOUR, "PNG")
+    damaged = struct.pack(">I", 6) + b"tEXtab\0xyz" + b"\0\0\0\0"
+    at = 33 if place == "before" else len(raw) - 12
+    raw = raw[:at] + damaged + raw[at:]
+    assert (decode(raw, "photo") == COLOUR).all()
+    assert read_header(raw, "photo").traits == ("mended",)
+
+
+def test_a_png_with_damaged_pixels_is_refused():
+    raw = bytearray(encoded(COLOUR, "PNG"))
+    raw[len(raw) // 2] ^= 255
+    with pytest.raises(ImageError, match=r"cannot be decoded|cut short"):
+        decode(bytes(raw), "photo")
 
 
 def test_pixels_of_32_bits_are_refused():
@@ -303,7 +440,8 @@ def many_kinds():
     """Encode the same picture in every format, and in the odd ways too."""
     exif = Image.Exif()
     exif[images.ORIENTATION_TAG] = 6
-    rows = [encoded(COLOUR, kind) for kind in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")]
+    rows = [encoded(COLOUR, kind) for kind in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")]
+    rows += [encoded(COLOUR, name) for name in ("JPEG2000", "AVIF") if is_read(name)]
     rows += [encoded(COLOUR, "TIFF", compression=name) for name in ("tiff_lzw", "tiff_adobe_deflate", "jpeg")]
     rows += [encoded(COLOUR, "JPEG", progressive=True, exif=exif.tobytes())]
     rows += [encoded(COLOUR, "PNG", exif=exif.tobytes()), encoded(COLOUR, "WEBP", exif=exif.tobytes())]

@@ -298,7 +298,7 @@ def test_fractions_are_scaled(tmp_path):
 
 
 def test_pixels_in_one_column_with_the_part_beside_them(tmp_path):
-    parts = np.array(["Training", "PublicTest", "PrivateTest", "Training"] * 10)
+    parts = np.repeat(["Training", "PublicTest", "PrivateTest"], [20, 10, 10])
     rows = [
         (label, " ".join(map(str, image.reshape(-1))), part)
         for label, image, part in zip(LABELS, GREY, parts, strict=True)

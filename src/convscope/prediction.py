@@ -201,7 +201,7 @@ def _predict(
 def _read(source: _Source, bundle: Bundle) -> _Input | Failure:
     """Read one image and bring it to size."""
     try:
-        image = decode(source.read(), source.name)
+        image = decode(source.read(), source.name, bundle.preprocess.depth)
     except ImageError as error:
         return Failure(source.name, str(error))
     return _Input(source.name, bundle.preprocess.conform([image])[0])

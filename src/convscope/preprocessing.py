@@ -56,6 +56,9 @@ class Preprocess:
         Where the channel axis is in the result.
     resize : {"letterbox", "crop", "stretch"}
         How an image of another size is brought to size.
+    depth : int
+        How many bits are in use in files of more than 8 bits, over all images of the data set: the upper 8 of
+        these are the pixels, of a training image as of any other.
 
     Examples
     --------
@@ -74,6 +77,7 @@ class Preprocess:
     limits: tuple[float, float] | None
     data_format: str = "channels_last"
     resize: str = "letterbox"
+    depth: int = 16
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Preprocess) and all(
@@ -90,6 +94,7 @@ class Preprocess:
         scaling: str = "minmax",
         data_format: str = "channels_last",
         resize: str = "letterbox",
+        depth: int = 16,
     ) -> Preprocess:
         """Learn the scaling from the training images, and from nothing else.
 
@@ -98,6 +103,8 @@ class Preprocess:
         images : ndarray of shape (n, h, w, c), uint8
             The training images.
         scaling, data_format, resize : str
+            As in the class.
+        depth : int
             As in the class.
 
         Returns
@@ -124,7 +131,7 @@ class Preprocess:
             raise DataError(sentence("at least one training image", "none"))
         scale, offset, limits = _FITS[scaling](images)
         _, height, width, channels = images.shape
-        return cls(height, width, channels, scaling, scale, offset, limits, data_format, resize)
+        return cls(height, width, channels, scaling, scale, offset, limits, data_format, resize, depth)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -230,7 +237,9 @@ class Preprocess:
             "standard": "standard scaling: mean 0, standard deviation 1 per channel over the training images",
         }[self.scaling]
         size = f"{self.height}×{self.width}×{self.channels}"
+        deep = [f"files of more than 8 bits: the upper 8 of {self.depth}"] if self.depth != 16 else []
         return [
+            *deep,
             f"float32 from uint8 pixels, {size}; other sizes by {self.resize}",
             scaling,
             f"channel axis: {self.data_format}, one image has shape {self.input_shape}",

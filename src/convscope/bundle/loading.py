@@ -223,6 +223,7 @@ def _require_possible(preprocess: Preprocess) -> None:
         "a known scaling": lambda: preprocess.scaling in SCALINGS,
         "a known data format": lambda: preprocess.data_format in DATA_FORMATS,
         "a known way to resize": lambda: preprocess.resize in RESIZES,
+        "a depth from 8 to 32 bits": lambda: type(preprocess.depth) is int and 8 <= preprocess.depth <= 32,
         "two limits": lambda: np.isfinite(np.array(limits, float)).sum() == 2 == len(limits),
         "finite scale and offset of its size": lambda: all(
             np.isfinite(values).all() and np.broadcast_shapes(values.shape, shape) == shape

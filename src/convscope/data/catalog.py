@@ -136,6 +136,8 @@ class Dataset:
         What a person should know about how the data were read, a sentence each.
     left_out : tuple of (str, str)
         Each file that could not be used, and why.
+    depth : int
+        How many bits images of more than 8 have in use; ``Preprocess`` must read others likewise.
     """
 
     name: str
@@ -147,6 +149,7 @@ class Dataset:
     resize: str | None = None
     notes: tuple[str, ...] = ()
     left_out: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    depth: int = 16
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

@@ -13,7 +13,7 @@ import PIL
 from numpy.typing import NDArray
 
 from convscope.data.findings import Finding
-from convscope.data.images import ImageError, decode, quiet_pillow
+from convscope.data.images import DEPTH, ImageError, decode, quiet_pillow
 from convscope.data.names import Names
 from convscope.data.pixels import read_pixels
 from convscope.data.similarity import near_duplicates, perceptual_hash, thumbnail
@@ -32,7 +32,7 @@ from convscope.data.survey import (
 from convscope.preprocessing import conform
 
 # Raised when the same files would give other pixels or other notes.
-STORE_VERSION = 1
+STORE_VERSION = 2
 # Images that are handed to the disk at a time.
 FLUSH = 256
 
@@ -86,6 +86,8 @@ class Collection:
         Where the images were files.
     is_table : bool
         Whether the images are in the order of a table's rows.
+    depth : int
+        How many bits the images of more than 8 have in use.
     """
 
     name: str
@@ -101,6 +103,7 @@ class Collection:
     notes: tuple[str, ...] = ()
     files: FileRecords | None = field(default=None, repr=False)
     is_table: bool = False
+    depth: int = DEPTH
 
 
 def collect_images(source: ImageSource, options: ReadOptions, progress: Progress = no_progress) -> Collection:
@@ -166,9 +169,11 @@ def _decode_into(
 ) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
     """Append all usable images to a store; return their positions and hashes."""
     height, width, channels = writer.shape
+    depth = survey.depth
 
     def work(position: int, read: Reader) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        pixels = conform(decode(read(), source.names[position]), (height, width), channels, options.resize)
+        image = decode(read(), source.names[position], depth)
+        pixels = conform(image, (height, width), channels, options.resize)
         return pixels, thumbnail(pixels)
 
     kept: list[int] = []
@@ -198,6 +203,7 @@ def _decode_into(
 def _collection(source: ImageSource, store: Store, resize: str) -> Collection:
     """Put together what a store holds and what the source says."""
     kept = store.arrays["kept"]
+    survey = Survey.from_arrays(store.arrays, store.notes["problems"])
     names = source.names.take(kept) if isinstance(source.names, Names) else [source.names[i] for i in kept]
     return Collection(
         name=source.name,
@@ -211,8 +217,9 @@ def _collection(source: ImageSource, store: Store, resize: str) -> Collection:
         resize=resize,
         findings=source.findings,
         notes=source.notes,
-        files=FileRecords(source, Survey.from_arrays(store.arrays, store.notes["problems"]), kept),
+        files=FileRecords(source, survey, kept),
         is_table=source.is_table,
+        depth=survey.depth,
     )
 
 

@@ -37,9 +37,15 @@ PROBLEMS = {
 _TRAITS = {
     "animated": ("animated", "warning", "moving: the first frame is used", "Check that it shows the class."),
     "cmyk": ("cmyk", "info", "in the colours of print (CMYK): converted to RGB", ""),
-    "sixteen_bit": ("sixteen_bit", "info", "of 16 bits: the upper 8 are used", ""),
+    "sixteen_bit": ("sixteen_bit", "info", "of more than 8 bits: the upper 8 of {depth} are used", ""),
     "rotated": ("rotated", "info", "turned by their EXIF orientation: made upright", ""),
     "transparent": ("transparent", "info", "transparent in part: laid on white", ""),
+    "mended": (
+        "mended",
+        "warning",
+        "without its end, or with a damaged text inside; every pixel is there, and it is used",
+        "Save it again if other tools refuse it.",
+    ),
 }
 
 
@@ -114,7 +120,7 @@ def _traits(source: ImageSource, survey: Survey) -> Iterator[Finding]:
     for trait, (kind, severity, words, advice) in _TRAITS.items():
         positions = np.flatnonzero(survey.has_trait(trait) & survey.usable)
         if len(positions):
-            message = f"{count(len(positions), 'image')}: {words}."
+            message = f"{count(len(positions), 'image')}: {words.format(depth=survey.depth)}."
             yield Finding(kind, severity, message, advice, _names(source, positions))
 
 

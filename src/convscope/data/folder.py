@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from convscope.data.findings import Finding, count
-from convscope.data.kinds import FORMATS, HEAD, SUFFIXES, sniff
+from convscope.data.kinds import FORMATS, HEAD, HINTS, SUFFIXES, is_read, sniff
 from convscope.data.names import Names, printable
 from convscope.data.source import (
     PARTS,
@@ -31,8 +31,22 @@ from convscope.errors import DataError, sentence
 
 # Image formats that are not read; a person who has such files expects them to be used.
 FOREIGN_SUFFIXES = {
-    *(".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".eps", ".pdf", ".psd", ".ico", ".tga", ".webm"),
-    *(".ppm", ".pgm", ".pcx", ".xcf", ".exr", ".hdr", ".npy", ".dcm", ".nii", ".fits"),
+    *(
+        ".jxl",
+        ".svg",
+        ".eps",
+        ".pdf",
+        ".psd",
+        ".ico",
+        ".tga",
+        ".webm",
+        ".pcx",
+        ".xcf",
+        ".exr",
+        ".hdr",
+        ".npy",
+    ),
+    *(".dcm", ".nii", ".fits", ".pfm"),
     *(".raw", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf", ".rw2"),
 }
 # Camera formats that are TIFF inside, of which a TIFF reader finds only a thumbnail.
@@ -144,24 +158,25 @@ def _sort_files(walked: Walk) -> _Sorting:
     sorting = _Sorting()
     for file in walked.files:
         suffix = PurePosixPath(file).suffix.lower()
-        if suffix in SUFFIXES or _is_image_by_content(walked.root, file, suffix):
+        kind = SUFFIXES.get(suffix) or _kind_by_content(walked.root, file, suffix)
+        if is_read(kind):
             sorting.images.append(file)
-        elif suffix in FOREIGN_SUFFIXES:
+        elif suffix in FOREIGN_SUFFIXES or kind in HINTS:
             sorting.foreign.append(file)
         else:
             sorting.others.append(file)
     return sorting
 
 
-def _is_image_by_content(root: Path, file: str, suffix: str) -> bool:
-    """Tell whether a file without an image's ending is an image all the same."""
+def _kind_by_content(root: Path, file: str, suffix: str) -> str:
+    """Tell what a file without an image's ending is."""
     if suffix in CAMERA_SUFFIXES:
-        return False
+        return ""
     try:
         with open(os.path.join(root, file), "rb") as stream:  # noqa: PTH118, PTH123  names may be no UTF-8
-            return sniff(stream.read(HEAD)) in FORMATS
+            return sniff(stream.read(HEAD))
     except OSError:
-        return False
+        return ""
 
 
 def _find_layout(images: list[str]) -> _Layout:
@@ -251,7 +266,7 @@ def _require_classes_of_images(root: Path, sorting: _Sorting, placing: _Placing,
         if found is not None and found[:2] not in present and suffix.lower() not in DRAWING_SUFFIXES:
             expected = f"images that can be read in each class's folder in {root}"
             where = printable(os.path.dirname(file))  # noqa: PTH120  a name may be no UTF-8
-            hint = "Save them as PNG, or move the folder away."
+            hint = _hint([file], "Save them as PNG, or move the folder away.")
             raise DataError(sentence(expected, f"only {suffix} files and the like in {where}", hint))
 
 
@@ -278,13 +293,14 @@ def _require_images(root: Path, walked: Walk, sorting: _Sorting, placing: _Placi
     if placing.files:
         return
     expected = f"images in {root}, a folder for each class"
-    formats = ", ".join(name.title() if name == "WEBP" else name for name in FORMATS)
+    formats = ", ".join(name.title() if name == "WEBP" else name for name in FORMATS if is_read(name))
     if placing.without_class:
         found = f"{count(len(placing.without_class), 'image')} that lie in no class's folder"
         raise DataError(sentence(expected, found, "Move each class into a folder with its name."))
     if sorting.foreign:
         endings = Counter(PurePosixPath(file).suffix for file in sorting.foreign)
-        raise DataError(sentence(expected, f"only {', '.join(endings)} files", f"Save them as {formats}."))
+        hint = _hint(sorting.foreign, f"Save them as {formats}.")
+        raise DataError(sentence(expected, f"only {', '.join(endings)} files", hint))
     found = f"{count(len(walked.files), 'file')}, none of them an image" if walked.files else "no files"
     raise DataError(sentence(expected, found, f"Formats: {formats}."))
 
@@ -302,7 +318,7 @@ def _findings(walked: Walk, sorting: _Sorting, placing: _Placing, layout: _Layou
             "unsupported",
             "error",
             f"{count(len(sorting.foreign), 'image')} of a format that is not read.",
-            "Save as JPEG or PNG.",
+            _hint(sorting.foreign, "Save as JPEG or PNG."),
             _shown(sorting.foreign),
             tuple(PurePosixPath(file).suffix.lower() for file in sorting.foreign),
         ),
@@ -332,6 +348,12 @@ def _findings(walked: Walk, sorting: _Sorting, placing: _Placing, layout: _Layou
     message = f"{count(len(odd), 'file')} with a name that is no plain text; used, and shown with escapes."
     findings.append(Finding("odd_name", "warning", message, "Rename if other tools refuse it.", _shown(odd)))
     return [finding for finding in findings if finding.names]
+
+
+def _hint(files: list[str], otherwise: str) -> str:
+    """Say what to install for the first file of a format that another installation reads."""
+    kinds = (SUFFIXES.get(PurePosixPath(file).suffix.lower(), "") for file in files)
+    return next((HINTS[kind] for kind in kinds if kind in HINTS), otherwise)
 
 
 def _shown(files: list[str]) -> tuple[str, ...]:

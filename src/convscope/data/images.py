@@ -1,25 +1,29 @@
 """Image files: bytes → upright uint8 pixels, grey or RGB.
 
-Only six formats are ever handed to a decoder, whatever a file is called; the pixel count is checked before
-anything is decoded; every image is decoded whole, so that one that is cut short is an error.
+Only the formats of ``kinds.FORMATS`` are ever handed to a decoder, whatever a file is called; the pixel
+count is checked before anything is decoded; every image is decoded whole, so that one cut short is an error.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
+import re
 import stat
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convscope.data.kinds import FORMATS, HEAD, sniff
+from convscope.data.kinds import FORMATS, HEAD, HINTS, is_read, sniff
 from convscope.environment import own_warning_filters
 from convscope.errors import DataError, sentence
 
@@ -27,7 +31,13 @@ from convscope.errors import DataError, sentence
 PIXEL_CAP = 64_000_000
 BYTE_CAP = 512 * 2**20
 # What can be odd about an image that is used all the same.
-TRAITS = ("animated", "cmyk", "sixteen_bit", "rotated", "transparent")
+TRAITS = ("animated", "cmyk", "sixteen_bit", "rotated", "transparent", "mended")
+# How many bits the pixels of a deep image have, unless its data set says that fewer are in use.
+DEPTH = 16
+CONVERT_FLOATS = (
+    'python -c "from PIL import Image as i; import numpy as n; '
+    "i.fromarray((n.asarray(i.open('IN.tif')) * FACTOR).astype(n.uint16)).save('OUT.png')\""
+)
 
 ORIENTATION_TAG = 0x0112
 # EXIF 2.32, 4.6.5: the transposition that turns each orientation upright; 5 to 8 exchange the sides.
@@ -150,7 +160,7 @@ def read_image(path: Path | str) -> NDArray[np.uint8]:
     Parameters
     ----------
     path : path
-        JPEG, PNG, WebP, BMP, GIF or TIFF, whatever its name.
+        One of the formats that are read, whatever its name.
 
     Returns
     -------
@@ -193,19 +203,23 @@ def read_header(raw: bytes, source: str) -> Header:
     ImageError
         If it is none of the formats, or has more pixels than ``PIXEL_CAP``.
     """
-    with _failures_named(raw, source), _opened(raw, source) as image:
-        orientation = _orientation(image, raw)
-        # Of a TIFF Pillow gives the upright size from the beginning.
-        exchanged = orientation >= 5 and image.format != "TIFF"
-        width, height = image.size[::-1] if exchanged else image.size
-        traits = _traits(image, orientation)
-        return Header(_format_of(image), height, width, 1 if _is_grey(image) else 3, traits)
+    with _failures_named(raw, source):
+        whole = _without_damaged_text(raw)
+        mended = whole is not raw or _has_no_end(raw)
+        with _opened(whole, source) as image:
+            orientation = _orientation(image, raw)
+            # Of a TIFF Pillow gives the upright size from the beginning.
+            exchanged = orientation >= 5 and image.format != "TIFF"
+            width, height = image.size[::-1] if exchanged else image.size
+            traits = (*_traits(image, orientation), *(("mended",) if mended else ()))
+            return Header(_format_of(image), height, width, 1 if _is_grey(image) else 3, traits)
 
 
-def decode(raw: bytes, source: str) -> NDArray[np.uint8]:
+def decode(raw: bytes, source: str, depth: int = DEPTH) -> NDArray[np.uint8]:
     """Decode an image whole: the first frame, upright, in 8 bits, grey or RGB.
 
-    Of 16 bits the upper 8 are kept. What is transparent lies on white. CMYK and palettes become RGB.
+    Of more than 8 bits the upper 8 of those in use are kept. What is transparent lies on white. CMYK and
+    palettes become RGB. A JPEG that lacks only its end marker, and a PNG with a damaged text, are read.
 
     Parameters
     ----------
@@ -213,6 +227,9 @@ def decode(raw: bytes, source: str) -> NDArray[np.uint8]:
         A whole file.
     source : str
         Its name, for messages.
+    depth : int
+        How many bits are in use in deep images, from 8; one number for a whole data set. A brighter pixel
+        is white.
 
     Returns
     -------
@@ -231,15 +248,57 @@ def decode(raw: bytes, source: str) -> NDArray[np.uint8]:
     >>> decode(buffer.getvalue(), "clear.png")[..., 0].tolist()
     [[255, 255, 255], [255, 255, 255]]
     """
-    with _failures_named(raw, source), _opened(raw, source) as image:
-        orientation = _orientation(image, raw)
-        image.load()
-        if image.format == "PNG" and b"IEND" not in raw:
-            raise OSError("truncated: the end of the PNG is missing")
-        # Pillow turns a TIFF upright by itself while loading, and then forgets its orientation.
-        if orientation in UPRIGHT and image.format != "TIFF":
-            return _pixels(image.transpose(UPRIGHT[orientation]), source)
-        return _pixels(image, source)
+    with _loaded(raw, source) as (image, is_deep):
+        if image.mode.startswith("I"):
+            return _upper_bits(image, source, depth)
+        return _pixels(image, source, depth if is_deep else DEPTH)
+
+
+def read_peak(raw: bytes, source: str) -> int:
+    """Find the largest value of a deep image, as far as it can be seen.
+
+    Parameters
+    ----------
+    raw, source
+        As for ``decode``.
+
+    Returns
+    -------
+    int
+        Of colour Pillow hands over the upper 8 of 16 bits; the lower ones count as set.
+
+    Examples
+    --------
+    >>> buffer = io.BytesIO()
+    >>> Image.fromarray(np.array([[7, 4095]], np.uint16)).save(buffer, "PNG")
+    >>> read_peak(buffer.getvalue(), "scan.png")
+    4095
+    """
+    with _loaded(raw, source) as (image, _):
+        if image.mode.startswith("I"):
+            values, clear = _deep_values(image, source)
+            return int(values.max(initial=0, where=~clear))
+        grey = "L" if image.mode in {"LA", "L"} else "RGB"
+        return int(np.asarray(image.convert(grey)).max()) << 8 | 0xFF
+
+
+@contextmanager
+def _loaded(raw: bytes, source: str) -> Iterator[tuple[Image.Image, bool]]:
+    """Decode an image whole and upright; say whether it is deep."""
+    with _failures_named(raw, source):
+        whole = _without_damaged_text(raw)
+        if _has_no_end(raw) and _has_all_pixels(raw, source):
+            whole = raw.rstrip(b"\xff") + _JPEG_END
+        with _opened(whole, source) as image:
+            orientation, is_deep = _orientation(image, raw), _is_deep(image)
+            image.load()
+            if image.format == "PNG" and b"IEND" not in raw:
+                raise OSError("truncated: the end of the PNG is missing")
+            # Pillow turns a TIFF upright by itself while loading, and then forgets its orientation.
+            if orientation in UPRIGHT and image.format != "TIFF":
+                yield image.transpose(UPRIGHT[orientation]), is_deep
+            else:
+                yield image, is_deep
 
 
 @contextmanager
@@ -247,10 +306,22 @@ def _opened(raw: bytes, source: str) -> Iterator[Image.Image]:
     """Open an image of one of our formats, checked for its number of pixels, not yet decoded."""
     if not raw:
         raise _refusal("empty", source, "an empty file")
-    with Image.open(io.BytesIO(raw), formats=list(FORMATS)) as image:
+    kind = sniff(raw[:HEAD])
+    if kind in HINTS and not is_read(kind):
+        raise _refusal("unsupported", source, f"{kind}, which cannot be read here", HINTS[kind])
+    with _open(raw, kind) as image:
         if image.width * image.height > PIXEL_CAP:
             raise _too_many_pixels(source, f"{image.width:,}×{image.height:,} pixels")
         yield image
+
+
+def _open(raw: bytes, kind: str) -> Image.Image:
+    """Open an image by the plugin of its format."""
+    if kind == "HEIF":
+        from pillow_heif import HeifImageFile  # registered nowhere: Pillow stays as it was
+
+        return HeifImageFile(io.BytesIO(raw))  # type: ignore[no-untyped-call]  # as it comes
+    return Image.open(io.BytesIO(raw), formats=[name for name in FORMATS if name != "HEIF"])
 
 
 @contextmanager
@@ -291,6 +362,65 @@ def _ends_early(raw: bytes, kind: str) -> bool:
     return kind == "GIF" and not raw.rstrip(b"\x00").endswith(b"\x3b")
 
 
+_JPEG_END, _JPEG_SCAN = b"\xff\xd9", b"\xff\xda"
+# The marker that ends the coded data of a scan: not a stuffed byte, not a restart (ITU T.81, B.1.1).
+_NEXT_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+
+
+def _has_no_end(raw: bytes) -> bool:
+    """Tell whether a JPEG lacks its end marker."""
+    if not raw.startswith(b"\xff\xd8\xff") or _JPEG_END in raw[-64:]:
+        return False
+    return raw.rfind(_JPEG_END) < raw.rfind(_JPEG_SCAN)
+
+
+def _has_all_pixels(raw: bytes, source: str) -> bool:
+    """Tell whether a JPEG without an end has all its pixels: whatever might follow would change none."""
+    if not _has_all_scans(raw):
+        return False
+    digests = set()
+    for more in (b"\x00", b"\x55", b"\xaa"):  # so much that it reaches through the largest of blocks
+        with _opened(raw.rstrip(b"\xff") + 4096 * more + _JPEG_END, source) as image:
+            digests.add(hashlib.sha256(image.tobytes()).digest())
+    return len(digests) == 1
+
+
+def _has_all_scans(raw: bytes) -> bool:
+    """Tell whether the scans of a JPEG give every coefficient to its last bit (ITU T.81, G.1.1.1)."""
+    missing: dict[int, NDArray[np.uint8]] = {}
+    place = 2
+    while place + 4 <= len(raw):
+        marker, length = raw[place + 1], int.from_bytes(raw[place + 2 : place + 4], "big")
+        segment = raw[place + 4 : place + 2 + length]
+        place += 2 + length
+        if 0xC0 <= marker <= 0xCF and marker not in {0xC4, 0xC8, 0xCC}:
+            missing = {segment[6 + 3 * i]: np.ones(64, np.uint8) for i in range(segment[5])}
+        if marker == _JPEG_SCAN[1]:
+            first, last, bits = segment[-3:]
+            for i in range(segment[0]):
+                missing[segment[1 + 2 * i]][first : last + 1] = bits & 15
+            found = _NEXT_MARKER.search(raw, place)
+            place = found.start() if found else len(raw)
+    return bool(missing) and not any(component.any() for component in missing.values())
+
+
+def _without_damaged_text(raw: bytes) -> bytes:
+    """Leave out the texts of a PNG whose checksum is wrong; the bytes themselves where there are none."""
+    if not raw.startswith(b"\x89PNG\r\n\x1a\n"):
+        return raw
+    kept, place = [raw[:8]], 8
+    while place + 12 <= len(raw):
+        stop = place + 12 + int.from_bytes(raw[place : place + 4], "big")
+        is_text = raw[place + 4 : place + 8] in {b"tEXt", b"zTXt", b"iTXt", b"tIME", b"eXIf"}
+        checksum = int.from_bytes(raw[stop - 4 : stop], "big")
+        if not is_text or stop > len(raw) or zlib.crc32(raw[place + 4 : stop - 4]) == checksum:
+            kept.append(raw[place:stop])
+        place = stop
+    kept.append(raw[place:])
+    whole = b"".join(kept)
+    return raw if len(whole) == len(raw) else whole
+
+
 def _refusal(kind: str, source: str, found: str, hint: str = "") -> ImageError:
     """Make the error for an image that cannot be used."""
     return ImageError(kind, sentence(f"{source} to be an image", found, hint), found)
@@ -320,10 +450,15 @@ def _orientation(image: Image.Image, raw: bytes) -> int:
 
 def _traits(image: Image.Image, orientation: int) -> tuple[str, ...]:
     """Name what is odd about an image, in the order of ``TRAITS``."""
-    many = image.format in {"GIF", "PNG", "WEBP", "TIFF"} and getattr(image, "n_frames", 1) > 1
-    deep = image.mode.startswith("I") or any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
-    found = (many, image.mode == "CMYK", deep, orientation != 1, image.has_transparency_data)
-    return tuple(trait for trait, present in zip(TRAITS, found, strict=True) if present)
+    many = image.format in {"GIF", "PNG", "WEBP", "TIFF", "AVIF"} and getattr(image, "n_frames", 1) > 1
+    found = (many, image.mode == "CMYK", _is_deep(image), orientation != 1, image.has_transparency_data)
+    return tuple(trait for trait, present in zip(TRAITS, found, strict=False) if present)
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Tell whether the pixels of an image that is not loaded yet have more than 8 bits."""
+    tiles = getattr(image, "tile", ())
+    return image.mode.startswith("I") or any(";16" in str(tile[3]) for tile in tiles)
 
 
 def _is_grey(image: Image.Image) -> bool:
@@ -336,13 +471,17 @@ def _is_grey(image: Image.Image) -> bool:
     return image.mode[0] in "1LIF" and image.mode != "LAB"
 
 
-def _pixels(image: Image.Image, source: str) -> NDArray[np.uint8]:
-    """Give the pixels of a loaded image as (h, w, 1) or (h, w, 3)."""
-    if image.mode.startswith("I"):
-        return _from_sixteen_bits(image, source)
+def _pixels(image: Image.Image, source: str, depth: int) -> NDArray[np.uint8]:
+    """Give the pixels of a loaded image, of which Pillow keeps 8 bits, as (h, w, 1) or (h, w, 3)."""
     if image.mode == "F":
-        raise _refusal("unsupported", source, "floating point pixels", "Save it with 8 or 16 bits.")
+        hint = f"Save it with 8 or 16 bits, all images by the same factor: {CONVERT_FLOATS}"
+        raise _refusal("unsupported", source, "floating point pixels", hint)
     grey = _is_grey(image)
+    if depth != DEPTH:
+        # Pillow has kept the upper 8 of 16 bits, of which the uppermost are not in use.
+        brighter = [min(value << (DEPTH - depth), 255) for value in range(256)]
+        bands = [brighter if band != "A" else list(range(256)) for band in image.getbands()]
+        image = image.point([value for band in bands for value in band])
     if image.has_transparency_data:
         image = _on_white(image)
     pixels = np.asarray(image.convert("L" if grey else "RGB"))
@@ -357,9 +496,21 @@ def _on_white(image: Image.Image) -> Image.Image:
     return canvas.convert("RGB")
 
 
-def _from_sixteen_bits(image: Image.Image, source: str) -> NDArray[np.uint8]:
-    """Keep the upper 8 of 16 bits; Pillow's own conversion would cut off instead."""
-    values = np.asarray(image)
-    if values.min() < 0 or values.max() > 65535:
+def _upper_bits(image: Image.Image, source: str, depth: int) -> NDArray[np.uint8]:
+    """Keep the upper 8 of the bits in use; Pillow's own conversion would cut off instead."""
+    values, clear = _deep_values(image, source)
+    if depth <= DEPTH and values.max(initial=0) > 0xFFFF:
         raise _refusal("unsupported", source, "pixels of 32 bits", "Save it with 8 or 16 bits.")
-    return (values >> 8).astype(np.uint8)[..., None]  # (h, w, 1)
+    upper: NDArray[np.uint8] = np.minimum(values >> (depth - 8), 255).astype(np.uint8)
+    upper[clear] = 255
+    return upper[..., None]  # (h, w, 1)
+
+
+def _deep_values(image: Image.Image, source: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Give the values of a loaded deep image, and where it is transparent."""
+    values = np.asarray(image)
+    if values.dtype == np.int32 and values.min(initial=0) < 0:
+        raise _refusal("unsupported", source, "pixels below 0", "Shift and save it with 8 or 16 bits.")
+    transparent = image.info.get("transparency")
+    clear = values == transparent if isinstance(transparent, int) else np.zeros(values.shape, bool)
+    return values, clear

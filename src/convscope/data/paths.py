@@ -14,6 +14,7 @@ from convscope.data.catalog import Dataset, Split, fingerprint
 from convscope.data.collection import Collection, collect_images
 from convscope.data.findings import UNUSABLE, Finding, count
 from convscope.data.folder import read_folder
+from convscope.data.images import DEPTH
 from convscope.data.names import Names
 from convscope.data.parquet import read_parquet
 from convscope.data.path_table import read_paths
@@ -198,6 +199,10 @@ def to_dataset(collection: Collection, seed: int = TEST_SEED, test_share: float 
     """
     chosen = [np.flatnonzero(collection.parts == part) for part in range(len(PARTS))]
     notes = [*collection.notes, *_size_notes(collection)]
+    if collection.files is not None and collection.depth != DEPTH:
+        notes.append(
+            f"The images of more than 8 bits have {collection.depth} in use: the upper 8 of these are kept."
+        )
     if not len(chosen[0]):
         raise DataError(sentence(f"training images in {collection.name}", "none", "Add a folder 'train'."))
     if not len(chosen[2]):
@@ -228,6 +233,7 @@ def to_dataset(collection: Collection, seed: int = TEST_SEED, test_share: float 
         fingerprint=fingerprint(*present, class_names=collection.class_names),
         validation=validation if len(validation) else None,
         resize=collection.resize,
+        depth=collection.depth,
         notes=tuple(notes),
         left_out=left_out,
     )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from convscope.data.collection import Collection, group_written
 from convscope.data.findings import Finding
+from convscope.data.images import DEPTH
 from convscope.data.names import Names
 from convscope.data.pixel_layout import Layout
 from convscope.data.similarity import perceptual_hash, thumbnail
@@ -193,6 +194,7 @@ def _collection(source: PixelSource, store: Store, resize: str) -> Collection:
         findings=(*source.findings, *united_classes(store.notes["united"])),
         notes=(store.notes["note"],),
         is_table=True,
+        depth=store.notes["depth"] if store.notes["depth"] > 8 else DEPTH,
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope.data.findings import count
-from convscope.data.images import TRAITS, ImageError, read_header
+from convscope.data.images import DEPTH, TRAITS, ImageError, read_header, read_peak
 from convscope.data.kinds import FORMATS
 from convscope.data.source import ImageSource, Reader
 from convscope.errors import DataError, UsageError, sentence, unknown_name
@@ -100,6 +100,8 @@ class Survey:
         Bit k is set where ``TRAITS[k]`` applies.
     digests : ndarray of shape (n, 32), uint8
         SHA-256 of the file.
+    peaks : ndarray of shape (n,), uint32
+        The largest value of an image of more than 8 bits, else 0.
     problems : dict of int to (kind, found, message)
         Why an image cannot be used.
     """
@@ -110,6 +112,7 @@ class Survey:
     channels: NDArray[np.uint8]
     traits: NDArray[np.uint8]
     digests: NDArray[np.uint8]
+    peaks: NDArray[np.uint32]
     problems: dict[int, tuple[str, str, str]]
 
     @classmethod
@@ -122,6 +125,7 @@ class Survey:
             channels=np.zeros(count, np.uint8),
             traits=np.zeros(count, np.uint8),
             digests=np.zeros((count, 32), np.uint8),
+            peaks=np.zeros(count, np.uint32),
             problems={},
         )
 
@@ -153,6 +157,12 @@ class Survey:
         usable[list(self.problems)] = False
         return usable
 
+    @property
+    def depth(self) -> int:
+        """How many bits the usable images of more than 8 bits have in use, all together."""
+        deep = self.peaks[self.usable & self.has_trait("sixteen_bit")]
+        return max(8, int(deep.max()).bit_length()) if len(deep) else DEPTH
+
 
 class NothingUsableError(DataError):
     """Images of which none can be used; carries what is wrong with each."""
@@ -162,7 +172,7 @@ class NothingUsableError(DataError):
         self.survey = survey
 
 
-COLUMNS = ("heights", "widths", "formats", "channels", "traits", "digests")
+COLUMNS = ("heights", "widths", "formats", "channels", "traits", "digests", "peaks")
 
 
 def survey_images(
@@ -195,6 +205,8 @@ def survey_images(
         survey.formats[position] = names.index(header.format)
         survey.channels[position] = header.channels
         survey.traits[position] = sum(1 << TRAITS.index(trait) for trait in header.traits)
+        if "sixteen_bit" in header.traits:
+            survey.peaks[position] = read_peak(raw, source.names[position])
 
     for position, answer in each_image(source, look, progress, workers=workers):
         if isinstance(answer, ImageError):

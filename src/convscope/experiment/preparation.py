@@ -80,7 +80,9 @@ def prepare(
     train, validation = _hold_back(dataset, config)
     parts = [_conformed(part, image_shape, config.resize) for part in (train, validation, dataset.test)]
     train, validation, test = parts
-    preprocess = Preprocess.fit(train.images, config.scaling, config.data_format, config.resize)
+    preprocess = Preprocess.fit(
+        train.images, config.scaling, config.data_format, config.resize, dataset.depth
+    )
     return Prepared(train, validation if len(validation) else None, test, preprocess, dataset.class_names)
 
 
