@@ -77,13 +77,16 @@ class Module(_DummyBackendModule):
     def __init__(self) -> None:
         self._seed = torch.zeros(1, dtype=torch.int64)
 
+    def mem_get_info(self, _device: Any) -> tuple[int, int]:
+        return 1 << 30, 1 << 31
+
     def manual_seed_all(self, seed: int) -> None:
         self._seed = torch.tensor([seed])
 
-    def get_rng_state(self) -> torch.Tensor:
+    def get_rng_state(self, _device: Any = None) -> torch.Tensor:
         return self._seed
 
-    def set_rng_state(self, state: torch.Tensor) -> None:
+    def set_rng_state(self, state: torch.Tensor, _device: Any = None) -> None:
         self._seed = state
 
 
@@ -125,6 +128,8 @@ def run(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     shapes = {key: tensor.inner.shape for key, tensor in wrappers.items()}
     result = operation(*inner_args, **inner_kwargs)
     assert all(wrappers[key].inner.shape == shape for key, shape in shapes.items()), f"{name} changed a shape"
+    if name.startswith("aten::_foreach_") and name.endswith("_"):
+        torch.autograd.graph.increment_version(args[0])  # as a GPU's kernels do
     stays = is_ours(target) if target is not None else True
     if name == "aten::copy_" and not isinstance(args[0], PretendTensor):
         stays = False

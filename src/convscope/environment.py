@@ -110,7 +110,8 @@ def own_random_numbers() -> Iterator[None]:
 
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  others may draw from it
     try:
-        with torch.random.fork_rng():
+        gpus = torch.accelerator
+        with torch.random.fork_rng([gpus.current_device_index()] if gpus.is_available() else []):
             yield
     finally:
         random.setstate(python)

@@ -193,8 +193,9 @@ class Preprocess:
         """
         import torch
 
-        scale = torch.from_numpy(self.scale).to(pixels.device)
-        offset = torch.from_numpy(self.offset).to(pixels.device)
+        # Nobody waits for the copies: the arrays stay for longer than they take.
+        scale = torch.from_numpy(self.scale).to(pixels.device, non_blocking=True)
+        offset = torch.from_numpy(self.offset).to(pixels.device, non_blocking=True)
         values = pixels.to(torch.float32).mul_(scale).add_(offset)
         if self.limits is not None:
             values.clamp_(*self.limits)

@@ -8,7 +8,7 @@ wherever Keras would put new tensors now: whoever runs one does it in ``with com
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import keras
@@ -80,8 +80,7 @@ def computing_on(device: torch.device | None) -> Iterator[None]:
             cudnn.conv.fp32_precision, cudnn.deterministic = before
 
 
-@contextmanager
-def forked_generators(device: torch.device | None) -> Iterator[None]:
+def forked_generators(device: torch.device | None) -> AbstractContextManager[None]:
     """Leave torch's random generators of the CPU and of a device as they were, whatever happens inside.
 
     Examples
@@ -92,16 +91,9 @@ def forked_generators(device: torch.device | None) -> Iterator[None]:
     >>> bool((torch.rand(3) == inside).all())
     True
     """
-    with torch.random.fork_rng(devices=[]):
-        if device is None or device.type == "cpu":
-            yield
-            return
-        generators: Any = torch.get_device_module(device)  # torch.cuda, torch.mps
-        state = generators.get_rng_state()
-        try:
-            yield
-        finally:
-            generators.set_rng_state(state)
+    if device is None or device.type == "cpu":
+        return torch.random.fork_rng(devices=[])
+    return torch.random.fork_rng(devices=[device], device_type=device.type)
 
 
 def require_device(name: str) -> torch.device:

@@ -80,7 +80,8 @@ class ArrayFeed:
         if class_weight is not None:
             weight = class_weights_to_sample_weights(data.y, weight, class_weight)
         parts = [map_leaves(_gatherable, part) for part in (data.x, data.y, weight)]
-        self._parts = _move_if_small(parts, device)
+        # Images that are brought to size batch by batch stay where that is done.
+        self._parts = parts if self._conform else _move_if_small(parts, device)
         self._mappings = _large_mappings((data.x, data.y, weight))
         self._rows_since_release = 0
 
@@ -109,12 +110,14 @@ class ArrayFeed:
         self._release_memory(len(rows))
         x, y, weight = (map_leaves(lambda leaf: _take(leaf, rows), part) for part in self._parts)
         if self._conform is not None:
-            x = torch.from_numpy(np.ascontiguousarray(self._conform(x.cpu().numpy())))
+            x = torch.from_numpy(np.ascontiguousarray(self._conform(as_array(x))))
+        # As raw pixels, which are a quarter of what is made of them.
+        x, y, weight = self._move(x), self._move(y), self._move(weight)
         if self._augment is not None:
             x, y = self._augment.apply(x, y, seed=self._plan.seed, epoch=epoch, step=step)
         if self._preprocess is not None:
             x = self._preprocess.apply_tensor(x)  # (n, h, w, c) or (n, c, h, w), float32
-        return self._move(x), self._move(y), self._move(weight)
+        return x, y, weight
 
     def _release_memory(self, rows: int) -> None:
         """Give pages of mapped files back now and then; the system keeps them cached, but not as ours."""
@@ -362,7 +365,7 @@ def _gatherable(leaf: NDArray[Any] | torch.Tensor) -> NDArray[Any] | torch.Tenso
 
 def _take(leaf: NDArray[Any] | torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     if isinstance(leaf, torch.Tensor):
-        taken = leaf.index_select(0, rows.to(leaf.device))
+        taken = leaf.index_select(0, rows.to(leaf.device, non_blocking=leaf.is_cuda))
     else:
         taken = as_tensor(np.asarray(leaf[rows.numpy()]))
     return _as_float32(taken)
@@ -375,10 +378,11 @@ def _as_float32(leaf: torch.Tensor) -> torch.Tensor:
 
 def _move_if_small(parts: list[Any], device: torch.device) -> list[Any]:
     """Bring the data to a GPU as a whole where they leave it room to work."""
-    if device.type != "cuda":
+    free_and_all = getattr(torch.get_device_module(device), "mem_get_info", None)
+    if free_and_all is None:  # a CPU, or a GPU that has no memory of its own
         return parts
     leaves = [leaf for leaf in keras.tree.flatten(parts) if leaf is not None]
-    free, _ = torch.cuda.mem_get_info(device)
+    free, _ = free_and_all(device)
     if math.fsum(leaf.nbytes for leaf in leaves) > free * _RESIDENT_SHARE:
         return parts
-    return [map_leaves(lambda leaf: as_tensor(leaf).to(device), part) for part in parts]
+    return [map_leaves(lambda leaf: _as_float32(as_tensor(leaf)).to(device), part) for part in parts]

@@ -16,11 +16,12 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from convscope.environment import own_random_numbers
 from convscope.errors import UsageError, sentence
 from convscope.training.checks import loss_name
 from convscope.training.events import EpochEnd, Event
 from convscope.training.fit import fit, predict
-from convscope.training.rehearsal import copied, untouched_randomness
+from convscope.training.rehearsal import copied
 
 IMAGES = 32
 STEPS = 60
@@ -68,7 +69,7 @@ class Preflight:
     warning: str | None = None
 
 
-@untouched_randomness()
+@own_random_numbers()
 def preflight(
     model: keras.Model,
     x: Any,

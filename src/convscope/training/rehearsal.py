@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +12,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from convscope.lowering.devices import computing_on, current_device, device_of, forked_generators
+from convscope.environment import own_random_numbers
+from convscope.lowering.devices import computing_on, device_of
 from convscope.training.events import Event, StepEnd, TrainBegin
 from convscope.training.fit import fit, predict
 
@@ -21,28 +21,6 @@ _WARM_UP = 3  # steps that take longer than those that follow
 _FEWEST_STEPS = 5  # that are measured, however short an epoch is
 _BATCH_SIZE = 32  # Keras's own, where none is given
 _PREDICTED = 256  # images by which the time of a prediction is measured
-
-
-@contextmanager
-def untouched_randomness() -> Iterator[None]:
-    """Leave the global random generators as they were, whatever happens inside.
-
-    Examples
-    --------
-    >>> random.seed(1338)
-    >>> with untouched_randomness():
-    ...     inside = random.random()
-    >>> random.random() == inside
-    True
-    """
-    python_state = random.getstate()
-    numpy_state = np.random.get_state()  # noqa: NPY002  it is the global generator that others may use
-    with forked_generators(current_device()):
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 @contextmanager
@@ -68,7 +46,7 @@ def copied(model: keras.Model) -> Iterator[keras.Model]:
     >>> model.layers[0].bias.numpy().tolist()
     [0.0, 0.0]
     """
-    with untouched_randomness(), computing_on(device_of(model)):
+    with own_random_numbers(), computing_on(device_of(model)):
         copy = keras.models.clone_model(model)
         copy.set_weights(model.get_weights())
         optimizer = type(model.optimizer).from_config(model.optimizer.get_config())
