@@ -1,6 +1,6 @@
 """The whole public path in seconds: load → prepare → build → fit → evaluate → plot.
 
-Small enough to be run on an emulated processor as well, and a network of 12×12 images held against Keras there.
+Small enough for an emulated processor, where a network for images of 12×12 is held against Keras.
 """
 
 import os
@@ -39,7 +39,7 @@ def test_the_whole_path():
 
 
 def tiny_network(rate):
-    """Build what has kernels of its own: convolutions of one channel and of several, pooling, dropout, dense."""
+    """Build what has kernels of its own: few-channel and other convolutions, pooling, dropout, dense."""
     keras.utils.set_random_seed(0)
     layers = keras.layers
     model = keras.Sequential(
