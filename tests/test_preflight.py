@@ -161,6 +161,12 @@ def test_too_little_time_says_nothing():
     assert preflight(compiled(*dense("softmax")), X, Y, seconds=0).learned is None
 
 
+def test_where_steps_are_slow_fewer_images_are_tried():
+    ticks = iter(np.arange(0, 1e6, 10.0))
+    trial = preflight(compiled(*dense("softmax")), X, Y, seconds=15, clock=lambda: next(ticks))
+    assert (trial.images, trial.steps, trial.seconds) == (8, 3, 20)
+
+
 def test_rows_are_spread_over_the_classes():
     labels = np.array([0] * 50 + [1] * 3 + [2] * 40)
     chosen = labels[spread_rows(labels, 12)]

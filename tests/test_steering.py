@@ -7,19 +7,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from run_cases import assert_same_training, interrupt_at
+from run_cases import assert_same_training, interrupt_at, weights_of
 
 import convscope
 from convscope.augmentation import Augmentation
 from convscope.data.catalog import Dataset, Split, fingerprint
 from convscope.errors import InterruptedRunError, UnknownNameError, UsageError
-from convscope.experiment import ExperimentConfig, build_model, resume_experiment, run_experiment
+from convscope.experiment import ExperimentConfig, build_model, prepare, resume_experiment, run_experiment
 from convscope.experiment.rehearsing import divide_time
 from convscope.experiment.steering import say_how_it_ended, steer
-from convscope.recipes import RECIPES, suggest
+from convscope.recipes import RECIPES, suggest, with_small_batches
 from convscope.runs import open_run
 from convscope.training.config import TrainingConfig
 from convscope.training.events import EpochEnd, Notice, StepEnd, TrainBegin, TrainEnd
+from convscope.training.schedule import Rate
 
 SHORT = TrainingConfig(epochs=3, batch_size=64, deterministic=True)
 STEERED = ExperimentConfig(
@@ -160,6 +161,7 @@ def test_what_was_asked_for_becomes_callbacks(monitor, mode):
     config = ExperimentConfig("simple", training=training)
     steering = steer(build_model(config, (8, 8, 1), 10), config, 100, {})
     stopping, until = steering.callbacks
+    assert stopping.restore_best_weights
     assert (stopping.patience, stopping.monitor, stopping.mode) == (4, f"val_{monitor}", mode)
     assert stopping.restore_best_weights
     assert (until.target, until.monitor) == (0.97, "val_accuracy")
@@ -173,6 +175,89 @@ def test_a_schedule_is_as_long_as_the_training(name):
     steps = 3 * math.ceil(100 / 64)
     assert schedule(steps).learning_rate < 2e-5 < schedule(steps - 1).learning_rate
     assert max(schedule(step).learning_rate for step in range(steps)) > 0.05
+
+
+@pytest.mark.parametrize(
+    ("settings", "restores", "patience"),
+    [
+        ({}, None, None),
+        ({"keep": "last"}, None, None),
+        ({"keep": "best"}, True, math.inf),
+        ({"patience": 4}, True, 4),
+        ({"patience": 4, "keep": "last"}, False, 4),
+    ],
+    ids=str,
+)
+def test_the_best_epoch_or_the_last_one_is_kept(settings, restores, patience):
+    config = ExperimentConfig("simple", training=replace(SHORT, **settings))
+    callbacks = steer(build_model(config, (8, 8, 1), 10), config, 100, {}).callbacks
+    if restores is None:
+        assert callbacks == []
+    else:
+        [stopping] = callbacks
+        assert (stopping.restore_best_weights, stopping.patience) == (restores, patience)
+
+
+def test_without_a_validation_the_last_epoch_is_kept(digits, tmp_path):
+    training = replace(SHORT, epochs=1, keep="best")
+    config = ExperimentConfig("simple", data="digits", validation_share=0, training=training)
+    heard = []
+    run = run_experiment(config, digits, tmp_path / "run", [heard.append]).run
+    assert open_run(run).read_json("run.json")["kept_epoch"] is None
+    said = [event.text for event in heard if isinstance(event, Notice)]
+    assert "Without validation no epoch is the best: the network has the weights of the last one." in said
+
+
+class Spoiling:
+    """A schedule that learns for two epochs and unlearns everything in the others."""
+
+    def __call__(self, step):
+        return Rate(0.1 if step < 2 * math.ceil(1005 / 64) else 3.0)
+
+
+SPOILED = replace(SHORT, epochs=4, optimizer="sgd", schedule="cosine", learning_rate=0.1)
+
+
+@pytest.fixture
+def spoiling(monkeypatch):
+    monkeypatch.setattr("convscope.experiment.steering.make_schedule", lambda *_: Spoiling())
+
+
+@pytest.mark.parametrize("monitor", ["loss", "accuracy"])
+@pytest.mark.parametrize("engine", ["fast", pytest.param("keras", marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("spoiling")
+def test_the_network_of_the_best_epoch_is_evaluated_and_kept(digits, tmp_path, engine, monitor):
+    training = replace(SPOILED, engine=engine, keep="best", monitor=monitor)
+    config = ExperimentConfig("simple", data="digits", training=training)
+    result = run_experiment(config, digits, tmp_path / "run", with_report=False)
+    validated = result.history[f"val_{monitor}"]
+    best = max(validated) if monitor == "accuracy" else min(validated)
+    epoch = validated.index(best) + 1
+    assert open_run(result.run).read_json("run.json")["kept_epoch"] == epoch < 3
+    assert getattr(result.validation, monitor) == pytest.approx(best, abs=0.02)  # bfloat16
+    stopped = replace(training, epochs=epoch, keep="last")
+    run_experiment(replace(config, training=stopped), digits, tmp_path / "stopped", with_report=False)
+    kept, expected = weights_of(result.run), weights_of(tmp_path / "stopped")
+    assert all(np.array_equal(kept[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("engine", "moment"),
+    [
+        pytest.param("fast", interrupt_at(StepEnd, 3, 2), id="fast"),
+        pytest.param("keras", interrupt_at(EpochEnd, 2), id="keras", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.usefixtures("spoiling")
+def test_the_best_epoch_is_remembered_by_a_resumed_training(digits, tmp_path, engine, moment):
+    config = ExperimentConfig("simple", data="digits", training=replace(SPOILED, engine=engine, keep="best"))
+    whole = run_experiment(config, digits, tmp_path / "whole", with_report=False)
+    with pytest.raises(InterruptedRunError):
+        run_experiment(config, digits, tmp_path / "cut", [moment], with_report=False)
+    resumed = resume_experiment(tmp_path / "cut")
+    kept = open_run(resumed.run).read_json("run.json")["kept_epoch"]
+    assert kept == open_run(whole.run).read_json("run.json")["kept_epoch"] < 3
+    assert_same_training(whole.run, resumed.run)
 
 
 def test_what_ended_a_training_is_said():
@@ -225,10 +310,35 @@ def test_named_data_keep_the_settings_of_the_exercise(name):
     assert suggest(dataset) == ExperimentConfig() == RECIPES["exercise"].config
 
 
+@pytest.mark.parametrize("shape", [(32, 32, 3), (32, 32, 1), (28, 28, 1)], ids=str)
+@pytest.mark.parametrize("network", [None, "deep"])
+def test_of_own_images_the_best_epoch_is_kept(shape, network):
+    assert suggest(images_of(shape, ("cat", "dog")), network).training.keeps == "best"
+
+
+@pytest.mark.parametrize("count", [12, 40, 41, 100, 333, 640, 2_000])
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5])
+def test_an_epoch_has_at_least_eight_steps(count, share):
+    dataset = images_of((8, 8, 3), ("cat", "dog"), count)
+    config = replace(suggest(dataset), validation_share=share)
+    smaller = with_small_batches(config, dataset)
+    images = len(prepare(dataset, smaller).train)
+    batch = smaller.training.batch_size
+    assert math.ceil(images / batch) >= min(8, images)
+    assert batch == 64 or math.ceil(images / (batch + 1)) < 8
+    expected = 0.01 * math.sqrt(batch / 64)
+    assert smaller.training.learning_rate == pytest.approx(expected, rel=0.05)
+
+
+def test_named_data_keep_their_batches(digits):
+    config = suggest(digits)
+    assert with_small_batches(config, digits) is config
+
+
 def test_another_network_is_not_trained_at_the_rate_of_the_suggested_one():
     dataset = images_of((32, 32, 3), ("cat", "dog"))
     config = suggest(dataset, network="deep")
-    assert config.training == TrainingConfig()
+    assert config.training == TrainingConfig(keep="best")
     assert config.augmentation.flip == "horizontal"
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from convscope.augmentation import PRESETS
 from convscope.data.catalog import CATALOG, Dataset
+from convscope.data.splits import split_indices
 from convscope.errors import unknown_name
 from convscope.experiment import ExperimentConfig
 from convscope.training.config import TrainingConfig
@@ -25,7 +26,7 @@ _OWN_IMAGES = ExperimentConfig(
     network="normalized",
     scaling="unit",
     validation_share=0.2,
-    training=TrainingConfig(epochs=40, batch_size=64, learning_rate=0.01, schedule="one-cycle"),
+    training=TrainingConfig(epochs=40, batch_size=64, learning_rate=0.01, schedule="one-cycle", keep="best"),
 )
 
 RECIPES = {
@@ -55,6 +56,8 @@ RECIPES = {
 }
 # Fewer images than these, and how often to go through them: about as many steps for each.
 _EPOCHS = ((3_000, 40), (10_000, 20), (math.inf, 10))
+# An epoch of fewer steps than these teaches little, and its last validation says little.
+_FEWEST_STEPS = 8
 
 
 def suggest(dataset: Dataset, network: str | None = None) -> ExperimentConfig:
@@ -79,14 +82,51 @@ def suggest(dataset: Dataset, network: str | None = None) -> ExperimentConfig:
     >>> suggest(load("digits")).network
     'deep'
     """
-    if dataset.name in CATALOG or dataset.input_shape == (28, 28, 1):
-        return RECIPES["exercise"].config
+    exercise = RECIPES["exercise"].config
+    if dataset.name in CATALOG:
+        return exercise
     chosen = RECIPES["photographs" if _are_photographs(dataset) else "images"].config
-    if network is not None and network != chosen.network:
-        return replace(chosen, training=RECIPES["exercise"].config.training)
+    if dataset.input_shape == (28, 28, 1):
+        chosen = exercise
+    if chosen is exercise or network not in (None, chosen.network):
+        return replace(chosen, training=replace(exercise.training, keep="best"))
     images = len(dataset.train)
     epochs = next(count for most, count in _EPOCHS if images < most)
     return replace(chosen, training=replace(chosen.training, epochs=epochs))
+
+
+def with_small_batches(config: ExperimentConfig, dataset: Dataset) -> ExperimentConfig:
+    """Make the batches of a small set so small that an epoch has at least eight steps.
+
+    The learning rate, where there is one, falls with the square root of the batch size, as it suits Adam
+    (S. Malladi et al., "On the SDEs and scaling rules for adaptive gradient algorithms", 2022).
+
+    Parameters
+    ----------
+    config : ExperimentConfig
+        Its batch size is lowered as far as it takes.
+    dataset : Dataset
+        One of the catalogue's keeps the batch size.
+
+    Returns
+    -------
+    ExperimentConfig
+    """
+    training, labels = config.training, dataset.train.labels
+    if dataset.name in CATALOG:
+        return config
+    images = len(labels)
+    if dataset.validation is None and config.validation_share:
+        kept, _ = split_indices(
+            labels, config.validation_share, training.seed, config.stratify, dataset.train.groups
+        )
+        images = len(kept)
+    batch = max(1, min(training.batch_size, (images - 1) // (_FEWEST_STEPS - 1)))
+    if batch == training.batch_size:
+        return config
+    rate = training.learning_rate
+    scaled = None if rate is None else float(f"{rate * math.sqrt(batch / training.batch_size):.2g}")
+    return replace(config, training=replace(training, batch_size=batch, learning_rate=scaled))
 
 
 def _are_photographs(dataset: Dataset) -> bool:

@@ -44,8 +44,18 @@ def train(
     patience: Annotated[
         int | None, typer.Option(help="Stop after so many epochs without a better validation; keep the best.")
     ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="Which epoch's weights to take: best (on the validation images) or last. [default: best; "
+            "mnist and digits: last]"
+        ),
+    ] = None,
     monitor: Annotated[
-        str | None, typer.Option(help="What --patience watches: loss or accuracy. [default: loss]")
+        str | None,
+        typer.Option(
+            help="What --patience and --keep watch: loss or accuracy. [default: loss; --until: accuracy]"
+        ),
     ] = None,
     augment: Annotated[
         str | None,
@@ -110,7 +120,7 @@ def train(
     from convscope.exercise import run_several
     from convscope.experiment import ExperimentConfig
     from convscope.recipes import recipe as find_recipe
-    from convscope.recipes import suggest
+    from convscope.recipes import suggest, with_small_batches
     from convscope.training.progress import progress_listener
 
     if seeds < 1:
@@ -128,7 +138,7 @@ def train(
             "epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "schedule": schedule,
             "learning_rate": learning_rate, "find_learning_rate": find_learning_rate,
             "label_smoothing": label_smoothing, "class_weights": class_weights, "patience": patience,
-            "monitor": monitor, "within": read_duration(within) if within else None,
+            "keep": keep, "monitor": monitor, "within": read_duration(within) if within else None,
             "until": read_share(until) if until else None, "seed": seed, "engine": engine,
             "precision": precision, "deterministic": deterministic,
         },
@@ -138,7 +148,11 @@ def train(
     reading = early.reading or _size_of_network(early, data)
     check_first(data, {"resize": early.resize, "workers": workers, **reading}, quiet=json)
     dataset = load(data, resize=early.resize, workers=workers, **reading)
-    config = chosen.applied_to(base or suggest(dataset, early.network if network else None))
+    base = base or suggest(dataset, early.network if network else None)
+    if batch_size is None:
+        share = base.validation_share if validation_share is None else validation_share
+        base = with_small_batches(replace(base, validation_share=share), dataset)
+    config = chosen.applied_to(base)
     config = replace(config, reading=reading)
     if not json:
         show_data(dataset)
@@ -222,6 +236,8 @@ class _Choices:
         training = {name: value for name, value in self.training.items() if value is not None}
         if "within" in training and base.training.schedule == "constant":
             training = {"schedule": "one-cycle", **training}  # a deadline is there to be annealed to
+        if "until" in training:
+            training = {"monitor": "accuracy", **training}  # the epoch that reaches it has to be the best
         if "find_learning_rate" in training:
             training["learning_rate"] = None
         given = {name: value for name, value in self.experiment.items() if value is not None}

@@ -74,7 +74,8 @@ def train(
 
     began = time.perf_counter()
     interrupted = False
-    steering = steer(model, config, len(prepared.train), history, timetable)
+    validated = prepared.validation is not None
+    steering = steer(model, config, len(prepared.train), history, timetable, validated=validated)
     try:
         fit(
             model,

@@ -91,7 +91,12 @@ def _preflight(session: Session, say: Callable[[str], None]) -> None:
     if trial.warning is not None:
         say(f"preflight: {trial.warning}")
     if trial.learned is None:
-        say(f"preflight: {trial.steps} steps were too few to tell whether the network learns")
+        each = trial.seconds / max(trial.steps - 1, 1)
+        say(
+            f"preflight: the loss of {trial.images} images went from {trial.first_loss:.3g} to "
+            f"{trial.last_loss:.3g} in {trial.steps} steps; at {each:.1f} s a step there was no time to see "
+            "whether the network learns them by heart"
+        )
     else:
         say(f"preflight: the network learned {trial.images} images by heart in {trial.steps} steps")
 

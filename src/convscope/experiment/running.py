@@ -22,7 +22,7 @@ from convscope.experiment.fitting import Training, evaluate_parts, train
 from convscope.experiment.keeping import Keeper, stop_on_signals
 from convscope.experiment.rehearsing import rehearse
 from convscope.experiment.session import Session, begin_session, describe_run
-from convscope.experiment.steering import Timetable, say_how_it_ended
+from convscope.experiment.steering import Timetable, kept_epoch, say_how_it_ended
 from convscope.experiment.writing import (
     HISTORY_FILE,
     calibrate,
@@ -194,6 +194,7 @@ def _train_and_finish(
                 "learning_rate": rate,
                 "after": time.perf_counter() - began if began else None,
             }
+        record["kept_epoch"] = kept_epoch(session.config.training, training.history)
         for line in say_how_it_ended(session.config.training, training.history, record.get("ended")):
             tell(tuple(listeners), Notice(line))
         evaluations = _evaluate(run, session, record, listeners, training)

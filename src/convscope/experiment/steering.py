@@ -54,6 +54,8 @@ def steer(
     images: int,
     history: History,
     timetable: Timetable | None = None,
+    *,
+    validated: bool = True,
 ) -> Steering:
     """Make schedule and callbacks from the configuration.
 
@@ -69,6 +71,8 @@ def steer(
         Grows while the network trains.
     timetable : Timetable, optional
         Where there is a deadline.
+    validated : bool
+        Whether each epoch ends with a validation, by which the best one is known.
 
     Returns
     -------
@@ -76,7 +80,7 @@ def steer(
         A fresh one: callbacks remember.
     """
     training, rate = config.training, float(model.optimizer.learning_rate)
-    callbacks = _stopping(training)
+    callbacks = _stopping(training, validated)
     if timetable is None:
         steps = training.epochs * math.ceil(images / training.batch_size)
         schedule = make_schedule(training.schedule, rate, steps, history)
@@ -114,7 +118,7 @@ def require_validation(training: TrainingConfig, prepared: Prepared) -> None:
 def say_how_it_ended(
     training: TrainingConfig, history: History, ended: Mapping[str, float | None] | None = None
 ) -> list[str]:
-    """Say in words why a training ended when it did, if it was to end by the validation or by the clock.
+    """Say in words why a training ended when it did, and which epoch's weights the network has.
 
     Parameters
     ----------
@@ -143,14 +147,31 @@ def say_how_it_ended(
     reached = history.get("val_accuracy", [])
     if training.until is not None and reached:
         lines.append(_say_until(training.until, reached))
-    watched = history.get(f"val_{training.monitor}", [])
-    if training.patience is not None and watched:
-        best = max(watched) if training.monitor == "accuracy" else min(watched)
-        epoch = list(watched).index(best) + 1
-        value = f"{best:.2%}" if training.monitor == "accuracy" else f"{best:.4f}"
-        what = f"the validation {training.monitor} was best in epoch {epoch} of {len(watched)}: {value}"
-        lines.append(f"{what[0].upper()}{what[1:]}. The network has the weights of that epoch.")
+    kept = kept_epoch(training, history)
+    if kept is not None:
+        value = history[f"val_{training.monitor}"][kept - 1]
+        shown = f"{value:.2%}" if training.monitor == "accuracy" else f"{value:.4f}"
+        lines.append(
+            f"The validation {training.monitor} was best in epoch {kept} of {len(history['loss'])}: {shown}. "
+            "The network has the weights of that epoch."
+        )
+    elif training.keep == "best":
+        lines.append("Without validation no epoch is the best: the network has the weights of the last one.")
     return lines
+
+
+def kept_epoch(training: TrainingConfig, history: History) -> int | None:
+    """Find the epoch whose weights the network has, counted from 1; None for the last one.
+
+    Examples
+    --------
+    >>> kept_epoch(TrainingConfig(keep="best"), {"val_loss": [0.5, 0.3, 0.4]})
+    2
+    """
+    watched = list(history.get(f"val_{training.monitor}", []))
+    if training.keeps == "last" or not watched:
+        return None
+    return watched.index(max(watched) if training.monitor == "accuracy" else min(watched)) + 1
 
 
 def _say_until(target: float, reached: Sequence[float]) -> str:
@@ -162,20 +183,20 @@ def _say_until(target: float, reached: Sequence[float]) -> str:
     return f"{goal} was not reached in {len(reached)} epochs: {best:.2%} at best, in epoch {epoch}."
 
 
-def _stopping(training: TrainingConfig) -> list[Any]:
-    """Make the callbacks that may end the training."""
+def _stopping(training: TrainingConfig, validated: bool) -> list[Any]:
+    """Make the callbacks that may end the training, and take the weights of its best epoch."""
     import keras
 
     from convscope.training.stopping import Until
 
     callbacks: list[Any] = []
-    if training.patience is not None:
+    if training.patience is not None or (training.keeps == "best" and validated):
         callbacks.append(
             keras.callbacks.EarlyStopping(
                 monitor=f"val_{training.monitor}",
                 mode="max" if training.monitor == "accuracy" else "min",
-                patience=training.patience,
-                restore_best_weights=True,
+                patience=math.inf if training.patience is None else training.patience,
+                restore_best_weights=training.keeps == "best",
             )
         )
     if training.until is not None:

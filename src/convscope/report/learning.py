@@ -50,7 +50,7 @@ def learning(contents: Contents) -> dict[str, Any]:
         "charts": charts,
         "columns": ["epoch", *(_title(column) for column in history)],
         "rows": rows,
-        "sentences": _sentences(history, epochs),
+        "sentences": _sentences(history, epochs, contents.record.get("kept_epoch")),
     }
 
 
@@ -109,7 +109,7 @@ def _title(column: str) -> str:
     return f"validation {words[4:]}" if words.startswith("val ") else words
 
 
-def _sentences(history: dict[str, list[float]], epochs: int) -> list[str]:
+def _sentences(history: dict[str, list[float]], epochs: int, kept: object) -> list[str]:
     if not epochs:
         return ["No epoch was finished, so there is no history."]
     if epochs == 1:
@@ -125,7 +125,10 @@ def _sentences(history: dict[str, list[float]], epochs: int) -> list[str]:
             f"The validation loss was lowest after the last of {plural(epochs, 'epoch')}: more might help."
         ]
     rise = losses[-1] - min(losses)
-    return [
+    sentences = [
         f"The validation loss was lowest after epoch {best} of {epochs}, at {number(min(losses))}, and has "
         f"risen by {number(rise)} since."
     ]
+    if isinstance(kept, int):
+        sentences.append(f"The network has the weights of epoch {kept}, the best on the validation images.")
+    return sentences

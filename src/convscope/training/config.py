@@ -14,6 +14,7 @@ OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", "adagrad", "nadam", "lion")
 ENGINES = ("auto", "fast", "keras")
 CLASS_WEIGHTS = ("none", "balanced")
 MONITORS = ("loss", "accuracy")
+KEEPS = ("best", "last")
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
@@ -43,9 +44,12 @@ class TrainingConfig:
     until : float or None
         The validation accuracy, above 0 to 1, at which the training stops.
     patience : int or None
-        Stop after so many epochs without a better validation, and take the best weights.
+        Stop after so many epochs without a better validation.
+    keep : str or None
+        Which weights the network has in the end: those of the ``last`` epoch, or of the one with the
+        ``best`` validation, where there is one. None for the best with ``patience``, the last without.
     monitor : str
-        What ``patience`` watches on the validation images: ``loss`` or ``accuracy``.
+        What ``patience`` and ``keep`` watch on the validation images: ``loss`` or ``accuracy``.
     seed : int
         At least 0; order, masks and initial weights follow it.
     engine, precision : str
@@ -77,6 +81,7 @@ class TrainingConfig:
     within: float | None = None
     until: float | None = None
     patience: int | None = None
+    keep: str | None = None
     monitor: str = "loss"
     seed: int = 1338
     engine: str = "auto"
@@ -103,11 +108,17 @@ class TrainingConfig:
             ("schedule", self.schedule, schedule.NAMES),
             ("class weight", self.class_weights, CLASS_WEIGHTS),
             ("monitor", self.monitor, MONITORS),
+            ("epoch to keep", self.keeps, KEEPS),
             ("engine", self.engine, ENGINES),
             ("precision", self.precision, PRECISIONS),
         ):
             if name not in valid:
                 raise unknown_name(kind, name, valid)
+
+    @property
+    def keeps(self) -> str:
+        """Which epoch's weights are taken: ``best`` or ``last``."""
+        return self.keep or ("last" if self.patience is None else "best")
 
     def to_dict(self) -> dict[str, Any]:
         """Give the settings as JSON values."""

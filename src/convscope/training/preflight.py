@@ -24,7 +24,9 @@ from convscope.training.fit import fit, predict
 from convscope.training.rehearsal import copied
 
 IMAGES = 32
+FEWER_IMAGES = 8  # where a step with all of them takes too long
 STEPS = 60
+_STEPS_MEANT = 3  # single steps jump
 _FEWEST_STEPS = 20  # below these nothing is said of a network that has not learned
 _RATES = (1e-3, 1e-2)
 _ENOUGH_LOSS = 0.7  # of the loss at the beginning, or of guessing
@@ -56,6 +58,8 @@ class Preflight:
         On the batch, at the end.
     learned : bool or None
         None where it could not be told: the loss fell, but not far in the steps that there was time for.
+    seconds : float
+        What the steps after the first one took, in which everything is prepared.
     warning : str or None
         That the network is given inputs that nobody has scaled.
     """
@@ -66,6 +70,7 @@ class Preflight:
     last_loss: float
     accuracy: float
     learned: bool | None
+    seconds: float = 0.0
     warning: str | None = None
 
 
@@ -94,7 +99,7 @@ def preflight(
     engine : {"auto", "fast", "keras"}
         As for :func:`convscope.fit`.
     seconds : float
-        No further step is begun after these.
+        For all steps; the first one of each trial, in which everything is prepared, is not counted.
     clock : callable
         Gives seconds.
 
@@ -118,19 +123,25 @@ def preflight(
     >>> preflight(model, x, y).learned
     True
     """
-    began = clock()
-    rows = spread_rows(np.asarray(y), IMAGES)
-    images, targets = np.asarray(x[rows]), np.asarray(y)[rows]
+    targets = np.asarray(y)
+    rows = spread_rows(targets, IMAGES)
     _require_something_to_train(model)
+    images = np.asarray(x[rows])
     _require_fitting_outputs(model, predict(model, images, preprocess=preprocess, engine=engine))
     warning = _warn_of_unscaled(model, images if preprocess is None else preprocess.apply(images))
     trials: list[Preflight] = []
+    left = seconds
     for number, rate in enumerate(_RATES, start=1):
-        left = seconds * number / len(_RATES) - (clock() - began)
-        trials.append(_learn_by_heart(model, images, targets, rate, preprocess, engine, clock, left))
-        if trials[-1].learned:
-            return replace(trials[-1], warning=warning)
-    found = next((trial for trial in trials if trial.learned is None), None)
+        share = left - seconds * (1 - number / len(_RATES))
+        batch = np.asarray(x[rows]), targets[rows]
+        trial = _learn_by_heart(model, *batch, rate, preprocess, engine, clock, share)
+        if trial.learned:
+            return replace(trial, warning=warning)
+        trials.append(trial)
+        left -= trial.seconds
+        if trial.steps < _FEWEST_STEPS and len(rows) > FEWER_IMAGES:
+            rows = spread_rows(targets, FEWER_IMAGES)
+    found = next((trial for trial in reversed(trials) if trial.learned is None), None)
     if found is not None:
         return replace(found, warning=warning)
     found = trials[-1]
@@ -229,15 +240,19 @@ def _learn_by_heart(
     losses: list[float] = []
     accuracies: list[float] = []
     chance = math.log(model.output_shape[-1]) if loss_name(model) in _CATEGORICAL else math.inf
-    began = clock()
+    began, now = math.inf, 0.0
     with copied(model) as copy:
         copy.compile(keras.optimizers.Adam(rate), loss=model.loss, metrics=["accuracy"])
 
         def listen(event: Event) -> None:
+            nonlocal began, now
             if isinstance(event, EpochEnd):
+                now = clock()
+                began = min(began, now)  # the first step prepares everything, and takes as long as that takes
                 losses.append(event.logs["loss"])
                 accuracies.append(event.logs["accuracy"])
-                copy.stop_training = _knows(losses, accuracies, chance) or clock() - began > seconds
+                late = len(losses) >= _STEPS_MEANT and now - began > seconds
+                copy.stop_training = late or _knows(losses, accuracies, chance)
 
         fit(
             copy,
@@ -253,9 +268,13 @@ def _learn_by_heart(
             listeners=[listen],
         )
     learned = True if _knows(losses, accuracies, chance) else None
-    if learned is None and len(losses) >= _FEWEST_STEPS and np.mean(losses[-3:]) > _NO_FALL * losses[0]:
+    if (
+        learned is None
+        and len(losses) >= _FEWEST_STEPS
+        and np.mean(losses[-_STEPS_MEANT:]) > _NO_FALL * losses[0]
+    ):
         learned = False
-    return Preflight(len(images), len(losses), losses[0], losses[-1], accuracies[-1], learned)
+    return Preflight(len(images), len(losses), losses[0], losses[-1], accuracies[-1], learned, now - began)
 
 
 def _knows(losses: list[float], accuracies: list[float], chance: float) -> bool:
@@ -263,7 +282,7 @@ def _knows(losses: list[float], accuracies: list[float], chance: float) -> bool:
 
     The loss is held against the first one and against that of a network that guesses, the lower of them.
     """
-    if len(losses) < 3:
+    if len(losses) < _STEPS_MEANT:
         return False
-    loss, accuracy = np.mean(losses[-3:]), np.mean(accuracies[-3:])
+    loss, accuracy = np.mean(losses[-_STEPS_MEANT:]), np.mean(accuracies[-_STEPS_MEANT:])
     return bool(loss <= _ENOUGH_LOSS * min(losses[0], chance) or accuracy >= _ENOUGH_ACCURACY)
