@@ -40,11 +40,12 @@ FLOORS = {
     "experiment": 6,
     "recipes": 7,
     "exercise": 7,
+    "doctor": 7,
     "lessons": 7,
     "cli": 8,
 }
 # Where the heavy libraries may be imported: a room, or one module of it.
-KERAS = ("networks", "lowering", "training", "inspection", "bundle", "experiment")
+KERAS = ("networks", "lowering", "training", "inspection", "bundle", "experiment", "doctor")
 TORCH = (
     "preprocessing",
     "augmentation",

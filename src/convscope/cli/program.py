@@ -19,6 +19,7 @@ import convscope
 from convscope.cli import (
     INTERRUPTED,
     datasets,
+    diagnosing,
     exercise,
     exporting,
     inspecting,
@@ -50,6 +51,7 @@ app.command("report")(judging.report)
 app.command("inspect")(inspecting.inspect)
 app.command("predict")(predicting.predict)
 app.command("export")(exporting.export)
+app.command("doctor")(diagnosing.doctor)
 app.add_typer(datasets.app, name="data")
 
 

@@ -310,6 +310,11 @@ def _loops() -> Any:
     return importlib.import_module("convscope.lowering.loops")
 
 
+def target() -> str:
+    """Name the processor that the loops are compiled for, as LLVM calls it."""
+    return str(_loops().TARGET)
+
+
 @functools.cache
 def available() -> bool:
     """Say whether the loops can be compiled here; where they cannot, torch's operations do the work."""

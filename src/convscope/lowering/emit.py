@@ -11,7 +11,6 @@ from convscope.lowering import heavy_ops, narrow, torch_ops  # noqa: F401  they 
 from convscope.lowering import program as ops
 from convscope.lowering.activations import activation_function
 from convscope.lowering.devices import current_device
-from convscope.lowering.memory import keep_memory
 from convscope.lowering.plan import apply_plan, plan_of
 from convscope.lowering.program import Op, Program, written
 from convscope.lowering.runners import Prepared, Runner, Step, runner_of
@@ -53,7 +52,6 @@ def emit(program: Program, model: Any, plan: Mapping[str, Any] | None = None) ->
     """
     if plan is not None:
         program = apply_plan(program, plan)
-    keep_memory()
     return LoweredNetwork(program, model)
 
 

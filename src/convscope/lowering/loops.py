@@ -33,6 +33,9 @@ from convscope.lowering.vectors import (
 # changes; so it has to change with that one, which a test sees to.
 VECTORS = "faa3496a013c1200"
 
+# What they are compiled for, as LLVM calls it.
+TARGET = numba.core.registry.cpu_target.target_context.codegen().magic_tuple()[1]
+
 _BLOCK = types.void(types.CPointer(types.int64))
 
 _LINE = 4096  # elements that stay in the nearest cache between two passes

@@ -21,7 +21,6 @@ from convscope import __version__
 from convscope.errors import LoweringError, sentence
 from convscope.lowering import compiled, processor
 from convscope.lowering import program as ops
-from convscope.lowering.memory import keep_memory
 from convscope.lowering.program import Compute, Precision, Program, Shape
 from convscope.lowering.runners import Prepared, Step, Tensor, runner_of
 
@@ -87,8 +86,6 @@ def choose(program: Program, situation: Situation) -> tuple[Program, list[str]]:
     tuple
         The program with its ``Compute`` entries set, and a line for each op.
     """
-    if situation.device.startswith("cpu"):
-        keep_memory()
     chosen, lines = {}, []
     learned = _values_with_gradient(program)
     for op in program:

@@ -437,12 +437,30 @@ def openmp() -> ThreadTeam | None:
             parallel.restype = None
             parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
             number, size = loaded.omp_get_thread_num, loaded.omp_get_num_threads
-            return ThreadTeam("GNU interface", parallel, _address(number), _address(size))
+            return ThreadTeam(_openmp_library(), parallel, _address(number), _address(size))
     return None
+
+
+def _openmp_library() -> str:
+    """Name the library as far as torch says which it was built with."""
+    found = re.search(r"OpenMP \d+.*", torch.__config__.parallel_info())
+    return f"{found.group()}, called by GOMP_parallel" if found else "called by GOMP_parallel"
 
 
 def _address(function: Any) -> int:
     return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+def device_names() -> list[str]:
+    """Name what torch can compute on here, the fastest first.
+
+    Examples
+    --------
+    >>> device_names()[-1]
+    'cpu'
+    """
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return [*gpus, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
 
 
 def describe_device(used: torch.device | None = None) -> dict[str, Any]:

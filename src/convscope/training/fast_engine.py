@@ -13,6 +13,7 @@ import torch
 from convscope.errors import LoweringError, UsageError, sentence
 from convscope.lowering import LoweredNetwork, emit, lower, optimise, restore
 from convscope.lowering.devices import current_device, device_of
+from convscope.lowering.memory import keep_memory
 from convscope.lowering.plan import Situation, adapt_plan, describe_precision, plan_of
 from convscope.lowering.structure import ModelStructure
 from convscope.training.callback_state import CallbackMemory
@@ -91,6 +92,8 @@ class FastEngine:
         _require_no_obstacle(request.model)
         self._request = request
         device = device_of(request.model) or current_device()
+        if device.type == "cpu":
+            keep_memory()
         self._feed = _training_feed(request, device)
         _build(request.model, self._feed)
         self._network = _lowered(request, device)
