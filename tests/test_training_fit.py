@@ -427,6 +427,9 @@ INPUTS = {
     "reversed-view": lambda: (X[::-1], Y[::-1]),
     "strided-view": lambda: (np.repeat(X, 2, axis=1)[:, ::2], np.repeat(Y, 2, axis=0)[::2]),
     "bool-targets": lambda: (X, Y.astype(bool)),
+    "uint16": lambda: ((X * 4).astype(np.uint16), Y.astype(np.uint16)),
+    "uint64-targets": lambda: (X, Y.astype(np.uint64)),
+    "big-endian": lambda: (X.astype(">f4"), Y.astype(">f8")),
 }
 
 
@@ -968,6 +971,39 @@ def test_a_train_function_set_by_hand_is_left_to_keras():
     model.train_function = lambda data: {"loss": 1.0}
     with pytest.raises(LoweringError, match="has a train_function of its own"):
         fit_fast(model)
+
+
+FORMS = {
+    "list-as-x": ({"x": X.tolist()}, r"arrays as x, got a list of float. np.asarray makes"),
+    "list-as-y": ({"y": LABELS.tolist()}, r"arrays as y, got a list of int"),
+    "list-as-weights": ({"sample_weight": [1.0] * len(X)}, r"arrays as sample_weight, got a list of float"),
+    "y-beside-a-dataset": ({"x": Batches()}, r"no y beside a stream of batches, got Batches"),
+    "four-parts": (
+        {"validation_data": (X, Y, Y, Y)},
+        r"validation_data of x, y and sample_weight, got 4 parts",
+    ),
+    "list-of-class-weights": (
+        {"class_weight": [1.0, 2.0]},
+        r"class_weight as a dict of class numbers, got list",
+    ),
+}
+
+
+@pytest.mark.parametrize("engine", ["auto", "fast"])
+@pytest.mark.parametrize(("arguments", "message"), FORMS.values(), ids=FORMS.keys())
+def test_forms_that_keras_does_not_take_are_refused(arguments, message, engine):
+    with pytest.raises(UsageError, match=f"^Expected {message}"):
+        convscope.fit(network(), **({"x": X, "y": Y, "engine": engine} | SETTINGS | arguments))
+
+
+@pytest.mark.parametrize(
+    "y", [np.zeros((70, 6, 6), int), np.zeros((70, 6, 6, 1), int)], ids=["maps", "channel"]
+)
+def test_classes_of_pixels_have_no_class_weights(y):
+    model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(3, 3, activation="softmax")])
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    with pytest.raises(UsageError, match=r"^Expected one class for each example beside class_weight"):
+        fit_fast(model, y=y, class_weight={0: 2.0})
 
 
 def test_an_uncompiled_model_is_refused():

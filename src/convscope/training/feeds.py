@@ -280,9 +280,14 @@ def class_weights_to_sample_weights(
         raise UsageError(sentence("class_weight or sample_weight", "both"))
     if keras.tree.is_nested(y) or y is None:
         raise UsageError(sentence("one array of targets beside class_weight", type(y).__name__))
+    if not isinstance(class_weight, Mapping):
+        raise UsageError(sentence("class_weight as a dict of class numbers", type(class_weight).__name__))
     targets = as_array(y)
     if targets.ndim > 1:
         targets = targets.argmax(axis=-1) if targets.shape[-1] != 1 else targets[..., 0]
+    if targets.ndim > 1:
+        hint = "Give sample_weight of the shape of the class numbers."
+        raise UsageError(sentence("one class for each example beside class_weight", tuple(y.shape), hint))
     classes, positions = np.unique(np.round(targets).astype(np.int32), return_inverse=True)
     weights = np.array([class_weight.get(int(number), 1.0) for number in classes], np.float32)
     return weights[positions.reshape(targets.shape)]
@@ -315,6 +320,10 @@ def as_tensor(leaf: NDArray[Any] | torch.Tensor) -> torch.Tensor:
         return leaf.detach()
     if leaf.dtype.kind not in "fiub":
         raise UsageError(sentence("numbers as input", f"an array of type {leaf.dtype}"))
+    if leaf.dtype.kind == "u" and leaf.dtype.itemsize > 1:  # torch can hardly do anything with these
+        leaf = leaf.astype(np.int32 if leaf.dtype.itemsize == 2 else np.int64)
+    if not leaf.dtype.isnative:
+        leaf = leaf.astype(leaf.dtype.newbyteorder("="))
     if any(stride < 0 for stride in leaf.strides):
         leaf = np.ascontiguousarray(leaf)
     return torch.from_numpy(leaf if leaf.flags.writeable else np.asarray(_SaidToBeWritable(leaf)))

@@ -129,10 +129,12 @@ def read_input(x: Any, y: Any, sample_weight: Any, preprocess: ImagePreprocess |
     Raises
     ------
     UsageError
-        When the arrays do not have the same number of rows, or ``preprocess`` has no raw images to work on.
+        When the arrays do not have the same number of rows, something is no array, or ``preprocess`` has no
+        raw images to work on.
     """
     leaves = keras.tree.flatten((x, y, sample_weight))
     if x is None or not all(leaf is None or _is_array(leaf) for leaf in leaves):
+        _require_stream(x, y, sample_weight)
         return StreamInput(x, preprocess)
     x, y, sample_weight = (map_leaves(_as_array, part) for part in (x, y, sample_weight))
     counts = {int(leaf.shape[0]) for leaf in keras.tree.flatten((x, y, sample_weight)) if leaf is not None}
@@ -255,6 +257,19 @@ def map_leaves(function: Callable[[Any], Any], structure: Any) -> Any:
     if isinstance(structure, torch.Tensor):  # the usual case, in each step: spare it the search for leaves
         return function(structure)
     return keras.tree.map_structure(lambda leaf: None if leaf is None else function(leaf), structure)
+
+
+def _require_stream(x: Any, y: Any, sample_weight: Any) -> None:
+    """Refuse plain lists of numbers, and targets beside a stream: Keras takes neither."""
+    for name, part in (("x", x), ("y", y), ("sample_weight", sample_weight)):
+        leaves = [leaf for leaf in keras.tree.flatten(part) if leaf is not None]
+        if (name != "x" or keras.tree.is_nested(x)) and not all(_is_array(leaf) for leaf in leaves):
+            found = f"a {type(part).__name__} of {type(leaves[0]).__name__}"
+            raise UsageError(sentence(f"arrays as {name}", found, "np.asarray makes an array of a list."))
+    if y is not None or sample_weight is not None:
+        name = "y" if y is not None else "sample_weight"
+        hint = "Let each batch hold (x, y) or (x, y, sample_weight)."
+        raise UsageError(sentence(f"no {name} beside a stream of batches", type(x).__name__, hint))
 
 
 def first_leaf(structure: Any) -> Any:

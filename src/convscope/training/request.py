@@ -98,6 +98,9 @@ def set_validation_apart(
     """
     if validation_data is not None:
         parts = validation_data if isinstance(validation_data, (tuple, list)) else (validation_data,)
+        if len(parts) > 3:
+            expected = "validation_data of x, y and sample_weight"
+            raise UsageError(sentence(expected, f"{len(parts)} parts"))
         x, y, sample_weight = (*parts, None, None)[:3]
         return train, read_input(x, y, sample_weight, train.preprocess)
     if not validation_split:
