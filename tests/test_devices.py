@@ -11,7 +11,7 @@ import torch
 from keras import layers
 
 from convscope.errors import UsageError
-from convscope.lowering import emit, lower
+from convscope.lowering import emit, lower, optimise
 from convscope.lowering.devices import (
     computing_on,
     current_device,
@@ -19,7 +19,9 @@ from convscope.lowering.devices import (
     forked_generators,
     require_device,
 )
-from convscope.lowering.plan import multiplies_bfloat16
+from convscope.lowering.kernels import batch_normalization
+from convscope.lowering.processor import multiplies_bfloat16, takes_bfloat16
+from convscope.lowering.torch_ops import apply_statistics, normalize_elementwise
 
 TESTS = Path(__file__).parent
 # A part of the tests of a GPU that takes seconds and goes through every package.
@@ -89,6 +91,52 @@ def test_float32_is_computed_as_such_on_a_gpu_and_the_settings_come_back(monkeyp
 def test_bfloat16_that_a_gpu_only_emulates_is_not_chosen(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     assert not multiplies_bfloat16("cuda:0")
+    assert not takes_bfloat16(training=True, device="cuda:0")
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_plan_for_mps_computes_the_same(training):
+    model = keras.Sequential(
+        [
+            keras.Input((9, 9, 3)),
+            layers.Conv2D(4, 3, padding="same", activation="relu"),
+            layers.MaxPooling2D(2),
+            layers.Dropout(0.5),
+            layers.DepthwiseConv2D(2, strides=2),
+            layers.Flatten(),
+            layers.Dense(5),
+        ]
+    )
+    images = torch.rand(4, 9, 9, 3, requires_grad=True)
+    found = []
+    for device in ("mps", "cpu"):
+        program, _ = optimise(
+            lower(model), training=training, deterministic=True, precision="float32", device=device
+        )
+        network = emit(program, model)
+        network.begin_step(seed=1, step=0)
+        result = network(images, training=training)
+        weights = list(network.weights.values())
+        found.append([result, *torch.autograd.grad(result.square().sum(), [images, *weights])])
+        layouts = {entry["layout"] for name, entry in network.plan.items() if "conv" in name}
+        assert layouts == {"channels_first" if device == "mps" else "channels_last"}
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_normalization_without_torch_s_own_operation_is_the_same():
+    images, weights = torch.rand(4, 5, 6, 3), torch.rand(4, 5, 6, 3)
+    gamma, beta = torch.rand(3, requires_grad=True), torch.rand(3, requires_grad=True)
+    found = []
+    for normalize in (normalize_elementwise, batch_normalization):
+        x = images.clone().requires_grad_()
+        result, mean, variance = normalize(x, gamma, beta, 1e-3)
+        gradients = torch.autograd.grad((result * weights).sum(), [x, gamma, beta])
+        found.append([result, mean, variance, *gradients])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    result, mean, variance = found[0][:3]
+    torch.testing.assert_close(apply_statistics(images, mean, variance, gamma, beta, 1e-3), result)
 
 
 def test_random_generators_are_as_before():

@@ -234,7 +234,9 @@ def _by_rule(op: Heavy, situation: Situation) -> Compute:
     """Choose without measuring: bfloat16 where it is multiplied in hardware, loops for a single channel."""
     on_cpu = situation.device.startswith("cpu")
     shallow = on_cpu and _is_shallow(op, channels=1)
-    return Compute(situation.precisions[0], "channels_last", "shallow" if shallow else "direct")
+    # On Apple's mps, gradients in the other order fail in one version of torch or another.
+    layout: ops.DataFormat = "channels_first" if situation.device.startswith("mps") else "channels_last"
+    return Compute(situation.precisions[0], layout, "shallow" if shallow else "direct")
 
 
 def _is_shallow(op: Heavy, channels: int = _SHALLOW) -> bool:

@@ -28,15 +28,15 @@ def _batch_normalization(op: ops.BatchNormalization, network: Host) -> Runner:
         gamma = None if op.gamma is None else network.tensor(op.gamma)
         beta = None if op.beta is None else network.tensor(op.beta)
         mean, variance = network.tensor(op.moving_mean), network.tensor(op.moving_variance)
-        if not step.training or op.frozen:
-            cudnn = torch.backends.cudnn.enabled
-            moved = x.movedim(op.axis, 1)
-            result = torch.batch_norm(moved, gamma, beta, mean, variance, False, 0.0, op.epsilon, cudnn)
-            return result.movedim(1, op.axis)
         images = x.movedim(op.axis, -1)
+        if not step.training or op.frozen:
+            apply = apply_statistics if x.device.type == "mps" else _apply_statistics_by_torch
+            return apply(images, mean, variance, gamma, beta, op.epsilon).movedim(-1, op.axis)
         # In narrower types, the images' own rounding hides that of their statistics.
         suits_kernel = images.is_contiguous() and x.device.type == "cpu" and x.dtype is torch.float32
         normalize = kernels.batch_normalization if suits_kernel else _normalize_by_torch
+        if x.device.type == "mps":
+            normalize = normalize_elementwise
         result, *statistics = normalize(images, gamma, beta, op.epsilon)
         with torch.no_grad():
             for moving, of_batch in zip((mean, variance), statistics, strict=True):
@@ -44,6 +44,34 @@ def _batch_normalization(op: ops.BatchNormalization, network: Host) -> Runner:
         return result.movedim(-1, op.axis)
 
     return run
+
+
+def _apply_statistics_by_torch(
+    images: Tensor, mean: Tensor, variance: Tensor, gamma: Tensor | None, beta: Tensor | None, epsilon: float
+) -> Tensor:
+    cudnn = torch.backends.cudnn.enabled
+    moved = images.movedim(-1, 1)  # (n, c, ...)
+    return torch.batch_norm(moved, gamma, beta, mean, variance, False, 0.0, epsilon, cudnn).movedim(1, -1)
+
+
+def apply_statistics(
+    images: Tensor, mean: Tensor, variance: Tensor, gamma: Tensor | None, beta: Tensor | None, epsilon: float
+) -> Tensor:
+    """Normalize images (n, ..., c) by given statistics, one element at a time, in any order in memory.
+
+    On Apple's mps, the gradient of torch's own operation fails for images that lie channels last.
+    """
+    scale = torch.rsqrt(variance + epsilon)
+    result = (images - mean) * (scale if gamma is None else scale * gamma)
+    return result if beta is None else result + beta
+
+
+def normalize_elementwise(
+    images: Tensor, gamma: Tensor | None, beta: Tensor | None, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalize images (n, ..., c) as ``apply_statistics`` does; return the batch's mean and variance too."""
+    variance, mean = torch.var_mean(images, dim=tuple(range(images.dim() - 1)), correction=0)
+    return apply_statistics(images, mean, variance, gamma, beta, epsilon), mean.detach(), variance.detach()
 
 
 def _normalize_by_torch(
