@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from convscope.arithmetic import explain_failure
@@ -116,6 +117,44 @@ NETWORKS = {
 _SPATIAL = ("Conv2D", "MaxPooling2D", "GlobalAveragePooling2D", "Flatten")
 
 
+def require_network(name: str) -> None:
+    """Refuse what is neither a named network nor a ``.keras`` file, and say what to do with other files.
+
+    Raises
+    ------
+    UsageError
+        For a file of another kind.
+    UnknownNameError
+        If there is no such network.
+
+    Examples
+    --------
+    >>> require_network("cats.h5")
+    Traceback (most recent call last):
+        ...
+    convscope.errors.UsageError: Expected the name of a network or a .keras file, got cats.h5. \
+Save it in the new format: keras.models.load_model('cats.h5').save('cats.keras').
+    """
+    if name in NETWORKS:
+        return
+    path = PurePath(name)
+    stem = path.name.split(".")[0]
+    target = f"save('{stem}.keras')"
+    hints = {
+        ".h5": f"Save it in the new format: keras.models.load_model({name!r}).{target}.",
+        ".json": f"It has no weights: keras.models.model_from_json(...).{target}, once they are loaded.",
+        ".onnx": "Networks are read as Keras saves them.",
+    }
+    hints |= {".hdf5": hints[".h5"], **dict.fromkeys((".pt", ".pth", ".pb", ".tflite"), hints[".onnx"])}
+    if name.endswith(".weights.h5"):
+        hint = f"It holds weights alone: build the network, model.load_weights({name!r}), model.{target}."
+        raise UsageError(sentence("the name of a network or a .keras file", name, hint))
+    if path.suffix.lower() in hints or len(path.parts) > 1:
+        hint = hints.get(path.suffix.lower(), f"Save the network as a .keras file: model.{target}.")
+        raise UsageError(sentence("the name of a network or a .keras file", name, hint))
+    raise unknown_name("network", name, NETWORKS)
+
+
 def layers_of(name: str, classes: int = 10) -> list[LayerSpec]:
     """List the layers of a named network and their settings.
 
@@ -141,8 +180,7 @@ def layers_of(name: str, classes: int = 10) -> list[LayerSpec]:
     >>> [kind for kind, settings in layers_of("simple")]
     ['Conv2D', 'Flatten', 'Dense']
     """
-    if name not in NETWORKS:
-        raise unknown_name("network", name, NETWORKS)
+    require_network(name)
     if classes < 2:
         raise UsageError(sentence("at least 2 classes", classes))
     return NETWORKS[name].layers(classes)

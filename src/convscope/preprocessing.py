@@ -22,7 +22,7 @@ from convscope.errors import DataError, UsageError, sentence, unknown_name
 if TYPE_CHECKING:
     import torch
 
-SCALINGS = ("minmax", "unit", "standard")
+SCALINGS = ("minmax", "unit", "standard", "raw")
 RESIZES = ("letterbox", "crop", "stretch")
 DATA_FORMATS = ("channels_last", "channels_first")
 # Images are converted to float32 this many at a time while fitting, so that memory stays flat.
@@ -45,9 +45,10 @@ class Preprocess:
     ----------
     height, width, channels : int
         Size of the images that the network takes, in pixels.
-    scaling : {"minmax", "unit", "standard"}
+    scaling : {"minmax", "unit", "standard", "raw"}
         ``minmax``: scikit-learn's MinMaxScaler, fitted per pixel. ``unit``: divide by 255. ``standard``:
-        subtract the mean of each channel and divide by its standard deviation.
+        subtract the mean of each channel and divide by its standard deviation. ``raw``: 0 to 255 as they
+        are, for a network that scales them itself.
     scale, offset : ndarray, float32
         Broadcast against ``(height, width, channels)``.
     limits : tuple of two float or None
@@ -236,6 +237,7 @@ class Preprocess:
             "minmax": "minmax scaling: each pixel to [0, 1] by its range over the training images, clipped",
             "unit": "unit scaling: divided by 255",
             "standard": "standard scaling: mean 0, standard deviation 1 per channel over the training images",
+            "raw": "raw scaling: 0 to 255 as they are, since the network scales them itself",
         }[self.scaling]
         size = f"{self.height}×{self.width}×{self.channels}"
         deep = [f"files of more than 8 bits: the upper 8 of {self.depth}"] if self.depth != 16 else []
@@ -410,6 +412,12 @@ def _fit_unit(images: NDArray[np.uint8]) -> Fitted:
     return np.full(channels, 1 / 255, np.float32), np.zeros(channels, np.float32), None
 
 
+def _fit_raw(images: NDArray[np.uint8]) -> Fitted:
+    """Leave the pixels as they are."""
+    channels = images.shape[-1]
+    return np.ones(channels, np.float32), np.zeros(channels, np.float32), None
+
+
 def _fit_standard(images: NDArray[np.uint8]) -> Fitted:
     """Give each channel mean 0 and standard deviation 1, exactly, from counts of the 256 grey levels."""
     levels = np.arange(256)
@@ -430,4 +438,4 @@ def _level_counts(images: NDArray[np.uint8], channel: int) -> NDArray[np.int64]:
     return counts
 
 
-_FITS = {"minmax": _fit_minmax, "unit": _fit_unit, "standard": _fit_standard}
+_FITS = {"minmax": _fit_minmax, "unit": _fit_unit, "standard": _fit_standard, "raw": _fit_raw}

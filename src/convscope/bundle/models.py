@@ -246,6 +246,9 @@ def _rehearse(config: dict[str, Any]) -> int:
     # Keras changes the configuration that it reads.
     with FakeTensorMode(allow_non_fake_inputs=True), _size_limit(), keras.device("meta"):
         model = keras.saving.deserialize_keras_object(copy.deepcopy(config), safe_mode=True)
+    if not model.built:
+        hint = "Begin it with keras.Input((64, 64, 3)), or call model.build(...), and save it again."
+        raise DataError(sentence("a network that has been built", "one without the shape of its input", hint))
     for shape in _output_shapes(model):
         _require_size(shape, math.prod(length or 1 for length in shape), MOST_VALUES)
     return int(model.count_params())

@@ -44,7 +44,7 @@ def exercise(
     engine: Annotated[str, typer.Option(help="auto, fast or keras.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     _device: Device = None,
-    scaling: Annotated[str, typer.Option(help="minmax, unit or standard.")] = "minmax",
+    scaling: Annotated[str, typer.Option(help="minmax, unit, standard or raw.")] = "minmax",
     data_format: Annotated[str, typer.Option(help="channels_last or channels_first.")] = "channels_last",
     quiz: Annotated[
         bool, typer.Option("--quiz", help="Predict the shapes of random networks instead.")

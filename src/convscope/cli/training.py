@@ -84,7 +84,9 @@ def train(
     validation_share: Annotated[
         float | None, typer.Option(help="Share of the training images held back. [default: 0.3]")
     ] = None,
-    scaling: Annotated[str | None, typer.Option(help="minmax, unit or standard. [default: minmax]")] = None,
+    scaling: Annotated[
+        str | None, typer.Option(help="minmax, unit, standard or raw. [default: minmax]")
+    ] = None,
     data_format: Annotated[
         str | None, typer.Option(help="channels_last or channels_first. [default: channels_last]")
     ] = None,
@@ -206,11 +208,15 @@ def _size_of_network(config: ExperimentConfig, data: str) -> dict[str, Any]:
 
     if config.network_file is None or data in CATALOG:
         return {}
-    from convscope.experiment.model import image_shape_of, load_network
+    from convscope.experiment.model import image_shape_of, load_network, settle_input
 
     network = load_network(config)
-    shape = image_shape_of(network, config.data_format) if network else None
-    return {"size": shape[:2], "channels": shape[2]} if shape else {}
+    if network is None:
+        return {}
+    settled, _ = settle_input(config, network)
+    height, width, channels = image_shape_of(network, settled.data_format)
+    size = {} if height is None or width is None else {"size": (height, width)}
+    return {**size, "channels": channels}
 
 
 def _absolute(name: str | None) -> str | None:

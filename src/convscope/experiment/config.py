@@ -9,7 +9,7 @@ from typing import Any
 
 from convscope.augmentation import Augmentation
 from convscope.errors import UsageError, sentence, unknown_name
-from convscope.networks import NETWORKS
+from convscope.networks import require_network
 from convscope.preprocessing import DATA_FORMATS, RESIZES, SCALINGS
 from convscope.training.config import TrainingConfig
 
@@ -75,8 +75,8 @@ class ExperimentConfig:
         ):
             if name not in valid:
                 raise unknown_name(kind, name, valid)
-        if not self.network_file and self.network not in NETWORKS:
-            raise unknown_name("network", self.network, NETWORKS)
+        if not self.network_file:
+            require_network(self.network)
         if not 0 <= self.validation_share < 1:
             raise UsageError(sentence("a validation share from 0 to below 1", self.validation_share))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from convscope import networks
 from convscope.bundle import load_model
@@ -35,13 +36,55 @@ def load_network(config: ExperimentConfig) -> keras.Model | None:
     return load_model(config.network_file) if config.network_file else None
 
 
-def image_shape_of(model: keras.Model, data_format: str) -> tuple[int, int, int] | None:
-    """Return height, width and channels that a model takes; None where it leaves height or width open.
+def settle_input(config: ExperimentConfig, model: keras.Model) -> tuple[ExperimentConfig, list[str]]:
+    """Take from a network of a file what it says itself: where its channels are, and whether it scales.
+
+    Parameters
+    ----------
+    config : ExperimentConfig
+        As it was asked for.
+    model : keras.Model
+        The network from its file.
+
+    Returns
+    -------
+    config : ExperimentConfig
+        With the network's data format, and raw scaling where the network scales pixels itself.
+    notes : list of str
+        What was changed, a sentence each.
 
     Raises
     ------
     UsageError
-        If its input is not one batch of grey or RGB images.
+        If the network's input is not one batch of grey or RGB images.
+    """
+    from convscope.training.preflight import scales_its_input
+
+    notes = []
+    other = "channels_first" if config.data_format == "channels_last" else "channels_last"
+    shape = model.input_shape
+    if isinstance(shape, list | dict) or len(shape) != 4:
+        raise UsageError(sentence("a network whose input is one batch of images", f"input shape {shape}"))
+    if _channels(shape, config.data_format) not in (1, 3) and _channels(shape, other) in (1, 3):
+        config = replace(config, data_format=other)
+        notes.append(f"The network takes its images {other}: they are given to it so.")
+    if _channels(shape, config.data_format) not in (1, 3):
+        hint = "Give the network an input such as keras.Input((64, 64, 3))."
+        raise UsageError(sentence(f"1 or 3 channels ({config.data_format})", f"input shape {shape}", hint))
+    if config.scaling != "raw" and scales_its_input(model):
+        instead = f"in place of {config.scaling} scaling"
+        notes.append(f"The network scales its input itself: it gets raw pixels, 0 to 255, {instead}.")
+        config = replace(config, scaling="raw")
+    return config, notes
+
+
+def _channels(shape: tuple[int | None, ...], data_format: str) -> int | None:
+    """Give the channels of an input shape."""
+    return shape[3] if data_format == "channels_last" else shape[1]
+
+
+def image_shape_of(model: keras.Model, data_format: str) -> tuple[int | None, int | None, int | None]:
+    """Return height, width and channels that a model takes; None where it leaves them open.
 
     Examples
     --------
@@ -49,12 +92,97 @@ def image_shape_of(model: keras.Model, data_format: str) -> tuple[int, int, int]
     (8, 9, 3)
     """
     shape = model.input_shape
-    if isinstance(shape, list | dict) or len(shape) != 4:
-        raise UsageError(sentence("a network whose input is a batch of images", f"input shape {shape}"))
-    height, width, channels = shape[1:] if data_format == "channels_last" else (*shape[2:], shape[1])
-    if channels not in (1, 3):
-        raise UsageError(sentence(f"1 or 3 channels ({data_format})", f"input shape {shape}"))
-    return None if height is None or width is None else (height, width, channels)
+    return shape[1:] if data_format == "channels_last" else (*shape[2:], shape[1])
+
+
+def adapt_network(
+    model: keras.Model, input_shape: tuple[int, int, int], classes: int
+) -> tuple[keras.Model, list[str]]:
+    """Make of a network from a file one for these images and classes, where that leaves its function alone.
+
+    An open height or width and a fixed batch are replaced by the images' shape and any batch. One sigmoid
+    unit for two classes becomes two softmax units: the sigmoid of z is the softmax of (0, z).
+
+    Parameters
+    ----------
+    model : keras.Model
+        From its file.
+    input_shape : tuple of int
+        Shape of one preprocessed image.
+    classes : int
+        How many classes there are.
+
+    Returns
+    -------
+    model : keras.Model
+        The same one where nothing had to change.
+    notes : list of str
+        What was changed, a sentence each.
+
+    Raises
+    ------
+    UsageError
+        If the network cannot take such images, or ends otherwise.
+    """
+    notes = []
+    head = _sigmoid_unit(model) if classes == 2 and model.output_shape[1:] == (1,) else ()
+    if head:
+        notes.append("The network ends in one sigmoid unit: it became two softmax units that say the same.")
+    if model.input_shape != (None, *input_shape):
+        notes.append(f"The network's input of shape {model.input_shape} became {(None, *input_shape)}.")
+    if notes:
+        model = _clone(model, input_shape, head)
+    if model.output_shape != (None, classes):
+        expected = f"a network with {classes} outputs, one for each class"
+        hint = f"End it in keras.layers.Dense({classes}, activation='softmax')."
+        raise UsageError(sentence(expected, f"output shape {model.output_shape}", hint))
+    return model, notes
+
+
+def _sigmoid_unit(model: keras.Model) -> tuple[Any, ...]:
+    """Find the layers that end a network in one sigmoid unit: a Dense, or a Dense and an Activation."""
+    import keras
+
+    before, last = [None, *model.layers][-2:]
+    if isinstance(last, keras.layers.Dense):
+        return (last,) if last.activation is keras.activations.sigmoid else ()
+    ends = isinstance(last, keras.layers.Activation) and last.activation is keras.activations.sigmoid
+    is_dense = isinstance(before, keras.layers.Dense) and before.activation is keras.activations.linear
+    if not ends or not is_dense:
+        return ()
+    follows = isinstance(model, keras.Sequential) or last.input is before.output
+    return (before, last) if follows else ()
+
+
+def _clone(model: keras.Model, input_shape: tuple[int, int, int], head: tuple[Any, ...]) -> keras.Model:
+    """Build a network anew for another input, or with two softmax units, and give it the weights."""
+    import keras
+    import numpy as np
+
+    def copy(layer: Any) -> Any:
+        own = layer.get_config()
+        if layer in head:
+            own |= {"units": 2} if isinstance(layer, keras.layers.Dense) else {}
+            own |= {"activation": "softmax"} if layer is head[-1] else {}
+        return layer.__class__.from_config(own)
+
+    form = model.inputs[0] if isinstance(model, keras.Sequential) else model.input  # one, alone or in a list
+    inputs = keras.tree.map_structure(lambda own: keras.Input(input_shape, dtype=own.dtype), form)
+    try:
+        clone = keras.models.clone_model(model, input_tensors=inputs, clone_function=copy)
+    except ValueError as error:  # a Flatten and a Dense behind it make the size a part of the network
+        expected = f"a network that takes images of shape {input_shape}"
+        raise UsageError(sentence(expected, f"one for {model.input_shape} ({error})")) from error
+    for old, new in zip(_with_weights(model), _with_weights(clone), strict=True):
+        weights = old.get_weights()
+        if old in head:
+            weights = [np.concatenate([np.zeros_like(value), value], axis=-1) for value in weights]
+        new.set_weights(weights)
+    return clone
+
+
+def _with_weights(model: keras.Model) -> list[Any]:
+    return [layer for layer in model.layers if layer.weights]
 
 
 def build_model(
@@ -74,7 +202,7 @@ def build_model(
     classes : int
         How many classes there are.
     loaded : keras.Model, optional
-        A network from a file; its weights stay, its compilation is replaced.
+        A network from a file, adapted; its weights stay, its compilation is replaced.
 
     Returns
     -------
@@ -84,7 +212,7 @@ def build_model(
     Raises
     ------
     UsageError
-        If a network from a file does not end in as many probabilities as there are classes.
+        If the optimizer does not know a setting.
 
     Examples
     --------
@@ -97,9 +225,6 @@ def build_model(
     with own_random_numbers():
         keras.utils.set_random_seed(training.seed)
         model = loaded or networks.build(config.network, input_shape, classes, config.data_format)
-    if model.output_shape != (None, classes):
-        expected = f"a network with {classes} outputs, one for each class"
-        raise UsageError(sentence(expected, f"output shape {model.output_shape}"))
     settings = dict(config.optimizer_settings)
     if training.learning_rate is not None:
         settings["learning_rate"] = training.learning_rate

@@ -44,7 +44,9 @@ class Prepared:
 
 
 def prepare(
-    dataset: Dataset, config: ExperimentConfig, image_shape: tuple[int, int, int] | None = None
+    dataset: Dataset,
+    config: ExperimentConfig,
+    image_shape: tuple[int | None, int | None, int | None] | None = None,
 ) -> Prepared:
     """Split the training images and fit the preprocessing on the part that is trained on.
 
@@ -55,7 +57,7 @@ def prepare(
     config : ExperimentConfig
         Shares, seed and scaling.
     image_shape : tuple of int, optional
-        Height, width and channels that the network takes, where they are not the dataset's.
+        Height, width and channels that the network takes; None where they are the dataset's.
 
     Returns
     -------
@@ -78,7 +80,12 @@ def prepare(
         hint = f"Load them with resize={config.resize!r}."
         raise UsageError(sentence(expected, f"by {dataset.resize}", hint))
     train, validation = _hold_back(dataset, config)
-    parts = [_conformed(part, image_shape, config.resize) for part in (train, validation, dataset.test)]
+    height, width, channels = (
+        own if wanted is None else wanted
+        for own, wanted in zip(dataset.input_shape, image_shape or (None, None, None), strict=True)
+    )
+    shape = (height, width, channels)
+    parts = [_conformed(part, shape, config.resize) for part in (train, validation, dataset.test)]
     train, validation, test = parts
     preprocess = Preprocess.fit(
         train.images, config.scaling, config.data_format, config.resize, dataset.depth
@@ -98,9 +105,9 @@ def _hold_back(dataset: Dataset, config: ExperimentConfig) -> tuple[Split, Split
     return train.take(first), train.take(second)
 
 
-def _conformed(part: Split, image_shape: tuple[int, int, int] | None, resize: str) -> Split:
+def _conformed(part: Split, image_shape: tuple[int, int, int], resize: str) -> Split:
     """Bring images to the size that the network takes; nothing is copied where they have it."""
-    if image_shape is None or part.images.shape[1:] == image_shape:
+    if part.images.shape[1:] == image_shape:
         return part
     height, width, channels = image_shape
     images = map_pixels(

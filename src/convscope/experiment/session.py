@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 from convscope import environment
 from convscope.data.catalog import Dataset
 from convscope.experiment.config import ExperimentConfig
-from convscope.experiment.model import build_model, image_shape_of, load_network
+from convscope.experiment.model import (
+    adapt_network,
+    build_model,
+    image_shape_of,
+    load_network,
+    settle_input,
+)
 from convscope.experiment.preparation import Prepared, prepare
 from convscope.lowering.devices import device_of
 from convscope.lowering.processor import describe_device
@@ -45,9 +51,16 @@ def begin_session(config: ExperimentConfig, dataset: Dataset, listeners: Sequenc
     -------
     Session
     """
-    loaded = load_network(config)
-    prepared = prepare(dataset, config, image_shape_of(loaded, config.data_format) if loaded else None)
-    for line in (*dataset.notes, *prepared.describe()):
+    loaded, notes = load_network(config), list(dataset.notes)
+    image_shape = None
+    if loaded is not None:
+        config, settled = settle_input(config, loaded)
+        image_shape, notes = image_shape_of(loaded, config.data_format), notes + settled
+    prepared = prepare(dataset, config, image_shape)
+    if loaded is not None:
+        loaded, adapted = adapt_network(loaded, prepared.preprocess.input_shape, len(prepared.class_names))
+        notes += adapted
+    for line in (*notes, *prepared.describe()):
         for listener in listeners:
             listener(Notice(line))
     model = build_model(config, prepared.preprocess.input_shape, len(prepared.class_names), loaded)

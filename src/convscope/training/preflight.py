@@ -210,7 +210,7 @@ def _require_fitting_outputs(model: keras.Model, outputs: NDArray[np.float32]) -
 def _warn_of_unscaled(model: keras.Model, inputs: NDArray[Any]) -> str | None:
     """Notice raw pixels: they saturate a softmax, and no rate of learning suits them."""
     lowest, highest = float(inputs.min()), float(inputs.max())
-    if max(-lowest, highest) <= _LARGEST_INPUT or _scales_first(model):
+    if max(-lowest, highest) <= _LARGEST_INPUT or _scales_first(model) or scales_its_input(model):
         return None
     hint = "Divide them by 255, or begin the network with keras.layers.Rescaling(1 / 255)."
     return sentence("inputs scaled to about 0 to 1", f"numbers from {lowest:g} to {highest:g}", hint)
@@ -224,6 +224,49 @@ def _scales_first(model: keras.Model) -> bool:
         if layer.trainable_weights and not hasattr(layer, "layers"):
             return False
     return False
+
+
+def scales_its_input(model: keras.Model) -> bool:
+    """Tell whether a network brings pixels from 0 to 255 to a range of about 1 itself.
+
+    That may be ``Rescaling``, ``Normalization`` or a division: random pixels are sent through what comes
+    before the first layer with weights to learn, and the range behind it is looked at.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Built, with one batch of images as its input.
+
+    Examples
+    --------
+    >>> layers = [keras.Input((8, 8, 1)), keras.layers.Rescaling(1 / 255), keras.layers.Conv2D(2, 3)]
+    >>> scales_its_input(keras.Sequential(layers)), scales_its_input(keras.Sequential(layers[::2]))
+    (True, False)
+    """
+    batch, *shape = model.input_shape
+    pixels = np.random.default_rng(0).integers(0, 2, (batch or 2, *(side or 64 for side in shape))) * 255.0
+    behind = _before_weights(model, keras.ops.convert_to_tensor(pixels, "float32"))
+    spread = float(np.ptp(keras.ops.convert_to_numpy(behind)))
+    return 1 / _LARGEST_INPUT < spread < _LARGEST_INPUT
+
+
+def _before_weights(model: keras.Model, images: Any) -> Any:
+    """Send images through a network until the first layer with weights that training or running changes."""
+    operations = model.layers if isinstance(model, keras.Sequential) else model.operations
+    first = next((operation for operation in operations if _has_weights(operation)), None)
+    if first is None:
+        return images
+    start = first._inbound_nodes[-1].input_tensors[0]
+    if all(start is not one for one in model.inputs):
+        images = keras.Model(model.inputs, start)([images], training=False)
+    return _before_weights(first, images) if isinstance(first, keras.Model) else images
+
+
+def _has_weights(operation: Any) -> bool:
+    """Tell whether an operation, or one inside it, has weights other than a mean and variance to scale by."""
+    if isinstance(operation, keras.Model):
+        return any(_has_weights(layer) for layer in operation.layers)
+    return bool(getattr(operation, "weights", ())) and not isinstance(operation, keras.layers.Normalization)
 
 
 def _learn_by_heart(
