@@ -134,7 +134,7 @@ def known_networks(file: Path, machine: dict[str, Any]) -> dict[str, Any]:
     """Read what was measured before, if that was on the same machine."""
     if not file.exists():
         return {}
-    record = json.loads(file.read_text())
+    record = json.loads(file.read_text(encoding="utf-8"))
     same = record["device"] == machine
     return dict(record["networks"]) if same else {}
 

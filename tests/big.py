@@ -27,7 +27,7 @@ def peak():
     """Peak resident memory in kB."""
     status = Path("/proc/self/status")
     if status.exists():  # ru_maxrss would count the process that started this one, too
-        lines = status.read_text().splitlines()
+        lines = status.read_text(encoding="utf-8").splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 

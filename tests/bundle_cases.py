@@ -89,8 +89,10 @@ def copy_of(run: Path, folder: Path) -> Path:
 
 def rewrite_json(file: Path, **changes) -> None:
     """Change entries of a JSON object; None removes one."""
-    value = json.loads(file.read_text()) | changes
-    file.write_text(json.dumps({key: item for key, item in value.items() if item is not None}))
+    value = json.loads(file.read_text(encoding="utf-8")) | changes
+    file.write_text(
+        json.dumps({key: item for key, item in value.items() if item is not None}), encoding="utf-8"
+    )
 
 
 def read_zip(file: Path) -> dict[str, bytes]:

@@ -43,6 +43,18 @@ class Done:
     stderr: str
 
 
+# These load what only POSIX has as soon as they are collected.
+collect_ignore = [] if os.name == "posix" else ["test_crashes.py", "test_many_images.py"]
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what needs POSIX where there is none; its marker says what it needs."""
+    missing = [item for item in items if os.name != "posix" and item.get_closest_marker("posix")]
+    if missing:
+        config.hook.pytest_deselected(items=missing)
+        items[:] = [item for item in items if item not in missing]
+
+
 def pytest_terminal_summary(terminalreporter, config):
     """Say how to repeat the order of the tests; with -q, pytest leaves out the head of its output."""
     seed = config.getoption("randomly_seed", None)

@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -119,6 +120,10 @@ PLANTS = {
     sixteen_bit: "sixteen_bit",
     rotated: "rotated",
 }
+if os.name != "posix":  # elsewhere not everybody may make a link
+    del PLANTS[loop], PLANTS[link_to_itself]
+if sys.platform != "linux":  # others refuse names that are no Unicode
+    del PLANTS[odd_name]
 
 
 def plant(folder, paths, seed=0):

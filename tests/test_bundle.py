@@ -353,6 +353,7 @@ def test_a_run_opens_as_a_network(digits_run):
     assert open_model(str(digits_run)).name == "small"
 
 
+@pytest.mark.posix("a named pipe")
 def test_a_pipe_is_no_network(tmp_path):
     os.mkfifo(tmp_path / "model.keras")
     with pytest.raises(DataError, match="something that is no regular file"):

@@ -231,6 +231,7 @@ def test_a_damaged_mnist_is_never_trained_on(tmp_path, typed, damage, message):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.posix("a Ctrl-C for one process alone")
 def test_an_interrupted_training_leaves_a_readable_run(tmp_path, typed):
     with subprocess.Popen(
         [PROGRAM, "exercise", "--network", "simple", "--epochs", "500", "--data", "digits"],
@@ -264,12 +265,28 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.parametrize("code", INTERRUPTING.values(), ids=INTERRUPTING)
-@pytest.mark.skipif(os.name != "posix", reason="only POSIX lets a process send itself a Ctrl-C alone")
+@pytest.mark.posix("a Ctrl-C for one process alone")
 def test_an_interrupted_import_is_no_traceback(tmp_path, code):
     (tmp_path / "typer.py").write_text(f"import os, signal, time\n{code}", encoding="utf-8")
     start = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from convscope.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted.\n")
+
+
+def test_what_a_locale_has_no_character_for_is_written_all_the_same(tmp_path):
+    """As on Windows, where a pipe has the encoding of the region."""
+    locale = {
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "LC_ALL": "C",
+        "PYTHONIOENCODING": "ascii:strict",
+    }
+    for arguments in (["data", "list"], ["data", "list", "--json"], ["inspect", "depe"]):
+        done = subprocess.run(
+            [PROGRAM, *arguments], cwd=tmp_path, capture_output=True, check=False, env=os.environ | locale
+        )
+        assert done.returncode == (2 if "depe" in arguments else 0), done.stderr
+        assert "28×28" in done.stdout.decode() or arguments != ["data", "list"]
 
 
 @pytest.fixture

@@ -79,6 +79,7 @@ def test_below_the_limit_everything_stays(two_stores):
     assert kept() == set(KEYS)
 
 
+@pytest.mark.posix("symbolic links that anybody may make")
 def test_nothing_that_is_not_ours_is_removed(two_stores, monkeypatch, tmp_path):
     own = tmp_path / "photographs"
     own.mkdir()

@@ -241,6 +241,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(raw, read):
     assert caught.value.kind == "too_large"
 
 
+@pytest.mark.posix("the peak of a process's memory")
 def test_a_bomb_makes_no_warning_and_costs_no_memory(tmp_path):
     (tmp_path / "bomb.png").write_bytes(png_of(11_000, 11_000, bytes(10_000_000)))
     code = f"""
@@ -385,6 +386,7 @@ def test_pixels_of_32_bits_are_refused():
         decode(buffer.getvalue(), "photo.tif")
 
 
+@pytest.mark.posix("a named pipe")
 def test_reading_a_pipe_does_not_wait(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(ImageError, match="no regular file"):

@@ -148,7 +148,9 @@ def test_small_files_are_read_and_large_ones_mapped(tmp_path, monkeypatch):
 def resident_kilobytes():
     """Pages of this process in memory, from the kernel."""
     line = next(
-        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS")
+        line
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        if line.startswith("VmRSS")
     )
     return int(line.split()[1])
 

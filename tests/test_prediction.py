@@ -119,6 +119,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_predicted(bundle, folder, tmp
     assert not any("\n" in reason for reason in reasons)
 
 
+@pytest.mark.posix("symbolic links that anybody may make")
 def test_links_in_a_circle_are_named(bundle, folder):
     (folder / "more" / "again").symlink_to(folder)
     results = list(predict_files(bundle, [folder]))

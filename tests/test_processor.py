@@ -46,7 +46,9 @@ def test_the_description_agrees_with_the_operating_system():
     assert 1 <= here.physical_cores <= here.logical_cores
     info = Path("/proc/cpuinfo")
     if info.exists() and here.architecture == "x86_64":
-        flags = next(line for line in info.read_text().splitlines() if line.startswith("flags")).split()
+        flags = next(
+            line for line in info.read_text(encoding="utf-8").splitlines() if line.startswith("flags")
+        ).split()
         assert ("avx2" in here.instruction_sets) == ("avx2" in flags)
         assert ("avx512_bf16" in here.instruction_sets) == ("avx512_bf16" in flags)
 

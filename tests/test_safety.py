@@ -4,12 +4,12 @@ import io
 import json
 import os
 import re
-import resource
 import struct
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import keras
@@ -32,6 +32,13 @@ def small_file(tmp_path_factory):
     file = tmp_path_factory.mktemp("small") / "small.keras"
     small_network().save(file)
     return file
+
+
+def peak_kilobytes():
+    """The most memory that this process had so far."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def refuse(file, message):
@@ -194,12 +201,13 @@ BOMBS = {
 }
 
 
+@pytest.mark.posix("the peak of a process's memory")
 @pytest.mark.parametrize("name", BOMBS)
 def test_networks_that_would_fill_the_memory_are_refused_before_they_do(small_file, tmp_path, name):
     change, message = BOMBS[name]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_kilobytes()
     refuse(rewrite_config(small_file, change, tmp_path / "bomb.keras"), message)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    grown = peak_kilobytes() - before
     assert grown < 200_000  # kilobytes
 
 
@@ -408,7 +416,11 @@ READERS = {
 }
 
 
-@pytest.mark.parametrize("name", READERS)
+READER_NAMES = [name for name in READERS if name != "fills the memory"]
+NEEDS_LIMITS = pytest.param("fills the memory", marks=pytest.mark.posix("limits of a process"))
+
+
+@pytest.mark.parametrize("name", [*READER_NAMES, NEEDS_LIMITS])
 def test_a_reader_that_dies_takes_nobody_with_it(small_file, tmp_path, monkeypatch, name):
     code, message = READERS[name]
     script = tmp_path / "reader.py"
@@ -418,6 +430,7 @@ def test_a_reader_that_dies_takes_nobody_with_it(small_file, tmp_path, monkeypat
     refuse(small_file, message)
 
 
+@pytest.mark.posix("limits of a process")
 def test_the_reader_limits_its_memory(tmp_path):
     code = (
         "import sys, resource; sys.argv = ['x']; import runpy\n"
@@ -427,6 +440,20 @@ def test_the_reader_limits_its_memory(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(hdf5.BASE_BYTES + 4000), "0"]
+
+
+def test_a_system_that_knows_a_limit_by_name_only_goes_without(tmp_path, monkeypatch):
+    """As macOS does with the address space, and Windows with all of them."""
+    tried = []
+
+    def refuse_to(limit, _values):
+        tried.append(limit)
+        raise ValueError("current limit exceeds maximum limit")
+
+    system = SimpleNamespace(RLIMIT_AS=9, RLIMIT_CPU=0, setrlimit=refuse_to)
+    monkeypatch.setitem(sys.modules, "resource", system)
+    hdf5._set_limits(1000)
+    assert tried == [9, 0]
 
 
 # Damage at random -----------------------------------------------------------------------------------------
@@ -561,11 +588,12 @@ def forward(model):
 MANY = 2_000 if os.environ.get("CONVSCOPE_FULL") else 200
 
 
+@pytest.mark.posix("the peak of a process's memory")
 @pytest.mark.parametrize("count", [30, pytest.param(MANY, marks=pytest.mark.slow)], ids=["few", "many"])
 def test_damaged_runs_and_networks_are_refused_or_work(digits_run, tmp_path, count):
     generator = np.random.default_rng(20_250_101)
     images = np.zeros((1, 28, 28, 1), np.uint8)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_kilobytes()
     outcomes = []
     for number in range(count):
         if number % 4:
@@ -577,7 +605,7 @@ def test_damaged_runs_and_networks_are_refused_or_work(digits_run, tmp_path, cou
             file.write_bytes(damage_keras((digits_run / "model.keras").read_bytes(), generator))
             outcomes.append(survive(lambda file=file: forward(load_model(file)), images))
     assert 0 < sum(outcomes) < count  # some damage does not matter, and some does
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kilobytes
+    assert peak_kilobytes() - before < 500_000  # kilobytes
 
 
 def test_the_damage_reaches_the_inside_of_archives(digits_run):

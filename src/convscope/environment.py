@@ -49,7 +49,7 @@ def source_commit() -> str | None:
             ["git", *arguments],  # noqa: S607
             cwd=folder,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             timeout=10,
             check=True,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,10 @@ def _set_limits(limit: int) -> None:
         import resource
     except ImportError:  # Windows; the parent's time limit still holds
         return
-    resource.setrlimit(resource.RLIMIT_AS, (BASE_BYTES + 4 * limit,) * 2)
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS,) * 2)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    limits = {"RLIMIT_AS": BASE_BYTES + 4 * limit, "RLIMIT_CPU": CPU_SECONDS, "RLIMIT_CORE": 0}
+    for name, value in limits.items():
+        with suppress(AttributeError, ValueError, OSError):  # macOS has some of them by name only
+            resource.setrlimit(getattr(resource, name), (value, value))
 
 
 def _run(arguments: list[str]) -> int:

@@ -12,6 +12,7 @@ unreadable or wrong, or a disk that refuses; 4 training diverged; 130 interrupte
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from types import FrameType
@@ -34,6 +35,7 @@ def main() -> None:
         interrupted = True
         raise KeyboardInterrupt
 
+    _write_what_we_say()
     ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if ours:  # else somebody has decided otherwise, such as nohup
         signal.signal(signal.SIGINT, note)
@@ -51,3 +53,13 @@ def main() -> None:
         if ours:
             signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(code)
+
+
+def _write_what_we_say() -> None:
+    """Let both channels take any character; a file or a pipe gets UTF-8, whatever the locale is.
+
+    A terminal gets its own encoding, and escapes for what that does not have.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() not in ("utf-8", "utf8"):
+            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="backslashreplace")

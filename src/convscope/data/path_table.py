@@ -143,7 +143,7 @@ def _read_rows(table: Table, columns: _Columns, root: Path, rows: _Rows) -> None
         part = None if columns.part is None else part_of(row[columns.part])
         name = row[columns.path].strip().replace(separator, "/") + suffix
         file = os.path.join(offset, folder, name)  # noqa: PTH118  strings, many
-        rows.files.append(os.path.normpath(file))
+        rows.files.append(os.path.normpath(file).replace(os.sep, "/"))
         rows.labels.append(label)
         rows.parts.append(table.part if part is None else part)
 

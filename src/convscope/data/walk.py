@@ -130,6 +130,7 @@ class _Walker:
             times = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
             self._digest.update(os.fsencode(name) + repr(times).encode())
         elif stat.S_ISDIR(status.st_mode):
+            status = os.stat(entry.path)  # noqa: PTH116  on Windows an entry's own has no identity
             self._visit_folder(entry, name, (status.st_dev, status.st_ino), ancestors)
         else:
             self._note("unreadable", name, "neither a file nor a folder")
