@@ -433,3 +433,12 @@ def in_float64(model, make, settings, x, training):
     finally:
         keras.config.set_floatx("float32")
         keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc checks the heap")
+def test_no_convolution_breaks_the_heap_on_a_processor_with_avx2():
+    script = Path(__file__).parents[1] / "benchmarks" / "convolution_crashes.py"
+    command = [sys.executable, str(script), "--isa", "AVX2", "--pointwise"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -6,6 +6,7 @@ the fused kernels.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -88,6 +89,8 @@ class _Dropper:
 
 @emits(ops.Conv2D)
 def _conv2d(op: ops.Conv2D, network: Host) -> Runner:
+    if op.kernel_shape[:2] == (1, 1) and op.strides != (1, 1):
+        return _sampled(op, network)
     direct = _convolution(op, network)
     if op.compute.algorithm == "direct":
         return direct
@@ -96,6 +99,23 @@ def _conv2d(op: ops.Conv2D, network: Host) -> Runner:
     def run(step: Step, x: Tensor) -> Tensor:
         on_cpu = x.device.type == network.tensor(op.kernel).device.type == "cpu"
         result: Tensor = (shallow if on_cpu else direct)(step, x)
+        return result
+
+    return run
+
+
+def _sampled(op: ops.Conv2D, network: Host) -> Runner:
+    """Convolve with a 1×1 kernel in strides: only the pixels under it are looked at.
+
+    With its own strides, oneDNN writes past the end of its memory in the weight gradient of images with few
+    channels, where it has no more than AVX2 (`benchmarks/convolution_crashes.py`).
+    """
+    convolve_each = _conv2d(dataclasses.replace(op, strides=(1, 1)), network)
+    rows, columns = (slice(None, None, stride) for stride in op.strides)
+    pixels = (..., rows, columns, slice(None)) if op.data_format == "channels_last" else (..., rows, columns)
+
+    def run(step: Step, x: Tensor) -> Tensor:
+        result: Tensor = convolve_each(step, x[pixels])
         return result
 
     return run
