@@ -332,3 +332,18 @@ def test_the_measured_speed_is_a_ratio(machine):
     assert torch.get_num_threads() == threads
     machine("avx2")
     assert processor.bfloat16_speed(training=True) == 0.0
+
+
+def test_the_same_seed_gives_the_same_bits_whatever_the_clock_says(machine, monkeypatch):
+    """The second training finds the first one's choices, although it would measure others."""
+    x, y = images(48)
+
+    def trained():
+        monkeypatch.setattr(processor, "_REMEMBERED", {})  # as in a new process
+        model = network(dropout=0.3)
+        convscope.fit(model, x, y, epochs=1, seed=3, verbose=0)
+        return model.get_weights()
+
+    first = trained()
+    monkeypatch.setattr(plan._Bench, "seconds", lambda _, candidates: {candidates[-1]: 1e-9})
+    assert all(map(np.array_equal, trained(), first))

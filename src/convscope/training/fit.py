@@ -86,8 +86,9 @@ sample_weight, initial_epoch, steps_per_epoch, validation_steps, validation_batc
         What the fast engine computes with; the weights are float32 always.
     seed : int or None
         Order and dropout masks become functions of it and of the absolute epoch. The same call then gives
-        the same weights, bit for bit, on the same machine, if the fast engine computes by the same plan:
-        one recorded (``plan``), or one chosen by fixed rules (``deterministic``).
+        the same weights, bit for bit, on the same machine and number of threads. The plan that this takes
+        is measured once and kept in the cache; without a cache give a recorded one (``plan``), or let fixed
+        rules choose (``deterministic``).
     deterministic : bool
         Choose the fast engine's plan by fixed rules instead of by measurement.
     preprocess : Preprocess or None
