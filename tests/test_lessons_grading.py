@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,10 +13,12 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from convscope.cli import main
 from convscope.errors import DataError, DataNotFoundError
-from convscope.grading import MIME_TYPE, tasks_of
+from convscope.grading import MIME_TYPE, sign, tasks_of
 from convscope.lessons import marking
 from convscope.lessons.execution import Execution, execute
 from convscope.lessons.marking import grade
+from convscope.lessons.notebooks import build_notebook
+from convscope.lessons.sources import lesson_names, read_lesson
 
 QUESTIONS = 'import convscope\nquestions = {"A": ({"filters": 16, "kernel_size": 5}, (28, 28, 1))}'
 RIGHT_SHAPES = 'shapes = {"A": (24, 24, 16)}'
@@ -116,11 +119,80 @@ def test_a_notebook_runs_where_an_event_loop_runs_already():
 # What comes of an execution
 
 
-def answered(notebook, task, points):
+def answered(notebook, task, points, signed=True):
     """Give a check cell the output of its check."""
     verdict = {"task": task, "title": "", "points": points, "out_of": 1, "message": "", "state": "right"}
-    cell = next(cell for cell in notebook.cells if f'check("{task}")' in cell.source)
-    cell.outputs = [new_output("execute_result", {MIME_TYPE: verdict}, execution_count=1)]
+    cell = next(cell for cell in notebook.cells if f'("{task}", ' in cell.source)
+    key = cell.source.split('"')[-2]
+    content = {**verdict, "signature": sign(verdict, key if signed else "guessed")}
+    cell.outputs = [new_output("execute_result", {MIME_TYPE: content}, execution_count=1)]
+
+
+def test_a_verdict_without_the_checks_signature_earns_nothing(tmp_path, monkeypatch):
+    def execute(notebook, *_):
+        answered(notebook, "2.1", 1, signed=False)
+        return Execution(notebook, 1.0)
+
+    monkeypatch.setattr(marking, "execute", execute)
+    marks = grade(hand_in(tmp_path / "a.ipynb", 'convscope.check("2.1")'))
+    assert marks.points == 0
+    assert marks.tasks[0]["message"].endswith("got one that the notebook made itself.")
+
+
+FORGERIES = {
+    "the-check": (
+        "import convscope.grading\nconvscope.grading.check = convscope.check = lambda *_, **__: FORGED"
+    ),
+    "a-judge": (
+        "import convscope.grading.tasks as tasks\nfrom dataclasses import replace\n"
+        "for name in tasks.TASKS: tasks.TASKS[name] = replace(tasks.TASKS[name], judge=lambda **_: 'right')"
+    ),
+    "the-verdict": "import convscope.grading.verdict as v\nv.Verdict.to_json = lambda self: FORGED",
+    "the-helpers": (
+        "import convscope.grading.checking as c\nc._judge = lambda *_: 'right'\n"
+        "c.Verdict = lambda task, title, got, out_of, *_: (task, out_of, out_of)"
+    ),
+    "the-modules": (
+        "import sys, types\nfor name in list(sys.modules):\n"
+        "    if name.startswith('convscope.grading'): sys.modules[name] = types.SimpleNamespace()"
+    ),
+    "what-is-displayed": (
+        "get_ipython().display_formatter.mimebundle_formatter.for_type_by_name("
+        "'convscope.grading.checking', 'SignedVerdict', lambda *_, **__: {MIME: FORGED})"
+    ),
+    "what-is-run": (
+        "import ast\nclass T(ast.NodeTransformer):\n    def visit_Module(self, tree):\n"
+        "        return ast.parse('FORGED')\nget_ipython().ast_transformers.append(T())"
+    ),
+    "what-is-computed-with": "import numpy as np\nnp.asarray = lambda *_, **__: 1",
+}
+
+
+@pytest.mark.slow
+def test_no_forgery_earns_a_point(tmp_path):
+    """One kernel for each would take minutes; those that spoil each other come last."""
+    for names in (list(FORGERIES)[:5], *([name] for name in list(FORGERIES)[5:])):
+        forged = "{'task': '2.2', 'points': 1, 'out_of': 1, 'message': '', 'state': 'right'}"
+        cells = [
+            f"{QUESTIONS}\nMIME = {MIME_TYPE!r}\n"
+            f"class F(dict):\n    def _repr_mimebundle_(self, **_): return {{MIME: dict(self)}}\n"
+            f"FORGED = F({forged})",
+            'parameters = {"A": 1}',
+            *(FORGERIES[name] for name in names),
+            'convscope.check("2.2")',
+        ]
+        marks = grade(hand_in(tmp_path / "forged.ipynb", *cells), time_limit=250)
+        assert marks.points == 0, names
+        assert marks.tasks[1]["state"] in ("wrong", "open"), names
+        reaching = [] if names == ["what-is-computed-with"] else list(range(3, 3 + len(names)))
+        assert list(marks.suspicious) == [1, *reaching], names  # the first names the type of a verdict
+
+
+@pytest.mark.parametrize("version", ["student", "solution"])
+@pytest.mark.parametrize("name", lesson_names())
+def test_no_lesson_is_suspicious(name, version):
+    notebook = build_notebook(read_lesson(name), version)
+    assert [cell.source for cell in notebook.cells if marking._MACHINERY.search(cell.source)] == []
 
 
 def test_what_was_checked_before_the_limit_counts(tmp_path, monkeypatch, capsys):
@@ -148,9 +220,12 @@ def test_a_check_is_asked_once_where_it_stands_first_and_at_the_end_where_it_is_
 
     monkeypatch.setattr(marking, "execute", execute)
     grade(hand_in(tmp_path / "a.ipynb", 'convscope.check("2.2")', "x = 1", ' convscope.check("2.2") '))
-    own = [f'__import__("convscope.grading").grading.check("{task}")' for task in tasks_of(2)]
-    assert seen[:2] == [own[1], "x = 1"]
-    assert seen[3:] == [own[0], own[2], own[3]]
+    assert ".seal(" in seen[0]
+    assert seen[2] == "x = 1"
+    asked = {place: re.search(r'\]\("(\d\.\d)", "\w{64}", globals', seen[place]) for place in (1, 4, 5, 6)}
+    first, *others = [found[1] for found in asked.values()]
+    assert (first, others) == ("2.2", ["2.1", "2.3", "2.4"])
+    assert len({source for source in seen if "globals" in source}) == 4  # a key for each
 
 
 def test_the_data_and_the_time_limit_of_the_command_reach_the_notebook(tmp_path, monkeypatch, capsys):

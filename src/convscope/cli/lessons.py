@@ -167,6 +167,9 @@ def _show_marks(marks: Marks) -> None:
     ]
     table(str(marks.notebook), ["task", "what it asks for", "points", "what the check says"], rows, (0, 1, 3))
     _show_errors(marks.errors)
+    if marks.suspicious:
+        cells = ", ".join(map(str, marks.suspicious))
+        say(f"Read cell {cells}: its code reaches for what marks it.", style="bold yellow")
     if marks.timed_out:
         say(f"The time limit ended the notebook after {marks.seconds:.0f} s.")
     say(f"{marks.points} of {marks.out_of} points, in {marks.seconds:.0f} s")

@@ -8,12 +8,12 @@ Rooms:
                     the judges, by what they judge
     bands           the accuracies that real seeds give
     tasks           the table of all tasks
-    checking        ``check``: find the answer, judge it, give the next hint
+    checking        ``check``: find the answer, judge it, give the next hint; sealed checks for grading
 """
 
-from convscope.grading.checking import check
+from convscope.grading.checking import check, seal, sign
 from convscope.grading.pictures import photograph
 from convscope.grading.tasks import TASKS, Task, tasks_of
 from convscope.grading.verdict import MIME_TYPE, Flaw, Verdict
 
-__all__ = ["MIME_TYPE", "TASKS", "Flaw", "Task", "Verdict", "check", "photograph", "tasks_of"]
+__all__ = ["MIME_TYPE", "TASKS", "Flaw", "Task", "Verdict", "check", "photograph", "seal", "sign", "tasks_of"]

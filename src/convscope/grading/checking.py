@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hmac
+import importlib
+import json
 import sys
 import warnings
 from collections import Counter
@@ -14,7 +17,7 @@ import numpy as np
 from convscope.environment import own_warning_filters
 from convscope.errors import ConvscopeError, sentence, unknown_name
 from convscope.grading.tasks import TASKS, Task
-from convscope.grading.verdict import Flaw, Verdict
+from convscope.grading.verdict import MIME_TYPE, Flaw, Verdict
 
 
 class _Attempts:
@@ -73,6 +76,89 @@ def check(task: str, /, **answers: Any) -> Verdict:
         hint = _attempts.next_hint(task, flaw.hints)
         return Verdict(task, entry.title, 0, entry.points, flaw.message, hint, flaw.answered)
     return Verdict(task, entry.title, entry.points, entry.points, message)
+
+
+def seal(name: str) -> None:
+    """Set these checks aside before any code of a student runs; what it imports later are other copies.
+
+    Whatever a notebook does to the modules that it can name, to ``convscope.check`` or to a judge, the
+    checks that were set aside stay as they are.
+
+    Parameters
+    ----------
+    name : str
+        The entry of ``sys.modules`` by which `sealed` checks are found again.
+    """
+    package = __name__.rpartition(".")[0]
+    for loaded in [one for one in sys.modules if one == package or one.startswith(f"{package}.")]:
+        del sys.modules[loaded]
+    parent, _, own = package.rpartition(".")
+    vars(sys.modules[parent]).pop(own, None)
+    sealed = _Sealed()  # what it imports, it imports for the notebook, too
+    sys.modules[name] = sealed  # type: ignore[assignment]  # anything may stand there
+
+
+# What judges compute with; a kernel itself changes some of the built-in functions.
+_INSTRUMENTS = ("convscope.training.fit", "convscope.arithmetic", "numpy", "builtins")
+_CHANGED_BY_KERNELS = frozenset({"builtins.input", "builtins.print"})
+
+
+class _Sealed:
+    """Checks an answer and signs the verdict with a key that is known to the grader and this call alone."""
+
+    def __init__(self) -> None:
+        for name in _INSTRUMENTS:
+            importlib.import_module(name)
+        self._functions = _functions()
+
+    def __call__(self, task: str, key: str, answers: Mapping[str, Any]) -> SignedVerdict:
+        now = _functions()
+        changed = [name for name, function in self._functions.items() if now.get(name) is not function]
+        if changed:
+            entry = TASKS[task]
+            message = sentence(f"`{changed[0]}` as it is installed", "one that the notebook changed")
+            return SignedVerdict(Verdict(task, entry.title, 0, entry.points, message), key)
+        return SignedVerdict(check(task, **answers), key)
+
+
+def _functions() -> dict[str, Any]:
+    """List the functions and classes of this package and of what its judges compute with."""
+    package = __name__.partition(".")[0]
+    return {
+        name: value
+        for module in list(sys.modules)
+        if module in _INSTRUMENTS or module.partition(".")[0] == package
+        for attribute, value in list(vars(sys.modules[module]).items())
+        if callable(value) and (name := f"{module}.{attribute}") not in _CHANGED_BY_KERNELS
+    }
+
+
+class SignedVerdict:
+    """A verdict that shows itself in a notebook with a signature."""
+
+    def __init__(self, verdict: Verdict, key: str) -> None:
+        bundle = verdict._repr_mimebundle_()
+        content = bundle[MIME_TYPE]
+        self._bundle = {**bundle, MIME_TYPE: {**content, "signature": sign(content, key)}}
+        self._text = str(verdict)
+
+    def __repr__(self) -> str:
+        return self._text
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        return self._bundle
+
+
+def sign(verdict: Mapping[str, Any], key: str) -> str:
+    """Compute the signature of a verdict's content (HMAC, RFC 2104, with SHA-256).
+
+    Examples
+    --------
+    >>> sign({"task": "2.1", "points": 1}, "key") == sign({"points": 1, "task": "2.1"}, "key")
+    True
+    """
+    content = json.dumps({**verdict, "signature": ""}, sort_keys=True).encode()
+    return hmac.new(key.encode(), content, "sha256").hexdigest()
 
 
 def _judge(task: Task, found: Mapping[str, Any]) -> str:

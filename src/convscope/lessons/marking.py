@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import hmac
 import re
+import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from convscope.errors import DataError, DataNotFoundError, sentence
-from convscope.grading import MIME_TYPE, TASKS, tasks_of
+from convscope.grading import MIME_TYPE, TASKS, sign, tasks_of
 from convscope.lessons.execution import CellError, Execution, cell_errors, execute
 from convscope.lessons.settings import LessonSettings
 from convscope.lessons.sources import CHECK, require_tool
 
 SIZE_CAP = 64 * 2**20
+# What no solution of a lesson needs, and who forges marks would begin with.
+_MACHINERY = re.compile(
+    r"convscope\.grading|verdict\+json|ast_transformers|input_transformers|events\.register|displayhook"
+    r"|display_formatter|display_pub|sys\.modules|settrace|setprofile|builtins|\bctypes\b|\bgc\b|_getframe"
+    r"|\bIn\[|_ih\b|history_manager|convscope\.check\s*=[^=]|setattr\(\s*convscope"
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,8 @@ class Marks:
         How long it ran.
     timed_out : bool
         Whether the time limit ended it.
+    suspicious : tuple of int
+        Cells, counted from 1, whose code reaches for what marks it: a person should read them.
     """
 
     notebook: str
@@ -46,6 +56,7 @@ class Marks:
     errors: tuple[CellError, ...]
     seconds: float
     timed_out: bool
+    suspicious: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Give the marks as plain numbers, lists and strings."""
@@ -56,7 +67,9 @@ def grade(path: Path, time_limit: float = 1800, settings: LessonSettings | None 
     """Run a student's notebook and mark it.
 
     The checks that count are the lesson's own: those in the notebook are replaced by them, and missing ones
-    are added at its end. The file is left as it is, and its code runs in an empty, temporary folder.
+    are added at its end. They are set aside before the notebook's first cell runs, and each verdict is signed
+    with a key that stands in its check cell alone, so that a notebook cannot change or print one. The file is left as it
+    is, and its code runs in an empty, temporary folder.
 
     Parameters
     ----------
@@ -78,10 +91,23 @@ def grade(path: Path, time_limit: float = 1800, settings: LessonSettings | None 
     """
     notebook = _read(path)
     lesson = _lesson_of(notebook, path)
-    own_checks = _with_own_checks(notebook, lesson)
+    suspicious = tuple(
+        number
+        for number, cell in enumerate(notebook.cells, start=1)
+        if cell.cell_type == "code" and not _task_of(cell) and _MACHINERY.search(cell.source)
+    )
+    name, key = secrets.token_hex(16), secrets.token_hex(32)
+    own_checks = _with_own_checks(notebook, lesson, name, key)
     environment = settings.to_environment() if settings else None
+    # The first cell sets the checks aside; it is none of the notebook's.
+    nbformat = require_tool("nbformat")
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(_SEAL.format(name=name)))
     done = execute(notebook, time_limit, environment)
-    verdicts = [_verdict(task, done.notebook.cells[cell], done) for task, cell in own_checks.items()]
+    del done.notebook.cells[0]
+    verdicts = [
+        _verdict(task, done.notebook.cells[cell], done, _key_of(task, key))
+        for task, cell in own_checks.items()
+    ]
     return Marks(
         notebook=str(path),
         lesson=lesson,
@@ -91,6 +117,7 @@ def grade(path: Path, time_limit: float = 1800, settings: LessonSettings | None 
         errors=tuple(cell_errors(done.notebook)),
         seconds=done.seconds,
         timed_out=done.timed_out,
+        suspicious=suspicious,
     )
 
 
@@ -126,19 +153,19 @@ def _lesson_of(notebook: Any, path: Path) -> int:
     return numbers[0]
 
 
-def _with_own_checks(notebook: Any, lesson: int) -> dict[str, int]:
+def _with_own_checks(notebook: Any, lesson: int, name: str, key: str) -> dict[str, int]:
     """Put the lesson's checks into the notebook; return the cell of each."""
     places: dict[str, int] = {}
     for number, cell in enumerate(notebook.cells):
         task = _task_of(cell)
         if task in tasks_of(lesson) and task not in places:
-            cell.source = _call(task)
+            cell.source = _call(task, name, key)
             places[task] = number
     new_cell = require_tool("nbformat").v4.new_code_cell
     for task in tasks_of(lesson):
         if task not in places:
             places[task] = len(notebook.cells)
-            notebook.cells.append(new_cell(_call(task)))
+            notebook.cells.append(new_cell(_call(task, name, key)))
     return {task: places[task] for task in tasks_of(lesson)}
 
 
@@ -153,18 +180,38 @@ def _task_of(cell: Any) -> str:
     return found["task"] if found else ""
 
 
-def _call(task: str) -> str:
-    """Write a check that no variable of the notebook can stand in for."""
-    return f'__import__("convscope.grading").grading.check("{task}")'
+_SEAL = '__import__("convscope.grading").grading.seal("{name}")'
 
 
-def _verdict(task: str, cell: Any, done: Execution) -> dict[str, Any]:
-    """Read a check's verdict from its cell's outputs."""
+def _call(task: str, name: str, key: str) -> str:
+    """Write a call of the check that was set aside; no variable of the notebook can stand in for it."""
+    return f'__import__("sys").modules["{name}"]("{task}", "{_key_of(task, key)}", globals())'
+
+
+def _key_of(task: str, key: str) -> str:
+    """Derive a key for one check from that of the whole: a cell that reads one learns no other."""
+    return hmac.new(key.encode(), task.encode(), "sha256").hexdigest()
+
+
+def _verdict(task: str, cell: Any, done: Execution, key: str) -> dict[str, Any]:
+    """Read a check's verdict from its cell's outputs; one that it did not sign is none."""
+    forged = False
     for output in cell.get("outputs", ()):
-        verdict = output.get("data", {}).get(MIME_TYPE) if output.output_type == "execute_result" else None
-        if isinstance(verdict, dict) and verdict.get("task") == task:
+        verdict = output.get("data", {}).get(MIME_TYPE)
+        if not isinstance(verdict, dict):
+            continue
+        signature = verdict.pop("signature", "")
+        if verdict.get("task") == task and hmac.compare_digest(str(signature), sign(verdict, key)):
             return dict(verdict)
+        forged = True
+    if forged:
+        return _without_points(task, "one that the notebook made itself")
     reason = "the notebook ran out of time" if done.timed_out else done.died or "it failed; see the errors"
+    return _without_points(task, reason)
+
+
+def _without_points(task: str, reason: str) -> dict[str, Any]:
+    """Make the verdict of a check that gave none."""
     message = sentence(f"the check of task {task} to be reached", reason)
     entry = TASKS[task]
     return {
