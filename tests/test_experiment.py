@@ -225,6 +225,39 @@ def test_resuming_refuses_what_has_changed_and_names_it(interrupted, change, mes
         resume_experiment(interrupted)
 
 
+def notices(told):
+    return [event.text for event in told if isinstance(event, Notice)]
+
+
+def test_a_run_from_another_machine_goes_on_with_what_this_one_has(interrupted, monkeypatch):
+    """As if it had begun on a server with bfloat16, and been copied to a laptop without."""
+    run = open_run(interrupted)
+    record = run.read_json("run.json")
+    record["device"]["processor"] = "A Server's Processor"
+    record["config"]["training"]["precision"] = "bfloat16"
+    for entry in record["plan"].values():
+        entry["precision"] = "bfloat16"
+    run.write_json("run.json", record)
+    monkeypatch.setenv("CONVSCOPE_PROCESSOR", "avx2")
+    told = []
+    result = resume_experiment(interrupted, [told.append], with_report=False)
+    lines = notices(told)
+    assert sum("A Server's Processor" in line and "last bits may differ" in line for line in lines) == 1
+    assert sum("bfloat16, which this machine refuses" in line for line in lines) == 1
+    assert sum("recorded plan has bfloat16" in line for line in lines) == 1
+    assert result.test.accuracy > 0.5
+    finished = open_run(interrupted).read_json("run.json")
+    assert finished["device"]["processor"] == "A Server's Processor"
+    assert [one["processor"] != "A Server's Processor" for one in finished["resumed_on"]] == [True]
+
+
+def test_on_the_same_machine_no_bit_is_said_to_differ(interrupted):
+    told = []
+    resume_experiment(interrupted, [told.append], with_report=False, data="digits")
+    assert not any("may differ" in line for line in notices(told))
+    assert "resumed_on" not in open_run(interrupted).read_json("run.json")
+
+
 def test_resuming_refuses_other_data(interrupted):
     run = open_run(interrupted)
     record = run.read_json("run.json")

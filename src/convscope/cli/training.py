@@ -178,6 +178,9 @@ def train(
 
 def resume(
     run: Annotated[Path, typer.Argument(help="The directory of a run that was interrupted.")],
+    data: Annotated[
+        str | None, typer.Option(help="Where the data are now. [default: where the run found them]")
+    ] = None,
     report: Annotated[
         bool | None, typer.Option(help="Write report.html. [default: as when the run began]")
     ] = None,
@@ -195,7 +198,7 @@ def resume(
     from convscope.training.progress import progress_listener
 
     listeners = () if json else progress_listener("auto")
-    result = resume_experiment(run, listeners, with_report=report)
+    result = resume_experiment(run, listeners, with_report=report, data=data)
     if json:
         show_json(_as_json(None, [result]))
     else:

@@ -6,7 +6,7 @@ import logging
 import shlex
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from convscope.experiment.writing import (
     write_statistics,
     write_training,
 )
+from convscope.lowering.devices import current_device, device_of
+from convscope.lowering.processor import takes_bfloat16
 from convscope.report import write_report
 from convscope.runs import (
     LOG_FILE,
@@ -133,7 +135,11 @@ def run_experiment(
 
 
 def resume_experiment(
-    path: str | Path, listeners: Sequence[Listener] = (), *, with_report: bool | None = None
+    path: str | Path,
+    listeners: Sequence[Listener] = (),
+    *,
+    with_report: bool | None = None,
+    data: str | Path | None = None,
 ) -> Result:
     """Go on with a training that was interrupted, as if nothing had happened.
 
@@ -145,11 +151,14 @@ def resume_experiment(
         Each receives every training event.
     with_report : bool, optional
         Write ``report.html`` too; as it was said when the run began, unless given.
+    data : str or Path, optional
+        Where the data are now, if no longer where the run found them.
 
     Returns
     -------
     Result
-        The run's numbers; weights, optimizer and history are those of an uninterrupted training.
+        The run's numbers; weights, optimizer and history are those of an uninterrupted training, to the
+        last bit where the machine is the same.
 
     Raises
     ------
@@ -165,12 +174,38 @@ def resume_experiment(
     record = run.read_json(RUN_FILE)
     with lock_run(run.path), log_into(run):
         state, seconds = _resumable(run)
+        if data is not None:
+            record["data"]["source"] = str(Path(data).resolve() if Path(data).exists() else data)
         dataset = load_again(record["data"])
         session = begin_session(ExperimentConfig.from_json(record["config"]), dataset, listeners)
-        _refuse_differences(record, describe_run(session, dataset))
+        now = describe_run(session, dataset)
+        _refuse_differences(record, now)
+        session = _on_this_machine(session, record, now["device"], listeners)
         if with_report is not None:
             record["with_report"] = with_report
         return _train_and_finish(run, session, record, listeners, state, seconds)
+
+
+def _on_this_machine(
+    session: Session, record: dict[str, Any], device: dict[str, Any], listeners: Sequence[Listener]
+) -> Session:
+    """Say what another machine than the one where the run began means, and do without what it lacks."""
+    before = record.get("device", {})
+    decisive = ("torch_device", "processor", "processor_class", "torch_threads")
+    if any(before.get(name) != device[name] for name in decisive):
+        record.setdefault("resumed_on", []).append(device)
+        places = " and goes on with ".join(
+            f"{one.get('processor')} ({one.get('torch_device')}, {one.get('torch_threads')} threads)"
+            for one in (before, device)
+        )
+        text = f"This run began with {places}: its last bits may differ from those of one machine."
+        tell(tuple(listeners), Notice(text))
+    training, used = session.config.training, device_of(session.model) or current_device()
+    if training.precision != "bfloat16" or takes_bfloat16(training=True, device=str(used)):
+        return session
+    tell(tuple(listeners), Notice("This run computes in bfloat16, which this machine refuses: float32 here."))
+    config = replace(session.config, training=replace(training, precision="float32"))
+    return replace(session, config=config)
 
 
 def _train_and_finish(
