@@ -120,7 +120,7 @@ def preflight(
     >>> model = keras.Sequential(layers)
     >>> model.compile("adam", "categorical_crossentropy")
     >>> x, y = np.eye(4, dtype=np.float32), np.eye(2, dtype=np.float32)[[0, 1, 0, 1]]
-    >>> preflight(model, x, y).learned
+    >>> preflight(model, x, y, seconds=60).learned
     True
     """
     targets = np.asarray(y)
