@@ -116,6 +116,16 @@ def test_a_notebook_runs_where_an_event_loop_runs_already():
     assert not done.timed_out
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("call", ["exit()", "quit()", "import sys\nsys.exit(1)", "raise SystemExit"])
+def test_exit_ends_its_cell_and_not_the_notebook(call):
+    notebook = new_notebook(cells=[new_code_cell(source) for source in ("x = 6", call, "x * 7")])
+    done = execute(notebook, time_limit=120)
+    assert done.died == ""
+    assert done.notebook.cells[2].outputs[0].data["text/plain"] == "42"
+    assert done.notebook.cells[1].outputs[0].ename == "SystemExit"
+
+
 # What comes of an execution
 
 
@@ -253,6 +263,14 @@ def test_a_lesson_is_known_by_its_checks_where_its_metadata_is_lost(tmp_path, mo
     assert grade(path).lesson == 6
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_notebook_with_a_byte_order_mark_is_read(tmp_path, monkeypatch, encoding):
+    monkeypatch.setattr(marking, "execute", lambda notebook, *_: Execution(notebook, 1.0))
+    path = hand_in(tmp_path / "a.ipynb", "größe = 1")
+    path.write_bytes(path.read_text("utf-8").encode(encoding))
+    assert grade(path).lesson == 2
+
+
 # What is no notebook of a lesson
 
 
@@ -260,6 +278,10 @@ NO_NOTEBOOKS = {
     "text": (b"x = 1", "a Jupyter notebook at"),
     "empty": (b"", "a Jupyter notebook at"),
     "other-json": (b"[1, 2]", "a Jupyter notebook at"),
+    "merge": (
+        b'{"cells": [\n<<<<<<< HEAD\n 1\n=======\n 2\n>>>>>>> theirs\n]}',
+        "a Jupyter notebook at",
+    ),
     "not-utf8": (b"\xff\xfe\x00", "a Jupyter notebook at"),
     "broken-cells": (b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [3]}', "a Jupyter note"),
     "no-lesson": (
@@ -281,6 +303,13 @@ def test_what_is_no_notebook_is_told_in_a_line(tmp_path, monkeypatch, capsys, co
     assert code == 3
     assert printed.err.startswith(f"Error: Expected {message}")
     assert len(printed.err.splitlines()) <= 2
+
+
+@pytest.mark.parametrize(("marker", "line"), [("<<<<<<< HEAD", 2), ("=======", 2), (">>>>>>> theirs", 2)])
+def test_a_merge_marker_is_named_with_its_line(tmp_path, marker, line):
+    (tmp_path / "a.ipynb").write_bytes(b'{"cells": [\r\n' + marker.encode() + b"\r\n]}")
+    with pytest.raises(DataError, match=rf"the merge marker {marker[:7]} in line {line}\. Resolve"):
+        grade(tmp_path / "a.ipynb")
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -23,6 +23,8 @@ from convscope.lessons.sources import require_tool
 # Colours that are enough for grey images and a few lines; full colour takes three to five times the space.
 PALETTE = 96
 _EMBEDDED_FIGURE = re.compile(r"(?<=data:image/png;base64,)[A-Za-z0-9+/=]+")
+# IPython's own exit() ends the kernel; Python's ends a cell, and the next one runs.
+_EXIT_AS_IN_A_SCRIPT = "--IPKernelApp.exec_lines=from sys import exit, exit as quit"
 # The debugger would warn about frozen modules otherwise.
 _QUIET = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 
@@ -149,7 +151,7 @@ def _kernel_manager() -> Any:
     from jupyter_client.manager import AsyncKernelManager
 
     manager = AsyncKernelManager()
-    manager._kernel_spec = KernelSpec(**get_kernel_dict())
+    manager._kernel_spec = KernelSpec(**get_kernel_dict([_EXIT_AS_IN_A_SCRIPT]))
     if manager.has_trait("transport_encryption"):  # newer than 8.9
         manager.transport_encryption = "auto"
     return manager

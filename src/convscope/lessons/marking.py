@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import re
 import secrets
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ _MACHINERY = re.compile(
     r"|display_formatter|display_pub|sys\.modules|settrace|setprofile|builtins|\bctypes\b|\bgc\b|_getframe"
     r"|\bIn\[|_ih\b|history_manager|convscope\.check\s*=[^=]|setattr\(\s*convscope"
 )
+# As Git leaves them at the beginning of a line, where a notebook's JSON has none.
+_MERGE_MARKER = re.compile(r"^(<{7}|={7}|>{7}|\|{7})(?=[ \r\n]|$)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,14 @@ def _read(path: Path) -> Any:
             raise DataError(
                 sentence(f"{expected} of at most {SIZE_CAP >> 20} MiB", f"{path.stat().st_size:,} bytes")
             )
-        notebook = nbformat.read(path, as_version=4)
+        content = path.read_bytes()
+        # A byte-order mark is what some editors of Windows put before a text.
+        text = content.decode("utf-16" if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig")
+        if marker := _MERGE_MARKER.search(text):
+            line = text.count("\n", 0, marker.start()) + 1
+            hint = "Resolve the conflict and save the notebook again."
+            raise DataError(sentence(expected, f"the merge marker {marker[0]} in line {line}", hint))
+        notebook = nbformat.reads(text, as_version=4)
         nbformat.validate(notebook)
     except DataError:
         raise
