@@ -71,8 +71,8 @@ def grade(path: Path, time_limit: float = 1800, settings: LessonSettings | None 
 
     The checks that count are the lesson's own: those in the notebook are replaced by them, and missing ones
     are added at its end. They are set aside before the notebook's first cell runs, and each verdict is signed
-    with a key that stands in its check cell alone, so that a notebook cannot change or print one. The file is left as it
-    is, and its code runs in an empty, temporary folder.
+    with a key that stands in its check cell alone, so that a notebook cannot change or print one. The file is
+    left as it is, and its code runs in an empty, temporary folder.
 
     Parameters
     ----------
