@@ -258,6 +258,14 @@ def test_on_the_same_machine_no_bit_is_said_to_differ(interrupted):
     assert "resumed_on" not in open_run(interrupted).read_json("run.json")
 
 
+def test_another_build_of_the_same_torch_will_do(interrupted):
+    run = open_run(interrupted)
+    record = run.read_json("run.json")
+    record["versions"]["torch"] = record["versions"]["torch"].partition("+")[0] + "+cu130"
+    run.write_json("run.json", record)
+    resume_experiment(interrupted, with_report=False)
+
+
 def test_resuming_refuses_other_data(interrupted):
     run = open_run(interrupted)
     record = run.read_json("run.json")

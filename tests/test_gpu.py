@@ -454,8 +454,9 @@ def test_the_program_opens_a_run_of_one_device_on_the_other(typed, runs, tmp_pat
     assert current_device().type == torch.device(NAME).type
 
 
-def test_an_export_to_onnx_agrees_with_a_run_on_the_device(typed, runs, tmp_path):
+def test_an_export_to_onnx_agrees_with_a_run_on_the_device(typed, runs, tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
+    monkeypatch.setattr("tqdm.std.tqdm.monitor_interval", 0)  # the exporter's bars would start a thread
     run = shutil.copytree(runs[NAME], tmp_path / "run")
     done = typed("export", str(run), "--device", NAME, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

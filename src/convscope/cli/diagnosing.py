@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from convscope.cli.opening import Device
 from convscope.cli.output import fail, say, show_json, table
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ SELF_TEST_FAILED = 1
 
 
 def doctor(
+    _device: Device = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Show what this machine can do and what convscope makes of it, and test it against Keras in seconds.

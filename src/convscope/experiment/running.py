@@ -368,4 +368,5 @@ def _refuse_differences(recorded: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def _version(name: str) -> Callable[[dict[str, Any]], Any]:
-    return lambda record: record["versions"].get(name)
+    # What follows a plus names the build: the same release for a GPU, or for a processor alone.
+    return lambda record: str(record["versions"].get(name)).partition("+")[0]
