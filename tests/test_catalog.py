@@ -100,7 +100,9 @@ class Mirrors:
 
 
 @pytest.fixture
-def mirrors(monkeypatch):
+def mirrors(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("CONVSCOPE_CACHE", str(tmp_path_factory.mktemp("cache")))
+
     def install(served):
         network = Mirrors(served)
         monkeypatch.setattr(fetch.pooch, "HTTPDownloader", lambda **_: network)
@@ -119,6 +121,14 @@ def test_the_second_mirror_is_asked_when_the_first_fails(tmp_path, mirrors):
     assert file.read_bytes() == GOOD
     assert network.asked == ["https://a/x.gz", "https://b/x.gz"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.gz"]
+
+
+def test_a_cache_that_cannot_be_written_is_said_and_nothing_is_asked(tmp_path, mirrors):
+    network = mirrors({"https://a/x.gz": GOOD})
+    (tmp_path / "file").write_bytes(b"in the way")
+    with pytest.raises(DataError, match=r"to write into the cache .* Set CONVSCOPE_CACHE"):
+        fetch.fetch("x.gz", ["https://a/"], DIGEST, tmp_path / "file" / "mnist")
+    assert network.asked == []
 
 
 def test_wrong_content_is_never_put_in_place(tmp_path, mirrors):

@@ -8,13 +8,13 @@ download is never mistaken for the data.
 from __future__ import annotations
 
 import hashlib
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import requests
 
+from convscope.data.cache import disk_errors_named, scratch_folder
 from convscope.data.formats import decompress
 from convscope.errors import DataError, DataNotFoundError, sentence
 
@@ -71,7 +71,7 @@ def fetch(filename: str, mirrors: Sequence[str], sha256: str, folder: Path) -> P
     sha256 : str
         Digest of the decompressed content, in hexadecimal.
     folder : Path
-        Where the file will lie; made if needed.
+        Where the file will lie, in the cache; made if needed.
 
     Returns
     -------
@@ -82,17 +82,19 @@ def fetch(filename: str, mirrors: Sequence[str], sha256: str, folder: Path) -> P
     ------
     DataNotFoundError
         If no mirror serves the expected content; the message says what each of them did.
+    DataError
+        If the cache cannot be written.
 
     Notes
     -----
     See ``convscope data fetch`` for the command.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     failures = []
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as scratch:
+    with disk_errors_named(), scratch_folder() as scratch:
+        folder.mkdir(parents=True, exist_ok=True)
         for mirror in mirrors:
             try:
-                return _fetch_once(mirror + filename, sha256, Path(scratch), folder / filename)
+                return _fetch_once(mirror + filename, sha256, scratch, folder / filename)
             except (requests.RequestException, DataError) as error:
                 failures.append(f"{mirror}: {_reason(error)}")
     raise DataNotFoundError(
