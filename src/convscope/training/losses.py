@@ -97,12 +97,28 @@ class CrossEntropy:
         tuple of tensor of shape () and tensor of shape ()
             What is to be differentiated, and what Keras would report; float32.
         """
+        if self.kind is _CATEGORICAL and self.folded and scores.ndim == 2 and sample_weight is None:
+            return self._of_rows(scores.float(), y)
         losses, reported = self._elements(scores.float(), y)
         valid = None if self.ignore_class is None else y.reshape(losses.shape) != self.ignore_class
         loss = self._reduce(losses, sample_weight, valid)
         if reported is losses:
             return loss, loss.detach()
         return loss, self._reduce(reported, sample_weight, valid)
+
+    def _of_rows(self, logits: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute the usual case, one-hot rows without weights, in few operations."""
+        log_p = functional.log_softmax(logits, 1)  # (n, classes)
+        y = self._smoothed(y.to(logits.dtype)).reshape(-1)
+        low, high = (math.log(p) for p in _bounds())
+        clipped = log_p.detach().clamp(low, high)
+        factor = -self.weight if self.reduction == "sum" else -self.weight / len(logits)
+        return log_p.reshape(-1).dot(y) * factor, clipped.reshape(-1).dot(y) * factor
+
+    def _smoothed(self, y: torch.Tensor) -> torch.Tensor:
+        return (
+            y * (1 - self.label_smoothing) + self.label_smoothing / y.shape[-1] if self.label_smoothing else y
+        )
 
     def _elements(self, scores: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute each element's loss, to be differentiated and as Keras reports it; shape (n, ...)."""
@@ -116,6 +132,8 @@ class CrossEntropy:
         if not self.folded:
             return losses, losses
         low, high = (math.log(p) for p in _bounds())
+        if self.kind is _SPARSE and self.ignore_class is None:
+            return losses, losses.detach().clamp(-high, -low)
         return losses, self._pick(log_p.detach().clamp(low, high), y)
 
     def _binary(self, scores: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,15 +148,13 @@ class CrossEntropy:
     def _pick(self, log_p: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Weigh the logarithms by the targets; shape (n, ...)."""
         if self.kind is _SPARSE:
-            log_p = log_p.movedim(self.axis, -1)  # (n, ..., classes)
-            rows = log_p.reshape(-1, log_p.shape[-1])
             ignored = _NO_CLASS if self.ignore_class is None else self.ignore_class
+            if log_p.ndim > 2:
+                log_p = log_p.movedim(self.axis, -1)  # (n, ..., classes)
+            rows = log_p.reshape(-1, log_p.shape[-1]) if log_p.ndim > 2 else log_p
             losses = functional.nll_loss(rows, y.reshape(-1).long(), reduction="none", ignore_index=ignored)
-            return losses.reshape(log_p.shape[:-1])
-        y = y.to(log_p.dtype)
-        if self.label_smoothing:
-            y = y * (1 - self.label_smoothing) + self.label_smoothing / y.shape[-1]
-        return -(y * log_p).sum(self.axis)
+            return losses.reshape(log_p.shape[:-1]) if log_p.ndim > 2 else losses
+        return -(self._smoothed(y.to(log_p.dtype)) * log_p).sum(self.axis)
 
     def _reduce(
         self, losses: torch.Tensor, sample_weight: torch.Tensor | None, valid: torch.Tensor | None
