@@ -20,6 +20,7 @@ from training_cases import (
 import convscope
 from convscope.errors import LoweringError, UnknownNameError, UsageError
 from convscope.training.events import EpochEnd, Notice, TrainBegin
+from convscope.training.trainer import Trainer
 
 X, Y = images()
 LABELS = Y.argmax(axis=1)
@@ -768,7 +769,7 @@ def test_the_fast_engine_on_request_refuses_with_the_reason(make, reason):
 
 
 MISTAKES = {
-    "epochs": ({"epochs": 0}, UsageError, "Expected epochs of at least 1, a whole number, got 0."),
+    "epochs": ({"epochs": -1}, UsageError, "Expected epochs of at least 0, a whole number, got -1."),
     "batch-size": (
         {"batch_size": 0},
         UsageError,
@@ -1017,3 +1018,75 @@ def test_an_uncompiled_model_is_refused():
 def test_something_else_than_a_model_is_refused():
     with pytest.raises(UsageError, match=r"^Expected a Keras model, got str.$"):
         convscope.fit("deep", X, Y)
+
+
+def test_the_history_says_which_engine_trained_and_why():
+    fast = convscope.fit(network(), X, Y, **SETTINGS)
+    assert (fast.engine, fast.reason) == ("fast", None)
+    asked = convscope.fit(network(), X, Y, engine="keras", **SETTINGS)
+    assert (asked.engine, asked.reason) == ("keras", None)
+    with pytest.warns(UserWarning, match=r"^Training with Keras's own fit. Expected a model .* run_eagerly"):
+        other = convscope.fit(network(run_eagerly=True), X, Y, **SETTINGS)
+    assert other.engine == "keras"
+    assert "run_eagerly" in other.reason
+    assert "engine=" not in other.reason
+
+
+@pytest.mark.parametrize("engine", ["auto", "fast"])
+def test_an_error_before_the_first_update_ends_in_keras(engine, monkeypatch):
+    def model():
+        keras.utils.set_random_seed(1)
+        layers = [keras.layers.Flatten(), keras.layers.BatchNormalization(), keras.layers.Dense(5)]
+        made = keras.Sequential([keras.Input((8, 8, 1)), *layers])
+        made.compile("adam", "mse")
+        return made
+
+    def fail(*_, **__):
+        raise RuntimeError("mat1 and mat2 cannot be multiplied")
+
+    settings = SETTINGS | {"shuffle": False}
+    expected = convscope.fit(model(), X, Y, engine="keras", **settings)
+    monkeypatch.setattr(Trainer, "_loss", fail)
+    trained = model()
+    if engine == "fast":
+        with pytest.raises(RuntimeError, match="mat1 and mat2"):
+            convscope.fit(trained, X, Y, engine=engine, **settings)
+        return
+    with pytest.warns(UserWarning, match="failed before its first update: RuntimeError: mat1 and mat2"):
+        found = convscope.fit(trained, X, Y, engine=engine, **settings)
+    assert found.engine == "keras"
+    np.testing.assert_array_equal(found.history["loss"], expected.history["loss"])
+
+
+def test_no_epoch_trains_nothing():
+    model = network()
+    before = weights(model)
+    assert convscope.fit(model, X, Y, epochs=0, verbose=0).history == {}
+    assert identical(before, weights(model))
+
+
+class Optional(keras.layers.Layer):
+    def call(self, x, other=None):
+        return x if other is None else x + other
+
+    def compute_output_spec(self, x, other=None):  # noqa: ARG002  Keras's signature
+        return keras.KerasTensor(x.shape)
+
+
+@pytest.mark.parametrize("left_out", [False, True])
+def test_an_optional_input_may_be_left_out(left_out):
+    def model():
+        keras.utils.set_random_seed(1)
+        one, other = keras.Input((64,)), keras.Input((64,), optional=True)
+        made = keras.Model([one, other], keras.layers.Dense(5)(Optional()(one, other)))
+        made.compile("sgd", "mse")
+        return made
+
+    x = X.reshape(len(X), -1)
+    inputs = [x, None if left_out else x]
+    expected = model().fit(inputs, Y, shuffle=False, verbose=0).history["loss"]
+    found = convscope.fit(model(), inputs, Y, shuffle=False, verbose=0, precision="float32", engine="fast")
+    np.testing.assert_allclose(found.history["loss"], expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        convscope.predict(model(), inputs), model().predict(inputs, verbose=0), rtol=1e-4, atol=1e-6
+    )

@@ -143,7 +143,7 @@ class LoweredNetwork:
             float32, packed as the Keras model packs its outputs.
         """
         step = Step(training, self._seed, self._number)
-        slots: dict[str, Tensor] = dict(zip(self._input_names, self._flat(inputs), strict=True))
+        slots: dict[str, Any] = dict(zip(self._input_names, self._flat(inputs), strict=True))
         for run, reads, writes, finished in self._schedule:
             result = run(step, *[slots[name] for name in reads])
             if len(writes) == 1:
@@ -204,7 +204,7 @@ class LoweredNetwork:
             for output in program.outputs
         ]
 
-    def _flat(self, inputs: Any) -> list[Tensor]:
+    def _flat(self, inputs: Any) -> list[Tensor | None]:
         if isinstance(inputs, Tensor):
             tensors = [inputs]
         elif isinstance(inputs, Mapping):
@@ -213,7 +213,7 @@ class LoweredNetwork:
             tensors = list(inputs)
         device = self.device
         return [
-            self._as_declared(tensor, value, device)
+            None if tensor is None else self._as_declared(tensor, value, device)  # an optional input
             for tensor, value in zip(tensors, self.program.inputs, strict=True)
         ]
 

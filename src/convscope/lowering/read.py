@@ -100,9 +100,8 @@ def _why_not(model: Any) -> str:
         layer = next(layer for layer in model.layers if not layer._inbound_nodes)
         kind = f"{layer.name!r} ({type(layer).__name__})"
         return f"Expected layers that say their output shape, got {kind}. Give it a compute_output_shape."
-    return (
-        f"Expected a Sequential or Functional model, got the subclassed {name}. Train it with engine='keras'."
-    )
+    hint = "Wire its layers with keras.Input and keras.Model."
+    return f"Expected a Sequential or Functional model, got the subclassed {name}. {hint}"
 
 
 class Reader:

@@ -238,7 +238,7 @@ def _affine(op: ops.Affine, network: Host) -> Runner:
 def _keras_call(op: ops.KerasCall, _network: Host) -> Runner:
     def run(step: Step, *tensors: Tensor) -> Any:
         named = {
-            name: tensor.float() if tensor.is_floating_point() else tensor
+            name: tensor.float() if tensor is not None and tensor.is_floating_point() else tensor
             for name, tensor in zip(op.inputs, tensors, strict=True)
         }
         seed = mix(step.seed, step.number, op.stream) & SEED_BITS

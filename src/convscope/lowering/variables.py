@@ -84,6 +84,6 @@ def parameter_of(variable: Any, path: str) -> torch.Tensor:
 def _require_float32(tensor: torch.Tensor, path: str) -> torch.Tensor:
     if tensor.is_floating_point() and tensor.dtype is not torch.float32:
         raise LoweringError(
-            f"Expected float32 variables, got {path!r} of type {tensor.dtype}. Use engine='keras'."
+            f"Expected float32 variables, got {path!r} of type {tensor.dtype}. Set its layer's dtype."
         )
     return tensor

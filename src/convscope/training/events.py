@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from convscope.errors import DivergedError, sentence
+from convscope.errors import DivergedError, LoweringError, sentence
 
 if TYPE_CHECKING:
     from convscope.training.state import TrainingState
@@ -160,6 +160,22 @@ def tell(listeners: tuple[Listener, ...], event: Event) -> None:
     """
     for listener in listeners:
         listener(event)
+
+
+class NotTrainedError(Exception):
+    """The fast engine has failed before it changed anything: Keras's own ``fit`` can begin in its place."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+    @property
+    def reason(self) -> str:
+        """What went wrong, in a sentence or two."""
+        if isinstance(self.cause, LoweringError):
+            return str(self.cause)
+        first = next(iter(str(self.cause).strip().splitlines()), "")
+        return f"The fast engine failed before its first update: {type(self.cause).__name__}: {first}"
 
 
 def diverged(epoch: int, step: int, loss: float) -> DivergedError:

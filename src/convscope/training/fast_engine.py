@@ -67,8 +67,10 @@ def obstacle(model: keras.Model) -> str | None:
     for name, value in (("run_eagerly", False), ("jit_compile", False), ("steps_per_execution", 1)):
         if getattr(model, name) != value:
             return f"it was compiled with {name}={getattr(model, name)}"
-    if model.optimizer is None or model._compile_loss is None:
-        return "it was compiled without an optimizer or a loss"
+    if model.optimizer is None:
+        return "it was compiled without an optimizer"
+    if model._compile_loss is None:
+        return "it was compiled without a loss, so that only add_loss would train it"
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -10,12 +11,12 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.errors import LoweringError, UsageError, sentence, unknown_name
+from convscope.errors import ConvscopeError, LoweringError, UsageError, sentence, unknown_name
 from convscope.training import keras_engine
 from convscope.training.batches import Shuffle
 from convscope.training.checks import input_shape, require_fitting_images, require_fitting_targets
 from convscope.training.config import ENGINES, PRECISIONS, require_count
-from convscope.training.events import Listener, Notice, TrainBreak
+from convscope.training.events import Listener, Notice, NotTrainedError, TrainBreak
 from convscope.training.inputs import ArrayInput, ImageAugmentation, ImagePreprocess, read_input
 from convscope.training.progress import progress_listener
 from convscope.training.request import (
@@ -119,7 +120,8 @@ sample_weight, initial_epoch, steps_per_epoch, validation_steps, validation_batc
     Returns
     -------
     keras.callbacks.History
-        As Keras gives it.
+        As Keras gives it; beside ``history`` it has ``engine``, "fast" or "keras", and ``reason``: why it was
+        Keras where the fast engine was not ruled out, otherwise None. With ``verbose=0`` a warning says so.
 
     Raises
     ------
@@ -200,24 +202,42 @@ sample_weight, initial_epoch, steps_per_epoch, validation_steps, validation_batc
 def _run(request: FitRequest, engine: str) -> keras.callbacks.History:
     """Train on the fast engine where that is wanted and possible, otherwise through Keras."""
     if engine == "keras":
-        return keras_engine.run(request)
+        return _marked(keras_engine.run(request), "keras")
     try:
-        fast = _prepare_fast(request)
-    except LoweringError as error:
+        return _marked(_prepare_fast(request).run(), "fast")
+    except NotTrainedError as error:
+        if engine == "fast" and isinstance(error.cause, LoweringError):
+            raise LoweringError(f"{error.cause} Or train it with engine='keras'.") from None
         if engine == "fast":
-            raise
-        request.tell(Notice(f"Training with Keras's own fit. {error}"))
-        return keras_engine.run(request)
-    return fast.run()
+            raise error.cause from None
+        reason = error.reason
+    text = f"Training with Keras's own fit. {reason}"
+    request.tell(Notice(text))
+    if not request.listeners:  # nobody has heard it
+        warnings.warn(text, stacklevel=3)
+    return _marked(keras_engine.run(request), "keras", reason)
+
+
+def _marked(
+    history: keras.callbacks.History, engine: str, reason: str | None = None
+) -> keras.callbacks.History:
+    """Note in a History which engine has trained, and why it was not the fast one."""
+    history.engine, history.reason = engine, reason
+    return history
 
 
 def _prepare_fast(request: FitRequest) -> FastEngine:
     """Lower the model; only Keras on torch has anything to lower to."""
-    if keras.backend.backend() != "torch":
-        raise LoweringError(sentence("Keras on torch", f"Keras on {keras.backend.backend()}"))
-    from convscope.training.fast_engine import FastEngine
+    try:
+        if keras.backend.backend() != "torch":
+            raise LoweringError(sentence("Keras on torch", f"Keras on {keras.backend.backend()}"))
+        from convscope.training.fast_engine import FastEngine
 
-    return FastEngine(request)
+        return FastEngine(request)
+    except Exception as error:
+        if isinstance(error, ConvscopeError) and not isinstance(error, LoweringError):
+            raise  # a mistake that Keras could not do anything with either
+        raise NotTrainedError(error) from error
 
 
 def predict(
@@ -334,7 +354,7 @@ def _check_arguments(
     _check_names(engine, precision)
     if on_divergence not in ("continue", "raise"):
         raise unknown_name("on_divergence setting", on_divergence, ("continue", "raise"))
-    require_count("epochs", epochs, 1)
+    require_count("epochs", epochs, 0)
     require_count("initial_epoch", initial_epoch, 0)
 
 

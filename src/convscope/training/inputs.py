@@ -64,7 +64,7 @@ class ArrayInput:
     @property
     def rows(self) -> int:
         """Number of examples."""
-        return int(keras.tree.flatten(self.x)[0].shape[0])
+        return int(first_leaf(self.x).shape[0])
 
     def split(self, share: float) -> tuple[ArrayInput, ArrayInput]:
         """Set the last rows apart, as Keras does for ``validation_split``.
@@ -273,10 +273,10 @@ def _require_stream(x: Any, y: Any, sample_weight: Any) -> None:
 
 
 def first_leaf(structure: Any) -> Any:
-    """Give the only array of a structure, such as that of a network with one output; None stays None."""
+    """Give the first array of a structure, such as that of a network with one output; None where none is."""
     if structure is None or isinstance(structure, (torch.Tensor, np.ndarray)):
         return structure
-    return next((leaf for leaf in keras.tree.flatten(structure)), None)
+    return next((leaf for leaf in keras.tree.flatten(structure) if leaf is not None), None)
 
 
 def as_array(leaf: Any) -> NDArray[Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -13,6 +14,7 @@ from keras.src.utils.python_utils import pythonify_logs
 from convscope.lowering import LoweredNetwork
 from convscope.lowering.variables import named_variables
 from convscope.training.callback_state import CallbackMemory
+from convscope.training.events import NotTrainedError
 from convscope.training.feeds import Batch
 from convscope.training.inputs import first_leaf, map_leaves
 from convscope.training.keras_state import snapshot
@@ -57,6 +59,7 @@ class Trainer:
     ) -> None:
         self._model, self._seed, self._history = model, seed, history
         self._memory, self._strict = memory, strict
+        self._has_trained = False
         self.use(network)
 
     def use(self, network: LoweredNetwork) -> None:
@@ -104,7 +107,20 @@ class Trainer:
             Images, targets, weights or None.
         number : int
             The absolute number of the step, which the dropout masks follow.
+
+        Raises
+        ------
+        NotTrainedError
+            When the first step fails; then nothing has changed.
         """
+        if self._has_trained:
+            self._step(batch, number)
+            return
+        with _undone_by_an_error(self._model):
+            self._step(batch, number)
+        self._has_trained = True
+
+    def _step(self, batch: Batch, number: int) -> None:
         x, y, weight = batch
         self._network.begin_step(self._seed, number)
         scores = self._forward(x, training=True)
@@ -188,10 +204,25 @@ class Trainer:
         return map_leaves(_ACTIVATIONS[self._network.output_activation], scores)
 
     def _record(self, loss: torch.Tensor, scores: Any, y: Any, weight: Any, x: Any) -> None:
-        rows = (x if isinstance(x, torch.Tensor) else keras.tree.flatten(x)[0]).shape[0]
+        rows = first_leaf(x).shape[0]
         self._metrics.update_loss(loss, rows)
         if self._metrics:
             self._metrics.update(y, self._outputs(map_leaves(torch.Tensor.detach, scores)), weight)
+
+
+@contextmanager
+def _undone_by_an_error(model: keras.Model) -> Iterator[None]:
+    """Put everything back that a step may have changed, if it ends in an error."""
+    values = [variable.value for variable in (*model.variables, *model.optimizer.variables)]
+    values += model.buffers()
+    before = [value.detach().clone() for value in values]
+    try:
+        yield
+    except Exception as error:
+        with torch.no_grad():
+            for value, old in zip(values, before, strict=True):
+                value.copy_(old)
+        raise NotTrainedError(error) from error
 
 
 def with_rank(x: Any, rank: int | None) -> Any:
