@@ -144,7 +144,7 @@ def _cases():
             if group in ("unit", "map") and activation == "softmax":
                 continue  # it is 1 whatever the network says
             number = next(turn)
-            for form in {forms[number % len(forms)], forms[(number + 2) % len(forms)]}:
+            for form in dict.fromkeys((forms[number % len(forms)], forms[(number + 2) % len(forms)])):
                 weights = WEIGHTS[(number + forms.index(form)) % len(WEIGHTS)]
                 if group in ("map", "class-map"):
                     weights = "none" if weights == "per-class" else weights  # Keras has none for pixels
