@@ -18,6 +18,7 @@ from convscope.errors import RunError
 from convscope.evaluation import Evaluation
 from convscope.inspection import feature_maps
 from convscope.report import charts, page, render_report, words, write_report
+from convscope.report.origin import reproduction
 from convscope.report.source import CONSULTATIONS, read_contents, read_record
 from convscope.report.walk import chosen_images, walk
 
@@ -473,3 +474,18 @@ def test_labels_are_not_accused_by_a_network_that_is_often_wrong(tmp_path):
     page = render_report(path, dataset=dataset)
     assert "This network cannot tell: it is right for 40.0" in page
     assert "By confident learning" not in page
+
+
+def test_what_was_left_open_is_no_setting(tmp_path):
+    config = {"network": "simple", "reading": {}, "training": {"epochs": 4, "within": None, "seed": 0}}
+    path, dataset = make_run(tmp_path / "run", record={"config": config})
+    settings = dict(reproduction(read_contents(path, dataset))["settings"])
+    assert settings == {"network": "simple", "epochs": "4", "seed": "0"}
+
+
+def test_errors_come_before_the_arithmetic_which_is_folded(reports):
+    _, _, report = reports("plain")
+    listed = [section["id"] for section in report.all("section")]
+    assert listed[:3] == ["answer", "confusion", "errors"]
+    folded = report.html.index("<summary>The arithmetic of each layer</summary>")
+    assert folded > report.html.index('<section id="errors"')

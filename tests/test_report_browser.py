@@ -123,7 +123,7 @@ def test_pointing_at_a_cell_shows_its_images_and_a_click_keeps_them(open_page, r
     page.locator(f"[data-cell='{first}'] button").click()
     page.locator(f"[data-cell='{second}']").hover()
     page.locator("h1").hover()
-    assert pane.locator("h4").inner_text() == "True class {}, predicted {}".format(*first.split(","))
+    assert pane.locator("h3").inner_text() == "True class {}, predicted {}".format(*first.split(","))
 
 
 def test_the_keyboard_reaches_every_cell(open_page, report):
@@ -132,11 +132,11 @@ def test_the_keyboard_reaches_every_cell(open_page, report):
     assert stops.count() == 1
     stops.focus()
     page.keyboard.press("ArrowUp")
-    before = page.locator("#matrix-pane h4").inner_text()
+    before = page.locator("#matrix-pane h3").inner_text()
     for _ in range(12):
         page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowDown")
-    after = page.locator("#matrix-pane h4").inner_text()
+    after = page.locator("#matrix-pane h3").inner_text()
     assert before != after
     assert page.evaluate("document.activeElement.getAttribute('aria-label')").startswith("true ")
     assert stops.count() == 1
@@ -144,7 +144,7 @@ def test_the_keyboard_reaches_every_cell(open_page, report):
 
 def test_many_classes_are_pointed_at_in_a_drawing_or_chosen_from_lists(open_page, crowded):
     page = open_page(crowded)
-    pane = page.locator("#matrix-pane h4")
+    pane = page.locator("#matrix-pane h3")
     cells = page.evaluate("JSON.parse(document.getElementById('matrix-data').textContent)")
     key = next(key for key in cells["counts"] if len(set(key.split(","))) == 2)
     true, predicted = map(int, key.split(","))

@@ -109,5 +109,6 @@ def _map(pixels: Any, found: Attribution, evaluation: Evaluation) -> dict[str, A
         "picture": heat_picture(pixels, found.values),
         "error": found.completeness.error if found.completeness else None,
         "empty": not found.values.any(),
+        "flat": bool(found.values.any() and np.ptp(found.values) == 0),
         "holds": found.completeness.holds if found.completeness else True,
     }

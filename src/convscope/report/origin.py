@@ -101,7 +101,11 @@ def reproduction(contents: Contents) -> dict[str, Any]:
         "seed": record.get("seed"),
         "commit": record.get("source_commit"),
         "fingerprint": record["data"].get("fingerprint", ""),
-        "settings": [(key.replace("_", " "), _value(value)) for key, value in {**config, **training}.items()],
+        "settings": [
+            (key.replace("_", " "), _value(value))
+            for key, value in {**config, **training}.items()
+            if value is not None and value != {}  # what was left open says nothing
+        ],
         "versions": list(record["versions"].items()),
         "device": [(key.replace("_", " "), _value(value)) for key, value in device.items()],
         "plan": json.dumps(record["plan"], indent=2) if record.get("plan") else "",

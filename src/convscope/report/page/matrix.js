@@ -36,7 +36,7 @@
     const more = examples.length && examples.length < count ? `, ${examples.length} shown` : "";
     pane.scrollTop = 0;
     pane.replaceChildren(
-      element("h4", {}, title),
+      element("h3", {}, title),
       element("p", {}, `${plural(count, "image")}${share}${more}${examples.length > 1 ? `; ${order}` : ""}.`),
       list,
     );
