@@ -158,6 +158,7 @@ def test_random_generators_are_as_before():
         ("inspect", "simple"),
         ("report", "run"),
         ("export", "run"),
+        ("doctor",),
     ],
     ids=lambda command: command[0],
 )
