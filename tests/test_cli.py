@@ -268,8 +268,11 @@ except KeyboardInterrupt:
 @pytest.mark.posix("a Ctrl-C for one process alone")
 def test_an_interrupted_import_is_no_traceback(tmp_path, code):
     (tmp_path / "typer.py").write_text(f"import os, signal, time\n{code}", encoding="utf-8")
+    # A program started in the background ignores the signal, and what it starts does too.
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     start = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from convscope.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", f"{listen}; {start}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted.\n")
 
 
