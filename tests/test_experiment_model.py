@@ -182,30 +182,59 @@ def test_a_file_of_another_kind_is_named_with_what_to_do(name, hint):
         require_network("depe")
 
 
+def two_digits():
+    """80 training images of a 0 or a 1, and the test images of these."""
+    digits = load("digits")
+    chosen = np.flatnonzero(digits.train.labels < 2)[:80]
+    tested = np.flatnonzero(digits.test.labels < 2)
+    return replace(
+        digits, train=digits.train.take(chosen), test=digits.test.take(tested), class_names=("0", "1")
+    )
+
+
+def train_file(file, dataset, batch_size=16):
+    """Train the network of a file for an epoch; give the result, and what was said."""
+    training = TrainingConfig(epochs=1, batch_size=batch_size, deterministic=True)
+    notices = []
+    result = run_experiment(
+        ExperimentConfig(str(file), training=training),
+        dataset,
+        file.parent / "run",
+        [lambda event: notices.append(event.text) if isinstance(event, Notice) else None],
+        with_report=False,
+    )
+    return result, "\n".join(notices)
+
+
+def test_an_adapted_normalization_is_trained_from_its_file(tmp_path):
+    """Keras counts the images that it has adapted to, a whole number without an axis among the weights."""
+    dataset = two_digits()
+    layer = layers.Normalization()
+    layer.adapt(dataset.train.images.astype(np.float32))
+    sequential(layer, shape=(28, 28, 1)).save(tmp_path / "mine.keras")
+    assert any(weight.shape == () for weight in load_model(tmp_path / "mine.keras").weights)
+    result, said = train_file(tmp_path / "mine.keras", dataset)
+    assert "raw pixels" in said
+    kept = load_bundle(result.run).network.layers[0]
+    np.testing.assert_array_equal(*(keras.ops.convert_to_numpy(one.mean) for one in (kept, layer)))
+
+
+def test_a_batch_has_no_more_images_than_there_are(tmp_path):
+    sequential(shape=(28, 28, 1)).save(tmp_path / "mine.keras")
+    result, said = train_file(tmp_path / "mine.keras", two_digits(), batch_size=100_000)
+    assert "There are 56 training images: one batch of all of them, not 100000." in said
+    record = json.loads((result.run / "run.json").read_text())
+    assert record["config"]["training"]["batch_size"] == 56
+
+
 def test_a_run_keeps_what_was_adapted(tmp_path):
     """A sigmoid network with Rescaling, an open size and a fixed batch trains, and predicts as it trained."""
     head = [layers.GlobalAveragePooling2D(), layers.Dense(1, activation="sigmoid")]
     keras.Sequential(
         [keras.Input(batch_shape=(16, None, None, 1)), layers.Rescaling(1 / 255), layers.Conv2D(8, 3), *head]
     ).save(tmp_path / "mine.keras")
-    digits = load("digits")
-    chosen = np.flatnonzero(digits.train.labels < 2)[:80]
-    tested = np.flatnonzero(digits.test.labels < 2)
-    dataset = replace(
-        digits, train=digits.train.take(chosen), test=digits.test.take(tested), class_names=("0", "1")
-    )
-    config = ExperimentConfig(
-        str(tmp_path / "mine.keras"), training=TrainingConfig(epochs=1, batch_size=16, deterministic=True)
-    )
-    notices = []
-    result = run_experiment(
-        config,
-        dataset,
-        tmp_path / "run",
-        [lambda event: notices.append(event.text) if isinstance(event, Notice) else None],
-        with_report=False,
-    )
-    said = "\n".join(notices)
+    dataset = two_digits()
+    result, said = train_file(tmp_path / "mine.keras", dataset)
     assert "raw pixels" in said
     assert "two softmax units" in said
     assert "became (None, 28, 28, 1)" in said

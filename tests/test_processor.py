@@ -347,3 +347,12 @@ def test_the_same_seed_gives_the_same_bits_whatever_the_clock_says(machine, monk
     first = trained()
     monkeypatch.setattr(plan._Bench, "seconds", lambda _, candidates: {candidates[-1]: 1e-9})
     assert all(map(np.array_equal, trained(), first))
+
+
+def test_train_refuses_bfloat16_before_it_reads_the_data(typed, tmp_path):
+    done = typed(
+        "train", "no-such-folder", "--precision", "bfloat16", "--device", "cpu",
+        cwd=tmp_path, CONVSCOPE_PROCESSOR="avx2",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "a processor with bfloat16 convolutions" in done.stderr

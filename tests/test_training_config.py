@@ -38,6 +38,7 @@ def test_keras_knows_each_optimizer(name):
         ({"optimizer": "adan"}, UnknownNameError, "Did you mean 'adam'"),
         ({"schedule": "cosin"}, UnknownNameError, "Did you mean 'cosine'"),
         ({"engine": "kears"}, UnknownNameError, "Did you mean 'keras'"),
+        ({"engine": "keras", "precision": "bfloat16"}, UsageError, "the fast engine for precision bfloat16"),
         ({"precision": "float16"}, UnknownNameError, "Did you mean 'bfloat16'"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",

@@ -19,6 +19,7 @@ from training_cases import (
 
 import convscope
 from convscope.errors import LoweringError, UnknownNameError, UsageError
+from convscope.training import fast_engine
 from convscope.training.events import EpochEnd, Notice, TrainBegin
 from convscope.training.trainer import Trainer
 
@@ -1063,6 +1064,24 @@ def test_no_epoch_trains_nothing():
     before = weights(model)
     assert convscope.fit(model, X, Y, epochs=0, verbose=0).history == {}
     assert identical(before, weights(model))
+
+
+def test_the_plan_is_made_for_no_more_rows_than_there_are(monkeypatch):
+    planned, optimise = [], fast_engine.optimise
+
+    def spy(program, **situation):
+        planned.append(situation["batch_size"])
+        return optimise(program, **situation)
+
+    monkeypatch.setattr(fast_engine, "optimise", spy)
+    fit_fast(network(), batch_size=10**9)
+    assert planned == [len(X)]
+
+
+@pytest.mark.parametrize("call", [convscope.fit, convscope.predict], ids=["fit", "predict"])
+def test_bfloat16_is_not_for_keras_s_engine(call):
+    with pytest.raises(UsageError, match="the fast engine for precision bfloat16, got engine keras"):
+        call(network(), X, engine="keras", precision="bfloat16")
 
 
 class Optional(keras.layers.Layer):

@@ -42,13 +42,14 @@ def extract(source: Path, target: Path, limit: int) -> None:
         If the file holds links, compressed, external or virtual data, data that are no numbers, or too much.
     """
     import h5py
+    import numpy as np
     from safetensors.numpy import save_file
 
     with h5py.File(source, "r") as file:
         arrays = {}
         for path, dataset in _datasets(file):
             limit -= _checked_size(path, dataset, limit)
-            arrays[path] = dataset[()]
+            arrays[path] = np.asarray(dataset[()])  # a single number, such as a count, is no array by itself
         save_file(arrays, target)
 
 

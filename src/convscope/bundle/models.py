@@ -166,7 +166,7 @@ def write_weights(model: keras.Model) -> bytes:
     from safetensors.numpy import save
 
     named = {f"{place:04d}/{weight.path}": weight.numpy() for place, weight in enumerate(model.weights)}
-    return save({name: np.ascontiguousarray(value) for name, value in named.items()})
+    return save({name: np.asarray(value, order="C") for name, value in named.items()})
 
 
 def open_model(

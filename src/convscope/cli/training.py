@@ -147,6 +147,11 @@ def train(
     )  # fmt: skip
     base = find_recipe(recipe) if recipe else None
     early = chosen.applied_to(base or ExperimentConfig())  # a wrong name is told before images are read
+    if early.training.precision == "bfloat16":
+        from convscope.lowering.devices import current_device
+        from convscope.lowering.processor import require_precision
+
+        require_precision("bfloat16", training=True, device=str(current_device()))
     reading = early.reading or _size_of_network(early, data)
     check_first(data, {"resize": early.resize, "workers": workers, **reading}, quiet=json)
     dataset = load(data, resize=early.resize, workers=workers, **reading)

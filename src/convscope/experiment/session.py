@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from convscope import environment
@@ -60,6 +60,12 @@ def begin_session(config: ExperimentConfig, dataset: Dataset, listeners: Sequenc
     if loaded is not None:
         loaded, adapted = adapt_network(loaded, prepared.preprocess.input_shape, len(prepared.class_names))
         notes += adapted
+    images = len(prepared.train)
+    if config.training.batch_size > images:
+        notes.append(
+            f"There are {images} training images: one batch of all of them, not {config.training.batch_size}."
+        )
+        config = replace(config, training=replace(config.training, batch_size=images))
     for line in (*notes, *prepared.describe()):
         for listener in listeners:
             listener(Notice(line))

@@ -114,6 +114,7 @@ class TrainingConfig:
         ):
             if name not in valid:
                 raise unknown_name(kind, name, valid)
+        require_engine_for(self.precision, self.engine)
 
     @property
     def keeps(self) -> str:
@@ -148,6 +149,19 @@ class TrainingConfig:
             if name not in known:
                 raise unknown_name("training setting", name, known)
         return cls(**values)
+
+
+def require_engine_for(precision: str, engine: str) -> None:
+    """Refuse bfloat16 where Keras's engine was asked for, which computes in the types of the model.
+
+    Raises
+    ------
+    UsageError
+        Says which engine computes in bfloat16.
+    """
+    if engine == "keras" and precision == "bfloat16":
+        hint = "Keras's computes in the model's own types."
+        raise UsageError(sentence("the fast engine for precision bfloat16", "engine keras", hint))
 
 
 def require_count(name: str, value: object, least: int) -> None:

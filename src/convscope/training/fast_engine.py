@@ -240,7 +240,7 @@ def _lowered(
         training=True,
         deterministic=request.deterministic or earlier is not None,
         precision=request.precision,
-        batch_size=128 if request.plan is None else request.plan.batch_size,
+        batch_size=128 if request.plan is None else min(request.plan.batch_size, request.plan.rows),
         device=str(device),
     )
     program, _ = optimise(lower(request.model), **asdict(situation))

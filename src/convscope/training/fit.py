@@ -15,7 +15,7 @@ from convscope.errors import ConvscopeError, LoweringError, UsageError, sentence
 from convscope.training import keras_engine
 from convscope.training.batches import Shuffle
 from convscope.training.checks import input_shape, require_fitting_images, require_fitting_targets
-from convscope.training.config import ENGINES, PRECISIONS, require_count
+from convscope.training.config import ENGINES, PRECISIONS, require_count, require_engine_for
 from convscope.training.events import Listener, Notice, NotTrainedError, TrainBreak
 from convscope.training.inputs import ArrayInput, ImageAugmentation, ImagePreprocess, read_input
 from convscope.training.progress import progress_listener
@@ -212,6 +212,8 @@ def _run(request: FitRequest, engine: str) -> keras.callbacks.History:
             raise error.cause from None
         reason = error.reason
     text = f"Training with Keras's own fit. {reason}"
+    if request.precision == "bfloat16":
+        text += " It computes in the model's own types, not in bfloat16."
     request.tell(Notice(text))
     if not request.listeners:  # nobody has heard it
         warnings.warn(text, stacklevel=3)
@@ -363,3 +365,4 @@ def _check_names(engine: str, precision: str) -> None:
         raise unknown_name("engine", engine, ENGINES)
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
+    require_engine_for(precision, engine)
