@@ -21,7 +21,7 @@ from lowering_cases import (
     scrambled,
 )
 
-from convscope.errors import LoweringError
+from convscope.errors import LoweringError, UsageError
 from convscope.lowering import emit, lower, optimise, restore
 
 L = keras.layers
@@ -311,7 +311,7 @@ def test_a_recorded_plan_is_used_again():
 def test_a_plan_of_another_network_is_refused():
     model = deep()
     with pytest.raises(
-        LoweringError, match=r"^Expected a plan for the ops of 'sequential.*', got one that differs in"
+        UsageError, match=r"^Expected a plan for the ops of 'sequential.*', got one that differs in"
     ):
         emit(lower(model), model, plan={"dense": {}})
 

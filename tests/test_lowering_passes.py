@@ -262,7 +262,7 @@ def test_rules_take_the_loops_for_a_single_channel(channels, filters, algorithm,
 def test_a_plan_that_cannot_be_carried_out_is_refused(filters, algorithm):
     program = lower(built([L.Conv2D(filters, 3)], (9, 8, 1)))
     plan = {name: {**choice, "algorithm": algorithm} for name, choice in plan_of(program).items()}
-    with pytest.raises(LoweringError, match=rf"^Expected algorithm 'direct'.* got '{algorithm}'"):
+    with pytest.raises(UsageError, match=rf"^Expected algorithm 'direct'.* got '{algorithm}'"):
         apply_plan(program, plan)
 
 
@@ -282,7 +282,7 @@ def test_images_of_unknown_size_are_left_to_the_rules():
 
 def test_a_plan_fits_its_own_program_only():
     program = lower(deep())
-    with pytest.raises(LoweringError, match="one that differs in strange"):
+    with pytest.raises(UsageError, match="one that differs in strange"):
         apply_plan(program, {**plan_of(program), "strange": {}})
 
 

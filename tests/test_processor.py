@@ -356,3 +356,37 @@ def test_train_refuses_bfloat16_before_it_reads_the_data(typed, tmp_path):
     )  # fmt: skip
     assert done.returncode == 2
     assert "a processor with bfloat16 convolutions" in done.stderr
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "{"])
+def test_a_damaged_answer_is_found_out_anew(text, machine, monkeypatch, tmp_path):
+    machine("avx2")
+    processor.remembered("subject", "question", lambda: 1)
+    (kept,) = tmp_path.rglob("*.json")
+    kept.write_text(text, encoding="utf-8")
+    for _ in range(2):
+        monkeypatch.setattr(processor, "_REMEMBERED", {})
+        assert processor.remembered("subject", "question", lambda: 2) == 2
+    assert json.loads(kept.read_text(encoding="utf-8"))["answer"] == 2
+
+
+@pytest.mark.parametrize(
+    "entry", [None, "bfloat16", {}, {"precision": "float16"}, {"layout": "nhwc"}, {"new": 1}], ids=str
+)
+def test_what_is_no_plan_is_refused_in_one_line(entry):
+    x, y = images(16)
+    model = network()
+    plan = plan_of(optimise(lower(model), deterministic=True, precision="float32")[0])
+    name, first = next(iter(plan.items()))
+    plan[name] = {**first, **entry} if isinstance(entry, dict) and entry else entry
+    with pytest.raises(UsageError, match=f"for {name}, got") as caught:
+        convscope.fit(model, x, y, plan=plan, verbose=0)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_plan_fits_the_same_network_made_again():
+    first, second = deep(), deep()  # Keras numbers the second one's layers on
+    plan = plan_of(optimise(lower(first), deterministic=True, precision="float32")[0])
+    program, _ = optimise(lower(second), deterministic=True, precision="float32")
+    assert set(plan) != set(plan_of(program))
+    assert list(emit(program, second, plan=plan).plan.values()) == list(plan.values())

@@ -374,3 +374,20 @@ def test_a_layer_that_looks_at_the_batch_sees_keras_batches():
     model = keras.Sequential([keras.Input((8, 8, 1)), AgainstItsBatch()])
     found = convscope.predict(model, X, engine="fast")
     np.testing.assert_allclose(found, model.predict(X, verbose=0), atol=1e-6)
+
+
+def _fused_step(model):
+    model(X).log()[:, 0].mean().backward()
+    torch.optim.Adam(model.parameters(), lr=0.1, fused=True).step()
+
+
+def _change_of_data(model):
+    model.layers[0].kernel.value.data.mul_(3)
+
+
+@pytest.mark.parametrize("change", [_fused_step, _change_of_data])
+def test_changes_that_torch_does_not_count_are_seen(change):
+    model = network()
+    convscope.predict(model, X)
+    change(model)
+    np.testing.assert_allclose(convscope.predict(model, X), model.predict(X, verbose=0), atol=1e-5)

@@ -182,6 +182,16 @@ class LoweredNetwork:
             self._prepared[op.name] = known
         return known[1]
 
+    def samples(self) -> list[float]:
+        """Return a sum of some elements of each weight and state, which a change hardly leaves as it was."""
+        if not self._tensors:
+            return []
+        with torch.no_grad():
+            flat = [tensor.detach().reshape(-1) for tensor in self._tensors.values()]
+            sums = [values[:: max(1, len(values) // 16)].sum(dtype=torch.float32) for values in flat]
+        found: list[float] = torch.stack(sums).tolist()
+        return found
+
     def refresh(self) -> None:
         """Forget everything derived from the weights; needed after a change that torch does not count."""
         self._prepared.clear()

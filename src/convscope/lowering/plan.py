@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 
 from convscope import __version__
-from convscope.errors import LoweringError, sentence
+from convscope.errors import UsageError, sentence
 from convscope.lowering import compiled, processor
 from convscope.lowering import program as ops
 from convscope.lowering.program import Compute, Precision, Program, Shape
@@ -104,26 +105,54 @@ def plan_of(program: Program) -> dict[str, Any]:
 def apply_plan(program: Program, plan: Mapping[str, Any]) -> Program:
     """Return the program with the choices of a recorded plan.
 
+    The names of layers that Keras named by itself may have other numbers: it counts them in each process.
+
     Raises
     ------
-    LoweringError
-        When the plan names other ops than the program has.
+    UsageError
+        When the plan is one for other ops than the program has, or is no plan.
     """
-    heavy = {op.name for op in program if isinstance(op, Heavy)}
-    if heavy != set(plan):
-        strange = ", ".join(sorted(heavy.symmetric_difference(plan)))
-        raise LoweringError(
-            sentence(f"a plan for the ops of {program.name!r}", f"one that differs in {strange}")
-        )
-    for op in program:
-        if isinstance(op, Heavy):
-            _require_known(op, plan[op.name].get("algorithm", "direct"))
-    return program.replace(
-        ops=tuple(
-            dataclasses.replace(op, compute=Compute(**plan[op.name])) if isinstance(op, Heavy) else op
-            for op in program
-        )
-    )
+    heavy = [op.name for op in program if isinstance(op, Heavy)]
+    entries = dict(plan)
+    if set(heavy) != set(entries) and list(map(_unnumbered, heavy)) == list(map(_unnumbered, entries)):
+        entries = dict(zip(heavy, entries.values(), strict=True))
+    if set(heavy) != set(entries):
+        strange = ", ".join(sorted(set(heavy).symmetric_difference(entries)))
+        found = f"one that differs in {strange}"
+        raise UsageError(sentence(f"a plan for the ops of {program.name!r}", found))
+
+    def carried_out(op: ops.Op) -> ops.Op:
+        if not isinstance(op, Heavy):
+            return op
+        return dataclasses.replace(op, compute=_compute_of(op, entries[op.name]))
+
+    return program.replace(ops=tuple(map(carried_out, program)))
+
+
+def _unnumbered(name: str) -> str:
+    return re.sub(r"(_\d+)?$", "", name)
+
+
+_KNOWN = {
+    "precision": ("float32", "bfloat16"),
+    "layout": ("channels_last", "channels_first"),
+    "algorithm": ("direct", "shallow"),
+}
+
+
+def _compute_of(op: Heavy, entry: Any) -> Compute:
+    """Read an op's entry of a plan."""
+    if not isinstance(entry, Mapping) or set(entry) != set(_KNOWN):
+        raise UsageError(sentence(f"{', '.join(_KNOWN)} for {op.name}", repr(entry), _FOREIGN))
+    for key, all_values in _KNOWN.items():
+        values = [value for value in all_values if value != "shallow" or _is_shallow(op)]
+        if entry[key] not in values:
+            known = " or ".join(map(repr, values))
+            raise UsageError(sentence(f"{key} {known} for {op.name}", repr(entry[key]), _FOREIGN))
+    return Compute(**entry)
+
+
+_FOREIGN = "The plan is from another version of convscope; train without it."
 
 
 def adapt_plan(
@@ -147,9 +176,11 @@ def adapt_plan(
     """
     bfloat16 = processor.takes_bfloat16(training, device)
     loops = device.startswith("cpu") and compiled.available()
-    adapted = {name: dict(entry) for name, entry in plan.items()}
+    adapted = {name: dict(entry) if isinstance(entry, Mapping) else entry for name, entry in plan.items()}
     wide, direct = [], []
     for name, entry in adapted.items():
+        if not isinstance(entry, dict):
+            continue  # ``apply_plan`` says what is wrong with it
         if entry.get("precision") == "bfloat16" and not bfloat16:
             entry["precision"] = "float32"
             wide.append(name)
@@ -181,13 +212,6 @@ def describe_precision(program: Program, situation: Situation) -> str:
         return f"Precision: float32; {why}."
     how = "by rule" if not situation.measured else "where it was measured to be faster"
     return f"Precision: bfloat16 in {len(narrow)} of {len(heavy)} layers with weights, {how}; {why}."
-
-
-def _require_known(op: Heavy, algorithm: str) -> None:
-    if algorithm != "direct" and not (algorithm == "shallow" and _is_shallow(op)):
-        known = "'direct' or 'shallow'" if _is_shallow(op) else "'direct'"
-        message = sentence(f"algorithm {known} for {op.name}", f"{algorithm!r}")
-        raise LoweringError(f"{message} The plan is from another version of convscope; train without it.")
 
 
 def _values_with_gradient(program: Program) -> set[str]:
@@ -286,6 +310,8 @@ def _measure(
     size = math.prod(number or situation.batch_size for number in output)
     traffic = {name: _PASSES * size * item / _BANDWIDTH for name, item in _ITEM_SIZE.items()}
     seconds = processor.remembered("choices", repr(question), find)
+    if not isinstance(seconds, list) or len(seconds) != len(candidates):  # somebody has changed the file
+        seconds = find()
     return {
         compute: time + traffic[compute.precision]
         for compute, time in zip(candidates, seconds, strict=True)

@@ -341,8 +341,9 @@ _REMEMBERED: dict[Path, Any] = {}
 
 
 def _kept(path: Path, question: str, answer: Callable[[], Any]) -> Any:
-    with suppress(OSError, ValueError):
-        return json.loads(path.read_text(encoding="utf-8"))["answer"]
+    known = _read_answer(path)
+    if known is not None:
+        return known[0]
     found = answer()
     text = json.dumps({"question": question, "answer": found}, indent=2)
     with suppress(OSError):  # a cache that cannot be written only costs time
@@ -351,13 +352,23 @@ def _kept(path: Path, question: str, answer: Callable[[], Any]) -> Any:
         scratch.write_text(text, encoding="utf-8")
         try:
             os.link(scratch, path)  # fails where another process was first; its answer counts
-        except FileExistsError:
-            found = json.loads(path.read_text(encoding="utf-8"))["answer"]
-        except OSError:  # a file system without hard links
-            scratch.replace(path)
+        except OSError:
+            known = _read_answer(path)
+            if known is not None:
+                found = known[0]
+            else:  # a damaged file, or a file system without hard links
+                scratch.replace(path)
         finally:
             scratch.unlink(missing_ok=True)
     return found
+
+
+def _read_answer(path: Path) -> list[Any] | None:
+    """Return a kept answer as a list of one; None where there is none that can be read."""
+    try:
+        return [json.loads(path.read_text(encoding="utf-8"))["answer"]]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def require_precision(precision: str, training: bool, device: str = "cpu") -> None:
@@ -393,12 +404,9 @@ def describe_bfloat16(training: bool, device: str = "cpu") -> str:
     if kind.hardware:
         return f"this processor multiplies it in hardware ({kind.name})"
     if not takes_bfloat16(training):
-        only = " forward only" if training and kind.forward else "no"
-        return (
-            f"this processor ({kind.name}) takes bfloat16 convolutions{only}"
-            if only != "no"
-            else (f"this processor ({kind.name}) has no bfloat16 convolutions")
-        )
+        if training and kind.forward:
+            return f"this processor ({kind.name}) takes bfloat16 convolutions forward only"
+        return f"this processor ({kind.name}) has no bfloat16 convolutions"
     return f"this processor ({kind.name}) has no instructions for bfloat16"
 
 

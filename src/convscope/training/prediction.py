@@ -62,6 +62,7 @@ class Predictor:
         self._batch_size = KERAS_BATCH_SIZE if any(op.kind == "KerasCall" for op in program) else BATCH_SIZE
         self._structure = ModelStructure(model)
         self._shape = input_shape(model)
+        self._samples: list[float] = []
         self._rank = None if self._shape is None else 1 + len(self._shape)
 
     @property
@@ -97,6 +98,7 @@ class Predictor:
         ndarray of float32, shape (n, classes)
             Or a structure of arrays for several outputs.
         """
+        self._require_new_weights_seen()
         if preprocess is None and steps is None and not (verbose or callbacks) and self._is_ready(x):
             batches, count = _slices(as_tensor(x), batch_size or self._batch_size), None
         else:
@@ -110,6 +112,13 @@ class Predictor:
         if len(outputs) == 1:
             return outputs[0]
         return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *outputs)
+
+    def _require_new_weights_seen(self) -> None:
+        """Prepare weights anew after a change that torch does not count, as a fused optimizer's."""
+        samples = self._network.samples()
+        if samples != self._samples:
+            self._network.refresh()
+            self._samples = samples
 
     def _is_ready(self, x: Any) -> bool:
         """Whether rows can be cut from x and handed to the network as they are."""
