@@ -17,6 +17,8 @@ SIGNALS = [
 # What a library may add as it is loaded; whoever needs it cannot help that.
 ADDED_BY_LOADING = ("environment variable ", "warning filter ", "logging level ", "temporary folder")
 OURS = {"convscope", *sys.stdlib_module_names}
+# Jupyter's client makes it once, for a thread in which an event loop runs already, and keeps it.
+LASTING_THREADS = ("MainThread - runner",)
 # pytest sets it before and after each phase of a test.
 PYTESTS_OWN = "PYTEST_CURRENT_TEST"
 # Seconds that a thread which was told to end may take.
@@ -38,7 +40,11 @@ def process_state():
         "locale": locale.setlocale(locale.LC_ALL),
         "recursion limit": sys.getrecursionlimit(),
         "temporary folder": tempfile.tempdir,
-        "thread": {thread.ident: thread.name for thread in threading.enumerate()},
+        "thread": {
+            thread.ident: thread.name
+            for thread in threading.enumerate()
+            if thread.name not in LASTING_THREADS
+        },
     }
     for module, read in _READERS.items():
         if module in sys.modules:

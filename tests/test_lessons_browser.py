@@ -152,9 +152,10 @@ def test_a_training_shows_one_bar_that_moves_and_then_a_line_for_each_epoch(open
     seen = watch(page, output)
     moving = {text for text in seen if "━" in text}
     assert len(moving) > 1
-    assert max(text.count("\n") for text in seen) <= 1
+    assert max(text.count("\n") for text in seen) <= 2
     assert output.count() == 1
-    lines = output.inner_text().strip().splitlines()
+    precision, *lines = output.inner_text().strip().splitlines()
+    assert precision.startswith("Precision: ")
     assert [line.split(" · ")[0] for line in lines] == ["Epoch 1/2", "Epoch 2/2"]
 
 

@@ -96,7 +96,7 @@ def test_a_training_ends_at_its_deadline(digits, tmp_path, monkeypatch):
     assert result.seconds == pytest.approx(record["timetable"]["seconds"], abs=0.3)
     ended = heard[next(i for i, event in enumerate(heard) if isinstance(event, TrainEnd)) + 1]
     assert 4.0 * 50 / 60 - 0.3 <= ended - began <= 4.0 * 62 / 60 + 0.3
-    assert record["ended"]["learning_rate"] == 0
+    assert record["ended"]["learning_rate"] < 1e-6  # of 1e-3; the last step may come a moment too early
     assert record["ended"]["after"] == pytest.approx(ended - began, abs=0.2)
     begin = next(event for event in heard if isinstance(event, TrainBegin))
     assert begin.epochs == record["timetable"]["epochs"]

@@ -251,14 +251,18 @@ def _quiet() -> Iterator[None]:
     """Keep what exporters tell their own developers from the screen."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "root")]
     levels = [logger.level for logger in loggers]
+    bars = importlib.import_module("tqdm").tqdm  # the exporter's; they would start a thread that stays
+    interval = bars.monitor_interval
     with own_warning_filters():
         # Deprecations inside torch and Keras, which their callers can do nothing about.
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         try:
+            bars.monitor_interval = 0
             for logger in loggers:
                 logger.setLevel(logging.ERROR)
             yield
         finally:
+            bars.monitor_interval = interval
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
