@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import keras
@@ -68,13 +69,24 @@ def scrambled(model: keras.Model, seed: int = 1) -> keras.Model:
     return model
 
 
+@contextmanager
+def without_onednn() -> Iterator[None]:
+    """Let torch compute by its own loops; its public switch warns of another one."""
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
+
+
 def keras_pass(model: keras.Model, inputs: Sequence[np.ndarray], training: bool) -> Pass:
     """Run Keras and put its state back, so that the other side starts from the same."""
     before = {v.path: v.numpy().copy() for v in model.non_trainable_variables}
     tensors = [torch.tensor(x, requires_grad=x.dtype.kind == "f") for x in inputs]
     # Not by oneDNN, which is what is tested; on some processors it also breaks the heap in the gradient of a
     # strided 1×1 convolution.
-    with torch.backends.mkldnn.flags(enabled=False):
+    with without_onednn():
         outputs = keras.tree.flatten(model(_packed(tensors), training=training))
         _weighted_sum(outputs).backward()
     state = {v.path: v.numpy().copy() for v in model.non_trainable_variables if "seed" not in v.path}
