@@ -94,7 +94,7 @@ def test_before_training_every_file_that_is_left_out_is_named(photos, capsys):
 def test_before_training_meaningless_data_are_refused(photos):
     for path in (photos / "dog").glob("*"):
         path.write_bytes(b"")
-    with pytest.raises(DataError, match=r"data that a network can learn from, got Only 1 class"):
+    with pytest.raises(DataError, match=r"data that a network can learn from, got none\. Only 1 class"):
         check_first(str(photos), {}, quiet=True)
 
 

@@ -85,7 +85,13 @@ def test_near_duplicates_stay_on_one_side(photos):
 
 @pytest.mark.parametrize(
     "names",
-    [("train", "val", "test"), ("Training", "validation", "Testing"), ("train", "dev", "test")],
+    [
+        ("train", "val", "test"),
+        ("Training", "validation", "Testing"),
+        ("train", "dev", "test"),
+        ("train", "val", "hold-out"),
+        ("train", "valid", "evaluation_set"),
+    ],
     ids="-".join,
 )
 def test_parts_are_kept(tmp_path, names):
@@ -95,6 +101,25 @@ def test_parts_are_kept(tmp_path, names):
     assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (8, 6, 4)
     assert dataset.notes == ()
     assert f"{names[1]}/dog/002.png" in set(dataset.validation.names)
+
+
+def test_a_part_of_an_unknown_name_is_refused(tmp_path):
+    for seed, name in enumerate(("train", "test", "unseen")):
+        write_classes(tmp_path / "photos" / name, count=4, seed=seed)
+    with pytest.raises(DataError, match=r"train, val and test, got unseen, which holds the class cat"):
+        load(tmp_path / "photos")
+
+
+def test_sites_of_which_one_has_a_class_more_are_no_classes(tmp_path):
+    write_classes(tmp_path / "photos" / "north", ("cat", "dog"), 5)
+    write_classes(tmp_path / "photos" / "south", ("bird", "cat", "dog"), 5, seed=1)
+    with pytest.raises(DataError, match="which all hold the same folders bird, cat, dog"):
+        load(tmp_path / "photos")
+
+
+def test_a_folder_may_be_called_by_a_fraction(tmp_path):
+    write_classes(tmp_path / "lenses", ("0.5", "1.5"), 5)
+    assert load(tmp_path / "lenses").class_names == ("0.5", "1.5")
 
 
 def test_a_class_of_trains_is_a_class(tmp_path):

@@ -94,6 +94,35 @@ def test_a_column_of_parts(tmp_path, photos):
     assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (12, 4, 4)
 
 
+@pytest.mark.parametrize("name", ["holdout", "hold-out", "Evaluation", "eval", "test set"])
+def test_other_words_for_the_test_part(tmp_path, photos, name):
+    rows = [(path, path.parent.name, name if n % 5 == 4 else "train") for n, path in enumerate(photos)]
+    dataset = load(write_csv(tmp_path / "labels.csv", rows, ("path", "label", "split")))
+    assert (len(dataset.train), len(dataset.test)) == (16, 4)
+
+
+@pytest.mark.parametrize("word", ["secret", "", "2"])
+def test_an_unknown_part_is_refused_with_its_row(tmp_path, photos, word):
+    rows = [(path, path.parent.name, word if n == 4 else "train") for n, path in enumerate(photos)]
+    table = write_csv(tmp_path / "labels.csv", rows, ("path", "label", "split"))
+    with pytest.raises(DataError, match=rf"column 'split' in row 5 of labels\.csv, got '{word}'"):
+        load(table)
+
+
+def test_an_unknown_part_of_pixels_is_refused_with_its_row(tmp_path):
+    rows = [[label, part, *pixels] for (label, *pixels), part in zip(
+        pixel_rows(GREY, LABELS), ["train"] * 39 + ["secret"], strict=True)]  # fmt: skip
+    header = ("label", "split", *(f"pixel{n}" for n in range(144)))
+    with pytest.raises(DataError, match=r"column 'split' in row 40 of p\.csv, got 'secret'"):
+        load(write_csv(tmp_path / "p.csv", rows, header))
+
+
+def test_fractions_are_no_classes_of_a_table(tmp_path, photos):
+    rows = [(path.relative_to(tmp_path), n % 2 + 0.5) for n, path in enumerate(photos)]
+    with pytest.raises(DataError, match=r"cat/000\.png in row 1 of labels\.csv, got '0\.5'"):
+        load(write_csv(tmp_path / "labels.csv", rows, ("path", "label")))
+
+
 def test_ids_without_ending_in_a_folder_of_images(tmp_path, photos):
     (tmp_path / "images").mkdir()
     for number, path in enumerate(photos):
@@ -180,7 +209,7 @@ def test_forms_of_an_answer_alone_are_refused(competition):
 def test_a_missing_label_in_a_table_is_no_class(tmp_path, photos, label):
     rows = [(path.relative_to(tmp_path), path.parent.name) for path in photos]
     rows[4] = (rows[4][0], label)
-    with pytest.raises(DataError, match=r"cat/004\.png, got 'nan'|got 'NaN'|row 5 of labels"):
+    with pytest.raises(DataError, match=r"row 5 of labels\.csv, got ('nan'|'NaN'|an empty cell)"):
         load(write_csv(tmp_path / "labels.csv", rows, ("path", "label")))
 
 

@@ -121,10 +121,12 @@ def _refuse_meaningless(report: DataReport) -> None:
         return
     if report.meaningless.startswith("Expected"):  # an error on the way to the images, a sentence already
         raise DataError(report.meaningless)
-    raise DataError(sentence("data that a network can learn from", report.meaningless.removesuffix(".")))
+    raise DataError(sentence("data that a network can learn from", "none", report.meaningless))
 
 
 def _show_report(report: DataReport) -> None:
+    if not report.files:  # nothing was read, and the error that follows says why
+        return
     height, width, channels = report.size
     say(f"{report.path}: {report.layout}, {report.used:,} of {report.files:,} images can be used, "
         f"brought to {height}×{width}×{channels}")  # fmt: skip

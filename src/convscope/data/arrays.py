@@ -204,7 +204,7 @@ def _class_names(members: Sequence[_Member]) -> tuple[str, ...] | None:
         if member.name.lower().replace("_", "") in CLASS_NAME_WORDS and member.dtype.kind in "US":
             found = np.concatenate([*_rows(member)] or [np.empty(0, "U1")]).reshape(-1)
             text = np.char.decode(found, "utf-8", "replace") if found.dtype.kind == "S" else found
-            names = [read_label(str(name), f"in {member.name}") for name in text]
+            names = [read_label(str(name), f"in {member.name}", is_name=True) for name in text]
             if len(set(names)) < len(names):
                 twice = next(name for name in names if names.count(name) > 1)
                 raise DataError(

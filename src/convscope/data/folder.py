@@ -54,7 +54,7 @@ CAMERA_SUFFIXES = {".raw", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf", ".rw2
 # Drawings and documents lie beside images without being any.
 DRAWING_SUFFIXES = {".svg", ".eps", ".pdf", ".psd", ".ico", ".webm"}
 # What nobody calls a class, unlike a train or a training; and a part of a cross-validation or of a download.
-_NO_CLASSES = {"test", "testing", "validation", "val"}
+_NO_CLASSES = {"test", "testing", "validation", "val", "holdout", "heldout", "evaluation", "eval"}
 _NUMBERED_PART = re.compile(r"(fold|split|batch|part|subset)s?[ _-]*\d+", re.IGNORECASE)
 
 
@@ -135,8 +135,9 @@ def read_folder(root: Path) -> ImageSource:
     _require_images(root, walked, sorting, placing)
     _require_classes_of_images(root, sorting, placing, layout)
     _require_no_parts(root, placing, layout)
+    _require_known_parts(root, placing, layout)
     labels, class_names, united = encode_labels(
-        placing.classes, lambda position: f"of {printable(placing.files[position])}"
+        placing.classes, lambda position: f"of {printable(placing.files[position])}", are_names=True
     )
     require_classes(class_names, root)
     names = Names(printable(name) for name in placing.files)
@@ -282,10 +283,25 @@ def _require_no_parts(root: Path, placing: _Placing, layout: _Layout) -> None:
             name in words or _NUMBERED_PART.fullmatch(name) for name in classes
         ):
             raise DataError(sentence(expected, f"{shown}, which are called like parts", f"{advice}."))
-    first, *others = placing.inside.values()
-    if others and len(first) > 1 and "" not in first and all(inside == first for inside in others):
-        found = f"{shown}, which all hold the same folders {printable(', '.join(sorted(first)[:4]))}"
+    inside = list(placing.inside.values())
+    every = set().union(*inside)
+    are_alike = 3 * sum(map(len, inside)) > 2 * len(inside) * len(every)  # one may lack a few of them
+    if len(inside) > 1 and "" not in every and min(map(len, inside)) > 1 and are_alike:
+        found = f"{shown}, which all hold the same folders {printable(', '.join(sorted(every)[:4]))}"
         raise DataError(sentence(expected, found, f"{advice}, or empty the inner folders into the outer."))
+
+
+def _require_known_parts(root: Path, placing: _Placing, layout: _Layout) -> None:
+    """Refuse a folder beside the parts that holds their classes, and is called like none of them."""
+    if not layout.parts:
+        return
+    known = {name.lower() for name in placing.inside}
+    for file in placing.without_class:
+        top, *folders = file[len(layout.prefix) :].split("/")[:-1] or [""]
+        if top not in layout.parts and (shared := [name for name in folders if name.lower() in known]):
+            expected = f"the parts of {root} to be called train, val and test"
+            found = f"{printable(top)}, which holds the class {printable(shared[0])} as they do"
+            raise DataError(sentence(expected, found, "Rename it to the part that it is, or move it away."))
 
 
 def _require_images(root: Path, walked: Walk, sorting: _Sorting, placing: _Placing) -> None:

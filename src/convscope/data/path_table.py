@@ -21,7 +21,6 @@ from convscope.data.source import (
     ImageSource,
     encode_labels,
     file_chunks,
-    part_of,
     parts_of_table,
     require_classes,
     united_classes,
@@ -48,11 +47,17 @@ class _Columns:
 
 @dataclass
 class _Rows:
-    """What the rows of all tables say."""
+    """What the rows of all tables say, and at which position each table begins."""
 
     files: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
     parts: list[int] = field(default_factory=list)
+    starts: dict[str, int] = field(default_factory=dict)
+
+    def where(self, position: int) -> str:
+        """Say in which row of which table something stands, and of which file it speaks."""
+        table, start = [item for item in self.starts.items() if item[1] <= position][-1]
+        return f"of {printable(self.files[position])} in row {position - start + 1:,} of {table}"
 
 
 def read_paths(tables: Sequence[Table], name: str) -> ImageSource:
@@ -83,9 +88,7 @@ def read_paths(tables: Sequence[Table], name: str) -> ImageSource:
     root = next(iter(columns)).file.parent
     for table, found in columns.items():
         _read_rows(table, found, root, rows)
-    labels, class_names, united = encode_labels(
-        rows.labels, lambda position: f"of {printable(rows.files[position])}"
-    )
+    labels, class_names, united = encode_labels(rows.labels, rows.where)
     require_classes(class_names, name)
     names = Names(printable(file) for file in rows.files)
     return ImageSource(
@@ -135,17 +138,18 @@ def _read_rows(table: Table, columns: _Columns, root: Path, rows: _Rows) -> None
     folder, suffix, separator = _whereabouts(table, columns.path)
     offset = os.path.relpath(table.file.parent, root)
     width = 1 + max(columns.path, columns.label, columns.part or 0)
+    rows.starts[table.file.name] = len(rows.files)
     for number, row in enumerate(table.rows(width), 1):
         label = row[columns.label].strip()
         if not label:
             expected = f"a label in row {number:,} of {table.file.name}"
             raise DataError(sentence(expected, "an empty cell", "Fill or remove the row."))
-        part = None if columns.part is None else part_of(row[columns.part])
+        part = table.part if columns.part is None else table.part_in_row(columns.part, row, number)
         name = row[columns.path].strip().replace(separator, "/") + suffix
         file = os.path.join(offset, folder, name)  # noqa: PTH118  strings, many
         rows.files.append(os.path.normpath(file).replace(os.sep, "/"))
         rows.labels.append(label)
-        rows.parts.append(table.part if part is None else part)
+        rows.parts.append(part)
 
 
 def _whereabouts(table: Table, path: int) -> tuple[str, str, str]:

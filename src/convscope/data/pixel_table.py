@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from convscope.data.pixel_layout import Layout, ValueRange, find_layout
 from convscope.data.pixel_source import PixelChunk, PixelSource
-from convscope.data.source import PARTS, part_of
+from convscope.data.source import PARTS
 from convscope.data.table import LABEL_COLUMNS, PART_COLUMNS, Table, is_number, unlabelled_tables
 from convscope.errors import DataError, sentence
 
@@ -157,19 +157,22 @@ def _layouts(columns: dict[Table, _Columns]) -> list[Layout]:
 def _chunks(columns: dict[Table, _Columns]) -> Iterator[PixelChunk]:
     """Read all images of all tables."""
     for (table, found), layout in zip(columns.items(), _layouts(columns), strict=True):
+        first = 1
         for rows, values in _values(table, found):
             labels = np.array([row[found.label].strip() for row in rows])
             chunk = PixelChunk(table.part, layout.images(values), labels, layout)
-            yield from _by_part(chunk, found, rows)
+            yield from _by_part(chunk, found, rows, table, first)
+            first += len(rows)
 
 
-def _by_part(chunk: PixelChunk, columns: _Columns, rows: list[list[str]]) -> Iterator[PixelChunk]:
+def _by_part(
+    chunk: PixelChunk, columns: _Columns, rows: list[list[str]], table: Table, first: int
+) -> Iterator[PixelChunk]:
     """Divide a chunk by what its column of parts says."""
     if columns.part is None:
         yield chunk
         return
-    said = [part_of(row[columns.part]) for row in rows]
-    parts = np.array([chunk.part if part is None else part for part in said])
+    parts = np.array([table.part_in_row(columns.part, row, number) for number, row in enumerate(rows, first)])
     for part in np.unique(parts):
         chosen = parts == part
         yield PixelChunk(int(part), chunk.images[chosen], chunk.labels[chosen], chunk.layout)

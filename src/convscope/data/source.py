@@ -25,6 +25,7 @@ PART_NAMES = {
     **dict.fromkeys(("train", "training", "trn"), 0),
     **dict.fromkeys(("validation", "valid", "val", "dev", "publictest"), 1),
     **dict.fromkeys(("test", "testing", "tst", "privatetest"), 2),
+    **dict.fromkeys(("holdout", "heldout", "evaluation", "eval"), 2),
 }
 # Images handed to the decoders at a time.
 CHUNK = 512
@@ -35,6 +36,7 @@ LARGEST_LABEL = 2**53
 # What folders of images are called whatever is on them.
 _ANY_IMAGES = re.compile(r"((data|image|img|photo|picture|folder|sub)s?)?(sets?)?$")
 _WHOLE_NUMBER = re.compile(r"([+-]?\d+)\.0+")
+_FRACTION = re.compile(r"[+-]?\d*\.\d+(e[+-]?\d+)?", re.IGNORECASE)
 
 Reader = Callable[[], bytes]
 
@@ -123,8 +125,10 @@ def order_classes(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(unique))
 
 
-def read_label(value: object, where: str) -> str:
+def read_label(value: object, where: str, is_name: bool = False) -> str:
     """Write a label as the name of its class: whole numbers by their digits, words in one Unicode form.
+
+    A fraction may still be a name (``is_name``), as that of a folder is whatever it says.
 
     Raises
     ------
@@ -140,7 +144,8 @@ def read_label(value: object, where: str) -> str:
         name = printable(unicodedata.normalize("NFC", value).strip())
         if name and name not in {"nan", "NaN"}:  # as NumPy and pandas write what is missing
             whole = _WHOLE_NUMBER.fullmatch(name)
-            return whole[1] if whole else name
+            if whole or is_name or not _FRACTION.fullmatch(name):
+                return whole[1] if whole else name
     elif isinstance(value, int) or (
         isinstance(value, float) and value.is_integer() and abs(value) <= LARGEST_LABEL
     ):
@@ -150,7 +155,7 @@ def read_label(value: object, where: str) -> str:
 
 
 def encode_labels(
-    values: Sequence[object], where: Callable[[int], str]
+    values: Sequence[object], where: Callable[[int], str], are_names: bool = False
 ) -> tuple[NDArray[np.int64], tuple[str, ...], dict[str, str]]:
     """Turn labels into positions in the names of the classes.
 
@@ -163,6 +168,8 @@ def encode_labels(
         The class of each image.
     where : callable
         Takes a position, and says where it stands, for the message: ``"of cat/1.jpg"``.
+    are_names : bool
+        Whether a fraction among them is a name, too.
 
     Returns
     -------
@@ -186,7 +193,7 @@ def encode_labels(
     read: dict[object, str] = {}
     for position, value in enumerate(values):
         if value not in read:
-            read[value] = read_label(value, where(position))
+            read[value] = read_label(value, where(position), are_names)
     # Letters are told apart by their case alone; words are not.
     same: dict[str, str] = {}
     for name in sorted(set(read.values())):
@@ -263,6 +270,8 @@ def part_in_name(name: str, entirely: bool = False) -> int | None:
     (2, None, 0)
     """
     words = words_of(name)
+    if "".join(words) in PART_NAMES:  # hold-out, PublicTest
+        words = ["".join(words)]
     parts = {PART_NAMES[word] for word in words if word in PART_NAMES}
     if len(parts) != 1 or (entirely and not all(word in PART_NAMES for word in words)):
         return None

@@ -13,7 +13,7 @@ from typing import TextIO
 
 from convscope.data.findings import Finding, count
 from convscope.data.kinds import SUFFIXES
-from convscope.data.source import part_of
+from convscope.data.source import part_in_name, part_of
 from convscope.errors import DataError, sentence
 
 LABEL_COLUMNS = (
@@ -68,6 +68,16 @@ class Table:
                     expected = f"{width} columns in row {number:,} of {self.file.name}"
                     raise DataError(sentence(expected, len(row), "Mend or remove the row."))
                 yield row
+
+    def part_in_row(self, column: int, row: Sequence[str], number: int) -> int:
+        """Read the part off its column; what it says in another word may be meant for the test."""
+        part = part_in_name(row[column], entirely=True)
+        if part is None:
+            name = self.header[column]
+            expected = f"train, validation or test in column {name!r} in row {number:,} of {self.file.name}"
+            hint = "Use these words, or give the column another name if it is no column of parts."
+            raise DataError(sentence(expected, repr(row[column]), hint))
+        return part
 
 
 def look(file: Path) -> Table:
