@@ -18,6 +18,8 @@ from convscope.lowering.read_layers import converter_for, is_altered
 from convscope.lowering.shapes import ShapeError, output_shape
 from convscope.lowering.variables import named_variables
 
+_CALLS = ("__call__", "call", "forward", "_run_through_graph", "_standardize_inputs", "_adjust_input_rank")
+
 
 def lower(model: keras.Model) -> Program:
     """Read a built Sequential or Functional model into a program.
@@ -75,13 +77,14 @@ def graph_of(model: Any) -> Any | None:
     if not isinstance(model, keras.Model) or is_altered(model):
         return None
     if isinstance(model, keras.Sequential):
-        if type(model).call is not keras.Sequential.call or not model.built:
-            return None
-        return model._functional
+        return model._functional if model.built and _calls_as(keras.Sequential, model) else None
     functional = _functional_type(type(model))
-    if functional is None or type(model).call is not functional.call:
-        return None
-    return model
+    return model if functional is not None and _calls_as(functional, model) else None
+
+
+def _calls_as(kind: Any, model: Any) -> bool:
+    """Say whether a model takes from Keras all the methods that compute its outputs."""
+    return all(getattr(type(model), name, None) is getattr(kind, name, None) for name in _CALLS)
 
 
 def _functional_type(kind: type) -> Any | None:
@@ -95,7 +98,7 @@ def _why_not(model: Any) -> str:
     if isinstance(model, keras.Sequential) and not model.built:
         return f"Expected a built model, got {name}. Add keras.Input(shape) as its first layer."
     if isinstance(model, keras.Model) and is_altered(model):
-        return f"Expected a model that computes what its class says, got {name} with hooks or another call."
+        return f"Expected a model that computes what its class says, got {name} with hooks or own methods."
     if type(model) is keras.Sequential:  # one whose graph Keras could not trace
         layer = next(layer for layer in model.layers if not layer._inbound_nodes)
         kind = f"{layer.name!r} ({type(layer).__name__})"

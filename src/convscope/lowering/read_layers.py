@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
+from keras.src.trainers.trainer import Trainer
 
 from convscope.lowering import program as ops
 from convscope.lowering.program import Activation, Value
@@ -52,6 +53,8 @@ _FUNCTIONS = {
     ]
 }
 _COMPUTE_DTYPES = ("float32", "bfloat16")
+# Keras wraps the first two in each layer; how a model trains and predicts is looked at by who calls that.
+_NOT_COMPUTING = {"build", "quantize", *vars(Trainer)}
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -102,9 +105,15 @@ def _is_unusual(layer: Any) -> bool:
     return bool(adapted or unknown or old_scaling or exotic or is_altered(layer))
 
 
-def is_altered(layer: Any) -> bool:
-    """Say whether somebody gave this one layer a ``call`` of its own, or torch hooks."""
-    return "call" in vars(layer) or any(vars(layer).get(hooks) for hooks in HOOKS)
+def is_altered(thing: Any) -> bool:
+    """Say whether somebody gave this one object a method of its own, or torch hooks.
+
+    Layers, models, losses, metrics and optimizers do not always do what their class says.
+    """
+    own, kind = vars(thing), type(thing)
+    return any(own.get(hooks) for hooks in HOOKS) or any(
+        callable(getattr(kind, name, None)) and name not in _NOT_COMPUTING for name in own
+    )
 
 
 def _is_hashable(thing: Any) -> bool:

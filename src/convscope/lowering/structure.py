@@ -25,8 +25,8 @@ class ModelStructure:
     """What a lowered program depends on besides the values of the weights.
 
     Layers, their order, types and settings; the variables, whether they are trained, and where their values
-    lie; regularizers; Keras's global settings. A layer that runs as it is answers for its own settings, so
-    only its variables are looked at.
+    lie; regularizers and constraints; Keras's global settings. A layer that runs as it is answers for its own
+    settings, so only its variables are looked at.
 
     Parameters
     ----------
@@ -124,8 +124,13 @@ def _variable(variable: Any) -> tuple[Any, ...]:
         return id(variable), variable, variable._trainable
     value = variable._value
     place = value.data_ptr() if isinstance(value, torch.Tensor) else id(value)
-    penalty = None if variable.regularizer is None else _contents(vars(variable.regularizer))
-    return id(variable), variable, variable._trainable, place, penalty
+    rules = _rule(variable.regularizer), _rule(variable.constraint)
+    return id(variable), variable, variable._trainable, place, rules
+
+
+def _rule(rule: Any) -> tuple[Any, ...] | None:
+    """Tell a regularizer or constraint, which may be a plain function, from any other one."""
+    return None if rule is None else (id(rule), rule, _contents(getattr(rule, "__dict__", {})))
 
 
 def _is_mutable(value: Any) -> bool:

@@ -18,7 +18,7 @@ from convscope.lowering.plan import Situation, adapt_plan, describe_precision, p
 from convscope.lowering.structure import ModelStructure
 from convscope.training.callback_state import CallbackMemory
 from convscope.training.callbacks import CallbackBridge
-from convscope.training.events import Notice
+from convscope.training.events import Notice, NotTrainedError
 from convscope.training.feeds import ArrayFeed, StreamFeed, make_feed
 from convscope.training.keras_state import load_state, own_method
 from convscope.training.loop import Course, train
@@ -109,7 +109,9 @@ class FastEngine:
             request.history.history,
             self._memory,
             strict=request.strict,
+            prepare=self._prepare,
         )
+        self._is_due = False
 
     def run(self) -> keras.callbacks.History:
         """Train; afterwards the model holds the weights, also when a listener or a person breaks it off."""
@@ -123,12 +125,13 @@ class FastEngine:
             request.model,
             epochs=request.epochs,
             steps=self._feed.steps,
-            refresh=self._refresh,
+            refresh=self._note,
         )
         request.model.stop_training = False
         try:
             bridge.begin()
             self._restore_callbacks()
+            self._prepare()
             for event in train(self._trainer, self._feed, self._course()):
                 bridge(event)
                 request.tell(event)
@@ -142,18 +145,35 @@ class FastEngine:
         self._memory.begin(None if state is None else state.callbacks)
         if state is not None:
             self._request.model.stop_training = state.stopped
+            self._note()
+
+    def _note(self) -> None:
+        """Note that a callback may have changed something; what it is matters to the next batch only."""
+        self._is_due = True
+
+    def _prepare(self) -> None:
+        """Follow what a callback may have done since the last batch."""
+        if not self._is_due:
+            return
+        self._is_due = False
+        try:
             self._refresh()
+        except LoweringError as error:
+            if self._trainer.has_trained:
+                raise
+            raise NotTrainedError(error) from error
 
     def _refresh(self) -> None:
-        """Follow what a callback may have done: another learning rate, or a change of the model itself."""
-        self._trainer.optimizer.refresh()
+        """Take over another learning rate, other settings, or a change of the model itself."""
         if not self._request.callbacks:
+            self._trainer.optimizer.refresh()
             return
         model = self._request.model
         if not all(map(operator.is_, _compiled(model), self._compiled)):
             hint = "Train in two calls, and compile between them."  # Keras's own fit breaks off, too
             raise UsageError(sentence("callbacks that leave a model compiled as it is", "compile", hint))
         if self._structure.is_current:
+            self._trainer.refresh()
             return
         _require_no_obstacle(model)
         self._network = _lowered(self._request, self._network.device, self._network.plan)

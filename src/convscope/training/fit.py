@@ -192,7 +192,7 @@ sample_weight, initial_epoch, steps_per_epoch, validation_steps, validation_batc
         strict=strict,
     )
     try:
-        with _on_the_device_of(model, device):
+        with _on_the_device_of(model, device), _gradients():
             return _run(request, engine)
     except BaseException as error:
         request.tell(TrainBreak(error))
@@ -318,6 +318,15 @@ def _predict_with_keras(
 ) -> NDArray[np.float32]:
     with _on_the_device_of(model):
         return keras_engine.predict(model, x, batch_size, preprocess, **how)
+
+
+def _gradients() -> AbstractContextManager[Any]:
+    """Let torch keep gradients, also for a caller who has switched them off."""
+    if keras.backend.backend() != "torch":
+        return nullcontext()
+    import torch
+
+    return torch.inference_mode(False)
 
 
 def _on_the_device_of(model: keras.Model, wanted: str | None = None) -> AbstractContextManager[None]:

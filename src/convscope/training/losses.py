@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from convscope.lowering.read_layers import is_altered
 from convscope.training.updates import Tensors
 
 _BINARY = keras.losses.binary_crossentropy
@@ -25,6 +26,12 @@ _CATEGORICAL = keras.losses.categorical_crossentropy
 _SPARSE = keras.losses.sparse_categorical_crossentropy
 _ACTIVATIONS = {_BINARY: "sigmoid", _CATEGORICAL: "softmax", _SPARSE: "softmax"}
 _WRAPPER: Any = type(keras.losses.CategoricalCrossentropy()).__mro__[1]  # calls a plain function
+_LOSSES = (
+    _WRAPPER,
+    keras.losses.BinaryCrossentropy,
+    keras.losses.CategoricalCrossentropy,
+    keras.losses.SparseCategoricalCrossentropy,
+)
 _MEANS = ("sum_over_batch_size", "mean")
 _WEIGHTED_MEAN = "mean_with_sample_weight"
 _NO_CLASS = -100  # what torch ignores unless told otherwise
@@ -209,7 +216,7 @@ def find_cross_entropy(
     if len(model.outputs) != 1 or len(losses) != 1:
         return None
     loss, weight, shape = losses[0].loss, losses[0].loss_weights, model.outputs[0].shape
-    if type(loss).call is not _WRAPPER.call or loss.fn not in _ACTIVATIONS or loss.dtype != "float32":
+    if not _is_as_in_keras(loss) or is_altered(model._compile_loss):
         return None
     settings = dict(loss._fn_kwargs)
     from_logits = bool(settings.pop("from_logits", False))
@@ -236,6 +243,11 @@ def find_cross_entropy(
         reduction=loss.reduction,
         weight=1.0 if weight is None else float(weight),
     )
+
+
+def _is_as_in_keras(loss: Any) -> bool:
+    known = type(loss) in _LOSSES and not is_altered(loss)
+    return known and loss.fn in _ACTIVATIONS and loss.dtype == "float32"
 
 
 def _bounds() -> tuple[float, float]:
@@ -282,7 +294,8 @@ class Penalties:
 
 def _native(regularizer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     """Compute Keras's own L1 and L2 with torch; any other runs as it is."""
-    if type(regularizer) in (keras.regularizers.L1, keras.regularizers.L2, keras.regularizers.L1L2):
+    known = type(regularizer) in (keras.regularizers.L1, keras.regularizers.L2, keras.regularizers.L1L2)
+    if known and not is_altered(regularizer):
         first = float(getattr(regularizer, "l1", 0.0))
         second = float(getattr(regularizer, "l2", 0.0))
         return lambda weight: _l1_l2(weight, first, second)

@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import torch
 
+from convscope.lowering.read_layers import is_altered
 from convscope.training.inputs import first_leaf
 
 _ACCURACIES = (
@@ -101,7 +102,7 @@ class MetricsPlan:
 def _metrics_of_the_only_output(model: keras.Model) -> list[_Metric] | None:
     """List the metrics; None where there are several outputs to tell apart, which Keras does."""
     compiled = model._compile_metrics
-    if compiled is None or len(model.outputs) != 1:
+    if compiled is None or len(model.outputs) != 1 or is_altered(compiled):
         return None
     lists = ((compiled._flat_metrics, False), (compiled._flat_weighted_metrics, True))
     return [
@@ -115,7 +116,12 @@ def _metrics_of_the_only_output(model: keras.Model) -> list[_Metric] | None:
 
 def _hits(metric: Any, y: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor | None:
     """Say which examples an accuracy counts as right, shape (n,); None for what is left to Keras."""
-    if type(metric) not in _ACCURACIES or metric.dtype != "float32" or outputs.ndim != 2:
+    if (
+        type(metric) not in _ACCURACIES
+        or is_altered(metric)
+        or metric.dtype != "float32"
+        or outputs.ndim != 2
+    ):
         return None
     rows, classes = outputs.shape
     if type(metric) is keras.metrics.CategoricalAccuracy:

@@ -13,13 +13,14 @@ import keras
 import numpy as np
 import torch
 
+from convscope.lowering.read_layers import is_altered
 from convscope.training.keras_state import momentum_name, require_settable, set_rate
 from convscope.training.schedule import Rate
 from convscope.training.updates import RULES, TAKES_NARROW_GRADIENTS, Tensors, pick
 
 
 def has_rule(optimizer: keras.optimizers.Optimizer) -> bool:
-    """Say whether an optimizer is one of Keras's own that we have a rule for, and not a subclass.
+    """Say whether an optimizer is one of Keras's own that we have a rule for, neither subclass nor altered.
 
     Parameters
     ----------
@@ -37,7 +38,8 @@ def has_rule(optimizer: keras.optimizers.Optimizer) -> bool:
     (True, False)
     """
     kind = type(optimizer)
-    return kind.__module__.startswith("keras.src.backend.torch.optimizers") and kind.__name__ in RULES
+    ours = kind.__module__.startswith("keras.src.backend.torch.optimizers") and kind.__name__ in RULES
+    return ours and not is_altered(optimizer)
 
 
 class RuleStep:

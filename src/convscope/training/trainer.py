@@ -20,7 +20,7 @@ from convscope.training.inputs import first_leaf, map_leaves
 from convscope.training.keras_state import snapshot
 from convscope.training.losses import Penalties, find_cross_entropy
 from convscope.training.metrics import MetricsPlan
-from convscope.training.optimizers import plan_step
+from convscope.training.optimizers import RuleStep, has_rule, plan_step
 from convscope.training.state import TrainingState
 
 _ACTIVATIONS: dict[str | None, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -46,6 +46,8 @@ class Trainer:
         What the callbacks remember, for snapshots.
     strict : bool
         Whether gradients stop where Keras clips probabilities.
+    prepare : callable or None
+        Called before every batch; it may hand over another network (:meth:`use`).
     """
 
     def __init__(
@@ -56,10 +58,11 @@ class Trainer:
         history: Mapping[str, list[float]],
         memory: CallbackMemory,
         strict: bool = False,
+        prepare: Callable[[], None] | None = None,
     ) -> None:
         self._model, self._seed, self._history = model, seed, history
         self._memory, self._strict = memory, strict
-        self._has_trained = False
+        self._prepare, self.has_trained = prepare, False
         self.use(network)
 
     def use(self, network: LoweredNetwork) -> None:
@@ -71,10 +74,23 @@ class Trainer:
         self._parameters = [weight for weight in weights if isinstance(weight, torch.nn.Parameter)]
         self.optimizer = plan_step(model.optimizer, variables, weights)
         self._penalties = Penalties(variables, weights)
-        self._cross_entropy = find_cross_entropy(model, network.output_activation, self._strict)
-        self._folded = self._cross_entropy is not None and self._cross_entropy.folded
+        self._find_loss()
         self._metrics = MetricsPlan(model)
         self._rank = len(model.inputs[0].shape) if len(model.inputs) == 1 else None
+
+    def refresh(self) -> None:
+        """Follow what a callback may have set in the optimizer, the loss and the metrics."""
+        if isinstance(self.optimizer, RuleStep) != has_rule(self._model.optimizer):
+            self.use(self._network)
+            return
+        self.optimizer.refresh()
+        self._find_loss()
+        self._metrics = MetricsPlan(self._model)
+
+    def _find_loss(self) -> None:
+        activation = self._network.output_activation
+        self._cross_entropy = find_cross_entropy(self._model, activation, self._strict)
+        self._folded = self._cross_entropy is not None and self._cross_entropy.folded
 
     @property
     def plan(self) -> dict[str, Any]:
@@ -113,12 +129,14 @@ class Trainer:
         NotTrainedError
             When the first step fails; then nothing has changed.
         """
-        if self._has_trained:
+        if self._prepare is not None:
+            self._prepare()
+        if self.has_trained:
             self._step(batch, number)
             return
         with _undone_by_an_error(self._model):
             self._step(batch, number)
-        self._has_trained = True
+        self.has_trained = True
 
     def _step(self, batch: Batch, number: int) -> None:
         x, y, weight = batch
@@ -138,13 +156,15 @@ class Trainer:
         self._model.stop_evaluating = False
         self._model.reset_metrics()
 
-    @torch.no_grad()
     def evaluate_on(self, batch: Batch) -> None:
         """Add one batch to the validation's means."""
+        if self._prepare is not None:
+            self._prepare()
         x, y, weight = batch
-        scores = self._forward(x, training=False)
-        _, reported = self._loss(scores, y, weight)
-        self._record(reported, scores, y, weight, x)
+        with torch.no_grad():
+            scores = self._forward(x, training=False)
+            _, reported = self._loss(scores, y, weight)
+            self._record(reported, scores, y, weight, x)
 
     def finish(self) -> None:
         """Do what Keras does after the last epoch: weights become their averages if there are any."""
