@@ -281,6 +281,13 @@ def test_meaningless_data_are_called_so(photos, spoil, reason):
     assert reason in report.meaningless
 
 
+def test_floating_point_pixels_come_with_the_command_that_converts_them(photos):
+    Image.fromarray(np.ones((8, 8), np.float32)).save(photos / "cat" / "f.tif")
+    found = check_folder(photos).find("unsupported")
+    assert found.names == ("cat/f.tif",)
+    assert "FACTOR" in found.advice
+
+
 def test_where_nothing_can_be_used_every_file_is_named(photos):
     for path in photos.rglob("*.png"):
         path.write_bytes(b"")

@@ -67,6 +67,14 @@ def test_without_parts_a_test_part_is_held_back(photos):
     assert (rows["dog/007.png"][2] == photograph([0, 1, 7])).all()
 
 
+def test_a_class_that_the_held_back_part_lacks_is_named(tmp_path):
+    for seed, (name, number) in enumerate({"cat": 22, "dog": 23, "rare": 2}.items()):
+        write_classes(tmp_path / "photos", (name,), number, seed=seed)
+    dataset = load(tmp_path / "photos")
+    assert np.bincount(dataset.test.labels, minlength=3)[2] == 0
+    assert "too few to hold any of rare." in dataset.notes[0]
+
+
 def test_the_held_back_part_follows_the_seed_and_is_not_the_last_rows(photos):
     parts = [tuple(load(photos, seed=seed).test.names) for seed in (1, 1, 2)]
     assert parts[0] == parts[1] != parts[2]

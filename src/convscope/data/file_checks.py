@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from convscope.data.collection import FileRecords
 from convscope.data.findings import Finding, count
+from convscope.data.images import CONVERT_FLOATS, FLOATING
 from convscope.data.kinds import FORMATS, SUFFIXES
 from convscope.data.similarity import members_of
 from convscope.data.source import ImageSource
@@ -82,6 +83,8 @@ def _problems(source: ImageSource, survey: Survey) -> Iterator[Finding]:
 def _problem(kind: str, names: tuple[str, ...], details: tuple[str, ...]) -> Finding:
     """Make the row of one kind of unusable file."""
     words, advice = PROBLEMS[kind]
+    if FLOATING in details:
+        advice += f" Floating point, all images by the same factor: {CONVERT_FLOATS}"
     return Finding(kind, "error", f"{count(len(names), 'file')}: {words}.", advice, names, details)
 
 

@@ -34,6 +34,7 @@ BYTE_CAP = 512 * 2**20
 TRAITS = ("animated", "cmyk", "sixteen_bit", "rotated", "transparent", "mended")
 # How many bits the pixels of a deep image have, unless its data set says that fewer are in use.
 DEPTH = 16
+FLOATING = "floating point pixels"
 CONVERT_FLOATS = (
     'python -c "from PIL import Image as i; import numpy as n; '
     "i.fromarray((n.asarray(i.open('IN.tif')) * FACTOR).astype(n.uint16)).save('OUT.png')\""
@@ -475,7 +476,7 @@ def _pixels(image: Image.Image, source: str, depth: int) -> NDArray[np.uint8]:
     """Give the pixels of a loaded image, of which Pillow keeps 8 bits, as (h, w, 1) or (h, w, 3)."""
     if image.mode == "F":
         hint = f"Save it with 8 or 16 bits, all images by the same factor: {CONVERT_FLOATS}"
-        raise _refusal("unsupported", source, "floating point pixels", hint)
+        raise _refusal("unsupported", source, FLOATING, hint)
     grey = _is_grey(image)
     if depth != DEPTH:
         # Pillow has kept the upper 8 of 16 bits, of which the uppermost are not in use.

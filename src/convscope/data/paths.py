@@ -210,9 +210,12 @@ def to_dataset(collection: Collection, seed: int = TEST_SEED, test_share: float 
         groups = collection.groups[train]
         first, second = split_indices(collection.labels[train], test_share, seed, groups=groups)
         chosen[0], chosen[2] = np.sort(train[first]), np.sort(train[second])
+        lacking = sorted(set(collection.labels[train]) - set(collection.labels[chosen[2]]))
+        names = ", ".join(collection.class_names[label] for label in lacking)
         notes.append(
             f"No test part was found: {len(second):,} images are held back as one, at random but in the "
             f"classes' proportions, near-duplicates on one side (seed {seed})."
+            + (f" They are too few to hold any of {names}." if lacking else "")
         )
     trained = set(collection.labels[chosen[0]].tolist())
     for part, positions in zip(PARTS[1:], chosen[1:], strict=True):
