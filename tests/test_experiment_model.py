@@ -104,6 +104,43 @@ def test_one_sigmoid_unit_becomes_two_softmax_units_of_the_same_function(ending,
     assert model.output_shape == (None, 1)  # the one that was given stays
 
 
+@pytest.mark.parametrize("kind", ["sequential", "functional"])
+def test_units_without_an_activation_get_softmax(kind):
+    model = sequential(units=3, activation=None)
+    if kind == "functional":
+        model = keras.models.clone_model(keras.Model(model.inputs, model.outputs))
+    model.layers[-1].bias.assign([0.3, -0.2, 0.0])
+    adapted, notes = adapt_network(model, (8, 8, 3), 3)
+    logits = model.predict(PIXELS / 255, verbose=0).astype(np.float64)
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(adapted.predict(PIXELS / 255, verbose=0), shares, atol=1e-6)
+    assert notes == ["The network ends in 3 units without an activation: they got softmax."]
+    assert model.layers[-1].activation is keras.activations.linear
+
+
+@pytest.mark.parametrize("ending", [keras.ops.relu, keras.ops.softmax], ids=["relu", "softmax"])
+def test_units_with_an_operation_behind_them_stay(ending):
+    inputs = keras.Input((8, 8, 3))
+    model = keras.Model(inputs, ending(layers.Dense(2)(layers.Flatten()(inputs))))
+    assert adapt_network(model, (8, 8, 3), 2) == (model, [])
+
+
+@pytest.mark.parametrize("activation", ["relu", "sigmoid"])
+def test_another_activation_than_softmax_is_refused(activation):
+    """Two sigmoid units of an untrained network add up to about 1, so that its numbers do not tell."""
+    with pytest.raises(UsageError, match=rf"add up to 1, got {activation}. End it in keras.layers.Dense\(2"):
+        adapt_network(sequential(activation=activation), (8, 8, 3), 2)
+
+
+def test_what_is_no_probability_is_refused_before_the_training(tmp_path):
+    inputs = keras.Input((28, 28, 1))
+    outputs = layers.GlobalAveragePooling2D()(layers.Conv2D(2, 3)(inputs))
+    keras.Model(inputs, outputs).save(tmp_path / "mine.keras")
+    with pytest.raises(UsageError, match=r"probabilities that add up to 1 .* End the network with softmax"):
+        train_file(tmp_path / "mine.keras", two_digits())
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("shape", "batch"), [((None, None, 3), None), ((8, 8, 3), 4)], ids=["open", "fixed-batch"]
 )

@@ -101,7 +101,8 @@ def adapt_network(
     """Make of a network from a file one for these images and classes, where that leaves its function alone.
 
     An open height or width and a fixed batch are replaced by the images' shape and any batch. One sigmoid
-    unit for two classes becomes two softmax units: the sigmoid of z is the softmax of (0, z).
+    unit for two classes becomes two softmax units: the sigmoid of z is the softmax of (0, z). A last Dense
+    without an activation, with a unit for each class, gets softmax.
 
     Parameters
     ----------
@@ -125,17 +126,22 @@ def adapt_network(
         If the network cannot take such images, or ends otherwise.
     """
     notes = []
-    head = _sigmoid_unit(model) if classes == 2 and model.output_shape[1:] == (1,) else ()
-    if head:
+    head: tuple[Any, ...] = ()
+    if model.output_shape[1:] == (1,) and classes == 2 and (head := _sigmoid_unit(model)):
         notes.append("The network ends in one sigmoid unit: it became two softmax units that say the same.")
+    if model.output_shape[1:] == (classes,) and (head := _logits(model)):
+        notes.append(f"The network ends in {classes} units without an activation: they got softmax.")
     if model.input_shape != (None, *input_shape):
         notes.append(f"The network's input of shape {model.input_shape} became {(None, *input_shape)}.")
     if notes:
-        model = _clone(model, input_shape, head)
+        model = _clone(model, input_shape, head, classes)
     if model.output_shape != (None, classes):
         expected = f"a network with {classes} outputs, one for each class"
         hint = f"End it in keras.layers.Dense({classes}, activation='softmax')."
         raise UsageError(sentence(expected, f"output shape {model.output_shape}", hint))
+    if (name := getattr(_activation(model), "__name__", "softmax")) != "softmax":
+        hint = f"End it in keras.layers.Dense({classes}, activation='softmax')."
+        raise UsageError(sentence("a network whose outputs are probabilities that add up to 1", name, hint))
     return model, notes
 
 
@@ -143,7 +149,7 @@ def _sigmoid_unit(model: keras.Model) -> tuple[Any, ...]:
     """Find the layers that end a network in one sigmoid unit: a Dense, or a Dense and an Activation."""
     import keras
 
-    before, last = [None, *model.layers][-2:]
+    before, last = [None, *_operations(model)][-2:]
     if isinstance(last, keras.layers.Dense):
         return (last,) if last.activation is keras.activations.sigmoid else ()
     ends = isinstance(last, keras.layers.Activation) and last.activation is keras.activations.sigmoid
@@ -154,15 +160,42 @@ def _sigmoid_unit(model: keras.Model) -> tuple[Any, ...]:
     return (before, last) if follows else ()
 
 
-def _clone(model: keras.Model, input_shape: tuple[int, int, int], head: tuple[Any, ...]) -> keras.Model:
-    """Build a network anew for another input, or with two softmax units, and give it the weights."""
+def _logits(model: keras.Model) -> tuple[Any, ...]:
+    """Find the Dense that ends a network without an activation."""
+    import keras
+
+    last = _operations(model)[-1]
+    ends = isinstance(last, keras.layers.Dense) and last.activation is keras.activations.linear
+    return (last,) if ends else ()
+
+
+def _activation(model: keras.Model) -> Any:
+    """Give the activation that ends a network; None where it is none or ends otherwise."""
+    import keras
+
+    last = _operations(model)[-1]
+    ends = isinstance(last, keras.layers.Dense | keras.layers.Activation)
+    return last.activation if ends and last.activation is not keras.activations.linear else None
+
+
+def _operations(model: keras.Model) -> list[Any]:
+    """List a network's layers and, of a functional one, the operations between them; the last one ends it."""
+    import keras
+
+    return list(model.layers if isinstance(model, keras.Sequential) else model.operations)
+
+
+def _clone(
+    model: keras.Model, input_shape: tuple[int, int, int], head: tuple[Any, ...], classes: int
+) -> keras.Model:
+    """Build a network anew for another input, or with softmax at its end, and give it the weights."""
     import keras
     import numpy as np
 
     def copy(layer: Any) -> Any:
         own = layer.get_config()
         if layer in head:
-            own |= {"units": 2} if isinstance(layer, keras.layers.Dense) else {}
+            own |= {"units": classes} if isinstance(layer, keras.layers.Dense) else {}
             own |= {"activation": "softmax"} if layer is head[-1] else {}
         return layer.__class__.from_config(own)
 
@@ -175,7 +208,7 @@ def _clone(model: keras.Model, input_shape: tuple[int, int, int], head: tuple[An
         raise UsageError(sentence(expected, f"one for {model.input_shape} ({error})")) from error
     for old, new in zip(_with_weights(model), _with_weights(clone), strict=True):
         weights = old.get_weights()
-        if old in head:
+        if old in head and old.units < classes:
             weights = [np.concatenate([np.zeros_like(value), value], axis=-1) for value in weights]
         new.set_weights(weights)
     return clone

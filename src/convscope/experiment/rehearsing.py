@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
+
 from convscope import plotting
 from convscope.data.catalog import Split
 from convscope.experiment.fitting import fit_arguments, training_arrays
@@ -72,6 +74,8 @@ def rehearse(
     require_validation(training, session.prepared)
     if session.config.preflight:
         _preflight(session, say)
+    elif session.config.network_file:
+        _require_probabilities(session)
     if training.find_learning_rate and training.learning_rate is None:
         session = _find_learning_rate(session, run, say)
         record["config"] = session.config.to_json()
@@ -99,6 +103,16 @@ def _preflight(session: Session, say: Callable[[str], None]) -> None:
         )
     else:
         say(f"preflight: the network learned {trial.images} images by heart in {trial.steps} steps")
+
+
+def _require_probabilities(session: Session) -> None:
+    """Refuse a network from a file that the evaluation would refuse, before it is trained."""
+    from convscope.training.preflight import IMAGES, require_fitting_outputs
+
+    prepared, engine = session.prepared, session.config.training.engine
+    x, _ = training_arrays(prepared)
+    images = np.asarray(x[:IMAGES])
+    require_fitting_outputs(session.model, images, preprocess=prepared.preprocess, engine=engine)
 
 
 def _find_learning_rate(session: Session, run: RunDirectory, say: Callable[[str], None]) -> Session:

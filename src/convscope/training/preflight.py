@@ -127,7 +127,7 @@ def preflight(
     rows = spread_rows(targets, IMAGES)
     _require_something_to_train(model)
     images = np.asarray(x[rows])
-    _require_fitting_outputs(model, predict(model, images, preprocess=preprocess, engine=engine))
+    require_fitting_outputs(model, images, preprocess=preprocess, engine=engine)
     warning = _warn_of_unscaled(model, images if preprocess is None else preprocess.apply(images))
     trials: list[Preflight] = []
     left = seconds
@@ -187,8 +187,28 @@ def _require_something_to_train(model: keras.Model) -> None:
         raise UsageError(sentence("a network with weights to train", "none", hint))
 
 
-def _require_fitting_outputs(model: keras.Model, outputs: NDArray[np.float32]) -> None:
-    """Hold what the network puts out against what its loss expects."""
+def require_fitting_outputs(
+    model: keras.Model, images: NDArray[Any], *, preprocess: Any = None, engine: str = "auto"
+) -> None:
+    """Hold what a network puts out for some images against what its loss expects.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Compiled and built, with one output for each class.
+    images : ndarray
+        A few, as for :func:`convscope.fit`.
+    preprocess : Preprocess or None
+        Then they are raw uint8 images.
+    engine : {"auto", "fast", "keras"}
+        As for :func:`convscope.fit`.
+
+    Raises
+    ------
+    UsageError
+        When the loss expects probabilities and gets something else, or the other way round.
+    """
+    outputs = predict(model, images, preprocess=preprocess, engine=engine)
     if not np.isfinite(outputs).all():
         hint = "Look at its weights and at the scaling of the images."
         raise UsageError(sentence("finite outputs of the network", "NaN or infinity", hint))
