@@ -159,7 +159,9 @@ def test_the_layouts_of_archives_are_understood(tmp_path, train, test, beside):
     dataset = load(root)
     assert dataset.class_names == ("cat", "dog")
     assert (len(dataset.train), len(dataset.test), dataset.validation) == (12, 6, None)
-    assert [name for name, _ in dataset.left_out] == ([f"{beside}1.png"] if beside else [])
+    assert dataset.left_out == ()
+    found = {finding.kind: finding.names for finding in open_path(root).findings}
+    assert found == ({"unlabelled": (f"{beside}1.png",)} if beside else {})
 
 
 @pytest.mark.parametrize(

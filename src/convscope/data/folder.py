@@ -329,6 +329,8 @@ def _findings(walked: Walk, sorting: _Sorting, placing: _Placing, layout: _Layou
         if (found := layout.locate(file)) is not None and (name := found[1]) not in placing.inside
     }
     empty = sorted({*walked.empty, *imageless})
+    unlabelled = _unlabelled(placing, layout)
+    astray = sorted(set(placing.without_class) - set(unlabelled))
     findings = [
         Finding(
             "unsupported",
@@ -341,9 +343,16 @@ def _findings(walked: Walk, sorting: _Sorting, placing: _Placing, layout: _Layou
         Finding(
             "no_class",
             "error",
-            f"{count(len(placing.without_class), 'image')} in no class's folder.",
+            f"{count(len(astray), 'image')} in no class's folder.",
             "Move into the folder of a class.",
-            _shown(placing.without_class),
+            _shown(astray),
+        ),
+        Finding(
+            "unlabelled",
+            "info",
+            f"{count(len(unlabelled), 'image')} without labels, not used.",
+            "",
+            _shown(unlabelled),
         ),
         Finding(
             "other_file",
@@ -364,6 +373,19 @@ def _findings(walked: Walk, sorting: _Sorting, placing: _Placing, layout: _Layou
     message = f"{count(len(odd), 'file')} with a name that is no plain text; used, and shown with escapes."
     findings.append(Finding("odd_name", "warning", message, "Rename if other tools refuse it.", _shown(odd)))
     return [finding for finding in findings if finding.names]
+
+
+def _unlabelled(placing: _Placing, layout: _Layout) -> list[str]:
+    """List the images that lie flat in a folder beside the training part, as those of a contest do."""
+    start = len(layout.prefix)
+    labelled = {file[start:].split("/")[0] for file in placing.files}
+    found = []
+    for file in placing.without_class if layout.parts else ():
+        top, *folders = file[start:].split("/")[:-1] or [""]
+        is_flat = all(name.lower() == top.lower() or not words_of(name) for name in folders)
+        if top and top not in labelled and is_flat:
+            found.append(file)
+    return found
 
 
 def _hint(files: list[str], otherwise: str) -> str:
