@@ -108,7 +108,10 @@ def run() -> int:
             fail(str(error))
             return error.exit_code
         except TyperException as error:
-            fail(f"{error.format_message()} Try `convscope --help`.")
+            message, context = error.format_message(), getattr(error, "ctx", None)
+            stop = "" if message.endswith((".", "?", "!")) else "."
+            command = context.command_path if context else "convscope"
+            fail(f"{message}{stop} Try `{command} --help`.")
             return error.exit_code
         except Abort as error:
             raise KeyboardInterrupt from error  # standard input ended where an answer was expected

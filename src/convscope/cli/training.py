@@ -265,7 +265,11 @@ def _settings_in_words(config: ExperimentConfig) -> str:
         rate = "a learning rate to be found"
     else:
         rate = f"a learning rate of {training.learning_rate or 'its own'}"
-    length = f"{training.epochs} epochs" if training.within is None else f"{training.within:g} s"
+    length = (
+        f"{training.epochs} epoch{'s' * (training.epochs > 1)}"
+        if training.within is None
+        else f"{training.within:g} s"
+    )
     changed = {
         name: value for name, value in config.augmentation.to_dict().items() if value not in (0, "none")
     }
