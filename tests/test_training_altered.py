@@ -7,6 +7,7 @@ import torch
 from training_cases import assert_close, assert_same_history, images, network, weights
 
 import convscope
+from convscope.errors import UsageError
 
 CALM = {"verbose": 0, "seed": 5, "shuffle": False, "precision": "float32", "deterministic": True}
 pytestmark = pytest.mark.filterwarnings("ignore:Training with Keras's own fit")
@@ -159,3 +160,13 @@ def test_rules_and_settings_that_a_callback_changes_count(change):
     )
     assert_same_history(found, expected, 1e-4)
     assert_close(*map(weights, models), 1e-4)
+
+
+@pytest.mark.parametrize("wrong", [-1, 7])
+def test_a_label_out_of_range_in_a_later_batch_is_told_in_a_sentence(wrong):
+    x, y = images()
+    labels = y.argmax(axis=1)
+    model = network(loss="sparse_categorical_crossentropy")
+    batches = [(x[:8], labels[:8]), (x[:8], np.array([wrong, *labels[1:8]]))]
+    with pytest.raises(UsageError, match="class numbers from 0 to 4"):
+        convscope.fit(model, (batch for batch in batches), **CALM)

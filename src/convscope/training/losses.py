@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from convscope.errors import UsageError, sentence
 from convscope.lowering.read_layers import is_altered
 from convscope.training.updates import Tensors
 
@@ -159,7 +160,13 @@ class CrossEntropy:
             if log_p.ndim > 2:
                 log_p = log_p.movedim(self.axis, -1)  # (n, ..., classes)
             rows = log_p.reshape(-1, log_p.shape[-1]) if log_p.ndim > 2 else log_p
-            losses = functional.nll_loss(rows, y.reshape(-1).long(), reduction="none", ignore_index=ignored)
+            labels = y.reshape(-1).long()
+            try:
+                losses = functional.nll_loss(rows, labels, reduction="none", ignore_index=ignored)
+            except IndexError:  # in a batch of a stream; arrays are looked at beforehand
+                expected = f"class numbers from 0 to {rows.shape[1] - 1}, one for each output"
+                found = f"{int(labels.min())} to {int(labels.max())}"
+                raise UsageError(sentence(expected, found)) from None
             return losses.reshape(log_p.shape[:-1]) if log_p.ndim > 2 else losses
         return -(self._smoothed(y.to(log_p.dtype)) * log_p).sum(self.axis)
 
