@@ -116,7 +116,7 @@ def preflight(
 
     Examples
     --------
-    >>> layers = [keras.Input((4,)), keras.layers.Dense(2, activation="softmax")]
+    >>> layers = [keras.Input((4,)), keras.layers.Dense(2, activation="softmax", kernel_initializer="zeros")]
     >>> model = keras.Sequential(layers)
     >>> model.compile("adam", "categorical_crossentropy")
     >>> x, y = np.eye(4, dtype=np.float32), np.eye(2, dtype=np.float32)[[0, 1, 0, 1]]
