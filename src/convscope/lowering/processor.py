@@ -239,7 +239,7 @@ def multiplies_bfloat16(device: str = "cpu") -> bool:
     True
     """
     if device.startswith("cuda"):
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        return takes_bfloat16(training=True, device=device)
     return device.startswith("cpu") and this_processor().kind.hardware
 
 
