@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from convscope.cli.output import say, show_json, table
+from convscope.cli.output import explain, say, show_json, table
 from convscope.errors import ConvscopeError, DataError, sentence
 
 if TYPE_CHECKING:
@@ -195,3 +195,4 @@ def _show(name: str, json: bool) -> None:
     height, width, channels = dataset.input_shape
     table(f"{dataset.name}: images of {height}×{width}×{channels}", ["class", "training", "test"], rows)
     say(f"Fingerprint: {dataset.fingerprint}")
+    explain("fingerprint")

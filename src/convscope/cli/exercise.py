@@ -11,7 +11,7 @@ import typer
 
 from convscope.cli import lessons
 from convscope.cli.opening import Device
-from convscope.cli.output import say, show_json, table, warn
+from convscope.cli.output import explain, say, show_json, table, warn
 from convscope.errors import unknown_name
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ def show_data(dataset: Dataset) -> None:
         f"{height}×{width}×{channels}, {len(dataset.class_names)} classes, "
         f"fingerprint {dataset.fingerprint[:12]}"
     )
+    explain("fingerprint")
 
 
 def _show_network(name: str, config: Any, dataset: Dataset) -> None:

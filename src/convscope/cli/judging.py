@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convscope.cli.opening import Device, answered_all_the_same, require_run
-from convscope.cli.output import say, show_json, table
+from convscope.cli.output import explain, say, show_json, table
 from convscope.errors import RunError, UsageError, sentence
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def _show_evaluation(contents: Contents, part: str, evaluation: Evaluation) -> N
         f"Balanced accuracy {evaluation.balanced_accuracy:.2%}, Cohen's kappa {evaluation.kappa:.4f}, Brier "
         f"score {evaluation.brier_score:.4f}, expected calibration error {calibration:.2%}"
     )
+    explain("balanced accuracy", "Cohen's kappa", "Brier score", "expected calibration error")
     say(contents.calibration.sentence())
     _show_confused(evaluation)
     worst = evaluation.worst_errors(10)

@@ -28,6 +28,14 @@ def say(text: str, style: str | None = None) -> None:
     console().print(text, style=style, soft_wrap=True, markup=False)
 
 
+def explain(*words: str) -> None:
+    """Print what words mean, under the lines in which they stand."""
+    from convscope import glossary
+
+    for line in glossary.explain(*words):
+        console().print(f"  {line}", style="dim", markup=False)
+
+
 def warn(text: str) -> None:
     """Print a sentence that must not be overlooked, on standard error."""
     console(stderr=True).print(text, style="bold yellow", soft_wrap=True, markup=False)

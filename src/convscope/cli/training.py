@@ -91,7 +91,8 @@ def train(
         str | None, typer.Option(help="channels_last or channels_first. [default: channels_last]")
     ] = None,
     resize: Annotated[
-        str | None, typer.Option(help="letterbox, crop or stretch. [default: letterbox]")
+        str | None,
+        typer.Option(help="letterbox (whole, with a border), crop or stretch. [default: letterbox]"),
     ] = None,
     size: Annotated[
         int | None, typer.Option(help="Height and width to bring your images to, in pixels.")

@@ -115,7 +115,11 @@ def judge_loss(probabilities: Array, test_labels: Array, loss: Any) -> str:
     table, found = np.asarray(probabilities, np.float64), as_number(loss, "loss")
     right = cross_entropy(table, test_labels.astype(np.int64))
     if close(found, right, NUMBER_TOLERANCE):
-        return f"{right:.4f} nats: on average the true class has a probability of {math.exp(-right):.1%}."
+        probability = f"{math.exp(-right):.1%}"
+        return (
+            f"{right:.4f} nats (the unit of natural logarithms): on average the true class has a probability "
+            f"of {probability}."
+        )
     images, classes = table.shape
     largest = float(-np.log(table.max(axis=1)).mean())
     mistakes = {
