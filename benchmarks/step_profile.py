@@ -24,7 +24,7 @@ from floor import floor_trainer
 from models import NETWORKS, images_for, keras_model
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from convscope.lowering import compiled
+from convscope.lowering.cpu import compiled
 from convscope.lowering.processor import describe_device
 
 RESULTS = Path(__file__).parent / "results"

@@ -162,7 +162,7 @@ def _making(overload: str) -> Any:
 
 
 def _watch_loops() -> None:
-    from convscope.lowering import compiled
+    from convscope.lowering.cpu import compiled
 
     plain = compiled._run
 

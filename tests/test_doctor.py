@@ -5,7 +5,8 @@ import json
 import pytest
 
 from convscope import doctor
-from convscope.lowering import compiled, convolutions, processor
+from convscope.lowering import convolutions, processor
+from convscope.lowering.cpu import compiled
 
 
 def test_text_and_json_hold_the_same(typed, tmp_path):

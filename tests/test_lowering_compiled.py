@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812  the name that torch's own documentation uses
 from lowering_cases import built
 
-from convscope.lowering import compiled, emit, kernels, loops, lower, optimise, vectors
-from convscope.lowering.compiled import Lanes, Windows
+from convscope.lowering import emit, kernels, lower, optimise
+from convscope.lowering.bfloat16_copies import bfloat16_copy, copy_of, declare_current
+from convscope.lowering.cpu import compiled, loops, vectors
+from convscope.lowering.cpu.compiled import PackedMask, WindowGeometry
 from convscope.lowering.masks import Mask, MaskSource, hashed_fields, mix, threshold_of
-from convscope.lowering.narrow import copy_of, declare_current, narrow
 from convscope.lowering.processor import openmp
 
 L = keras.layers
@@ -45,7 +46,7 @@ def numbers(*shape, dtype=torch.float32, seed=0):
 def lanes(count, dtype, seed=1):
     generator = torch.Generator().manual_seed(seed)
     integers = torch.randint(-(2**15), 2**15, (count,), generator=generator, dtype=torch.int32)
-    return Lanes(integers.to(WIDTHS[dtype]), 2)
+    return PackedMask(integers.to(WIDTHS[dtype]), 2)
 
 
 # One thread or many
@@ -72,12 +73,12 @@ def photographs():
 
 
 def windows():
-    return Windows.of((16, 14, 12, 2), (3, 2, 2, 32), (1, 1), (1, 1))
+    return WindowGeometry.of((16, 14, 12, 2), (3, 2, 2, 32), (1, 1), (1, 1))
 
 
 def convolved(dtype, relu=True):
     kernel, bias = numbers(3, 2, 2, 32, seed=5), numbers(32, seed=6)
-    return compiled.shallow_convolution(photographs(), kernel, bias, windows(), relu, dtype, signed=True)
+    return compiled.few_channel_convolution(photographs(), kernel, bias, windows(), relu, dtype, signed=True)
 
 
 def adam_step(gradient, copy=None):
@@ -98,9 +99,9 @@ WORK = {
         torch.randint(0, 5, (16, 6, 6, 32), generator=torch.Generator().manual_seed(4)).to(torch.uint8),
         torch.Size((16, 13, 12, 32)),
     ),
-    "shallow convolution": lambda dtype: convolved(dtype)[0],
+    "few-channel convolution": lambda dtype: convolved(dtype)[0],
     "shallow gradient": lambda dtype: torch.cat(
-        compiled.shallow_gradient(photographs(), numbers(16, 12, 11, 32, dtype=dtype), None, windows())
+        compiled.few_channel_gradient(photographs(), numbers(16, 12, 11, 32, dtype=dtype), None, windows())
         [:1]
     ),
     "adam": lambda dtype: adam_step(numbers(50_000, seed=2).to(dtype))[0],
@@ -136,7 +137,7 @@ def test_torch_has_a_team_on_linux():
 def test_work_is_really_shared():
     """A program that has done nothing else has as many threads as torch was told to use."""
     script = (
-        "import torch; from convscope.lowering import compiled; torch.set_num_threads(3); "
+        "import torch; from convscope.lowering.cpu import compiled; torch.set_num_threads(3); "
         "x = torch.zeros(64, 32, 32, 32); compiled.tile_max(x, True, None); "
         "import os; print(len(os.listdir('/proc/self/task')))"
     )
@@ -193,7 +194,7 @@ def test_a_mask_drops_what_it_says(rate, shape, dtype):
 
 def test_a_mask_of_another_shape_is_spread(dtype):
     keep = torch.tensor([1, 0, 1], dtype=WIDTHS[dtype])
-    mask = Mask(Lanes(keep, 1), (1, 1, 3))
+    mask = Mask(PackedMask(keep, 1), (1, 1, 3))
     x = numbers(4, 5, 3, dtype=dtype)
     assert torch.equal(mask.apply(x), x * keep)
 
@@ -272,7 +273,7 @@ def test_signs_say_what_is_positive(relu, dtype):
 
 
 def test_windows_are_worked_out_once():
-    again = Windows.of((16, 14, 12, 2), (3, 2, 2, 32), (1, 1), (1, 1))
+    again = WindowGeometry.of((16, 14, 12, 2), (3, 2, 2, 32), (1, 1), (1, 1))
     assert again is windows()
     assert again.count == 12
     assert again.taps.numel() % 3 == 0
@@ -281,10 +282,10 @@ def test_windows_are_worked_out_once():
 def test_rooms_between_passes_outlive_them():
     """Where large blocks are given back at once, a loop that writes to one it has let go ends the program."""
     script = (
-        "import torch; from convscope.lowering import compiled; "
+        "import torch; from convscope.lowering.cpu import compiled; "
         "x, g = torch.ones(2, 3, 1002, 1), torch.ones(2, 1, 1000, 64); "
-        "w = compiled.Windows.of(x.shape, (3, 3, 1, 64), (1, 1), (1, 1)); "
-        "print(compiled.shallow_gradient(x, g, None, w)[0].unique().tolist())"
+        "w = compiled.WindowGeometry.of(x.shape, (3, 3, 1, 64), (1, 1), (1, 1)); "
+        "print(compiled.few_channel_gradient(x, g, None, w)[0].unique().tolist())"
     )
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
     command = [sys.executable, "-c", script]
@@ -293,12 +294,12 @@ def test_rooms_between_passes_outlive_them():
 
 
 def test_another_default_type_changes_nothing():
-    expected = compiled.shallow_gradient(photographs(), numbers(16, 12, 11, 32), None, windows())
+    expected = compiled.few_channel_gradient(photographs(), numbers(16, 12, 11, 32), None, windows())
     gradient, images = numbers(16, 12, 11, 32), photographs()
     torch.set_default_dtype(torch.float64)
     try:
-        found = compiled.shallow_gradient(images, gradient, None, windows())
-        result, _ = compiled.shallow_convolution(
+        found = compiled.few_channel_gradient(images, gradient, None, windows())
+        result, _ = compiled.few_channel_convolution(
             images, numbers(3, 2, 2, 32).float(), None, windows(), False, torch.float32
         )
     finally:
@@ -308,8 +309,8 @@ def test_another_default_type_changes_nothing():
 
 
 def test_no_images_give_no_gradient():
-    none = Windows.of((0, 14, 12, 2), (3, 2, 2, 32), (1, 1), (1, 1))
-    kernel, bias = compiled.shallow_gradient(
+    none = WindowGeometry.of((0, 14, 12, 2), (3, 2, 2, 32), (1, 1), (1, 1))
+    kernel, bias = compiled.few_channel_gradient(
         torch.zeros(0, 14, 12, 2), torch.zeros(0, 12, 11, 32), None, none
     )
     assert kernel.shape == (12, 32)
@@ -320,8 +321,8 @@ def test_weights_on_another_device_do_not_reach_a_loop(monkeypatch):
     model = built([L.Conv2D(16, 3)], (9, 8, 1))
     network = emit(optimise(lower(model), deterministic=True)[0], model)
     calls = []
-    loop = compiled.shallow_convolution
-    monkeypatch.setattr(compiled, "shallow_convolution", lambda *a, **k: calls.append(a) or loop(*a, **k))
+    loop = compiled.few_channel_convolution
+    monkeypatch.setattr(compiled, "few_channel_convolution", lambda *a, **k: calls.append(a) or loop(*a, **k))
     network(torch.zeros(1, 9, 8, 1))
     assert len(calls) == 1
     # What torch makes of two devices is its own business.
@@ -364,32 +365,32 @@ def test_a_copy_keeps_what_is_not_a_number():
 
 def test_a_narrow_copy_follows_its_weight():
     weight = torch.ones(3)
-    first = narrow(weight)
+    first = bfloat16_copy(weight)
     assert first.dtype is torch.bfloat16
     weight.mul_(2)
-    assert narrow(weight) is first
+    assert bfloat16_copy(weight) is first
     assert first.tolist() == [2.0, 2.0, 2.0]
 
 
 def test_a_copy_declared_current_is_not_made_again():
     weight = torch.ones(3)
-    copy = narrow(weight)
+    copy = bfloat16_copy(weight)
     weight.add_(1)
     copy.fill_(7)
     declare_current(weight)
-    assert narrow(weight).tolist() == [7.0, 7.0, 7.0]
+    assert bfloat16_copy(weight).tolist() == [7.0, 7.0, 7.0]
     weight.add_(1)
-    assert narrow(weight).tolist() == [3.0, 3.0, 3.0]
+    assert bfloat16_copy(weight).tolist() == [3.0, 3.0, 3.0]
 
 
 def test_a_network_that_is_refreshed_forgets_its_copies():
     model = built([L.Flatten(), L.Dense(4), L.Dense(2)], (3, 3, 1))
     network = emit(lower(model), model)
     weight = next(iter(network.weights.values()))
-    narrow(weight)
+    bfloat16_copy(weight)
     weight.data.fill_(5.0)  # torch does not count this
     network.refresh()
-    assert narrow(weight).unique().tolist() == [5.0]
+    assert bfloat16_copy(weight).unique().tolist() == [5.0]
 
 
 def test_a_copy_goes_with_its_weight():

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812  the name that torch's own documentation uses
 from lowering_cases import require_precision_here
 
-from convscope.lowering import memory
-from convscope.lowering.compiled import Lanes
-from convscope.lowering.convolutions import Convolution, Geometry, Order, ShallowConvolution
-from convscope.lowering.kernels import Drop, MatrixProduct, Tail, TileMaxPool, apply, batch_statistics
+from convscope.lowering.convolutions import Convolution, FewChannelConvolution, Geometry, Order
+from convscope.lowering.cpu import memory
+from convscope.lowering.cpu.compiled import PackedMask
+from convscope.lowering.kernels import Drop, Epilogue, MatrixProduct, TileMaxPool, apply, batch_statistics
 from convscope.lowering.masks import Mask, bits_type
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -22,8 +22,8 @@ def dtype(request):
     return request.param
 
 
-@pytest.fixture(params=[Tail(), Tail(relu=True)], ids=["plain", "relu"])
-def tail(request):
+@pytest.fixture(params=[Epilogue(), Epilogue(relu=True)], ids=["plain", "relu"])
+def epilogue(request):
     return request.param
 
 
@@ -53,22 +53,22 @@ def compare(result, arguments, reference, dtype):
             close(argument.grad, truth.grad, dtype)
 
 
-def finished(result, tail):
-    return torch.relu(result) if tail.relu else result
+def finished(result, epilogue):
+    return torch.relu(result) if epilogue.relu else result
 
 
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("biased", [True, False], ids=["bias", "no bias"])
-def test_convolution(dtype, tail, groups, biased):
+def test_convolution(dtype, epilogue, groups, biased):
     require_precision_here(str(dtype).removeprefix("torch."))
     images = random(3, 9, 8, 4, dtype=dtype)
     kernel, bias = random(3, 2, 4 // groups, 6, seed=1), random(6, seed=2) if biased else None
     geometry = Geometry((2, 1), (1, 0), (1, 2), groups)
-    result = apply(Convolution, images, kernel, bias, geometry, Order(), tail)
+    result = apply(Convolution, images, kernel, bias, geometry, Order(), epilogue)
 
     def reference(x, k, b):
         found = F.conv2d(x.permute(0, 3, 1, 2), k.permute(3, 2, 0, 1), b, (2, 1), (1, 0), (1, 2), groups)
-        return finished(found, tail).permute(0, 2, 3, 1)
+        return finished(found, epilogue).permute(0, 2, 3, 1)
 
     compare(result, [images, kernel, bias], reference, dtype)
 
@@ -76,33 +76,33 @@ def test_convolution(dtype, tail, groups, biased):
 @pytest.mark.parametrize("strides", [(1, 1), (2, 1), (1, 3)], ids=str)
 @pytest.mark.parametrize(("channels", "filters"), [(1, 16), (2, 32), (3, 16)])
 @pytest.mark.parametrize("biased", [True, False], ids=["bias", "no bias"])
-def test_shallow_convolution(dtype, tail, strides, channels, filters, biased):
+def test_shallow_convolution(dtype, epilogue, strides, channels, filters, biased):
     image = random(3, 9, 8, channels)
     kernel, bias = random(3, 2, channels, filters, seed=1), random(filters, seed=2) if biased else None
     geometry = Geometry(strides, dilation=(1, 2))
-    result = apply(ShallowConvolution, image, kernel, bias, geometry, tail, dtype)
+    result = apply(FewChannelConvolution, image, kernel, bias, geometry, epilogue, dtype)
     assert result.dtype is dtype
 
     def reference(x, k, b):
         found = F.conv2d(x.permute(0, 3, 1, 2), k.permute(3, 2, 0, 1), b, strides, dilation=(1, 2))
-        return finished(found, tail).permute(0, 2, 3, 1)
+        return finished(found, epilogue).permute(0, 2, 3, 1)
 
     compare(result, [image, kernel, bias], reference, dtype)
 
 
 @pytest.mark.parametrize("scale", [None, 2.0])
-def test_a_first_convolution_needs_no_gradient_of_its_images(dtype, tail, scale):
-    if scale and tail.relu:
+def test_a_first_convolution_needs_no_gradient_of_its_images(dtype, epilogue, scale):
+    if scale and epilogue.relu:
         keep = (torch.arange(3 * 7 * 7 * 16) % 4 > 0).to(bits_type(dtype))
-        tail = Tail(relu=True, keep=lambda *_: Mask(Lanes(keep, 1), (3, 7, 7, 16)), scale=scale)
+        epilogue = Epilogue(relu=True, keep=lambda *_: Mask(PackedMask(keep, 1), (3, 7, 7, 16)), scale=scale)
     image = random(3, 9, 8, 1).detach()
     kernel, bias = random(3, 2, 1, 16, seed=1), random(16, seed=2)
-    result = apply(ShallowConvolution, image, kernel, bias, Geometry(), tail, dtype)
+    result = apply(FewChannelConvolution, image, kernel, bias, Geometry(), epilogue, dtype)
 
     def reference(k, b):
         found = F.conv2d(image.double().permute(0, 3, 1, 2), k.permute(3, 2, 0, 1), b).permute(0, 2, 3, 1)
-        found = torch.relu(found) if tail.relu else found
-        return found if tail.keep is None else found * keep.view(3, 7, 7, 16) * scale
+        found = torch.relu(found) if epilogue.relu else found
+        return found if epilogue.keep is None else found * keep.view(3, 7, 7, 16) * scale
 
     compare(result, [kernel, bias], reference, dtype)
 
@@ -111,7 +111,7 @@ def test_a_first_convolution_needs_no_gradient_of_its_images(dtype, tail, scale)
 @pytest.mark.parametrize("count", [1, 2, 70])
 def test_shallow_convolution_of_any_size(dtype, size, count):
     image, kernel = random(count, *size, 1), random(3, 2, 1, 16, seed=1)
-    result = apply(ShallowConvolution, image, kernel, None, Geometry(), Tail(), dtype)
+    result = apply(FewChannelConvolution, image, kernel, None, Geometry(), Epilogue(), dtype)
 
     def reference(x, k):
         return F.conv2d(x.permute(0, 3, 1, 2), k.permute(3, 2, 0, 1)).permute(0, 2, 3, 1)
@@ -126,22 +126,22 @@ def test_a_shallow_convolution_rounds_as_torch_does():
     )
     image[1, 0, 6].view(torch.int32).fill_(0x7FFFFFFF)  # rounded as a number it would become −0
     kernel = torch.ones(1, 1, 1, 16)
-    result = apply(ShallowConvolution, image, kernel, None, Geometry(), Tail(), torch.bfloat16)
+    result = apply(FewChannelConvolution, image, kernel, None, Geometry(), Epilogue(), torch.bfloat16)
     torch.testing.assert_close(result, image.bfloat16().expand(2, 8, 8, 16), rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("size", [(8, 6), (7, 9), (2, 2)], ids=str)
-def test_tile_max_pool(dtype, tail, size):
+def test_tile_max_pool(dtype, epilogue, size):
     # All elements differ, so that rounding cannot make two of them equal.
     count = 2 * size[0] * size[1] * 3
     places = torch.randperm(count, generator=torch.Generator().manual_seed(3))
     numbers = (torch.arange(count) - count // 2)[places].view(2, *size, 3) / 8
     images = numbers.to(dtype).requires_grad_()
-    result = apply(TileMaxPool, images, tail)
+    result = apply(TileMaxPool, images, epilogue)
     compare(
         result,
         [images],
-        lambda x: finished(F.max_pool2d(x.permute(0, 3, 1, 2), 2), tail).permute(0, 2, 3, 1),
+        lambda x: finished(F.max_pool2d(x.permute(0, 3, 1, 2), 2), epilogue).permute(0, 2, 3, 1),
         dtype,
     )
 
@@ -149,18 +149,18 @@ def test_tile_max_pool(dtype, tail, size):
 def test_tile_max_pool_with_a_dropout_that_scales(dtype):
     images = random(2, 6, 4, 16, dtype=dtype)
     keep = (torch.arange(2 * 3 * 2 * 16) % 4 > 0).to(bits_type(dtype))
-    tail = Tail(relu=True, keep=lambda *_: Mask(Lanes(keep, 1), (2, 3, 2, 16)), scale=2.0)
+    epilogue = Epilogue(relu=True, keep=lambda *_: Mask(PackedMask(keep, 1), (2, 3, 2, 16)), scale=2.0)
 
     def reference(x):
         pooled = torch.relu(F.max_pool2d(x.permute(0, 3, 1, 2), 2)).permute(0, 2, 3, 1)
         return pooled * keep.view(2, 3, 2, 16) * 2.0
 
-    compare(apply(TileMaxPool, images, tail), [images], reference, dtype)
+    compare(apply(TileMaxPool, images, epilogue), [images], reference, dtype)
 
 
 def test_of_equal_elements_the_first_gets_the_gradient(dtype):
     images = torch.ones(1, 4, 4, 2, dtype=dtype, requires_grad=True)
-    apply(TileMaxPool, images, Tail()).sum().backward()
+    apply(TileMaxPool, images, Epilogue()).sum().backward()
     plain = torch.ones(1, 2, 4, 4, requires_grad=True)
     F.max_pool2d(plain, 2).sum().backward()
     assert torch.equal(images.grad.float(), plain.grad.permute(0, 2, 3, 1))
@@ -169,26 +169,26 @@ def test_of_equal_elements_the_first_gets_the_gradient(dtype):
 def test_a_tie_across_rows_goes_where_torch_sends_it():
     tile = torch.tensor([[1.0, 5.0], [5.0, 2.0]])
     images = tile.view(1, 2, 2, 1).clone().requires_grad_()
-    apply(TileMaxPool, images, Tail()).sum().backward()
+    apply(TileMaxPool, images, Epilogue()).sum().backward()
     assert images.grad.flatten().tolist() == [0.0, 1.0, 0.0, 0.0]
 
 
-def test_what_is_not_a_number_stays_visible(dtype, tail):
+def test_what_is_not_a_number_stays_visible(dtype, epilogue):
     images = torch.zeros(1, 2, 2, 1, dtype=dtype)
     images[0, 1, 1, 0] = -torch.nan
-    assert apply(TileMaxPool, images, tail).isnan().all()
+    assert apply(TileMaxPool, images, epilogue).isnan().all()
 
 
 @pytest.mark.parametrize("scale", [1.0, 4 / 3])
 @pytest.mark.parametrize("biased", [True, False], ids=["bias", "no bias"])
-def test_matrix_product(dtype, tail, scale, biased):
+def test_matrix_product(dtype, epilogue, scale, biased):
     x, kernel = random(6, 8, dtype=dtype), random(8, 5, seed=1)
     bias = random(5, seed=2) if biased else None
-    result = apply(MatrixProduct, x, kernel, bias, scale, tail, dtype)
+    result = apply(MatrixProduct, x, kernel, bias, scale, epilogue, dtype)
 
     def reference(x, k, b):
         found = scale * (x @ k)
-        return finished(found if b is None else found + b, tail)
+        return finished(found if b is None else found + b, epilogue)
 
     compare(result, [x, kernel, bias], reference, dtype)
 
@@ -196,7 +196,7 @@ def test_matrix_product(dtype, tail, scale, biased):
 def test_a_matrix_product_wider_than_its_input_rounds_nothing_forward():
     x, kernel = random(6, 8, dtype=torch.bfloat16), random(8, 5, seed=1)
     kernel = (kernel.detach() * 1.001).requires_grad_()  # more digits than bfloat16 has
-    result = apply(MatrixProduct, x, kernel, None, 1.0, Tail(), torch.float32)
+    result = apply(MatrixProduct, x, kernel, None, 1.0, Epilogue(), torch.float32)
     assert result.dtype is torch.float32
     close(result, x.detach().double() @ kernel.detach().double(), torch.float32)
     compare(result, [x, kernel], lambda x, k: x @ k, torch.bfloat16)
@@ -205,28 +205,28 @@ def test_a_matrix_product_wider_than_its_input_rounds_nothing_forward():
 def test_drop(dtype):
     x = random(4, 6, dtype=dtype)
     keep = (torch.arange(24).view(4, 6) % 3 > 0).to(bits_type(dtype))
-    mask = Mask(Lanes(keep.flatten(), 1), (4, 6))
+    mask = Mask(PackedMask(keep.flatten(), 1), (4, 6))
     compare(apply(Drop, x, mask, 1.5), [x], lambda x: x * keep * 1.5, dtype)
 
 
 def test_a_tail_drops_behind_relu(dtype):
     keep = (torch.arange(24).view(4, 6) % 4 > 0).to(bits_type(dtype))
     x, kernel = random(4, 8, dtype=dtype), random(8, 6, seed=1)
-    tail = Tail(relu=True, keep=lambda *_: Mask(Lanes(keep.flatten(), 1), (4, 6)), scale=2.0)
-    result = apply(MatrixProduct, x, kernel, None, 1.0, tail, x.dtype)
+    epilogue = Epilogue(relu=True, keep=lambda *_: Mask(PackedMask(keep.flatten(), 1), (4, 6)), scale=2.0)
+    result = apply(MatrixProduct, x, kernel, None, 1.0, epilogue, x.dtype)
     compare(result, [x, kernel], lambda x, k: torch.relu(x @ k) * keep * 2.0, dtype)
 
 
 def test_second_derivatives_are_refused():
     x, kernel = random(2, 3), random(3, 2, seed=1)
-    total = apply(MatrixProduct, x, kernel, None, 1.0, Tail(), x.dtype).square().sum()
+    total = apply(MatrixProduct, x, kernel, None, 1.0, Epilogue(), x.dtype).square().sum()
     with pytest.raises(NotImplementedError, match=r"^A lowered network has first derivatives only"):
         torch.autograd.grad(total, x, create_graph=True)
 
 
 def test_frozen_weights_cost_no_gradient():
     images, kernel = random(2, 6, 6, 3), random(3, 3, 3, 4, seed=1).detach()
-    apply(Convolution, images, kernel, None, Geometry(), Order(), Tail()).sum().backward()
+    apply(Convolution, images, kernel, None, Geometry(), Order(), Epilogue()).sum().backward()
     assert images.grad is not None
     assert kernel.grad is None
 

@@ -9,10 +9,11 @@ import torch
 from lowering_cases import built, image_batch, keras_pass, lowered_pass, require_precision_here
 
 from convscope.errors import LoweringError, UsageError
-from convscope.lowering import compiled, describe, emit, lower, optimise
-from convscope.lowering import program as ops
+from convscope.lowering import describe, emit, lower, optimise
+from convscope.lowering import ir as ops
 from convscope.lowering.check import check
-from convscope.lowering.plan import Situation, _candidates, apply_plan, choose, plan_of
+from convscope.lowering.cpu import compiled
+from convscope.lowering.planner import PlanContext, _candidates, apply_plan, choose, plan_of
 
 L = keras.layers
 
@@ -252,8 +253,8 @@ def test_rules_take_the_loops_for_a_single_channel(channels, filters, algorithm,
     (choice,) = plan_of(program).values()
     assert (choice["algorithm"], choice["precision"]) == (algorithm, precision)
     calls = []
-    loop = compiled.shallow_convolution
-    monkeypatch.setattr(compiled, "shallow_convolution", lambda *a, **k: calls.append(a) or loop(*a, **k))
+    loop = compiled.few_channel_convolution
+    monkeypatch.setattr(compiled, "few_channel_convolution", lambda *a, **k: calls.append(a) or loop(*a, **k))
     emit(program, model)(torch.zeros(2, 9, 8, channels))
     assert len(calls) == (algorithm == "shallow")
 
@@ -268,15 +269,15 @@ def test_a_plan_that_cannot_be_carried_out_is_refused(filters, algorithm):
 
 def test_images_of_few_channels_have_the_loops_among_their_candidates():
     program = lower(built([L.Conv2D(16, 3)], (9, 8, 3)))
-    situation = Situation(True, False, "auto", 8, "cpu")
-    algorithms = {(c.precision, c.algorithm) for c in _candidates(program.ops[0], situation)}
-    assert algorithms == {(p, a) for p in situation.precisions for a in ("direct", "shallow")}
+    context = PlanContext(True, False, "auto", 8, "cpu")
+    algorithms = {(c.precision, c.algorithm) for c in _candidates(program.ops[0], context)}
+    assert algorithms == {(p, a) for p in context.precisions for a in ("direct", "shallow")}
 
 
 def test_images_of_unknown_size_are_left_to_the_rules():
     image = keras.Input((None, None, 3))
     program = lower(keras.Model(image, L.Conv2D(4, 3)(image)))
-    _, lines = choose(program, Situation(True, False, "auto", 8, "cpu"))
+    _, lines = choose(program, PlanContext(True, False, "auto", 8, "cpu"))
     assert lines[0].endswith("(rule)")
 
 

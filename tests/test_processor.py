@@ -13,8 +13,9 @@ from training_cases import images, network
 
 import convscope
 from convscope.errors import UnknownNameError, UsageError
-from convscope.lowering import compiled, convolutions, emit, lower, optimise, plan, processor
-from convscope.lowering.plan import Situation, adapt_plan, describe_precision, plan_of
+from convscope.lowering import convolutions, emit, lower, optimise, planner, processor
+from convscope.lowering.cpu import compiled
+from convscope.lowering.planner import PlanContext, adapt_plan, describe_precision, plan_of
 from convscope.training.events import Notice
 
 L = keras.layers
@@ -104,9 +105,9 @@ def test_an_unknown_class_is_refused_with_the_nearest_one(machine):
 def test_what_a_processor_refuses_is_never_tried(kind, training, deterministic, machine, monkeypatch):
     machine(kind)
     tried = []
-    prepare = plan._Bench._prepare
+    prepare = planner._Bench._prepare
     monkeypatch.setattr(
-        plan._Bench, "_prepare", lambda bench, compute: tried.append(compute) or prepare(bench, compute)
+        planner._Bench, "_prepare", lambda bench, compute: tried.append(compute) or prepare(bench, compute)
     )
     program, _ = optimise(lower(deep()), training=training, deterministic=deterministic, batch_size=4)
     assert precisions_of(program) == {"float32"}
@@ -154,7 +155,7 @@ def test_bfloat16_where_every_candidate_raises_is_one_clear_error(machine, monke
     def refuse(*_):
         raise RuntimeError("no such instruction")
 
-    monkeypatch.setattr(plan._Bench, "_prepare", refuse)
+    monkeypatch.setattr(planner._Bench, "_prepare", refuse)
     with pytest.raises(UsageError, match="precision 'auto' or 'float32'"):
         optimise(lower(deep()), precision="bfloat16", batch_size=4)
     assert optimise(lower(deep()), precision="float32", batch_size=4)
@@ -191,13 +192,13 @@ def test_the_line_about_precision_says_why(machine):
     convscope.fit(network(), x, y, verbose=0, listeners=[said.append])
     (line,) = [event.text for event in said if isinstance(event, Notice)]
     assert line == "Precision: float32; this processor (avx2) has no bfloat16 convolutions."
-    situation = Situation(True, True, "auto", 8, "cpu")
+    context = PlanContext(True, True, "auto", 8, "cpu")
     machine("amx")
     program, _ = optimise(lower(deep()), deterministic=True)
-    line = describe_precision(program, situation)
+    line = describe_precision(program, context)
     how = "by rule; this processor multiplies it in hardware (amx)."
     assert line == f"Precision: bfloat16 in 2 of 3 layers with weights, {how}"
-    assert describe_precision(program, Situation(True, True, "float32", 8, "cpu")).endswith("as asked for.")
+    assert describe_precision(program, PlanContext(True, True, "float32", 8, "cpu")).endswith("as asked for.")
 
 
 def test_a_plan_of_another_machine_is_translated(machine):
@@ -309,7 +310,7 @@ def test_the_same_program_gets_the_same_plan_again(machine, monkeypatch):
     model = deep()
     first = plan_of(optimise(lower(model), batch_size=4)[0])
     monkeypatch.setattr(processor, "_REMEMBERED", {})
-    monkeypatch.setattr(plan._Bench, "seconds", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(planner._Bench, "seconds", lambda *_: pytest.fail("measured again"))
     assert plan_of(optimise(lower(model), batch_size=4)[0]) == first
     other = deep()  # Keras gives its layers other names
     again = plan_of(optimise(lower(other), batch_size=4)[0])
@@ -319,10 +320,10 @@ def test_the_same_program_gets_the_same_plan_again(machine, monkeypatch):
 def test_bfloat16_is_no_candidate_where_it_was_measured_to_be_slow(machine, monkeypatch):
     machine("avx512")
     monkeypatch.setattr(processor, "bfloat16_speed", lambda training: 0.3)
-    assert Situation(True, False, "auto", 8, "cpu").precisions == ("float32",)
+    assert PlanContext(True, False, "auto", 8, "cpu").precisions == ("float32",)
     monkeypatch.setattr(processor, "bfloat16_speed", lambda training: 1.5)
-    assert Situation(True, False, "auto", 8, "cpu").precisions == ("float32", "bfloat16")
-    assert Situation(True, True, "auto", 8, "cpu").precisions == ("float32",)
+    assert PlanContext(True, False, "auto", 8, "cpu").precisions == ("float32", "bfloat16")
+    assert PlanContext(True, True, "auto", 8, "cpu").precisions == ("float32",)
 
 
 def test_the_measured_speed_is_a_ratio(machine):
@@ -345,7 +346,7 @@ def test_the_same_seed_gives_the_same_bits_whatever_the_clock_says(machine, monk
         return model.get_weights()
 
     first = trained()
-    monkeypatch.setattr(plan._Bench, "seconds", lambda _, candidates: {candidates[-1]: 1e-9})
+    monkeypatch.setattr(planner._Bench, "seconds", lambda _, candidates: {candidates[-1]: 1e-9})
     assert all(map(np.array_equal, trained(), first))
 
 

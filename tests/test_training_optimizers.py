@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from convscope.errors import UsageError
-from convscope.lowering.narrow import narrow
+from convscope.lowering.bfloat16_copies import bfloat16_copy
 from convscope.training.optimizers import KerasStep, RuleStep, has_rule, plan_step
 from convscope.training.schedule import Rate
 
@@ -176,12 +176,12 @@ def test_adam_writes_the_narrow_copies_of_its_weights():
     variables, optimizer = make_variables(), optimizers.Adam(0.01)
     optimizer.build(variables)
     update = RuleStep(optimizer, variables, [variable.value.detach() for variable in variables])
-    copies = [narrow(weight) for weight in update._weights]
+    copies = [bfloat16_copy(weight) for weight in update._weights]
     go_on(update, range(2))
     for copy, weight in zip(copies, update._weights, strict=True):
         assert torch.equal(copy, weight.bfloat16())
         copy.zero_()
-        assert narrow(weight).count_nonzero() == 0, "it was made again"
+        assert bfloat16_copy(weight).count_nonzero() == 0, "it was made again"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ import numpy as np
 import convscope
 from convscope.data.catalog import mnist_folders
 from convscope.environment import cache_folder, versions
-from convscope.lowering import compiled, processor
+from convscope.lowering import processor
+from convscope.lowering.cpu import compiled
 from convscope.training.fit import fit, predict
 
 # Relative to the largest number: outputs, and what some steps change about the weights, which is small.

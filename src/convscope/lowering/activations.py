@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812  the name that torch's own documentation uses
 
-from convscope.lowering.program import Activation
+from convscope.lowering.ir import Activation
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from convscope.errors import LoweringError
-from convscope.lowering import program as ops
-from convscope.lowering.program import Op, Program, Shape, written
+from convscope.lowering import ir as ops
+from convscope.lowering.ir import Op, Program, Shape, written
 from convscope.lowering.shapes import ShapeError, output_shape
 
 
@@ -30,7 +30,7 @@ def check(program: Program, after: str = "reading") -> Program:
 
     Examples
     --------
-    >>> from convscope.lowering.program import Output, Value
+    >>> from convscope.lowering.ir import Output, Value
     >>> x = Value("x", (None, 2))
     >>> check(Program("empty", (x,), (), (Output("x"),), {"x": x})).name
     'empty'

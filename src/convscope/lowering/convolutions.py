@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 
-from convscope.lowering import compiled
-from convscope.lowering.compiled import Windows
+from convscope.lowering.cpu import compiled
+from convscope.lowering.cpu.compiled import WindowGeometry
+from convscope.lowering.ir import DataFormat, Pair
 from convscope.lowering.kernels import (
     Context,
-    Tail,
+    Epilogue,
     Tensor,
     require_first_order,
 )
 from convscope.lowering.processor import fused_convolution
-from convscope.lowering.program import DataFormat, Pair
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,14 @@ class Order:
         return images if self.data_format == "channels_first" else images.permute(0, 2, 3, 1)
 
 
-def narrow_kernel(
+def torch_kernel(
     kernel: Tensor, dtype: torch.dtype, layout: torch.memory_format, depthwise: bool = False
 ) -> Tensor:
     """Bring a Keras kernel into torch's order (out, in/groups, k, k) and a precision.
 
     Examples
     --------
-    >>> narrow_kernel(torch.zeros(3, 5, 2, 4), torch.bfloat16, torch.channels_last).shape
+    >>> torch_kernel(torch.zeros(3, 5, 2, 4), torch.bfloat16, torch.channels_last).shape
     torch.Size([4, 2, 3, 5])
     """
     if depthwise:
@@ -69,9 +69,9 @@ def narrow_kernel(
 
 
 def convolve(
-    images: Tensor, kernel: Tensor, bias: Tensor | None, geometry: Geometry, order: Order, tail: Tail
+    images: Tensor, kernel: Tensor, bias: Tensor | None, geometry: Geometry, order: Order, epilogue: Epilogue
 ) -> Tensor:
-    """Compute tail(images ∗ kernel + bias), the ReLU inside the convolution where oneDNN can.
+    """Compute epilogue(images ∗ kernel + bias), the ReLU inside the convolution where oneDNN can.
 
     Parameters
     ----------
@@ -82,31 +82,29 @@ def convolve(
     bias : Tensor of shape (out,), optional
     geometry : Geometry
     order : Order
-    tail : Tail
+    epilogue : Epilogue
 
     Returns
     -------
     Tensor of shape (n, h', w', out) or (n, out, h', w')
     """
-    return order.leave(_convolved(order.enter(images), kernel, bias, geometry, tail))
+    return order.leave(_convolved(order.enter(images), kernel, bias, geometry, epilogue))
 
 
-def _convolved(image: Tensor, kernel: Tensor, bias: Tensor | None, geometry: Geometry, tail: Tail) -> Tensor:
-    strides, padding, dilation, groups = (
-        geometry.strides,
-        geometry.padding,
-        geometry.dilation,
-        geometry.groups,
-    )
-    fused = fused_convolution(image.device.type) if tail.relu and kernel.device == image.device else None
+def _convolved(
+    image: Tensor, kernel: Tensor, bias: Tensor | None, geometry: Geometry, epilogue: Epilogue
+) -> Tensor:
+    strides, padding = geometry.strides, geometry.padding
+    dilation, groups = geometry.dilation, geometry.groups
+    fused = fused_convolution(image.device.type) if epilogue.relu and kernel.device == image.device else None
     if fused is not None:
         result = fused(image, kernel, bias, padding, strides, dilation, groups, "relu", [], "")
-        return tail.finish(result, activated=True)
-    return tail.finish(torch.conv2d(image, kernel, bias, strides, padding, dilation, groups))
+        return epilogue.finish(result, activated=True)
+    return epilogue.finish(torch.conv2d(image, kernel, bias, strides, padding, dilation, groups))
 
 
 class Convolution(torch.autograd.Function):
-    """tail(images ∗ kernel + bias) in the precision of the images; Keras's float32 kernel and bias go in."""
+    """epilogue(images ∗ kernel + bias) in the images' precision; Keras's float32 kernel and bias go in."""
 
     @staticmethod
     def forward(
@@ -116,26 +114,28 @@ class Convolution(torch.autograd.Function):
         bias: Tensor | None,
         geometry: Geometry,
         order: Order,
-        tail: Tail,
+        epilogue: Epilogue,
     ) -> Tensor:
         """Compute from images in the model's order and a Keras kernel (k, k, in/groups, out)."""
-        narrow = narrow_kernel(kernel, images.dtype, order.memory, geometry.depthwise)
+        torch_order = torch_kernel(kernel, images.dtype, order.memory, geometry.depthwise)
         image = order.enter(images)  # (n, c, h, w)
-        result = _convolved(image, narrow, None if bias is None else bias.to(image.dtype), geometry, tail)
-        ctx.save_for_backward(image, narrow, result if tail.relu else None)
-        ctx.geometry, ctx.order, ctx.tail = geometry, order, tail
+        result = _convolved(
+            image, torch_order, None if bias is None else bias.to(image.dtype), geometry, epilogue
+        )
+        ctx.save_for_backward(image, torch_order, result if epilogue.relu else None)
+        ctx.geometry, ctx.order, ctx.epilogue = geometry, order, epilogue
         ctx.kernel_shape, ctx.bias_shape = kernel.shape, None if bias is None else bias.shape
         return order.leave(result)
 
     @staticmethod
     def backward(ctx: Context, gradient: Tensor) -> tuple[Any, ...]:
-        """Send the gradient through the tail and the convolution."""
+        """Send the gradient through the epilogue and the convolution."""
         require_first_order()
-        image, narrow, result = ctx.saved_tensors
+        image, torch_order, result = ctx.saved_tensors
         geometry: Geometry = ctx.geometry
         wanted = (*ctx.needs_input_grad[:2], ctx.bias_shape is not None and ctx.needs_input_grad[2])
         image_gradient, kernel_gradient, bias_gradient = torch.ops.aten.convolution_backward(
-            ctx.tail.gradient(ctx.order.enter(gradient), result), image, narrow, ctx.bias_shape,
+            ctx.epilogue.gradient(ctx.order.enter(gradient), result), image, torch_order, ctx.bias_shape,
             geometry.strides, geometry.padding, geometry.dilation, False, (0, 0), geometry.groups, wanted,
         )  # fmt: skip
         if image_gradient is not None:
@@ -146,31 +146,31 @@ class Convolution(torch.autograd.Function):
         return image_gradient, kernel_gradient, bias_gradient, None, None, None
 
 
-def convolve_shallow(
+def convolve_few_channels(
     images: Tensor,
     kernel: Tensor,
     bias: Tensor | None,
     geometry: Geometry,
-    tail: Tail,
+    epilogue: Epilogue,
     precision: torch.dtype,
 ) -> Tensor:
-    """Compute what ``ShallowConvolution`` computes, with no way back.
+    """Compute what ``FewChannelConvolution`` computes, with no way back.
 
     Examples
     --------
     >>> images, kernel = torch.ones(1, 4, 4, 1), torch.ones(3, 3, 1, 16)
-    >>> result = convolve_shallow(images, kernel, None, Geometry(), Tail(), torch.float32)
+    >>> result = convolve_few_channels(images, kernel, None, Geometry(), Epilogue(), torch.float32)
     >>> result.shape, result.unique().tolist()
     (torch.Size([1, 2, 2, 16]), [9.0])
     """
     numbers, kernel = images.float().contiguous(), kernel.contiguous()
-    windows = Windows.of(numbers.shape, kernel.shape, geometry.strides, geometry.dilation)
-    result, _ = compiled.shallow_convolution(numbers, kernel, bias, windows, tail.relu, precision)
-    return tail.finish(result, activated=True)
+    windows = WindowGeometry.of(numbers.shape, kernel.shape, geometry.strides, geometry.dilation)
+    result, _ = compiled.few_channel_convolution(numbers, kernel, bias, windows, epilogue.relu, precision)
+    return epilogue.finish(result, activated=True)
 
 
-class ShallowConvolution(torch.autograd.Function):
-    """tail(images ∗ kernel + bias) for images of few channels on a CPU, in compiled loops.
+class FewChannelConvolution(torch.autograd.Function):
+    """epilogue(images ∗ kernel + bias) for images of few channels on a CPU, in compiled loops.
 
     With so few numbers under a window there is no matrix product worth its name: writing the result, and
     reading its gradient, is all that should take time. The arithmetic is float32 in every precision.
@@ -183,28 +183,28 @@ class ShallowConvolution(torch.autograd.Function):
         kernel: Tensor,
         bias: Tensor | None,
         geometry: Geometry,
-        tail: Tail,
+        epilogue: Epilogue,
         precision: torch.dtype,
     ) -> Tensor:
         """Compute (n, h', w', out) from padded images (n, h, w, c) and a Keras kernel (k, k, c, out)."""
         numbers = images.float().contiguous()
-        windows = Windows.of(numbers.shape, kernel.shape, geometry.strides, geometry.dilation)
+        windows = WindowGeometry.of(numbers.shape, kernel.shape, geometry.strides, geometry.dilation)
         kernel = kernel.contiguous()
-        result, signs = compiled.shallow_convolution(
+        result, signs = compiled.few_channel_convolution(
             numbers,
             kernel,
             bias,
             windows,
-            tail.relu,
+            epilogue.relu,
             precision,
-            signed=tail.relu and any(ctx.needs_input_grad),
+            signed=epilogue.relu and any(ctx.needs_input_grad),
         )
-        result = tail.finish(result, activated=True)
+        result = epilogue.finish(result, activated=True)
         kept = kernel if ctx.needs_input_grad[0] else None
         # Behind a dropout, and for the images, the signs alone do not say what got through; the result does.
-        stopped = tail.relu and (kept is not None or tail.keep is not None)
+        stopped = epilogue.relu and (kept is not None or epilogue.keep is not None)
         ctx.save_for_backward(numbers, kept, signs, result if stopped else None)
-        ctx.windows, ctx.geometry, ctx.tail = windows, geometry, tail
+        ctx.windows, ctx.geometry, ctx.epilogue = windows, geometry, epilogue
         ctx.kernel_shape, ctx.images_type = kernel.shape, images.dtype
         return result
 
@@ -214,9 +214,9 @@ class ShallowConvolution(torch.autograd.Function):
         require_first_order()
         numbers, kernel, signs, result = ctx.saved_tensors
         gradient = gradient.contiguous()
-        if kernel is not None or ctx.tail.keep is not None:
-            gradient, signs = ctx.tail.gradient(gradient, result), None
-        taps, sums = compiled.shallow_gradient(numbers, gradient, signs, ctx.windows)
+        if kernel is not None or ctx.epilogue.keep is not None:
+            gradient, signs = ctx.epilogue.gradient(gradient, result), None
+        taps, sums = compiled.few_channel_gradient(numbers, gradient, signs, ctx.windows)
         image_gradient = None
         if kernel is not None:
             found = _image_gradient(gradient.float(), numbers, kernel, ctx.geometry)
@@ -228,7 +228,7 @@ class ShallowConvolution(torch.autograd.Function):
 def _image_gradient(gradient: Tensor, images: Tensor, kernel: Tensor, geometry: Geometry) -> Tensor:
     order = Order()
     found, _, _ = torch.ops.aten.convolution_backward(
-        order.enter(gradient), order.enter(images), narrow_kernel(kernel, kernel.dtype, order.memory), None,
+        order.enter(gradient), order.enter(images), torch_kernel(kernel, kernel.dtype, order.memory), None,
         geometry.strides, geometry.padding, geometry.dilation, False, (0, 0), 1, (True, False, False),
     )  # fmt: skip
     return order.leave(found)

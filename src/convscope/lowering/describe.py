@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from convscope.lowering import program as ops
+from convscope.lowering import ir as ops
+from convscope.lowering.ir import Op, Program, Shape, written
 from convscope.lowering.passes import PassReport
-from convscope.lowering.program import Op, Program, Shape, written
 
 
 def describe(program: Program, reports: Sequence[PassReport] = ()) -> list[dict[str, Any]]:
@@ -41,16 +41,16 @@ def describe(program: Program, reports: Sequence[PassReport] = ()) -> list[dict[
 
 
 def _row(op: Op, program: Program) -> dict[str, Any]:
-    compute = getattr(op, "compute", None)
+    choice = getattr(op, "choice", None)
     return {
         "op": op.name,
         "kind": op.kind,
         "layer": op.layer,
         "input_shapes": [_listed(program.value(name).shape) for name in op.inputs],
         "output_shapes": [_listed(program.value(name).shape) for name in written(op)],
-        "precision": compute.precision if compute else "as its input",
-        "layout": compute.layout if isinstance(op, ops.Conv2D) and compute else None,
-        "algorithm": compute.algorithm if compute else None,
+        "precision": choice.precision if choice else "as its input",
+        "layout": choice.layout if isinstance(op, ops.Conv2D) and choice else None,
+        "algorithm": choice.algorithm if choice else None,
         "settings": _shown(op),
         "keras": isinstance(op, ops.KerasCall),
     }
@@ -62,7 +62,7 @@ def _listed(shape: Shape) -> list[int | None]:
 
 def _shown(op: Op) -> dict[str, Any]:
     hidden = {
-        "compute",
+        "choice",
         "kernel",
         "bias",
         "gamma",

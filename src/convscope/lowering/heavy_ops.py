@@ -1,7 +1,7 @@
-"""How the heavy ops run on torch: convolution, matrix product, max-pooling, dropout.
+"""How the larger ops run on torch: convolution, matrix product, max-pooling, dropout.
 
-Each chooses, from the op's ``Compute`` and from what it is given, between torch's own operation and one of
-the fused kernels.
+Each chooses, from the op's ``KernelChoice`` and from what it is given, between torch's own operation and one
+of the fused kernels.
 """
 
 from __future__ import annotations
@@ -13,27 +13,28 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812  the name that torch's own documentation uses
 
-from convscope.lowering import compiled, kernels
-from convscope.lowering import program as ops
+from convscope.lowering import ir as ops
+from convscope.lowering import kernels
 from convscope.lowering.activations import Function, activation_function
 from convscope.lowering.convolutions import (
     Convolution,
+    FewChannelConvolution,
     Geometry,
     Order,
-    ShallowConvolution,
     convolve,
-    convolve_shallow,
-    narrow_kernel,
+    convolve_few_channels,
+    torch_kernel,
 )
-from convscope.lowering.kernels import Tail
+from convscope.lowering.cpu import compiled
+from convscope.lowering.ir import Activation, Pair
+from convscope.lowering.kernels import Epilogue
 from convscope.lowering.masks import Mask, MaskSource, bits_type, keep_probability, mix
-from convscope.lowering.program import Activation, Pair
 from convscope.lowering.runners import (
-    Host,
     Prepared,
     Runner,
     Step,
     Tensor,
+    WeightSource,
     emits,
     is_lopsided,
     padded,
@@ -43,22 +44,22 @@ from convscope.lowering.runners import (
 )
 
 
-class _Behind:
-    """What was fused behind a heavy op: a tail for the kernel, or an activation for afterwards."""
+class _FusedEpilogue:
+    """What was fused behind a heavy op: a epilogue for the kernel, or an activation for afterwards."""
 
     def __init__(self, activation: Activation | None, drop: ops.Dropout | None) -> None:
         relu = activation is not None and activation.is_plain_relu
         self.activate: Function | None = (
             None if activation is None or relu else activation_function(activation)
         )
-        self._plain = Tail(relu)
+        self._plain = Epilogue(relu)
         self._dropper = None if drop is None else _Dropper(drop)
 
-    def tail(self, step: Step) -> Tail:
-        """Return the tail of this pass: dropout belongs to training only."""
+    def epilogue(self, step: Step) -> Epilogue:
+        """Return the epilogue of this pass: dropout belongs to training only."""
         if self._dropper is None or not step.training:
             return self._plain
-        return Tail(self._plain.relu, self._dropper.of(step), self._dropper.scale)
+        return Epilogue(self._plain.relu, self._dropper.of(step), self._dropper.scale)
 
     def finish(self, result: Tensor) -> Tensor:
         """Compute an activation that no kernel takes in."""
@@ -88,13 +89,13 @@ class _Dropper:
 
 
 @emits(ops.Conv2D)
-def _conv2d(op: ops.Conv2D, network: Host) -> Runner:
+def _conv2d(op: ops.Conv2D, network: WeightSource) -> Runner:
     if op.kernel_shape[:2] == (1, 1) and op.strides != (1, 1):
         return _sampled(op, network)
     direct = _convolution(op, network)
-    if op.compute.algorithm == "direct":
+    if op.choice.algorithm == "direct":
         return direct
-    shallow = _shallow_convolution(op, network)
+    shallow = _few_channel_convolution(op, network)
 
     def run(step: Step, x: Tensor) -> Tensor:
         on_cpu = x.device.type == network.tensor(op.kernel).device.type == "cpu"
@@ -104,7 +105,7 @@ def _conv2d(op: ops.Conv2D, network: Host) -> Runner:
     return run
 
 
-def _sampled(op: ops.Conv2D, network: Host) -> Runner:
+def _sampled(op: ops.Conv2D, network: WeightSource) -> Runner:
     """Convolve with a 1×1 kernel in strides: only the pixels under it are looked at.
 
     With its own strides, oneDNN writes past the end of its memory in the weight gradient of images with few
@@ -121,19 +122,19 @@ def _sampled(op: ops.Conv2D, network: Host) -> Runner:
     return run
 
 
-def _convolution(op: ops.Conv2D, network: Host) -> Runner:
+def _convolution(op: ops.Conv2D, network: WeightSource) -> Runner:
     window = (op.kernel_shape[0], op.kernel_shape[1])
-    behind = _Behind(op.activation, op.drop)
-    dtype = getattr(torch, op.compute.precision)
-    order = Order(op.data_format, op.compute.layout)
+    behind = _FusedEpilogue(op.activation, op.drop)
+    dtype = getattr(torch, op.choice.precision)
+    order = Order(op.data_format, op.choice.layout)
 
     def prepare() -> Prepared:
         kernel, bias = folded(op, network)
         if torch.is_grad_enabled():
-            # The function that has a way back narrows the weights itself, and widens their gradients.
+            # The autograd function converts the weights itself, and widens their gradients.
             return kernel, bias
-        narrow = narrow_kernel(kernel, dtype, order.memory, op.depthwise)
-        return narrow, None if bias is None else bias.to(dtype)
+        torch_order = torch_kernel(kernel, dtype, order.memory, op.depthwise)
+        return torch_order, None if bias is None else bias.to(dtype)
 
     def run(step: Step, x: Tensor) -> Tensor:
         kernel, bias = network.prepared(op, prepare)
@@ -143,20 +144,20 @@ def _convolution(op: ops.Conv2D, network: Host) -> Runner:
             images = padded(images, rows, columns, op.data_format)
             rows = columns = (0, 0)
         geometry = Geometry(op.strides, (rows[0], columns[0]), op.dilation, op.groups, op.depthwise)
-        tail = behind.tail(step)
+        epilogue = behind.epilogue(step)
         if torch.is_grad_enabled():
-            result = kernels.apply(Convolution, images, kernel, bias, geometry, order, tail)
+            result = kernels.apply(Convolution, images, kernel, bias, geometry, order, epilogue)
         else:
-            result = convolve(images, kernel, bias, geometry, order, tail)
+            result = convolve(images, kernel, bias, geometry, order, epilogue)
         return behind.finish(result)
 
     return run
 
 
-def _shallow_convolution(op: ops.Conv2D, network: Host) -> Runner:
+def _few_channel_convolution(op: ops.Conv2D, network: WeightSource) -> Runner:
     window = (op.kernel_shape[0], op.kernel_shape[1])
-    behind = _Behind(op.activation, op.drop)
-    dtype = getattr(torch, op.compute.precision)
+    behind = _FusedEpilogue(op.activation, op.drop)
+    dtype = getattr(torch, op.choice.precision)
     geometry = Geometry(op.strides, dilation=op.dilation)
     first = op.data_format == "channels_first"
 
@@ -169,11 +170,11 @@ def _shallow_convolution(op: ops.Conv2D, network: Host) -> Runner:
         if rows != (0, 0) or columns != (0, 0):
             x = padded(x, rows, columns, op.data_format)
         images = x.permute(0, 2, 3, 1) if first else x  # (n, h, w, c)
-        arguments = images, kernel, bias, geometry, behind.tail(step), dtype
+        arguments = images, kernel, bias, geometry, behind.epilogue(step), dtype
         if torch.is_grad_enabled():
-            result = kernels.apply(ShallowConvolution, *arguments)
+            result = kernels.apply(FewChannelConvolution, *arguments)
         else:
-            result = convolve_shallow(*arguments)
+            result = convolve_few_channels(*arguments)
         result = behind.finish(result)
         return result.permute(0, 3, 1, 2) if first else result
 
@@ -181,9 +182,9 @@ def _shallow_convolution(op: ops.Conv2D, network: Host) -> Runner:
 
 
 @emits(ops.Dense)
-def _dense(op: ops.Dense, network: Host) -> Runner:
-    behind = _Behind(op.activation, op.drop)
-    dtype = getattr(torch, op.compute.precision)
+def _dense(op: ops.Dense, network: WeightSource) -> Runner:
+    behind = _FusedEpilogue(op.activation, op.drop)
+    dtype = getattr(torch, op.choice.precision)
 
     def prepare() -> Prepared:
         kernel, bias = folded(op, network)
@@ -196,14 +197,14 @@ def _dense(op: ops.Dense, network: Host) -> Runner:
         rows = x if x.dtype is torch.bfloat16 else x.to(dtype)
         rows = rows if x.dim() == 2 else rows.reshape(-1, op.kernel_shape[0])  # (n, in)
         scale = op.input_scale if step.training else 1.0
-        result = kernels.apply(kernels.MatrixProduct, rows, kernel, bias, scale, behind.tail(step), dtype)
+        result = kernels.apply(kernels.MatrixProduct, rows, kernel, bias, scale, behind.epilogue(step), dtype)
         result = behind.finish(result)
         return result if x.dim() == 2 else result.view(*x.shape[:-1], -1)
 
     return run
 
 
-def folded(op: ops.Conv2D | ops.Dense, network: Host) -> Prepared:
+def folded(op: ops.Conv2D | ops.Dense, network: WeightSource) -> Prepared:
     """Return kernel and bias in Keras's layout, a folded normalization multiplied in."""
     kernel = network.tensor(op.kernel)
     bias = None if op.bias is None else network.tensor(op.bias)
@@ -222,21 +223,21 @@ def folded(op: ops.Conv2D | ops.Dense, network: Host) -> Prepared:
 
 
 @emits(ops.Pool2D)
-def _pool2d(op: ops.Pool2D, _network: Host) -> Runner:
-    behind = _Behind(op.activation, op.drop)
+def _pool2d(op: ops.Pool2D, _network: WeightSource) -> Runner:
+    behind = _FusedEpilogue(op.activation, op.drop)
     pool = _max_pool if op.mode == "max" else _average_pool
     tiled = op.mode == "max" and op.pool == op.strides == (2, 2) and op.data_format == "channels_last"
 
     def run(step: Step, x: Tensor) -> Tensor:
         rows, columns = padding_of(x, op, op.pool)
-        tail = behind.tail(step)
+        epilogue = behind.epilogue(step)
         if tiled and rows == columns == (0, 0) and x.is_contiguous() and compiled.suits(x):
-            return behind.finish(kernels.apply(kernels.TileMaxPool, x, tail))
+            return behind.finish(kernels.apply(kernels.TileMaxPool, x, epilogue))
         pooled = behind.finish(pool(op, to_torch_order(x, op.data_format), rows, columns))
         result = to_keras_order(pooled, op.data_format)
-        result = torch.relu(result) if tail.relu else result
-        mask = tail.mask(result.shape, result)
-        return result if mask is None else kernels.apply(kernels.Drop, result, mask, tail.scale)
+        result = torch.relu(result) if epilogue.relu else result
+        mask = epilogue.mask(result.shape, result)
+        return result if mask is None else kernels.apply(kernels.Drop, result, mask, epilogue.scale)
 
     return run
 
@@ -261,7 +262,7 @@ def _average_pool(op: ops.Pool2D, image: Tensor, rows: Pair, columns: Pair) -> T
 
 
 @emits(ops.Dropout)
-def _dropout(op: ops.Dropout, _network: Host) -> Runner:
+def _dropout(op: ops.Dropout, _network: WeightSource) -> Runner:
     dropper = _Dropper(op)
 
     def run(step: Step, x: Tensor) -> Tensor:

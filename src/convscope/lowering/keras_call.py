@@ -9,8 +9,8 @@ from typing import Any
 import keras
 import torch
 
+from convscope.lowering.ir import Value
 from convscope.lowering.masks import mix
-from convscope.lowering.program import Value
 
 SEED_BITS = 0x7FFFFFFF  # what every type of a seed holds
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from convscope.lowering import compiled
+from convscope.lowering.bfloat16_copies import bfloat16_copy
+from convscope.lowering.cpu import compiled
 from convscope.lowering.masks import Mask, bits_type
-from convscope.lowering.narrow import narrow
 
 Tensor = torch.Tensor
 Shape = Sequence[int]
@@ -38,7 +38,7 @@ def apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Tail:
+class Epilogue:
     """What follows a heavy op and is computed on its result in place: a ReLU, and a dropout behind it.
 
     ``keep`` makes the mask for a tensor of some shape, type and device. Where the result is positive, both
@@ -65,7 +65,7 @@ class Tail:
         return result if mask is None else self.scaled(mask.apply(result, out=result))
 
     def gradient(self, gradient: Tensor, result: Tensor) -> Tensor:
-        """Compute the gradient in front of the tail."""
+        """Compute the gradient in front of the epilogue."""
         if not self.relu:
             return gradient
         if result.device.type != "cpu":
@@ -78,17 +78,17 @@ class Tail:
 
 
 class TileMaxPool(torch.autograd.Function):
-    """Max-pooling over tiles of two by two with a tail, in one compiled pass each way."""
+    """Max-pooling over tiles of two by two with a epilogue, in one compiled pass each way."""
 
     @staticmethod
-    def forward(ctx: Context, images: Tensor, tail: Tail) -> Tensor:
+    def forward(ctx: Context, images: Tensor, epilogue: Epilogue) -> Tensor:
         """Compute from contiguous images (n, h, w, c); an odd last row or column is ignored."""
         count, height, width, channels = images.shape
-        mask = tail.mask((count, height // 2, width // 2, channels), images)
-        result, places = compiled.tile_max(images, tail.relu, None if mask is None else mask.lanes)
+        mask = epilogue.mask((count, height // 2, width // 2, channels), images)
+        result, places = compiled.tile_max(images, epilogue.relu, None if mask is None else mask.lanes)
         ctx.save_for_backward(places)
-        ctx.tail, ctx.shape = tail, images.shape
-        return tail.scaled(result)
+        ctx.epilogue, ctx.shape = epilogue, images.shape
+        return epilogue.scaled(result)
 
     @staticmethod
     def backward(ctx: Context, gradient: Tensor) -> tuple[Any, ...]:
@@ -96,8 +96,8 @@ class TileMaxPool(torch.autograd.Function):
         require_first_order()
         (places,) = ctx.saved_tensors
         gradient = gradient.contiguous()
-        if ctx.tail.keep is not None and ctx.tail.scale != 1.0:
-            gradient = gradient * ctx.tail.scale
+        if ctx.epilogue.keep is not None and ctx.epilogue.scale != 1.0:
+            gradient = gradient * ctx.epilogue.scale
         return compiled.tile_max_back(gradient, places, ctx.shape), None
 
 
@@ -201,9 +201,9 @@ def _dropped(x: Tensor, mask: Mask, scale: float) -> Tensor:
 
 
 class MatrixProduct(torch.autograd.Function):
-    """tail(scale · (x · kernel) + bias), computed in ``precision``; the kernel and its gradient are float32.
+    """epilogue(scale · (x · kernel) + bias), in ``precision``; the kernel and its gradient are float32.
 
-    Where x is narrower than ``precision`` (in front of the logits), the way back is as narrow as x: its
+    Where x is bfloat16 and ``precision`` is not (in front of the logits), so is the backward pass: its
     gradient would be rounded to that anyway, and x is the largest tensor here. ``scale`` is that of a dropout
     before: multiplying the few outputs costs less than the many inputs.
     """
@@ -215,21 +215,21 @@ class MatrixProduct(torch.autograd.Function):
         kernel: Tensor,
         bias: Tensor | None,
         scale: float,
-        tail: Tail,
+        epilogue: Epilogue,
         precision: torch.dtype,
     ) -> Tensor:
         """Compute from x (n, in) and a kernel (in, out)."""
         lasting = kernel.is_leaf and kernel.requires_grad and precision is torch.bfloat16
-        computed = narrow(kernel) if lasting else kernel.to(precision)
+        computed = bfloat16_copy(kernel) if lasting else kernel.to(precision)
         result = x.to(precision) @ computed
         if scale != 1.0:
             result = result.mul_(scale)
         if bias is not None:
             result = result.add_(bias.to(precision))
-        result = tail.finish(result)
-        ctx.save_for_backward(x, computed, result if tail.relu else None)
-        ctx.scale, ctx.tail = scale, tail
-        # None where the weight takes gradients of any type: an optimizer that reads narrow ones asks for it.
+        result = epilogue.finish(result)
+        ctx.save_for_backward(x, computed, result if epilogue.relu else None)
+        ctx.scale, ctx.epilogue = scale, epilogue
+        # None where the weight takes gradients of any type: an optimizer that reads bfloat16 asks for it.
         ctx.kernel_type = kernel.grad_dtype if kernel.is_leaf else kernel.dtype
         return result
 
@@ -238,7 +238,7 @@ class MatrixProduct(torch.autograd.Function):
         """Compute the three gradients, each where it is wanted."""
         require_first_order()
         x, computed, result = ctx.saved_tensors
-        gradient = ctx.tail.gradient(gradient, result)
+        gradient = ctx.epilogue.gradient(gradient, result)
         wants_x, wants_kernel, wants_bias = ctx.needs_input_grad[:3]
         bias_gradient = gradient.sum(0).float() if wants_bias else None
         scaled = gradient if ctx.scale == 1.0 else gradient * ctx.scale

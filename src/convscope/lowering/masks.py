@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-from convscope.lowering import compiled
-from convscope.lowering.compiled import Lanes
+from convscope.lowering.cpu import compiled
+from convscope.lowering.cpu.compiled import PackedMask
 
 _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -66,13 +66,13 @@ class Mask:
 
     Attributes
     ----------
-    lanes : Lanes
+    lanes : PackedMask
         The decisions, packed.
     shape : tuple of int
         The tensor's, or one that broadcasts to it.
     """
 
-    lanes: Lanes
+    lanes: PackedMask
     shape: tuple[int, ...]
 
     @staticmethod
@@ -154,14 +154,14 @@ class MaskSource:
         else:
             words = hashed_fields(words, key, fields, self._threshold)
         if fields:
-            return Mask(Lanes(words.view(integer), self._bits), self._shape)
+            return Mask(PackedMask(words.view(integer), self._bits), self._shape)
         # As signed integers the numbers begin at −2¹⁵, and the threshold moves with them.
         numbers, least = (
             (words.view(torch.uint8), 0) if self._bits == 8 else (words.view(torch.int16), 1 << 15)
         )
         kept = torch.empty(numbers.shape, dtype=integer, device=numbers.device)
         torch.ge(numbers, self._threshold - least, out=kept)
-        return Mask(Lanes(kept, self._bits), self._shape)
+        return Mask(PackedMask(kept, self._bits), self._shape)
 
 
 def hashed_fields(like: torch.Tensor, key: int, bits: int, threshold: int) -> torch.Tensor:

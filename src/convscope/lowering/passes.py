@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from convscope.errors import UsageError, sentence
-from convscope.lowering import program as ops
+from convscope.lowering import ir as ops
 from convscope.lowering.check import check
+from convscope.lowering.ir import Op, Output, Program, Value
 from convscope.lowering.masks import keep_probability
-from convscope.lowering.plan import Situation, choose
+from convscope.lowering.planner import PlanContext, choose
 from convscope.lowering.processor import require_precision
-from convscope.lowering.program import Op, Output, Program, Value
 
 Rewritten = tuple[Program, list[str]]
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -78,25 +78,25 @@ def optimise(
         raise UsageError(sentence(f"precision {', '.join(PRECISIONS)}", repr(precision)))
     require_precision(precision, training, str(device))
     reports = []
-    for name, rewrite in _passes(Situation(training, deterministic, precision, batch_size, str(device))):
+    for name, rewrite in _passes(PlanContext(training, deterministic, precision, batch_size, str(device))):
         program, changes = rewrite(program)
         check(program, after=name)
         reports.append(PassReport(name, tuple(changes)))
     return program, reports
 
 
-def _passes(situation: Situation) -> list[tuple[str, Callable[[Program], Rewritten]]]:
+def _passes(context: PlanContext) -> list[tuple[str, Callable[[Program], Rewritten]]]:
     return [
         ("activation behind max-pooling", move_activations),
         (
             "normalization folded into weights",
-            lambda program: fold_normalizations(program, situation.training),
+            lambda program: fold_normalizations(program, context.training),
         ),
         ("activation fused", fuse_activations),
         ("output activation folded into the loss", fold_outputs),
         ("dropout scale into the matrix product", fold_dropout_scales),
         ("dropout fused behind ReLU", fuse_dropouts),
-        ("precision, layout and algorithm", lambda program: choose(program, situation)),
+        ("precision, layout and algorithm", lambda program: choose(program, context)),
     ]
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import keras
 
 from convscope.errors import LoweringError
-from convscope.lowering import program as ops
+from convscope.lowering import ir as ops
 from convscope.lowering.check import check
+from convscope.lowering.ir import Op, Output, Program, Value
 from convscope.lowering.keras_call import KerasRunner
-from convscope.lowering.program import Op, Output, Program, Value
 from convscope.lowering.read_layers import converter_for, is_altered
 from convscope.lowering.shapes import ShapeError, output_shape
 from convscope.lowering.variables import named_variables

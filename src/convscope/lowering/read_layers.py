@@ -9,8 +9,8 @@ import keras
 import numpy as np
 from keras.src.trainers.trainer import Trainer
 
-from convscope.lowering import program as ops
-from convscope.lowering.program import Activation, Value
+from convscope.lowering import ir as ops
+from convscope.lowering.ir import Activation, Value
 from convscope.lowering.shapes import channel_axis
 
 if TYPE_CHECKING:

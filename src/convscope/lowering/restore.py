@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from convscope.lowering.emit import LoweredNetwork
+from convscope.lowering.network import LoweredNetwork
 from convscope.lowering.variables import named_variables
 
 

@@ -9,8 +9,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 import torch.nn.functional as F  # noqa: N812  the name that torch's own documentation uses
 
-from convscope.lowering import program as ops
-from convscope.lowering.program import DataFormat, Pair
+from convscope.lowering import ir as ops
+from convscope.lowering.ir import DataFormat, Pair
 from convscope.lowering.shapes import same_padding, spatial_axes
 
 Tensor = torch.Tensor
@@ -28,7 +28,7 @@ class Step:
     losses: list[Tensor] = field(default_factory=list)
 
 
-class Host(Protocol):
+class WeightSource(Protocol):
     """What an emitter may ask of the network that it works for."""
 
     def tensor(self, path: str) -> Tensor:
@@ -55,7 +55,7 @@ def emits(kind: type[ops.Op]) -> Callable[[_T], _T]:
     return register
 
 
-def runner_of(op: ops.Op, network: Host) -> Runner:
+def runner_of(op: ops.Op, network: WeightSource) -> Runner:
     """Return a callable ``(step, *tensors) → tensor`` that computes the op on a network's weights."""
     return _EMITTERS[type(op)](op, network)
 

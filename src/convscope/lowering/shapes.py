@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from convscope.lowering import program as ops
-from convscope.lowering.program import DataFormat, Padding, Pair, Shape
+from convscope.lowering import ir as ops
+from convscope.lowering.ir import DataFormat, Padding, Pair, Shape
 
 _Spec = Callable[..., Shape]
 _T = TypeVar("_T", bound=_Spec)

@@ -13,17 +13,25 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812  the name that torch's own documentation uses
 
+from convscope.lowering import ir as ops
 from convscope.lowering import kernels
-from convscope.lowering import program as ops
 from convscope.lowering.activations import activation_function
 from convscope.lowering.devices import forked_generators
 from convscope.lowering.keras_call import SEED_BITS
 from convscope.lowering.masks import mix
-from convscope.lowering.runners import Host, Runner, Step, Tensor, emits, to_keras_order, to_torch_order
+from convscope.lowering.runners import (
+    Runner,
+    Step,
+    Tensor,
+    WeightSource,
+    emits,
+    to_keras_order,
+    to_torch_order,
+)
 
 
 @emits(ops.BatchNormalization)
-def _batch_normalization(op: ops.BatchNormalization, network: Host) -> Runner:
+def _batch_normalization(op: ops.BatchNormalization, network: WeightSource) -> Runner:
     def run(step: Step, x: Tensor) -> Tensor:
         gamma = None if op.gamma is None else network.tensor(op.gamma)
         beta = None if op.beta is None else network.tensor(op.beta)
@@ -89,7 +97,7 @@ def _normalize_by_torch(
 
 
 @emits(ops.LayerNormalization)
-def _layer_normalization(op: ops.LayerNormalization, network: Host) -> Runner:
+def _layer_normalization(op: ops.LayerNormalization, network: WeightSource) -> Runner:
     def run(_step: Step, x: Tensor) -> Tensor:
         gamma = None if op.gamma is None else network.tensor(op.gamma)
         beta = None if op.beta is None else network.tensor(op.beta)
@@ -109,13 +117,13 @@ def _layer_normalization(op: ops.LayerNormalization, network: Host) -> Runner:
 
 
 @emits(ops.Activate)
-def _activate(op: ops.Activate, _network: Host) -> Runner:
+def _activate(op: ops.Activate, _network: WeightSource) -> Runner:
     function = activation_function(op.activation)
     return lambda _step, x: function(x)
 
 
 @emits(ops.PRelu)
-def _prelu(op: ops.PRelu, network: Host) -> Runner:
+def _prelu(op: ops.PRelu, network: WeightSource) -> Runner:
     def run(_step: Step, x: Tensor) -> Tensor:
         return torch.relu(x) - network.tensor(op.alpha).to(x.dtype) * torch.relu(-x)
 
@@ -123,7 +131,7 @@ def _prelu(op: ops.PRelu, network: Host) -> Runner:
 
 
 @emits(ops.GlobalPool2D)
-def _global_pool2d(op: ops.GlobalPool2D, _network: Host) -> Runner:
+def _global_pool2d(op: ops.GlobalPool2D, _network: WeightSource) -> Runner:
     axes = (1, 2) if op.data_format == "channels_last" else (2, 3)
     if op.mode == "average":
         return lambda _step, x: x.mean(axes, keepdim=op.keepdims)
@@ -131,7 +139,7 @@ def _global_pool2d(op: ops.GlobalPool2D, _network: Host) -> Runner:
 
 
 @emits(ops.Flatten)
-def _flatten(op: ops.Flatten, _network: Host) -> Runner:
+def _flatten(op: ops.Flatten, _network: WeightSource) -> Runner:
 
     def run(_step: Step, x: Tensor) -> Tensor:
         if op.data_format == "channels_first" and x.dim() > 2:
@@ -142,19 +150,19 @@ def _flatten(op: ops.Flatten, _network: Host) -> Runner:
 
 
 @emits(ops.Reshape)
-def _reshape(op: ops.Reshape, _network: Host) -> Runner:
+def _reshape(op: ops.Reshape, _network: WeightSource) -> Runner:
     return lambda _step, x: x.reshape(x.shape[0], *op.target)
 
 
 @emits(ops.ZeroPad2D)
-def _zero_pad2d(op: ops.ZeroPad2D, _network: Host) -> Runner:
+def _zero_pad2d(op: ops.ZeroPad2D, _network: WeightSource) -> Runner:
     rows, columns = op.amounts
     amounts = (0, 0, *columns, *rows) if op.data_format == "channels_last" else (*columns, *rows)
     return lambda _step, x: F.pad(x, amounts)
 
 
 @emits(ops.Crop2D)
-def _crop2d(op: ops.Crop2D, _network: Host) -> Runner:
+def _crop2d(op: ops.Crop2D, _network: WeightSource) -> Runner:
     (top, bottom), (left, right) = op.amounts
 
     def run(_step: Step, x: Tensor) -> Tensor:
@@ -166,7 +174,7 @@ def _crop2d(op: ops.Crop2D, _network: Host) -> Runner:
 
 
 @emits(ops.UpSample2D)
-def _up_sample2d(op: ops.UpSample2D, _network: Host) -> Runner:
+def _up_sample2d(op: ops.UpSample2D, _network: WeightSource) -> Runner:
     settings: dict[str, Any] = {"mode": op.interpolation}
     if op.interpolation == "bilinear":
         settings["align_corners"] = False
@@ -190,7 +198,7 @@ _MERGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 @emits(ops.Merge)
-def _merge(op: ops.Merge, _network: Host) -> Runner:
+def _merge(op: ops.Merge, _network: WeightSource) -> Runner:
     combine = _MERGES[op.mode]
 
     def run(_step: Step, *tensors: Tensor) -> Tensor:
@@ -214,12 +222,12 @@ def _same_rank(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 @emits(ops.Concatenate)
-def _concatenate(op: ops.Concatenate, _network: Host) -> Runner:
+def _concatenate(op: ops.Concatenate, _network: WeightSource) -> Runner:
     return lambda _step, *tensors: torch.cat(tensors, dim=op.axis)
 
 
 @emits(ops.Affine)
-def _affine(op: ops.Affine, network: Host) -> Runner:
+def _affine(op: ops.Affine, network: WeightSource) -> Runner:
     shape = op.constant_shape
     constants = [
         torch.tensor(numbers, dtype=torch.float32).reshape(shape) for numbers in (op.scale, op.offset)
@@ -235,7 +243,7 @@ def _affine(op: ops.Affine, network: Host) -> Runner:
 
 
 @emits(ops.KerasCall)
-def _keras_call(op: ops.KerasCall, _network: Host) -> Runner:
+def _keras_call(op: ops.KerasCall, _network: WeightSource) -> Runner:
     def run(step: Step, *tensors: Tensor) -> Any:
         named = {
             name: tensor.float() if tensor is not None and tensor.is_floating_point() else tensor
@@ -254,7 +262,7 @@ def _keras_call(op: ops.KerasCall, _network: Host) -> Runner:
 
 
 @emits(ops.ActivityLoss)
-def _activity_loss(op: ops.ActivityLoss, _network: Host) -> Runner:
+def _activity_loss(op: ops.ActivityLoss, _network: WeightSource) -> Runner:
 
     def run(step: Step, x: Tensor) -> None:
         step.losses.append(op.regularizer(x.float()) / x.shape[0])

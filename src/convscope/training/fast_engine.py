@@ -12,9 +12,9 @@ import torch
 
 from convscope.errors import LoweringError, UsageError, sentence
 from convscope.lowering import LoweredNetwork, emit, lower, optimise, restore
+from convscope.lowering.cpu.memory import keep_memory
 from convscope.lowering.devices import current_device, device_of
-from convscope.lowering.memory import keep_memory
-from convscope.lowering.plan import Situation, adapt_plan, describe_precision, plan_of
+from convscope.lowering.planner import PlanContext, adapt_plan, describe_precision, plan_of
 from convscope.lowering.structure import ModelStructure
 from convscope.training.callback_state import CallbackMemory
 from convscope.training.callbacks import CallbackBridge
@@ -256,22 +256,22 @@ def _lowered(
     request: FitRequest, device: torch.device, earlier: Mapping[str, Any] | None = None
 ) -> LoweredNetwork:
     """Lower the model; ``earlier`` is the plan to keep where the training goes on with a changed model."""
-    situation = Situation(
+    context = PlanContext(
         training=True,
         deterministic=request.deterministic or earlier is not None,
         precision=request.precision,
         batch_size=128 if request.plan is None else min(request.plan.batch_size, request.plan.rows),
         device=str(device),
     )
-    program, _ = optimise(lower(request.model), **asdict(situation))
+    program, _ = optimise(lower(request.model), **asdict(context))
     plan = request.lowering_plan
     if earlier is not None:
         plan = {name: earlier.get(name, chosen) for name, chosen in plan_of(program).items()}
     elif plan is not None:
-        plan, changes = adapt_plan(plan, training=True, device=situation.device)
+        plan, changes = adapt_plan(plan, training=True, device=context.device)
         for change in changes:
             request.tell(Notice(change))
     network = emit(program, request.model, plan=plan)
     if earlier is None:
-        request.tell(Notice(describe_precision(network.program, situation)))
+        request.tell(Notice(describe_precision(network.program, context)))
     return network

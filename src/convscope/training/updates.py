@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from convscope.lowering import compiled
-from convscope.lowering.narrow import copy_of, declare_current
+from convscope.lowering.bfloat16_copies import copy_of, declare_current
+from convscope.lowering.cpu import compiled
 
 Tensors = list[torch.Tensor]
 Group = Tensors | tuple[torch.Tensor, ...]

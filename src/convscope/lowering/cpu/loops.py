@@ -14,8 +14,8 @@ import numba
 import numpy as np
 from numba import types
 
-from convscope.lowering.compiled import LANES
-from convscope.lowering.vectors import (
+from convscope.lowering.cpu import LANES
+from convscope.lowering.cpu.vectors import (
     add,
     call,
     load,
@@ -31,7 +31,7 @@ from convscope.lowering.vectors import (
 
 # The beginning of the SHA-256 of vectors.py. Numba keeps what it has compiled until the text of this file
 # changes; so it has to change with that one, which a test sees to.
-VECTORS = "faa3496a013c1200"
+VECTORS = "b7a55e3eec52c4ef"
 
 # What they are compiled for, as LLVM calls it.
 TARGET = numba.core.registry.cpu_target.target_context.codegen().magic_tuple()[1]
@@ -311,7 +311,7 @@ def _put(results: int, signs: int, place: int, vector: Any, size: int) -> None:
 
 
 @_loop
-def shallow_convolution(block: Any) -> None:
+def few_channel_convolution(block: Any) -> None:
     """Convolve images of few channels, four pixels and sixteen filters at a time.
 
     The block: rows of the results of all images; height, line (numbers in a row) of the images; rows and
@@ -368,8 +368,8 @@ def _widen_row(
 
 
 @_loop
-def shallow_gradient(block: Any) -> None:
-    """Sum the gradients of kernel and bias of a shallow convolution, each part over some of the images.
+def few_channel_gradient(block: Any) -> None:
+    """Sum the gradients of kernel and bias of a few-channel convolution, each part over some of the images.
 
     The block: parts; rows of a part, rows of all; height, line of the images; rows and columns of a result,
     filters; numbers from one row or column to the next; images; taps, their number, a multiple of three;

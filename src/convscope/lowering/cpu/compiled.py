@@ -17,16 +17,13 @@ from typing import Any
 
 import torch
 
+from convscope.lowering.cpu import LANES
 from convscope.lowering.processor import openmp
 
 _log = logging.getLogger(__name__)
 
 Tensor = torch.Tensor
 
-# The filters that a shallow convolution computes together; they are a multiple of it. LLVM puts them into
-# registers as wide as the processor's: one of sixteen numbers, two of eight (AVX2), four of four (SSE, NEON).
-# With four pixels at a time that keeps AVX2's two units busy; blocks of eight take 1.5 times as long there.
-LANES = 16
 # So few elements are done before a second thread is awake.
 _ALONE = 1 << 14
 # Into so many parts the images of a batch are divided to sum gradients.
@@ -34,7 +31,7 @@ _PARTS = 32
 
 
 @dataclass(frozen=True, eq=False)
-class Lanes:
+class PackedMask:
     """A packed mask: element i of a tensor's memory is kept if a bit of a lane says so.
 
     Attributes
@@ -76,14 +73,14 @@ def hash_counters(words: Tensor, key: int, bits: int, threshold: int) -> None:
     _run(_loops().hash_counters, words.numel(), words.data_ptr(), signed, bits, threshold, work=words.numel())
 
 
-def drop(source: Tensor, target: Tensor, mask: Lanes) -> None:
+def drop(source: Tensor, target: Tensor, mask: PackedMask) -> None:
     """Write to ``target`` (or in place) what a mask keeps of ``source``, zero elsewhere; both lie alike."""
     loop = _loop_for("drop", source)
     addresses = source.data_ptr(), target.data_ptr()
     _run(loop, source.numel(), *addresses, *mask.arguments, work=source.numel())
 
 
-def tile_max(images: Tensor, relu: bool, mask: Lanes | None) -> tuple[Tensor, Tensor]:
+def tile_max(images: Tensor, relu: bool, mask: PackedMask | None) -> tuple[Tensor, Tensor]:
     """Take the largest of each tile of two by two, then ReLU if wanted, then dropout if there is a mask.
 
     Parameters
@@ -92,7 +89,7 @@ def tile_max(images: Tensor, relu: bool, mask: Lanes | None) -> tuple[Tensor, Te
         Contiguous; an odd last row or column is ignored.
     relu : bool
         Whether negative maxima become zero.
-    mask : Lanes or None
+    mask : PackedMask or None
         For the elements of the result.
 
     Returns
@@ -126,8 +123,8 @@ def tile_max_back(gradient: Tensor, places: Tensor, shape: torch.Size) -> Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Windows:
-    """Where the windows of a shallow convolution lie in the memory of its images.
+class WindowGeometry:
+    """Where the windows of a few-channel convolution lie in the memory of its images.
 
     Attributes
     ----------
@@ -156,7 +153,7 @@ class Windows:
     @functools.lru_cache(maxsize=64)
     def of(
         images: tuple[int, ...], kernel: tuple[int, ...], strides: tuple[int, int], dilation: tuple[int, int]
-    ) -> Windows:
+    ) -> WindowGeometry:
         """Work the windows out for images (n, h, w, c), padding included, and a kernel (k, k, c, filters)."""
         number, height, width, channels = images
         line = width * channels
@@ -172,14 +169,16 @@ class Windows:
         ]
         padded = torch.tensor(taps + [0] * (-len(taps) % 3), dtype=torch.int64, device="cpu")
         result = (number, high, wide, kernel[3])
-        return Windows(height, line, result, strides[0] * line, strides[1] * channels, padded, len(taps))
+        return WindowGeometry(
+            height, line, result, strides[0] * line, strides[1] * channels, padded, len(taps)
+        )
 
 
-def shallow_convolution(
+def few_channel_convolution(
     images: Tensor,
     kernel: Tensor,
     bias: Tensor | None,
-    windows: Windows,
+    windows: WindowGeometry,
     relu: bool,
     dtype: torch.dtype,
     signed: bool = False,
@@ -194,7 +193,7 @@ def shallow_convolution(
         Contiguous float32; the filters are a multiple of sixteen.
     bias : Tensor of shape (filters,) or None
         Contiguous float32.
-    windows : Windows
+    windows : WindowGeometry
         Of these shapes.
     relu : bool
         Whether negative results become zero.
@@ -214,7 +213,7 @@ def shallow_convolution(
     bias = images.new_zeros(filters) if bias is None else bias
     signs = images.new_empty((count, high, wide, filters // LANES), dtype=torch.int16) if signed else None
     _run(
-        _loops().shallow_convolution, count * high, windows.height, windows.line, high, wide, filters,
+        _loops().few_channel_convolution, count * high, windows.height, windows.line, high, wide, filters,
         windows.down, windows.along, images.data_ptr(), windows.taps.data_ptr(), windows.count,
         kernel.data_ptr(), bias.data_ptr(), result.data_ptr(), result.element_size(), int(relu),
         0 if signs is None else signs.data_ptr(), work=result.numel() * windows.count,
@@ -222,10 +221,10 @@ def shallow_convolution(
     return result, signs
 
 
-def shallow_gradient(
-    images: Tensor, gradient: Tensor, signs: Tensor | None, windows: Windows
+def few_channel_gradient(
+    images: Tensor, gradient: Tensor, signs: Tensor | None, windows: WindowGeometry
 ) -> tuple[Tensor, Tensor]:
-    """Compute the gradients of kernel and bias of a shallow convolution.
+    """Compute the gradients of kernel and bias of a few-channel convolution.
 
     Parameters
     ----------
@@ -235,7 +234,7 @@ def shallow_gradient(
         Contiguous.
     signs : Tensor or None
         Those of the convolution, if behind it a ReLU stops the gradient where the result is not positive.
-    windows : Windows
+    windows : WindowGeometry
         Of these shapes.
 
     Returns
@@ -252,10 +251,10 @@ def shallow_gradient(
     sums = images.new_empty((parts, windows.taps.numel() + 1, filters))
     rows = images.new_empty((parts, wide * filters))
     _run(
-        _loops().shallow_gradient, parts, images_of_part * high, count * high, windows.height, windows.line,
-        high, wide, filters, windows.down, windows.along, images.data_ptr(), windows.taps.data_ptr(),
-        windows.taps.numel(), gradient.data_ptr(), 0 if signs is None else signs.data_ptr(),
-        gradient.element_size(), sums.data_ptr(), rows.data_ptr(), work=gradient.numel() * windows.count,
+        _loops().few_channel_gradient, parts, images_of_part * high, count * high,
+        windows.height, windows.line, high, wide, filters, windows.down, windows.along,
+        images.data_ptr(), windows.taps.data_ptr(), windows.taps.numel(), gradient.data_ptr(),
+        0 if signs is None else signs.data_ptr(), gradient.element_size(), sums.data_ptr(), rows.data_ptr(), work=gradient.numel() * windows.count,
     )  # fmt: skip
     total = sums.sum(0)
     return total[: windows.count], total[-1]
@@ -307,7 +306,7 @@ def _loop_for(name: str, tensor: Tensor) -> Any:
 @functools.cache
 def _loops() -> Any:
     """Load the loops: the first time on a machine they are compiled, which takes some seconds."""
-    return importlib.import_module("convscope.lowering.loops")
+    return importlib.import_module("convscope.lowering.cpu.loops")
 
 
 def target() -> str:

@@ -20,12 +20,13 @@ import torch
 
 from convscope import __version__
 from convscope.errors import UsageError, sentence
-from convscope.lowering import compiled, processor
-from convscope.lowering import program as ops
-from convscope.lowering.program import Compute, Precision, Program, Shape
+from convscope.lowering import ir as ops
+from convscope.lowering import processor
+from convscope.lowering.cpu import LANES, compiled
+from convscope.lowering.ir import KernelChoice, Precision, Program, Shape
 from convscope.lowering.runners import Prepared, Step, Tensor, runner_of
 
-Heavy = ops.Conv2D | ops.Dense
+ConvOrDense = ops.Conv2D | ops.Dense
 
 _log = logging.getLogger(__name__)
 
@@ -40,11 +41,11 @@ _HOPELESS = 3.0
 _CLEARLY = 1.2
 _ITEM_SIZE: Mapping[Precision, int] = {"float32": 4, "bfloat16": 2}
 # With more channels than this a convolution is a matter of arithmetic, and oneDNN's are faster.
-_SHALLOW = 4
+_FEW_CHANNELS = 4
 
 
 @dataclass(frozen=True)
-class Situation:
+class PlanContext:
     """What a choice depends on, apart from the op: how the program will be used."""
 
     training: bool
@@ -72,34 +73,34 @@ class Situation:
         return ("float32",)
 
 
-def choose(program: Program, situation: Situation) -> tuple[Program, list[str]]:
-    """Choose how each heavy op computes.
+def choose(program: Program, context: PlanContext) -> tuple[Program, list[str]]:
+    """Choose how each convolution and matrix product computes.
 
     Parameters
     ----------
     program : Program
         With the shapes it will run on.
-    situation : Situation
+    context : PlanContext
         How the program will be used.
 
     Returns
     -------
     tuple
-        The program with its ``Compute`` entries set, and a line for each op.
+        The program with its ``KernelChoice`` entries set, and a line for each op.
     """
     chosen, lines = {}, []
     learned = _values_with_gradient(program)
     for op in program:
-        if isinstance(op, Heavy):
-            compute, why = _choose_one(op, program, situation, op.inputs[0] in learned)
-            chosen[op.name] = dataclasses.asdict(compute)
-            lines.append(f"{op.name}: {compute.precision}, {compute.layout}, {compute.algorithm} ({why})")
+        if isinstance(op, ConvOrDense):
+            choice, why = _choose_one(op, program, context, op.inputs[0] in learned)
+            chosen[op.name] = dataclasses.asdict(choice)
+            lines.append(f"{op.name}: {choice.precision}, {choice.layout}, {choice.algorithm} ({why})")
     return apply_plan(program, chosen), lines
 
 
 def plan_of(program: Program) -> dict[str, Any]:
-    """Return the choices made for a program's heavy ops, for JSON: op name → precision, layout, algorithm."""
-    return {op.name: dataclasses.asdict(op.compute) for op in program if isinstance(op, Heavy)}
+    """Return the choices made for a program, for JSON: op name → precision, layout, algorithm."""
+    return {op.name: dataclasses.asdict(op.choice) for op in program if isinstance(op, ConvOrDense)}
 
 
 def apply_plan(program: Program, plan: Mapping[str, Any]) -> Program:
@@ -112,19 +113,19 @@ def apply_plan(program: Program, plan: Mapping[str, Any]) -> Program:
     UsageError
         When the plan is one for other ops than the program has, or is no plan.
     """
-    heavy = [op.name for op in program if isinstance(op, Heavy)]
+    planned = [op.name for op in program if isinstance(op, ConvOrDense)]
     entries = dict(plan)
-    if set(heavy) != set(entries) and list(map(_unnumbered, heavy)) == list(map(_unnumbered, entries)):
-        entries = dict(zip(heavy, entries.values(), strict=True))
-    if set(heavy) != set(entries):
-        strange = ", ".join(sorted(set(heavy).symmetric_difference(entries)))
+    if set(planned) != set(entries) and list(map(_unnumbered, planned)) == list(map(_unnumbered, entries)):
+        entries = dict(zip(planned, entries.values(), strict=True))
+    if set(planned) != set(entries):
+        strange = ", ".join(sorted(set(planned).symmetric_difference(entries)))
         found = f"one that differs in {strange}"
         raise UsageError(sentence(f"a plan for the ops of {program.name!r}", found))
 
     def carried_out(op: ops.Op) -> ops.Op:
-        if not isinstance(op, Heavy):
+        if not isinstance(op, ConvOrDense):
             return op
-        return dataclasses.replace(op, compute=_compute_of(op, entries[op.name]))
+        return dataclasses.replace(op, choice=_choice_of(op, entries[op.name]))
 
     return program.replace(ops=tuple(map(carried_out, program)))
 
@@ -140,16 +141,16 @@ _KNOWN = {
 }
 
 
-def _compute_of(op: Heavy, entry: Any) -> Compute:
+def _choice_of(op: ConvOrDense, entry: Any) -> KernelChoice:
     """Read an op's entry of a plan."""
     if not isinstance(entry, Mapping) or set(entry) != set(_KNOWN):
         raise UsageError(sentence(f"{', '.join(_KNOWN)} for {op.name}", repr(entry), _FOREIGN))
     for key, all_values in _KNOWN.items():
-        values = [value for value in all_values if value != "shallow" or _is_shallow(op)]
+        values = [value for value in all_values if value != "shallow" or _has_few_channels(op)]
         if entry[key] not in values:
             known = " or ".join(map(repr, values))
             raise UsageError(sentence(f"{key} {known} for {op.name}", repr(entry[key]), _FOREIGN))
-    return Compute(**entry)
+    return KernelChoice(**entry)
 
 
 _FOREIGN = "The plan is from another version of convscope; train without it."
@@ -201,17 +202,17 @@ def adapt_plan(
     return adapted, lines
 
 
-def describe_precision(program: Program, situation: Situation) -> str:
+def describe_precision(program: Program, context: PlanContext) -> str:
     """Say in one line which precision was chosen, and why."""
-    heavy = [op for op in program if isinstance(op, Heavy)]
-    narrow = [op for op in heavy if op.compute.precision == "bfloat16"]
-    if situation.precision != "auto":
-        return f"Precision: {situation.precision}, as asked for."
-    why = processor.describe_bfloat16(situation.training, situation.device)
-    if not narrow:
+    planned = [op for op in program if isinstance(op, ConvOrDense)]
+    in_bfloat16 = [op for op in planned if op.choice.precision == "bfloat16"]
+    if context.precision != "auto":
+        return f"Precision: {context.precision}, as asked for."
+    why = processor.describe_bfloat16(context.training, context.device)
+    if not in_bfloat16:
         return f"Precision: float32; {why}."
-    how = "by rule" if not situation.measured else "where it was measured to be faster"
-    return f"Precision: bfloat16 in {len(narrow)} of {len(heavy)} layers with weights, {how}; {why}."
+    how = "by rule" if not context.measured else "where it was measured to be faster"
+    return f"Precision: bfloat16 in {len(in_bfloat16)} of {len(planned)} layers with weights, {how}; {why}."
 
 
 def _values_with_gradient(program: Program) -> set[str]:
@@ -224,97 +225,97 @@ def _values_with_gradient(program: Program) -> set[str]:
 
 
 def _choose_one(
-    op: Heavy, program: Program, situation: Situation, wants_gradient: bool
-) -> tuple[Compute, str]:
+    op: ConvOrDense, program: Program, context: PlanContext, wants_gradient: bool
+) -> tuple[KernelChoice, str]:
     shape = program.value(op.inputs[0]).shape
     if isinstance(op, ops.Dense) and program.is_output(op.output):
         # Logits are few, and their rounding would go straight into the loss.
-        return Compute("float32"), "output"
-    if None in shape[1:] or not situation.measured:
-        return _by_rule(op, situation), "rule"
-    candidates = _candidates(op, situation)
+        return KernelChoice("float32"), "output"
+    if None in shape[1:] or not context.measured:
+        return _by_rule(op, context), "rule"
+    candidates = _candidates(op, context)
     if len(candidates) == 1:
         return candidates[0], "only candidate"
     output = program.value(op.output).shape
-    times = _measure(op, shape, output, candidates, situation, wants_gradient)
+    times = _measure(op, shape, output, candidates, context, wants_gradient)
     if not times:
-        if situation.precision == "bfloat16":
-            raise processor.refused_bfloat16(situation.training, situation.device)
-        return Compute(), "no candidate could be timed"
-    best = min(times, key=lambda compute: times[compute])
-    usual = _by_rule(op, situation)
+        if context.precision == "bfloat16":
+            raise processor.refused_bfloat16(context.training, context.device)
+        return KernelChoice(), "no candidate could be timed"
+    best = min(times, key=lambda choice: times[choice])
+    usual = _by_rule(op, context)
     if times.get(usual, math.inf) < _CLEARLY * times[best]:
         # Timings on a busy machine are noisy: what is nearly as fast stays the same from run to run.
         best = usual
     others = [
-        f"{compute.precision} {compute.algorithm} {1e3 * seconds:.2f}"
-        for compute, seconds in times.items()
-        if compute != best
+        f"{choice.precision} {choice.algorithm} {1e3 * seconds:.2f}"
+        for choice, seconds in times.items()
+        if choice != best
     ]
     return best, f"{1e3 * times[best]:.2f} ms; {', '.join(others)}"
 
 
-def _by_rule(op: Heavy, situation: Situation) -> Compute:
+def _by_rule(op: ConvOrDense, context: PlanContext) -> KernelChoice:
     """Choose without measuring: bfloat16 where it is multiplied in hardware, loops for a single channel."""
-    on_cpu = situation.device.startswith("cpu")
-    shallow = on_cpu and _is_shallow(op, channels=1)
+    on_cpu = context.device.startswith("cpu")
+    shallow = on_cpu and _has_few_channels(op, channels=1)
     # On Apple's mps, gradients in the other order fail in one version of torch or another.
-    layout: ops.DataFormat = "channels_first" if situation.device.startswith("mps") else "channels_last"
-    return Compute(situation.precisions[0], layout, "shallow" if shallow else "direct")
+    layout: ops.DataFormat = "channels_first" if context.device.startswith("mps") else "channels_last"
+    return KernelChoice(context.precisions[0], layout, "shallow" if shallow else "direct")
 
 
-def _is_shallow(op: Heavy, channels: int = _SHALLOW) -> bool:
+def _has_few_channels(op: ConvOrDense, channels: int = _FEW_CHANNELS) -> bool:
     """Say whether the loops for images of so few channels can compute this op on this machine."""
     if not isinstance(op, ops.Conv2D) or op.groups != 1 or op.depthwise:
         return False
-    fits = op.kernel_shape[2] <= channels and op.filters % compiled.LANES == 0
+    fits = op.kernel_shape[2] <= channels and op.filters % LANES == 0
     return fits and compiled.available()
 
 
-def _candidates(op: Heavy, situation: Situation) -> list[Compute]:
+def _candidates(op: ConvOrDense, context: PlanContext) -> list[KernelChoice]:
     layouts: tuple[ops.DataFormat, ...] = ("channels_last",)
     if isinstance(op, ops.Conv2D) and op.data_format == "channels_first":
         layouts = ("channels_last", "channels_first")
     found = []
-    for precision in situation.precisions:
-        if _is_shallow(op):
-            found.append(Compute(precision, "channels_last", "shallow"))
-        found += [Compute(precision, layout, "direct") for layout in layouts]
+    for precision in context.precisions:
+        if _has_few_channels(op):
+            found.append(KernelChoice(precision, "channels_last", "shallow"))
+        found += [KernelChoice(precision, layout, "direct") for layout in layouts]
     return found
 
 
 def _measure(
-    op: Heavy,
+    op: ConvOrDense,
     shape: Shape,
     output: Shape,
-    candidates: list[Compute],
-    situation: Situation,
+    candidates: list[KernelChoice],
+    context: PlanContext,
     wants_gradient: bool,
-) -> dict[Compute, float]:
+) -> dict[KernelChoice, float]:
     """Time the candidates on random numbers; equal ops are measured once on a machine."""
     described = {
-        key: value for key, value in op.settings().items() if key not in ("kernel", "bias", "compute")
+        key: value for key, value in op.settings().items() if key not in ("kernel", "bias", "choice")
     }
     described["bias"] = op.bias is not None
     described["folded"] = op.folded is not None
     described["drop"] = None if op.drop is None else (op.drop.rate, op.drop.noise_shape, op.drop.scaled)
     question = (
-        __version__, op.kind, sorted(described.items()), shape, situation, wants_gradient,
-        [dataclasses.astuple(compute) for compute in candidates],
+        __version__, op.kind, sorted(described.items()), shape, context, wants_gradient,
+        [dataclasses.astuple(choice) for choice in candidates],
     )  # fmt: skip
 
     def find() -> list[float | None]:
-        seconds = _Bench(op, shape, situation, wants_gradient).seconds(candidates)
-        return [seconds.get(compute) for compute in candidates]
+        seconds = _Bench(op, shape, context, wants_gradient).seconds(candidates)
+        return [seconds.get(choice) for choice in candidates]
 
-    size = math.prod(number or situation.batch_size for number in output)
+    size = math.prod(number or context.batch_size for number in output)
     traffic = {name: _PASSES * size * item / _BANDWIDTH for name, item in _ITEM_SIZE.items()}
     seconds = processor.remembered("choices", repr(question), find)
     if not isinstance(seconds, list) or len(seconds) != len(candidates):  # somebody has changed the file
         seconds = find()
     return {
-        compute: time + traffic[compute.precision]
-        for compute, time in zip(candidates, seconds, strict=True)
+        choice: time + traffic[choice.precision]
+        for choice, time in zip(candidates, seconds, strict=True)
         if time is not None
     }
 
@@ -322,44 +323,44 @@ def _measure(
 class _Bench:
     """Runs one op on random weights and images."""
 
-    def __init__(self, op: Heavy, shape: Shape, situation: Situation, wants_gradient: bool) -> None:
-        self._op, self._training = op, situation.training
-        self._wants_gradient = wants_gradient and situation.training
+    def __init__(self, op: ConvOrDense, shape: Shape, context: PlanContext, wants_gradient: bool) -> None:
+        self._op, self._training = op, context.training
+        self._wants_gradient = wants_gradient and context.training
         generator = torch.Generator().manual_seed(0)
-        self._x = torch.randn([situation.batch_size, *(size or 1 for size in shape[1:])], generator=generator)
+        self._x = torch.randn([context.batch_size, *(size or 1 for size in shape[1:])], generator=generator)
 
-    def seconds(self, candidates: Sequence[Compute]) -> dict[Compute, float]:
+    def seconds(self, candidates: Sequence[KernelChoice]) -> dict[KernelChoice, float]:
         """Return the shortest run of each candidate on one thread, in turns; one that raises is left out."""
         with processor.one_thread():
             return self._seconds(candidates)
 
-    def _seconds(self, candidates: Sequence[Compute]) -> dict[Compute, float]:
+    def _seconds(self, candidates: Sequence[KernelChoice]) -> dict[KernelChoice, float]:
         runs = {}
-        for compute in candidates:
+        for choice in candidates:
             try:
-                run = self._prepare(compute)
+                run = self._prepare(choice)
                 run()
             except Exception:  # whatever a processor or a library refuses: it is no candidate
-                _log.info("%s cannot be computed as %s", self._op.name, compute, exc_info=True)
+                _log.info("%s cannot be computed as %s", self._op.name, choice, exc_info=True)
             else:
-                runs[compute] = run
+                runs[choice] = run
         best = dict.fromkeys(runs, math.inf)
         for _ in range(_ROUNDS):
             fastest = min(best.values(), default=math.inf)
-            for compute, run in runs.items():
-                if best[compute] == math.inf or best[compute] < _HOPELESS * fastest:
+            for choice, run in runs.items():
+                if best[choice] == math.inf or best[choice] < _HOPELESS * fastest:
                     start = processor.clock()
                     run()
-                    best[compute] = min(best[compute], processor.clock() - start)
+                    best[choice] = min(best[choice], processor.clock() - start)
         return best
 
-    def _prepare(self, compute: Compute) -> Callable[[], None]:
-        op = dataclasses.replace(self._op, compute=compute)
+    def _prepare(self, choice: KernelChoice) -> Callable[[], None]:
+        op = dataclasses.replace(self._op, choice=choice)
         host = _RandomWeights(op, self._training)
         runner = runner_of(op, host)
         step = Step(self._training)
         # An op in the middle of the network reads what an op of the same precision wrote.
-        x = self._x.to(getattr(torch, compute.precision)) if self._wants_gradient else self._x
+        x = self._x.to(getattr(torch, choice.precision)) if self._wants_gradient else self._x
         if not self._training:
 
             def predict() -> None:
@@ -381,7 +382,7 @@ class _Bench:
 class _RandomWeights:
     """Stands in for a network: random weights of the right shapes."""
 
-    def __init__(self, op: Heavy, training: bool) -> None:
+    def __init__(self, op: ConvOrDense, training: bool) -> None:
         self._prepared: Prepared | None = None
         generator = torch.Generator().manual_seed(1)
         shapes: dict[str, tuple[int, ...]] = {op.kernel: op.kernel_shape}

@@ -1,7 +1,7 @@
 """The Program: an immutable list of typed operations, in Keras's own axis order.
 
 Every value has a name, a shape that begins with the batch axis (``None``), and exactly one op that writes it.
-Axis order is the Keras model's; how a value lies in memory is decided later, per op (``Compute``).
+Axis order is the Keras model's; how a value lies in memory is decided later, per op (``KernelChoice``).
 Weights and state are named by the path of their Keras variable and never stored in the program.
 """
 
@@ -115,7 +115,7 @@ class Activation:
 
 
 @dataclass(frozen=True)
-class Compute:
+class KernelChoice:
     """How a heavy op is computed: an entry of the plan.
 
     ``precision`` is the type it computes in and writes; ``layout`` the order in which its images lie in
@@ -173,7 +173,7 @@ class Conv2D(Op):
     activation: Activation | None = None
     drop: Dropout | None = None
     folded: BatchNormalization | None = None
-    compute: Compute = field(default_factory=Compute)
+    choice: KernelChoice = field(default_factory=KernelChoice)
 
     @property
     def filters(self) -> int:
@@ -207,7 +207,7 @@ class Dense(Op):
     activation: Activation | None = None
     drop: Dropout | None = None
     folded: BatchNormalization | None = None
-    compute: Compute = field(default_factory=Compute)
+    choice: KernelChoice = field(default_factory=KernelChoice)
 
     @property
     def weights(self) -> tuple[str, ...]:

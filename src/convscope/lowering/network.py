@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from convscope.lowering import heavy_ops, narrow, torch_ops  # noqa: F401  they register how ops run
-from convscope.lowering import program as ops
+from convscope.lowering import bfloat16_copies, heavy_ops, torch_ops  # noqa: F401  they register how ops run
+from convscope.lowering import ir as ops
 from convscope.lowering.activations import activation_function
 from convscope.lowering.devices import current_device
-from convscope.lowering.plan import apply_plan, plan_of
-from convscope.lowering.program import Op, Program, written
+from convscope.lowering.ir import Op, Program, written
+from convscope.lowering.planner import apply_plan, plan_of
 from convscope.lowering.runners import Prepared, Runner, Step, runner_of
 from convscope.lowering.variables import is_seed, named_variables, parameter_of, tensor_of
 
@@ -196,7 +196,7 @@ class LoweredNetwork:
         """Forget everything derived from the weights; needed after a change that torch does not count."""
         self._prepared.clear()
         for weight in self.weights.values():
-            narrow.forget(weight)
+            bfloat16_copies.forget(weight)
 
     def _build(self) -> None:
         program = self.program

@@ -1,6 +1,6 @@
 """bfloat16 copies of float32 weights, made anew only when a weight has changed.
 
-A weight that an op computes with in bfloat16 is read and narrowed at every step; an optimizer that writes the
+A weight that an op computes with in bfloat16 is read and rounded at every step; an optimizer that writes the
 copy while it has the weight at hand saves reading it again.
 """
 
@@ -22,7 +22,7 @@ class _Copy:
 _COPIES: MutableMapping[torch.Tensor, _Copy] = WeakTensorKeyDictionary()
 
 
-def narrow(weight: torch.Tensor) -> torch.Tensor:
+def bfloat16_copy(weight: torch.Tensor) -> torch.Tensor:
     """Return a weight in bfloat16; the same tensor at each call, up to date.
 
     Parameters
@@ -38,7 +38,7 @@ def narrow(weight: torch.Tensor) -> torch.Tensor:
     Examples
     --------
     >>> weight = torch.ones(2)
-    >>> narrow(weight) is narrow(weight.mul_(3)), narrow(weight).tolist()
+    >>> bfloat16_copy(weight) is bfloat16_copy(weight.mul_(3)), bfloat16_copy(weight).tolist()
     (True, [3.0, 3.0])
     """
     copy = _COPIES.get(weight)
