@@ -239,7 +239,8 @@ def test_checks_can_neither_be_edited_nor_deleted(name, version):
 
 
 def test_both_versions_of_all_lessons_are_written(tmp_path):
-    written = write_notebooks(tmp_path / "course")
+    written, kept = write_notebooks(tmp_path / "course")
+    assert kept == []
     expected = [tmp_path / "course" / v / f"{name}.ipynb" for name in NAMES for v in ("student", "solution")]
     assert written == expected
     assert sorted(tmp_path.rglob("*.ipynb")) == sorted(expected)
@@ -248,12 +249,13 @@ def test_both_versions_of_all_lessons_are_written(tmp_path):
 
 
 def test_what_is_there_is_kept_unless_it_may_be_replaced(tmp_path):
-    (path,) = write_notebooks(tmp_path, NAMES[:1], ["student"])
+    (path,), _ = write_notebooks(tmp_path, NAMES[:1], ["student"])
     path.write_text("my work", encoding="utf-8")
-    with pytest.raises(UsageError, match=r"without these notebooks, got .*replace it with --overwrite"):
-        write_notebooks(tmp_path)
+    written, kept = write_notebooks(tmp_path, NAMES[:2])
     assert path.read_text(encoding="utf-8") == "my work"
-    assert list(tmp_path.rglob("*.ipynb")) == [path]
+    assert kept == [path]
+    assert sorted([*written, path]) == sorted(tmp_path.rglob("*.ipynb"))
+    assert len(written) == 3
     write_notebooks(tmp_path, overwrite=True)
     assert path.read_text(encoding="utf-8").startswith("{")
 

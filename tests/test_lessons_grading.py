@@ -368,9 +368,23 @@ def test_the_command_writes_the_chosen_lessons_and_a_quiz(tmp_path, monkeypatch,
     }
     assert set(json.loads(printed.out)["notebooks"]) == expected == {str(p) for p in course.rglob("*.ipynb")}
     assert json.loads(printed.out)["quiz_seed"] == 5
+
+
+def test_the_command_keeps_what_is_there_and_says_so(tmp_path, monkeypatch, capsys):
+    arguments = ["notebooks", tmp_path, "--lesson", "1", "--quiz"]
+    code, printed = program(monkeypatch, capsys, *arguments, "--student-only", "--json")
+    seed = json.loads(printed.out)["quiz_seed"]
+    mine = tmp_path / "student" / "1-data-preparation.ipynb"
+    mine.write_text("my work", encoding="utf-8")
     code, printed = program(monkeypatch, capsys, *arguments)
+    assert code == 0
+    assert f"{mine} is there already and was kept; --overwrite replaces it." in printed.out
+    assert mine.read_text(encoding="utf-8") == "my work"
+    solution = (tmp_path / "solution" / "8-quiz.ipynb").read_text(encoding="utf-8")
+    assert f"make_quiz(seed={seed})" in solution  # of the same networks as the student version that was kept
+    code, printed = program(monkeypatch, capsys, *arguments, "--seed", seed + 1)
     assert code == 2
-    assert "Choose another folder, or replace it with --overwrite." in printed.err
+    assert f"Expected --seed {seed}, as the quiz in {tmp_path} has, got {seed + 1}." in printed.err
 
 
 def test_student_versions_alone(tmp_path, monkeypatch, capsys):

@@ -168,11 +168,34 @@ def test_a_wrong_answer_gets_the_right_one_and_an_unreadable_one_another_chance(
     out = ask(monkeypatch, capsys, f"many\n{right}\n99\n")
     assert "Expected whole numbers such as 26x26x32 or 320, got 'many'." in out
     assert f"Expected {first.parameters:,}, got 99." in out
-    assert "1 of " in out.splitlines()[-1]
+    assert "1 of 2 right, " in out.splitlines()[-1]
 
 
-def test_an_end_of_input_ends_the_quiz_with_all_answers(monkeypatch, capsys):
-    assert "0 of " in ask(monkeypatch, capsys, "").splitlines()[-1]
+@pytest.mark.parametrize("end", ["", "q\n", "Q\n9\n", "quit\n"], ids=["ctrl-d", "q", "Q", "quit"])
+def test_the_quiz_can_be_left_with_its_score(monkeypatch, capsys, end):
+    first, second, third = right_answers(3).splitlines(keepends=True)[:3]
+    out = ask(monkeypatch, capsys, f"{first}{second}\n{end}")
+    assert third.strip().replace("x", "×") in out
+    left = 2 * sum(len(network.layers) for network in make_quiz(3)) - 3
+    assert out.splitlines()[-1] == (
+        f"2 of 3 right, {left} not asked. The same quiz again: convscope exercise --quiz --seed 3"
+    )
+
+
+def test_ctrl_c_leaves_the_quiz_with_its_score_too(monkeypatch, capsys):
+    class Input(io.StringIO):
+        def readline(self):
+            line = super().readline()
+            if not line:
+                raise KeyboardInterrupt
+            return line
+
+    monkeypatch.setattr(sys, "argv", ["convscope", "exercise", "--quiz", "--seed", "3"])
+    monkeypatch.setattr(sys, "stdin", Input(right_answers(3).split("\n", 1)[0] + "\n"))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    assert "\n1 of 1 right, " in capsys.readouterr().out
 
 
 def test_the_quiz_as_json_holds_networks_and_answers(monkeypatch, capsys):

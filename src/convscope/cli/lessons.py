@@ -41,7 +41,7 @@ def notebooks(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
     json: Json = False,
 ) -> None:
-    """Write the exercise as notebooks: a version for students, and the solutions.
+    """Write the exercise as notebooks: a version for students, and the solutions. What is there is kept.
 
     Example: convscope exercise notebooks course --quiz
     """
@@ -49,19 +49,23 @@ def notebooks(
 
     _require_sense(execute, student_only, data, quick)
     names = [_lesson_name(word) for word in lesson] if lesson else None
-    seed = _seed(seed) if quiz else seed
+    if quiz:
+        seed = _seed(seed) if overwrite else _seed_beside(folder, seed)
     versions = ("student",) if student_only else ("student", "solution")
     extra = _quiz_notebooks(seed, versions) if quiz and seed is not None else None
-    written = write_notebooks(folder, names, versions, overwrite, extra)
+    written, kept = write_notebooks(folder, names, versions, overwrite, extra)
     runs = []
     if execute:
         solutions = [path for path in written if path.parent.name == "solution"]
         runs = [_execute(path, time_limit, data, quick, quiet=json) for path in solutions]
     if json:
-        show_json({"notebooks": [str(path) for path in written], "quiz_seed": seed, "executed": runs})
+        paths = {"notebooks": [str(path) for path in written], "kept": [str(path) for path in kept]}
+        show_json({**paths, "quiz_seed": seed, "executed": runs})
         return
     for path in written:
         say(str(path))
+    for path in kept:
+        say(f"{path} is there already and was kept; --overwrite replaces it.")
     say(f"Open them with: jupyter lab {folder}")
 
 
@@ -90,6 +94,17 @@ def _seed(seed: int | None) -> int:
     import random
 
     return random.randrange(10_000) if seed is None else seed  # noqa: S311  a quiz is not cryptography
+
+
+def _seed_beside(folder: Path, seed: int | None) -> int:
+    """Take the seed of a quiz that is kept in the folder: its two versions belong together."""
+    from convscope.lessons.quiz import seed_of_quiz_in
+
+    there = seed_of_quiz_in(folder)
+    if there is not None and seed not in (None, there):
+        hint = "Choose another folder, or replace the quiz with --overwrite."
+        raise UsageError(sentence(f"--seed {there}, as the quiz in {folder} has", seed, hint))
+    return _seed(seed if there is None else there)
 
 
 def _quiz_notebooks(seed: int, versions: tuple[str, ...]) -> dict[Path, Any]:
@@ -193,10 +208,19 @@ def ask_quiz(seed: int | None, json: bool) -> None:
         show_json({"seed": seed, "networks": [_as_json(network) for network in networks]})
         return
     say(f"Quiz {seed}: three random networks. Type each output shape as 26x26x32, and each number of")
-    say("parameters; an empty line shows the answer.")
-    scores = [_ask_network(network) for network in networks]
-    right, asked = (sum(column) for column in zip(*scores, strict=True))
-    say(f"\n{right} of {asked} right. The same quiz again: convscope exercise --quiz --seed {seed}")
+    say("parameters; an empty line shows the answer, q ends the quiz.")
+    answers: list[bool] = []  # whether each was right, as far as the quiz got
+    again = f"The same quiz again: convscope exercise --quiz --seed {seed}"
+    try:
+        for network in networks:
+            _ask_network(network, answers)
+    except (EOFError, KeyboardInterrupt) as left:
+        questions = 2 * sum(len(network.layers) for network in networks)
+        say(f"\n{sum(answers)} of {len(answers)} right, {questions - len(answers)} not asked. {again}")
+        if isinstance(left, KeyboardInterrupt):
+            raise
+    else:
+        say(f"\n{sum(answers)} of {len(answers)} right. {again}")
 
 
 def _as_json(network: QuizNetwork) -> dict[str, Any]:
@@ -215,19 +239,20 @@ def _as_json(network: QuizNetwork) -> dict[str, Any]:
     return {"input_shape": list(network.input_shape), "parameters": network.parameters, "layers": layers}
 
 
-def _ask_network(network: QuizNetwork) -> tuple[int, int]:
+def _ask_network(network: QuizNetwork, answers: list[bool]) -> None:
     say(f"\n{network}")
-    right = 0
     for layer in network.layers:
         say(f"\n{layer.name}: {layer}")
-        right += _ask("output shape", tuple(length or 0 for length in layer.output_shape))
-        right += _ask("parameters", (layer.parameters,))
+        answers.append(_ask("output shape", tuple(length or 0 for length in layer.output_shape)))
+        answers.append(_ask("parameters", (layer.parameters,)))
         _show_arithmetic(layer)
-    return right, 2 * len(network.layers)
 
 
 def _ask(what: str, answer: tuple[int, ...]) -> bool:
-    """Ask once, and again where the answer cannot be read; say whether it was right."""
+    """Ask once, and again where the answer cannot be read; say whether it was right.
+
+    Raises EOFError where the student ends the quiz.
+    """
     from convscope.lessons.quiz import read_answer
 
     shown = "×".join(f"{number:,}" for number in answer)
@@ -235,8 +260,10 @@ def _ask(what: str, answer: tuple[int, ...]) -> bool:
         sys.stdout.write(f"  {what}? ")
         sys.stdout.flush()
         line = sys.stdin.readline()
+        if not line or line.strip().lower() in ("q", "quit", "exit"):
+            raise EOFError
         if not line.strip():
-            say(("" if line else "\n") + f"  {shown}")
+            say(f"  {shown}")
             return False
         try:
             found = read_answer(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -146,8 +147,8 @@ def write_notebooks(
     versions: Iterable[str] = VERSIONS,
     overwrite: bool = False,
     extra: dict[Path, Any] | None = None,
-) -> list[Path]:
-    """Write the lessons' notebooks into ``folder/student`` and ``folder/solution``.
+) -> tuple[list[Path], list[Path]]:
+    """Write the lessons' notebooks that are missing into ``folder/student`` and ``folder/solution``.
 
     Parameters
     ----------
@@ -164,28 +165,26 @@ def write_notebooks(
 
     Returns
     -------
-    list of Path
-        What was written.
+    written, kept : list of Path
+        What was missing, and what is there already and was left as it is.
 
     Raises
     ------
     UsageError
-        When a notebook is there already, or the folder cannot be written to; then nothing is written.
+        When the folder cannot be written to.
     """
     built: dict[Path, Any] = {}
     for name in names or lesson_names():
         lesson = read_lesson(name)
         for version in versions:
             make = solution_notebook(lesson) if version == "solution" else build_notebook(lesson, version)
-            built[Path(version) / f"{name}.ipynb"] = make
-    built |= extra or {}
-    existing = [folder / path for path in built if (folder / path).exists()]
-    if existing and not overwrite:
-        hint = "Choose another folder, or replace it with --overwrite."
-        raise UsageError(sentence("a folder without these notebooks", existing[0], hint))
-    for path, notebook in built.items():
-        write_notebook(notebook, folder / path)
-    return [folder / path for path in built]
+            built[folder / version / f"{name}.ipynb"] = make
+    built |= {folder / path: notebook for path, notebook in (extra or {}).items()}
+    kept = [path for path in built if os.path.lexists(path) and not overwrite]
+    written = [path for path in built if path not in kept]
+    for path in written:
+        write_notebook(built[path], path)
+    return written, kept
 
 
 def write_notebook(notebook: Any, path: Path) -> None:

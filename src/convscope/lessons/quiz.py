@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from convscope.arithmetic import LayerArithmetic, Shape, show_shape, work_out
@@ -236,6 +237,14 @@ def quiz_lesson(seed: int) -> Lesson:
     for number, network in enumerate(networks):
         cells += _quiz_cells(network, 2 * number + 1)
     return parse_lesson(LESSON, "\n\n".join(cells) + "\n")
+
+
+def seed_of_quiz_in(folder: Path) -> int | None:
+    """Read the seed of a quiz that was written into a folder; None where there is no quiz."""
+    for notebook in sorted(folder.glob(f"*/{LESSON}.ipynb")):
+        if found := re.search(r"make_quiz\(seed=(\d+)\)", notebook.read_text("utf-8", errors="replace")):
+            return int(found[1])
+    return None
 
 
 def _quiz_cells(network: QuizNetwork, first_task: int) -> list[str]:
