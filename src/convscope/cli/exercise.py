@@ -61,7 +61,7 @@ def exercise(
         chosen = context.get_parameter_source("seed")
         lessons.ask_quiz(seed if chosen is not None and chosen.name == "COMMANDLINE" else None, json)
         return
-    # ConvOrDense imports wait until the command is certain to be this one.
+    # Heavy imports wait until the command is certain to be this one.
     from convscope import exercise as exercises
     from convscope.environment import versions
     from convscope.experiment import ExperimentConfig

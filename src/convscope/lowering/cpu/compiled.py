@@ -254,7 +254,8 @@ def few_channel_gradient(
         _loops().few_channel_gradient, parts, images_of_part * high, count * high,
         windows.height, windows.line, high, wide, filters, windows.down, windows.along,
         images.data_ptr(), windows.taps.data_ptr(), windows.taps.numel(), gradient.data_ptr(),
-        0 if signs is None else signs.data_ptr(), gradient.element_size(), sums.data_ptr(), rows.data_ptr(), work=gradient.numel() * windows.count,
+        0 if signs is None else signs.data_ptr(), gradient.element_size(),
+        sums.data_ptr(), rows.data_ptr(), work=gradient.numel() * windows.count,
     )  # fmt: skip
     total = sums.sum(0)
     return total[: windows.count], total[-1]
