@@ -1,5 +1,6 @@
 """What every test needs."""
 
+import errno
 import os
 import shutil
 import sys
@@ -88,6 +89,33 @@ def typed(monkeypatch, capsys):
         return Done(exit_.value.code, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture
+def read_only(monkeypatch):
+    """Let a disk refuse to write into a folder; permissions would not stop root."""
+    import tempfile
+
+    from convscope import runs
+
+    def protect(folder):
+        def refuse(path):
+            if Path(folder).resolve() in Path(path).resolve().parents:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+        def acquire(self):
+            refuse(self.lock_file)
+            return lock(self)
+
+        def mkstemp(*arguments, **options):
+            refuse(Path(options["dir"]) / "file")
+            return make(*arguments, **options)
+
+        lock, make = runs.FileLock.acquire, tempfile.mkstemp
+        monkeypatch.setattr(runs.FileLock, "acquire", acquire)
+        monkeypatch.setattr(tempfile, "mkstemp", mkstemp)
+
+    return protect
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,11 @@
 import numpy as np
 
 from convscope.data.catalog import Dataset, Split, fingerprint
-from convscope.evaluation import Evaluation, test_door
+from convscope.evaluation import Evaluation, test_set_log
 from convscope.experiment.writing import write_evaluation, write_training
 from convscope.networks import build
 from convscope.preprocessing import Preprocess
-from convscope.report.source import CONSULTATIONS
+from convscope.report.source import TEST_SET_LOG
 from convscope.runs import RunDirectory
 
 HISTORY = {
@@ -89,7 +89,7 @@ def make_run(
             for place, part in enumerate(parts)
         }
         write_evaluation(run, evaluations)
-        run.write_json(CONSULTATIONS, test_door.consult(None, "final evaluation", by="test"))
+        run.write_json(TEST_SET_LOG, test_set_log.add_use(None, "final evaluation", by="test"))
     run.write_json(
         "run.json",
         {

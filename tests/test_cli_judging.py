@@ -9,7 +9,7 @@ import pytest
 from report_runs import make_dataset, make_run
 
 from convscope import runs as run_files
-from convscope.report.source import CONSULTATIONS
+from convscope.report.source import TEST_SET_LOG
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def runs(originals, tmp_path):
 
 
 def consultations(run):
-    return [entry["purpose"] for entry in json.loads((run / CONSULTATIONS).read_text())["consultations"]]
+    return [entry["purpose"] for entry in json.loads((run / TEST_SET_LOG).read_text())["consultations"]]
 
 
 def test_a_comparison_gives_a_verdict_and_the_images_that_make_it(runs, typed):
@@ -98,4 +98,5 @@ def test_a_disk_that_refuses_costs_the_count_and_not_the_answer(runs, typed, mon
     done = typed(*command, cwd=runs)
     assert (done.returncode, done.stdout) == (3, answer)
     assert "to be able to write weak" in done.stderr and os.strerror(reason) in done.stderr
+    assert "The answer is complete; only this use of the test set was not counted." in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

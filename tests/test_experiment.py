@@ -185,15 +185,20 @@ def test_a_report_that_cannot_be_made_leaves_its_traceback_in_the_run(digits, tm
     assert "Traceback (most recent call last)" in log.read_text(encoding="utf-8")
 
 
-def test_a_disk_that_fills_behind_the_evaluation_costs_no_number(digits, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("write", "file"),
+    [("write_arrays", r"predictions\.npz"), ("update_json", r"test_consultations\.json")],
+    ids=["predictions", "count"],
+)
+def test_a_disk_that_fills_behind_the_evaluation_costs_no_number(digits, tmp_path, monkeypatch, write, file):
     def full(run, name, _arrays):
         with write_errors_named(run.path / name):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     told = []
     with monkeypatch.context() as patch:
-        patch.setattr(RunDirectory, "write_arrays", full)
-        with pytest.raises(RunError, match=r"predictions\.npz, got No space .* goes on after 3"):
+        patch.setattr(RunDirectory, write, full)
+        with pytest.raises(RunError, match=rf"{file}, got No space .* goes on after 3"):
             run_experiment(SHORT, digits, tmp_path / "run", [told.append], with_report=False)
     result = resume_experiment(tmp_path / "run")
     assert any(str(result.test) in event.text for event in told if isinstance(event, Notice))

@@ -30,7 +30,7 @@ from convscope.bundle.exporting import ExportReport, export_run
 from convscope.bundle.onnx_session import open_session
 from convscope.cli import main
 from convscope.errors import DataError, ExportError, RunError, UnknownNameError, UsageError
-from convscope.evaluation import test_door
+from convscope.evaluation import test_set_log
 from convscope.networks import NETWORKS
 from convscope.preprocessing import Preprocess
 from convscope.runs import RunDirectory
@@ -85,9 +85,21 @@ def test_an_export_holds_what_a_run_knows(own_run, exports, format):
 
 
 def test_the_accuracy_of_an_export_is_a_use_of_the_test_images(own_run, exports):
-    record = json.loads((own_run / test_door.CONSULTATIONS).read_text())
+    record = json.loads((own_run / test_set_log.TEST_SET_LOG).read_text())
     used = [entry for entry in record["consultations"] if entry["purpose"] == "export"]
     assert len(used) >= len(exports)
+
+
+def test_a_run_that_cannot_be_written_costs_the_count_and_not_the_export(
+    digits_run, tmp_path, read_only, typed, quick
+):
+    run = copy_of(digits_run, tmp_path / "small")
+    read_only(run)
+    done = typed("export", "small", "--format", "keras", "--out", "exported", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "Export: exported" in done.stdout and (tmp_path / "exported" / "bundle.json").is_file()
+    assert "small/test_consultations.json, got Read-only file system. The answer is complete" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 @every_format

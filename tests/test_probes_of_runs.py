@@ -10,7 +10,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 from convscope import cli, probes
 from convscope.bundle import load_bundle
 from convscope.errors import UnknownNameError, UsageError
-from convscope.evaluation import test_door
+from convscope.evaluation import test_set_log
 from convscope.experiment import ExperimentConfig, prepare
 from convscope.inspection import embeddings
 from convscope.training.config import TrainingConfig
@@ -37,9 +37,9 @@ def at_hand(made, monkeypatch):
 
 def test_a_probe_holds_every_look_and_its_checks(at_hand):
     path, dataset = at_hand
-    before = test_door.count(json.loads((path / test_door.CONSULTATIONS).read_text()))
+    before = test_set_log.count(json.loads((path / test_set_log.TEST_SET_LOG).read_text()))
     probe = probes.probe_run(path, 5, "conv2d_1", (0, 9), 2)
-    used = json.loads((path / test_door.CONSULTATIONS).read_text())["consultations"]
+    used = json.loads((path / test_set_log.TEST_SET_LOG).read_text())["consultations"]
     assert [entry["purpose"] for entry in used[before:]] == ["inspection"]
     assert probe.image_name == dataset.test.names[5]
     assert (probe.recomputed.layer, probe.recomputed.position) == ("conv2d_1", (0, 9))
@@ -92,6 +92,18 @@ def test_a_map_is_drawn_where_it_is_asked_for(at_hand):
 def test_what_a_run_does_not_have_is_refused(at_hand, arguments, error, message):
     with pytest.raises(error, match=message):
         probes.probe_run(at_hand[0], *arguments)
+
+
+def test_a_run_that_cannot_be_written_costs_count_and_figures_and_not_the_answer(at_hand, read_only, typed):
+    path, _dataset = at_hand
+    read_only(path)
+    done = typed("inspect", path.name, "--image", "1", cwd=path.parent)
+    assert done.returncode == 3
+    assert "the network gives" in done.stdout and "Figures: none" in done.stdout
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 2
+    assert "test_consultations.json, got Read-only file system. The answer is complete" in lines[0]
+    assert "figures/image_1_" in lines[1] and "Read-only file system" in lines[1]
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from convscope.evaluation import Evaluation
 from convscope.inspection import feature_maps
 from convscope.report import charts, page, render_report, words, write_report
 from convscope.report.origin import reproduction
-from convscope.report.source import CONSULTATIONS, read_contents, read_record
+from convscope.report.source import TEST_SET_LOG, read_contents, read_record
 from convscope.report.walk import chosen_images, walk
 
 HOSTILE = ["<script>alert(1)</script>", "</script><!--", '"><img src=x onerror=alert(1)>']
@@ -54,7 +54,7 @@ KINDS = {
 }
 # What a report says of an odd run.
 SAYS = {
-    "plain": ["Training health", "216 of 240", "consulted once: final evaluation"],
+    "plain": ["Training health", "216 of 240", "used once: final evaluation"],
     "two classes": ["2 classes"],
     "a hundred classes": ["The 10 classes with the lowest F1", "The other 90 classes"],
     "colour": ["3 classes"],
@@ -375,7 +375,7 @@ def test_an_unforeseen_failure_costs_only_its_section(tmp_path, monkeypatch):
         ("run.json", b'{"data": []}', "an object under 'data'"),
         ("predictions.npz", b"PK", "predictions.npz in .* to be whole"),
         ("history.csv", b"epoch,loss\n1,x\n", "history.csv in .* to be a table of numbers"),
-        (CONSULTATIONS, b"[]", "test_consultations.json in .* to hold a JSON object"),
+        (TEST_SET_LOG, b"[]", "test_consultations.json in .* to hold a JSON object"),
     ],
     ids=[
         "no JSON",
@@ -401,16 +401,16 @@ def test_a_directory_without_a_run_is_refused(tmp_path):
 def test_the_report_is_written_into_the_run_and_looking_again_is_counted(tmp_path):
     path, dataset = make_run(tmp_path / "run")
     assert write_report(path, dataset=dataset) == path / "report.html"
-    assert "consulted once: final evaluation" in Page((path / "report.html").read_text()).text
+    assert "used once: final evaluation" in Page((path / "report.html").read_text()).text
     write_report(path, dataset=dataset, consulted_by="report")
     text = Page((path / "report.html").read_text()).text
-    assert "consulted twice: 1 × final evaluation, 1 × report" in text
-    assert len(json.loads((path / CONSULTATIONS).read_text())["consultations"]) == 2
+    assert "used twice: 1 × final evaluation, 1 × report" in text
+    assert len(json.loads((path / TEST_SET_LOG).read_text())["consultations"]) == 2
 
 
 def test_a_run_without_a_record_of_consultations_says_so(tmp_path):
     path, dataset = make_run(tmp_path / "run")
-    (path / CONSULTATIONS).unlink()
+    (path / TEST_SET_LOG).unlink()
     assert "keeps no record of how often" in Page(render_report(path, dataset=dataset)).text
 
 

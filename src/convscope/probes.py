@@ -13,7 +13,7 @@ from convscope.bundle import load_bundle
 from convscope.data.catalog import load_again
 from convscope.data.splits import split_indices
 from convscope.errors import UsageError, sentence, unknown_name
-from convscope.evaluation import test_door
+from convscope.evaluation import test_set_log
 from convscope.runs import RUN_FILE, open_run
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from convscope.bundle import Bundle
     from convscope.data.catalog import Dataset, Split
+    from convscope.errors import RunError
     from convscope.inspection import Attribution, FaithfulnessCurve, Neighbours, Recomputed, Synthesis
 
 # Similar images are searched among this many of those trained on: their embeddings take a second or two.
@@ -75,6 +76,8 @@ class Probe:
         Images made to excite the predicted class, and the channel of the layer where it has feature maps.
     figures : dict of str to Figure
         By the name of a file.
+    uncounted : RunError or None
+        What to raise behind the answer where the disk refused to keep the count of the test set's use.
     """
 
     image_name: str
@@ -88,6 +91,7 @@ class Probe:
     similar: Similar
     syntheses: tuple[Synthesis, ...]
     figures: dict[str, Figure] = field(repr=False)
+    uncounted: RunError | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Give the numbers as JSON values."""
@@ -173,7 +177,7 @@ def probe_run(
     if layer not in names:
         raise unknown_name("layer", layer, names)
 
-    test_door.consult_run(run, "inspection", by="inspect")
+    uncounted = test_set_log.try_to_log_use(run, "inspection", by="inspect")
     pixels = dataset.test.images[image : image + 1]
     prepared = bundle.preprocess.apply(pixels)[0]
     probabilities = bundle.predict(pixels)[0]
@@ -205,6 +209,7 @@ def probe_run(
         similar=_describe_similar(trained_on, found, bundle.class_names),
         syntheses=syntheses,
         figures=figures,
+        uncounted=uncounted,
     )
 
 

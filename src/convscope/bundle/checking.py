@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from convscope.bundle.loading import Bundle, Forward
 from convscope.data.catalog import Dataset, Split, load, load_again
-from convscope.errors import ConvscopeError, DataError, ExportError, sentence
-from convscope.evaluation import test_door
+from convscope.errors import ConvscopeError, DataError, ExportError, RunError, sentence
+from convscope.evaluation import test_set_log
 from convscope.runs import RUN_FILE, RunDirectory
 
 # Two classes closer than this count as equally probable: either may come out first.
@@ -98,12 +98,15 @@ class CheckImages:
         Training images.
     origin : str
         Where they come from, in words.
+    uncounted : RunError or None
+        Why this use of the test set could not be counted.
     """
 
     pixels: NDArray[np.uint8] = field(repr=False)
     labels: NDArray[np.int64] | None = field(repr=False)
     calibration: NDArray[np.uint8] | None = field(repr=False)
     origin: str
+    uncounted: RunError | None = None
 
     def accuracy(self, probabilities: NDArray[np.float32]) -> float | None:
         """Give the share of right labels, where labels are known."""
@@ -144,12 +147,12 @@ def find_images(run: RunDirectory, bundle: Bundle, data: str | None = None) -> C
         if data:
             raise
         return _made_up(bundle, error)
-    test_door.consult_run(run, "export", by="export")
+    uncounted = test_set_log.try_to_log_use(run, "export", by="export")
     test = _some(dataset.test, MOST_IMAGES)
     calibration = _some(dataset.train, CALIBRATION_IMAGES)
     conform = bundle.preprocess.conform
     origin = f"{len(test):,} test images of {dataset.name}"
-    return CheckImages(conform(test.images), test.labels, conform(calibration.images), origin)
+    return CheckImages(conform(test.images), test.labels, conform(calibration.images), origin, uncounted)
 
 
 def _load_verified(data: str, recorded: Mapping[str, Any]) -> Dataset:

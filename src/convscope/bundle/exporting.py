@@ -82,6 +82,8 @@ class ExportReport:
         The source first.
     notes : tuple of str
         What else there is to know.
+    uncounted : RunError or None
+        What to raise behind the answer where the disk refused to keep the count of the test set's use.
     """
 
     path: Path
@@ -89,6 +91,7 @@ class ExportReport:
     images: str
     networks: tuple[Measured, ...]
     notes: tuple[str, ...] = ()
+    uncounted: RunError | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Give the report as JSON values."""
@@ -194,7 +197,7 @@ def _write(
         _measure(name, sizes[name], forward, images, reference, latency[name])
         for name, forward in forwards.items()
     ]
-    return ExportReport(folder, format, images.origin, tuple(networks), tuple(notes))
+    return ExportReport(folder, format, images.origin, tuple(networks), tuple(notes), images.uncounted)
 
 
 def _measure(

@@ -38,6 +38,8 @@ def export(
         show_json(report.to_json())
     else:
         _show(report)
+    if report.uncounted:
+        raise report.uncounted
 
 
 def _show(report: ExportReport) -> None:

@@ -110,7 +110,7 @@ def _probe(
             folder.write_bytes(f"image_{image}_{name}.png", png_bytes(figure))
             written.append(str(folder.path / f"image_{image}_{name}.png"))
 
-    with answered_all_the_same(write):
+    with answered_all_the_same(write, probe.uncounted):
         if json:
             show_json({**probe.to_json(), "figures": written})
         else:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from convscope.cli.opening import Device, answered_all_the_same, require_run
+from convscope.cli.opening import Device, require_run
 from convscope.cli.output import explain, say, show_json, table
 from convscope.errors import RunError, UsageError, sentence
 
@@ -38,13 +37,14 @@ def evaluate(
         raise UsageError(sentence("the part validation or test", repr(part)))
     contents = _open(run)
     evaluation = _part(contents, part)
-    count = partial(_count, [contents] if part == "test" else [], "error analysis", "evaluate")
-    with answered_all_the_same(count):
-        if json:
-            temperature = contents.calibration.to_json()
-            show_json({"run": str(run), "part": part, "temperature": temperature, **evaluation.to_json()})
-        else:
-            _show_evaluation(contents, part, evaluation)
+    uncounted = _count([contents] if part == "test" else [], "error analysis", "evaluate")
+    if json:
+        temperature = contents.calibration.to_json()
+        show_json({"run": str(run), "part": part, "temperature": temperature, **evaluation.to_json()})
+    else:
+        _show_evaluation(contents, part, evaluation)
+    if uncounted:
+        raise uncounted
 
 
 def _show_evaluation(contents: Contents, part: str, evaluation: Evaluation) -> None:
@@ -101,14 +101,15 @@ def compare(
         found: Any = compare_two(evaluations[0][0], evaluations[1][0], *labels)
     else:
         found = compare_seeds(evaluations[0], evaluations[1], *labels)
-    count = partial(_count, [run for side in sides for run in side], "comparison", "compare")
-    with answered_all_the_same(count):
-        if json:
-            show_json(found.to_json())
-            return
+    uncounted = _count([run for side in sides for run in side], "comparison", "compare")
+    if json:
+        show_json(found.to_json())
+    else:
         say(str(found))
         if second is None:
             _show_differences(found, evaluations[0][0], evaluations[1][0])
+    if uncounted:
+        raise uncounted
 
 
 def report(
@@ -149,13 +150,13 @@ def _part(contents: Contents, part: str) -> Evaluation:
     return contents.evaluations[part]
 
 
-def _count(runs: Sequence[Contents], purpose: str, command: str) -> None:
-    """Count a consultation of each run's test set, before anything of it is shown."""
-    from convscope.evaluation import test_door
+def _count(runs: Sequence[Contents], purpose: str, command: str) -> RunError | None:
+    """Count a use of each run's test set, before anything of it is shown; return the first refusal."""
+    from convscope.evaluation import test_set_log
     from convscope.runs import RunDirectory
 
-    for run in runs:
-        test_door.consult_run(RunDirectory(run.path), purpose, by=command)
+    tried = [test_set_log.try_to_log_use(RunDirectory(run.path), purpose, by=command) for run in runs]
+    return next(filter(None, tried), None)
 
 
 def _refuse_other_data(runs: list[Contents]) -> None:

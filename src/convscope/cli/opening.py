@@ -61,29 +61,33 @@ def require_inputs(names: Sequence[str]) -> None:
 
 
 @contextmanager
-def answered_all_the_same(write: Callable[[], object]) -> Iterator[None]:
+def answered_all_the_same(
+    write: Callable[[], object], refused_before: RunError | None = None
+) -> Iterator[None]:
     """Write something, then let the block show the answer; a disk that refuses is told behind it.
 
     Parameters
     ----------
     write : callable
         Called first.
+    refused_before : RunError, optional
+        What the disk has refused already, to be told too.
 
     Raises
     ------
     RunError
         After the block, if the disk refused; before it, whatever else is wrong with what is written.
     """
-    refusal = None
+    refusals = [refused_before] if refused_before else []
     try:
         write()
     except RunError as error:
         if not isinstance(error.__cause__, OSError):
             raise
-        refusal = error
+        refusals.append(error)
     yield
-    if refusal:
-        raise refusal
+    if refusals:
+        raise RunError("\n".join(map(str, refusals))) from refusals[-1]
 
 
 def _compute_on(context: typer.Context, name: str | None) -> str | None:

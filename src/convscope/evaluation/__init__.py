@@ -16,7 +16,7 @@ Rooms, in the order in which they build on each other:
     comparison    two networks on the same images
     seeds         the same with several seeds on each side
     temperature   which temperature a run uses, decided once, by its validation images
-    test_door     counts how often a run's test set is consulted, refuses choices by it
+    test_set_log  counts how often a run's test set is used, refuses choices by it
 """
 
 from convscope.evaluation.calibration import Reliability, apply_temperature, fit_temperature

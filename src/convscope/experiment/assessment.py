@@ -14,7 +14,8 @@ from scipy.spatial import KDTree
 
 from convscope import plotting
 from convscope.bundle import run_of
-from convscope.evaluation import Evaluation, test_door
+from convscope.errors import RunError
+from convscope.evaluation import Evaluation, test_set_log
 from convscope.preprocessing import Preprocess
 
 if TYPE_CHECKING:
@@ -64,19 +65,22 @@ class Assessment:
         Every number.
     figures : dict of str to Figure
         Probability histogram, confusion matrix, worst errors, first predictions.
+    uncounted : RunError or None
+        Why the use of a run's test set could not be counted.
     """
 
     evaluation: Evaluation
     figures: dict[str, Figure] = field(repr=False)
+    uncounted: RunError | None = None
 
     def __str__(self) -> str:
-        return str(self.evaluation)
+        return f"{self.evaluation}\n\n{self.uncounted}" if self.uncounted else str(self.evaluation)
 
     def _repr_html_(self) -> str:
         """Show report and figures in a notebook."""
         pictures = "".join(_picture(figure, name) for name, figure in self.figures.items())
         # Pages made of notebooks set tables in a proportional type otherwise.
-        report = f'<pre style="font-family:monospace">{html.escape(str(self.evaluation))}</pre>'
+        report = f'<pre style="font-family:monospace">{html.escape(str(self))}</pre>'
         return f"{report}{pictures}"
 
 
@@ -132,21 +136,22 @@ def evaluate(
     from convscope.training.fit import predict
 
     probabilities = predict(model, x, preprocess=preprocess)
-    _count_use(model, probabilities)
+    uncounted = _count_use(model, probabilities)
     evaluation = Evaluation.from_probabilities(probabilities, y, class_names, names)
     with plotting.embedded():
-        return Assessment(evaluation, draw_figures(evaluation, x))
+        return Assessment(evaluation, draw_figures(evaluation, x), uncounted)
 
 
-def _count_use(model: keras.Model, probabilities: NDArray[np.float32]) -> None:
+def _count_use(model: keras.Model, probabilities: NDArray[np.float32]) -> RunError | None:
     """Count a look at a run's test images, which are known by the answers that its network gave them."""
     run = run_of(model)
     if run is None or not (run.path / "predictions.npz").is_file():
-        return
+        return None
     stored = run.read_arrays("predictions.npz").get("test_probabilities")
     if stored is None or stored.shape[1:] != probabilities.shape[1:]:
-        return
+        return None
     known, asked = (np.log(np.maximum(table, _SMALLEST))[:, :_COLUMNS] for table in (stored, probabilities))
     distances, _ = KDTree(known).query(asked, p=np.inf, distance_upper_bound=_SAME)
-    if np.isfinite(distances).mean() >= 0.5:
-        test_door.consult_run(run, "error analysis", by="convscope.evaluate")
+    if np.isfinite(distances).mean() < 0.5:
+        return None
+    return test_set_log.try_to_log_use(run, "error analysis", by="convscope.evaluate")

@@ -16,7 +16,7 @@ from convscope.bundle import WEIGHTS_FILE
 from convscope.checkpoints import load_checkpoint, remove_checkpoints
 from convscope.data.catalog import Dataset, load_again
 from convscope.errors import ConvscopeError, DivergedError, InterruptedRunError, RunError, sentence
-from convscope.evaluation import Evaluation, test_door
+from convscope.evaluation import Evaluation, test_set_log
 from convscope.experiment.config import ExperimentConfig
 from convscope.experiment.fitting import Training, evaluate_parts, train
 from convscope.experiment.keeping import Keeper, stop_on_signals
@@ -298,9 +298,9 @@ def _evaluate(
     """Evaluate the network and complete the run; numbers that cannot be written are told."""
     model, prepared = session.model, session.prepared
     subject = f"{model.name} on {record['data']['name']}"
-    test_door.consult_run(run, "final evaluation", by="train")
     raw = evaluate_parts(model, prepared)
     try:
+        test_set_log.log_use(run, "final evaluation", by="train")
         evaluations = write_evaluation(run, raw)
         write_figures(run, evaluations["test"], prepared.test, training.history, subject)
         run.write_json(RUN_FILE, record | {"status": "completed"})

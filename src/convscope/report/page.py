@@ -18,7 +18,7 @@ from markupsafe import Markup
 import convscope
 from convscope.data.catalog import Dataset
 from convscope.errors import ConvscopeError
-from convscope.evaluation import Evaluation, test_door
+from convscope.evaluation import Evaluation, test_set_log
 from convscope.report.answer import answer
 from convscope.report.architecture import architecture
 from convscope.report.certainty import certainty
@@ -88,7 +88,7 @@ def write_report(
     with log_into(run):
         contents = read_contents(run_path, dataset, data)
         if consulted_by and contents.test is not None:
-            record = test_door.consult_run(run, "report", by=consulted_by)
+            record = test_set_log.log_use(run, "report", by=consulted_by)
             contents = replace(contents, consultations=record)
         run.write_bytes(REPORT_FILE, _render(contents).encode("utf-8", "backslashreplace"))
     return run.path / REPORT_FILE
@@ -229,10 +229,10 @@ def _consultations(contents: Contents) -> str:
         return ""
     if contents.consultations is None:
         return (
-            "The run keeps no record of how often its test set was consulted: at least once, for the final "
+            "The run keeps no record of how often its test set was used: at least once, for the final "
             "evaluation."
         )
-    return test_door.describe(contents.consultations)
+    return test_set_log.describe(contents.consultations)
 
 
 def _hash(text: str) -> str:

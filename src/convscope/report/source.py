@@ -15,7 +15,7 @@ from convscope.bundle import Bundle, load_bundle, load_calibration
 from convscope.data.catalog import Dataset, load_again
 from convscope.errors import ConvscopeError, DataError, RunError, sentence
 from convscope.evaluation import Calibration, Evaluation
-from convscope.evaluation.test_door import CONSULTATIONS
+from convscope.evaluation.test_set_log import TEST_SET_LOG
 from convscope.runs import RUN_FILE, RunDirectory, open_run
 
 _LOG = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ def read_record(run_path: str | Path) -> Contents:
     own = _evaluations(run, tuple(record["data"].get("class_names", ())))
     calibration = load_calibration(run) if own else Calibration()
     calibrated = {part: one.calibrated(calibration.temperature) for part, one in own.items()}
-    consultations = run.read_json(CONSULTATIONS) if (run.path / CONSULTATIONS).is_file() else None
+    consultations = run.read_json(TEST_SET_LOG) if (run.path / TEST_SET_LOG).is_file() else None
     return Contents(
         run.path, record, _history(run), calibrated, own, calibration, consultations=consultations
     )

@@ -1,4 +1,4 @@
-"""The door to the test set: counts every consultation, refuses choices, trusts no damaged record."""
+"""The log of the test set: counts every use, refuses choices, trusts no damaged log."""
 
 import json
 from datetime import UTC, datetime, timedelta, timezone
@@ -11,65 +11,65 @@ import convscope
 from convscope.bundle import load_bundle, open_model
 from convscope.data.catalog import load
 from convscope.errors import RunError, UnknownNameError, UsageError
-from convscope.evaluation import test_door
+from convscope.evaluation import test_set_log
 
 
-@pytest.mark.parametrize("purpose", test_door.PURPOSES)
+@pytest.mark.parametrize("purpose", test_set_log.PURPOSES)
 def test_every_allowed_purpose_is_counted(purpose):
-    record = test_door.consult(None, purpose, by="report")
-    assert test_door.count(record) == 1
+    record = test_set_log.add_use(None, purpose, by="report")
+    assert test_set_log.count(record) == 1
     assert record["consultations"][0]["purpose"] == purpose
     assert json.loads(json.dumps(record)) == record
 
 
-@pytest.mark.parametrize("purpose", test_door.CHOICES)
+@pytest.mark.parametrize("purpose", test_set_log.CHOICES)
 def test_every_choice_is_refused_with_its_reason(purpose):
     with pytest.raises(
         UsageError, match="Expected the test set to be asked for a final answer only, got a"
     ) as caught:
-        test_door.consult(None, purpose)
-    assert f" {purpose}. Use the validation data: {test_door.CHOICES[purpose]}." in str(caught.value)
+        test_set_log.add_use(None, purpose)
+    assert f" {purpose}. Use the validation data: {test_set_log.CHOICES[purpose]}." in str(caught.value)
 
 
 def test_an_unknown_purpose_gets_the_nearest():
     with pytest.raises(UnknownNameError, match="Did you mean 'comparison'"):
-        test_door.consult(None, "comparisons")
+        test_set_log.add_use(None, "comparisons")
 
 
 def test_the_stored_record_stays_as_it_is():
-    stored = test_door.consult(None, "final evaluation")
-    test_door.consult(stored, "report")
-    assert test_door.count(stored) == 1
+    stored = test_set_log.add_use(None, "final evaluation")
+    test_set_log.add_use(stored, "report")
+    assert test_set_log.count(stored) == 1
 
 
 def test_moments_are_kept_in_universal_time():
     summer = datetime(2024, 7, 1, 12, 0, tzinfo=timezone(timedelta(hours=2)))
     assert (
-        test_door.consult(None, "report", when=summer)["consultations"][0]["when"]
+        test_set_log.add_use(None, "report", when=summer)["consultations"][0]["when"]
         == "2024-07-01T10:00:00+00:00"
     )
-    now = datetime.fromisoformat(test_door.consult(None, "report")["consultations"][0]["when"])
+    now = datetime.fromisoformat(test_set_log.add_use(None, "report")["consultations"][0]["when"])
     assert abs(datetime.now(UTC) - now) < timedelta(seconds=10)
 
 
 @pytest.mark.parametrize(
     ("purposes", "words"),
     [
-        ([], "The test set of this run has not been consulted."),
-        (["report"], "The test set of this run was consulted once: report."),
-        (["report"] * 2, "The test set of this run was consulted twice: 2 × report."),
+        ([], "The test set of this run has not been used."),
+        (["report"], "The test set of this run was used once: report."),
+        (["report"] * 2, "The test set of this run was used twice: 2 × report."),
         (
             ["final evaluation", "comparison", "comparison"],
-            "The test set of this run was consulted 3 times: 1 × final evaluation, 2 × comparison.",
+            "The test set of this run was used 3 times: 1 × final evaluation, 2 × comparison.",
         ),
     ],
     ids=str,
 )
 def test_reports_say_how_often(purposes, words):
-    record = test_door.new_record()
+    record = None
     for purpose in purposes:
-        record = test_door.consult(record, purpose)
-    assert test_door.describe(record) == words
+        record = test_set_log.add_use(record, purpose)
+    assert test_set_log.describe(record) == words
 
 
 @pytest.mark.parametrize(
@@ -84,14 +84,12 @@ def test_reports_say_how_often(purposes, words):
     ids=["empty", "other format", "a number", "text", "forged choice"],
 )
 def test_a_damaged_record_is_not_taken_for_an_empty_one(record):
-    with pytest.raises(
-        RunError, match=r"Expected a (record of test-set consultations|test-set consultation)"
-    ):
-        test_door.consult(record, "report")
+    with pytest.raises(RunError, match=r"Expected a (log of the test set's uses|use of the test set)"):
+        test_set_log.add_use(record, "report")
 
 
 def uses(run):
-    file = run / test_door.CONSULTATIONS
+    file = run / test_set_log.TEST_SET_LOG
     entries = json.loads(file.read_text())["consultations"] if file.is_file() else []
     return [(entry["purpose"], entry["by"]) for entry in entries]
 
@@ -118,6 +116,17 @@ class TestEvaluationInANotebook:
         prepared = load_bundle(run).preprocess.apply(digits.test.images)
         convscope.evaluate(open_model(str(run)), prepared, digits.test.labels)
         assert len(uses(run)) == 1
+
+    def test_is_shown_where_it_cannot_be_counted(self, run, digits, read_only):
+        read_only(run)
+        bundle = load_bundle(run)
+        found = convscope.evaluate(
+            bundle.model, digits.test.images, digits.test.labels, preprocess=bundle.preprocess
+        )
+        assert uses(run) == []
+        assert str(found).startswith(str(found.evaluation))
+        for shown in (str(found), found._repr_html_()):
+            assert "test_consultations.json, got Read-only file system. The answer is complete" in shown
 
     def test_of_other_images_is_not(self, run, digits):
         bundle = load_bundle(run)
