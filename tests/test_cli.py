@@ -115,6 +115,11 @@ def test_without_mnist_and_network_the_exercise_says_so_and_uses_the_digits(tmp_
     assert "-exercise-digits/simple" in done.stdout
     assert "This run on digits beside" in done.stdout
     (folder,) = (tmp_path / "runs").iterdir()
+    report, _, *commands = done.stdout.splitlines()[-4:]
+    assert report == f"Report: {(folder / 'simple' / 'report.html').as_uri()}"
+    run = (folder / "simple").relative_to(tmp_path)
+    expected = [f"convscope report {run} --open", f"convscope predict {run} IMAGE.png"]
+    assert [line.strip() for line in commands] == expected
     assert {row["data"] for row in json.loads((folder / "comparison.json").read_text())} == {"digits"}
     assert "<title>simple on digits" in (folder / "simple" / "report.html").read_text(encoding="utf-8")
 
@@ -299,7 +304,7 @@ def broken(monkeypatch, tmp_path):
     def fail(_path):
         raise ZeroDivisionError("nothing to divide by")
 
-    monkeypatch.setattr("convscope.cli.judging.require_run", fail)
+    monkeypatch.setattr("convscope.runs.find_run", fail)
     monkeypatch.setenv("CONVSCOPE_CACHE", str(tmp_path / "cache"))
 
 
@@ -325,10 +330,10 @@ def test_without_a_cache_the_traceback_is_kept_elsewhere(tmp_path, typed, broken
 def test_debug_shows_tracebacks_and_leaves_the_log_as_it_was(tmp_path, typed, broken):
     done = typed("--debug", "evaluate", "run", cwd=tmp_path)
     assert "Traceback (most recent call last)" in done.stderr
-    known = typed("--debug", "evaluate", "run", "--part", "tset", cwd=tmp_path)
+    known = typed("--debug", "inspect", "depe", cwd=tmp_path)
     assert known.returncode == 2
     assert "Traceback (most recent call last)" in known.stderr
-    assert "Traceback" not in typed("evaluate", "run", "--part", "tset", cwd=tmp_path).stderr
+    assert "Traceback" not in typed("inspect", "depe", cwd=tmp_path).stderr
 
 
 @pytest.mark.parametrize(
@@ -340,6 +345,31 @@ def test_every_command_has_help(tmp_path, typed, command):
     done = typed(*command, "--help", cwd=tmp_path)
     assert done.returncode == 0
     assert f"Usage: convscope {' '.join(command)}".strip() in done.stdout
+
+
+@pytest.mark.parametrize("command", [[], ["data"]], ids=["the program", "a group"])
+def test_without_a_command_there_is_help(tmp_path, typed, command):
+    done = typed(*command, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == typed(*command, "--help", cwd=tmp_path).stdout
+
+
+def test_runs_are_listed(exercise, typed):
+    folder, printed = exercise
+    (one,) = json.loads(typed("runs", "--json", cwd=folder).stdout)["runs"]
+    assert one["run"] == printed["networks"]["simple"]["run"]
+    assert (one["data"], one["network"], one["status"]) == ("digits", "simple", "completed")
+    assert 0 < one["validation_accuracy"] <= 1 and one["bytes"] > 1e6
+    assert one["run"] in typed("runs", cwd=folder).stdout
+
+
+def test_a_report_that_is_there_is_opened_and_not_written_anew(exercise, typed, monkeypatch):
+    folder, printed = exercise
+    file = folder / printed["networks"]["simple"]["run"] / "report.html"
+    shown, before = [], file.stat().st_mtime_ns
+    monkeypatch.setattr("webbrowser.open", shown.append)
+    assert typed("report", "latest", "--open", cwd=folder).returncode == 0
+    assert (shown, file.stat().st_mtime_ns) == ([file.as_uri()], before)
 
 
 def test_datasets_are_listed(tmp_path, typed):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from convscope.errors import RunError
-from convscope.runs import RunDirectory, create_run, lock_run, new_folder, open_run
+from convscope.runs import RunDirectory, create_run, describe_runs, find_run, lock_run, new_folder, open_run
 
 
 def entries(folder):
@@ -198,3 +198,65 @@ def test_no_change_of_a_file_is_lost_between_processes(tmp_path):
         assert process.returncode == 0
     assert RunDirectory(tmp_path).read_json("uses.json") == {"uses": 60}
     assert entries(tmp_path) == ["uses.json"]
+
+
+@pytest.fixture
+def several(tmp_path, monkeypatch):
+    """Three runs, the one whose name comes first being the last that began; and what is none."""
+    monkeypatch.chdir(tmp_path)
+    for name, began in (("b-mnist/deep", "11"), ("b-mnist/simple", "10"), ("a-mnist/deep", "12")):
+        with create_run(tmp_path / "runs" / name) as run:
+            run.write_json("run.json", {"began": f"2026-01-31T{began}:00:00+00:00", "status": "completed"})
+    hidden = tmp_path / "runs/b-mnist/.dense-partial-abcdefgh"
+    hidden.mkdir()
+    (hidden / "run.json").write_text("{}")
+
+
+FOUND = {
+    "runs/b-mnist/simple": "b-mnist/simple",
+    "b-mnist/simple": "b-mnist/simple",
+    "simple": "b-mnist/simple",
+    "si": "b-mnist/simple",
+    "b-mnist/d": "b-mnist/deep",
+    "runs/a": "a-mnist/deep",
+    "runs/a-mnist": "a-mnist/deep",
+    "latest": "a-mnist/deep",
+    "runs/latest": "a-mnist/deep",
+    "runs/b-mnist/latest": "b-mnist/deep",
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_a_run_is_found_by_what_a_person_types(several, name):
+    assert find_run(name).as_posix() == f"runs/{FOUND[name]}"
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("b-mnist/", ["runs/b-mnist/deep", "runs/b-mnist/simple"]),
+        ("deep", ["runs/a-mnist/deep", "runs/b-mnist/deep"]),
+        ("runs", ["runs/a-mnist/deep", "runs/b-mnist/deep", "runs/b-mnist/simple"]),
+    ],
+    ids=["folder", "last part", "all"],
+)
+def test_what_stands_for_several_runs_names_them(several, name, named):
+    with pytest.raises(RunError, match=f"^Expected one run for {name.rstrip('/')}.*, got ") as error:
+        find_run(name)
+    assert all(run in str(error.value) for run in named)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "no/where", "elsewhere/latest", "dense", "mnist"])
+def test_what_stands_for_no_run_is_refused(several, name):
+    with pytest.raises(RunError, match=f"a run directory with run.json, got {name}. .*convscope runs"):
+        find_run(name)
+
+
+def test_runs_are_described_newest_first_and_damaged_ones_too(several, tmp_path):
+    (tmp_path / "runs/broken").mkdir()
+    (tmp_path / "runs/broken/run.json").write_text("{")
+    described = describe_runs("runs")
+    assert [one["status"] for one in described] == ["?", "completed", "completed", "completed"]
+    assert [one["run"] for one in described[1:]] == [
+        f"runs/{name}" for name in ("a-mnist/deep", "b-mnist/deep", "b-mnist/simple")
+    ]

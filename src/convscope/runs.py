@@ -9,6 +9,7 @@ they mean is decided elsewhere.
 from __future__ import annotations
 
 import csv
+import glob
 import io
 import json
 import logging
@@ -20,6 +21,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,10 @@ from numpy.typing import NDArray
 from convscope.errors import RunError, sentence
 
 RUN_FILE = "run.json"
+# Where the command line writes runs, and looks for them, unless told otherwise.
+RUNS_FOLDER = "runs"
+# So many runs are named where one was meant.
+MOST_NAMED = 5
 LOG_FILE = "log.txt"
 # How long to wait for a process that changes a file, and for one that looks whether a run is locked.
 _CHANGE_SECONDS, _LOOK_SECONDS = 10.0, 1.0
@@ -412,6 +418,96 @@ def open_run(path: str | Path) -> RunDirectory:
             sentence(f"a run directory with {RUN_FILE}", f"{path}", "Name the directory of a run.")
         )
     return run
+
+
+def list_runs(folder: str | Path) -> list[RunDirectory]:
+    """List the runs in a folder and in its folders, the newest first."""
+    top = Path(folder)
+    files = [file for depth in ("", "*/", "*/*/") for file in top.glob(depth + RUN_FILE)]
+    runs = [file.parent for file in files if not _is_hidden(file.relative_to(top))]
+    return [RunDirectory(path) for path in sorted(runs, key=_when, reverse=True)]
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _when(run: Path) -> tuple[float, str]:
+    """Say when a run began, as its record says it; an older one, when that was written last."""
+    try:
+        began = datetime.fromisoformat(RunDirectory(run).read_json(RUN_FILE)["began"]).timestamp()
+    except (RunError, KeyError, TypeError, ValueError):
+        began = (run / RUN_FILE).stat().st_mtime
+    return began, str(run)
+
+
+def find_run(name: str | Path) -> Path:
+    """Find the run that a person means, which ``matching_runs`` says.
+
+    Raises
+    ------
+    RunError
+        If there is no such run, or several; these are named.
+    """
+    found = matching_runs(name)
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        hint = "Name the directory of a run; `convscope runs` lists them."
+        raise RunError(sentence(f"a run directory with {RUN_FILE}", str(name), hint))
+    more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+    several = ", ".join(map(str, found[:MOST_NAMED])) + more
+    raise RunError(sentence(f"one run for {name}", several, "Name one of them."))
+
+
+def matching_runs(name: str | Path) -> list[Path]:
+    """List the runs that a name can mean.
+
+    It is a run directory; a folder that holds runs; ``latest``, in ``runs`` or in the folder before it; or
+    the beginning of a run's path or of the last part of it.
+    """
+    path = Path(name)
+    if (path / RUN_FILE).is_file():
+        return [path]
+    if path.is_dir():
+        return [run.path for run in list_runs(path)]
+    if path.name == "latest":
+        return [run.path for run in list_runs(path.parent if path.parent.name else RUNS_FOLDER)[:1]]
+    folders = [Path(RUNS_FOLDER), *path.parent.glob(f"{glob.escape(path.name)}*")]
+    runs = list(dict.fromkeys(run.path for folder in folders for run in list_runs(folder)))
+    names = {run: (str(run), str(run.relative_to(run.parts[0])), run.name) for run in runs}
+    same = [run for run in runs if str(path) in names[run]]
+    return same or [run for run in runs if any(one.startswith(str(path)) for one in names[run])]
+
+
+def describe_runs(folder: str | Path) -> list[dict[str, Any]]:
+    """Say of each run in a folder what it is, the newest first; what a damaged one does not say is ``?``.
+
+    The accuracy is that on the validation images: a list is there to choose from.
+    """
+    return [_describe(run) for run in list_runs(folder)]
+
+
+def _describe(run: RunDirectory) -> dict[str, Any]:
+    record, validation = {}, {}
+    with suppress(RunError):
+        record = run.read_json(RUN_FILE)
+        validation = run.read_json("evaluation.json").get("validation", {})
+    began = datetime.fromtimestamp(_when(run.path)[0]).astimezone()
+    return {
+        "run": str(run.path),
+        "began": began.isoformat(timespec="seconds"),
+        "data": str(_within(record, "data", "name")),
+        "network": str(_within(record, "network", "name")),
+        "validation_accuracy": validation.get("accuracy"),
+        "bytes": sum(file.stat().st_size for file in run.path.rglob("*") if file.is_file()),
+        "status": str(record.get("status", "?")),
+    }
+
+
+def _within(record: Mapping[str, Any], part: str, name: str) -> object:
+    found = record.get(part)
+    return found.get(name, "?") if isinstance(found, dict) else "?"
 
 
 def open_unfinished(path: str | Path) -> RunDirectory:

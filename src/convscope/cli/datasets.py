@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from convscope.cli.output import explain, say, show_json, table
+from convscope.cli.output import explain, say, show_help, show_json, table
 from convscope.errors import ConvscopeError, DataError, sentence
 
 if TYPE_CHECKING:
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 SHOWN = 20
 
 app = typer.Typer(
-    help="The datasets: which there are, where they lie, what is in them.", no_args_is_help=True
+    help="The datasets: which there are, where they lie, what is in them.", invoke_without_command=True
 )
+app.callback()(show_help)
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -94,6 +95,7 @@ def exercise(
         show_json(_as_json(dataset, results, versions()))
     else:
         _show_comparison(dataset, results)
+        show_next(results[-1])
 
 
 def _as_json(dataset: Dataset, results: list[Result], versions: dict[str, str]) -> dict[str, Any]:
@@ -145,7 +147,26 @@ def show_result(result: Result) -> None:
     """Print what came out of one network."""
     say(f"\n{result.network} on {result.data}, {result.test.images:,} test images:")
     say(str(result.test))
-    say(f"Run: {result.run}")
+    say(f"Run: {result.run}", whole=True)
+
+
+def show_next(result: Result) -> None:
+    """Say what can be done with a run: its report, and commands that can be pasted."""
+    run, report = shlex.quote(str(result.run)), result.run / "report.html"
+    if report.is_file():
+        say(f"Report: {report.absolute().as_uri()}", whole=True)
+    say("Next:")
+    say(f"  convscope report {run} --open", whole=True)
+    say(f"  convscope predict {run} {shlex.quote(_example_image(result))}", whole=True)
+
+
+def _example_image(result: Result) -> str:
+    """Find a test image that is a file of its own; where there is none, the person has to name one."""
+    from convscope.runs import RUN_FILE, RunDirectory
+
+    source = Path(RunDirectory(result.run).read_json(RUN_FILE)["data"]["source"])
+    file = source / result.test.name_of(0)
+    return str(file) if file.is_file() else "IMAGE.png"
 
 
 def _show_comparison(dataset: Dataset, results: list[Result]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from convscope.cli.opening import Device
+from convscope.cli.opening import Device, Run
 from convscope.cli.output import say, show_json, table
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    run: Run,
     format: Annotated[str, typer.Option(help="onnx, keras or torch (a torch.export program).")] = "onnx",
     out: Annotated[
         Path | None, typer.Option(help="The folder to make. [default: beside the run, RUN-FORMAT]")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from convscope.cli.opening import Device, answered_all_the_same, require_run
+from convscope.cli.opening import Device, answered_all_the_same, find_run
 from convscope.cli.output import say, show_json, table
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, sentence, unknown_name
 
 if TYPE_CHECKING:
     from convscope.inspection import NetworkDescription
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    target: Annotated[str, typer.Argument(help="A network's name, a run directory, or a .keras file.")],
+    target: Annotated[str, typer.Argument(help="A network's name, a run, or a .keras file.")],
     input: Annotated[
         str | None, typer.Option(help="Shape of one image, for a network by name. [default: 28x28x1]")
     ] = None,
@@ -50,11 +51,11 @@ def inspect(
     """
     if image is not None or layer is not None:
         where = parse_position(position) if position else None
-        _probe(Path(target), image or 0, layer, where, channel, map, figures, json)
+        _probe(find_run(target), image or 0, layer, where, channel, map, figures, json)
         return
     from convscope.bundle import open_model
 
-    model = open_model(target, parse_shape(input) if input else None, classes, data_format)
+    model = open_model(_find(target), parse_shape(input) if input else None, classes, data_format)
     from convscope.inspection import describe, explain_kernel_layouts
 
     if program:
@@ -70,6 +71,19 @@ def inspect(
         say("\nHow kernels are laid out:")
         for line in layouts:
             say(f"  {line}")
+
+
+def _find(target: str) -> str:
+    """Find the run that was meant, unless a network or a file was."""
+    from convscope.networks import NETWORKS
+    from convscope.runs import matching_runs
+
+    if target in NETWORKS or target.endswith(".keras"):
+        return target
+    word = os.sep not in target and target != "latest" and not Path(target).exists()
+    if word and not matching_runs(target):
+        raise unknown_name("network", target, NETWORKS)
+    return str(find_run(target))
 
 
 def parse_position(text: str) -> tuple[int, int]:
@@ -97,7 +111,6 @@ def _probe(
     json: bool,
 ) -> None:
     """Look inside a run with one test image: print the arithmetic, write the figures."""
-    require_run(run)
     from convscope.plotting import png_bytes
     from convscope.probes import probe_run
     from convscope.runs import RunDirectory

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from convscope.cli.opening import Device, require_run
+from convscope.cli.opening import Device, Run, find_run
 from convscope.cli.output import explain, say, show_json, table
 from convscope.errors import RunError, UsageError, sentence
 
@@ -23,7 +24,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and no
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    run: Run,
     part: Annotated[
         str, typer.Option(help="validation or test. Looking at the test set is counted.")
     ] = "test",
@@ -73,9 +74,13 @@ def _show_evaluation(contents: Contents, part: str, evaluation: Evaluation) -> N
 
 
 def compare(
-    first: Annotated[list[Path], typer.Argument(help="Two runs; or runs before --with, for several seeds.")],
+    first: Annotated[
+        list[Path],
+        typer.Argument(parser=find_run, help="Two runs; or runs before --with, for several seeds."),
+    ],
     second: Annotated[
-        list[Path] | None, typer.Option("--with", help="A run of the other side; repeat it for each seed.")
+        list[Path] | None,
+        typer.Option("--with", parser=find_run, help="A run of the other side; repeat it for each seed."),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -86,8 +91,6 @@ def compare(
     if second is None and len(first) != 2:
         hint = "With several seeds: convscope compare A1 A2 --with B1 --with B2."
         raise UsageError(sentence("two runs", len(first), hint))
-    for run in (*first, *(second or ())):
-        require_run(run)
     sides = [[_open(run) for run in side] for side in (first[:1], first[1:])]
     if second is not None:
         sides = [[_open(run) for run in side] for side in (first, second)]
@@ -113,29 +116,66 @@ def compare(
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    run: Run,
     data: Annotated[
         str | None, typer.Option(help="Where the data are now. [default: where the run found them]")
     ] = None,
+    open: Annotated[
+        bool, typer.Option("--open", help="Show it in a browser; one that is there is not written anew.")
+    ] = False,
     _device: Device = None,
     json: Json = False,
 ) -> None:
     """Write a run's report anew: one HTML file that needs nothing but itself.
 
-    Example: convscope report runs/20260131-120000-exercise-mnist/deep
+    Example: convscope report latest --open
     """
-    require_run(run)
-    from convscope.report import write_report
+    file = run / "report.html"
+    if not open or data is not None or not file.is_file():
+        from convscope.report import write_report
 
-    file = write_report(run, data=data, consulted_by="convscope report")
+        file = write_report(run, data=data, consulted_by="convscope report")
+    if open:
+        webbrowser.open(file.absolute().as_uri())
     if json:
         show_json({"report": str(file), "bytes": file.stat().st_size})
     else:
-        say(f"Report: {file} ({file.stat().st_size / 1e6:.1f} MB)")
+        say(f"Report: {file.absolute().as_uri()} ({file.stat().st_size / 1e6:.1f} MB)", whole=True)
+
+
+def list_runs(
+    folder: Annotated[Path, typer.Argument(help="Where to look, two folders deep.")] = Path("runs"),
+    json: Json = False,
+) -> None:
+    """List the runs in a folder, the newest first; the accuracy is that on the validation images.
+
+    Example: convscope runs
+    """
+    from convscope.runs import describe_runs
+
+    found = describe_runs(folder)
+    if json:
+        show_json({"runs": found})
+    elif not found:
+        say(f"There is no run in {folder}. `convscope train digits` makes one.")
+    else:
+        rows = [
+            [
+                one["run"],
+                one["began"][:16].replace("T", " "),
+                one["data"],
+                one["network"],
+                "–" if one["validation_accuracy"] is None else f"{one['validation_accuracy']:.2%}",
+                f"{one['bytes'] / 1e6:.1f} MB",
+                one["status"],
+            ]
+            for one in found
+        ]
+        columns = ["run", "began", "data", "network", "accuracy", "size", "status"]
+        table(f"{len(rows)} in {folder}", columns, rows, left=(0, 1, 2, 3, 6), spare=(5, 1, 2, 3))
 
 
 def _open(run: Path) -> Contents:
-    require_run(run)
     from convscope.report.source import read_contents
 
     return read_contents(run)

@@ -15,29 +15,27 @@ import typer
 
 from convscope.errors import DataError, RunError, sentence
 
-BUNDLE_FILE = "bundle.json"
 STANDARD_INPUT = "-"
 
 
-def require_run(path: Path, *, or_export: bool = False) -> None:
-    """Refuse a path at which no run lies.
+def find_run(name: str) -> Path:
+    """Find the run that was typed, before anything large is loaded."""
+    from convscope.runs import find_run
 
-    Parameters
-    ----------
-    path : Path
-        As it was typed.
-    or_export : bool
-        A folder that ``convscope export`` wrote will do, too.
+    return find_run(name)
 
-    Raises
-    ------
-    RunError
-        If there is none.
-    """
-    from convscope.runs import open_run
 
-    if not (or_export and (path / BUNDLE_FILE).is_file()):
-        open_run(path)
+def find_run_or_export(name: str) -> Path:
+    """Find the run that was typed; a folder that ``convscope export`` wrote will do, too."""
+    return Path(name) if (Path(name) / "bundle.json").is_file() else find_run(name)
+
+
+Run = Annotated[
+    Path,
+    typer.Argument(
+        parser=find_run, help="A run's directory, the beginning of its name, or latest. See `convscope runs`."
+    ),
+]
 
 
 def require_inputs(names: Sequence[str]) -> None:

@@ -7,9 +7,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+import typer
+
 if TYPE_CHECKING:
     # rich takes a quarter of the time in which `convscope --help` answers, and help does not need it.
     from rich.console import Console
+    from rich.text import Text
 
 # A pipe has no width of its own; tables are then as wide as they need to be, up to this.
 PIPE_COLUMNS = 160
@@ -23,9 +26,12 @@ def console(stderr: bool = False) -> Console:
     return Console(file=stream, width=None if stream.isatty() else PIPE_COLUMNS, highlight=False)
 
 
-def say(text: str, style: str | None = None) -> None:
-    """Print a sentence; brackets in it are shown, not interpreted."""
-    console().print(text, style=style, soft_wrap=True, markup=False)
+def say(text: str, style: str | None = None, *, whole: bool = False) -> None:
+    """Print a sentence; brackets in it are shown, not interpreted.
+
+    A terminal's lines end between words, but for a text that is ``whole``, such as a command to be pasted.
+    """
+    _print(console(), text, style, whole)
 
 
 def explain(*words: str) -> None:
@@ -38,14 +44,26 @@ def explain(*words: str) -> None:
 
 def warn(text: str) -> None:
     """Print a sentence that must not be overlooked, on standard error."""
-    console(stderr=True).print(text, style="bold yellow", soft_wrap=True, markup=False)
+    _print(console(stderr=True), text, "bold yellow")
 
 
 def fail(text: str) -> None:
     """Print why a command failed, on standard error."""
     from rich.text import Text
 
-    console(stderr=True).print(Text.assemble(("Error:", "bold red"), " ", text), soft_wrap=True)
+    _print(console(stderr=True), Text.assemble(("Error:", "bold red"), " ", text))
+
+
+def _print(target: Console, text: str | Text, style: str | None = None, whole: bool = False) -> None:
+    """Print a text; names and addresses that are longer than a line are left to the terminal to break."""
+    whole = whole or not target.is_terminal
+    target.print(text, style=style, soft_wrap=whole, overflow="ignore", crop=False, markup=False)
+
+
+def show_help(context: typer.Context) -> None:
+    """Show a group's commands to whoever names none."""
+    if context.invoked_subcommand is None:
+        say(context.get_help(), whole=True)
 
 
 def show_json(value: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from convscope.cli.opening import Device, answered_all_the_same, require_inputs, require_run
+from convscope.cli.opening import Device, answered_all_the_same, find_run_or_export, require_inputs
 from convscope.cli.output import say, show_json, table, warn
 from convscope.errors import UsageError, sentence
 
@@ -26,7 +26,9 @@ PLACES = ("second", "third")
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="A run directory, or a folder that export wrote.")],
+    run: Annotated[
+        Path, typer.Argument(parser=find_run_or_export, help="A run, or a folder that export wrote.")
+    ],
     files: Annotated[
         list[str], typer.Argument(help="Images, folders of images, or - for an image or paths on stdin.")
     ],
@@ -47,7 +49,6 @@ def predict(
     if csv and json:
         raise UsageError(sentence("--csv or --json", "both"))
     _require_new(show)
-    require_run(run, or_export=True)
     if not json:
         require_inputs(files)
     from convscope.bundle import load_bundle

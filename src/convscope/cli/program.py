@@ -27,7 +27,7 @@ from convscope.cli import (
     predicting,
     training,
 )
-from convscope.cli.output import fail, say
+from convscope.cli.output import fail, say, show_help
 from convscope.errors import ConvscopeError
 
 UNFORESEEN, NO_DISK = 1, 3
@@ -37,7 +37,7 @@ _LOG = logging.getLogger("convscope")
 app = typer.Typer(
     name="convscope",
     help="Convolutional image classifiers: trained fast, measured honestly, opened up.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -48,6 +48,7 @@ app.command("resume")(training.resume)
 app.command("evaluate")(judging.evaluate)
 app.command("compare")(judging.compare)
 app.command("report")(judging.report)
+app.command("runs")(judging.list_runs)
 app.command("inspect")(inspecting.inspect)
 app.command("predict")(predicting.predict)
 app.command("export")(exporting.export)
@@ -69,14 +70,16 @@ def _show_log(wanted: bool) -> None:
 
 @app.callback()
 def _program(
-    version: Annotated[
+    context: typer.Context,
+    _version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
-    debug: Annotated[
+    _debug: Annotated[
         bool, typer.Option("--debug", callback=_show_log, help="Show what is logged, with tracebacks.")
     ] = False,
 ) -> None:
-    """Hold the options that come before a command."""
+    """Hold the options that come before a command; without one, show what there is."""
+    show_help(context)
 
 
 @contextmanager

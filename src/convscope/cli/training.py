@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convscope.cli.datasets import check_first
-from convscope.cli.exercise import show_data, show_result
-from convscope.cli.opening import Device
+from convscope.cli.exercise import show_data, show_next, show_result
+from convscope.cli.opening import Device, Run
 from convscope.cli.output import say, show_json, table
 from convscope.cli.words import read_augmentation, read_duration, read_share
 from convscope.errors import UsageError, sentence
@@ -178,12 +178,14 @@ def train(
     )
     if json:
         show_json({**_as_json(dataset.name, results), "left_out": dict(dataset.left_out)})
-    elif seeds > 1:
-        _show_spread(dataset.name, results)
+    else:
+        if seeds > 1:
+            _show_spread(dataset.name, results)
+        show_next(results[-1])
 
 
 def resume(
-    run: Annotated[Path, typer.Argument(help="The directory of a run that was interrupted.")],
+    run: Run,
     data: Annotated[
         str | None, typer.Option(help="Where the data are now. [default: where the run found them]")
     ] = None,
@@ -209,6 +211,7 @@ def resume(
         show_json(_as_json(None, [result]))
     else:
         show_result(result)
+        show_next(result)
 
 
 def _size_of_network(config: ExperimentConfig, data: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from convscope import environment
@@ -90,6 +91,7 @@ def describe_run(session: Session, dataset: Dataset) -> dict[str, Any]:
     """
     config, prepared, model = session.config, session.prepared, session.model
     return {
+        "began": datetime.now().astimezone().isoformat(timespec="milliseconds"),
         "config": config.to_json(),
         "seed": config.training.seed,
         "data": {
