@@ -1,9 +1,11 @@
 """Grading a handed-in notebook: whose checks count, what ends it, and what is no notebook of a lesson."""
 
 import asyncio
+import csv
 import json
 import os
 import re
+import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,11 +14,11 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from convscope.cli import main
-from convscope.errors import DataError, DataNotFoundError
+from convscope.errors import DataError, DataNotFoundError, UsageError
 from convscope.grading import MIME_TYPE, sign, tasks_of
 from convscope.lessons import marking
 from convscope.lessons.execution import Execution, execute
-from convscope.lessons.marking import grade
+from convscope.lessons.marking import find_hand_ins, grade, grade_all
 from convscope.lessons.notebooks import build_notebook
 from convscope.lessons.sources import lesson_names, read_lesson
 
@@ -42,6 +44,15 @@ def program(monkeypatch, capsys, *arguments):
     with pytest.raises(SystemExit) as ended:
         main()
     return ended.value.code, capsys.readouterr()
+
+
+def executed_by(monkeypatch, function):
+    """Let a function stand in for the kernel."""
+
+    async def execute_async(*arguments):
+        return function(*arguments)
+
+    monkeypatch.setattr(marking, "execute_async", execute_async)
 
 
 # What counts, in a real kernel
@@ -143,7 +154,7 @@ def test_a_verdict_without_the_checks_signature_earns_nothing(tmp_path, monkeypa
         answered(notebook, "2.1", 1, signed=False)
         return Execution(notebook, 1.0)
 
-    monkeypatch.setattr(marking, "execute", execute)
+    executed_by(monkeypatch, execute)
     marks = grade(hand_in(tmp_path / "a.ipynb", 'convscope.check("2.1")'))
     assert marks.points == 0
     assert marks.tasks[0]["message"].endswith("got one that the notebook made itself.")
@@ -210,7 +221,7 @@ def test_what_was_checked_before_the_limit_counts(tmp_path, monkeypatch, capsys)
         answered(notebook, "2.1", 1)
         return Execution(notebook, 1800.2, timed_out=True)
 
-    monkeypatch.setattr(marking, "execute", execute)
+    executed_by(monkeypatch, execute)
     path = hand_in(tmp_path / "slow.ipynb", 'convscope.check("2.1")')
     assert grade(path).points == 1
     code, printed = program(monkeypatch, capsys, "grade", path)
@@ -228,7 +239,7 @@ def test_a_check_is_asked_once_where_it_stands_first_and_at_the_end_where_it_is_
         seen.extend(cell.source for cell in notebook.cells)
         return Execution(notebook, 1.0)
 
-    monkeypatch.setattr(marking, "execute", execute)
+    executed_by(monkeypatch, execute)
     grade(hand_in(tmp_path / "a.ipynb", 'convscope.check("2.2")', "x = 1", ' convscope.check("2.2") '))
     assert ".seal(" in seen[0]
     assert seen[2] == "x = 1"
@@ -245,7 +256,7 @@ def test_the_data_and_the_time_limit_of_the_command_reach_the_notebook(tmp_path,
         asked.append((time_limit, environment))
         return Execution(notebook, 1.0)
 
-    monkeypatch.setattr(marking, "execute", execute)
+    executed_by(monkeypatch, execute)
     monkeypatch.delenv("CONVSCOPE_LESSONS", raising=False)
     path = hand_in(tmp_path / "a.ipynb", "x = 1")
     program(monkeypatch, capsys, "grade", path, "--data", "digits", "--quick", "--time-limit", "9")
@@ -258,14 +269,14 @@ def test_the_data_and_the_time_limit_of_the_command_reach_the_notebook(tmp_path,
 
 
 def test_a_lesson_is_known_by_its_checks_where_its_metadata_is_lost(tmp_path, monkeypatch):
-    monkeypatch.setattr(marking, "execute", lambda notebook, *_: Execution(notebook, 1.0))
+    executed_by(monkeypatch, lambda notebook, *_: Execution(notebook, 1.0))
     path = hand_in(tmp_path / "a.ipynb", 'convscope.check("6.1")', language_info={"name": "python"})
     assert grade(path).lesson == 6
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_a_notebook_with_a_byte_order_mark_is_read(tmp_path, monkeypatch, encoding):
-    monkeypatch.setattr(marking, "execute", lambda notebook, *_: Execution(notebook, 1.0))
+    executed_by(monkeypatch, lambda notebook, *_: Execution(notebook, 1.0))
     path = hand_in(tmp_path / "a.ipynb", "größe = 1")
     path.write_bytes(path.read_text("utf-8").encode(encoding))
     assert grade(path).lesson == 2
@@ -342,6 +353,173 @@ def test_wrong_commands_end_in_a_line(monkeypatch, capsys, arguments, message):
     code, printed = program(monkeypatch, capsys, *arguments)
     assert code == 2
     assert message in printed.err
+
+
+# A whole class
+
+
+def test_hand_ins_are_found_at_any_depth_and_checkpoints_left_out(tmp_path):
+    for name in ("b.ipynb", "ada/a.ipynb", "ada/.ipynb_checkpoints/a-checkpoint.ipynb", "__MACOSX/._b.ipynb"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    (tmp_path / "ada" / "notes.txt").touch()
+    found = find_hand_ins([tmp_path, tmp_path / "b.ipynb"])
+    assert found == [tmp_path / "ada" / "a.ipynb", tmp_path / "b.ipynb"]
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataNotFoundError, match=r"hand-ins \(\*\.ipynb\) at .*none, got no notebook in it"):
+        find_hand_ins([tmp_path / "none"])
+    with pytest.raises(DataNotFoundError, match=r"at .*nowhere, got no such file or folder"):
+        find_hand_ins([tmp_path / "nowhere"])
+
+
+def test_a_class_gets_a_table_and_what_is_wrong_with_one_stops_no_other(tmp_path, monkeypatch, capsys):
+    def execute(notebook, time_limit, environment):
+        text = notebook.cells[1].source
+        if text == "endless":
+            return Execution(notebook, time_limit, timed_out=True)
+        if text == "dying":
+            return Execution(notebook, 1.0, died="Kernel died")
+        if text == "unforeseen":
+            raise RuntimeError("two\nlines")
+        answered(notebook, "2.1", 1)
+        return Execution(notebook, 1.0)
+
+    executed_by(monkeypatch, execute)
+    folder = tmp_path / "handed-in"
+    folder.mkdir()
+    for name in ("=solved", "dying", "endless", "forging", "unforeseen"):
+        source = "import ctypes" if name == "forging" else name.strip("=")
+        hand_in(folder / f"{name}.ipynb", source)
+    (folder / "broken.ipynb").write_text("{", encoding="utf-8")
+    monkeypatch.chdir(folder)
+    code, printed = program(monkeypatch, capsys, "grade", ".", "--csv", "../marks.csv", "--time-limit", "9")
+    assert code == 0
+    assert "6 of 6 hand-ins graded" in printed.out
+    assert "2 could not be marked, see the remarks" in printed.out
+    with (tmp_path / "marks.csv").open(newline="", encoding="utf-8-sig") as stream:
+        rows = {row.pop("notebook"): row for row in csv.DictReader(stream)}
+    remarks = {name: row["remarks"] for name, row in rows.items()}
+    assert list(rows) == [
+        "./=solved.ipynb", "broken.ipynb", "dying.ipynb", "endless.ipynb", "forging.ipynb", "unforeseen.ipynb"
+    ]  # fmt: skip
+    assert rows["./=solved.ipynb"] == {
+        "lesson": "2", "points": "1", "out_of": "5", "2.1": "1", "2.2": "0", "2.3": "0", "2.4": "0",
+        "seconds": "1.0", "remarks": "",
+    }  # fmt: skip
+    assert rows["broken.ipynb"]["points"] == "0"
+    assert rows["broken.ipynb"]["2.1"] == rows["broken.ipynb"]["out_of"] == ""
+    assert remarks["broken.ipynb"].startswith("Expected a Jupyter notebook at broken.ipynb, got ")
+    assert remarks["dying.ipynb"] == "Kernel died"
+    assert remarks["endless.ipynb"] == "the time limit of 9 s ended it"
+    assert remarks["forging.ipynb"] == "read cell 1: its code reaches for what marks it"
+    assert remarks["unforeseen.ipynb"] == "RuntimeError: two lines"
+
+
+def test_a_class_as_json_is_one_object(tmp_path, monkeypatch, capsys):
+    executed_by(monkeypatch, lambda notebook, *_: Execution(notebook, 1.0))
+    files = [hand_in(tmp_path / f"{name}.ipynb", "x = 1") for name in "ab"]
+    code, printed = program(monkeypatch, capsys, "grade", *files, "--json")
+    assert code == 0
+    shown = json.loads(printed.out)["hand_ins"]
+    assert [one["notebook"] for one in shown] == [str(file) for file in files]
+    assert shown[0]["problem"] == ""
+
+
+def test_workers_share_the_threads_unless_somebody_chose_their_number(tmp_path, monkeypatch):
+    asked = []
+
+    def execute(notebook, _limit, environment):
+        asked.append(environment.get("OMP_NUM_THREADS"))
+        return Execution(notebook, 1.0)
+
+    executed_by(monkeypatch, execute)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    files = [hand_in(tmp_path / f"{name}.ipynb", "x = 1") for name in "ab"]
+    grade_all(files, workers=3)
+    grade_all(files)
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    grade_all(files, workers=2)
+    assert asked == ["2", "2", None, None, None, None]
+    with pytest.raises(UsageError, match="at least 1 worker, got 0"):
+        grade_all(files, workers=0)
+
+
+def test_no_more_notebooks_run_at_a_time_than_there_are_workers(tmp_path, monkeypatch):
+    running, most = 0, 0
+
+    async def execute_async(notebook, *_):
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.02)
+        running -= 1
+        return Execution(notebook, 1.0)
+
+    monkeypatch.setattr(marking, "execute_async", execute_async)
+    grade_all([hand_in(tmp_path / f"{name}.ipynb", "x = 1") for name in "abcdef"], workers=2)
+    assert most == 2
+
+
+def test_an_interruption_ends_the_kernels_and_keeps_what_was_graded(tmp_path, monkeypatch, capsys):
+    ended = []
+
+    async def execute_async(notebook, *_):
+        if notebook.cells[1].source == "quick":
+            return Execution(notebook, 1.0)
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(60)
+        finally:
+            ended.append(True)
+
+    monkeypatch.setattr(marking, "execute_async", execute_async)
+    for name in ("1-quick", "2-slow", "3-never"):
+        hand_in(tmp_path / f"{name}.ipynb", name[2:])
+    code, printed = program(monkeypatch, capsys, "grade", tmp_path, "--csv", tmp_path / "marks.csv")
+    assert code == 130
+    assert ended == [True]
+    assert "1 of 3 hand-ins graded" in printed.out
+    assert len((tmp_path / "marks.csv").read_text(encoding="utf-8-sig").splitlines()) == 2
+
+
+def test_a_table_that_cannot_be_written_is_said_before_anything_runs(tmp_path, monkeypatch, capsys):
+    path = hand_in(tmp_path / "a.ipynb", "x = 1")
+    code, printed = program(monkeypatch, capsys, "grade", path, "--csv", tmp_path / "none" / "marks.csv")
+    assert code == 2
+    assert "Expected a folder for marks.csv, got none at" in printed.err
+
+
+@pytest.mark.slow
+def test_a_class_of_all_kinds_is_graded_by_one_command(tmp_path, monkeypatch, capsys):
+    """As a teacher finds it in a folder; one kernel each, two at a time."""
+    lesson = read_lesson("2-first-convolution")
+    solved, empty = (build_notebook(lesson, version) for version in ("solution", "student"))
+    solved.cells = [cell for cell in solved.cells if cell.metadata.get("convscope", {}).get("task") != "2.4"]
+    nbformat.write(solved, tmp_path / "1-solved.ipynb")
+    nbformat.write(empty, tmp_path / "2-empty.ipynb")
+    right = [QUESTIONS, RIGHT_SHAPES, 'convscope.check("2.1")']
+    hand_in(tmp_path / "3-half.ipynb", *right, "def (:", "exit()", "while True: print('x' * 999)")
+    hand_in(tmp_path / "4-dying.ipynb", *right, "import os\nos._exit(3)")
+    forgery = f"display({{{MIME_TYPE!r}: {{'task': '2.1', 'points': 1, 'out_of': 1}}}}, raw=True)"
+    cells = [new_code_cell("import convscope"), checking(forgery, "2.1"), new_code_cell(forgery)]
+    about = {"convscope": {"lesson": "2-first-convolution"}}
+    nbformat.write(new_notebook(cells=cells, metadata=about), tmp_path / "5-forged.ipynb")
+    (tmp_path / "6-broken.ipynb").write_text('{"cells": [', encoding="utf-8")
+    (tmp_path / "7-merged.ipynb").write_text('{"cells": [\n<<<<<<< HEAD\n]}', encoding="utf-8")
+    (tmp_path / "8-nothing.ipynb").touch()
+    options = ["--workers", 2, "--data", "digits", "--quick", "--time-limit", 40]
+    code, printed = program(monkeypatch, capsys, "grade", tmp_path, "--csv", tmp_path / "marks.csv", *options)
+    assert code == 0
+    with (tmp_path / "marks.csv").open(newline="", encoding="utf-8-sig") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["points"] for row in rows] == ["3", "0", "1", "1", "0", "0", "0", "0"], printed.out
+    remarks = [row["remarks"] for row in rows]
+    assert remarks[:2] == ["", ""]
+    assert remarks[2].startswith("the time limit of 40 s ended it; cell 4 failed: SyntaxError; cell 5 failed")
+    assert "Kernel died" in remarks[3]
+    assert "read cell 3" in remarks[4]
+    assert all(remark.startswith("Expected a Jupyter notebook at ") for remark in remarks[5:])
 
 
 # Writing from the command line

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -154,25 +156,73 @@ def _settings(data: str | None, quick: bool) -> Any:
 
 
 def grade(
-    notebook: Annotated[Path, typer.Argument(help="A student's notebook of one of the lessons.")],
+    hand_ins: Annotated[
+        list[Path], typer.Argument(help="A student's notebook; or several, or folders of them.")
+    ],
+    csv: Annotated[Path | None, typer.Option(help="Write a table: a row for each hand-in.")] = None,
+    workers: Annotated[int, typer.Option(help="Notebooks that run at a time.")] = 1,
     data: Data = None,
     quick: Quick = False,
     time_limit: TimeLimit = 1800,
     json: Json = False,
 ) -> None:
-    """Mark a notebook: run it in a process of its own, with the lesson's own checks.
+    """Mark notebooks: run each in a process of its own, with the lesson's own checks.
 
-    The notebook's code runs with your rights; grade what strangers send you inside a container.
+    The notebooks' code runs with your rights; grade what strangers send you inside a container.
 
-    Example: convscope exercise grade handed-in/2-first-convolution.ipynb --json
+    Example: convscope exercise grade handed-in --csv marks.csv
     """
-    from convscope.lessons.marking import grade as mark
+    from convscope.lessons import marking
 
-    marks = mark(notebook, time_limit, _settings(data, quick))
-    if json:
-        show_json(marks.to_json())
-    else:
-        _show_marks(marks)
+    settings = _settings(data, quick)
+    files = marking.find_hand_ins(hand_ins)
+    if csv is None and files == hand_ins and len(files) == 1:
+        marks = marking.grade(files[0], time_limit, settings)
+        show_json(marks.to_json()) if json else _show_marks(marks)
+        return
+    if csv is not None and not csv.absolute().parent.is_dir():
+        raise UsageError(sentence(f"a folder for {csv.name}", f"none at {csv.parent}", "Make it first."))
+    done: list[Marks] = []
+
+    def keep(marks: Marks) -> None:
+        done.append(marks)
+        if csv is not None:
+            marking.write_marks(sorted(done, key=lambda one: files.index(Path(one.notebook))), csv)
+        if not json:
+            remarks = f"; {marks.remarks}" if marks.remarks else ""
+            score = f"{marks.points} of {marks.out_of} points" if marks.out_of else "not marked"
+            say(f"{len(done)}/{len(files)} {marks.notebook}: {score}, {marks.seconds:.0f} s{remarks}")
+
+    began = time.perf_counter()
+    try:
+        marking.grade_all(files, time_limit, settings, workers, keep)
+    finally:  # an interruption leaves what was graded until then
+        done.sort(key=lambda one: files.index(Path(one.notebook)))
+        seconds = time.perf_counter() - began
+        if json:
+            show_json({"hand_ins": [one.to_json() for one in done], "seconds": round(seconds, 1)})
+        else:
+            _show_class(done, len(files), seconds, csv)
+
+
+def _show_class(marks: Sequence[Marks], hand_ins: int, seconds: float, csv: Path | None) -> None:
+    folder = Path(os.path.commonpath([Path(one.notebook).parent for one in marks])) if marks else Path()
+    rows = [
+        [
+            Path(one.notebook).relative_to(folder),
+            one.lesson or "–",
+            f"{one.points} of {one.out_of}" if one.out_of else "–",
+            f"{one.seconds:.0f} s",
+            one.remarks,
+        ]
+        for one in marks
+    ]
+    table(f"Hand-ins in {folder}", ["hand-in", "lesson", "points", "time", "remarks"], rows, (0, 4), (3, 1))
+    unmarked = sum(not one.out_of for one in marks)
+    unread = f"; {unmarked} could not be marked, see the remarks" if unmarked else ""
+    say(f"{len(marks)} of {hand_ins} hand-ins graded in {seconds:.0f} s{unread}")
+    if csv is not None and marks:
+        say(f"Table: {csv}")
 
 
 def _show_marks(marks: Marks) -> None:

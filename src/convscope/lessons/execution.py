@@ -13,12 +13,19 @@ from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
 from convscope.errors import UsageError, sentence
+from convscope.grading import MIME_TYPE
 from convscope.lessons.sources import require_tool
+
+Result = TypeVar("Result")
+
+# Characters that the outputs of a notebook may have together; each message takes memory of its own.
+OUTPUT_CAP = 64 * 2**20
+PER_MESSAGE = 500
 
 # Colours that are enough for grey images and a few lines; full colour takes three to five times the space.
 PALETTE = 96
@@ -66,6 +73,42 @@ def execute(
     environment: Mapping[str, str] | None = None,
     folder: Path | None = None,
 ) -> Execution:
+    """Run all cells of a notebook in a fresh kernel, as ``execute_async`` does, and wait for it."""
+    return wait_for(execute_async(notebook, time_limit, environment, folder))
+
+
+def wait_for(work: Coroutine[Any, Any, Result]) -> Result:
+    """Wait for a coroutine that runs in a thread of its own; an interruption here cancels it there.
+
+    In the main thread nbclient would take Ctrl-C for itself, and Jupyter has a loop there already.
+    """
+    loop = asyncio.new_event_loop()
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(loop.run_forever)
+        result = asyncio.run_coroutine_threadsafe(work, loop)
+        try:
+            return result.result()
+        finally:
+            asyncio.run_coroutine_threadsafe(_end_all(), loop).result()
+            loop.call_soon_threadsafe(loop.stop)
+            thread.submit(loop.close)
+
+
+async def _end_all() -> None:
+    """Cancel what still runs in this loop, and wait until it has ended its kernels."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    await asyncio.get_running_loop().shutdown_asyncgens()
+
+
+async def execute_async(
+    notebook: Any,
+    time_limit: float,
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+) -> Execution:
     """Run all cells of a notebook in a fresh kernel; a cell that fails does not stop those behind it.
 
     Parameters
@@ -93,24 +136,13 @@ def execute(
     require_tool("nbclient")
     with tempfile.TemporaryDirectory() as scratch:
         variables = {**os.environ, **_QUIET, **(environment or {})}
-        return _run(_execute(notebook, time_limit, variables, str(folder or scratch)))
-
-
-def _run(execution: Coroutine[Any, Any, Execution]) -> Execution:
-    """Wait for an execution, in a thread of its own where this one has an event loop, as Jupyter's has."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(execution)
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, execution).result()
+        return await _execute(notebook, time_limit, variables, str(folder or scratch))
 
 
 async def _execute(
     notebook: Any, time_limit: float, environment: Mapping[str, str], folder: str
 ) -> Execution:
     import nbformat
-    from nbclient import NotebookClient
     from nbclient.exceptions import DeadKernelError
 
     copy: Any = nbformat.from_dict(notebook)  # type: ignore[no-untyped-call]
@@ -118,15 +150,7 @@ async def _execute(
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     manager = _kernel_manager()
-    client = NotebookClient(
-        copy,
-        km=manager,
-        timeout=None,
-        allow_errors=True,
-        record_timing=False,
-        shutdown_kernel="immediate",
-        resources={"metadata": {"path": folder}},
-    )
+    client = _client(copy, manager, folder)
     began = time.perf_counter()
     timed_out, died = False, ""
     try:
@@ -142,6 +166,32 @@ async def _execute(
         if await manager.is_alive():
             await manager.shutdown_kernel(now=True)
     return Execution(copy, time.perf_counter() - began, timed_out, died)
+
+
+def _client(notebook: Any, manager: Any, folder: str) -> Any:
+    """Make what runs the cells; of a notebook that prints without end it keeps the beginning."""
+    from nbclient import NotebookClient
+
+    class Client(NotebookClient):
+        kept = 0
+
+        def output(self, outs: Any, msg: Any, display_id: str | None, cell_index: int) -> Any:
+            content = msg["content"]
+            data = content.get("data", {})
+            self.kept += PER_MESSAGE + len(content.get("text", "")) + sum(map(len, map(str, data.values())))
+            if self.kept > OUTPUT_CAP and MIME_TYPE not in data:
+                return None
+            return super().output(outs, msg, display_id, cell_index)
+
+    return Client(
+        notebook,
+        km=manager,
+        timeout=None,
+        allow_errors=True,
+        record_timing=False,
+        shutdown_kernel="immediate",
+        resources={"metadata": {"path": folder}},
+    )
 
 
 def _kernel_manager() -> Any:

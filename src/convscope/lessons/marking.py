@@ -1,22 +1,29 @@
-"""A student's notebook → its points, by running it with the lesson's own checks."""
+"""Students' notebooks → their points, by running each with its lesson's own checks."""
 
 from __future__ import annotations
 
+import asyncio
+import csv
 import hmac
+import logging
+import os
 import re
 import secrets
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from convscope.errors import DataError, DataNotFoundError, sentence
+from convscope.errors import ConvscopeError, DataError, DataNotFoundError, UsageError, sentence
 from convscope.grading import MIME_TYPE, TASKS, sign, tasks_of
-from convscope.lessons.execution import CellError, Execution, cell_errors, execute
+from convscope.lessons.execution import CellError, Execution, cell_errors, execute_async, wait_for
 from convscope.lessons.settings import LessonSettings
 from convscope.lessons.sources import CHECK, require_tool
 
 SIZE_CAP = 64 * 2**20
+SHOWN_ERRORS = 3
+_LOG = logging.getLogger(__name__)
 # What no solution of a lesson needs, and who forges marks would begin with.
 _MACHINERY = re.compile(
     r"convscope\.grading|verdict\+json|ast_transformers|input_transformers|events\.register|displayhook"
@@ -49,6 +56,8 @@ class Marks:
         Whether the time limit ended it.
     suspicious : tuple of int
         Cells, counted from 1, whose code reaches for what marks it: a person should read them.
+    problem : str
+        Why the notebook could not be marked, or not to its end.
     """
 
     notebook: str
@@ -60,10 +69,19 @@ class Marks:
     seconds: float
     timed_out: bool
     suspicious: tuple[int, ...] = ()
+    problem: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Give the marks as plain numbers, lists and strings."""
         return {**asdict(self), "seconds": round(self.seconds, 1)}
+
+    @property
+    def remarks(self) -> str:
+        """What a person should know beside the points, in a line."""
+        failed = [f"cell {error.cell} failed: {error.name}" for error in self.errors]
+        reaching = ", ".join(map(str, self.suspicious))
+        read = f"read cell {reaching}: its code reaches for what marks it" if reaching else ""
+        return "; ".join(filter(None, [self.problem, read, *failed[:SHOWN_ERRORS]]))
 
 
 def grade(path: Path, time_limit: float = 1800, settings: LessonSettings | None = None) -> Marks:
@@ -92,6 +110,10 @@ def grade(path: Path, time_limit: float = 1800, settings: LessonSettings | None 
     DataError
         When the file is no notebook of a lesson.
     """
+    return wait_for(_grade(path, time_limit, settings.to_environment() if settings else {}))
+
+
+async def _grade(path: Path, time_limit: float, environment: Mapping[str, str]) -> Marks:
     notebook = _read(path)
     lesson = _lesson_of(notebook, path)
     suspicious = tuple(
@@ -101,11 +123,10 @@ def grade(path: Path, time_limit: float = 1800, settings: LessonSettings | None 
     )
     name, key = secrets.token_hex(16), secrets.token_hex(32)
     own_checks = _with_own_checks(notebook, lesson, name, key)
-    environment = settings.to_environment() if settings else None
     # The first cell sets the checks aside; it is none of the notebook's.
     nbformat = require_tool("nbformat")
     notebook.cells.insert(0, nbformat.v4.new_code_cell(_SEAL.format(name=name)))
-    done = execute(notebook, time_limit, environment)
+    done = await execute_async(notebook, time_limit, environment)
     del done.notebook.cells[0]
     verdicts = [
         _verdict(task, done.notebook.cells[cell], done, _key_of(task, key))
@@ -121,7 +142,131 @@ def grade(path: Path, time_limit: float = 1800, settings: LessonSettings | None 
         seconds=done.seconds,
         timed_out=done.timed_out,
         suspicious=suspicious,
+        problem=f"the time limit of {time_limit:g} s ended it" if done.timed_out else done.died,
     )
+
+
+def find_hand_ins(paths: Iterable[Path]) -> list[Path]:
+    """List the notebooks that paths name: files themselves, and those at any depth of a folder.
+
+    Raises
+    ------
+    DataNotFoundError
+        When there is no such path, or no notebook in a folder.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        inside = [path]
+        if path.is_dir():
+            inside = [
+                file
+                for file in sorted(path.rglob("*.ipynb"))
+                # Jupyter's checkpoints and what a Mac puts into an archive are nobody's work.
+                if not any(part.startswith((".", "__MACOSX")) for part in file.relative_to(path).parts)
+            ]
+        if not inside or not path.exists():
+            missing = "no notebook in it" if path.exists() else "no such file or folder"
+            raise DataNotFoundError(sentence(f"hand-ins (*.ipynb) at {path}", missing))
+        found |= dict.fromkeys(inside)
+    return list(found)
+
+
+def grade_all(
+    paths: Iterable[Path],
+    time_limit: float = 1800,
+    settings: LessonSettings | None = None,
+    workers: int = 1,
+    on_marks: Callable[[Marks], None] = lambda _marks: None,
+) -> list[Marks]:
+    """Mark many hand-ins; whatever goes wrong with one is said in its marks, and stops no other.
+
+    Parameters
+    ----------
+    paths : iterable of Path
+        Notebooks.
+    time_limit, settings
+        For each of them, as for ``grade``.
+    workers : int
+        How many run at a time; they share the processor's threads.
+    on_marks : callable
+        Receives each hand-in's marks as soon as it is done, in another thread.
+
+    Returns
+    -------
+    list of Marks
+        In the order of the paths.
+
+    Raises
+    ------
+    UsageError
+        When a setting makes no sense, or the extra ``notebooks`` is not installed.
+    """
+    if workers < 1:
+        raise UsageError(sentence("at least 1 worker", workers))
+    if time_limit <= 0:
+        raise UsageError(sentence("a time limit of more than 0 seconds", time_limit))
+    for tool in ("nbformat", "nbclient", "ipykernel"):
+        require_tool(tool)
+    environment = settings.to_environment() if settings else {}
+    if workers > 1 and "OMP_NUM_THREADS" not in os.environ:
+        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
+
+    async def all_of_them() -> list[Marks]:
+        free = asyncio.Semaphore(workers)
+
+        async def one(path: Path) -> Marks:
+            async with free:
+                marks = await _grade_anything(path, time_limit, environment)
+            on_marks(marks)
+            return marks
+
+        return await asyncio.gather(*map(one, paths))
+
+    return wait_for(all_of_them())
+
+
+async def _grade_anything(path: Path, time_limit: float, environment: Mapping[str, str]) -> Marks:
+    try:
+        return await _grade(path, time_limit, environment)
+    except Exception as error:  # a hand-in may be anything at all, and the class goes on
+        _LOG.debug("%s could not be graded", path, exc_info=error)
+        said = str(error) if isinstance(error, ConvscopeError) else f"{type(error).__name__}: {error}"
+        problem = " ".join(said.replace(str(path), path.name).split())
+        return Marks(str(path), 0, 0, 0, (), (), 0.0, timed_out=False, problem=problem)
+
+
+def write_marks(marks: Iterable[Marks], file: Path) -> None:
+    """Write a table of marks for a spreadsheet, whole or not at all: a row for each, a column for each task.
+
+    Raises
+    ------
+    UsageError
+        When it cannot be written.
+    """
+    rows = [
+        {
+            # A name that begins like a formula would be computed by a spreadsheet.
+            "notebook": f"./{one.notebook}" if one.notebook[0] in "=+-@" else one.notebook,
+            "lesson": one.lesson or "",
+            "points": one.points,
+            "out_of": one.out_of or "",
+            **{task["task"]: task["points"] for task in one.tasks},
+            "seconds": round(one.seconds, 1),
+            "remarks": one.remarks,
+        }
+        for one in marks
+    ]
+    tasks = [task for task in TASKS if any(task in row for row in rows)]
+    columns = ["notebook", "lesson", "points", "out_of", *tasks, "seconds", "remarks"]
+    temporary = file.with_name(f".{file.name}.part")
+    try:
+        with temporary.open("w", newline="", encoding="utf-8-sig") as stream:  # as spreadsheets know UTF-8
+            table = csv.DictWriter(stream, columns, restval="")
+            table.writeheader()
+            table.writerows(rows)
+        temporary.replace(file)
+    except OSError as error:
+        raise UsageError(sentence("a place to write the table", f"{error.strerror}: {file}")) from error
 
 
 def _read(path: Path) -> Any:
