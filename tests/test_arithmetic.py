@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from convscope import arithmetic
-from convscope.arithmetic import ReceptiveField, explain_failure, work_out, work_out_chain
+from convscope.arithmetic import ReceptiveField, analyse, analyse_chain, explain_failure
 from convscope.arithmetic.formulas import effective_window
 from convscope.errors import ArchitectureError, UsageError
 
@@ -77,7 +77,7 @@ def test_conv2d_is_keras(size, kernel, strides, dilation, padding, groups, data_
         assert "Expected an input of at least" in explain_failure("Conv2D", options, shape)
         return
     layer.build((None, *shape))
-    result = work_out("Conv2D", layer.get_config(), [shape])
+    result = analyse("Conv2D", layer.get_config(), [shape])
     assert (None, *result.output_shape) == expected
     assert result.parameters == layer.count_params()
     assert [s for _, s in result.weight_shapes] == [tuple(w.shape) for w in layer.weights]
@@ -95,6 +95,25 @@ def test_same_padding_is_the_one_keras_applies(length, window, stride):
     same = keras.ops.conv(image, kernel, stride, "same", "channels_last")
     valid = keras.ops.conv(padded, kernel, stride, "valid", "channels_last")
     np.testing.assert_allclose(np.asarray(same), np.asarray(valid), rtol=1e-5, atol=1e-6)
+
+
+NORMALIZATIONS = {
+    "groups": lambda: keras.layers.GroupNormalization(2),
+    "groups of the first axis": lambda: keras.layers.GroupNormalization(3, axis=1, center=False),
+    "a group for each channel": lambda: keras.layers.GroupNormalization(-1, scale=False),
+    "layer": lambda: keras.layers.LayerNormalization(axis=(1, 3), scale=False),
+    "batch": lambda: keras.layers.BatchNormalization(center=False),
+}
+
+
+@pytest.mark.parametrize("make", NORMALIZATIONS.values(), ids=NORMALIZATIONS)
+def test_a_normalization_has_the_weights_of_keras(make):
+    layer = make()
+    layer.build((None, 6, 5, 4))
+    result = analyse(type(layer).__name__, layer.get_config(), [(6, 5, 4)])
+    assert result.output_shape == (6, 5, 4)
+    assert result.weight_shapes == tuple((weight.name, tuple(weight.shape)) for weight in layer.weights)
+    assert result.parameters == layer.count_params()
 
 
 MACS = {
@@ -116,7 +135,7 @@ def test_macs_are_half_of_the_flops_that_torch_counts(kind, options):
     counter = FlopCounterMode(display=False)
     with counter:
         layer(image)
-    assert work_out(kind, layer.get_config(), [(12, 10, 4)]).macs * 2 == counter.get_total_flops()
+    assert analyse(kind, layer.get_config(), [(12, 10, 4)]).macs * 2 == counter.get_total_flops()
 
 
 FORMULAS = {
@@ -161,6 +180,7 @@ FAILURES = {
     ),
     "one axis each": (*conv(strides=(1, 2), dilation_rate=(2, 1)), (28, 28, 1), "got strides=(1, 2)"),
     "groups": (*conv(groups=3), (8, 8, 4), "Expected input channels that 3 groups share evenly"),
+    "groups of channels": ("GroupNormalization", {"groups": 3}, (8, 8, 4), "got 4/3 = 1.33333."),
     "filters": (*conv(filters=5, groups=2), (8, 8, 4), "got 5/2 = 2.5."),
     "flat input": (
         *conv(),
@@ -188,11 +208,11 @@ def test_nothing_is_explained_where_nothing_fails():
 def test_chain_fails_at_the_first_layer_that_cannot_exist():
     chain = [conv(name="first"), ("MaxPooling2D", {}), conv(name="second"), ("Flatten", {})]
     with pytest.raises(ArchitectureError, match="for layer 'second'"):
-        work_out_chain(chain, (6, 6, 1))
+        analyse_chain(chain, (6, 6, 1))
 
 
 def test_chain_stops_knowing_at_an_unknown_layer():
-    chain = work_out_chain([conv(), ("Mystery", {}), ("Flatten", {})], (8, 8, 1))
+    chain = analyse_chain([conv(), ("Mystery", {}), ("Flatten", {})], (8, 8, 1))
     assert [layer is None for layer in chain] == [False, True, True]
 
 

@@ -1,14 +1,15 @@
-"""The arithmetic of layer shapes: numbers, and the formulas that give them as text with the numbers in it.
+"""What a layer computes, as formulas and values with the numbers in them.
 
-Pure Python: it needs neither Keras nor torch, so that a network that cannot exist is explained before
-anything is built.
+It needs neither Keras nor torch, so that a network that cannot exist is explained before anything is built.
 
 - ``formulas``: one quantity at a time (lengths, padding, parameters, multiply-accumulates, receptive field).
-- ``site``: what a layer's arithmetic is given, and what it gives back.
-- ``windows``, ``others``: one layer at a time: convolutions and poolings, and the rest.
-- ``layers``: the table of these by the name of the Keras class, chains, and why one cannot exist.
+- ``layers``: one kind of layer at a time; the one home of what a kind is. ``activations``: its functions.
+- ``analysis``: a layer, a chain of layers, and why one cannot exist.
+- ``context``, ``recomputed``: what a layer's arithmetic is given, and what it gives back.
 """
 
+from convscope.arithmetic.analysis import KNOWN_LAYERS, analyse, analyse_chain, explain_failure
+from convscope.arithmetic.context import Fields, LayerArithmetic, LayerContext
 from convscope.arithmetic.formulas import (
     Calculation,
     ReceptiveField,
@@ -21,16 +22,17 @@ from convscope.arithmetic.formulas import (
     same_padding,
     show_shape,
 )
-from convscope.arithmetic.layers import KNOWN_LAYERS, explain_failure, work_out, work_out_chain
-from convscope.arithmetic.site import Fields, LayerArithmetic
 
 __all__ = [
     "KNOWN_LAYERS",
     "Calculation",
     "Fields",
     "LayerArithmetic",
+    "LayerContext",
     "ReceptiveField",
     "Shape",
+    "analyse",
+    "analyse_chain",
     "check_strides_and_dilation",
     "conv_macs",
     "conv_parameters",
@@ -39,6 +41,4 @@ __all__ = [
     "output_length",
     "same_padding",
     "show_shape",
-    "work_out",
-    "work_out_chain",
 ]

@@ -201,11 +201,9 @@ def output_length(
     ⌊(28 − 2·(3 − 1) − 1)/1⌋ + 1 = 24
     """
     _check_window(window, stride, padding, dilation)
+    value = window_positions(length, window, stride, padding, dilation)
     if padding == "same":
-        value = None if length is None else -(-length // stride)
         return Calculation(value, f"⌈{show(length)}/{stride}⌉ = {_result(value, length)}")
-    span = effective_window(window, dilation)
-    value = None if length is None else (length - span) // stride + 1
     reach = f"{window}" if dilation == 1 else f"{dilation}·({window} − 1) − 1"
     return Calculation(value, f"⌊({show(length)} − {reach})/{stride}⌋ + 1 = {_result(value, length)}")
 
@@ -233,14 +231,45 @@ def same_padding(length: int, window: int, stride: int = 1, dilation: int = 1) -
     (0, 1)
     """
     _check_window(window, stride, "same", dilation)
+    before, after = same_margins(length, window, stride, dilation)
     span = effective_window(window, dilation)
     positions = -(-length // stride)
     needed = (positions - 1) * stride + span - length
-    total = max(needed, 0)
     text = f"({positions} − 1)·{stride} + {span} − {length} = {needed}".replace("= -", "= −")
     if needed < 0:
         text += ", so 0"
-    return total // 2, total - total // 2, text
+    return before, after, text
+
+
+def same_margins(length: int, window: int, stride: int, dilation: int = 1) -> tuple[int, int]:
+    """Count the zeros that padding "same" puts before and after an axis; an odd one goes after.
+
+    Examples
+    --------
+    >>> same_margins(28, 3, 1), same_margins(28, 3, 2), same_margins(5, 2, 1)
+    ((1, 1), (0, 1), (0, 1))
+    """
+    total = max(0, (-(-length // stride) - 1) * stride + effective_window(window, dilation) - length)
+    return total // 2, total - total // 2
+
+
+def window_positions(
+    length: Length, window: int, stride: int, padding: str = "valid", dilation: int = 1
+) -> Length:
+    """Count along one axis how often a window fits.
+
+    ``valid``: ⌊(n − (k − 1)·d − 1)/s⌋ + 1; ``same``: ⌈n/s⌉.
+
+    Examples
+    --------
+    >>> window_positions(28, 3, 1), window_positions(28, 3, 2, "same"), window_positions(9, 3, 1, "valid", 2)
+    (26, 14, 5)
+    """
+    if length is None:
+        return None
+    if padding == "same":
+        return -(-length // stride)
+    return (length - effective_window(window, dilation)) // stride + 1
 
 
 def conv_parameters(
@@ -363,3 +392,10 @@ def _check_window(window: int, stride: int, padding: str, dilation: int) -> None
             raise UsageError(sentence(f"a {name} of at least 1", number))
     if padding not in ("valid", "same"):
         raise UsageError(sentence("padding 'valid' or 'same'", repr(padding)))
+
+
+def known_lengths(shape: Shape) -> tuple[int, ...]:
+    """Refuse lengths left open."""
+    if None in shape:
+        raise ArchitectureError(f"Expected known lengths, got {show_shape(shape)}.")
+    return tuple(length for length in shape if length is not None)

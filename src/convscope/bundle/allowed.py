@@ -11,6 +11,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from convscope.arithmetic.activations import ACTIVATIONS
+from convscope.arithmetic.layers import LAYERS
 from convscope.bundle.archive import reason
 from convscope.errors import DataError, sentence
 
@@ -20,28 +22,6 @@ MOST_LAYERS = 5_000
 
 # Words in lines, not one in each: a list to be read, not diffed.
 # fmt: off
-LAYERS = frozenset({
-    "InputLayer", "Dense", "EinsumDense", "Conv1D", "Conv2D", "Conv2DTranspose", "DepthwiseConv2D",
-    "SeparableConv2D", "MultiHeadAttention", "Flatten", "Reshape", "Permute", "RepeatVector",
-    "Identity", "MaxPooling1D", "MaxPooling2D", "AveragePooling1D", "AveragePooling2D",
-    "AdaptiveAveragePooling2D", "AdaptiveMaxPooling2D", "GlobalAveragePooling1D",
-    "GlobalAveragePooling2D", "GlobalMaxPooling1D", "GlobalMaxPooling2D", "ZeroPadding2D",
-    "Cropping2D", "UpSampling2D", "CenterCrop", "Resizing", "Dropout", "SpatialDropout1D",
-    "SpatialDropout2D", "GaussianDropout", "GaussianNoise", "AlphaDropout",
-    "ActivityRegularization", "BatchNormalization", "LayerNormalization", "GroupNormalization",
-    "RMSNormalization", "UnitNormalization", "Normalization", "Rescaling", "Activation", "ReLU",
-    "LeakyReLU", "PReLU", "ELU", "Softmax", "Add", "Subtract", "Multiply", "Average", "Maximum",
-    "Minimum", "Concatenate", "Dot", "RandomFlip", "RandomRotation", "RandomZoom",
-    "RandomTranslation", "RandomCrop", "RandomContrast", "RandomBrightness", "RandomShear",
-    "RandomErasing"
-})
-ACTIVATIONS = frozenset({
-    "celu", "elu", "exponential", "gelu", "glu", "hard_shrink", "hard_sigmoid", "hard_silu",
-    "hard_swish", "hard_tanh", "leaky_relu", "linear", "log_sigmoid", "log_softmax", "mish", "relu",
-    "relu6", "selu", "sigmoid", "silu", "soft_shrink", "softmax", "softplus", "softsign",
-    "sparse_plus", "sparse_sigmoid", "sparsemax", "squareplus", "swish", "tanh", "tanh_shrink",
-    "threshold"
-})
 INITIALIZERS = frozenset({
     "Constant", "GlorotNormal", "GlorotUniform", "HeNormal", "HeUniform", "Identity", "LecunNormal",
     "LecunUniform", "Ones", "Orthogonal", "RandomNormal", "RandomUniform", "TruncatedNormal",
@@ -68,7 +48,7 @@ OBJECTS = {
     "keras.src.models.functional": MODELS,
     "keras.src.models.sequential": MODELS,
     "keras.dtype_policies": frozenset({"DTypePolicy"}),
-    "keras.layers": LAYERS,
+    "keras.layers": frozenset(LAYERS),
     "keras.initializers": INITIALIZERS,
     "keras.regularizers": frozenset({"L1", "L2", "L1L2", "OrthogonalRegularizer"}),
     "keras.constraints": frozenset({"MaxNorm", "MinMaxNorm", "NonNeg", "UnitNorm"}),

@@ -213,13 +213,13 @@ def _setting_hint(key: str, kind: str) -> str:
 
 def _require_count(name: str, model: Any, input_shape: tuple[int, ...], classes: int) -> str:
     """Compare the number of parameters with what the arithmetic gives."""
-    from convscope.arithmetic import work_out_chain
+    from convscope.arithmetic import analyse_chain
 
     chain = [
         (kind, {"data_format": _data_format(model), **settings})
         for kind, settings in layers_of(name, classes)
     ]
-    counts = [layer.parameters if layer else 0 for layer in work_out_chain(chain, tuple(input_shape))]
+    counts = [layer.parameters if layer else 0 for layer in analyse_chain(chain, tuple(input_shape))]
     found = model.count_params()
     require(
         found == sum(counts),

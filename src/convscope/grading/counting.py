@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from convscope.arithmetic import LayerArithmetic, Shape, work_out
+from convscope.arithmetic import LayerArithmetic, Shape, analyse
 from convscope.errors import sentence
 from convscope.grading.values import as_array, as_number, as_shape, as_table
 from convscope.grading.verdict import Flaw, require
@@ -32,7 +32,7 @@ def judge_conv_shapes(questions: Mapping[str, Question], shapes: Any) -> str:
 
 
 def _convolution(settings: Mapping[str, Any], input_shape: Shape) -> LayerArithmetic:
-    worked_out = work_out("Conv2D", settings, [input_shape])
+    worked_out = analyse("Conv2D", settings, [input_shape])
     if worked_out is None:
         raise LookupError("Conv2D")  # the arithmetic knows convolutions
     return worked_out

@@ -9,6 +9,7 @@
 - ``health``: scales, dead units, curves and confidence, with verdicts in words.
 """
 
+from convscope.arithmetic.recomputed import Recomputed
 from convscope.inspection.activations import FeatureMaps, Filters, embeddings, feature_maps, filters
 from convscope.inspection.attribution import (
     Attribution,
@@ -32,7 +33,7 @@ from convscope.inspection.health import (
 from convscope.inspection.layers import LayerDescription, NetworkDescription, describe
 from convscope.inspection.layouts import explain_kernel_layouts
 from convscope.inspection.neighbours import EmbeddingMap, Neighbours, embedding_map, nearest
-from convscope.inspection.recomputation import Recomputation, Recomputed, recompute
+from convscope.inspection.recomputation import Recomputation, recompute
 from convscope.inspection.synthesis import Synthesis, maximise_class, maximise_filter
 
 __all__ = [

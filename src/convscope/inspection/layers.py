@@ -10,8 +10,8 @@ from convscope.arithmetic import (
     LayerArithmetic,
     ReceptiveField,
     Shape,
+    analyse,
     show_shape,
-    work_out,
 )
 from convscope.inspection.graph import Call, Graph, read_graph
 
@@ -204,7 +204,7 @@ def _arithmetic(call: Call, graph: Graph, entering: list[_Value]) -> LayerArithm
     if not type(call.operation).__module__.startswith("keras.src.layers.") or not entering:
         return None
     one_image = len({value.origin for value in entering}) == 1
-    return work_out(
+    return analyse(
         call.type,
         call.operation.get_config(),
         call.input_shapes,

@@ -11,15 +11,13 @@ import numpy.typing as npt
 import torch
 
 from convscope.arithmetic import show_shape
+from convscope.arithmetic.activations import ACTIVATIONS, ActivationFunction, leaky_rectifier, rectifier
 from convscope.errors import UsageError, sentence
 from convscope.inspection.graph import Call, Graph
 from convscope.lowering.devices import computing_on
 
 FloatArray = npt.NDArray[np.float32]
 Values = dict[int, torch.Tensor]
-
-# Layers that look at a neighbourhood with learned weights.
-CONVOLUTIONS = ("Conv2D", "DepthwiseConv2D", "SeparableConv2D")
 
 
 def to_batch(graph: Graph, images: npt.ArrayLike) -> torch.Tensor:
@@ -119,7 +117,7 @@ def logits(graph: Graph, values: Values) -> torch.Tensor:
         Shape ``(n, classes)``.
     """
     call = last_call(graph)
-    squashed = activation_name(call.operation) in ("softmax", "sigmoid")
+    squashed = find_activation(call.operation).name in ("softmax", "sigmoid")
     scores: torch.Tensor
     if call.type == "Dense" and squashed:
         sums = values[call.inputs[0]] @ call.operation.kernel.value
@@ -137,14 +135,28 @@ def logits(graph: Graph, values: Values) -> torch.Tensor:
     return scores.float()
 
 
-def activation_name(operation: Any) -> str:
-    """Name a layer's activation function; a layer without one is linear."""
-    if isinstance(operation, keras.layers.Softmax):
-        return "softmax"
-    if isinstance(operation, keras.layers.ReLU):
-        return "relu"
-    activation = getattr(operation, "activation", None)
-    return "linear" if activation is None else str(getattr(activation, "__name__", activation))
+def find_activation(layer: Any) -> ActivationFunction:
+    """Find a layer's activation function; one that is not written out is Keras's own, on float64 elements."""
+    if isinstance(layer, keras.layers.Softmax):
+        return ACTIVATIONS["softmax"]
+    if isinstance(layer, keras.layers.ReLU):
+        return rectifier(float(layer.negative_slope), layer.max_value, float(layer.threshold))
+    if isinstance(layer, keras.layers.LeakyReLU):
+        return leaky_rectifier(float(layer.negative_slope))
+    function = getattr(layer, "activation", None)
+    name = "linear" if function is None else str(getattr(function, "__name__", type(function).__name__))
+    known = ACTIVATIONS.get(name)
+    own = known is not None and (function is None or function is keras.activations.get(name))
+    if known is not None and own and known.apply is not None:
+        return known
+
+    def by_keras(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        with computing_on(torch.device("cpu")):  # not every device has float64
+            result = function(keras.ops.convert_to_tensor(x, dtype="float64"))  # type: ignore[misc]
+        return np.asarray(keras.ops.convert_to_numpy(result), dtype=np.float64)
+
+    over_row = own and known is not None and known.over_row
+    return ActivationFunction(name, by_keras, f"{name}(x) as Keras computes it", over_row=over_row)
 
 
 def chosen_class(scores: torch.Tensor, class_index: int | None) -> int:
@@ -189,7 +201,7 @@ def image_call(graph: Graph, layer: str | int | None, kind: str = "an image") ->
             )
         return call
     maps = [call for call in graph.calls if len(call.output_shapes[0]) == 3]
-    convolutions = [call for call in maps if call.type in CONVOLUTIONS]
+    convolutions = [call for call in maps if hasattr(call.operation, "kernel_size")]
     if not maps:
         raise UsageError(sentence("a network with feature maps", "dense layers only"))
     return (convolutions or maps)[-1]

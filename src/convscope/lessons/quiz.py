@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convscope.arithmetic import LayerArithmetic, Shape, show_shape, work_out
+from convscope.arithmetic import LayerArithmetic, Shape, analyse, show_shape
 from convscope.errors import ArchitectureError, UsageError, sentence
 from convscope.lessons.sources import Lesson, parse_lesson
 
@@ -151,7 +151,7 @@ def _work_out_all(kinds: list[tuple[str, dict[str, Any]]], input_shape: Shape) -
     for kind, settings in kinds:
         counts[kind] += 1
         name = f"{_snake_case(kind)}_{counts[kind]}"
-        worked_out = work_out(kind, settings, [shape])
+        worked_out = analyse(kind, settings, [shape])
         if worked_out is None:
             raise LookupError(kind)  # the quiz draws only layers whose arithmetic is known
         layers.append(_layer(name, kind, settings, shape, worked_out))

@@ -12,33 +12,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from convscope.arithmetic.activations import ACTIVATIONS
+
 Shape = tuple[int | None, ...]
 Pair = tuple[int, int]
 Precision = Literal["float32", "bfloat16"]
 DataFormat = Literal["channels_last", "channels_first"]
 Padding = Literal["valid", "same"]
-
-_INCREASING = frozenset(
-    [
-        "linear",
-        "relu6",
-        "selu",
-        "sigmoid",
-        "tanh",
-        "softplus",
-        "softsign",
-        "exponential",
-        "hard_sigmoid",
-        "hard_tanh",
-        "log_sigmoid",
-        "squareplus",
-        "sparse_plus",
-        "sparse_sigmoid",
-        "tanh_shrink",
-        "soft_shrink",
-        "hard_shrink",
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -84,20 +64,7 @@ class Activation:
     @property
     def is_monotone(self) -> bool:
         """Say whether a larger input never gives a smaller output, so that the function commutes with max."""
-        given = self.arguments
-        if self.name == "relu":
-            threshold = given.get("threshold", 0.0)
-            ceiling = given.get("max_value")
-            return bool(
-                given.get("negative_slope", 0.0) >= 0
-                and threshold >= 0
-                and (ceiling is None or ceiling >= threshold)
-            )
-        if self.name == "leaky_relu":
-            return bool(given.get("negative_slope", 0.2) >= 0)
-        if self.name in ("elu", "celu"):
-            return bool(given.get("alpha", 1.0) > 0)
-        return self.name in _INCREASING
+        return ACTIVATIONS[self.name].is_increasing(self.arguments)
 
     @property
     def is_plain_relu(self) -> bool:

@@ -9,9 +9,10 @@ from typing import Any, Protocol, TypeVar
 import torch
 import torch.nn.functional as F  # noqa: N812  the name that torch's own documentation uses
 
+from convscope.arithmetic.formulas import same_margins
 from convscope.lowering import ir as ops
 from convscope.lowering.ir import DataFormat, Pair
-from convscope.lowering.shapes import same_padding, spatial_axes
+from convscope.lowering.shapes import spatial_axes
 
 Tensor = torch.Tensor
 Prepared = tuple[Tensor, Tensor | None]
@@ -77,7 +78,7 @@ def padding_of(
     if op.padding == "valid":
         return (0, 0), (0, 0)
     rows, columns = (
-        same_padding(images.shape[axis], size, stride, step)
+        same_margins(images.shape[axis], size, stride, step)
         for axis, size, stride, step in zip(
             spatial_axes(op.data_format), window, op.strides, dilation, strict=True
         )

@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from convscope.arithmetic.formulas import window_positions
 from convscope.lowering import ir as ops
-from convscope.lowering.ir import DataFormat, Padding, Pair, Shape
+from convscope.lowering.ir import DataFormat, Pair, Shape
 
 _Spec = Callable[..., Shape]
 _T = TypeVar("_T", bound=_Spec)
@@ -67,38 +68,6 @@ def channel_axis(data_format: DataFormat) -> int:
     return 3 if data_format == "channels_last" else 1
 
 
-def window_length(
-    length: int | None, window: int, stride: int, padding: Padding, dilation: int = 1
-) -> int | None:
-    """Compute along one axis how often a window fits.
-
-    ``valid``: ⌊(n − (k − 1)·d − 1)/s⌋ + 1; ``same``: ⌈n/s⌉.
-
-    Examples
-    --------
-    >>> window_length(28, 3, 1, "valid"), window_length(28, 3, 2, "same"), window_length(9, 3, 1, "valid", 2)
-    (26, 14, 5)
-    """
-    if length is None:
-        return None
-    if padding == "same":
-        return -(-length // stride)
-    return (length - (window - 1) * dilation - 1) // stride + 1
-
-
-def same_padding(length: int, window: int, stride: int, dilation: int = 1) -> Pair:
-    """Compute the zeros before and after one axis for padding ``same``; the odd one goes behind.
-
-    Examples
-    --------
-    >>> same_padding(28, 3, 1), same_padding(28, 3, 2), same_padding(5, 2, 1)
-    ((1, 1), (0, 1), (0, 1))
-    """
-    reach = (window - 1) * dilation + 1
-    total = max(0, (-(-length // stride) - 1) * stride + reach - length)
-    return total // 2, total - total // 2
-
-
 def broadcast(shapes: Sequence[Shape]) -> Shape:
     """Compute the shape of an element-wise combination; ranks are made equal behind the batch axis.
 
@@ -151,7 +120,7 @@ def _conv2d(op: ops.Conv2D, shape: Shape) -> Shape:
     _require(channels == expected, f"the kernel {op.kernel_shape} reads {expected} channels, got {channels}")
     _require(op.filters % op.groups == 0, f"{op.filters} filters cannot be shared by {op.groups} groups")
     sizes = [
-        window_length(shape[axis], window, stride, op.padding, dilation)
+        window_positions(shape[axis], window, stride, op.padding, dilation)
         for axis, window, stride, dilation in zip(
             spatial_axes(op.data_format), (height, width), op.strides, op.dilation, strict=True
         )
@@ -176,7 +145,7 @@ def _dense(op: ops.Dense, shape: Shape) -> Shape:
 def _pool2d(op: ops.Pool2D, shape: Shape) -> Shape:
     _image(op, shape)
     sizes = [
-        window_length(shape[axis], window, stride, op.padding)
+        window_positions(shape[axis], window, stride, op.padding)
         for axis, window, stride in zip(spatial_axes(op.data_format), op.pool, op.strides, strict=True)
     ]
     _require(all(size is None or size > 0 for size in sizes), f"the pool {op.pool} is larger than {shape}")

@@ -16,9 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from convscope.arithmetic.activations import ACTIVATIONS
+from convscope.arithmetic.formulas import same_margins
+from convscope.arithmetic.layers import LAYERS
 from convscope.evaluation import Evaluation
 from convscope.inspection.activations import FeatureMaps, feature_maps
 from convscope.inspection.graph import Call, Graph, read_graph
+from convscope.inspection.running import find_activation
 from convscope.report.pictures import Album
 from convscope.report.source import Contents
 from convscope.report.words import name
@@ -31,18 +35,6 @@ VALUES_OF_AN_IMAGE = 150_000
 KERNEL_VALUES = 80_000
 WEIGHT_VALUES = 120_000
 ALL_IMAGES = 900_000
-# Layers that hand their input on unchanged when the network is used.
-UNCHANGED = ("Dropout", "SpatialDropout2D", "GaussianNoise", "GaussianDropout", "AlphaDropout", "Identity")
-# Which arithmetic the page does for each type of layer; it knows none for the others.
-KINDS = {
-    **dict.fromkeys((*UNCHANGED, "Flatten"), "same"),
-    **dict.fromkeys(("MaxPooling2D", "GlobalMaxPooling2D"), "max"),
-    **dict.fromkeys(("AveragePooling2D", "GlobalAveragePooling2D"), "average"),
-    **dict.fromkeys(("Activation", "ReLU", "Softmax"), "activation"),
-    "Conv2D": "convolution",
-    "DepthwiseConv2D": "depthwise",
-    "Dense": "dense",
-}
 
 
 @dataclass(frozen=True)
@@ -198,7 +190,8 @@ def _kind(call: Call, graph: Graph) -> str:
     foreign = order is not None and (order == "channels_first") != graph.channels_first
     turned = call.type == "Flatten" and graph.channels_first
     rows = call.type == "Dense" and len(call.input_shapes[0]) != 1
-    return "other" if foreign or turned or rows else KINDS.get(call.type, "other")
+    kind = LAYERS.get(call.type)
+    return "other" if foreign or turned or rows or kind is None or kind.page is None else kind.page
 
 
 def _kept(graph: Graph, maps: Sequence[FeatureMaps]) -> list[int]:
@@ -276,15 +269,11 @@ def _logits(stages: Sequence[Stage], layers: Sequence[FeatureMaps]) -> list[floa
 
 
 def _activation(call: Call) -> str:
-    """Name the function behind a layer's sum, as the page's script knows it."""
-    operation = call.operation
-    if call.type in ("ReLU", "Softmax"):
-        plain = call.type == "Softmax" or not (
-            operation.max_value or operation.negative_slope or operation.threshold
-        )
-        return call.type.lower() if plain else "unknown"
-    activation = getattr(operation, "activation", None)
-    return "linear" if activation is None else str(getattr(activation, "__name__", "unknown"))
+    """Name the function behind a layer's sum; unknown where the page's function of that name is another."""
+    found = find_activation(call.operation)
+    known = ACTIVATIONS.get(found.name)
+    is_another = known is not None and known.apply is not None and known is not found
+    return "unknown" if is_another else found.name
 
 
 def _layer(
@@ -321,7 +310,7 @@ def _window(stage: Stage, graph: Graph) -> dict[str, Any]:
         dilation = getattr(operation, "dilation_rate", (1, 1))
         padding = operation.padding
     above = [
-        _padding_before(length, window, step, gap) if padding == "same" else 0
+        same_margins(length, window, step, gap)[0] if padding == "same" else 0
         for length, window, step, gap in zip((height, width), size, strides, dilation, strict=True)
     ]
     return {
@@ -337,19 +326,6 @@ def _window(stage: Stage, graph: Graph) -> dict[str, Any]:
 def _spatial(shape: tuple[int | None, ...], graph: Graph) -> tuple[int, int]:
     height, width = shape[1:] if graph.channels_first else shape[:2]
     return int(height or 0), int(width or 0)
-
-
-def _padding_before(length: int, window: int, step: int, gap: int) -> int:
-    """Count the zeros before the first value under ``same`` padding.
-
-    Examples
-    --------
-    >>> _padding_before(28, 3, 1, 1), _padding_before(28, 3, 2, 1)
-    (1, 0)
-    """
-    outputs = -(-length // step)
-    total = max((outputs - 1) * step + (window - 1) * gap + 1 - length, 0)
-    return total // 2
 
 
 def _image(evaluation: Evaluation, index: int, album: Album) -> dict[str, Any]:

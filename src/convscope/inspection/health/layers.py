@@ -15,8 +15,8 @@ from convscope.inspection.graph import Call, Graph, read_graph
 from convscope.inspection.health.verdicts import OURS, Verdict, level_of
 from convscope.inspection.running import (
     Values,
-    activation_name,
     channels_last,
+    find_activation,
     in_batches,
     logits,
     run,
@@ -230,7 +230,7 @@ def _kernels(call: Call) -> list[torch.Tensor]:
 
 
 def _is_rectifier(call: Call) -> bool:
-    return activation_name(call.operation) == "relu"
+    return find_activation(call.operation).name == "relu"
 
 
 def _summary(call: Call, tally: _Tally, gradient: float | None) -> LayerHealth:

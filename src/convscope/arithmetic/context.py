@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,7 @@ class LayerArithmetic:
 
 
 @dataclass(frozen=True)
-class Site:
+class LayerContext:
     """A layer where it stands: its settings, what comes in, and the image that the network began with."""
 
     layer_type: str
@@ -105,9 +105,6 @@ class Site:
         return ArchitectureError(sentence(expected, got, hint))
 
 
-Rule = Callable[[Site], LayerArithmetic]
-
-
 def by_axis(title: str, height: str, width: str) -> tuple[str, ...]:
     """Show a formula for both axes, once where they agree.
 
@@ -122,18 +119,18 @@ def by_axis(title: str, height: str, width: str) -> tuple[str, ...]:
     return f"{before}height: {height}", f"{before}width: {width}"
 
 
-def whole_image(site: Site, lengths: Sequence[Length]) -> Fields:
+def whole_image(context: LayerContext, lengths: Sequence[Length]) -> Fields:
     """Find what an output sees that all positions enter."""
-    fields = site.fields[0]
-    if fields is None or site.image is None:
+    fields = context.fields[0]
+    if fields is None or context.image is None:
         return None
     if all(field.jump == 0 for field in fields):
         return fields
-    if None in site.image or None in lengths or len(lengths) != 2:
+    if None in context.image or None in lengths or len(lengths) != 2:
         return None
     height, width = (
         field.over(length or 0, image or 0)
-        for field, length, image in zip(fields, lengths, site.image, strict=True)
+        for field, length, image in zip(fields, lengths, context.image, strict=True)
     )
     return height, width
 

@@ -1,46 +1,21 @@
-"""Find a number in a network and recompute it."""
+"""Find an activation in a network and recompute it by hand, in float64."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any
 
+import keras
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from convscope.arithmetic import LayerContext
+from convscope.arithmetic.layers import LAYERS
+from convscope.arithmetic.recomputed import ActivationContext, Array, Recomputed
 from convscope.errors import UsageError, sentence
 from convscope.inspection.graph import Call, read_graph
-from convscope.inspection.recomputation import others, windows
-from convscope.inspection.recomputation.site import Recomputed, Rule, Site
-from convscope.inspection.running import channels_last, one_image, run, to_numpy
-
-if TYPE_CHECKING:
-    import keras
-
-_UNCHANGED = ("Dropout", "SpatialDropout2D", "GaussianDropout", "GaussianNoise", "AlphaDropout", "Identity")
-_RULES: dict[str, Rule] = {
-    "Conv2D": windows.convolution,
-    "DepthwiseConv2D": windows.depthwise_convolution,
-    "SeparableConv2D": windows.separable_convolution,
-    "MaxPooling2D": windows.max_pooling,
-    "AveragePooling2D": windows.average_pooling,
-    "GlobalAveragePooling2D": windows.global_average_pooling,
-    "GlobalMaxPooling2D": windows.global_max_pooling,
-    "Dense": others.dense,
-    "Softmax": others.softmax,
-    "Activation": others.activation,
-    "ReLU": others.activation,
-    "LeakyReLU": others.activation,
-    "Flatten": others.flatten,
-    "Reshape": others.reshape,
-    "BatchNormalization": others.batch_normalization,
-    "Rescaling": others.rescaling,
-    "ZeroPadding2D": others.zero_padding,
-    "Cropping2D": others.cropping,
-    "Concatenate": others.concatenate,
-    **dict.fromkeys(("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum"), others.merge),
-    **dict.fromkeys(_UNCHANGED, others.unchanged),
-}
+from convscope.inspection.running import channels_last, find_activation, one_image, run, to_numpy
 
 
 def recompute(
@@ -117,41 +92,60 @@ class Recomputation:
     @property
     def layers(self) -> tuple[str, ...]:
         """The names of the layers whose numbers can be recomputed."""
-        return tuple(call.name for call in self._graph.calls if call.type in _RULES and _is_keras_own(call))
+        return tuple(call.name for call in self._graph.calls if _rule(call) is not None)
 
     def __call__(
         self, layer: str | int, position: tuple[int, int] | None = None, channel: int = 0
     ) -> Recomputed:
         """Recompute one number; takes, gives and raises what `recompute` does."""
         call = self._graph.call(layer)
-        rule = _rule(call)
+        compute = _rule(call)
+        if compute is None:
+            known = ", ".join(name for name, kind in LAYERS.items() if kind.recompute)
+            raise UsageError(
+                sentence(
+                    "a layer whose arithmetic is known", f"{call.name} ({call.type})", f"Known are {known}."
+                )
+            )
         output = to_numpy(channels_last(self._graph, self._values[call.outputs[0]]))[0]
         place = _check_place(call, output.shape, position, channel)
-        site = Site(
-            call=call,
-            inputs=tuple(to_numpy(self._values[number])[0].astype(np.float64) for number in call.inputs),
-            position=place,
-            channel=channel,
-            network_value=float(output[(*(place or ()), channel)]),
-            channels_first=self._graph.channels_first,
-        )
-        return rule(site)
-
-
-def _rule(call: Call) -> Rule:
-    if call.type not in _RULES or not _is_keras_own(call):
-        raise UsageError(
-            sentence(
-                "a layer whose arithmetic is known",
-                f"{call.name} ({call.type})",
-                f"Known are {', '.join(_RULES)}.",
+        return compute(
+            ActivationContext(
+                name=call.name,
+                layer=_layer_context(call, self._graph.channels_first),
+                inputs=tuple(to_numpy(self._values[number])[0].astype(np.float64) for number in call.inputs),
+                output_shape=call.output_shapes[0],
+                position=place,
+                channel=channel,
+                network_value=float(output[(*(place or ()), channel)]),
+                channels_first=self._graph.channels_first,
+                activation=find_activation(call.operation),
+                optional_weight=_weights_of(call.operation),
             )
         )
-    return _RULES[call.type]
 
 
-def _is_keras_own(call: Call) -> bool:
-    return type(call.operation).__module__.startswith("keras.src.layers.")
+def _rule(call: Call) -> Callable[[ActivationContext], Recomputed] | None:
+    """Return how an activation of a call is recomputed; None for a layer that is not Keras's own."""
+    kind = LAYERS.get(call.type)
+    return (
+        kind.recompute if kind and type(call.operation).__module__.startswith("keras.src.layers.") else None
+    )
+
+
+def _layer_context(call: Call, channels_first: bool) -> LayerContext:
+    settings = call.operation.get_config()
+    own = settings.get("data_format")
+    first = own == "channels_first" if own else channels_first
+    return LayerContext(call.type, settings, call.input_shapes, (None,) * len(call.inputs), None, first)
+
+
+def _weights_of(layer: Any) -> Callable[[str], Array | None]:
+    def weight(name: str) -> Array | None:
+        variable = getattr(layer, name, None)
+        return None if variable is None else to_numpy(getattr(variable, "value", variable)).astype(np.float64)
+
+    return weight
 
 
 def _check_place(

@@ -1,4 +1,4 @@
-"""What one recomputed number is made of."""
+"""One activation recomputed by hand, in float64, from what enters its layer and the layer's weights."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from convscope.arithmetic.activations import ActivationFunction
+from convscope.arithmetic.context import LayerContext
+from convscope.arithmetic.formulas import Shape
 from convscope.errors import UsageError, sentence
-from convscope.inspection.graph import Call
-from convscope.inspection.recomputation.functions import ActivationFunction, find_activation
-from convscope.inspection.running import to_numpy
 
 Array = npt.NDArray[np.float64]
 
@@ -108,41 +108,67 @@ class Recomputed:
         }
 
 
-@dataclass(frozen=True)
-class Site:
-    """Where a number is recomputed: a call, what enters it (one image), and the place asked about."""
+@dataclass(frozen=True, eq=False)
+class ActivationContext:
+    """Where an activation is recomputed: its layer, what enters it (one image), and the place asked about.
 
-    call: Call
+    ``optional_weight`` reads a weight by the name it has in Keras's layer; None where there is none.
+    """
+
+    name: str
+    layer: LayerContext
     inputs: tuple[Array, ...]
+    output_shape: Shape
     position: tuple[int, int] | None
     channel: int
     network_value: float
     channels_first: bool
+    activation: ActivationFunction
+    optional_weight: Callable[[str], Array | None]
 
-    @property
-    def layer(self) -> Any:
-        """The Keras layer."""
-        return self.call.operation
+    def weight(self, name: str) -> Array:
+        """Read a weight that the layer has."""
+        value = self.optional_weight(name)
+        if value is None:
+            raise LookupError(f"{self.name} has no {name}")
+        return value
 
-    @property
-    def activation(self) -> ActivationFunction:
-        """The layer's activation function."""
-        return find_activation(self.layer)
+    def bias(self) -> float | None:
+        """Read the bias of the channel asked about."""
+        biases = self.optional_weight("bias")
+        return None if biases is None else float(biases[self.channel])
 
-    def own_order(self) -> bool:
-        """Tell whether the layer takes channels first: its own setting, or else the network's."""
-        own = getattr(self.layer, "data_format", None)
-        return own == "channels_first" if own else self.channels_first
+    def row(self) -> Array:
+        """Take the row of elements along the last axis that the place belongs to."""
+        if self.position is None:
+            return self.inputs[0]
+        if self.channels_first:
+            raise UsageError(
+                sentence("channels last for a layer that works along the last axis of an image", self.name)
+            )
+        row: Array = self.inputs[0][self.position]
+        return row
+
+    def place_in_own_order(self) -> tuple[int, ...]:
+        """Give the place asked about as an index into the output in the network's order of axes."""
+        if self.position is None:
+            return (self.channel,)
+        row, column = self.position
+        return (self.channel, row, column) if self.channels_first else (row, column, self.channel)
+
+    def in_named_order(self, array: Array) -> Array:
+        """Bring an array of the network into the order in which places are named: channels last."""
+        return array.transpose(1, 2, 0) if self.channels_first and array.ndim == 3 else array
 
     def image(self, number: int = 0) -> Array:
         """Take an input as ``(height, width, channels)``."""
         array = self.inputs[number]
-        return array.transpose(1, 2, 0) if self.own_order() and array.ndim == 3 else array
+        return array.transpose(1, 2, 0) if self.layer.channels_first and array.ndim == 3 else array
 
     def place(self) -> tuple[int, int]:
         """Take row and column of an output that is an image."""
         if self.position is None:
-            raise UsageError(sentence(f"a row and a column for {self.call.name}", "none"))
+            raise UsageError(sentence(f"a row and a column for {self.name}", "none"))
         return self.position
 
     def at(self, array: Array) -> float:
@@ -165,8 +191,8 @@ class Site:
     ) -> Recomputed:
         """Put the answer together; the last line compares it with the network."""
         answer = Recomputed(
-            layer=self.call.name,
-            type=self.call.type,
+            layer=self.name,
+            type=self.layer.layer_type,
             position=self.position,
             channel=self.channel,
             inputs=inputs,
@@ -177,7 +203,9 @@ class Site:
             value=value,
             network_value=self.network_value,
         )
-        compared = f"the network gives {show(self.network_value)}, a difference of {answer.difference:.1e}"
+        compared = (
+            f"the network gives {show_value(self.network_value)}, a difference of {answer.difference:.1e}"
+        )
         return replace(answer, lines=(*lines, compared))
 
     def product_result(self, inputs: Array, weights: Array, bias: float | None) -> Recomputed:
@@ -185,17 +213,21 @@ class Site:
         if self.activation.over_row:
             raise UsageError(
                 sentence(
-                    f"an activation of {self.call.name} that looks at one number",
+                    f"an activation of {self.name} that looks at one number",
                     self.activation.name,
                     "Put it into a layer of its own, and recompute that.",
                 )
             )
         products = float((inputs * weights).sum())
         total = products + (bias or 0.0)
-        value = self.activation.apply(np.array([total]))[0]
+        value = self.activation(np.array([total]))[0]
         lines = [
             product_line(inputs, weights, products),
-            *([] if bias is None else [f"sum + bias: {show(products)} + {show(bias)} = {show(total)}"]),
+            *(
+                []
+                if bias is None
+                else [f"sum + bias: {show_value(products)} + {show_value(bias)} = {show_value(total)}"]
+            ),
             *self.activation.lines(total, float(value)),
         ]
         return self.result(
@@ -209,32 +241,29 @@ class Site:
         )
 
 
-def weight_array(variable: Any) -> Array:
-    """Take a weight out of Keras, as float64."""
-    return to_numpy(variable.value if hasattr(variable, "value") else variable).astype(np.float64)
-
-
-Rule = Callable[[Site], Recomputed]
-
-
 def product_line(inputs: Array, weights: Array, total: float) -> str:
     """Write a sum of products, all of them where they are few."""
     if inputs.size <= WRITTEN_OUT:
         terms = " + ".join(
-            f"{show(a)}·{show(b)}" for a, b in zip(inputs.ravel(), weights.ravel(), strict=True)
+            f"{show_value(a)}·{show_value(b)}" for a, b in zip(inputs.ravel(), weights.ravel(), strict=True)
         )
-        return f"sum of products: {terms} = {show(total)}"
+        return f"sum of products: {terms} = {show_value(total)}"
     factors = "·".join(str(length) for length in inputs.shape)
     counted = f"{factors} = {inputs.size:,}" if inputs.ndim > 1 else f"{inputs.size:,}"
-    return f"sum of {counted} products of input and weight: {show(total)}"
+    return f"sum of {counted} products of input and weight: {show_value(total)}"
 
 
-def show(number: float) -> str:
+def sum_line(products: float, bias: float, total: float) -> str:
+    """Write the addition of a bias."""
+    return f"sum + bias: {show_value(products)} + {show_value(bias)} = {show_value(total)}"
+
+
+def show_value(number: float) -> str:
     """Write a number with six digits and a true minus sign, in brackets where it is negative.
 
     Examples
     --------
-    >>> show(0.5), show(-0.25)
+    >>> show_value(0.5), show_value(-0.25)
     ('0.5', '(−0.25)')
     """
     text = f"{abs(number):.6g}"

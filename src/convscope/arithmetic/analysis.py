@@ -5,55 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from convscope.arithmetic import others, windows
+from convscope.arithmetic.context import Fields, LayerArithmetic, LayerContext
 from convscope.arithmetic.formulas import Length, ReceptiveField, Shape
-from convscope.arithmetic.site import Fields, LayerArithmetic, Rule, Site
+from convscope.arithmetic.layers import LAYERS
 from convscope.errors import ArchitectureError
 
-_NUMBER_BY_NUMBER = (
-    "Activation",
-    "ReLU",
-    "LeakyReLU",
-    "ELU",
-    "Softmax",
-    "Dropout",
-    "SpatialDropout2D",
-    "GaussianNoise",
-    "GaussianDropout",
-    "AlphaDropout",
-    "ActivityRegularization",
-    "Rescaling",
-    "Identity",
-)
-_RULES: dict[str, Rule] = {
-    "Conv2D": windows.convolution,
-    "DepthwiseConv2D": windows.depthwise_convolution,
-    "SeparableConv2D": windows.separable_convolution,
-    "MaxPooling2D": windows.pooling,
-    "AveragePooling2D": windows.pooling,
-    "GlobalAveragePooling2D": windows.global_pooling,
-    "GlobalMaxPooling2D": windows.global_pooling,
-    "Dense": others.dense,
-    "Flatten": others.flatten,
-    "Reshape": others.reshape,
-    "BatchNormalization": others.batch_normalization,
-    "LayerNormalization": others.layer_normalization,
-    "Normalization": others.normalization,
-    "ZeroPadding2D": others.zero_padding,
-    "Cropping2D": others.cropping,
-    "UpSampling2D": others.upsampling,
-    "Concatenate": others.concatenate,
-    **dict.fromkeys(
-        ("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum"), others.elementwise_merge
-    ),
-    **dict.fromkeys(_NUMBER_BY_NUMBER, others.number_by_number),
-}
-
 # The names of the Keras classes whose arithmetic is known.
-KNOWN_LAYERS = tuple(_RULES)
+KNOWN_LAYERS = tuple(name for name, kind in LAYERS.items() if kind.analyse is not None)
 
 
-def work_out(
+def analyse(
     layer_type: str,
     settings: Mapping[str, Any],
     input_shapes: Sequence[Shape],
@@ -62,7 +23,7 @@ def work_out(
     image: tuple[Length, Length] | None = None,
     channels_first: bool | None = None,
 ) -> LayerArithmetic | None:
-    """Work out one layer.
+    """Analyse one layer.
 
     Parameters
     ----------
@@ -91,26 +52,28 @@ def work_out(
 
     Examples
     --------
-    >>> conv = work_out("Conv2D", {"filters": 32, "kernel_size": 3}, [(28, 28, 1)])
+    >>> conv = analyse("Conv2D", {"filters": 32, "kernel_size": 3}, [(28, 28, 1)])
     >>> conv.output_shape, conv.parameters
     ((26, 26, 32), 320)
     >>> conv.lines[0]
     'height and width: ⌊(28 − 3)/1⌋ + 1 = 26'
     """
-    if layer_type not in _RULES:
+    kind = LAYERS.get(layer_type)
+    if kind is None or kind.analyse is None:
         return None
     if channels_first is None or settings.get("data_format"):
         channels_first = settings.get("data_format") == "channels_first"
     if fields is None:
         fields, image = _as_image(input_shapes, channels_first)
-    site = Site(layer_type, settings, tuple(input_shapes), tuple(fields), image, channels_first)
-    return _RULES[layer_type](site)
+    return kind.analyse(
+        LayerContext(layer_type, settings, tuple(input_shapes), tuple(fields), image, channels_first)
+    )
 
 
-def work_out_chain(
+def analyse_chain(
     layers: Iterable[tuple[str, Mapping[str, Any]]], input_shape: Shape
 ) -> tuple[LayerArithmetic | None, ...]:
-    """Work out layers one behind the other, as in a Sequential model.
+    """Analyse layers one behind the other, as in a Sequential model.
 
     Parameters
     ----------
@@ -132,7 +95,7 @@ def work_out_chain(
     Examples
     --------
     >>> chain = [("Conv2D", {"filters": 32, "kernel_size": 3}), ("Flatten", {}), ("Dense", {"units": 10})]
-    >>> [layer.parameters for layer in work_out_chain(chain, (28, 28, 1))]
+    >>> [layer.parameters for layer in analyse_chain(chain, (28, 28, 1))]
     [320, 0, 216330]
     """
     listed = list(layers)
@@ -141,7 +104,7 @@ def work_out_chain(
     (fields,), image = _as_image([input_shape], channels_first)
     shape, results = input_shape, list[LayerArithmetic | None]()
     for layer_type, settings in listed:
-        result = work_out(
+        result = analyse(
             layer_type, settings, [shape], fields=[fields], image=image, channels_first=channels_first
         )
         if result is None:
@@ -181,7 +144,7 @@ Use padding='same', a smaller kernel, fewer layers before it, or a larger image.
     several = bool(input_shape) and not (input_shape[0] is None or isinstance(input_shape[0], int))
     shapes = [tuple(shape) for shape in input_shape] if several else [tuple(input_shape)]  # type: ignore[arg-type]
     try:
-        work_out(layer_type, settings, shapes)  # type: ignore[arg-type]
+        analyse(layer_type, settings, shapes)  # type: ignore[arg-type]
     except ArchitectureError as error:
         return str(error)
     return ""

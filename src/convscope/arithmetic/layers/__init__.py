@@ -1,0 +1,31 @@
+"""Every kind of layer that is known, by the name of its Keras class: the one home of what a kind is.
+
+A family of kinds has a module here, which says what their arithmetic is, and one of the same name in
+``lowering.layers``, which says how they are read from Keras and run on torch.
+"""
+
+from collections.abc import Mapping
+
+from convscope.arithmetic.kind import LayerKind
+from convscope.arithmetic.layers import dense, elementwise, merging, normalization, reshaping, windows
+
+# Foreign files may name these, too; their arithmetic is not known here, and they run as Keras layers.
+# fmt: off
+_ONLY_NAMED = (
+    "InputLayer", "EinsumDense", "Conv1D", "Conv2DTranspose", "MultiHeadAttention", "Permute", "RepeatVector",
+    "MaxPooling1D", "AveragePooling1D", "AdaptiveAveragePooling2D", "AdaptiveMaxPooling2D",
+    "GlobalAveragePooling1D", "GlobalMaxPooling1D", "CenterCrop", "Resizing", "SpatialDropout1D",
+    "RMSNormalization", "UnitNormalization", "Dot", "RandomFlip", "RandomRotation",
+    "RandomZoom", "RandomTranslation", "RandomCrop", "RandomContrast", "RandomBrightness", "RandomShear",
+    "RandomErasing",
+)
+# fmt: on
+_FAMILIES = (windows, dense, normalization, elementwise, reshaping, merging)
+
+LAYERS: Mapping[str, LayerKind] = {
+    kind.name: kind
+    for kind in (
+        *(kind for family in _FAMILIES for kind in family.KINDS),
+        *map(LayerKind, _ONLY_NAMED),
+    )
+}

@@ -1,0 +1,429 @@
+"""Layers that slide a window over the image: convolutions and poolings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from convscope.arithmetic.context import (
+    Fields,
+    LayerArithmetic,
+    LayerContext,
+    by_axis,
+    field_lines,
+    whole_image,
+)
+from convscope.arithmetic.formulas import (
+    Calculation,
+    Length,
+    ReceptiveField,
+    check_strides_and_dilation,
+    conv_macs,
+    conv_parameters,
+    effective_window,
+    output_length,
+    product_of,
+    same_padding,
+    show,
+    show_shape,
+)
+from convscope.arithmetic.kind import LayerKind
+from convscope.arithmetic.recomputed import ActivationContext, Array, Recomputed, show_value
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A window as a layer slides it."""
+
+    size: tuple[int, int]
+    strides: tuple[int, int]
+    dilation: tuple[int, int]
+    padding: str
+
+
+@dataclass(frozen=True)
+class _Slid:
+    """What comes of sliding it."""
+
+    lengths: tuple[Length, Length]
+    fields: Fields
+    lines: tuple[str, ...]
+    field_lines: tuple[str, ...]
+
+
+def convolution(context: LayerContext) -> LayerArithmetic:
+    """Analyse Conv2D."""
+    lengths, channels = context.image_parts()
+    window = _kernel_window(context)
+    check_strides_and_dilation(window.strides, window.dilation, context.label)
+    filters, groups = int(context.settings["filters"]), int(context.settings.get("groups") or 1)
+    _check_groups(context, channels, filters, groups)
+    use_bias = bool(context.settings.get("use_bias", True))
+    slid = _slide(context, lengths, window)
+    parameters = conv_parameters(window.size, channels, filters, groups, use_bias)
+    macs = conv_macs(slid.lengths, window.size, channels, filters, groups)
+    kernel = ("kernel", (*window.size, channels // groups, filters))
+    return LayerArithmetic(
+        output_shape=context.image_shape(slid.lengths, filters),
+        weight_shapes=(kernel, ("bias", (filters,))) if use_bias else (kernel,),
+        parameters=parameters.value or 0,
+        macs=macs.value,
+        fields=slid.fields,
+        lines=(
+            *slid.lines,
+            f"channels: one for each of the {show(filters)} filters",
+            f"parameters: {parameters}",
+            f"multiply-accumulates: {macs}",
+            *slid.field_lines,
+        ),
+    )
+
+
+def depthwise_convolution(context: LayerContext) -> LayerArithmetic:
+    """Analyse DepthwiseConv2D: `depth_multiplier` kernels for each channel, each over that channel alone."""
+    lengths, channels = context.image_parts()
+    window = _kernel_window(context)
+    multiplier = int(context.settings.get("depth_multiplier") or 1)
+    use_bias = bool(context.settings.get("use_bias", True))
+    slid = _slide(context, lengths, window)
+    filters = channels * multiplier
+    weights = window.size[0] * window.size[1] * filters
+    total = weights + (filters if use_bias else 0)
+    terms = f"{window.size[0]}·{window.size[1]}·{show(channels)}·{multiplier}"
+    bias = f" + {show(filters)}" if use_bias else ""
+    macs = product_of([*slid.lengths, filters, *window.size])
+    kernel = ("kernel", (*window.size, channels, multiplier))
+    return LayerArithmetic(
+        output_shape=context.image_shape(slid.lengths, filters),
+        weight_shapes=(kernel, ("bias", (filters,))) if use_bias else (kernel,),
+        parameters=total,
+        macs=macs.value,
+        fields=slid.fields,
+        lines=(
+            *slid.lines,
+            f"channels: {show(channels)}·{multiplier} = {show(filters)}",
+            f"parameters: {terms}{bias} = {show(total)}",
+            f"multiply-accumulates: {macs}",
+            *slid.field_lines,
+        ),
+    )
+
+
+def separable_convolution(context: LayerContext) -> LayerArithmetic:
+    """Analyse SeparableConv2D: a depthwise convolution, then a 1×1 convolution over its channels."""
+    lengths, channels = context.image_parts()
+    window = _kernel_window(context)
+    multiplier = int(context.settings.get("depth_multiplier") or 1)
+    filters, use_bias = int(context.settings["filters"]), bool(context.settings.get("use_bias", True))
+    slid = _slide(context, lengths, window)
+    middle = channels * multiplier
+    area = window.size[0] * window.size[1]
+    total = area * middle + middle * filters + (filters if use_bias else 0)
+    positions = product_of(list(slid.lengths)).value
+    macs = None if positions is None else positions * (middle * area + filters * middle)
+    kernel = f"{window.size[0]}·{window.size[1]}"
+    places = "·".join(map(show, slid.lengths))
+    bias = f" + {show(filters)}" if use_bias else ""
+    weights = (
+        ("depthwise_kernel", (*window.size, channels, multiplier)),
+        ("pointwise_kernel", (1, 1, middle, filters)),
+    )
+    return LayerArithmetic(
+        output_shape=context.image_shape(slid.lengths, filters),
+        weight_shapes=(*weights, ("bias", (filters,))) if use_bias else weights,
+        parameters=total,
+        macs=macs,
+        fields=slid.fields,
+        lines=(
+            *slid.lines,
+            f"channels: {show(channels)}·{multiplier} = {show(middle)} between the two steps, "
+            f"then one for each of the {show(filters)} filters",
+            f"parameters: {kernel}·{show(channels)}·{multiplier} + 1·1·{show(middle)}·{show(filters)}{bias} "
+            f"= {show(total)}",
+            f"multiply-accumulates: {places}·({show(middle)}·{kernel} + {show(filters)}·{show(middle)}) "
+            f"= {show(macs)}",
+            *slid.field_lines,
+        ),
+    )
+
+
+def pooling(context: LayerContext) -> LayerArithmetic:
+    """Analyse MaxPooling2D and AveragePooling2D."""
+    lengths, channels = context.image_parts()
+    size = context.pair("pool_size", 2)
+    window = _Window(
+        size, context.pair("strides", size), (1, 1), str(context.settings.get("padding") or "valid")
+    )
+    slid = _slide(context, lengths, window)
+    return LayerArithmetic(
+        output_shape=context.image_shape(slid.lengths, channels),
+        fields=slid.fields,
+        lines=(*slid.lines, f"channels: each pooled alone, {show(channels)}", *slid.field_lines),
+    )
+
+
+def global_pooling(context: LayerContext) -> LayerArithmetic:
+    """Analyse GlobalAveragePooling2D and GlobalMaxPooling2D."""
+    lengths, channels = context.image_parts()
+    fields = whole_image(context, lengths)
+    keep = bool(context.settings.get("keepdims", False))
+    return LayerArithmetic(
+        output_shape=context.image_shape((1, 1), channels) if keep else (channels,),
+        fields=fields,
+        lines=(
+            f"{show_shape(lengths)} positions become one number for each of {show(channels)} channels",
+            *field_lines(fields),
+        ),
+    )
+
+
+def _kernel_window(context: LayerContext) -> _Window:
+    return _Window(
+        size=context.pair("kernel_size"),
+        strides=context.pair("strides"),
+        dilation=context.pair("dilation_rate"),
+        padding=str(context.settings.get("padding") or "valid"),
+    )
+
+
+def _check_groups(context: LayerContext, channels: int, filters: int, groups: int) -> None:
+    """Keras gives every group as many channels and as many filters as the next."""
+    for kind, count in (("input channels", channels), ("filters", filters)):
+        if count % groups:
+            raise context.failure(
+                f"{kind} that {groups} groups share evenly in {context.label}",
+                f"{count}/{groups} = {count / groups:g}",
+                f"Choose groups that divide {count}.",
+            )
+
+
+def _slide(context: LayerContext, lengths: tuple[Length, Length], window: _Window) -> _Slid:
+    height, width = (
+        output_length(length, size, stride, window.padding, dilation)
+        for length, size, stride, dilation in zip(
+            lengths, window.size, window.strides, window.dilation, strict=True
+        )
+    )
+    for result in (height, width):
+        if result.value is not None and result.value < 1:
+            raise _does_not_fit(context, lengths, window, result)
+    padding, padding_lines = _padding(lengths, window)
+    fields, seen = _fields(context, window, padding)
+    return _Slid(
+        lengths=(height.value, width.value),
+        fields=fields,
+        lines=(*by_axis("", height.text, width.text), *padding_lines),
+        field_lines=seen,
+    )
+
+
+def _does_not_fit(
+    context: LayerContext, lengths: tuple[Length, Length], window: _Window, result: Calculation
+) -> Exception:
+    needed = tuple(map(effective_window, window.size, window.dilation))
+    kind = "pooling window" if "Pooling" in context.layer_type else "kernel"
+    dilated = "" if window.dilation == (1, 1) else f" with dilation {show_shape(window.dilation)}"
+    return context.failure(
+        f"an input of at least {show_shape(needed)} for {context.label}, "
+        f"whose {kind} is {show_shape(window.size)}{dilated}",
+        f"{show_shape(lengths)}: {result}",
+        f"Use padding='same', a smaller {kind}, fewer layers before it, or a larger image.",
+    )
+
+
+def _padding(
+    lengths: tuple[Length, Length], window: _Window
+) -> tuple[tuple[int | None, int | None], tuple[str, ...]]:
+    """Find the padding before each axis (None where a length is open), and its formulas."""
+    if window.padding == "valid":
+        return (0, 0), ()
+    before: list[int | None] = []
+    texts = []
+    for length, size, stride, dilation in zip(
+        lengths, window.size, window.strides, window.dilation, strict=True
+    ):
+        if length is None:
+            before.append(None)
+            texts.append("depends on the length")
+            continue
+        first, last, text = same_padding(length, size, stride, dilation)
+        before.append(first)
+        texts.append(f"{text}: {first} before, {last} after")
+    return (before[0], before[1]), by_axis("padding", texts[0], texts[1])
+
+
+def _fields(
+    context: LayerContext, window: _Window, padding: tuple[int | None, int | None]
+) -> tuple[Fields, tuple[str, ...]]:
+    fields = context.fields[0]
+    if fields is None:
+        return None, ()
+    grown: list[ReceptiveField] = []
+    texts = []
+    for field, size, stride, dilation, before in zip(
+        fields, window.size, window.strides, window.dilation, padding, strict=True
+    ):
+        span = effective_window(size, dilation)
+        # Where the image's size is open, so is its padding; the size of the field does not depend on it.
+        after = field.through(span, stride, before or 0)
+        grown.append(after)
+        texts.append(f"{field.size} + ({span} − 1)·{field.jump} = {after.size}")
+    return (grown[0], grown[1]), by_axis("receptive field", texts[0], texts[1])
+
+
+def _recompute_convolution(context: ActivationContext) -> Recomputed:
+    """Recompute an activation of Conv2D."""
+    image = context.image()
+    kernel = context.weight("kernel")  # (h, w, channels/groups, filters)
+    seen, filters = kernel.shape[2], kernel.shape[3]
+    first = context.channel // (filters // int(context.layer.settings.get("groups") or 1)) * seen
+    window = _Patch(context, kernel.shape[:2])
+    patch = window.zero_filled(image[..., first : first + seen])
+    return window.mark(context.product_result(patch, kernel[..., context.channel], context.bias()))
+
+
+def _recompute_depthwise_convolution(context: ActivationContext) -> Recomputed:
+    """Recompute an activation of DepthwiseConv2D."""
+    image = context.image()
+    kernel = context.weight("kernel")  # (h, w, channels, multiplier)
+    channel, copy = divmod(context.channel, kernel.shape[3])
+    window = _Patch(context, kernel.shape[:2])
+    patch = window.zero_filled(image[..., channel : channel + 1])
+    return window.mark(
+        context.product_result(patch, kernel[..., channel : channel + 1, copy], context.bias()),
+    )
+
+
+def _recompute_separable_convolution(context: ActivationContext) -> Recomputed:
+    """Recompute an activation of SeparableConv2D: the depthwise sums first, then their weighted sum."""
+    image = context.image()
+    kernel = context.weight("depthwise_kernel")  # (h, w, channels, multiplier)
+    window = _Patch(context, kernel.shape[:2])
+    patch = window.zero_filled(image)  # (h, w, channels)
+    middle = np.einsum("hwc,hwcm->cm", patch, kernel).ravel()  # (channels · multiplier,)
+    pointwise = context.weight("pointwise_kernel")[0, 0, :, context.channel]
+    answer = context.product_result(middle, pointwise, context.bias())
+    height, width, channels, multiplier = kernel.shape
+    step = (
+        f"first, for each of {channels}·{multiplier} = {middle.size} channels, "
+        f"a sum of {height}·{width} = {height * width} products; then"
+    )
+    return window.mark(replace(answer, lines=(step, *answer.lines)))
+
+
+def _recompute_max_pooling(context: ActivationContext) -> Recomputed:
+    """Recompute an activation of MaxPooling2D; padding never wins."""
+    window = _Patch(context, context.layer.pair("pool_size", 2), pooled=True)
+    image = context.image()[..., context.channel]
+    found = window.only_inside(image)
+    value = float(found.max())
+    answer = context.result(
+        window.zero_filled(image[..., None]),
+        value=value,
+        lines=[f"max({_listed(found)}) = {show_value(value)}"],
+    )
+    return window.mark(answer)
+
+
+def _recompute_average_pooling(context: ActivationContext) -> Recomputed:
+    """Recompute an activation of AveragePooling2D; zeros of the padding are not counted."""
+    window = _Patch(context, context.layer.pair("pool_size", 2), pooled=True)
+    image = context.image()[..., context.channel]
+    uneven = window.uneven
+    # Keras on torch repeats the edge, and counts what it repeats, where "same" pads one side more.
+    found = window.repeated(image) if uneven else window.only_inside(image)
+    value = float(found.mean())
+    note = ["the padding is uneven, for which Keras on torch repeats the edge pixels"] if uneven else []
+    answer = context.result(
+        window.repeated(image)[..., None] if uneven else window.zero_filled(image[..., None]),
+        value=value,
+        lines=[*note, f"({_listed(found, ' + ')})/{found.size} = {show_value(value)}"],
+    )
+    return window.mark(answer)
+
+
+def _recompute_global_average_pooling(context: ActivationContext) -> Recomputed:
+    """Recompute an activation of GlobalAveragePooling2D."""
+    channel = context.image()[..., context.channel]
+    value = float(channel.mean())
+    line = f"the mean of {channel.shape[0]}·{channel.shape[1]} = {channel.size} numbers: {show_value(value)}"
+    return context.result(channel[..., None], value=value, lines=[line])
+
+
+def _recompute_global_max_pooling(context: ActivationContext) -> Recomputed:
+    """Recompute an activation of GlobalMaxPooling2D."""
+    channel = context.image()[..., context.channel]
+    value = float(channel.max())
+    line = (
+        f"the largest of {channel.shape[0]}·{channel.shape[1]} = {channel.size} numbers: {show_value(value)}"
+    )
+    return context.result(channel[..., None], value=value, lines=[line])
+
+
+class _Patch:
+    """Where a layer's window lies for one output."""
+
+    def __init__(self, context: ActivationContext, size: Sequence[int], pooled: bool = False) -> None:
+        lengths, layer = context.image().shape[:2], context.layer
+        strides, dilation = layer.pair("strides", size if pooled else 1), layer.pair("dilation_rate")
+        same = layer.settings.get("padding") == "same"
+        self.padding = [
+            same_padding(*axis)[:2] if same else (0, 0)
+            for axis in zip(lengths, size, strides, dilation, strict=True)
+        ]
+        place = context.place()
+        self.rows, self.columns = (
+            place[axis] * strides[axis] - self.padding[axis][0] + dilation[axis] * np.arange(size[axis])
+            for axis in (0, 1)
+        )
+        row_inside = (self.rows >= 0) & (self.rows < lengths[0])
+        column_inside = (self.columns >= 0) & (self.columns < lengths[1])
+        self.inside = row_inside[:, None] & column_inside[None]  # (h, w)
+
+    @property
+    def uneven(self) -> bool:
+        """Whether one side has more padding than the other."""
+        return any(before != after for before, after in self.padding)
+
+    def repeated(self, image: Array) -> Array:
+        """Read the window; outside the image stands its nearest pixel."""
+        rows = self.rows.clip(0, image.shape[0] - 1)
+        columns = self.columns.clip(0, image.shape[1] - 1)
+        window: Array = image[np.ix_(rows, columns)]
+        return window
+
+    def zero_filled(self, image: Array) -> Array:
+        """Read the window; outside the image stand zeros."""
+        return np.where(self.inside[..., None], self.repeated(image), 0.0)
+
+    def only_inside(self, image: Array) -> Array:
+        """Read the part of the window that lies inside the image, in reading order."""
+        inside: Array = self.repeated(image)[self.inside]
+        return inside
+
+    def mark(self, answer: Recomputed) -> Recomputed:
+        """Note on the answer where the window lies."""
+        return replace(
+            answer,
+            rows=tuple(self.rows.tolist()),
+            columns=tuple(self.columns.tolist()),
+            inside=self.inside,
+        )
+
+
+def _listed(numbers: Array, separator: str = ", ") -> str:
+    shown = [show_value(number) for number in numbers.ravel()[:9]]
+    return separator.join(shown) + (separator + "…" if numbers.size > 9 else "")
+
+
+KINDS = (
+    LayerKind("Conv2D", convolution, _recompute_convolution, page="convolution"),
+    LayerKind("DepthwiseConv2D", depthwise_convolution, _recompute_depthwise_convolution, page="depthwise"),
+    LayerKind("SeparableConv2D", separable_convolution, _recompute_separable_convolution),
+    LayerKind("MaxPooling2D", pooling, _recompute_max_pooling, page="max"),
+    LayerKind("AveragePooling2D", pooling, _recompute_average_pooling, page="average"),
+    LayerKind("GlobalMaxPooling2D", global_pooling, _recompute_global_max_pooling, page="max"),
+    LayerKind("GlobalAveragePooling2D", global_pooling, _recompute_global_average_pooling, page="average"),
+)
