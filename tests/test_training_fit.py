@@ -1053,7 +1053,7 @@ def test_an_error_before_the_first_update_ends_in_keras(engine, monkeypatch):
         with pytest.raises(RuntimeError, match="mat1 and mat2"):
             convscope.fit(trained, X, Y, engine=engine, **settings)
         return
-    with pytest.warns(UserWarning, match="failed before its first update: RuntimeError: mat1 and mat2"):
+    with pytest.warns(UserWarning, match="The fast engine failed: RuntimeError: mat1 and mat2"):
         found = convscope.fit(trained, X, Y, engine=engine, **settings)
     assert found.engine == "keras"
     np.testing.assert_array_equal(found.history["loss"], expected.history["loss"])

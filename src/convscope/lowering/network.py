@@ -14,7 +14,7 @@ from convscope.lowering.devices import current_device
 from convscope.lowering.ir import Op, Program, written
 from convscope.lowering.planner import apply_plan, plan_of
 from convscope.lowering.runners import Prepared, Runner, Step, runner_of
-from convscope.lowering.variables import is_seed, named_variables, parameter_of, tensor_of
+from convscope.lowering.variables import is_seed, named_variables, owners, parameter_of, tensor_of
 
 Tensor = torch.Tensor
 
@@ -263,18 +263,26 @@ class LoweredNetwork:
 def _collect(program: Program, model: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Sort the model's variables into weights (trainable first) and state."""
     variables = {path: v for path, v in named_variables(model).items() if not is_seed(path)}
+    layers = owners(model)
     trainable = {id(variable) for variable in model.trainable_variables}
     paths = [path for path, variable in variables.items() if id(variable) in trainable]
     frozen = [path for op in program for path in op.weights if path not in paths]
     # A Keras layer computes with its own parameters: only there can their gradients be found.
     shared = {path for op in program if isinstance(op, ops.KerasCall) for path in op.weights}
+
+    def owner(path: str) -> Any:
+        return layers.get(id(variables[path]))
+
     weights = {
-        path: parameter_of(variables[path], path)
+        path: parameter_of(variables[path], owner(path))
         if path in shared
-        else tensor_of(variables[path], path).requires_grad_(id(variables[path]) in trainable)
+        else tensor_of(variables[path], owner(path)).requires_grad_(id(variables[path]) in trainable)
         for path in dict.fromkeys([*paths, *frozen])
     }
     state = {
-        path: tensor_of(variables[path], path) for op in program for path in op.state if path not in weights
+        path: tensor_of(variables[path], owner(path))
+        for op in program
+        for path in op.state
+        if path not in weights
     }
     return weights, state

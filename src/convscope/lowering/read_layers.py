@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from functools import cache
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -55,6 +57,7 @@ _FUNCTIONS = {
 _COMPUTE_DTYPES = ("float32", "bfloat16")
 # Keras wraps the first two in each layer; how a model trains and predicts is looked at by who calls that.
 _NOT_COMPUTING = {"build", "quantize", *vars(Trainer)}
+_COMPUTING = ("__call__", "call", "convolution_op", "update_step", "apply", "update_state", "result")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -106,14 +109,29 @@ def _is_unusual(layer: Any) -> bool:
 
 
 def is_altered(thing: Any) -> bool:
-    """Say whether somebody gave this one object a method of its own, or torch hooks.
+    """Say whether somebody gave this one object, or its class, a method of its own, or torch hooks.
 
-    Layers, models, losses, metrics and optimizers do not always do what their class says.
+    Layers, models, losses, metrics and optimizers do not always do what their class said at first.
     """
     own, kind = vars(thing), type(thing)
-    return any(own.get(hooks) for hooks in HOOKS) or any(
-        callable(getattr(kind, name, None)) and name not in _NOT_COMPUTING for name in own
+    return (
+        any(own.get(hooks) for hooks in HOOKS)
+        or any(callable(getattr(kind, name, None)) and name not in _NOT_COMPUTING for name in own)
+        or (
+            _is_of_a_library(kind)
+            and not all(_is_of_a_library(getattr(kind, name)) for name in computing_methods(kind))
+        )
     )
+
+
+@cache
+def computing_methods(kind: Hashable) -> tuple[str, ...]:
+    """Name the methods in which a class of Keras computes; somebody may put others there."""
+    return tuple(name for name in _COMPUTING if isinstance(getattr(kind, name, None), FunctionType))
+
+
+def _is_of_a_library(thing: Any) -> bool:
+    return str(thing.__module__).startswith(("keras.", "torch."))
 
 
 def _is_hashable(thing: Any) -> bool:

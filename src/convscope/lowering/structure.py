@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from convscope.lowering.read import graph_of
-from convscope.lowering.read_layers import HOOKS, is_known
+from convscope.lowering.read_layers import HOOKS, computing_methods, is_known
 
 # What Keras and torch note down in every layer; it changes by mere use, or is looked at elsewhere.
 _BOOKKEEPING = frozenset(vars(keras.layers.Layer(name="bare"))) - {
@@ -51,6 +51,10 @@ class ModelStructure:
         self._settings = [
             _Settings(operation) for operation in dict.fromkeys(self._operations) if is_known(operation)
         ]
+        kinds = dict.fromkeys(map(type, filter(is_known, self._operations)))
+        self._methods = [
+            (kind, name, getattr(kind, name)) for kind in kinds for name in computing_methods(kind)
+        ]
         self._variables = [_variable(variable) for variable in _variables(self._layers)]
         self._globals = _globals()
 
@@ -61,6 +65,7 @@ class ModelStructure:
             _are_same(self._operations, list(_operations(self._model)))
             and _are_same(self._layers, layers := _layers(self._model))
             and all(settings.are_current() for settings in self._settings)
+            and all(getattr(kind, name) is method for kind, name, method in self._methods)
             and self._variables == [_variable(variable) for variable in _variables(layers)]
             and self._globals == _globals()
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from convscope.errors import LoweringError
+from convscope.errors import LoweringError, sentence
 
 
 def named_variables(model: Any) -> dict[str, Any]:
@@ -51,15 +51,15 @@ def is_seed(path: str) -> bool:
     return "seed_generator_state" in path.rsplit("/", 1)[-1]
 
 
-def tensor_of(variable: Any, path: str) -> torch.Tensor:
+def tensor_of(variable: Any, layer: Any = None) -> torch.Tensor:
     """Return a variable's values as a tensor; on Keras's torch back end the two share their storage.
 
     Parameters
     ----------
     variable : keras.Variable
         The variable.
-    path : str
-        Its path, for the message.
+    layer : keras.Layer or None
+        Whose it is, for the message.
 
     Returns
     -------
@@ -73,17 +73,32 @@ def tensor_of(variable: Any, path: str) -> torch.Tensor:
     """
     value = variable.value
     tensor = value.detach() if isinstance(value, torch.Tensor) else torch.from_numpy(variable.numpy().copy())
-    return _require_float32(tensor, path)
-
-
-def parameter_of(variable: Any, path: str) -> torch.Tensor:
-    """Return the parameter that a variable on Keras's torch back end computes with; see :func:`tensor_of`."""
-    return _require_float32(variable.value, path)
-
-
-def _require_float32(tensor: torch.Tensor, path: str) -> torch.Tensor:
-    if tensor.is_floating_point() and tensor.dtype is not torch.float32:
-        raise LoweringError(
-            f"Expected float32 variables, got {path!r} of type {tensor.dtype}. Set its layer's dtype."
-        )
+    _require_float32(tensor, variable, layer)
     return tensor
+
+
+def parameter_of(variable: Any, layer: Any = None) -> torch.Tensor:
+    """Return the parameter that a variable on Keras's torch back end computes with; see :func:`tensor_of`."""
+    _require_float32(variable.value, variable, layer)
+    parameter: torch.Tensor = variable.value
+    return parameter
+
+
+def owners(model: Any) -> dict[int, Any]:
+    """Return the layer of each variable of a model, by the variable's id."""
+    return {
+        id(variable): layer
+        for layer in model._flatten_layers()
+        for variable in (*layer._trainable_variables, *layer._non_trainable_variables)
+    }
+
+
+def _require_float32(tensor: torch.Tensor, variable: Any, layer: Any) -> None:
+    if not tensor.is_floating_point() or tensor.dtype is torch.float32:
+        return
+    found = repr(variable.path)
+    if layer is not None:
+        found = f"the {variable.name} of layer {layer.name!r} ({type(layer).__name__})"
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    hint = "Give the layer dtype='float32'."
+    raise LoweringError(sentence("float32 variables", f"{found} of type {dtype}", hint))

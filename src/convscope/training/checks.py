@@ -10,12 +10,29 @@ import keras
 import numpy as np
 
 from convscope.errors import UsageError, sentence
-from convscope.training.inputs import ArrayInput, Input
+from convscope.training.inputs import ArrayInput, Input, first_leaf
 
 _CATEGORICAL = "categorical_crossentropy"
 _SPARSE = "sparse_categorical_crossentropy"
 _BINARY = ("binary_crossentropy", "binary_focal_crossentropy")
 _PROBABILITIES = (*_BINARY, _CATEGORICAL, "categorical_focal_crossentropy")  # what their targets are
+_ELEMENTWISE = (  # these compare each target with its output, and take the mean over the last axis
+    *_BINARY,
+    "categorical_focal_crossentropy",
+    "categorical_hinge",
+    "cosine_similarity",
+    "hinge",
+    "huber",
+    "kl_divergence",
+    "log_cosh",
+    "mean_absolute_error",
+    "mean_absolute_percentage_error",
+    "mean_squared_error",
+    "mean_squared_logarithmic_error",
+    "poisson",
+    "squared_hinge",
+)
+_ROWS = 1009  # stands for any number of rows: a prime, so that it is no side of an image
 
 Shape = tuple[int | None, ...]
 
@@ -66,30 +83,40 @@ def require_fitting_images(expected: Shape | None, data: Input | None) -> None:
         raise UsageError(sentence(f"images of shape {expected}", found, hint))
 
 
-def require_fitting_targets(model: keras.Model, data: Input | None) -> None:
-    """Refuse labels that the compiled cross-entropy cannot read.
+def require_fitting(model: keras.Model, data: Input | None) -> None:
+    """Refuse images, targets or weights that the model and its compiled loss cannot work with.
 
     Parameters
     ----------
     model : keras.Model
-        Compiled; only cross-entropies are looked at.
+        Compiled; what its loss is not known to need is not looked at.
     data : Input or None
-        Streams pass.
+        Streams pass; their batches are looked at one by one.
 
     Raises
     ------
     UsageError
-        When class numbers stand where one-hot targets belong or the other way round, a class number is not
-        among the model's outputs, or targets that are to be probabilities do not lie between 0 and 1.
+        When the images have another shape than the model's input, class numbers stand where one-hot targets
+        belong or the other way round, a class number is not among the model's outputs, targets that are to
+        be probabilities do not lie between 0 and 1, or targets or weights have another shape than the
+        outputs.
     """
-    if not isinstance(data, ArrayInput) or data.y is None:
+    if not isinstance(data, ArrayInput):
+        return
+    data.require_rows()
+    require_fitting_images(input_shape(model), data)
+    if data.y is None:
         return
     for y in keras.tree.flatten(data.y):
         if isinstance(y, np.ndarray) and y.dtype.kind not in "fiub":
             raise UsageError(sentence("numbers as targets", f"an array of type {y.dtype}"))
+    shape = _single_shape(model, "outputs")
     for loss, y in _pairs(model.loss, data.y):
         if y is not None:
-            _require_fitting_loss(loss, y, _single_shape(model, "outputs"))
+            _require_fitting_loss(loss, y, shape)
+    weight = first_leaf(data.sample_weight)
+    if shape is not None and weight is not None and not keras.tree.is_nested(model.loss):
+        _require_fitting_weight(_named(model.loss, tuple(first_leaf(data.y).shape), shape)[0], weight, shape)
 
 
 def _pairs(loss: Any, y: Any) -> list[tuple[Any, Any]]:
@@ -109,6 +136,8 @@ def _require_fitting_loss(loss: Any, y: Any, shape: Shape | None) -> None:
     if math.prod(y.shape) == 0:
         return
     name, settings = _named(loss, tuple(y.shape), shape)
+    if shape is not None and name in _ELEMENTWISE and not _combine(tuple(y.shape[1:]), shape):
+        raise UsageError(sentence(f"targets of shape {_with_rows(shape)} for {name}", tuple(y.shape)))
     classes = None
     if shape is not None and settings.get("axis", -1) == -1 and shape[-1] != 1:
         classes = shape[-1]
@@ -132,6 +161,29 @@ def _require_fitting_shape(name: str, found: tuple[int, ...], shape: Shape) -> N
     if name == _SPARSE and not any(_matches(found[1:], fit) for fit in (elements, (*elements, 1))):
         hint = f"Give the class numbers, or compile with {_CATEGORICAL}."
         raise UsageError(sentence(f"class numbers of shape {_with_rows(elements)} for {name}", found, hint))
+
+
+def _require_fitting_weight(name: str, weight: Any, shape: Shape) -> None:
+    """Hold the examples' weights against the losses, one for each element of all axes but the last."""
+    elements = shape[:-1]
+    found = tuple(weight.shape)
+    if name not in (*_ELEMENTWISE, _CATEGORICAL, _SPARSE) or _combine(found[1:], elements):
+        return
+    expected = "sample_weight of shape (n,)"
+    if elements:
+        expected += f" times that of the losses, {_with_rows(elements)}"
+    raise UsageError(sentence(expected, found))
+
+
+def _combine(found: tuple[int, ...], shape: Shape) -> bool:
+    """Say whether Keras can compute with arrays of these shapes, element by element; rows left out."""
+    sides = [(_ROWS, *found), (_ROWS, *shape)]
+    longer, shorter = sorted(sides, key=len, reverse=True)
+    if len(longer) == len(shorter) + 1 and longer[-1] == 1:
+        longer = longer[:-1]  # (n, ..., 1) beside (n, ...)
+    if len(longer) != len(shorter):
+        return False
+    return all(a is None or b is None or a == b or 1 in (a, b) for a, b in zip(longer, shorter, strict=True))
 
 
 def _require_class_numbers(y: Any, classes: int) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from convscope.errors import DivergedError, LoweringError, sentence
+from convscope.errors import ConvscopeError, DivergedError, LoweringError, sentence
 
 if TYPE_CHECKING:
     from convscope.training.state import TrainingState
@@ -163,19 +163,24 @@ def tell(listeners: tuple[Listener, ...], event: Event) -> None:
 
 
 class NotTrainedError(Exception):
-    """The fast engine has failed before it changed anything: Keras's own ``fit`` can begin in its place."""
+    """The fast engine has failed before the training began: Keras's own ``fit`` can begin in its place."""
 
     def __init__(self, cause: Exception) -> None:
         super().__init__(str(cause))
         self.cause = cause
 
-    @property
-    def reason(self) -> str:
-        """What went wrong, in a sentence or two."""
-        if isinstance(self.cause, LoweringError):
-            return str(self.cause)
-        first = next(iter(str(self.cause).strip().splitlines()), "")
-        return f"The fast engine failed before its first update: {type(self.cause).__name__}: {first}"
+
+def reason_of(error: Exception) -> str:
+    """Say in a sentence or two why the fast engine does not train, or trains no longer."""
+    if isinstance(error, LoweringError):
+        return str(error)
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"The fast engine failed: {type(error).__name__}: {first}"
+
+
+def is_mistake(error: Exception) -> bool:
+    """Say whether an error is the caller's own, with which Keras could not do anything either."""
+    return isinstance(error, ConvscopeError) and not isinstance(error, LoweringError)
 
 
 def diverged(epoch: int, step: int, loss: float) -> DivergedError:

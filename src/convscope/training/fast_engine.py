@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -13,14 +14,16 @@ import torch
 from convscope.errors import LoweringError, UsageError, sentence
 from convscope.lowering import LoweredNetwork, emit, lower, optimise, restore
 from convscope.lowering.cpu.memory import keep_memory
-from convscope.lowering.devices import current_device, device_of
+from convscope.lowering.devices import current_device, device_of, forked_generators
 from convscope.lowering.planner import PlanContext, adapt_plan, describe_precision, plan_of
 from convscope.lowering.structure import ModelStructure
 from convscope.training.callback_state import CallbackMemory
 from convscope.training.callbacks import CallbackBridge
-from convscope.training.events import Notice, NotTrainedError
+from convscope.training.checks import require_fitting
+from convscope.training.events import Notice, is_mistake, reason_of
 from convscope.training.feeds import ArrayFeed, StreamFeed, make_feed
-from convscope.training.keras_state import load_state, own_method
+from convscope.training.inputs import ArrayInput
+from convscope.training.keras_state import load_state, own_method, seed_layers
 from convscope.training.loop import Course, train
 from convscope.training.request import FitRequest
 from convscope.training.state import TrainingState
@@ -99,6 +102,7 @@ class FastEngine:
         self._feed = _training_feed(request, device)
         _build(request.model, self._feed)
         self._network = _lowered(request, device)
+        self._feed.reset()
         self._structure, self._compiled = ModelStructure(request.model), _compiled(request.model)
         self._validation = _validation_feed(request, device)
         self._memory = CallbackMemory(request.callbacks)
@@ -110,8 +114,11 @@ class FastEngine:
             self._memory,
             strict=request.strict,
             prepare=self._prepare,
+            give_up=self._give_up,
+            seed_layers=self._seed_layers if request.seeded else None,
         )
-        self._is_due = False
+        self._is_due, self._reason = False, ""
+        self._leave = ExitStack()
 
     def run(self) -> keras.callbacks.History:
         """Train; afterwards the model holds the weights, also when a listener or a person breaks it off."""
@@ -136,7 +143,10 @@ class FastEngine:
                 bridge(event)
                 request.tell(event)
         finally:
+            self._leave.close()
             restore(self._network, request.model)
+        request.history.engine = "keras" if self._reason else "fast"
+        request.history.reason = self._reason or None
         return request.history
 
     def _restore_callbacks(self) -> None:
@@ -158,17 +168,32 @@ class FastEngine:
         self._is_due = False
         try:
             self._refresh()
-        except LoweringError as error:
-            if self._trainer.has_trained:
+        except Exception as error:
+            if is_mistake(error):
                 raise
-            raise NotTrainedError(error) from error
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        """Go on by Keras's own steps, in the same loop: no callback is called twice, no batch is lost."""
+        if self._request.engine == "fast":
+            raise error
+        self._reason = reason_of(error)
+        self._request.tell_of_keras(self._reason)
+        if self._request.seeded:
+            self._leave.enter_context(forked_generators(self._network.device))
+        self._trainer.use_keras()
+
+    def _seed_layers(self, epoch: int) -> None:
+        seed_layers(self._request.model, self._request.seed, epoch)
 
     def _refresh(self) -> None:
         """Take over another learning rate, other settings, or a change of the model itself."""
-        if not self._request.callbacks:
+        if not self._request.callbacks and not self._reason:
             self._trainer.optimizer.refresh()
             return
         model = self._request.model
+        if self._reason:
+            return
         if not all(map(operator.is_, _compiled(model), self._compiled)):
             hint = "Train in two calls, and compile between them."  # Keras's own fit breaks off, too
             raise UsageError(sentence("callbacks that leave a model compiled as it is", "compile", hint))
@@ -240,15 +265,15 @@ def _compiled(model: keras.Model) -> tuple[Any, ...]:
 
 def _build(model: keras.Model, feed: ArrayFeed | StreamFeed) -> None:
     """Let Keras build model, loss, metrics and optimizer from one batch's shapes, as its ``fit`` does."""
-    model._symbolic_build(iterator=_with_targets(feed.look()))
-    feed.reset()
+    model._symbolic_build(iterator=_fitting(model, feed.look()))
 
 
-def _with_targets(batches: Iterator[Any]) -> Iterator[Any]:
-    """Refuse a batch without targets; nothing is read before somebody asks."""
+def _fitting(model: keras.Model, batches: Iterator[Any]) -> Iterator[Any]:
+    """Refuse a batch that does not fit the model; nothing is read before somebody asks."""
     for first, last, data in batches:
         if data[0][1] is None:
             raise UsageError(sentence("targets y for the loss", "none"))
+        require_fitting(model, ArrayInput(*data[0]))
         yield first, last, data
 
 

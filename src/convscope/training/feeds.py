@@ -6,6 +6,7 @@ import math
 import mmap
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from typing import Any, Protocol
 
 import keras
@@ -166,11 +167,19 @@ class StreamFeed:
         first_epoch: int = 0,
     ) -> None:
         self._device, self._restarts, self._class_weight = device, restarts, class_weight
+        self._steps_per_epoch = steps
+        self._source = prepare_stream(stream, seed, steps, first_epoch)
+
+    @cached_property
+    def _iterator(self) -> Any:
+        """Keras's iterator, made when it is needed: it reads from a generator at once."""
         from keras.src.backend.torch.trainer import TorchEpochIterator  # only where torch is the back end
 
-        self._source = prepare_stream(stream, seed, steps, first_epoch)
-        self._iterator = TorchEpochIterator(
-            self._source, steps_per_epoch=steps, shuffle=False, class_weight=class_weight
+        return TorchEpochIterator(
+            self._source,
+            steps_per_epoch=self._steps_per_epoch,
+            shuffle=False,
+            class_weight=self._class_weight,
         )
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -11,13 +11,13 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.errors import ConvscopeError, LoweringError, UsageError, sentence, unknown_name
+from convscope.errors import LoweringError, UsageError, sentence, unknown_name
 from convscope.training import keras_engine
 from convscope.training.batches import Shuffle
-from convscope.training.checks import input_shape, require_fitting_images, require_fitting_targets
+from convscope.training.checks import require_fitting
 from convscope.training.config import ENGINES, PRECISIONS, require_count, require_engine_for
-from convscope.training.events import Listener, Notice, NotTrainedError, TrainBreak
-from convscope.training.inputs import ArrayInput, ImageAugmentation, ImagePreprocess, read_input
+from convscope.training.events import Listener, NotTrainedError, TrainBreak, is_mistake, reason_of
+from convscope.training.inputs import ArrayInput, ImageAugmentation, ImagePreprocess, StreamInput, read_input
 from convscope.training.progress import progress_listener
 from convscope.training.request import (
     FitRequest,
@@ -157,13 +157,14 @@ sample_weight, initial_epoch, steps_per_epoch, validation_steps, validation_batc
     )
     seed_in_use = resolve_seed(seed, resume_from)
     train = read_input(x, y, sample_weight, preprocess)
+    if isinstance(train, StreamInput):
+        train = train.looked_at()
     train, validation = set_validation_apart(train, validation_split, validation_data)
     if augment is not None and not (isinstance(train, ArrayInput) and preprocess is not None):
         hint = "Give an array of uint8 images, and the preprocessing that follows."
         raise UsageError(sentence("raw images and preprocess beside augment", type(x).__name__, hint))
     for data in (train, validation):
-        require_fitting_images(input_shape(model), data)
-        require_fitting_targets(model, data)
+        require_fitting(model, data)
     request = FitRequest(
         model=model,
         train=train,
@@ -190,41 +191,33 @@ sample_weight, initial_epoch, steps_per_epoch, validation_steps, validation_batc
         lowering_plan=plan,
         device=device,
         strict=strict,
+        engine=engine,
     )
     try:
         with _on_the_device_of(model, device), _gradients():
-            return _run(request, engine)
+            return _run(request)
     except BaseException as error:
         request.tell(TrainBreak(error))
         raise
 
 
-def _run(request: FitRequest, engine: str) -> keras.callbacks.History:
+def _run(request: FitRequest) -> keras.callbacks.History:
     """Train on the fast engine where that is wanted and possible, otherwise through Keras."""
-    if engine == "keras":
-        return _marked(keras_engine.run(request), "keras")
-    try:
-        return _marked(_prepare_fast(request).run(), "fast")
-    except NotTrainedError as error:
-        if engine == "fast" and isinstance(error.cause, LoweringError):
-            raise LoweringError(f"{error.cause} Or train it with engine='keras'.") from None
-        if engine == "fast":
-            raise error.cause from None
-        reason = error.reason
-    text = f"Training with Keras's own fit. {reason}"
-    if request.precision == "bfloat16":
-        text += " It computes in the model's own types, not in bfloat16."
-    request.tell(Notice(text))
-    if not request.listeners:  # nobody has heard it
-        warnings.warn(text, stacklevel=3)
-    return _marked(keras_engine.run(request), "keras", reason)
-
-
-def _marked(
-    history: keras.callbacks.History, engine: str, reason: str | None = None
-) -> keras.callbacks.History:
-    """Note in a History which engine has trained, and why it was not the fast one."""
-    history.engine, history.reason = engine, reason
+    reason = None
+    if request.engine != "keras":
+        try:
+            engine = _prepare_fast(request)
+        except NotTrainedError as error:
+            if request.engine == "fast" and isinstance(error.cause, LoweringError):
+                raise LoweringError(f"{error.cause} Or train it with engine='keras'.") from None
+            if request.engine == "fast":
+                raise error.cause from None
+            reason = reason_of(error.cause)
+        else:
+            return engine.run()
+        request.tell_of_keras(reason)
+    history = keras_engine.run(request)
+    history.engine, history.reason = "keras", reason
     return history
 
 
@@ -237,8 +230,8 @@ def _prepare_fast(request: FitRequest) -> FastEngine:
 
         return FastEngine(request)
     except Exception as error:
-        if isinstance(error, ConvscopeError) and not isinstance(error, LoweringError):
-            raise  # a mistake that Keras could not do anything with either
+        if is_mistake(error):
+            raise
         raise NotTrainedError(error) from error
 
 
@@ -275,7 +268,8 @@ def predict(
     precision : {"float32", "bfloat16", "auto"}
         What the fast engine computes with.
     engine : {"auto", "fast", "keras"}
-        As for :func:`fit`; a model with a ``predict_step`` of its own goes to Keras.
+        As for :func:`fit`: what cannot be lowered, or predicts in a way of its own, goes to Keras; the
+        reason is logged.
 
     Returns
     -------
@@ -304,10 +298,11 @@ def predict(
     if engine == "keras" or (engine == "auto" and keras.backend.backend() != "torch"):
         return _predict_with_keras(model, x, batch_size, preprocess, **how)
     try:
-        predictor = _prepare_predictor(model, precision)
-    except LoweringError:
-        if engine == "fast":
+        predictor = _prepare_predictor(model, precision, strict=engine == "fast")
+    except Exception as error:
+        if engine == "fast" or is_mistake(error):
             raise
+        logging.getLogger(__name__).info("Predicting with Keras's own predict. %s", reason_of(error))
         return _predict_with_keras(model, x, batch_size, preprocess, **how)
     outputs: NDArray[np.float32] = predictor(x, batch_size, preprocess, **how)
     return outputs
@@ -345,13 +340,13 @@ def _on_the_device_of(model: keras.Model, wanted: str | None = None) -> Abstract
     return computing_on(device)
 
 
-def _prepare_predictor(model: keras.Model, precision: str) -> Predictor:
+def _prepare_predictor(model: keras.Model, precision: str, strict: bool) -> Predictor:
     """Lower the model for inference, or find it lowered."""
     if keras.backend.backend() != "torch":
         raise LoweringError(sentence("Keras on torch", f"Keras on {keras.backend.backend()}"))
     from convscope.training.prediction import predictor_of
 
-    return predictor_of(model, precision)
+    return predictor_of(model, precision, strict)
 
 
 def _check_arguments(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
+from types import GeneratorType
 from typing import Any, Protocol
 
 import keras
@@ -15,6 +17,8 @@ from numpy.typing import NDArray
 
 from convscope.errors import UsageError, sentence
 from convscope.training.batches import epoch_order, first_epoch_of_pass
+
+_BATCHES_LOOKED_AT = 2  # by Keras, of a generator
 
 
 class ImagePreprocess(Protocol):
@@ -66,6 +70,13 @@ class ArrayInput:
         """Number of examples."""
         return int(first_leaf(self.x).shape[0])
 
+    def require_rows(self) -> None:
+        """Refuse images, targets and weights of different numbers."""
+        leaves = keras.tree.flatten(self._parts())
+        counts = {len(leaf) for leaf in leaves if leaf is not None}
+        if len(counts) > 1:
+            raise UsageError(sentence("the same number of rows in x, y and sample_weight", sorted(counts)))
+
     def split(self, share: float) -> tuple[ArrayInput, ArrayInput]:
         """Set the last rows apart, as Keras does for ``validation_split``.
 
@@ -102,10 +113,33 @@ class ArrayInput:
 
 @dataclass(frozen=True)
 class StreamInput:
-    """A PyDataset, generator, DataLoader or other iterable that makes its own batches."""
+    """A PyDataset, generator, DataLoader or other iterable that makes its own batches.
+
+    ``first`` holds the batches that were read from a generator to look at; whoever trains gets them again.
+    """
 
     batches: Any
     preprocess: ImagePreprocess | None = None
+    first: tuple[Any, ...] = ()
+
+    def looked_at(self) -> StreamInput:
+        """Read the batches from a generator that Keras looks at before it trains, and keep them."""
+        if not isinstance(self.batches, GeneratorType):
+            return self
+        first = tuple(islice(self.batches, _BATCHES_LOOKED_AT))
+        if not first:
+            raise UsageError(sentence("a generator of at least one batch", "an empty one"))
+        return replace(self, first=first)
+
+    def from_the_start(self) -> Any:
+        """Give the batches, those that were looked at included."""
+        return _chained(self.first, self.batches) if self.first else self.batches
+
+
+def _chained(first: tuple[Any, ...], rest: Iterator[Any]) -> Iterator[Any]:
+    """Chain batches to a generator of them; Keras takes nothing else for one."""
+    yield from first
+    yield from rest
 
 
 Input = ArrayInput | StreamInput
@@ -137,12 +171,11 @@ def read_input(x: Any, y: Any, sample_weight: Any, preprocess: ImagePreprocess |
         _require_stream(x, y, sample_weight)
         return StreamInput(x, preprocess)
     x, y, sample_weight = (map_leaves(_as_array, part) for part in (x, y, sample_weight))
-    counts = {int(leaf.shape[0]) for leaf in keras.tree.flatten((x, y, sample_weight)) if leaf is not None}
-    if len(counts) > 1:
-        raise UsageError(sentence("the same number of rows in x, y and sample_weight", sorted(counts)))
+    data = ArrayInput(x, y, sample_weight, preprocess)
+    data.require_rows()
     if preprocess is not None:
         _require_raw_images(x)
-    return ArrayInput(x, y, sample_weight, preprocess)
+    return data
 
 
 class PreparedDataset(keras.utils.PyDataset):  # type: ignore[misc]  # Keras is untyped
@@ -247,9 +280,8 @@ def prepare_stream(
     """
     if isinstance(stream.batches, keras.utils.PyDataset):
         return PreparedDataset(stream.batches, stream.preprocess, seed, steps, first_epoch)
-    if stream.preprocess is not None:
-        return preprocess_stream(stream.batches, stream.preprocess)
-    return stream.batches
+    batches = stream.from_the_start()
+    return batches if stream.preprocess is None else preprocess_stream(batches, stream.preprocess)
 
 
 def map_leaves(function: Callable[[Any], Any], structure: Any) -> Any:

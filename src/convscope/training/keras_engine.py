@@ -30,7 +30,7 @@ from convscope.training.inputs import (
     prepare_stream,
     read_input,
 )
-from convscope.training.keras_state import load_state, set_rate, snapshot
+from convscope.training.keras_state import load_state, seed_layers, set_rate, snapshot
 from convscope.training.request import FitRequest
 from convscope.training.state import TrainingState
 
@@ -175,27 +175,6 @@ class _Reporter(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is unt
             history=self._request.history.history,
             callbacks=self._memory.read(),
         )
-
-
-def seed_layers(model: keras.Model, seed: int, epoch: int) -> None:
-    """Make dropout and random layers a function of the seed and the absolute epoch.
-
-    Layers to which the user gave a seed of their own keep it.
-    """
-    torch.manual_seed(_mix(seed, epoch, 0))
-    for number, generator in enumerate(_seed_generators(model), start=1):
-        if generator._initial_seed is None:
-            generator.state.assign(np.array([_mix(seed, epoch, number), 0]))
-
-
-def _mix(seed: int, epoch: int, number: int) -> int:
-    """Draw a seed of 31 bits, which every back end's seed type holds."""
-    return int(np.random.SeedSequence([seed, epoch, number]).generate_state(1)[0] >> 1)
-
-
-def _seed_generators(model: keras.Model) -> Iterator[Any]:
-    for layer in model._flatten_layers():
-        yield from getattr(layer, "_seed_generators", ())
 
 
 @contextmanager

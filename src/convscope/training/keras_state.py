@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from convscope.errors import RunError, UsageError, sentence
@@ -114,6 +115,27 @@ def own_method(model: keras.Model, names: Sequence[str]) -> str | None:
         if is_own:
             return name
     return None
+
+
+def seed_layers(model: keras.Model, seed: int, epoch: int) -> None:
+    """Make dropout and random layers a function of the seed and the absolute epoch.
+
+    Layers to which the user gave a seed of their own keep it.
+    """
+    torch.manual_seed(_mix(seed, epoch, 0))
+    for number, generator in enumerate(_seed_generators(model), start=1):
+        if generator._initial_seed is None:
+            generator.state.assign(np.array([_mix(seed, epoch, number), 0]))
+
+
+def _mix(seed: int, epoch: int, number: int) -> int:
+    """Draw a seed of 31 bits, which every back end's seed type holds."""
+    return int(np.random.SeedSequence([seed, epoch, number]).generate_state(1)[0] >> 1)
+
+
+def _seed_generators(model: keras.Model) -> Iterator[Any]:
+    for layer in model._flatten_layers():
+        yield from getattr(layer, "_seed_generators", ())
 
 
 def set_rate(optimizer: keras.optimizers.Optimizer, rate: Rate) -> None:

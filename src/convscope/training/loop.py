@@ -115,7 +115,7 @@ def _train_epoch(
     """Train one epoch and validate; returns its logs."""
     began = time.perf_counter()
     first_step = course.first_step if epoch == course.first_epoch else 0
-    trainer.begin_epoch(course.sums if first_step else ())
+    trainer.begin_epoch(epoch, course.sums if first_step else ())
     yield EpochBegin(epoch)
     yield from _train_steps(trainer, feed, course, epoch, first_step)
     logs = dict(trainer.read_logs())

@@ -16,11 +16,11 @@ import torch
 from convscope.lowering.read_layers import is_altered
 from convscope.training.inputs import first_leaf
 
-_ACCURACIES = (
-    keras.metrics.BinaryAccuracy,
-    keras.metrics.CategoricalAccuracy,
-    keras.metrics.SparseCategoricalAccuracy,
-)
+_ACCURACIES = {
+    keras.metrics.BinaryAccuracy: keras.metrics.binary_accuracy,
+    keras.metrics.CategoricalAccuracy: keras.metrics.categorical_accuracy,
+    keras.metrics.SparseCategoricalAccuracy: keras.metrics.sparse_categorical_accuracy,
+}
 
 
 class _Mean:
@@ -118,6 +118,7 @@ def _hits(metric: Any, y: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor |
     """Say which examples an accuracy counts as right, shape (n,); None for what is left to Keras."""
     if (
         type(metric) not in _ACCURACIES
+        or metric._fn is not _ACCURACIES[type(metric)]
         or is_altered(metric)
         or metric.dtype != "float32"
         or outputs.ndim != 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,8 +17,9 @@ from convscope.lowering.devices import computing_on, current_device, device_of
 from convscope.lowering.structure import ModelStructure
 from convscope.training.batches import plan_batches
 from convscope.training.checks import input_shape, require_fitting_images
+from convscope.training.events import is_mistake, reason_of
 from convscope.training.feeds import ArrayFeed, StreamFeed, as_tensor
-from convscope.training.inputs import ImagePreprocess, StreamInput, map_leaves, read_input
+from convscope.training.inputs import ArrayInput, ImagePreprocess, StreamInput, map_leaves, read_input
 from convscope.training.keras_state import own_method
 from convscope.training.trainer import with_rank
 
@@ -25,6 +27,7 @@ BATCH_SIZE = 128  # its activations stay in the cache of a laptop's processor
 KERAS_BATCH_SIZE = 32
 _OWN_METHODS = ("predict", "predict_step", "make_predict_function", "predict_function")
 _ATTRIBUTE = "_convscope_predictors"
+_LOG = logging.getLogger(__name__)
 
 
 class Predictor:
@@ -38,6 +41,8 @@ class Predictor:
         Built, on Keras's torch back end.
     precision : {"float32", "bfloat16", "auto"}
         What it computes with.
+    strict : bool
+        Whether a batch on which it fails ends in the error, and not with Keras.
 
     Raises
     ------
@@ -51,18 +56,19 @@ class Predictor:
     (3, 2)
     """
 
-    def __init__(self, model: keras.Model, precision: str = "float32") -> None:
+    def __init__(self, model: keras.Model, precision: str = "float32", strict: bool = False) -> None:
         device = str(device_of(model) or current_device())
         program, _ = optimise(
             lower(model), training=False, deterministic=True, precision=precision, device=device
         )
         self._network = emit(program, model)
-        self._model = model
+        self._model, self._strict = model, strict
         # A layer that runs as it is may look at the whole batch: then it has to be Keras's.
         self._batch_size = KERAS_BATCH_SIZE if any(op.kind == "KerasCall" for op in program) else BATCH_SIZE
         self._structure = ModelStructure(model)
         self._shape = input_shape(model)
         self._samples: list[float] = []
+        self.reason: str | None = None
         self._rank = None if self._shape is None else 1 + len(self._shape)
 
     @property
@@ -98,6 +104,7 @@ class Predictor:
         ndarray of float32, shape (n, classes)
             Or a structure of arrays for several outputs.
         """
+        self.reason = None
         self._require_new_weights_seen()
         if preprocess is None and steps is None and not (verbose or callbacks) and self._is_ready(x):
             batches, count = _slices(as_tensor(x), batch_size or self._batch_size), None
@@ -158,6 +165,9 @@ class Predictor:
         callbacks.on_predict_begin()
         for number, batch in enumerate(batches):
             callbacks.on_predict_batch_begin(number)
+            if self.reason is None and not self.is_current:
+                self.leave_to_keras("A callback has changed the model.")
+            self._require_new_weights_seen()
             outputs = self._compute(batch)
             yield outputs
             callbacks.on_predict_batch_end(number, {"outputs": outputs})
@@ -167,11 +177,25 @@ class Predictor:
 
     @torch.no_grad()
     def _compute(self, x: Any) -> Any:
-        outputs = self._network(with_rank(x, self._rank), training=False)
-        return map_leaves(_as_float32, outputs)
+        """Compute a batch on the network; where that fails, as Keras does, and so from then on."""
+        if self.reason is None:
+            try:
+                return map_leaves(_as_float32, self._network(with_rank(x, self._rank), training=False))
+            except Exception as error:
+                require_fitting_images(self._shape, ArrayInput(x))
+                if self._strict or is_mistake(error):
+                    raise
+                self.leave_to_keras(reason_of(error))
+        self._model.make_predict_function()
+        return keras.tree.map_structure(_as_float32, self._model.predict_function([(x,)]))
+
+    def leave_to_keras(self, reason: str) -> None:
+        """Compute by Keras's own step from now on."""
+        self.reason = reason
+        _LOG.info("Predicting with Keras's own predict. %s", reason)
 
 
-def predictor_of(model: keras.Model, precision: str) -> Predictor:
+def predictor_of(model: keras.Model, precision: str, strict: bool = False) -> Predictor:
     """Give the model's predictor, lowered at its first use.
 
     It lives as an attribute of the model, so that it goes when the model goes.
@@ -180,7 +204,7 @@ def predictor_of(model: keras.Model, precision: str) -> Predictor:
     ----------
     model : keras.Model
         Built.
-    precision : str
+    precision, strict
         See :class:`Predictor`.
 
     Returns
@@ -197,10 +221,11 @@ def predictor_of(model: keras.Model, precision: str) -> Predictor:
     if name is not None:
         found = f"{type(model).__name__}, which has a {name} of its own"
         raise LoweringError(sentence("a model that predicts as Keras's own do", found))
-    known: dict[str, Predictor] = model.__dict__.setdefault(_ATTRIBUTE, {})  # past Keras's tracking
-    if precision not in known or not known[precision].is_current:
-        known[precision] = Predictor(model, precision)
-    return known[precision]
+    known: dict[Any, Predictor] = model.__dict__.setdefault(_ATTRIBUTE, {})  # past Keras's tracking
+    key = precision, strict
+    if key not in known or not known[key].is_current:
+        known[key] = Predictor(model, precision, strict)
+    return known[key]
 
 
 def _slices(x: torch.Tensor, size: int) -> Iterator[torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,7 +13,7 @@ import keras
 from convscope.errors import UsageError, sentence
 from convscope.training.batches import BatchPlan, Shuffle, plan_batches
 from convscope.training.config import require_count
-from convscope.training.events import Event, Listener, tell
+from convscope.training.events import Event, Listener, Notice, tell
 from convscope.training.inputs import ArrayInput, ImageAugmentation, Input, StreamInput, read_input
 from convscope.training.schedule import Schedule
 from convscope.training.state import TrainingState
@@ -47,11 +48,21 @@ class FitRequest:
     lowering_plan: Mapping[str, Any] | None = None
     device: str | None = None
     strict: bool = False
+    engine: str = "auto"
     history: keras.callbacks.History = field(default_factory=keras.callbacks.History)
 
     def tell(self, event: Event) -> None:
         """Hand an event to every listener."""
         tell(self.listeners, event)
+
+    def tell_of_keras(self, reason: str) -> None:
+        """Say that Keras trains, and why it is not the fast engine."""
+        text = f"Training with Keras's own fit. {reason}"
+        if self.precision == "bfloat16":
+            text += " It computes in the model's own types, not in bfloat16."
+        self.tell(Notice(text))
+        if not self.listeners:  # nobody has heard it
+            warnings.warn(text, stacklevel=4)
 
 
 def flatten_callbacks(callbacks: Any) -> list[keras.callbacks.Callback]:

@@ -14,13 +14,14 @@ from keras.src.utils.python_utils import pythonify_logs
 from convscope.lowering import LoweredNetwork
 from convscope.lowering.variables import named_variables
 from convscope.training.callback_state import CallbackMemory
-from convscope.training.events import NotTrainedError
+from convscope.training.checks import require_fitting
+from convscope.training.events import is_mistake
 from convscope.training.feeds import Batch
-from convscope.training.inputs import first_leaf, map_leaves
+from convscope.training.inputs import ArrayInput, first_leaf, map_leaves
 from convscope.training.keras_state import snapshot
 from convscope.training.losses import Penalties, find_cross_entropy
 from convscope.training.metrics import MetricsPlan
-from convscope.training.optimizers import RuleStep, has_rule, plan_step
+from convscope.training.optimizers import KerasStep, OptimizerStep, RuleStep, has_rule, plan_step
 from convscope.training.state import TrainingState
 
 _ACTIVATIONS: dict[str | None, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -48,6 +49,11 @@ class Trainer:
         Whether gradients stop where Keras clips probabilities.
     prepare : callable or None
         Called before every batch; it may hand over another network (:meth:`use`).
+    give_up : callable or None
+        Called with the error where a network fails at its first batch, which then has changed nothing; it
+        raises, or Keras's own steps go on from there (:meth:`use_keras`).
+    seed_layers : callable or None
+        Called with the number of each epoch in which Keras's own steps train.
     """
 
     def __init__(
@@ -59,24 +65,35 @@ class Trainer:
         memory: CallbackMemory,
         strict: bool = False,
         prepare: Callable[[], None] | None = None,
+        give_up: Callable[[Exception], None] | None = None,
+        seed_layers: Callable[[int], None] | None = None,
     ) -> None:
         self._model, self._seed, self._history = model, seed, history
         self._memory, self._strict = memory, strict
-        self._prepare, self.has_trained = prepare, False
+        self._prepare, self._give_up, self._seed_layers = prepare, give_up, seed_layers
+        self.has_trained, self._epoch = False, 0
         self.use(network)
 
     def use(self, network: LoweredNetwork) -> None:
         """Train through this network from now on, with the optimizer, loss and metrics that the model has."""
         self._network, model = network, self._model
+        self._in_keras, self._tried = False, {True: False, False: False}  # training, validation
         paths = {id(variable): path for path, variable in named_variables(model).items()}
         variables = list(model.trainable_variables)
         weights = [network.weights[paths[id(variable)]] for variable in variables]
         self._parameters = [weight for weight in weights if isinstance(weight, torch.nn.Parameter)]
-        self.optimizer = plan_step(model.optimizer, variables, weights)
+        self.optimizer: OptimizerStep = plan_step(model.optimizer, variables, weights)
         self._penalties = Penalties(variables, weights)
         self._find_loss()
         self._metrics = MetricsPlan(model)
         self._rank = len(model.inputs[0].shape) if len(model.inputs) == 1 else None
+
+    def use_keras(self) -> None:
+        """Train and validate by Keras's own steps from now on; it computes on the same variables."""
+        self._in_keras = True
+        self.optimizer = KerasStep(self._model.optimizer, self._model.trainable_variables, [])
+        if self._seed_layers is not None:
+            self._seed_layers(self._epoch)
 
     def refresh(self) -> None:
         """Follow what a callback may have set in the optimizer, the loss and the metrics."""
@@ -107,8 +124,11 @@ class Trainer:
         """Whether somebody has set ``model.stop_evaluating``."""
         return bool(self._model.stop_evaluating)
 
-    def begin_epoch(self, sums: Sequence[Any] = ()) -> None:
+    def begin_epoch(self, epoch: int, sums: Sequence[Any] = ()) -> None:
         """Reset the metrics, or continue from the sums of an epoch that was interrupted."""
+        self._epoch = epoch
+        if self._in_keras and self._seed_layers is not None:
+            self._seed_layers(epoch)
         self._model.reset_metrics()
         for variable, value in zip(self._model.metrics_variables, sums, strict=bool(sums)):
             variable.assign(value)
@@ -123,20 +143,30 @@ class Trainer:
             Images, targets, weights or None.
         number : int
             The absolute number of the step, which the dropout masks follow.
-
-        Raises
-        ------
-        NotTrainedError
-            When the first step fails; then nothing has changed.
         """
         if self._prepare is not None:
             self._prepare()
-        if self.has_trained:
-            self._step(batch, number)
-            return
-        with _undone_by_an_error(self._model):
-            self._step(batch, number)
+        if not self._in_keras:
+            self._attempt(batch, lambda: self._step(batch, number), training=True)
+        if self._in_keras:
+            self._model.make_train_function()
+            self._model.train_function([batch])
         self.has_trained = True
+
+    def _attempt(self, batch: Batch, compute: Callable[[], None], *, training: bool) -> None:
+        """Compute on the network; where it fails at its first batch, nothing has changed."""
+        try:
+            if self._tried[training]:
+                compute()
+                return
+            with _undone_by_an_error(self._model):
+                compute()
+            self._tried[training] = True
+        except Exception as error:
+            require_fitting(self._model, ArrayInput(*batch))
+            if self._tried[training] or self._give_up is None or is_mistake(error):
+                raise
+            self._give_up(error)
 
     def _step(self, batch: Batch, number: int) -> None:
         x, y, weight = batch
@@ -160,6 +190,13 @@ class Trainer:
         """Add one batch to the validation's means."""
         if self._prepare is not None:
             self._prepare()
+        if not self._in_keras:
+            self._attempt(batch, lambda: self._evaluate(batch), training=False)
+        if self._in_keras:
+            self._model.make_test_function()
+            self._model.test_function([batch])
+
+    def _evaluate(self, batch: Batch) -> None:
         x, y, weight = batch
         with torch.no_grad():
             scores = self._forward(x, training=False)
@@ -236,13 +273,15 @@ def _undone_by_an_error(model: keras.Model) -> Iterator[None]:
     values = [variable.value for variable in (*model.variables, *model.optimizer.variables)]
     values += model.buffers()
     before = [value.detach().clone() for value in values]
+    random_state = torch.get_rng_state()
     try:
         yield
-    except Exception as error:
+    except Exception:
+        torch.set_rng_state(random_state)
         with torch.no_grad():
             for value, old in zip(values, before, strict=True):
                 value.copy_(old)
-        raise NotTrainedError(error) from error
+        raise
 
 
 def with_rank(x: Any, rank: int | None) -> Any:
