@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
@@ -125,7 +125,7 @@ def is_altered(thing: Any) -> bool:
 
 
 @cache
-def computing_methods(kind: Hashable) -> tuple[str, ...]:
+def computing_methods(kind: Any) -> tuple[str, ...]:
     """Name the methods in which a class of Keras computes; somebody may put others there."""
     return tuple(name for name in _COMPUTING if isinstance(getattr(kind, name, None), FunctionType))
 
