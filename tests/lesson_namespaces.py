@@ -10,9 +10,9 @@ from unittest import mock
 import convscope  # isort: skip  (it chooses Keras's back end, before Keras is imported)
 from matplotlib import pyplot
 
-from convscope.grading import checking
-from convscope.lessons.notebooks import without_marks
-from convscope.lessons.sources import lesson_names, read_lesson
+from convscope.teaching.grading import checking
+from convscope.teaching.lessons.notebooks import without_marks
+from convscope.teaching.lessons.sources import lesson_names, read_lesson
 
 QUICK_DIGITS = {"CONVSCOPE_LESSONS": "digits,quick"}
 

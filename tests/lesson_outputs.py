@@ -3,7 +3,7 @@
 import json
 import re
 
-from convscope.grading import MIME_TYPE, tasks_of
+from convscope.teaching.grading import MIME_TYPE, tasks_of
 
 # What a figure or a library object prints where the cell forgot to end in something worth showing.
 STRAY = re.compile(r"^\[?<?(matplotlib|Text\(|function|generator|\w+\.\w+ object)")

@@ -7,9 +7,9 @@ import pytest
 
 import convscope
 from convscope.errors import UnknownNameError
-from convscope.grading import MIME_TYPE, TASKS, Verdict, checking, tasks_of
-from convscope.grading.values import as_number, as_shape, as_table, close, row_counts
-from convscope.grading.verdict import Flaw
+from convscope.teaching.grading import MIME_TYPE, TASKS, Verdict, checking, tasks_of
+from convscope.teaching.grading.values import as_number, as_shape, as_table, close, row_counts
+from convscope.teaching.grading.verdict import Flaw
 
 QUESTIONS = {"A": ({"filters": 16, "kernel_size": 5}, (28, 28, 1))}
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from lesson_namespaces import check, checked_wrong, solved
 
-from convscope.grading import trainings
-from convscope.grading.bands import Band, band_of
+from convscope.teaching.grading import trainings
+from convscope.teaching.grading.bands import Band, band_of
 
 Conv2D, Dense, Dropout = keras.layers.Conv2D, keras.layers.Dense, keras.layers.Dropout
 Flatten, MaxPooling2D = keras.layers.Flatten, keras.layers.MaxPooling2D

@@ -22,7 +22,6 @@ FLOORS = {
     "runs": 1,
     "arithmetic": 1,
     "environment": 1,
-    "reference": 1,
     "preprocessing": 1,
     "data": 2,  # brings images to one size by preprocessing's own function: there is no second one
     "augmentation": 1,
@@ -32,7 +31,6 @@ FLOORS = {
     "training": 3,
     "evaluation": 3,
     "inspection": 3,
-    "grading": 4,
     "bundle": 4,
     "plotting": 4,
     "prediction": 5,
@@ -40,9 +38,10 @@ FLOORS = {
     "report": 5,
     "experiment": 6,
     "recipes": 7,
-    "exercise": 7,
+    "teaching": 7,
     "doctor": 7,
-    "lessons": 7,
+    "lessons": 8,
+    "grading": 8,
     "cli": 8,
 }
 # Where the heavy libraries may be imported: a room, or one module of it.

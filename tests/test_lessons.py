@@ -9,11 +9,12 @@ import nbformat
 import pytest
 from lesson_outputs import complaints, full_marks, outputs, verdicts
 
+import convscope
 from convscope.errors import UnknownNameError, UsageError
-from convscope.grading import tasks_of
-from convscope.lessons import epochs, load_data, notebooks, settings, sources
-from convscope.lessons.execution import execute
-from convscope.lessons.notebooks import (
+from convscope.teaching.grading import tasks_of
+from convscope.teaching.grading.execution import execute
+from convscope.teaching.lessons import epochs, load_data, notebooks, settings, sources
+from convscope.teaching.lessons.notebooks import (
     PLACEHOLDER,
     build_notebook,
     cell_sources,
@@ -22,8 +23,8 @@ from convscope.lessons.notebooks import (
     without_solution,
     write_notebooks,
 )
-from convscope.lessons.settings import LessonSettings
-from convscope.lessons.sources import lesson_names, parse_lesson, read_lesson
+from convscope.teaching.lessons.settings import LessonSettings
+from convscope.teaching.lessons.sources import lesson_names, parse_lesson, read_lesson
 
 NAMES = [
     "1-data-preparation",
@@ -362,3 +363,12 @@ def test_the_sources_are_files_of_the_package():
     folder = sources.source_folder()
     assert not folder.is_symlink()
     assert len([path for path in folder.iterdir() if path.suffix in (".py", ".ipynb")]) == 14
+
+
+def test_the_names_that_notebooks_import_stay():
+    """Notebooks that were handed out know neither where lessons and checks live, nor that they moved."""
+    from convscope import grading, lessons
+    from convscope.grading import check
+
+    assert check is grading.check is convscope.check
+    assert {"epochs", "load_data", "make_photographs", "make_quiz", "read_pictures"} <= set(dir(lessons))

@@ -3,11 +3,11 @@
 import pytest
 from lesson_outputs import complaints, full_marks, verdicts
 
-from convscope.lessons.execution import execute
-from convscope.lessons.marking import grade
-from convscope.lessons.notebooks import build_notebook, write_notebook
-from convscope.lessons.settings import LessonSettings
-from convscope.lessons.sources import lesson_names, read_lesson
+from convscope.teaching.grading.execution import execute
+from convscope.teaching.grading.marking import grade
+from convscope.teaching.lessons.notebooks import build_notebook, write_notebook
+from convscope.teaching.lessons.settings import LessonSettings
+from convscope.teaching.lessons.sources import lesson_names, read_lesson
 
 every_lesson = pytest.mark.parametrize("name", lesson_names())
 TIME_LIMIT = 280

@@ -15,12 +15,11 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from convscope.cli import main
 from convscope.errors import DataError, DataNotFoundError, UsageError
-from convscope.grading import MIME_TYPE, sign, tasks_of
-from convscope.lessons import marking
-from convscope.lessons.execution import Execution, execute
-from convscope.lessons.marking import find_hand_ins, grade, grade_all
-from convscope.lessons.notebooks import build_notebook
-from convscope.lessons.sources import lesson_names, read_lesson
+from convscope.teaching.grading import MIME_TYPE, marking, sign, tasks_of
+from convscope.teaching.grading.execution import Execution, execute
+from convscope.teaching.grading.marking import find_hand_ins, grade, grade_all
+from convscope.teaching.lessons.notebooks import build_notebook
+from convscope.teaching.lessons.sources import lesson_names, read_lesson
 
 QUESTIONS = 'import convscope\nquestions = {"A": ({"filters": 16, "kernel_size": 5}, (28, 28, 1))}'
 RIGHT_SHAPES = 'shapes = {"A": (24, 24, 16)}'
@@ -162,24 +161,25 @@ def test_a_verdict_without_the_checks_signature_earns_nothing(tmp_path, monkeypa
 
 FORGERIES = {
     "the-check": (
-        "import convscope.grading\nconvscope.grading.check = convscope.check = lambda *_, **__: FORGED"
+        "import convscope.teaching.grading as g\nimport convscope.grading\n"
+        "g.check = convscope.grading.check = convscope.check = lambda *_, **__: FORGED"
     ),
     "a-judge": (
-        "import convscope.grading.tasks as tasks\nfrom dataclasses import replace\n"
+        "import convscope.teaching.grading.tasks as tasks\nfrom dataclasses import replace\n"
         "for name in tasks.TASKS: tasks.TASKS[name] = replace(tasks.TASKS[name], judge=lambda **_: 'right')"
     ),
-    "the-verdict": "import convscope.grading.verdict as v\nv.Verdict.to_json = lambda self: FORGED",
+    "the-verdict": "import convscope.teaching.grading.verdict as v\nv.Verdict.to_json = lambda self: FORGED",
     "the-helpers": (
-        "import convscope.grading.checking as c\nc._judge = lambda *_: 'right'\n"
+        "import convscope.teaching.grading.checking as c\nc._judge = lambda *_: 'right'\n"
         "c.Verdict = lambda task, title, got, out_of, *_: (task, out_of, out_of)"
     ),
     "the-modules": (
         "import sys, types\nfor name in list(sys.modules):\n"
-        "    if name.startswith('convscope.grading'): sys.modules[name] = types.SimpleNamespace()"
+        "    if name.startswith('convscope.teaching.grading'): sys.modules[name] = types.SimpleNamespace()"
     ),
     "what-is-displayed": (
         "get_ipython().display_formatter.mimebundle_formatter.for_type_by_name("
-        "'convscope.grading.checking', 'SignedVerdict', lambda *_, **__: {MIME: FORGED})"
+        "'convscope.teaching.grading.checking', 'SignedVerdict', lambda *_, **__: {MIME: FORGED})"
     ),
     "what-is-run": (
         "import ast\nclass T(ast.NodeTransformer):\n    def visit_Module(self, tree):\n"

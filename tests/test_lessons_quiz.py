@@ -11,8 +11,8 @@ import pytest
 
 from convscope.cli import main
 from convscope.errors import UsageError
-from convscope.lessons.notebooks import build_notebook, without_marks
-from convscope.lessons.quiz import make_quiz, quiz_lesson, read_answer
+from convscope.teaching.lessons.notebooks import build_notebook, without_marks
+from convscope.teaching.quiz import make_quiz, quiz_lesson, read_answer
 
 SEEDS = range(60)
 

@@ -35,7 +35,7 @@ _PUBLIC = {
     "load_bundle": "bundle",
     "Evaluation": "evaluation",
     "describe": "inspection",
-    "check": "grading",
+    "check": "teaching.grading",
     "plot_history": "plotting",
     "plot_confusion_matrix": "plotting",
     "plot_errors": "plotting",
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from convscope.errors import ConvscopeError
     from convscope.evaluation import Evaluation
     from convscope.experiment import evaluate
-    from convscope.grading import check
     from convscope.inspection import describe
     from convscope.networks import build
     from convscope.plotting import (
@@ -63,6 +62,7 @@ if TYPE_CHECKING:
         plot_probability,
     )
     from convscope.preprocessing import Preprocess
+    from convscope.teaching.grading import check
     from convscope.training.fit import fit, predict
 
 

@@ -63,9 +63,9 @@ def exercise(
         lessons.ask_quiz(seed if chosen is not None and chosen.name == "COMMANDLINE" else None, json)
         return
     # Heavy imports wait until the command is certain to be this one.
-    from convscope import exercise as exercises
     from convscope.environment import versions
     from convscope.experiment import ExperimentConfig
+    from convscope.teaching import exercise as exercises
     from convscope.training.config import TrainingConfig
     from convscope.training.progress import progress_listener
 
@@ -170,7 +170,7 @@ def _example_image(result: Result) -> str:
 
 
 def _show_comparison(dataset: Dataset, results: list[Result]) -> None:
-    from convscope.exercise import comparison
+    from convscope.teaching.exercise import comparison
 
     rows = []
     for row in comparison(results):

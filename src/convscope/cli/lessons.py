@@ -16,9 +16,9 @@ from convscope.cli.output import say, show_json, table
 from convscope.errors import UsageError, sentence
 
 if TYPE_CHECKING:
-    from convscope.lessons.execution import CellError
-    from convscope.lessons.marking import Marks
-    from convscope.lessons.quiz import QuizLayer, QuizNetwork
+    from convscope.teaching.grading.execution import CellError
+    from convscope.teaching.grading.marking import Marks
+    from convscope.teaching.quiz import QuizLayer, QuizNetwork
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 TimeLimit = Annotated[float, typer.Option(help="Seconds for a whole notebook.")]
@@ -47,7 +47,7 @@ def notebooks(
 
     Example: convscope exercise notebooks course --quiz
     """
-    from convscope.lessons.notebooks import write_notebooks
+    from convscope.teaching.lessons.notebooks import write_notebooks
 
     _require_sense(execute, student_only, data, quick)
     names = [_lesson_name(word) for word in lesson] if lesson else None
@@ -83,7 +83,7 @@ def _require_sense(execute: bool, student_only: bool, data: str | None, quick: b
 def _lesson_name(word: str) -> str:
     """Find a lesson by its name or its number."""
     from convscope.errors import unknown_name
-    from convscope.lessons.sources import lesson_names
+    from convscope.teaching.lessons.sources import lesson_names
 
     for name in lesson_names():
         if word in (name, name.split("-")[0]):
@@ -100,7 +100,7 @@ def _seed(seed: int | None) -> int:
 
 def _seed_beside(folder: Path, seed: int | None) -> int:
     """Take the seed of a quiz that is kept in the folder: its two versions belong together."""
-    from convscope.lessons.quiz import seed_of_quiz_in
+    from convscope.teaching.quiz import seed_of_quiz_in
 
     there = seed_of_quiz_in(folder)
     if there is not None and seed not in (None, there):
@@ -110,8 +110,8 @@ def _seed_beside(folder: Path, seed: int | None) -> int:
 
 
 def _quiz_notebooks(seed: int, versions: tuple[str, ...]) -> dict[Path, Any]:
-    from convscope.lessons.notebooks import build_notebook
-    from convscope.lessons.quiz import quiz_lesson
+    from convscope.teaching.lessons.notebooks import build_notebook
+    from convscope.teaching.quiz import quiz_lesson
 
     lesson = quiz_lesson(seed)
     return {Path(version) / f"{lesson.name}.ipynb": build_notebook(lesson, version) for version in versions}
@@ -119,9 +119,9 @@ def _quiz_notebooks(seed: int, versions: tuple[str, ...]) -> dict[Path, Any]:
 
 def _execute(path: Path, time_limit: float, data: str | None, quick: bool, quiet: bool) -> dict[str, Any]:
     """Run a solution in its place."""
-    from convscope.lessons.execution import cell_errors, execute, shrink_figures
-    from convscope.lessons.notebooks import write_notebook
-    from convscope.lessons.sources import require_tool
+    from convscope.teaching.grading.execution import cell_errors, execute, shrink_figures
+    from convscope.teaching.lessons.notebooks import write_notebook
+    from convscope.teaching.lessons.sources import require_tool
 
     notebook = require_tool("nbformat").read(path, as_version=4)
     done = execute(notebook, time_limit, _settings(data, quick).to_environment())
@@ -147,7 +147,7 @@ def _show_errors(errors: Sequence[CellError]) -> None:
 def _settings(data: str | None, quick: bool) -> Any:
     """Take what the options say; what they leave out, the environment decides."""
     from convscope.errors import unknown_name
-    from convscope.lessons.settings import DATASETS, LessonSettings
+    from convscope.teaching.lessons.settings import DATASETS, LessonSettings
 
     if data is not None and data not in DATASETS:
         raise unknown_name("lessons' dataset", data, DATASETS)
@@ -172,7 +172,7 @@ def grade(
 
     Example: convscope exercise grade handed-in --csv marks.csv
     """
-    from convscope.lessons import marking
+    from convscope.teaching.grading import marking
 
     settings = _settings(data, quick)
     files = marking.find_hand_ins(hand_ins)
@@ -250,7 +250,7 @@ def ask_quiz(seed: int | None, json: bool) -> None:
     json : bool
         Print networks and answers instead of asking.
     """
-    from convscope.lessons.quiz import make_quiz
+    from convscope.teaching.quiz import make_quiz
 
     seed = _seed(seed)
     networks = make_quiz(seed)
@@ -303,7 +303,7 @@ def _ask(what: str, answer: tuple[int, ...]) -> bool:
 
     Raises EOFError where the student ends the quiz.
     """
-    from convscope.lessons.quiz import read_answer
+    from convscope.teaching.quiz import read_answer
 
     shown = "×".join(f"{number:,}" for number in answer)
     while True:

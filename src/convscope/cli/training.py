@@ -120,10 +120,10 @@ def train(
     Example: convscope train my-photographs --within 2m
     """
     from convscope.data.catalog import load
-    from convscope.exercise import run_several
     from convscope.experiment import ExperimentConfig
     from convscope.recipes import recipe as find_recipe
     from convscope.recipes import suggest, with_small_batches
+    from convscope.teaching.exercise import run_several
     from convscope.training.progress import progress_listener
 
     if seeds < 1:
@@ -297,7 +297,7 @@ def _with_seeds(config: ExperimentConfig, seeds: int) -> dict[str, ExperimentCon
 
 
 def _as_json(data: str | None, results: list[Result]) -> dict[str, Any]:
-    from convscope.exercise import spread
+    from convscope.teaching.exercise import spread
 
     return {
         **({"data": data} if data else {}),
@@ -317,7 +317,7 @@ def _as_json(data: str | None, results: list[Result]) -> dict[str, Any]:
 
 
 def _show_spread(data: str, results: list[Result]) -> None:
-    from convscope.exercise import spread
+    from convscope.teaching.exercise import spread
 
     forms = {"test_accuracy": "{:.3%}", "test_loss": "{:.4f}", "seconds": "{:.2f} s"}
     keys = ("mean", "deviation", "minimum", "maximum")

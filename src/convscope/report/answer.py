@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from convscope.evaluation import Evaluation, Interval
-from convscope.reference import PUBLISHED, Published
+from convscope.networks import PUBLISHED, Published
 from convscope.report.charts import interval_bar
 from convscope.report.source import Contents
 from convscope.report.words import THIN, count, name, percent, plural, points

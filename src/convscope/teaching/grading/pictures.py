@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convscope.errors import sentence
-from convscope.grading.values import as_array, as_number, close
-from convscope.grading.verdict import Flaw, require
+from convscope.teaching.grading.values import as_array, as_number, close
+from convscope.teaching.grading.verdict import Flaw, require
 
 Array = NDArray[Any]
 Prepare = Callable[[Array], Any]

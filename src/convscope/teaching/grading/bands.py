@@ -69,6 +69,6 @@ def _widened(low: float, high: float) -> Band:
 
 @cache
 def _measured() -> list[dict[str, Any]]:
-    text = resources.files("convscope.grading").joinpath("bands.json").read_text(encoding="utf-8")
+    text = resources.files("convscope.teaching.grading").joinpath("bands.json").read_text(encoding="utf-8")
     entries: list[dict[str, Any]] = json.loads(text)["bands"]
     return entries

@@ -11,7 +11,7 @@ from PIL import Image
 from convscope.data.catalog import Dataset
 from convscope.data.images import read_image
 from convscope.errors import DataError, sentence
-from convscope.grading import photograph
+from convscope.teaching.grading import photograph
 
 Picture = NDArray[np.uint8]
 

@@ -11,9 +11,9 @@ Rooms:
     checking        ``check``: find the answer, judge it, give the next hint; sealed checks for grading
 """
 
-from convscope.grading.checking import check, seal, sign
-from convscope.grading.pictures import photograph
-from convscope.grading.tasks import TASKS, Task, tasks_of
-from convscope.grading.verdict import MIME_TYPE, Flaw, Verdict
+from convscope.teaching.grading.checking import check, seal, sign
+from convscope.teaching.grading.pictures import photograph
+from convscope.teaching.grading.tasks import TASKS, Task, tasks_of
+from convscope.teaching.grading.verdict import MIME_TYPE, Flaw, Verdict
 
 __all__ = ["MIME_TYPE", "TASKS", "Flaw", "Task", "Verdict", "check", "photograph", "seal", "sign", "tasks_of"]

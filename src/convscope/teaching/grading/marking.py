@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from convscope.errors import ConvscopeError, DataError, DataNotFoundError, UsageError, sentence
-from convscope.grading import MIME_TYPE, TASKS, sign, tasks_of
-from convscope.lessons.execution import CellError, Execution, cell_errors, execute_async, wait_for
-from convscope.lessons.settings import LessonSettings
-from convscope.lessons.sources import CHECK, require_tool
+from convscope.teaching.grading import MIME_TYPE, TASKS, sign, tasks_of
+from convscope.teaching.grading.execution import CellError, Execution, cell_errors, execute_async, wait_for
+from convscope.teaching.lessons.settings import LessonSettings
+from convscope.teaching.lessons.sources import CHECK, require_tool
 
 SIZE_CAP = 64 * 2**20
 SHOWN_ERRORS = 3
 _LOG = logging.getLogger(__name__)
 # What no solution of a lesson needs, and who forges marks would begin with.
 _MACHINERY = re.compile(
-    r"convscope\.grading|verdict\+json|ast_transformers|input_transformers|events\.register|displayhook"
+    r"convscope\.(teaching\.)?grading|verdict\+json|ast_transformers|input_transformers|events\.register|displayhook"
     r"|display_formatter|display_pub|sys\.modules|settrace|setprofile|builtins|\bctypes\b|\bgc\b|_getframe"
     r"|\bIn\[|_ih\b|history_manager|convscope\.check\s*=[^=]|setattr\(\s*convscope"
 )
@@ -335,7 +335,7 @@ def _task_of(cell: Any) -> str:
     return found["task"] if found else ""
 
 
-_SEAL = '__import__("convscope.grading").grading.seal("{name}")'
+_SEAL = '__import__("convscope.teaching.grading").teaching.grading.seal("{name}")'
 
 
 def _call(task: str, name: str, key: str) -> str:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from convscope.data.catalog import Dataset, load
 from convscope.errors import DataNotFoundError
 from convscope.experiment.config import ExperimentConfig
-from convscope.networks import NETWORKS
-from convscope.reference import PUBLISHED
+from convscope.networks import NETWORKS, PUBLISHED
 from convscope.runs import RunDirectory, new_folder
 
 if TYPE_CHECKING:

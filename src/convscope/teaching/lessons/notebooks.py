@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from convscope.errors import UsageError, sentence
-from convscope.lessons.sources import Cell, Lesson, lesson_names, read_lesson, require_tool, source_folder
+from convscope.teaching.lessons.sources import (
+    Cell,
+    Lesson,
+    lesson_names,
+    read_lesson,
+    require_tool,
+    source_folder,
+)
 
 VERSIONS = ("student", "solution")
 PLACEHOLDER = "# your code here"

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from convscope.errors import sentence
 from convscope.evaluation import Evaluation, wilson_interval
 from convscope.evaluation.metrics import confusion_matrix, cross_entropy, worst_errors
-from convscope.grading.values import as_array, as_number, close
-from convscope.grading.verdict import Flaw, require
+from convscope.teaching.grading.values import as_array, as_number, close
+from convscope.teaching.grading.verdict import Flaw, require
 
 Array = NDArray[Any]
 

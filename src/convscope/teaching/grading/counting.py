@@ -7,8 +7,8 @@ from typing import Any
 
 from convscope.arithmetic import LayerArithmetic, Shape, analyse
 from convscope.errors import sentence
-from convscope.grading.values import as_array, as_number, as_shape, as_table
-from convscope.grading.verdict import Flaw, require
+from convscope.teaching.grading.values import as_array, as_number, as_shape, as_table
+from convscope.teaching.grading.verdict import Flaw, require
 
 # A layer's settings and the shape of its input: what a student predicts from.
 Question = tuple[Mapping[str, Any], Shape]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from convscope.grading import counting, layers_by_hand, pictures, preparation, scores
-from convscope.grading.architectures import judge_network
-from convscope.grading.trainings import judge_training
+from convscope.teaching.grading import counting, layers_by_hand, pictures, preparation, scores
+from convscope.teaching.grading.architectures import judge_network
+from convscope.teaching.grading.trainings import judge_training
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope.errors import sentence
-from convscope.grading.values import as_array, as_number, close
-from convscope.grading.verdict import Flaw, require
+from convscope.teaching.grading.values import as_array, as_number, close
+from convscope.teaching.grading.verdict import Flaw, require
 
 Array = NDArray[Any]
 

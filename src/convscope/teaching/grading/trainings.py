@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from convscope.errors import sentence
 from convscope.evaluation import Evaluation
-from convscope.grading.architectures import judge_network
-from convscope.grading.bands import band_of
-from convscope.grading.values import row_counts
-from convscope.grading.verdict import require
+from convscope.teaching.grading.architectures import judge_network
+from convscope.teaching.grading.bands import band_of
+from convscope.teaching.grading.values import row_counts
+from convscope.teaching.grading.verdict import require
 
 Array = NDArray[Any]
 

@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from convscope.errors import UsageError, sentence
-from convscope.grading import MIME_TYPE
-from convscope.lessons.sources import require_tool
+from convscope.teaching.grading import MIME_TYPE
+from convscope.teaching.lessons.sources import require_tool
 
 Result = TypeVar("Result")
 

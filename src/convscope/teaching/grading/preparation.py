@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope.errors import sentence
-from convscope.grading.values import as_array, as_shape, row_counts
-from convscope.grading.verdict import require
+from convscope.teaching.grading.values import as_array, as_shape, row_counts
+from convscope.teaching.grading.verdict import require
 
 VALIDATION_SHARE = 0.3
 # Rows whose values are compared; a wrong transformation shows in the first ones already.

@@ -16,8 +16,8 @@ import numpy as np
 
 from convscope.environment import own_warning_filters
 from convscope.errors import ConvscopeError, sentence, unknown_name
-from convscope.grading.tasks import TASKS, Task
-from convscope.grading.verdict import MIME_TYPE, Flaw, Verdict
+from convscope.teaching.grading.tasks import TASKS, Task
+from convscope.teaching.grading.verdict import MIME_TYPE, Flaw, Verdict
 
 
 class _Attempts:

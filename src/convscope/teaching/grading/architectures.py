@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from convscope.errors import sentence
-from convscope.grading.verdict import require
 from convscope.networks import layers_of
+from convscope.teaching.grading.verdict import require
 
 # Layers that only apply a function: Conv2D followed by ReLU is Conv2D with activation="relu".
 _ACTIVATION_LAYERS = {"ReLU": "relu", "Softmax": "softmax"}

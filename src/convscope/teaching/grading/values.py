@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope.errors import sentence
-from convscope.grading.verdict import Flaw, require
+from convscope.teaching.grading.verdict import Flaw, require
 
 
 def as_array(value: Any, name: str) -> NDArray[Any]:
