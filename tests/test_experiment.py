@@ -329,6 +329,31 @@ def test_channels_first_goes_all_the_way(digits, tmp_path):
     assert result.test.accuracy > 0.8
 
 
+def test_settings_are_said_as_they_are_used(digits, tmp_path):
+    few = replace(digits, train=digits.train.take(np.arange(100)))
+    told = []
+    training = TrainingConfig(epochs=1, batch_size=128, deterministic=True)
+    run_experiment(replace(SHORT, training=training), few, tmp_path / "run", [told.append], with_report=False)
+    first = next(event.text for event in told if isinstance(event, Notice))
+    assert first.startswith(
+        "Settings: network simple, 1 epoch in batches of 70, adam with a learning rate of"
+    )
+    assert "of 0.001 (constant), augmentation: none" in first
+
+
+def test_a_network_from_a_file_is_called_by_its_file_and_resumes(digits, tmp_path):
+    """A run of an older version, which has the name that Keras gave, resumes too."""
+    networks.build("simple", (28, 28, 1)).save(tmp_path / "mine.keras")
+    config = replace(SHORT, network=str(tmp_path / "mine.keras"))
+    with pytest.raises(InterruptedRunError):
+        run_experiment(config, digits, tmp_path / "run", [interrupt_at(EpochEnd, 0)])
+    run = open_run(tmp_path / "run")
+    record = run.read_json("run.json")
+    assert record["network"]["name"] == "mine"
+    run.write_json("run.json", record | {"network": record["network"] | {"name": "sequential_7"}})
+    assert resume_experiment(run.path, with_report=False).network == "mine"
+
+
 def test_a_network_from_a_file_is_trained(digits, tmp_path):
     import keras
 

@@ -5,7 +5,9 @@ import hashlib
 import io
 import json
 import os
+import re
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -240,6 +242,8 @@ def test_the_command_prints_one_json_object(command, folder, bundle):
     assert printed["class_names"] == list(bundle.class_names)
     expected = [one.to_json() for one in predict_files(bundle, [folder])]
     assert printed["predictions"] == expected
+    labels = [one["label"] for one in expected]
+    assert printed["counts"] == {name: labels.count(name) for name in bundle.class_names}
     assert tree(folder) == before
 
 
@@ -255,9 +259,12 @@ def test_the_command_prints_csv(command, folder, bundle):
     assert "absent.png to be an image" in error
 
 
-def test_the_command_shows_a_table_and_its_doubts(command, folder):
+def test_the_command_shows_a_table_and_its_doubts(command, folder, bundle):
     code, output, error = command(folder, folder / "nothing.png")
     assert code == 3
+    labels = Counter(one.label for one in predict_files(bundle, [folder]))
+    counts = re.fullmatch(r"In all: (.+)", output.splitlines()[-1])[1]
+    assert sorted(counts.split(", ")) == sorted(f"{label} {count}" for label, count in labels.items())
     assert "8 predicted" in output
     assert "1 of 8 unlike the training images" in output
     assert "inverted.png: inverted: its border is at grey level 255" in output

@@ -335,6 +335,21 @@ def test_named_data_keep_their_batches(digits):
     assert with_small_batches(config, digits) is config
 
 
+def test_the_help_of_train_says_what_applies_to_own_images(typed, tmp_path):
+    page = " ".join(typed("train", "--help", cwd=tmp_path).stdout.split())
+    exercise, own = (RECIPES[name].config for name in ("exercise", "photographs"))
+    for before, after in (
+        (exercise.network, own.network),
+        (exercise.training.epochs, own.training.epochs),
+        (exercise.training.batch_size, own.training.batch_size),
+        (exercise.validation_share, own.validation_share),
+        (exercise.scaling, own.scaling),
+        ("the optimizer's", own.training.learning_rate),
+    ):
+        assert f"[default: {before}; own images: {after}" in page
+    assert f"own images and --within: {own.training.schedule}" in page
+
+
 def test_another_network_is_not_trained_at_the_rate_of_the_suggested_one():
     dataset = images_of((32, 32, 3), ("cat", "dog"))
     config = suggest(dataset, network="deep")

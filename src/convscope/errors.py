@@ -103,7 +103,7 @@ def sentence(expected: str, got: object, hint: str = "") -> str:
     return f"{text} {hint}" if hint else text
 
 
-def unknown_name(kind: str, name: str, valid: Iterable[str]) -> UnknownNameError:
+def unknown_name(kind: str, name: str, valid: Iterable[str], hint: str = "") -> UnknownNameError:
     """Make the error for a name that does not exist, with the nearest valid name.
 
     Parameters
@@ -114,6 +114,8 @@ def unknown_name(kind: str, name: str, valid: Iterable[str]) -> UnknownNameError
         The name as it was given.
     valid : iterable of str
         The names that exist.
+    hint : str
+        Said where no valid name is near.
 
     Returns
     -------
@@ -127,5 +129,5 @@ def unknown_name(kind: str, name: str, valid: Iterable[str]) -> UnknownNameError
     """
     options = list(valid)
     near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
-    hint = f"Did you mean {near[0]!r}?" if near else ""
+    hint = f"Did you mean {near[0]!r}?" if near else hint
     return UnknownNameError(sentence(f"one of the {kind}s {', '.join(options)}", repr(name), hint))

@@ -126,8 +126,10 @@ def _open_regular(file: Path) -> IO[bytes]:
         if not stat.S_ISREG(file.stat().st_mode):
             raise DataError(sentence(f"{file} to be a Keras model", "something that is no regular file"))
         return file.open("rb")
+    except FileNotFoundError as error:
+        raise DataError(sentence("a Keras model", f"no file {file}", "Check its path.")) from error
     except OSError as error:
-        raise DataError(sentence(f"{file} to be a Keras model", error.strerror)) from error
+        raise DataError(sentence(f"to be able to read {file}", error.strerror)) from error
 
 
 def _checked_members(archive: zipfile.ZipFile, file: Path) -> dict[str, zipfile.ZipInfo]:

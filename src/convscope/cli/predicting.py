@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -62,6 +63,7 @@ def predict(
     everything = list(results)
     predictions = [one for one in everything if isinstance(one, Prediction)]
     failures = [one for one in everything if isinstance(one, Failure)]
+    counts = Counter("no label" if one.abstained else one.label for one in predictions)
     with answered_all_the_same(partial(_draw, bundle, predictions, show)):
         if json:
             show_json(
@@ -69,12 +71,15 @@ def predict(
                     "run": str(run),
                     "class_names": list(bundle.class_names),
                     "temperature": bundle.temperature,
+                    "counts": {name: counts[name] for name in bundle.class_names},
                     "predictions": [one.to_json() for one in predictions],
                     "failures": [one.to_json() for one in failures],
                 }
             )
         elif not csv:
             _show(bundle, predictions, show)
+            if len(predictions) > 1:
+                say("In all: " + ", ".join(f"{label} {count:,}" for label, count in counts.most_common()))
         if not json:
             for failure in failures:
                 warn(failure.reason)

@@ -259,7 +259,7 @@ def load(
     if all(_idx_file(location, stem) for stem in MNIST_FILES):
         return _load_idx_folder(location)
     if isinstance(name, str) and os.sep not in name and not location.exists():
-        raise unknown_name("dataset", name, CATALOG)
+        raise unknown_name("dataset", name, CATALOG, "There is no file or folder of that name.")
     from convscope.data.paths import load_path
     from convscope.data.survey import ReadOptions, no_progress
 

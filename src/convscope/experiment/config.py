@@ -85,6 +85,26 @@ class ExperimentConfig:
         """The ``.keras`` file that holds the network, if it is not a named one."""
         return Path(self.network) if self.network.endswith(".keras") else None
 
+    @property
+    def network_name(self) -> str:
+        """What the network is called: its name, or that of its file."""
+        return self.network_file.stem if self.network_file else self.network
+
+    def describe(self, learning_rate: float) -> str:
+        """Say what was chosen, by a person or for them; the learning rate is the optimizer's."""
+        training = self.training
+        find = training.find_learning_rate and training.learning_rate is None
+        rate = "a learning rate to be found" if find else f"a learning rate of {learning_rate:.3g}"
+        length = f"{training.epochs} epoch{'s' * (training.epochs > 1)}"
+        if training.within is not None:
+            length = f"{training.within:g} s"
+        settings = self.augmentation.to_dict().items()
+        augmentation = ", ".join(f"{name} {value}" for name, value in settings if value not in (0, "none"))
+        return (
+            f"Settings: network {self.network_name}, {length} in batches of {training.batch_size}, "
+            f"{training.optimizer} with {rate} ({training.schedule}), augmentation: {augmentation or 'none'}"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Give the settings as JSON values."""
         return asdict(self)

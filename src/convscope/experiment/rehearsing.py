@@ -121,7 +121,7 @@ def _find_learning_rate(session: Session, run: RunDirectory, say: Callable[[str]
     x, y = training_arrays(session.prepared)
     search = find_learning_rate(session.model, x, y, **fit_arguments(session.config, session.prepared))
     session.model.optimizer.learning_rate = search.found
-    subject = f"{session.model.name} on {session.dataset.name}"
+    subject = f"{session.config.network_name} on {session.dataset.name}"
     figure = plotting.plot_rate_search(search.rates, search.losses, search.smoothed, search.found)
     figure.suptitle(f"{subject}: {figure.get_suptitle()}")
     run.write_bytes("figures/learning-rate.png", plotting.png_bytes(figure))

@@ -250,7 +250,7 @@ def _train_and_finish(
         _report(run, session, listeners)
     return Result(
         run=run.path,
-        network=session.model.name,
+        network=session.config.network_name,
         data=record["data"]["name"],
         parameters=session.model.count_params(),
         seconds=record["seconds"],
@@ -297,7 +297,7 @@ def _evaluate(
 ) -> dict[str, Evaluation]:
     """Evaluate the network and complete the run; numbers that cannot be written are told."""
     model, prepared = session.model, session.prepared
-    subject = f"{model.name} on {record['data']['name']}"
+    subject = f"{session.config.network_name} on {record['data']['name']}"
     raw = evaluate_parts(model, prepared)
     try:
         test_set_log.log_use(run, "final evaluation", by="train")
@@ -357,7 +357,8 @@ def _refuse_differences(recorded: dict[str, Any], now: dict[str, Any]) -> None:
         "classes": lambda record: record["data"]["class_names"],
         "split": lambda record: record["data"]["counts"],
         "seed": lambda record: record["seed"],
-        "network": lambda record: record["network"],
+        # Not its name: older runs have the one that Keras gave to a network from a file.
+        "network": lambda record: f"{record['network']['parameters']} parameters",
         **{f"version of {name}": _version(name) for name in ("convscope", "keras", "torch", "numpy")},
     }
     for field, read in fields.items():

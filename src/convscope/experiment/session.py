@@ -20,7 +20,7 @@ from convscope.experiment.model import (
 from convscope.experiment.preparation import Prepared, prepare
 from convscope.lowering.devices import device_of
 from convscope.lowering.processor import describe_device
-from convscope.training.events import Listener, Notice
+from convscope.training.events import Listener, Notice, tell
 
 if TYPE_CHECKING:
     import keras
@@ -67,10 +67,10 @@ def begin_session(config: ExperimentConfig, dataset: Dataset, listeners: Sequenc
             f"There are {images} training images: one batch of all of them, not {config.training.batch_size}."
         )
         config = replace(config, training=replace(config.training, batch_size=images))
-    for line in (*notes, *prepared.describe()):
-        for listener in listeners:
-            listener(Notice(line))
     model = build_model(config, prepared.preprocess.input_shape, len(prepared.class_names), loaded)
+    settings = config.describe(float(model.optimizer.learning_rate))
+    for line in (settings, *notes, *prepared.describe()):
+        tell(tuple(listeners), Notice(line))
     return Session(config, dataset, prepared, model)
 
 
@@ -104,7 +104,7 @@ def describe_run(session: Session, dataset: Dataset) -> dict[str, Any]:
             "left_out": dict(dataset.left_out),
             "preparation": prepared.describe(),
         },
-        "network": {"name": model.name, "parameters": model.count_params()},
+        "network": {"name": config.network_name, "parameters": model.count_params()},
         **environment.describe(),
         "device": describe_device(device_of(model)),
     }
