@@ -12,7 +12,7 @@ from messy import UNUSABLE, plant, resaved
 from photographs import encoded, photograph, tree_of, write_classes
 from PIL import Image
 
-from convscope.cli.datasets import check_first
+from convscope.cli.datasets import check, check_first
 from convscope.data.catalog import load
 from convscope.data.check import check_collection, check_dataset, check_folder
 from convscope.data.contact_sheet import contact_sheet
@@ -154,7 +154,9 @@ def test_a_test_part_that_was_seen_is_meaningless(tmp_path):
     folder = divided(tmp_path / "photos")
     shutil.rmtree(folder / "test")
     shutil.copytree(folder / "train", folder / "test")
-    assert check_folder(folder).meaningless == "40 of 40 images to test on were seen in training."
+    assert check_folder(folder).meaningless == (
+        "40 of 40 images to test on were seen in training: test on others."
+    )
 
 
 def test_a_class_missing_from_a_part_is_named(tmp_path):
@@ -282,10 +284,14 @@ def test_meaningless_data_are_called_so(photos, spoil, reason):
 
 
 def test_floating_point_pixels_come_with_the_command_that_converts_them(photos):
-    Image.fromarray(np.ones((8, 8), np.float32)).save(photos / "cat" / "f.tif")
+    """With the range of all of them in it, and before anything else."""
+    for name, low, high in (("f", -0.5, 1), ("g", 0, 2.5)):
+        values = np.linspace(low, high, 64, dtype=np.float32).reshape(8, 8)
+        Image.fromarray(values).save(photos / "cat" / f"{name}.tif")
     found = check_folder(photos).find("unsupported")
-    assert found.names == ("cat/f.tif",)
-    assert "FACTOR" in found.advice
+    assert found.names == ("cat/f.tif", "cat/g.tif")
+    assert found.advice.startswith("Convert each by the range of all: python")
+    assert "- -0.5) / (2.5 - -0.5)" in found.advice
 
 
 def test_where_nothing_can_be_used_every_file_is_named(photos):
@@ -345,6 +351,29 @@ def test_a_contact_sheet_leaves_white_where_images_are_few(tmp_path):
     sheet = contact_sheet(open_path(tmp_path / "photos"), columns=4)
     assert (sheet.images[:, 2:] == 255).all()
     assert sheet.captions[0][2:] == ("", "")
+
+
+def test_the_verdict_names_what_matters_most(photos):
+    assert check_folder(photos).verdict == (
+        "These data can be trained on as they are; nothing needs to be done first."
+    )
+    (photos / "cat" / "000.png").write_bytes(b"")
+    assert check_folder(photos).verdict.endswith(
+        "The most important thing to look at: 1 file: empty, zero bytes. Copy or download it again."
+    )
+    shutil.copy(photos / "cat" / "004.png", photos / "dog" / "zz.png")
+    assert "Decide which label is right." in check_folder(photos).verdict
+    for path in (photos / "dog").glob("*.png"):
+        path.write_bytes(b"")
+    report = check_folder(photos)
+    assert report.verdict.startswith("These data cannot be trained on as they are. Only 1 class")
+    assert (report.to_json()["trainable"], report.to_json()["verdict"]) == (False, report.verdict)
+
+
+def test_the_last_line_of_the_look_is_the_verdict(photos, capsys):
+    check(photos)
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.endswith(f"Verdict: {check_folder(photos).verdict}")
 
 
 def test_a_report_cannot_be_changed(photos):

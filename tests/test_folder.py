@@ -72,7 +72,7 @@ def test_a_class_that_the_held_back_part_lacks_is_named(tmp_path):
         write_classes(tmp_path / "photos", (name,), number, seed=seed)
     dataset = load(tmp_path / "photos")
     assert np.bincount(dataset.test.labels, minlength=3)[2] == 0
-    assert "too few to hold any of rare." in dataset.notes[0]
+    assert "none of rare, too few to be divided; the other classes in proportion" in dataset.notes[0]
 
 
 def test_the_held_back_part_follows_the_seed_and_is_not_the_last_rows(photos):
@@ -111,6 +111,41 @@ def test_parts_are_kept(tmp_path, names):
     assert f"{names[1]}/dog/002.png" in set(dataset.validation.names)
 
 
+@pytest.mark.parametrize(
+    ("names", "sizes"),
+    [
+        (("train", "eval", "test"), (8, 6, 4)),
+        (("train", "evaluation", "holdout"), (8, 6, 4)),
+        (("train", "val", "eval"), (8, 6, 4)),
+        (("train", "eval"), (8, 0, 6)),
+    ],
+    ids=["eval-test", "evaluation-holdout", "val-eval", "eval"],
+)
+def test_eval_is_the_validation_part_beside_a_test_part(tmp_path, names, sizes):
+    for seed, name in enumerate(names):
+        write_classes(tmp_path / "photos" / name, count=4 - seed, seed=seed)
+    dataset = load(tmp_path / "photos")
+    validation = len(dataset.validation) if dataset.validation else 0
+    assert (len(dataset.train), validation, len(dataset.test)) == sizes
+
+
+def test_two_folders_for_one_part_are_said(tmp_path):
+    for seed, name in enumerate(("train", "val", "test", "eval")):
+        write_classes(tmp_path / "photos" / name, count=4, seed=seed)
+    found = {finding.kind: finding for finding in open_path(tmp_path / "photos").findings}
+    assert found["united_part"].names == ("eval", "test")
+
+
+def test_a_class_in_a_folder_that_is_no_part_gets_its_own_advice(tmp_path):
+    for seed, name in enumerate(("train", "test")):
+        write_classes(tmp_path / "photos" / name, count=4, seed=seed)
+    write_classes(tmp_path / "photos" / "extra", ("bird",), count=3, seed=2)
+    (finding,) = open_path(tmp_path / "photos").findings
+    assert (finding.kind, finding.severity, len(finding.names)) == ("no_part", "error", 3)
+    assert "extra, which is no part" in finding.message and "one of the parts" in finding.advice
+    assert load(tmp_path / "photos").left_out[0] == ("extra/bird/000.png", "no part")
+
+
 def test_a_part_of_an_unknown_name_is_refused(tmp_path):
     for seed, name in enumerate(("train", "test", "unseen")):
         write_classes(tmp_path / "photos" / name, count=4, seed=seed)
@@ -121,7 +156,7 @@ def test_a_part_of_an_unknown_name_is_refused(tmp_path):
 def test_sites_of_which_one_has_a_class_more_are_no_classes(tmp_path):
     write_classes(tmp_path / "photos" / "north", ("cat", "dog"), 5)
     write_classes(tmp_path / "photos" / "south", ("bird", "cat", "dog"), 5, seed=1)
-    with pytest.raises(DataError, match="which all hold the same folders bird, cat, dog"):
+    with pytest.raises(DataError, match="which hold nearly the same folders bird, cat, dog"):
         load(tmp_path / "photos")
 
 

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import struct
 import sys
 import zipfile
@@ -168,6 +169,162 @@ def test_a_damaged_utf_16_table_is_refused(tmp_path):
     (tmp_path / "labels.csv").write_bytes("path,label\na.png,b\n".encode("utf-16") + b"\x00")
     with pytest.raises(DataError, match="to be a CSV file"):
         load(tmp_path / "labels.csv")
+
+
+def labels_of(dataset):
+    splits = [split for split in (dataset.train, dataset.validation, dataset.test) if split is not None]
+    return {
+        name: dataset.class_names[label]
+        for split in splits
+        for name, label in zip(split.names, split.labels, strict=True)
+    }
+
+
+@pytest.fixture
+def batches(tmp_path):
+    """Images in folders that are no classes: who took them, or when."""
+    write_classes(tmp_path / "photos" / "images", ("monday", "tuesday"), count=10)
+    return tmp_path / "photos"
+
+
+def rows_of(folder, label=lambda n: "ab"[n % 2]):
+    files = sorted(folder.rglob("*.png"))
+    return [(file.relative_to(folder).as_posix(), label(n)) for n, file in enumerate(files)]
+
+
+@pytest.mark.parametrize("where", ["", "archive"], ids=["beside", "wrapped"])
+def test_a_table_beside_folders_of_images_gives_the_labels(tmp_path, batches, where):
+    rows = rows_of(batches)
+    write_csv(batches / "labels.csv", rows, ("path", "label"))
+    write_csv(batches / "classes.csv", [("0", "a"), ("1", "b")], ("id", "class"))
+    (batches / "notes.csv").write_text("")
+    root = batches
+    if where:
+        (tmp_path / where).mkdir()
+        root = tmp_path / where
+        batches.rename(root / "photos")
+        rows = [(f"photos/{name}", label) for name, label in rows]
+    assert labels_of(load(root)) == dict(rows)
+    assert "labels.csv" in open_path(root).layout
+    assert {finding.kind: finding.names for finding in open_path(root).findings} == {
+        "lost_table": ("classes.csv",)
+    }
+
+
+def test_the_parts_of_a_table_are_in_its_paths_where_no_column_tells_them(tmp_path):
+    for seed, part in enumerate(("train", "val", "test")):
+        write_classes(tmp_path / "photos" / part, ("monday", "tuesday"), count=6 - seed, seed=seed)
+    write_csv(tmp_path / "photos" / "labels.csv", rows_of(tmp_path / "photos"), ("path", "label"))
+    for path in (tmp_path / "photos", tmp_path / "photos" / "labels.csv"):
+        dataset = load(path)
+        assert dataset.class_names == ("a", "b")
+        assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (12, 10, 8)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        lambda rows: (("path", "label"), rows),
+        lambda rows: (("path", "label"), [(name, f"the {label}") for name, label in rows[3:]]),
+        lambda rows: (("id", "class"), [("0", "cat"), ("1", "dog")]),
+        lambda rows: (("word", "meaning"), [("cat", "miaow")]),
+        lambda rows: ((), []),
+        lambda rows: (("filename", "class", "left", "top"), [(*row, 3, 4) for row in rows + rows]),
+        lambda rows: (("path", "label"), [*rows[:-1], (rows[-1][0], "")]),
+    ],
+    ids=["same", "other-names", "classes", "words", "empty", "boxes", "no-label"],
+)
+def test_a_table_that_says_nothing_else_leaves_a_good_folder_as_it_is(tmp_path, photos, table):
+    root, alone = tmp_path / "photos", load(tmp_path / "photos")
+    header, rows = table(rows_of(root, lambda n: ("cat", "dog")[n // 10]))
+    write_csv(root / "table.csv", rows, header)
+    assert load(root).fingerprint == alone.fingerprint
+    said = [finding.message for finding in open_path(root).findings if finding.kind == "unused_table"]
+    assert all("the folders give the labels" in message for message in said)
+    assert len(said) == any(not label for _, label, *_ in rows)
+
+
+def test_boxes_in_images_give_no_labels(tmp_path, batches):
+    rows = rows_of(batches)
+    write_csv(batches / "boxes.csv", [(*row, 3, 4) for row in rows + rows], ("filename", "class", "x", "y"))
+    collection = open_path(batches)
+    assert collection.class_names == ("monday", "tuesday")
+    assert [(one.kind, one.names) for one in collection.findings if one.severity == "warning"] == [
+        ("unused_table", ("boxes.csv",))
+    ]
+
+
+def test_a_table_of_something_else_is_no_cause_to_forget_what_is_wrong_with_the_folder(tmp_path):
+    write_classes(tmp_path / "photos", ("cat",), 5)
+    write_csv(tmp_path / "photos" / "classes.csv", [("0", "cat")], ("id", "class"))
+    with pytest.raises(DataError, match=r"at least 2 classes .*\nExpected the files that .*classes\.csv"):
+        load(tmp_path / "photos")
+
+
+def test_tables_in_the_folders_of_parts(tmp_path, photos):
+    """As dataset hubs ask for them: ``train/metadata.csv``."""
+    for part, number in (("train", 0), ("test", 1)):
+        (tmp_path / "hub" / part).mkdir(parents=True)
+        for path in photos[number::2]:
+            path.rename(tmp_path / "hub" / part / f"{path.parent.name}{path.name}")
+        rows = [(path.name, path.name[:3]) for path in sorted((tmp_path / "hub" / part).glob("*.png"))]
+        write_csv(tmp_path / "hub" / part / "metadata.csv", rows, ("file_name", "label"))
+    dataset = load(tmp_path / "hub")
+    assert (dataset.class_names, len(dataset.train), len(dataset.test)) == (("cat", "dog"), 10, 10)
+    assert set(dataset.test.names) == {f"test/{p.name}" for p in (tmp_path / "hub" / "test").glob("*.png")}
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-8", "utf-8-sig", "utf-16"])
+def test_letters_of_western_europe(tmp_path, photos, encoding):
+    rows = [(path.relative_to(tmp_path).as_posix(), f"Käse {path.parent.name}") for path in photos]
+    table = write_csv(tmp_path / "labels.csv", rows, ("path", "label"))
+    table.write_bytes(table.read_bytes().decode().encode(encoding))
+    assert load(table).class_names == ("Käse cat", "Käse dog")
+    said = [finding.names for finding in open_path(table).findings if finding.kind == "encoding"]
+    assert said == ([("labels.csv",)] if encoding in {"latin-1", "cp1252"} else [])
+
+
+@pytest.mark.parametrize("on_disk", ["utf-8", "latin-1"])
+def test_a_name_in_latin_1_leads_to_its_file(tmp_path, photos, on_disk):
+    rows = []
+    for number, path in enumerate(photos):
+        name = f"Füße{number}.png"
+        try:
+            path.rename(os.fsdecode(os.fsencode(tmp_path / "photos") + b"/" + name.encode(on_disk)))
+        except (OSError, UnicodeError):
+            pytest.skip("a file system that wants Unicode")
+        rows.append((f"photos/{name}", "ab"[number % 2]))
+    table = write_csv(tmp_path / "labels.csv", rows, ("path", "label"))
+    table.write_bytes(table.read_bytes().decode().encode("latin-1"))
+    assert len(load(table).train) == 16
+
+
+@pytest.mark.parametrize(("label", "name"), [("0,5", None), ("-,5", None), ("3,0", "3"), ("1,2,3", "1,2,3")])
+def test_fractions_with_a_comma_are_no_classes(tmp_path, photos, label, name):
+    rows = [(path.relative_to(tmp_path), "x" if n % 2 else label) for n, path in enumerate(photos)]
+    table = write_csv(tmp_path / "labels.csv", rows, ("path", "label"))
+    if name is None:
+        with pytest.raises(DataError, match=f"row 1 of labels.csv, got '{label}'"):
+            load(table)
+    else:
+        assert load(table).class_names == (name, "x")
+
+
+def test_eval_is_the_validation_part_of_tables_and_arrays_too(tmp_path, photos):
+    parts = ["train", "train", "train", "eval", "test"] * 4
+    rows = [(path, path.parent.name, part) for path, part in zip(photos, parts, strict=True)]
+    datasets = [load(write_csv(tmp_path / "labels.csv", rows, ("path", "label", "split")))]
+    pieces = {"train": slice(12), "eval": slice(12, 16), "test": slice(16, 20)}
+    arrays = {f"x_{part}": GREY[rows] for part, rows in pieces.items()}
+    arrays |= {f"y_{part}": LABELS[rows] for part, rows in pieces.items()}
+    datasets.append(load(save_npz(tmp_path / "d.npz", **arrays)))
+    for part, chosen in pieces.items():
+        for what, values in (("images-idx3", GREY[..., 0]), ("labels-idx1", LABELS.astype(np.uint8))):
+            (tmp_path / f"my-{part}-{what}-ubyte").write_bytes(idx(values[chosen]))
+        write_parquet(tmp_path / "hub" / f"{part}-0.parquet", COLOUR[chosen], LABELS[chosen])
+    datasets += [load(tmp_path / "my-train-images-idx3-ubyte"), load(tmp_path / "hub")]
+    for dataset in datasets:
+        assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (12, 4, 4)
 
 
 @pytest.fixture

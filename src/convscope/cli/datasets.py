@@ -83,6 +83,8 @@ def check(
         show_json(report.to_json())
     else:
         _show_report(report)
+        if not report.meaningless:  # else the error that follows says so
+            say(f"Verdict: {report.verdict}")
     _refuse_meaningless(report)
 
 

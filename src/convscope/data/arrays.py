@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from convscope.data.formats import decompress, read_idx
 from convscope.data.pixel_layout import Layout, ValueRange, find_layout
 from convscope.data.pixel_source import PixelChunk, PixelSource
-from convscope.data.source import PARTS, part_of, read_label
+from convscope.data.source import PARTS, part_of, read_label, settle_parts
 from convscope.errors import DataError, sentence
 
 IMAGE_WORDS = {"x", "images", "image", "imgs", "data", "pixels", "arr0"}
@@ -131,14 +131,15 @@ def _pair(members: Sequence[_Member], path: Path) -> dict[int, tuple[_Member, _M
 
 def _by_part(members: Sequence[_Member], words: set[str]) -> dict[int, _Member]:
     """Pick the arrays whose names say images, or labels, and for which part."""
-    found: dict[int, _Member] = {}
+    found: dict[str, int] = {}
     for member in members:
         pieces = re.split(r"[_\-. ]+", member.name.lower())
         parts = [part for piece in pieces if (part := part_of(piece)) is not None]
         rest = "".join(piece for piece in pieces if part_of(piece) is None)
         if rest in words:
-            found.setdefault(parts[0] if parts else 0, member)
-    return found
+            found[member.name] = parts[0] if parts else 0
+    settled = settle_parts(found)
+    return {settled[member.name]: member for member in reversed(members) if member.name in settled}
 
 
 def _labels(member: _Member, len_of: _Member, class_names: tuple[str, ...] | None) -> NDArray[Any]:
@@ -284,15 +285,18 @@ def find_idx(folder: Path) -> dict[int, tuple[Path, Path]]:
     dict of int to (Path, Path)
         Images and labels of each part; names are as those of MNIST and its relatives.
     """
-    found: dict[str, dict[int, Path]] = {"images": {}, "labels": {}}
+    found: dict[str, dict[str, int]] = {"images": {}, "labels": {}}
     for file in sorted(folder.iterdir()):
         match = _IDX_NAME.match(file.name)
         if match and file.is_file():
             words = re.split(r"[^a-z0-9]+", match["stem"].lower())
             parts = [2 if word == "t10k" else part_of(word) for word in words]
             known = [part for part in parts if part is not None]
-            found[match["what"].lower()].setdefault(known[-1] if known else 0, file)
-    images, labels = found["images"], found["labels"]
+            found[match["what"].lower()][file.name] = known[-1] if known else 0
+    images, labels = (
+        {part: folder / name for name, part in reversed(settle_parts(parts).items())}
+        for parts in found.values()
+    )
     return {part: (images[part], labels[part]) for part in sorted(images) if part in labels}
 
 

@@ -265,12 +265,12 @@ def _why_meaningless(collection: Collection, report: DataReport) -> str:
     trained = report.counts.get("train", {})
     usable = [name for name, number in trained.items() if number]
     if len(usable) < 2:
-        return f"Only {count(len(usable), 'class')} with training images: there is nothing to tell apart."
+        return f"Only {count(len(usable), 'class')} with training images: add images of another one."
     lone = [name for name, number in trained.items() if number == 1]
     if lone and "test" not in report.counts:
-        return f"{lone[0]} has 1 image: none can be held back to test on."
+        return f"{lone[0]} has 1 image: add others, since none can be held back to test on."
     if len(np.unique(collection.groups)) == 1:
-        return "All images are the same."
+        return "All images are the same: get them again."
     for part, classes in report.counts.items():
         tested = [name for name, number in classes.items() if number]
         if not any(trained[name] for name in tested):
@@ -279,7 +279,8 @@ def _why_meaningless(collection: Collection, report: DataReport) -> str:
             )
     conflicting = report.find("conflicting")
     if conflicting and len(conflicting.names) > SEEN * report.used:
-        return f"{len(conflicting.names):,} of {report.used:,} images are there under two labels."
+        found = f"{len(conflicting.names):,} of {report.used:,} images are there under two labels"
+        return f"{found}: decide which is right."
     return _why_test_is_worthless(report)
 
 
@@ -288,5 +289,7 @@ def _why_test_is_worthless(report: DataReport) -> str:
     leakage = report.find("leakage")
     tested = sum(sum(classes.values()) for part, classes in report.counts.items() if part != "train")
     if leakage and len(leakage.names) > SEEN * tested:
-        return f"{len(leakage.names):,} of {tested:,} images to test on were seen in training."
+        return (
+            f"{len(leakage.names):,} of {tested:,} images to test on were seen in training: test on others."
+        )
     return ""

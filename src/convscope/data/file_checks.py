@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from convscope.data.collection import FileRecords
 from convscope.data.findings import Finding, count
-from convscope.data.images import CONVERT_FLOATS, FLOATING
+from convscope.data.images import FLOATING, convert_floats
 from convscope.data.kinds import FORMATS, SUFFIXES
 from convscope.data.similarity import members_of
 from convscope.data.source import ImageSource
@@ -83,8 +83,11 @@ def _problems(source: ImageSource, survey: Survey) -> Iterator[Finding]:
 def _problem(kind: str, names: tuple[str, ...], details: tuple[str, ...]) -> Finding:
     """Make the row of one kind of unusable file."""
     words, advice = PROBLEMS[kind]
-    if FLOATING in details:
-        advice += f" Floating point, all images by the same factor: {CONVERT_FLOATS}"
+    ranges = [detail.split()[-3::2] for detail in details if detail.startswith(FLOATING)]  # … from 0 to 1
+    if ranges:
+        low, high = min(float(low) for low, _ in ranges), max(float(high) for _, high in ranges)
+        convert = convert_floats(f"{low:g}", f"{high:g}")
+        advice = convert if len(ranges) == len(details) else f"{convert}. The others: {advice}"
     return Finding(kind, "error", f"{count(len(names), 'file')}: {words}.", advice, names, details)
 
 

@@ -86,6 +86,19 @@ class DataReport:
         kinds = (finding for finding in self.findings if finding.kind in UNUSABLE)
         return tuple(name for finding in kinds for name in finding.names)
 
+    @property
+    def verdict(self) -> str:
+        """Say whether the data can be trained on as they are, and what to do first."""
+        if self.meaningless:
+            return f"These data cannot be trained on as they are. {self.meaningless}"
+        serious = [finding for finding in self.findings if finding.severity != "info"]
+        kinds = (*FIRST, *(finding.kind for finding in serious))
+        first = min(serious, key=lambda finding: kinds.index(finding.kind), default=None)
+        ready = "These data can be trained on as they are"
+        if first is None:
+            return f"{ready}; nothing needs to be done first."
+        return f"{ready}. The most important thing to look at: {first.message} {first.advice}".rstrip()
+
     def find(self, kind: str) -> Finding | None:
         """Return the finding of that kind, if there is one."""
         return next((finding for finding in self.findings if finding.kind == kind), None)
@@ -108,10 +121,14 @@ class DataReport:
             "findings": [finding.to_json() for finding in self.findings],
             "left_out": list(self.left_out),
             "meaningless": self.meaningless,
+            "trainable": not self.meaningless,
+            "verdict": self.verdict,
             "quick": self.quick,
         }
 
 
+# What spoils a result most, in this order; anything else follows by its severity.
+FIRST = ("conflicting", "leakage", "missing_class", "no_part", "unused_table", "few_images", "imbalance")
 # Kinds whose files are not used.
 UNUSABLE = (
     "missing",
@@ -125,6 +142,7 @@ UNUSABLE = (
     "symlink_loop",
     "repeated_link",
     "no_class",
+    "no_part",
 )
 
 

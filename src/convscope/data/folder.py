@@ -23,6 +23,7 @@ from convscope.data.source import (
     file_chunks,
     part_in_name,
     require_classes,
+    settle_parts,
     united_classes,
     words_of,
 )
@@ -242,7 +243,7 @@ def _parts_among(inside: dict[str, list[list[str]]]) -> dict[str, int]:
         parts = {top: part for top in inside if (part := part_in_name(top, entirely)) is not None}
         is_believed = entirely or nested <= set(parts)
         if is_believed and any(part == 0 and top in nested for top, part in parts.items()):
-            return parts
+            return settle_parts(parts)
     return {}
 
 
@@ -287,7 +288,8 @@ def _require_no_parts(root: Path, placing: _Placing, layout: _Layout) -> None:
     every = set().union(*inside)
     are_alike = 3 * sum(map(len, inside)) > 2 * len(inside) * len(every)  # one may lack a few of them
     if len(inside) > 1 and "" not in every and min(map(len, inside)) > 1 and are_alike:
-        found = f"{shown}, which all hold the same folders {printable(', '.join(sorted(every)[:4]))}"
+        how = "all hold the same" if min(map(len, inside)) == len(every) else "hold nearly the same"
+        found = f"{shown}, which {how} folders {printable(', '.join(sorted(every)[:4]))}"
         raise DataError(sentence(expected, found, f"{advice}, or empty the inner folders into the outer."))
 
 
@@ -330,7 +332,11 @@ def _findings(walked: Walk, sorting: _Sorting, placing: _Placing, layout: _Layou
     }
     empty = sorted({*walked.empty, *imageless})
     unlabelled = _unlabelled(placing, layout)
-    astray = sorted(set(placing.without_class) - set(unlabelled))
+    beside = [
+        file for file in placing.without_class if file not in set(unlabelled) and _is_beside(file, layout)
+    ]
+    astray = sorted(set(placing.without_class) - {*unlabelled, *beside})
+    tops = sorted({file[len(layout.prefix) :].split("/")[0] for file in beside})
     findings = [
         Finding(
             "unsupported",
@@ -346,6 +352,13 @@ def _findings(walked: Walk, sorting: _Sorting, placing: _Placing, layout: _Layou
             f"{count(len(astray), 'image')} in no class's folder.",
             "Move into the folder of a class.",
             _shown(astray),
+        ),
+        Finding(
+            "no_part",
+            "error",
+            f"{count(len(beside), 'image')} in {printable(', '.join(tops))}, which is no part.",
+            "Move the classes into one of the parts, or the folder away.",
+            _shown(beside),
         ),
         Finding(
             "unlabelled",
@@ -369,6 +382,13 @@ def _findings(walked: Walk, sorting: _Sorting, placing: _Placing, layout: _Layou
             _shown(empty),
         ),
     ]
+    for part, name in enumerate(PARTS):
+        several = sorted(top for top, (of, _) in layout.parts.items() if of == part)
+        message = f"{printable(', '.join(several))} are all taken for the {name} part."
+        advice = "Call them otherwise if that is not meant."
+        findings.append(
+            Finding("united_part", "info", message, advice, _shown(several if several[1:] else []))
+        )
     odd = [file for file in placing.files if printable(file) != file]
     message = f"{count(len(odd), 'file')} with a name that is no plain text; used, and shown with escapes."
     findings.append(Finding("odd_name", "warning", message, "Rename if other tools refuse it.", _shown(odd)))
@@ -386,6 +406,12 @@ def _unlabelled(placing: _Placing, layout: _Layout) -> list[str]:
         if top and top not in labelled and is_flat:
             found.append(file)
     return found
+
+
+def _is_beside(file: str, layout: _Layout) -> bool:
+    """Tell whether a file lies in a folder of a folder that stands beside the parts."""
+    top, *folders = file[len(layout.prefix) :].split("/")[:-1] or [""]
+    return bool(layout.parts and folders and file.startswith(layout.prefix)) and top not in layout.parts
 
 
 def _hint(files: list[str], otherwise: str) -> str:

@@ -34,11 +34,7 @@ BYTE_CAP = 512 * 2**20
 TRAITS = ("animated", "cmyk", "sixteen_bit", "rotated", "transparent", "mended")
 # How many bits the pixels of a deep image have, unless its data set says that fewer are in use.
 DEPTH = 16
-FLOATING = "floating point pixels"
-CONVERT_FLOATS = (
-    'python -c "from PIL import Image as i; import numpy as n; '
-    "i.fromarray((n.asarray(i.open('IN.tif')) * FACTOR).astype(n.uint16)).save('OUT.png')\""
-)
+FLOATING = "floating-point pixels"
 
 ORIENTATION_TAG = 0x0112
 # EXIF 2.32, 4.6.5: the transposition that turns each orientation upright; 5 to 8 exchange the sides.
@@ -51,6 +47,15 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+def convert_floats(low: str = "LOW", high: str = "HIGH") -> str:
+    """Write the command that converts a floating-point image, by the range of all images of the set."""
+    scaled = f"(n.asarray(i.open('IN.tif')) - {low}) / ({high} - {low})"
+    return (
+        'Convert each by the range of all: python -c "from PIL import Image as i; import numpy as n; '
+        f"i.fromarray((65535 * n.clip({scaled}, 0, 1)).astype(n.uint16)).save('OUT.png')\""
+    )
 
 
 class ImageError(DataError):
@@ -475,8 +480,9 @@ def _is_grey(image: Image.Image) -> bool:
 def _pixels(image: Image.Image, source: str, depth: int) -> NDArray[np.uint8]:
     """Give the pixels of a loaded image, of which Pillow keeps 8 bits, as (h, w, 1) or (h, w, 3)."""
     if image.mode == "F":
-        hint = f"Save it with 8 or 16 bits, all images by the same factor: {CONVERT_FLOATS}"
-        raise _refusal("unsupported", source, FLOATING, hint)
+        values = np.asarray(image)
+        found = f"{FLOATING} from {values.min():g} to {values.max():g}"
+        raise _refusal("unsupported", source, found, convert_floats())
     grey = _is_grey(image)
     if depth != DEPTH:
         # Pillow has kept the upper 8 of 16 bits, of which the uppermost are not in use.

@@ -25,6 +25,7 @@ from convscope.data.source import (
     part_of,
     parts_of_table,
     require_classes,
+    settle_parts,
     united_classes,
 )
 from convscope.data.table import unlabelled_tables
@@ -68,10 +69,11 @@ def read_parquet(files: Sequence[Path], name: str) -> ImageSource:
         used = list(zip(files, found, strict=True))
     names: list[str] = []
     parts: list[int] = []
+    part_of_file = settle_parts({_shown(file): _part(file, deep=len(files) > 1) for file, _ in used})
     for file, labels in used:
         with _opened(file) as parquet:
             names += _row_names(parquet, _columns(parquet, file)[0], file)
-        parts += [_part(file, deep=len(files) > 1)] * len(labels.values)
+        parts += [part_of_file[_shown(file)]] * len(labels.values)
     numbers, class_names, united = _encode(dict(used), names)
     require_classes(class_names, name)
     shown = Names(printable(row) for row in names)
@@ -199,9 +201,13 @@ def _encode(found: dict[Path, _Labels], rows: Sequence[str]) -> tuple[Any, tuple
     return places[numbers], order, united
 
 
+def _shown(file: Path) -> str:
+    return f"{file.parent.name}/{file.stem}"
+
+
 def _part(file: Path, deep: bool) -> int:
     """Read the part off a file's name, or, where there are several files, off its folder's."""
-    words = re.split(r"[^a-z0-9]+", (f"{file.parent.name}/{file.stem}" if deep else file.stem).lower())
+    words = re.split(r"[^a-z0-9]+", (_shown(file) if deep else file.stem).lower())
     return next((part for word in reversed(words) if (part := part_of(word)) is not None), 0)
 
 

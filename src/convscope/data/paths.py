@@ -20,10 +20,11 @@ from convscope.data.parquet import read_parquet
 from convscope.data.path_table import read_paths
 from convscope.data.pixel_source import PixelSource, collect_pixels
 from convscope.data.pixel_table import is_of_pixels, read_pixel_tables
-from convscope.data.source import PARTS, ImageSource
+from convscope.data.source import PARTS, ImageSource, part_in_name, settle_parts
 from convscope.data.splits import split_indices
 from convscope.data.survey import Progress, ReadOptions, no_progress
-from convscope.data.table import look
+from convscope.data.table import NoImagesError, Table, look
+from convscope.data.walk import is_clutter
 from convscope.errors import DataError, DataNotFoundError, sentence
 
 TABLE_SUFFIXES = (".csv", ".tsv")
@@ -129,52 +130,131 @@ def find_source(path: Path) -> Source:
 def _source_of_folder(folder: Path) -> Source:
     """Find IDX files, else images, else tables."""
     try:
-        if files := find_idx(folder):
-            return read_idx_files(folder, files)
-        return read_folder(folder)
+        if numbers := find_idx(folder):
+            return read_idx_files(folder, numbers)
+        source = read_folder(folder)
     except OSError as error:
         raise DataError(sentence(f"{folder} to be readable", error.strerror or str(error))) from error
-    except DataError:
-        tables = _tables_of(folder)
-        source = _source_of_files(tables, folder.resolve().name) if tables else None
-        if source is None:
+    except DataError as problem:
+        files = _tables_of(folder)
+        try:
+            found = _source_of_files(files, folder.resolve().name, folder) if files else None
+        except NoImagesError as error:
+            raise DataError(f"{problem}\n{error}") from error
+        if found is None:
             raise
+        return found
+    return _labelled_by_tables(source, folder)
+
+
+def _labelled_by_tables(source: ImageSource, folder: Path) -> ImageSource:
+    """Take the labels of tables that name the folder's images, unless they say what the folders say."""
+    files = [file for file in _tables_of(folder) if file.suffix.lower() in TABLE_SUFFIXES]
+    tables = [file for file in files if not _is_form(file)]
+    if not tables:
         return source
+    try:
+        found = _read_tables(tables, source.name, folder)
+        if isinstance(found, PixelSource) or _says_the_same(found, source):
+            return source
+        if len(set(found.names)) == len(found):
+            return found
+        reason = f"Expected each image once in {found.layout}, got some several times."
+    except NoImagesError:
+        return source
+    except DataError as error:
+        reason = str(error)
+    names = tuple(file.name for file in tables)
+    message = f"{count(len(names), 'table')} not used, the folders give the labels. {reason}"
+    return replace(
+        source, findings=(*source.findings, Finding("unused_table", "warning", message, "", names))
+    )
+
+
+def _says_the_same(table: ImageSource, folders: ImageSource) -> bool:
+    """Tell whether a table gives its images the parts and, under any names, the classes of their folders."""
+    known = {name: i for i, name in enumerate(folders.names)}
+    pairs = set()
+    for name, label, part in zip(table.names, table.labels.tolist(), table.parts.tolist(), strict=True):
+        position = known.get(name)
+        if position is None or folders.parts[position] != part:
+            return False
+        pairs.add((label, int(folders.labels[position])))
+    return len(pairs) == len({label for label, _ in pairs}) == len({label for _, label in pairs})
 
 
 def _tables_of(folder: Path) -> list[Path]:
     """List the files in a folder that may hold images: all Parquet files, else one ``.npz``, else tables."""
     parquet = sorted(file for file in folder.rglob("*.parquet") if file.is_file())
-    files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+    entries = sorted(entry for entry in folder.iterdir() if not is_clutter(entry.name))
+    while len(entries) == 1 and entries[0].is_dir():  # a folder that merely wraps the rest
+        entries = sorted(entry for entry in entries[0].iterdir() if not is_clutter(entry.name))
+    files = [entry for entry in entries if entry.is_file()]
     archives = [file for file in files if file.suffix.lower() == ".npz"]
-    tables = [file for file in files if file.suffix.lower() in TABLE_SUFFIXES]
-    return parquet or archives[:1] or tables
+    parts = [
+        entry for entry in entries if entry.is_dir() and part_in_name(entry.name, entirely=True) is not None
+    ]
+    inside = [file for part in parts for file in sorted(part.iterdir()) if file.is_file()]
+    tables, deeper = (
+        [file for file in some if file.suffix.lower() in TABLE_SUFFIXES] for some in (files, inside)
+    )
+    return parquet or archives[:1] or tables or deeper
 
 
-def _source_of_files(files: Sequence[Path], name: str) -> Source | None:
+def _source_of_files(files: Sequence[Path], name: str, root: Path | None = None) -> Source | None:
     """Read files by their ending; None if it says nothing."""
     suffix = files[0].suffix.lower()
     if suffix == ".parquet":
         return read_parquet(files, name)
     if suffix == ".npz":
         return read_npz(files[0])
-    return _read_tables(files, name) if suffix in TABLE_SUFFIXES else None
+    return _read_tables(files, name, root) if suffix in TABLE_SUFFIXES else None
 
 
-def _read_tables(files: Sequence[Path], name: str) -> Source:
+def _read_tables(files: Sequence[Path], name: str, root: Path | None = None) -> Source:
     """Read tables of pixels, else of paths, but none that only shows the form of an answer."""
-    forms = [file for file in files if "submission" in file.stem.lower() and len(files) > 1]
+    forms = [file for file in files if len(files) > 1 and _is_form(file)]
     if len(forms) == len(files):
         found = f"only {', '.join(file.name for file in forms)}, whose labels are invented"
         raise DataError(sentence(f"a table of images and labels in {name}", found))
-    tables = [look(file) for file in files if file not in forms]
+    tables = _named_after_parts(_look_at([file for file in files if file not in forms]))
     of_pixels = [table for table in tables if is_of_pixels(table)]
-    source = read_pixel_tables(of_pixels, name) if of_pixels else read_paths(tables, name)
+    source = read_pixel_tables(of_pixels, name) if of_pixels else read_paths(tables, name, root)
     if not forms:
         return source
     message = f"{count(len(forms), 'table')} that only shows the form of an answer: not used."
     finding = Finding("submission", "info", message, "", tuple(file.name for file in forms))
     return replace(source, findings=(*source.findings, finding))
+
+
+def _is_form(file: Path) -> bool:
+    """Tell a table that only shows the form of an answer."""
+    return "submission" in file.stem.lower()
+
+
+def _look_at(files: Sequence[Path]) -> list[Table]:
+    """Look at tables; one that is empty is passed over, if there are others."""
+    tables, problem = [], None
+    for file in files:
+        try:
+            tables.append(look(file))
+        except NoImagesError as error:
+            problem = error
+    if not tables and problem is not None:
+        raise problem
+    return tables
+
+
+def _named_after_parts(tables: Sequence[Table]) -> list[Table]:
+    """Give tables the parts that their names, or else the names of the folders that they are in, say."""
+    of_folders = len({table.file.parent for table in tables}) > 1
+    parts = {}
+    for table in tables:
+        of_folder = part_in_name(table.file.parent.name, entirely=True) if of_folders else None
+        parts[f"{table.file.parent.name}/{table.file.stem}"] = table.part or of_folder or 0
+    return [
+        replace(table, part=part) for table, part in zip(tables, settle_parts(parts).values(), strict=True)
+    ]
 
 
 def to_dataset(collection: Collection, seed: int = TEST_SEED, test_share: float = TEST_SHARE) -> Dataset:
@@ -212,10 +292,10 @@ def to_dataset(collection: Collection, seed: int = TEST_SEED, test_share: float 
         chosen[0], chosen[2] = np.sort(train[first]), np.sort(train[second])
         lacking = sorted(set(collection.labels[train]) - set(collection.labels[chosen[2]]))
         names = ", ".join(collection.class_names[label] for label in lacking)
+        how = f"none of {names}, too few to be divided; the other classes" if lacking else "the classes"
         notes.append(
-            f"No test part was found: {len(second):,} images are held back as one, at random but in the "
-            f"classes' proportions, near-duplicates on one side (seed {seed})."
-            + (f" They are too few to hold any of {names}." if lacking else "")
+            f"No test part was found: {len(second):,} images are held back as one, at random, {how} in "
+            f"proportion, near-duplicates on one side (seed {seed})."
         )
     trained = set(collection.labels[chosen[0]].tolist())
     for part, positions in zip(PARTS[1:], chosen[1:], strict=True):

@@ -27,7 +27,7 @@ from convscope.errors import DataError, sentence
 from convscope.preprocessing import conform
 
 # Raised when the same files would give other pixels or labels.
-STORE_VERSION = 3
+STORE_VERSION = 4
 HASH_BLOCK = 2**20
 
 

@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 from convscope.data.pixel_layout import Layout, ValueRange, find_layout
 from convscope.data.pixel_source import PixelChunk, PixelSource
 from convscope.data.source import PARTS
-from convscope.data.table import LABEL_COLUMNS, PART_COLUMNS, Table, is_number, unlabelled_tables
+from convscope.data.table import (
+    LABEL_COLUMNS,
+    PART_COLUMNS,
+    Table,
+    is_number,
+    other_encodings,
+    unlabelled_tables,
+)
 from convscope.errors import DataError, sentence
 
 PIXELS_COLUMN = "pixels"
@@ -84,7 +91,7 @@ def read_pixel_tables(tables: Sequence[Table], name: str) -> PixelSource:
         layout=f"a table of pixels: {', '.join(PARTS[part] for part in sorted({t.part for t in columns}))}",
         files=tuple(table.file for table in columns),
         chunks=partial(_chunks, columns),
-        findings=unlabelled_tables(unlabelled),
+        findings=(*unlabelled_tables(unlabelled), *other_encodings(columns)),
     )
 
 
@@ -157,22 +164,21 @@ def _layouts(columns: dict[Table, _Columns]) -> list[Layout]:
 def _chunks(columns: dict[Table, _Columns]) -> Iterator[PixelChunk]:
     """Read all images of all tables."""
     for (table, found), layout in zip(columns.items(), _layouts(columns), strict=True):
-        first = 1
+        parts = table.parts_in(found.part)
         for rows, values in _values(table, found):
             labels = np.array([row[found.label].strip() for row in rows])
             chunk = PixelChunk(table.part, layout.images(values), labels, layout)
-            yield from _by_part(chunk, found, rows, table, first)
-            first += len(rows)
+            yield from _by_part(chunk, found, rows, parts)
 
 
 def _by_part(
-    chunk: PixelChunk, columns: _Columns, rows: list[list[str]], table: Table, first: int
+    chunk: PixelChunk, columns: _Columns, rows: list[list[str]], part_of_word: dict[str, int]
 ) -> Iterator[PixelChunk]:
     """Divide a chunk by what its column of parts says."""
     if columns.part is None:
         yield chunk
         return
-    parts = np.array([table.part_in_row(columns.part, row, number) for number, row in enumerate(rows, first)])
+    parts = np.array([part_of_word[row[columns.part]] for row in rows])
     for part in np.unique(parts):
         chosen = parts == part
         yield PixelChunk(int(part), chunk.images[chosen], chunk.labels[chosen], chunk.layout)

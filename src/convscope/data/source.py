@@ -35,8 +35,9 @@ SETTLED_SECONDS = 2.0
 LARGEST_LABEL = 2**53
 # What folders of images are called whatever is on them.
 _ANY_IMAGES = re.compile(r"((data|image|img|photo|picture|folder|sub)s?)?(sets?)?$")
-_WHOLE_NUMBER = re.compile(r"([+-]?\d+)\.0+")
-_FRACTION = re.compile(r"[+-]?\d*\.\d+(e[+-]?\d+)?", re.IGNORECASE)
+_WHOLE_NUMBER = re.compile(r"([+-]?\d+)(?:\.0+|,00?)")
+# Half of the world writes 0,5.
+_FRACTION = re.compile(r"[+-]?\d*[.,]\d+(e[+-]?\d+)?", re.IGNORECASE)
 
 Reader = Callable[[], bytes]
 
@@ -276,6 +277,21 @@ def part_in_name(name: str, entirely: bool = False) -> int | None:
     if len(parts) != 1 or (entirely and not all(word in PART_NAMES for word in words)):
         return None
     return parts.pop()
+
+
+def settle_parts(parts: Mapping[str, int]) -> dict[str, int]:
+    """Take ``eval`` for the validation part where another name is the test part, and none is validation.
+
+    Examples
+    --------
+    >>> settle_parts({"train": 0, "eval": 2, "test": 2}), settle_parts({"train": 0, "eval": 2})
+    ({'train': 0, 'eval': 1, 'test': 2}, {'train': 0, 'eval': 2})
+    """
+    tests = [name for name, part in parts.items() if part == 2]
+    evaluations = {name for name in tests if not {"eval", "evaluation"}.isdisjoint(words_of(name))}
+    if 1 in parts.values() or len(evaluations) == len(tests):
+        return dict(parts)
+    return {name: 1 if name in evaluations else part for name, part in parts.items()}
 
 
 def parts_of_table(parts: NDArray[np.int8]) -> NDArray[np.int8]:

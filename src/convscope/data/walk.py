@@ -111,7 +111,7 @@ class _Walker:
     def enter(self, folder: str, ancestors: list[_Identity]) -> None:
         """Go through one folder; the ancestors tell a circle."""
         with os.scandir(self._root / folder) as entries:
-            wanted = [entry for entry in entries if not _is_clutter(entry.name)]
+            wanted = [entry for entry in entries if not is_clutter(entry.name)]
         if not wanted and folder:
             self._empty.append(folder)
         for entry in sorted(wanted, key=lambda entry: entry.name):
@@ -168,7 +168,7 @@ class _Walker:
         return Walk(self._root, sorted(self._found), signature, self._newest, self._empty, findings)
 
 
-def _is_clutter(name: str) -> bool:
+def is_clutter(name: str) -> bool:
     """Tell what is hidden, or left behind by an operating system."""
     return name.startswith(".") or name.lower() in CLUTTER
 
