@@ -192,7 +192,7 @@ BOMBS = {
     ),
     "many units": (change_layer(6, units=10**9), "compute at most|as many weights"),
     "some more units": (change_layer(6, units=50_000), "as many weights in the file as"),
-    "an impossible number": (change_layer(6, units=10**30), "to be a Keras model, got"),
+    "an impossible number": (change_layer(6, units=10**30), "compute at most"),
     "a negative number": (change_layer(6, units=-3), "to be a Keras model, got"),
     "no number": (change_layer(6, units="ten"), "to be a Keras model, got"),
     "no strides": (change_layer(1, strides=[0, 0]), "to be a Keras model, got"),

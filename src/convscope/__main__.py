@@ -1,5 +1,5 @@
 """``python -m convscope``, for where the command itself is not on the path."""
 
-from convscope.cli import main
+from convscope.cli import start
 
-main()
+start()

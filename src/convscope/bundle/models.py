@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -238,14 +240,17 @@ def _build(config: dict[str, Any], source: Path, available: int) -> keras.Model:
 
 def _rehearse(config: dict[str, Any]) -> int:
     """Build the network with tensors that have shapes and no memory; count its weights."""
-    import copy
+    # What Keras notes down while it builds is known to one thread only, and goes with it.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_build_without_memory, copy.deepcopy(config)).result()  # Keras changes it
 
+
+def _build_without_memory(config: dict[str, Any]) -> int:
     import keras
-    from torch._subclasses.fake_tensor import FakeTensorMode
 
-    # Keras changes the configuration that it reads.
-    with FakeTensorMode(allow_non_fake_inputs=True), _size_limit(), keras.device("meta"):
-        model = keras.saving.deserialize_keras_object(copy.deepcopy(config), safe_mode=True)
+    # Weights without values need no arithmetic; to do it without memory torch would import its compiler.
+    with _size_limit(), keras.device("meta"), keras.StatelessScope(initialize_variables=False):
+        model = keras.saving.deserialize_keras_object(config, safe_mode=True)
     if not model.built:
         hint = "Begin it with keras.Input((64, 64, 3)), or call model.build(...), and save it again."
         raise DataError(sentence("a network that has been built", "one without the shape of its input", hint))
@@ -280,6 +285,10 @@ def _size_limit() -> Any:
     from torch.utils._pytree import tree_leaves
 
     class SizeLimit(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types it so
+        @classmethod
+        def _should_skip_dynamo(cls) -> bool:
+            return False  # else torch imports its compiler, for two seconds, to tell it to look away
+
         def __torch_dispatch__(
             self, function: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:  # the signature is torch's

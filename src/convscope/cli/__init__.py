@@ -5,6 +5,7 @@
     judging.py    evaluate, compare, report     training.py    train, resume
     predicting.py predict                       inspecting.py  shapes, arithmetic, a look inside a run
     output.py     tables, sentences, JSON       exporting.py   export
+    startup.py    soon ready, soon gone
 
 Exit codes: 0 done; 1 an error of the program's own; 2 a wrong command or argument; 3 data or run missing,
 unreadable or wrong, or a disk that refuses; 4 training diverged; 130 interrupted.
@@ -17,9 +18,21 @@ import signal
 import sys
 from types import FrameType
 
-__all__ = ["main"]
+__all__ = ["main", "start"]
 
 INTERRUPTED = 130
+
+
+def start() -> None:
+    """Run the program in a process that is its own; what ``convscope`` and ``python -m convscope`` call."""
+    from convscope.cli import startup
+
+    startup.own_this_process()
+    try:
+        main()
+    except SystemExit as stop:
+        startup.ends_with(stop.code if isinstance(stop.code, int) else 1)
+        raise
 
 
 def main() -> None:

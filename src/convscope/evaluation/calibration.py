@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from convscope.errors import UsageError, sentence
@@ -139,6 +138,8 @@ def fit_temperature(probabilities: FloatArray, labels: IntArray) -> float:
     >>> round(fit_temperature(table, np.array([0, 0, 0, 1])), 2)  # right in 3 of 4
     4.18
     """
+    from scipy.optimize import minimize_scalar
+
     logits = _logits(probabilities)
     true = np.take_along_axis(logits, labels[:, np.newaxis], axis=1)[:, 0]  # (n,)
     highest = logits.max(axis=1)

@@ -22,8 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtr
-from scipy.stats import binomtest
+from scipy.special import bdtr, ndtr
 
 from convscope.errors import UsageError, sentence
 from convscope.evaluation.intervals import Interval
@@ -286,7 +285,7 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
     0.0414
     """
     total = only_a + only_b
-    return 1.0 if total == 0 else float(binomtest(min(only_a, only_b), total, 0.5).pvalue)
+    return min(1.0, float(2 * bdtr(min(only_a, only_b), total, 0.5)))
 
 
 def mcnemar_with_training(only_a: int, only_b: int, images: int) -> float:
