@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pooch
 import pytest
+import requests
 from test_formats import idx
 
 from convscope.data import catalog, fetch
@@ -95,7 +97,7 @@ class Mirrors:
     def __call__(self, url, output_file, _pooch):
         self.asked.append(url)
         if url not in self.served:
-            raise fetch.requests.ConnectionError("unreachable")
+            raise requests.ConnectionError("unreachable")
         Path(output_file).write_bytes(self.served[url])
 
 
@@ -105,7 +107,7 @@ def mirrors(monkeypatch, tmp_path_factory):
 
     def install(served):
         network = Mirrors(served)
-        monkeypatch.setattr(fetch.pooch, "HTTPDownloader", lambda **_: network)
+        monkeypatch.setattr(pooch, "HTTPDownloader", lambda **_: network)
         return network
 
     return install

@@ -176,9 +176,9 @@ def list_runs(
 
 
 def _open(run: Path) -> Contents:
-    from convscope.report.source import read_contents
+    from convscope.report.source import read_record
 
-    return read_contents(run)
+    return read_record(run)
 
 
 def _part(contents: Contents, part: str) -> Evaluation:

@@ -16,18 +16,23 @@ from typing import Any
 
 _LOG = logging.getLogger(__name__)
 
-# Keras imports these where it finds them, for data frames, scikit-learn's wrappers and notebooks. No command
-# uses that, and together they take more than a second.
-_OPTIONAL = ("IPython", "matplotlib", "matplotlib.pyplot", "pandas", "sklearn")
-# Torch's compiler takes two seconds. Keras only marks two functions that it shall leave alone.
-_COMPILER = "torch._dynamo"
+# A module → what it imports where it finds it, and no command needs: together four seconds and 250 MB.
+_NOT_NEEDED = {
+    # For data frames, scikit-learn's wrappers, notebooks, a callback that reports over the network; and
+    # torch's compiler, which Keras imports only to keep two of its functions from being compiled.
+    "keras": (
+        *("IPython", "matplotlib", "matplotlib.pyplot", "pandas", "requests", "sklearn"),
+        "torch._dynamo",
+    ),
+    # For linear algebra and calls of C in loops that numba compiles; ours have neither.
+    "convscope.lowering.cpu.loops": ("cffi", "scipy.linalg"),
+}
 _ended: list[int] = []
 
 
 def own_this_process() -> None:
-    """Let Keras be imported without what no command uses, and let the process end at once."""
-    if "keras" not in sys.modules:
-        sys.meta_path.insert(0, _LeanKeras())
+    """Let large modules be imported without what no command needs, and let the process end at once."""
+    sys.meta_path.insert(0, _LeanImports())
     # What watches a program (a debugger, a profiler, a measurement of coverage) writes at its very end.
     if sys.gettrace() is None and sys.getprofile() is None and "coverage" not in sys.modules:
         atexit.register(_leave)  # the first one registered runs last
@@ -50,27 +55,28 @@ def _leave() -> None:
     os._exit(_ended[0])
 
 
-class _LeanKeras(MetaPathFinder):
-    """Finds Keras once, and hides from it what it does not need while it is imported."""
+class _LeanImports(MetaPathFinder):
+    """Hides from some modules what they need not find while they are imported."""
+
+    def __init__(self) -> None:
+        self._waiting = dict(_NOT_NEEDED)
 
     def find_spec(
-        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+        self, name: str, _path: Sequence[str] | None = None, _target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Wrap the loader of the first import of Keras."""
-        if name != "keras":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.loader is not None:
+        """Wrap the loader of such a module, once."""
+        hidden = self._waiting.pop(name, None)
+        spec = importlib.util.find_spec(name) if hidden else None
+        if hidden and spec and spec.loader:
             load: Any = spec.loader.exec_module
 
             def load_lean(module: ModuleType) -> None:
                 try:
-                    with _hidden():
+                    with _hiding(hidden):
                         load(module)
                 except Exception:  # another version may need what is hidden here
-                    _LOG.warning("Keras could not be imported without optional packages.", exc_info=True)
-                    for loaded in [one for one in sys.modules if one.startswith("keras.")]:
+                    _LOG.warning("%s could not be imported without optional packages.", name, exc_info=True)
+                    for loaded in [one for one in sys.modules if one.startswith(f"{name}.")]:
                         del sys.modules[loaded]
                     load(module)
 
@@ -79,13 +85,14 @@ class _LeanKeras(MetaPathFinder):
 
 
 @contextlib.contextmanager
-def _hidden() -> Iterator[None]:
-    """Hide the optional packages, and show a compiler that never compiles."""
-    compiler: Any = ModuleType(_COMPILER)
+def _hiding(names: Sequence[str]) -> Iterator[None]:
+    """Let an import of some modules fail, and let torch's compiler be one that never compiles."""
+    compiler: Any = ModuleType("torch._dynamo")
     compiler.disable = lambda function=None, **_: function or (lambda decorated: decorated)
-    shown: dict[str, Any] = {**dict.fromkeys(_OPTIONAL), _COMPILER: compiler}
-    added = {name: module for name, module in shown.items() if name not in sys.modules}
-    sys.modules.update(added)
+    added = {
+        name: compiler if name == compiler.__name__ else None for name in names if name not in sys.modules
+    }
+    sys.modules.update(added)  # type: ignore[arg-type]  # None is how Python marks what is not there
     try:
         yield
     finally:

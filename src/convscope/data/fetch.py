@@ -12,20 +12,11 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import requests
-
 from convscope.data.cache import disk_errors_named, scratch_folder
 from convscope.data.formats import decompress
 from convscope.errors import DataError, DataNotFoundError, sentence
 
-with warnings.catch_warnings():
-    # In a notebook without widgets, pooch's progress bar complains as it loads; it is never shown.
-    warnings.filterwarnings("ignore", message="IProgress not found")
-    import pooch
-
 CONNECT_AND_READ_SECONDS = (5, 60)
-# Progress and failures are told by our own messages.
-pooch.get_logger().setLevel("ERROR")
 
 
 def verify(content: bytes, sha256: str, source: str) -> bytes:
@@ -89,6 +80,8 @@ def fetch(filename: str, mirrors: Sequence[str], sha256: str, folder: Path) -> P
     -----
     See ``convscope data fetch`` for the command.
     """
+    import requests  # here, because most commands never download
+
     failures = []
     with disk_errors_named(), scratch_folder() as scratch:
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,6 +97,12 @@ def fetch(filename: str, mirrors: Sequence[str], sha256: str, folder: Path) -> P
 
 def _fetch_once(url: str, sha256: str, scratch: Path, target: Path) -> Path:
     """Download, verify, and rename into place."""
+    with warnings.catch_warnings():
+        # In a notebook without widgets, pooch's progress bar complains as it loads; it is never shown.
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        import pooch
+
+    pooch.get_logger().setLevel("ERROR")  # progress and failures are told by our own messages
     downloader = pooch.HTTPDownloader(timeout=CONNECT_AND_READ_SECONDS)
     # The hash is that of the content, which the compressed bytes do not determine: it is checked below.
     arrived = Path(
@@ -119,6 +118,8 @@ def _fetch_once(url: str, sha256: str, scratch: Path, target: Path) -> Path:
 
 def _reason(error: Exception) -> str:
     """Shorten a failure to what a person needs to know."""
+    import requests
+
     if isinstance(error, requests.ConnectionError):
         return "no connection"
     if isinstance(error, requests.Timeout):
