@@ -8,11 +8,12 @@ import keras
 import numpy as np
 import pytest
 
-from convscope.bundle import load_bundle, load_model
 from convscope.data.catalog import load
 from convscope.errors import DataError, UnknownNameError, UsageError
 from convscope.experiment import ExperimentConfig, run_experiment
 from convscope.experiment.model import adapt_network, image_shape_of, settle_input
+from convscope.export import load_bundle
+from convscope.model_files import load_model
 from convscope.networks import build, require_network
 from convscope.training.config import TrainingConfig
 from convscope.training.events import Notice

@@ -17,8 +17,11 @@ from bundle_cases import copy_of, read_zip, rewrite_json, small_network
 from onnx import TensorProto, helper
 
 import convscope
-from convscope.bundle import Bundle, checking, graph, load_bundle
-from convscope.bundle.checking import (
+from convscope.cli import main
+from convscope.errors import DataError, ExportError, RunError, UnknownNameError, UsageError
+from convscope.evaluation import test_set_log
+from convscope.export import Bundle, checking, graph, load_bundle
+from convscope.export.checking import (
     BATCHES,
     compare,
     find_images,
@@ -26,11 +29,8 @@ from convscope.bundle.checking import (
     require_agreement,
     run_in_batches,
 )
-from convscope.bundle.exporting import ExportReport, export_run
-from convscope.bundle.onnx_session import open_session
-from convscope.cli import main
-from convscope.errors import DataError, ExportError, RunError, UnknownNameError, UsageError
-from convscope.evaluation import test_set_log
+from convscope.export.exporting import ExportReport, export_run
+from convscope.export.onnx_session import open_session
 from convscope.networks import NETWORKS
 from convscope.preprocessing import Preprocess
 from convscope.runs import RunDirectory
@@ -237,7 +237,7 @@ def quick(monkeypatch):
 
 
 def test_an_export_that_disagrees_is_refused_and_leaves_nothing(own_run, tmp_path, monkeypatch, quick):
-    from convscope.bundle import exporting
+    from convscope.export import exporting
 
     def forgetful(bundle, scratch):
         (scratch.path / "model.keras").write_bytes(b"something")
@@ -252,7 +252,7 @@ def test_an_export_that_disagrees_is_refused_and_leaves_nothing(own_run, tmp_pat
 
 
 def test_an_interrupted_export_leaves_nothing(own_run, tmp_path, monkeypatch, quick):
-    from convscope.bundle import exporting
+    from convscope.export import exporting
 
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -479,7 +479,7 @@ def test_the_command_prints_what_the_export_is_worth(own_run, tmp_path, monkeypa
 
 def test_the_command_prints_one_json_object(own_run, tmp_path, monkeypatch, capsys):
     report = ExportReport(tmp_path, "keras", "images", ())
-    monkeypatch.setattr("convscope.bundle.exporting.export_run", lambda *_, **__: report)
+    monkeypatch.setattr("convscope.export.exporting.export_run", lambda *_, **__: report)
     monkeypatch.setattr(sys, "argv", ["convscope", "export", str(own_run), "--json"])
     with pytest.raises(SystemExit):
         main()

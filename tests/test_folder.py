@@ -17,7 +17,6 @@ from photographs import encoded, photograph, tree_of, write_classes
 from PIL import Image
 
 import convscope
-from convscope.bundle import Bundle
 from convscope.data import collection, folder, pixels, store, survey
 from convscope.data.catalog import load
 from convscope.data.check import check_folder
@@ -28,6 +27,7 @@ from convscope.data.walk import walk
 from convscope.errors import DataError, DataNotFoundError, UnknownNameError, UsageError
 from convscope.experiment import ExperimentConfig
 from convscope.experiment.preparation import prepare
+from convscope.export import Bundle
 from convscope.prediction import predict_files
 from convscope.preprocessing import Preprocess
 

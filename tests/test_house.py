@@ -30,8 +30,9 @@ FLOORS = {
     "lowering": 2,
     "training": 3,
     "evaluation": 3,
+    "model_files": 3,
     "inspection": 3,
-    "bundle": 4,
+    "export": 4,
     "plotting": 4,
     "prediction": 5,
     "probes": 5,
@@ -45,14 +46,15 @@ FLOORS = {
     "cli": 8,
 }
 # Where the heavy libraries may be imported: a room, or one module of it.
-KERAS = ("networks", "lowering", "training", "inspection", "bundle", "experiment", "doctor")
+KERAS = ("networks", "lowering", "training", "inspection", "model_files", "export", "experiment", "doctor")
 TORCH = (
     "preprocessing",
     "augmentation",
     "lowering",
     "training",
     "inspection",
-    "bundle",
+    "model_files",
+    "export",
     "prediction",
     "environment",
 )

@@ -15,9 +15,9 @@ from PIL import Image
 
 import convscope
 from convscope import prediction
-from convscope.bundle import Bundle, load_bundle
 from convscope.cli import main
 from convscope.errors import UsageError
+from convscope.export import Bundle, load_bundle
 from convscope.prediction import Failure, Prediction, draw_sheet, predict_files
 
 

@@ -8,10 +8,10 @@ from report_runs import make_dataset, make_run
 from sklearn.metrics.pairwise import cosine_similarity
 
 from convscope import cli, probes
-from convscope.bundle import load_bundle
 from convscope.errors import UnknownNameError, UsageError
 from convscope.evaluation import test_set_log
 from convscope.experiment import ExperimentConfig, prepare
+from convscope.export import load_bundle
 from convscope.inspection import embeddings
 from convscope.training.config import TrainingConfig
 

@@ -19,9 +19,10 @@ from bundle_cases import copy_of, read_zip, rewrite_config, small_network, write
 from keras import layers
 
 import convscope
-from convscope.bundle import allowed, archive, hdf5, load_bundle, load_model, models
-from convscope.bundle.allowed import read_config
 from convscope.errors import ConvscopeError, DataError
+from convscope.export import load_bundle
+from convscope.model_files import allowed, archive, hdf5, load_model, models
+from convscope.model_files.allowed import read_config
 
 SOURCE = Path(convscope.__file__).parent
 

@@ -8,10 +8,11 @@ import pytest
 from bundle_cases import copy_of
 
 import convscope
-from convscope.bundle import load_bundle, open_model
 from convscope.data.catalog import load
 from convscope.errors import RunError, UnknownNameError, UsageError
 from convscope.evaluation import test_set_log
+from convscope.export import load_bundle
+from convscope.model_files import open_model
 
 
 @pytest.mark.parametrize("purpose", test_set_log.PURPOSES)

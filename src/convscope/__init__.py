@@ -32,7 +32,7 @@ _PUBLIC = {
     "fit": "training.fit",
     "predict": "training.fit",
     "evaluate": "experiment",
-    "load_bundle": "bundle",
+    "load_bundle": "export",
     "Evaluation": "evaluation",
     "describe": "inspection",
     "check": "teaching.grading",
@@ -47,11 +47,11 @@ _PUBLIC = {
 __all__ = [*_PUBLIC, "__version__"]
 
 if TYPE_CHECKING:
-    from convscope.bundle import load_bundle
     from convscope.data.catalog import Dataset, Split, load
     from convscope.errors import ConvscopeError
     from convscope.evaluation import Evaluation
     from convscope.experiment import evaluate
+    from convscope.export import load_bundle
     from convscope.inspection import describe
     from convscope.networks import build
     from convscope.plotting import (

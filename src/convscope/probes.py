@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convscope import inspection, plotting
-from convscope.bundle import load_bundle
 from convscope.data.catalog import load_again
 from convscope.data.splits import split_indices
 from convscope.errors import UsageError, sentence, unknown_name
 from convscope.evaluation import test_set_log
+from convscope.export import load_bundle
 from convscope.runs import RUN_FILE, open_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from convscope.bundle import Bundle
     from convscope.data.catalog import Dataset, Split
     from convscope.errors import RunError
+    from convscope.export import Bundle
     from convscope.inspection import Attribution, FaithfulnessCurve, Neighbours, Recomputed, Synthesis
 
 # Similar images are searched among this many of those trained on: their embeddings take a second or two.

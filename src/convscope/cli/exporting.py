@@ -11,7 +11,7 @@ from convscope.cli.opening import Device, Run
 from convscope.cli.output import say, show_json, table
 
 if TYPE_CHECKING:
-    from convscope.bundle.exporting import ExportReport
+    from convscope.export.exporting import ExportReport
 
 
 def export(
@@ -31,7 +31,7 @@ def export(
 
     Example: convscope export runs/my-run --format onnx --int8
     """
-    from convscope.bundle.exporting import export_run
+    from convscope.export.exporting import export_run
 
     report = export_run(run, format, out, int8=int8, data=data)
     if json:

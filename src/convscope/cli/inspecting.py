@@ -53,7 +53,7 @@ def inspect(
         where = parse_position(position) if position else None
         _probe(find_run(target), image or 0, layer, where, channel, map, figures, json)
         return
-    from convscope.bundle import open_model
+    from convscope.model_files import open_model
 
     model = open_model(_find(target), parse_shape(input) if input else None, classes, data_format)
     from convscope.inspection import describe, explain_kernel_layouts

@@ -17,7 +17,7 @@ from convscope.cli.output import say, show_json, table, warn
 from convscope.errors import UsageError, sentence
 
 if TYPE_CHECKING:
-    from convscope.bundle import Bundle
+    from convscope.export import Bundle
     from convscope.prediction import Failure, Prediction
 
 SOME_FAILED = 3
@@ -52,7 +52,7 @@ def predict(
     _require_new(show)
     if not json:
         require_inputs(files)
-    from convscope.bundle import load_bundle
+    from convscope.export import load_bundle
     from convscope.prediction import Failure, Prediction, predict_files, require_threshold
 
     require_threshold(abstain)

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from convscope import plotting
-from convscope.bundle import run_of
 from convscope.errors import RunError
 from convscope.evaluation import Evaluation, test_set_log
+from convscope.model_files import run_of
 from convscope.preprocessing import Preprocess
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from convscope import networks
-from convscope.bundle import load_model
 from convscope.environment import own_random_numbers
 from convscope.errors import UsageError, sentence
 from convscope.experiment.config import ExperimentConfig
+from convscope.model_files import load_model
 
 if TYPE_CHECKING:
     import keras

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from convscope.bundle import WEIGHTS_FILE
 from convscope.checkpoints import load_checkpoint, remove_checkpoints
 from convscope.data.catalog import Dataset, load_again
 from convscope.errors import ConvscopeError, DivergedError, InterruptedRunError, RunError, sentence
@@ -33,6 +32,7 @@ from convscope.experiment.writing import (
 )
 from convscope.lowering.devices import current_device, device_of
 from convscope.lowering.processor import takes_bfloat16
+from convscope.model_files import WEIGHTS_FILE
 from convscope.report import write_report
 from convscope.runs import (
     LOG_FILE,

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope import plotting
-from convscope.bundle import CALIBRATION_FILE, STATISTICS_FILE, WEIGHTS_FILE, write_weights
 from convscope.data.catalog import Split
 from convscope.data.statistics import TrainingStatistics
 from convscope.evaluation import Calibration, Evaluation
 from convscope.experiment.assessment import draw_figures
+from convscope.export import CALIBRATION_FILE, STATISTICS_FILE
+from convscope.model_files import WEIGHTS_FILE, write_weights
 from convscope.preprocessing import Preprocess
 from convscope.runs import RunDirectory
 

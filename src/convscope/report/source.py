@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.bundle import Bundle, load_bundle, load_calibration
 from convscope.data.catalog import Dataset, load_again
 from convscope.errors import ConvscopeError, DataError, RunError, sentence
 from convscope.evaluation import Calibration, Evaluation
 from convscope.evaluation.test_set_log import TEST_SET_LOG
+from convscope.export import Bundle, load_bundle, load_calibration
 from convscope.runs import RUN_FILE, RunDirectory, open_run
 
 _LOG = logging.getLogger(__name__)

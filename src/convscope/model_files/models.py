@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope import networks
-from convscope.bundle import hdf5
-from convscope.bundle.allowed import read_config
-from convscope.bundle.archive import CONFIG, WEIGHTS, not_a_network, read_archive, reason
 from convscope.errors import ConvscopeError, DataError, sentence
+from convscope.model_files import hdf5
+from convscope.model_files.allowed import read_config
+from convscope.model_files.archive import CONFIG, WEIGHTS, not_a_network, read_archive, reason
 from convscope.runs import RUN_FILE, RunDirectory, open_run
 
 if TYPE_CHECKING:

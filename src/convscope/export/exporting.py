@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.bundle.archive import CONFIG
-from convscope.bundle.checking import CheckImages, compare, find_images, measure_latency, require_agreement
-from convscope.bundle.guide import guide
-from convscope.bundle.loading import (
+from convscope.environment import versions
+from convscope.errors import RunError, UsageError, sentence, unknown_name
+from convscope.export.bundle import (
     BUNDLE_FILE,
     BUNDLE_VERSION,
     FORMATS,
@@ -26,10 +25,11 @@ from convscope.bundle.loading import (
     Forward,
     load_bundle,
 )
-from convscope.bundle.models import MODEL_FILE, WEIGHTS_FILE, load_model, write_weights
-from convscope.bundle.onnx_session import INPUT, OUTPUT, open_session, require_packages
-from convscope.environment import versions
-from convscope.errors import RunError, UsageError, sentence, unknown_name
+from convscope.export.checking import CheckImages, compare, find_images, measure_latency, require_agreement
+from convscope.export.guide import guide
+from convscope.export.onnx_session import INPUT, OUTPUT, open_session, require_packages
+from convscope.model_files.archive import CONFIG
+from convscope.model_files.models import MODEL_FILE, WEIGHTS_FILE, load_model, write_weights
 from convscope.runs import RUN_FILE, RunDirectory, create_run, open_run
 
 TORCH_FILE = "model.pt2"
@@ -218,7 +218,7 @@ def _measure(
 
 def _write_onnx(bundle: Bundle, scratch: RunDirectory) -> Forward:
     """Write the ONNX file; return what it computes."""
-    from convscope.bundle import graph
+    from convscope.export import graph
 
     graph.write_onnx(graph.trace(bundle), bundle, scratch.path / ONNX_FILE)
     return _open_onnx(bundle, scratch.path / ONNX_FILE)
@@ -226,7 +226,7 @@ def _write_onnx(bundle: Bundle, scratch: RunDirectory) -> Forward:
 
 def _write_torch(bundle: Bundle, scratch: RunDirectory) -> Forward:
     """Write the torch program; return what it computes."""
-    from convscope.bundle import graph
+    from convscope.export import graph
 
     graph.write_torch(graph.trace(bundle), scratch.path / TORCH_FILE)
     _write_source(bundle, scratch)
@@ -258,7 +258,7 @@ def _write_int8(
     bundle: Bundle, scratch: RunDirectory, calibration: NDArray[np.uint8] | None
 ) -> tuple[str, Forward]:
     """Quantise the ONNX file that is already there."""
-    from convscope.bundle import graph
+    from convscope.export import graph
 
     with tempfile.TemporaryDirectory() as folder:
         how = graph.write_int8(

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.bundle.archive import read_arrays, reason
-from convscope.bundle.models import load_run_model
-from convscope.bundle.onnx_session import open_session
 from convscope.data.statistics import TrainingStatistics
 from convscope.errors import ConvscopeError, DataError, RunError, UsageError, sentence
 from convscope.evaluation import Calibration, Evaluation, apply_temperature
+from convscope.export.onnx_session import open_session
+from convscope.model_files.archive import read_arrays, reason
+from convscope.model_files.models import load_run_model
 from convscope.preprocessing import DATA_FORMATS, RESIZES, SCALINGS, Preprocess
 from convscope.runs import RUN_FILE, RunDirectory, open_run
 

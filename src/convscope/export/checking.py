@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.bundle.loading import Bundle, Forward
 from convscope.data.catalog import Dataset, Split, load, load_again
 from convscope.errors import ConvscopeError, DataError, ExportError, RunError, sentence
 from convscope.evaluation import test_set_log
+from convscope.export.bundle import Bundle, Forward
 from convscope.runs import RUN_FILE, RunDirectory
 
 # Two classes closer than this count as equally probable: either may come out first.

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from convscope.bundle.archive import reason
-from convscope.bundle.loading import Bundle
-from convscope.bundle.onnx_session import INPUT, OUTPUT, require_packages
 from convscope.environment import own_warning_filters
 from convscope.errors import ExportError, UsageError, sentence
 from convscope.evaluation.calibration import SMALLEST
+from convscope.export.bundle import Bundle
+from convscope.export.onnx_session import INPUT, OUTPUT, require_packages
 from convscope.lowering.devices import computing_on, device_of
+from convscope.model_files.archive import reason
 
 if TYPE_CHECKING:
     import keras

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from convscope.bundle.loading import Bundle
+from convscope.export.bundle import Bundle
 
 _ONNX = """\
 import numpy as np, onnxruntime

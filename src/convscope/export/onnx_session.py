@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.bundle.archive import reason
 from convscope.errors import DataError, UsageError, sentence
+from convscope.model_files.archive import reason
 
 INPUT, OUTPUT = "pixels", "probabilities"
 # ONNX Runtime's arena keeps what the largest batch took; prediction goes through in pieces of this size.
