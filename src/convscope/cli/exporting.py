@@ -51,12 +51,12 @@ def _show(report: ExportReport) -> None:
             "?" if one.accuracy is None else f"{one.accuracy:.2%}",
             f"{one.same_labels:.2%}",
             f"{one.largest_difference:.1e}",
-            *(f"{milliseconds:.2f} ms" for milliseconds in one.milliseconds.values()),
+            *(f"{milliseconds:#.3g} ms" for milliseconds in one.milliseconds.values()),
         ]
         for one in report.networks
     ]
     batches = [f"{batch} image{'s' * (batch > 1)}" for batch in report.networks[0].milliseconds]
-    columns = ["network", "size", "accuracy", "labels as the run", "probabilities apart", *batches]
+    columns = ["network", "size", "accuracy", "same labels", "largest difference", *batches]
     table(f"Checked on {report.images}", columns, rows)
     for note in report.notes:
         say(note)

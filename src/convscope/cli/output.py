@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import operator
+import re
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +15,6 @@ import typer
 if TYPE_CHECKING:
     # rich takes a quarter of the time in which `convscope --help` answers, and help does not need it.
     from rich.console import Console
-    from rich.text import Text
 
 # A pipe has no width of its own; tables are then as wide as they need to be, up to this.
 PIPE_COLUMNS = 160
@@ -39,7 +41,7 @@ def explain(*words: str) -> None:
     from convscope import glossary
 
     for line in glossary.explain(*words):
-        console().print(f"  {line}", style="dim", markup=False)
+        say(f"  {line}", style="dim")
 
 
 def warn(text: str) -> None:
@@ -49,15 +51,30 @@ def warn(text: str) -> None:
 
 def fail(text: str) -> None:
     """Print why a command failed, on standard error."""
+    _print(console(stderr=True), f"Error: {text}", marked=len("Error:"))
+
+
+def _print(
+    target: Console, text: str, style: str | None = None, whole: bool = False, marked: int = 0
+) -> None:
+    """Print a text; what is longer than a line without a space is left to the terminal to break."""
     from rich.text import Text
 
-    _print(console(stderr=True), Text.assemble(("Error:", "bold red"), " ", text))
+    if target.is_terminal and not whole:
+        text = "\n".join(_filled(line, target.width) for line in text.split("\n"))
+    shown = Text(text)
+    shown.stylize("bold red", 0, marked)
+    target.print(shown, style=style, soft_wrap=True)
 
 
-def _print(target: Console, text: str | Text, style: str | None = None, whole: bool = False) -> None:
-    """Print a text; names and addresses that are longer than a line are left to the terminal to break."""
-    whole = whole or not target.is_terminal
-    target.print(text, style=style, soft_wrap=whole, overflow="ignore", crop=False, markup=False)
+def _filled(line: str, width: int) -> str:
+    """Break a line between words; what follows is indented as its beginning is."""
+    indent = line[: len(line) - len(line.lstrip())]
+    if len(line) <= width:
+        return line
+    return textwrap.fill(
+        line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def show_help(context: typer.Context) -> None:
@@ -78,33 +95,27 @@ def table(
     left: Sequence[int] = (0,),
     spare: Sequence[int] = (),
 ) -> None:
-    """Print a table.
+    """Print a table; brackets in it are shown, not interpreted.
 
-    Parameters
-    ----------
-    title : str
-        Above the table; none where it is empty.
-    columns : sequence of str
-        Headers.
-    rows : sequence of sequences
-        Cells; shown as they print.
-    left : sequence of int
-        Which columns hold words and are set flush left; numbers are set flush right.
-    spare : sequence of int
-        Which columns a narrow terminal does without, the first one first.
+    Columns in ``left`` hold words and are set flush left, numbers flush right. A narrow terminal does without
+    those in ``spare``, the first one first; then cells are broken between words and behind slashes.
     """
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     if title:  # not the table's own title, which would break at the table's width
         say(title, style="bold")
-    shown = fitting(columns, rows, console().width, spare)
+    width = console().width
+    shown = fitting(columns, rows, width, spare)
+    cells = [[str(line[number]) for number in shown] for line in (columns, *rows)]
+    room = width - 3 * len(shown) - 1  # beside each cell a space on both sides and a line; a line at the end
+    lines = _broken(cells, room)
     grid = Table(header_style="bold")
-    for number in shown:
+    for number, header in zip(shown, lines[0], strict=True):
         justify: Literal["left", "right"] = "left" if number in left else "right"
-        grid.add_column(escape(columns[number]), justify=justify, overflow="fold")
-    for row in rows:
-        grid.add_row(*(escape(str(row[number])) for number in shown))
+        grid.add_column(Text(header), justify=justify, overflow="fold")
+    for line in lines[1:]:
+        grid.add_row(*map(Text, line))
     console().print(grid)
 
 
@@ -124,3 +135,29 @@ def fitting(
     while may_go and sum(widths[number] + 3 for number in shown) + 1 > width:
         shown.remove(may_go.pop(0))
     return shown
+
+
+def _broken(rows: list[list[str]], room: int) -> list[list[str]]:
+    """Break the cells of a table that is wider than its room, the widest column's first."""
+    columns = list(zip(*rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    least = [max(len(word.rstrip()) for cell in column for word in _words(cell)) for column in columns]
+    while sum(widths) > room and any(map(operator.gt, widths, least)):
+        widest = max((width, number) for number, width in enumerate(widths) if width > least[number])[1]
+        widths[widest] -= 1
+    return [[_lines(cell, width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+
+
+def _lines(cell: str, width: int) -> str:
+    """Write a cell in lines of a width, broken between words."""
+    lines = [""]
+    for word in _words(cell):
+        if lines[-1] and len((lines[-1] + word).rstrip()) > width:
+            lines.append("")
+        lines[-1] += word
+    return "\n".join(line.strip() for line in lines)
+
+
+def _words(text: str) -> list[str]:
+    """Take a text apart where a line may end."""
+    return re.findall(r"[^ /]*(?:/| +|$)", text)[:-1] or [""]
