@@ -113,7 +113,8 @@ def is_altered(thing: Any) -> bool:
 
     Layers, models, losses, metrics and optimizers do not always do what their class said at first.
     """
-    own, kind = vars(thing), type(thing)
+    own = vars(thing)
+    kind: Any = type(thing)
     return (
         any(own.get(hooks) for hooks in HOOKS)
         or any(callable(getattr(kind, name, None)) and name not in _NOT_COMPUTING for name in own)
