@@ -23,8 +23,8 @@ import convscope
 from convscope.environment import versions
 from convscope.experiment import ExperimentConfig, build_model, prepare, train
 from convscope.lowering.processor import describe_device
+from convscope.training.api import predict
 from convscope.training.config import TrainingConfig
-from convscope.training.fit import predict
 
 RESULTS = Path(__file__).parent / "results"
 FIRST_SEED = 1338

@@ -17,10 +17,10 @@ import h5py
 import numpy as np
 
 import convscope
-from convscope import checkpoints
-from convscope.checkpoints import load_checkpoint
 from convscope.experiment import ExperimentConfig, resume_experiment, run_experiment, running
 from convscope.runs import open_run
+from convscope.training import checkpoint
+from convscope.training.checkpoint import load_checkpoint
 from convscope.training.config import TrainingConfig
 
 CONFIG = ExperimentConfig(
@@ -59,10 +59,10 @@ def die_inside_a_save(number):
     def write_half(file, content):
         file.write_bytes(content[: len(content) // 2])
 
-    checkpoints._write_synced = deadly(checkpoints._write_synced, write_half)
-    checkpoints._sync_folder = deadly(checkpoints._sync_folder)
-    checkpoints.shutil = type("shutil", (), {"rmtree": staticmethod(deadly(shutil.rmtree))})
-    checkpoints.Path = type("Path", (), {"__new__": lambda _, path: Deadly(path)})
+    checkpoint._write_synced = deadly(checkpoint._write_synced, write_half)
+    checkpoint._sync_folder = deadly(checkpoint._sync_folder)
+    checkpoint.shutil = type("shutil", (), {"rmtree": staticmethod(deadly(shutil.rmtree))})
+    checkpoint.Path = type("Path", (), {"__new__": lambda _, path: Deadly(path)})
 
     class Deadly(type(Path())):
         replace = deadly(Path.replace)

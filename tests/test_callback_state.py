@@ -9,9 +9,9 @@ from training_cases import identical, images, network, optimizer_values, weights
 
 import convscope
 from convscope.errors import RunError
-from convscope.training.callback_state import CallbackMemory
+from convscope.training.callbacks import CallbackMemory
+from convscope.training.checkpoint import TrainingState
 from convscope.training.events import EpochEnd, StepEnd
-from convscope.training.state import TrainingState
 
 X, Y = images()
 SETTINGS = {

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convscope.checkpoints import ARRAYS, MANIFEST, load_checkpoint, save_checkpoint
 from convscope.errors import RunError
+from convscope.training.checkpoint import ARRAYS, MANIFEST, load_checkpoint, save_checkpoint
 
 OLD = {"weights": np.arange(6, dtype=np.float32).reshape(2, 3), "position": np.array([1, 2, 0])}
 NEW = {"weights": np.ones((2, 3), np.float32), "position": np.array([1, 3, 0])}

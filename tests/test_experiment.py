@@ -286,7 +286,7 @@ def test_a_completed_run_is_not_resumed(whole_run):
 
 
 def test_a_diverging_training_stops_and_its_last_checkpoint_is_finite(digits, tmp_path):
-    from convscope.checkpoints import load_checkpoint
+    from convscope.training.checkpoint import load_checkpoint
 
     config = replace(
         SHORT,

@@ -16,8 +16,8 @@ from convscope.export import load_bundle
 from convscope.model_files import load_model
 from convscope.networks import build, require_network
 from convscope.training.config import TrainingConfig
+from convscope.training.dry_runs import scales_its_input
 from convscope.training.events import Notice
-from convscope.training.preflight import scales_its_input
 
 layers = keras.layers
 

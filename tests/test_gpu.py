@@ -22,7 +22,7 @@ from convscope.experiment.config import ExperimentConfig
 from convscope.lowering.devices import current_device, device_of, require_device
 from convscope.lowering.processor import takes_bfloat16
 from convscope.networks import NETWORKS
-from convscope.training.rehearsal import measure_throughput
+from convscope.training.dry_runs import measure_throughput
 
 NAME = os.environ.get("CONVSCOPE_TEST_DEVICE", "cuda")
 
@@ -338,8 +338,7 @@ def test_a_model_that_lies_elsewhere_is_refused():
 
 
 def test_trials_before_a_training_compute_on_the_device():
-    from convscope.training.preflight import preflight
-    from convscope.training.rate_search import find_learning_rate
+    from convscope.training.dry_runs import find_learning_rate, preflight
 
     model = compiled(network())
     assert measure_throughput(model, X, Y, seconds=0.01, batch_size=16).step_seconds > 0

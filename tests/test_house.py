@@ -26,7 +26,6 @@ FLOORS = {
     "data": 2,  # brings images to one size by preprocessing's own function: there is no second one
     "augmentation": 1,
     "networks": 2,
-    "checkpoints": 2,
     "lowering": 2,
     "training": 3,
     "evaluation": 3,

@@ -12,8 +12,7 @@ import convscope
 from convscope.errors import UsageError
 from convscope.networks import NETWORKS
 from convscope.preprocessing import Preprocess, one_hot
-from convscope.training.preflight import preflight, spread_rows
-from convscope.training.rehearsal import measure_throughput
+from convscope.training.dry_runs import measure_throughput, preflight, spread_rows
 
 X, Y = images(200)
 CLASSES = Y.shape[1]

@@ -8,36 +8,36 @@ from training_cases import identical, images, network, weights
 import convscope
 from convscope.errors import DivergedError, UsageError
 from convscope.plotting import plot_rate_search
-from convscope.training.rate_search import STEPS, analyse, find_learning_rate
-from convscope.training.schedule import Exponential
+from convscope.training.dry_runs import RATE_STEPS, choose_rate, find_learning_rate
+from convscope.training.schedules import Exponential
 
 X, Y = images()
-RATES = np.geomspace(1e-6, 1, STEPS)
+RATES = np.geomspace(1e-6, 1, RATE_STEPS)
 
 
 def valley(lowest, noise=0.0):
     """Losses that fall to their lowest at a rate, and rise steeply behind it."""
     distance = np.log10(RATES / lowest)
     losses = 2.3 - np.exp(-(distance**2)) + np.where(distance > 0, distance**2, 0)
-    return losses + np.random.default_rng(0).normal(0, noise, STEPS)
+    return losses + np.random.default_rng(0).normal(0, noise, RATE_STEPS)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.05], ids=["smooth", "noisy"])
 @pytest.mark.parametrize("lowest", [1e-3, 1e-2, 0.1])
 def test_a_tenth_of_the_rate_of_the_lowest_loss_is_chosen(lowest, noise):
-    assert analyse(RATES, valley(lowest, noise)).found == pytest.approx(lowest / 10, rel=0.8)
+    assert choose_rate(RATES, valley(lowest, noise)).found == pytest.approx(lowest / 10, rel=0.8)
 
 
 def test_what_comes_behind_infinity_does_not_count():
     losses = valley(1e-2)
     losses[90:] = np.nan
-    search = analyse(RATES, losses)
+    search = choose_rate(RATES, losses)
     assert len(search.rates) == len(search.losses) == len(search.smoothed) == 90
 
 
 def test_a_loss_that_was_never_finite_is_refused():
     with pytest.raises(DivergedError, match=r"^Expected a finite loss in at least 24 steps .* got 0 steps"):
-        analyse(RATES, np.full(STEPS, np.nan))
+        choose_rate(RATES, np.full(RATE_STEPS, np.nan))
 
 
 @pytest.mark.parametrize("engine", ["fast", "keras"])
@@ -48,7 +48,7 @@ def test_the_network_is_left_as_it_was(engine):
     assert identical(before, weights(model))
     assert float(model.optimizer.learning_rate) == np.float32(0.01)
     assert 1e-4 < search.found < 0.5
-    assert search.losses[: STEPS // 4].std() < 0.2  # nothing is learned at a millionth
+    assert search.losses[: RATE_STEPS // 4].std() < 0.2  # nothing is learned at a millionth
 
 
 def test_a_training_at_the_found_rate_learns():
@@ -66,7 +66,7 @@ def test_an_impossible_rise_is_refused(low, high, steps):
 
 
 def test_the_figure_shows_rates_losses_and_the_choice():
-    search = analyse(RATES, valley(1e-2, 0.05))
+    search = choose_rate(RATES, valley(1e-2, 0.05))
     figure = plot_rate_search(search.rates, search.losses, search.smoothed, search.found)
     (axes,) = figure.axes
     assert axes.get_xscale() == "log"

@@ -20,7 +20,7 @@ from convscope.recipes import RECIPES, suggest, with_small_batches
 from convscope.runs import open_run
 from convscope.training.config import TrainingConfig
 from convscope.training.events import EpochEnd, Notice, StepEnd, TrainBegin, TrainEnd
-from convscope.training.schedule import Rate
+from convscope.training.schedules import Rate
 
 SHORT = TrainingConfig(epochs=3, batch_size=64, deterministic=True)
 STEERED = ExperimentConfig(

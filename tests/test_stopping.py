@@ -8,10 +8,10 @@ from training_cases import identical, images, network, weights
 
 import convscope
 from convscope.errors import UsageError
+from convscope.training.callbacks import Deadline, Until
+from convscope.training.checkpoint import TrainingState
 from convscope.training.events import EpochEnd, StepEnd
-from convscope.training.schedule import Cosine, OneCycle
-from convscope.training.state import TrainingState
-from convscope.training.stopping import Deadline, Until
+from convscope.training.schedules import Cosine, OneCycle
 
 X, Y = images()
 STEP, VALIDATION_STEP = 1.0, 3.0  # seconds of the test's clock

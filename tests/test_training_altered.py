@@ -9,8 +9,8 @@ from training_cases import assert_close, assert_same_history, identical, images,
 import convscope
 from convscope.errors import UsageError
 from convscope.lowering import LoweredNetwork
-from convscope.training import fast_engine
-from convscope.training.trainer import Trainer
+from convscope.training import engine_fast
+from convscope.training.step import Trainer
 
 CALM = {"verbose": 0, "seed": 5, "shuffle": False, "precision": "float32", "deterministic": True}
 pytestmark = [
@@ -162,7 +162,7 @@ def breaking(moment):
     def fail(*_, **__):
         raise RuntimeError("no such kernel")
 
-    owner, name = (fast_engine, "optimise") if moment == "preparation" else (Trainer, "_loss")
+    owner, name = (engine_fast, "optimise") if moment == "preparation" else (Trainer, "_loss")
     return lambda monkeypatch: monkeypatch.setattr(owner, name, fail)
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convscope.errors import UsageError
-from convscope.training.batches import BatchPlan, epoch_order, plan_batches
+from convscope.training.data import BatchPlan, epoch_order, plan_batches
 
 plans = st.builds(
     BatchPlan,

@@ -19,9 +19,9 @@ from training_cases import (
 
 import convscope
 from convscope.errors import LoweringError, UnknownNameError, UsageError
-from convscope.training import fast_engine
+from convscope.training import engine_fast
 from convscope.training.events import EpochEnd, Notice, TrainBegin
-from convscope.training.trainer import Trainer
+from convscope.training.step import Trainer
 
 X, Y = images()
 LABELS = Y.argmax(axis=1)
@@ -1067,13 +1067,13 @@ def test_no_epoch_trains_nothing():
 
 
 def test_the_plan_is_made_for_no_more_rows_than_there_are(monkeypatch):
-    planned, optimise = [], fast_engine.optimise
+    planned, optimise = [], engine_fast.optimise
 
     def spy(program, **situation):
         planned.append(situation["batch_size"])
         return optimise(program, **situation)
 
-    monkeypatch.setattr(fast_engine, "optimise", spy)
+    monkeypatch.setattr(engine_fast, "optimise", spy)
     fit_fast(network(), batch_size=10**9)
     assert planned == [len(X)]
 

@@ -20,7 +20,7 @@ from convscope.training.events import (
     TrainEnd,
     ValidationEnd,
 )
-from convscope.training.schedule import OneCycle
+from convscope.training.schedules import OneCycle
 
 X, Y = images()
 SETTINGS = {

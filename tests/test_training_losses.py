@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from convscope.training.losses import CrossEntropy, Penalties, find_cross_entropy
+from convscope.training.objective import CrossEntropy, Penalties, find_cross_entropy
 
 losses = keras.losses
 RANDOM = np.random.default_rng(0)

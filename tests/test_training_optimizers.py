@@ -8,7 +8,7 @@ import torch
 from convscope.errors import UsageError
 from convscope.lowering.bfloat16_copies import bfloat16_copy
 from convscope.training.optimizers import KerasStep, RuleStep, has_rule, plan_step
-from convscope.training.schedule import Rate
+from convscope.training.schedules import Rate
 
 SHAPES = {"kernel": (3, 3, 2, 4), "bias": (4,), "dense_kernel": (20, 5)}
 

@@ -11,7 +11,7 @@ from training_cases import images, network
 
 import convscope
 from convscope.errors import LoweringError, UnknownNameError, UsageError
-from convscope.training.prediction import predictor_of
+from convscope.training.predictor import predictor_of
 
 X, Y = images()
 

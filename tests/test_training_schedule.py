@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convscope.errors import UnknownNameError, UsageError
-from convscope.training.schedule import Constant, Cosine, OneCycle, Rate, make_schedule, plateau_rate
+from convscope.training.schedules import Constant, Cosine, OneCycle, Rate, make_schedule, plateau_rate
 
 steps = st.integers(2, 500)
 rates = st.floats(1e-6, 10)

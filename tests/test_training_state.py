@@ -8,9 +8,9 @@ from training_cases import identical, images, network, optimizer_values, weights
 
 import convscope
 from convscope.errors import RunError, UsageError
+from convscope.training.checkpoint import TrainingState
 from convscope.training.events import EpochEnd, StepEnd, TrainBegin
-from convscope.training.schedule import OneCycle
-from convscope.training.state import TrainingState
+from convscope.training.schedules import OneCycle
 
 X, Y = images()
 SETTINGS = {

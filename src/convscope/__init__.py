@@ -29,8 +29,8 @@ _PUBLIC = {
     "Split": "data.catalog",
     "Preprocess": "preprocessing",
     "build": "networks",
-    "fit": "training.fit",
-    "predict": "training.fit",
+    "fit": "training.api",
+    "predict": "training.api",
     "evaluate": "experiment",
     "load_bundle": "export",
     "Evaluation": "evaluation",
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     )
     from convscope.preprocessing import Preprocess
     from convscope.teaching.grading import check
-    from convscope.training.fit import fit, predict
+    from convscope.training.api import fit, predict
 
 
 def __getattr__(name: str) -> Any:

@@ -19,7 +19,7 @@ from convscope.data.catalog import mnist_folders
 from convscope.environment import cache_folder, versions
 from convscope.lowering import processor
 from convscope.lowering.cpu import compiled
-from convscope.training.fit import fit, predict
+from convscope.training.api import fit, predict
 
 # Relative to the largest number: outputs, and what some steps change about the weights, which is small.
 _TOLERANCES = {"float32": 1e-5, "bfloat16": 3e-2}

@@ -133,7 +133,7 @@ def evaluate(
     >>> sorted(assessment.figures)
     ['confusion_matrix', 'predictions', 'probability', 'worst_errors']
     """
-    from convscope.training.fit import predict
+    from convscope.training.api import predict
 
     probabilities = predict(model, x, preprocess=preprocess)
     uncounted = _count_use(model, probabilities)

@@ -13,8 +13,8 @@ from convscope.experiment.config import ExperimentConfig
 from convscope.experiment.preparation import Prepared
 from convscope.experiment.steering import Timetable, class_weights, steer
 from convscope.preprocessing import one_hot
+from convscope.training.checkpoint import TrainingState
 from convscope.training.events import EpochEnd, Event, Listener, TrainBegin, tell
-from convscope.training.state import TrainingState
 
 if TYPE_CHECKING:
     import keras
@@ -62,7 +62,7 @@ def train(
     Training
         The history of the finished epochs; ``interrupted`` after Ctrl-C.
     """
-    from convscope.training.fit import fit
+    from convscope.training.api import fit
 
     classes = len(prepared.class_names)
     history = {name: list(values) for name, values in state.history.items()} if state else {}
@@ -143,7 +143,7 @@ def evaluate_parts(model: keras.Model, prepared: Prepared) -> dict[str, Evaluati
     dict of str to Evaluation
         ``test``, and ``validation`` where there is one. Computed once: tables, figures and JSON read it.
     """
-    from convscope.training.fit import predict
+    from convscope.training.api import predict
 
     evaluations = {}
     for name, part in prepared.parts.items():

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from convscope.checkpoints import save_checkpoint
 from convscope.runs import RunDirectory, write_errors_named
+from convscope.training.checkpoint import TrainingState, save_checkpoint
 from convscope.training.events import EpochEnd, Event, StepEnd, TrainBegin
-from convscope.training.state import TrainingState
 
 # A crash costs at most this much work; a checkpoint of the largest network here takes a tenth of a second.
 SECONDS_BETWEEN_CHECKPOINTS = 30.0

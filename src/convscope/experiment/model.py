@@ -58,7 +58,7 @@ def settle_input(config: ExperimentConfig, model: keras.Model) -> tuple[Experime
     UsageError
         If the network's input is not one batch of grey or RGB images.
     """
-    from convscope.training.preflight import scales_its_input
+    from convscope.training.dry_runs import scales_its_input
 
     notes = []
     other = "channels_first" if config.data_format == "channels_last" else "channels_last"

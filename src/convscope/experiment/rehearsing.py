@@ -87,7 +87,7 @@ def rehearse(
 
 
 def _preflight(session: Session, say: Callable[[str], None]) -> None:
-    from convscope.training.preflight import preflight
+    from convscope.training.dry_runs import preflight
 
     prepared, engine = session.prepared, session.config.training.engine
     x, y = training_arrays(prepared)
@@ -107,7 +107,7 @@ def _preflight(session: Session, say: Callable[[str], None]) -> None:
 
 def _require_probabilities(session: Session) -> None:
     """Refuse a network from a file that the evaluation would refuse, before it is trained."""
-    from convscope.training.preflight import IMAGES, require_fitting_outputs
+    from convscope.training.dry_runs import IMAGES, require_fitting_outputs
 
     prepared, engine = session.prepared, session.config.training.engine
     x, _ = training_arrays(prepared)
@@ -116,7 +116,7 @@ def _require_probabilities(session: Session) -> None:
 
 
 def _find_learning_rate(session: Session, run: RunDirectory, say: Callable[[str], None]) -> Session:
-    from convscope.training.rate_search import find_learning_rate
+    from convscope.training.dry_runs import find_learning_rate
 
     x, y = training_arrays(session.prepared)
     search = find_learning_rate(session.model, x, y, **fit_arguments(session.config, session.prepared))
@@ -135,7 +135,7 @@ def _find_learning_rate(session: Session, run: RunDirectory, say: Callable[[str]
 
 def _measure(session: Session, within: float, began: float, with_report: bool) -> tuple[Timetable, Any]:
     """Measure how fast the training goes, and divide the time."""
-    from convscope.training.rehearsal import measure_throughput
+    from convscope.training.dry_runs import measure_throughput
 
     prepared = session.prepared
     x, y = training_arrays(prepared)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from convscope.checkpoints import load_checkpoint, remove_checkpoints
 from convscope.data.catalog import Dataset, load_again
 from convscope.errors import ConvscopeError, DivergedError, InterruptedRunError, RunError, sentence
 from convscope.evaluation import Evaluation, test_set_log
@@ -44,8 +43,8 @@ from convscope.runs import (
     open_unfinished,
     write_errors_named,
 )
+from convscope.training.checkpoint import TrainingState, load_checkpoint, remove_checkpoints
 from convscope.training.events import Listener, Notice, tell
-from convscope.training.state import TrainingState
 
 _LOG = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from convscope.errors import UsageError, sentence
 from convscope.experiment.config import ExperimentConfig
 from convscope.experiment.preparation import Prepared
 from convscope.training.config import TrainingConfig
-from convscope.training.schedule import Constant, Schedule, make_schedule
+from convscope.training.schedules import Constant, Schedule, make_schedule
 
 if TYPE_CHECKING:
     import keras
@@ -85,7 +85,7 @@ def steer(
         steps = training.epochs * math.ceil(images / training.batch_size)
         schedule = make_schedule(training.schedule, rate, steps, history)
         return Steering(training.epochs, schedule, callbacks)
-    from convscope.training.stopping import Deadline
+    from convscope.training.callbacks import Deadline
 
     schedule = make_schedule(training.schedule, rate, Deadline.STEPS, history) or Constant(rate)
     deadline = Deadline(timetable.seconds, schedule, validation_seconds=timetable.validation_seconds)
@@ -187,7 +187,7 @@ def _stopping(training: TrainingConfig, validated: bool) -> list[Any]:
     """Make the callbacks that may end the training, and take the weights of its best epoch."""
     import keras
 
-    from convscope.training.stopping import Until
+    from convscope.training.callbacks import Until
 
     callbacks: list[Any] = []
     if training.patience is not None or (training.keeps == "best" and validated):

@@ -94,7 +94,7 @@ class Bundle:
             raise DataError(sentence(expected, f"one from {model.input_shape} to {model.output_shape}"))
 
         def forward(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-            from convscope.training.fit import predict
+            from convscope.training.api import predict
 
             return calibrate(predict(model, pixels, preprocess=preprocess), temperature)
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from convscope.errors import UsageError, sentence, unknown_name
-from convscope.training import schedule
+from convscope.training import schedules
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", "adagrad", "nadam", "lion")
 ENGINES = ("auto", "fast", "keras")
@@ -105,7 +105,7 @@ class TrainingConfig:
             raise UsageError(sentence("label smoothing from 0 to below 1", self.label_smoothing))
         for kind, name, valid in (
             ("optimizer", self.optimizer, OPTIMIZERS),
-            ("schedule", self.schedule, schedule.NAMES),
+            ("schedule", self.schedule, schedules.NAMES),
             ("class weight", self.class_weights, CLASS_WEIGHTS),
             ("monitor", self.monitor, MONITORS),
             ("epoch to keep", self.keeps, KEEPS),

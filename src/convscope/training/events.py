@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from convscope.errors import ConvscopeError, DivergedError, LoweringError, sentence
 
 if TYPE_CHECKING:
-    from convscope.training.state import TrainingState
+    from convscope.training.checkpoint import TrainingState
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ from convscope.training.events import (
 )
 
 if TYPE_CHECKING:
-    from convscope.training.feeds import Feed
-    from convscope.training.schedule import Schedule
-    from convscope.training.trainer import Trainer
+    from convscope.training.data import Feed
+    from convscope.training.schedules import Schedule
+    from convscope.training.step import Trainer
 
 LOGGING_INTERVAL = 50  # steps between two looks at whether the loss is finite
 _STEPS_OF_AN_UNKNOWN_EPOCH = 1_000_000  # keeps the numbers of steps apart where nobody knows how many come

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import warnings
 from collections.abc import Mapping, Sequence
@@ -9,14 +10,24 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
+import numpy as np
 
 from convscope.errors import UsageError, sentence
-from convscope.training.batches import BatchPlan, Shuffle, plan_batches
+from convscope.training.checkpoint import TrainingState
 from convscope.training.config import require_count
+from convscope.training.data import (
+    ArrayInput,
+    BatchPlan,
+    ImageAugmentation,
+    Input,
+    Shuffle,
+    StreamInput,
+    first_leaf,
+    plan_batches,
+    read_input,
+)
 from convscope.training.events import Event, Listener, Notice, tell
-from convscope.training.inputs import ArrayInput, ImageAugmentation, Input, StreamInput, read_input
-from convscope.training.schedule import Schedule
-from convscope.training.state import TrainingState
+from convscope.training.schedules import Schedule
 
 
 @dataclass(frozen=True)
@@ -142,3 +153,268 @@ def plan_validation(data: Input | None, batch_size: int | None, steps: int | Non
     if plan is not None and plan.steps > plan.steps_per_pass:
         return replace(plan, steps_per_epoch=None)
     return plan
+
+
+_CATEGORICAL = "categorical_crossentropy"
+_SPARSE = "sparse_categorical_crossentropy"
+_BINARY = ("binary_crossentropy", "binary_focal_crossentropy")
+_PROBABILITIES = (*_BINARY, _CATEGORICAL, "categorical_focal_crossentropy")  # what their targets are
+_ELEMENTWISE = (  # these compare each target with its output, and take the mean over the last axis
+    *_BINARY,
+    "categorical_focal_crossentropy",
+    "categorical_hinge",
+    "cosine_similarity",
+    "hinge",
+    "huber",
+    "kl_divergence",
+    "log_cosh",
+    "mean_absolute_error",
+    "mean_absolute_percentage_error",
+    "mean_squared_error",
+    "mean_squared_logarithmic_error",
+    "poisson",
+    "squared_hinge",
+)
+_ROWS = 1009  # stands for any number of rows: a prime, so that it is no side of an image
+
+Shape = tuple[int | None, ...]
+
+
+def input_shape(model: keras.Model) -> Shape | None:
+    """Give the shape of a model's only input, without the batch axis.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Built or not.
+
+    Returns
+    -------
+    tuple or None
+        None where the model is not built, or has several inputs.
+
+    Examples
+    --------
+    >>> input_shape(keras.Sequential([keras.Input((28, 28, 1)), keras.layers.Flatten()]))
+    (28, 28, 1)
+    """
+    return _single_shape(model, "inputs")
+
+
+def require_fitting_images(expected: Shape | None, data: Input | None) -> None:
+    """Refuse images of another shape than the model's input.
+
+    Parameters
+    ----------
+    expected : tuple or None
+        See :func:`input_shape`; None lets everything pass.
+    data : Input or None
+        Streams and nested inputs pass: Keras and the network check each batch.
+
+    Raises
+    ------
+    UsageError
+        When height, width or channels differ.
+    """
+    if expected is None or not isinstance(data, ArrayInput) or keras.tree.is_nested(data.x):
+        return
+    found = getattr(data.preprocess, "input_shape", tuple(data.x.shape[1:]))
+    with_channel, without_channel = (*found, 1), (found[:-1] if found and found[-1] == 1 else found)
+    if not any(_matches(shape, expected) for shape in (found, with_channel, without_channel)):
+        turned = len(found) == len(expected) and set(found) == set(expected)
+        hint = "Look at the order of the axes: channels last or first?" if turned else ""
+        raise UsageError(sentence(f"images of shape {expected}", found, hint))
+
+
+def require_fitting(model: keras.Model, data: Input | None) -> None:
+    """Refuse images, targets or weights that the model and its compiled loss cannot work with.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Compiled; what its loss is not known to need is not looked at.
+    data : Input or None
+        Streams pass; their batches are looked at one by one.
+
+    Raises
+    ------
+    UsageError
+        When the images have another shape than the model's input, class numbers stand where one-hot targets
+        belong or the other way round, a class number is not among the model's outputs, targets that are to
+        be probabilities do not lie between 0 and 1, or targets or weights have another shape than the
+        outputs.
+    """
+    if not isinstance(data, ArrayInput):
+        return
+    data.require_rows()
+    require_fitting_images(input_shape(model), data)
+    if data.y is None:
+        return
+    for y in keras.tree.flatten(data.y):
+        if isinstance(y, np.ndarray) and y.dtype.kind not in "fiub":
+            raise UsageError(sentence("numbers as targets", f"an array of type {y.dtype}"))
+    shape = _single_shape(model, "outputs")
+    for loss, y in _pairs(model.loss, data.y):
+        if y is not None:
+            _require_fitting_loss(loss, y, shape)
+    weight = first_leaf(data.sample_weight)
+    if shape is not None and weight is not None and not keras.tree.is_nested(model.loss):
+        _require_fitting_weight(_named(model.loss, tuple(first_leaf(data.y).shape), shape)[0], weight, shape)
+
+
+def _pairs(loss: Any, y: Any) -> list[tuple[Any, Any]]:
+    """Bring losses and targets together where their structures say how; each is of one output."""
+    if isinstance(loss, Mapping) and isinstance(y, Mapping):
+        return [pair for name in y if name in loss for pair in _pairs(loss[name], y[name])]
+    if isinstance(loss, (list, tuple)) and isinstance(y, (list, tuple)):
+        return [pair for one, part in zip(loss, y, strict=False) for pair in _pairs(one, part)]
+    losses, leaves = keras.tree.flatten(loss), keras.tree.flatten(y)
+    if len(losses) == 1:
+        return [(losses[0], leaf) for leaf in leaves]
+    return list(zip(losses, leaves, strict=True)) if len(losses) == len(leaves) else []
+
+
+def _require_fitting_loss(loss: Any, y: Any, shape: Shape | None) -> None:
+    """Hold the targets of one output against its loss; a shape of None lets every shape pass."""
+    if math.prod(y.shape) == 0:
+        return
+    name, settings = _named(loss, tuple(y.shape), shape)
+    if shape is not None and name in _ELEMENTWISE and not _combine(tuple(y.shape[1:]), shape):
+        raise UsageError(sentence(f"targets of shape {_with_rows(shape)} for {name}", tuple(y.shape)))
+    classes = None
+    if shape is not None and settings.get("axis", -1) == -1 and shape[-1] != 1:
+        classes = shape[-1]
+        _require_fitting_shape(name, tuple(y.shape), shape)
+    if name in _PROBABILITIES:
+        lowest, highest = float(y.min()), float(y.max())
+        if not (lowest >= 0 and highest <= 1):
+            hint = "Give 0 and 1 for the two classes, or their probabilities." if name in _BINARY else ""
+            raise UsageError(sentence(f"targets from 0 to 1 for {name}", f"{lowest:g} to {highest:g}", hint))
+    if name == _SPARSE and classes is not None:
+        ignored = settings.get("ignore_class")
+        _require_class_numbers(y if ignored is None else y[y != ignored], classes)
+
+
+def _require_fitting_shape(name: str, found: tuple[int, ...], shape: Shape) -> None:
+    """Tell one-hot targets from class numbers; ``shape`` is the output's, without the axis of the rows."""
+    elements = shape[:-1]
+    if name == _CATEGORICAL and not _matches(found[1:], shape):
+        hint = f"One-hot encode the labels, or compile with {_SPARSE}."
+        raise UsageError(sentence(f"one-hot targets of shape {_with_rows(shape)} for {name}", found, hint))
+    if name == _SPARSE and not any(_matches(found[1:], fit) for fit in (elements, (*elements, 1))):
+        hint = f"Give the class numbers, or compile with {_CATEGORICAL}."
+        raise UsageError(sentence(f"class numbers of shape {_with_rows(elements)} for {name}", found, hint))
+
+
+def _require_fitting_weight(name: str, weight: Any, shape: Shape) -> None:
+    """Hold the examples' weights against the losses, one for each element of all axes but the last."""
+    elements = shape[:-1]
+    found = tuple(weight.shape)
+    if name not in (*_ELEMENTWISE, _CATEGORICAL, _SPARSE) or _combine(found[1:], elements):
+        return
+    expected = "sample_weight of shape (n,)"
+    if elements:
+        expected += f" times that of the losses, {_with_rows(elements)}"
+    raise UsageError(sentence(expected, found))
+
+
+def _combine(found: tuple[int, ...], shape: Shape) -> bool:
+    """Say whether Keras can compute with arrays of these shapes, element by element; rows left out."""
+    sides = [(_ROWS, *found), (_ROWS, *shape)]
+    longer, shorter = sorted(sides, key=len, reverse=True)
+    if len(longer) == len(shorter) + 1 and longer[-1] == 1:
+        longer = longer[:-1]  # (n, ..., 1) beside (n, ...)
+    if len(longer) != len(shorter):
+        return False
+    return all(a is None or b is None or a == b or 1 in (a, b) for a, b in zip(longer, shorter, strict=True))
+
+
+def _require_class_numbers(y: Any, classes: int) -> None:
+    if len(y) == 0:
+        return
+    lowest, highest = float(y.min()), float(y.max())
+    if not (lowest >= 0 and highest < classes):
+        wrong = highest if lowest >= 0 else lowest
+        expected = f"class numbers from 0 to {classes - 1}, one for each output"
+        raise UsageError(sentence(expected, f"{wrong:g}"))
+
+
+def loss_name(model: keras.Model) -> str:
+    """Name the compiled loss as Keras's functions are named; empty for what is not looked at.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Compiled.
+
+    Returns
+    -------
+    str
+        Such as ``categorical_crossentropy``.
+
+    Examples
+    --------
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> model.compile("sgd", keras.losses.MeanSquaredError())
+    >>> loss_name(model)
+    'mean_squared_error'
+    """
+    name, settings = _named(model.loss, None, None)
+    return "" if settings.get("ignore_class") is not None else name
+
+
+def _named(loss: Any, found: tuple[int, ...] | None, shape: Shape | None) -> tuple[str, Mapping[str, Any]]:
+    """Name a loss as Keras's functions are named, with its settings; empty for what is not known.
+
+    ``"crossentropy"`` depends on the shapes of target and output, as in Keras.
+    """
+    if isinstance(loss, str):
+        if loss not in ("crossentropy", "ce"):
+            loss = keras.losses.get(loss)
+        elif found is None or shape is None:
+            loss = None
+        elif shape[-1] == 1:
+            return "binary_crossentropy", {}
+        else:
+            return (_SPARSE if len(found) <= len(shape) or found[-1] == 1 else _CATEGORICAL), {}
+    return str(getattr(getattr(loss, "fn", loss), "__name__", "")), getattr(loss, "_fn_kwargs", {})
+
+
+def _single_shape(model: keras.Model, side: str) -> Shape | None:
+    """Give the shape of the only input or output, without the batch axis; None where there is none."""
+    tensors = getattr(model, side, None) if model.built else None
+    return tuple(tensors[0].shape[1:]) if tensors is not None and len(tensors) == 1 else None
+
+
+def _matches(found: tuple[int, ...], expected: Shape) -> bool:
+    return len(found) == len(expected) and all(
+        e is None or f == e for f, e in zip(found, expected, strict=True)
+    )
+
+
+def _with_rows(shape: Shape) -> str:
+    return f"({', '.join(['n', *map(str, shape)])}{'' if shape else ','})"
+
+
+def own_method(model: keras.Model, names: Sequence[str]) -> str | None:
+    """Name the first of these methods that a model does not take from Keras.
+
+    ``train_function`` and its like, which Keras makes when it first needs them, are looked at too.
+
+    Examples
+    --------
+    >>> class Doubled(keras.Sequential):
+    ...     def predict_step(self, data):
+    ...         return 2 * super().predict_step(data)
+    >>> own_method(Doubled(), ["fit", "predict_step"])
+    'predict_step'
+    """
+    for name in names:
+        found, usual = getattr(model, name, None), getattr(keras.Model, name, None)
+        if usual is not None:
+            is_own = getattr(found, "__func__", found) is not usual
+        else:
+            is_own = found is not None and "Trainer.make_" not in getattr(found, "__qualname__", "")
+        if is_own:
+            return name
+    return None

@@ -99,7 +99,7 @@ def seal(name: str) -> None:
 
 
 # What judges compute with; a kernel itself changes some of the built-in functions.
-_INSTRUMENTS = ("convscope.training.fit", "convscope.arithmetic", "numpy", "builtins")
+_INSTRUMENTS = ("convscope.training.api", "convscope.arithmetic", "numpy", "builtins")
 _CHANGED_BY_KERNELS = frozenset({"builtins.input", "builtins.print"})
 
 

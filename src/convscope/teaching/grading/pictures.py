@@ -270,6 +270,6 @@ def _accuracies(
 
 
 def _share_right(model: Any, images: Array, labels: Array) -> float:
-    from convscope.training.fit import predict
+    from convscope.training.api import predict
 
     return float(np.mean(predict(model, images).argmax(axis=1) == labels))

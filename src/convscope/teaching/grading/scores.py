@@ -252,6 +252,6 @@ def _require_result(result: Any, expected: Evaluation) -> None:
 
 
 def _predict(model: Any, x: Array) -> Array:
-    from convscope.training.fit import predict
+    from convscope.training.api import predict
 
     return predict(model, x)

@@ -177,7 +177,7 @@ def _require_validated_on(
 
 
 def _loss(model: Any, pair: tuple[Array, Array]) -> float:
-    from convscope.training.fit import predict
+    from convscope.training.api import predict
 
     return Evaluation.from_probabilities(predict(model, pair[0]), pair[1]).loss
 

@@ -15,13 +15,20 @@ from convscope.errors import LoweringError, sentence
 from convscope.lowering import emit, lower, optimise
 from convscope.lowering.devices import computing_on, current_device, device_of
 from convscope.lowering.structure import ModelStructure
-from convscope.training.batches import plan_batches
-from convscope.training.checks import input_shape, require_fitting_images
+from convscope.training.data import (
+    ArrayFeed,
+    ArrayInput,
+    ImagePreprocess,
+    StreamFeed,
+    StreamInput,
+    as_tensor,
+    map_leaves,
+    plan_batches,
+    read_input,
+)
 from convscope.training.events import is_mistake, reason_of
-from convscope.training.feeds import ArrayFeed, StreamFeed, as_tensor
-from convscope.training.inputs import ArrayInput, ImagePreprocess, StreamInput, map_leaves, read_input
-from convscope.training.keras_state import own_method
-from convscope.training.trainer import with_rank
+from convscope.training.request import input_shape, own_method, require_fitting_images
+from convscope.training.step import with_rank
 
 BATCH_SIZE = 128  # its activations stay in the cache of a laptop's processor
 KERAS_BATCH_SIZE = 32

@@ -17,17 +17,14 @@ from convscope.lowering.cpu.memory import keep_memory
 from convscope.lowering.devices import current_device, device_of, forked_generators
 from convscope.lowering.planner import PlanContext, adapt_plan, describe_precision, plan_of
 from convscope.lowering.structure import ModelStructure
-from convscope.training.callback_state import CallbackMemory
-from convscope.training.callbacks import CallbackBridge
-from convscope.training.checks import require_fitting
+from convscope.training.callbacks import CallbackBridge, CallbackMemory
+from convscope.training.checkpoint import TrainingState, load_state
+from convscope.training.data import ArrayFeed, ArrayInput, StreamFeed, make_feed
+from convscope.training.engine_keras import seed_layers
 from convscope.training.events import Notice, is_mistake, reason_of
-from convscope.training.feeds import ArrayFeed, StreamFeed, make_feed
-from convscope.training.inputs import ArrayInput
-from convscope.training.keras_state import load_state, own_method, seed_layers
 from convscope.training.loop import Course, train
-from convscope.training.request import FitRequest
-from convscope.training.state import TrainingState
-from convscope.training.trainer import Trainer
+from convscope.training.request import FitRequest, own_method, require_fitting
+from convscope.training.step import Trainer
 
 _NO_FURTHER_STEP = 1 << 62
 _OWN_METHODS = (

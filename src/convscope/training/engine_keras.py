@@ -15,24 +15,24 @@ from numpy.typing import NDArray
 
 from convscope.errors import UsageError, sentence
 from convscope.lowering.devices import current_device, forked_generators
-from convscope.training.batches import BatchPlan, plan_batches
-from convscope.training.callback_state import CallbackMemory
-from convscope.training.checks import input_shape, require_fitting_images
-from convscope.training.events import EpochBegin, EpochEnd, StepEnd, TrainBegin, TrainEnd, diverged
-from convscope.training.feeds import ArrayFeed
-from convscope.training.inputs import (
+from convscope.training.callbacks import CallbackMemory
+from convscope.training.checkpoint import TrainingState, load_state, snapshot
+from convscope.training.data import (
+    ArrayFeed,
     ArrayInput,
+    BatchPlan,
     ImageAugmentation,
     PreparedDataset,
     StreamInput,
     first_batch,
     map_leaves,
+    plan_batches,
     prepare_stream,
     read_input,
 )
-from convscope.training.keras_state import load_state, seed_layers, set_rate, snapshot
-from convscope.training.request import FitRequest
-from convscope.training.state import TrainingState
+from convscope.training.events import EpochBegin, EpochEnd, StepEnd, TrainBegin, TrainEnd, diverged
+from convscope.training.optimizers import set_rate
+from convscope.training.request import FitRequest, input_shape, require_fitting_images
 
 
 def run(request: FitRequest) -> keras.callbacks.History:
@@ -256,3 +256,24 @@ def predict(
 
 def _as_float32(output: Any) -> NDArray[np.float32]:
     return np.asarray(output, np.float32)
+
+
+def seed_layers(model: keras.Model, seed: int, epoch: int) -> None:
+    """Make dropout and random layers a function of the seed and the absolute epoch.
+
+    Layers to which the user gave a seed of their own keep it.
+    """
+    torch.manual_seed(_mix(seed, epoch, 0))
+    for number, generator in enumerate(_seed_generators(model), start=1):
+        if generator._initial_seed is None:
+            generator.state.assign(np.array([_mix(seed, epoch, number), 0]))
+
+
+def _mix(seed: int, epoch: int, number: int) -> int:
+    """Draw a seed of 31 bits, which every back end's seed type holds."""
+    return int(np.random.SeedSequence([seed, epoch, number]).generate_state(1)[0] >> 1)
+
+
+def _seed_generators(model: keras.Model) -> Iterator[Any]:
+    for layer in model._flatten_layers():
+        yield from getattr(layer, "_seed_generators", ())

@@ -13,16 +13,13 @@ from keras.src.utils.python_utils import pythonify_logs
 
 from convscope.lowering import LoweredNetwork
 from convscope.lowering.variables import named_variables
-from convscope.training.callback_state import CallbackMemory
-from convscope.training.checks import require_fitting
+from convscope.training.callbacks import CallbackMemory
+from convscope.training.checkpoint import TrainingState, snapshot
+from convscope.training.data import ArrayInput, Batch, first_leaf, map_leaves
 from convscope.training.events import is_mistake
-from convscope.training.feeds import Batch
-from convscope.training.inputs import ArrayInput, first_leaf, map_leaves
-from convscope.training.keras_state import snapshot
-from convscope.training.losses import Penalties, find_cross_entropy
-from convscope.training.metrics import MetricsPlan
+from convscope.training.objective import MetricsPlan, Penalties, find_cross_entropy
 from convscope.training.optimizers import KerasStep, OptimizerStep, RuleStep, has_rule, plan_step
-from convscope.training.state import TrainingState
+from convscope.training.request import require_fitting
 
 _ACTIVATIONS: dict[str | None, Callable[[torch.Tensor], torch.Tensor]] = {
     "softmax": lambda logits: torch.softmax(logits, dim=-1),

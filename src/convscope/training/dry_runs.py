@@ -1,14 +1,14 @@
-"""Seconds before an hour: whether a network learns at all, from these images, with this loss.
+"""What is tried on a copy of a network before the training: does it learn, how fast, at which rate.
 
-It looks at what the network puts out, and lets a copy learn one batch by heart. Every network can do that
-whose loss, output and labels fit together; one that cannot would waste the whole training.
+The network itself and every random generator are left as they were.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,17 +17,138 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope.environment import own_random_numbers
-from convscope.errors import UsageError, sentence
-from convscope.training.checks import loss_name
-from convscope.training.events import EpochEnd, Event
-from convscope.training.fit import fit, predict
-from convscope.training.rehearsal import copied
+from convscope.errors import DivergedError, UsageError, sentence
+from convscope.lowering.devices import computing_on, device_of
+from convscope.training.api import fit, predict
+from convscope.training.events import EpochEnd, Event, StepEnd, TrainBegin
+from convscope.training.request import loss_name
+from convscope.training.schedules import Exponential
+
+_WARM_UP = 3  # steps that take longer than those that follow
+_FEWEST_MEASURED = 5  # that are measured, however short an epoch is
+_BATCH_SIZE = 32  # Keras's own, where none is given
+_PREDICTED = 256  # images by which the time of a prediction is measured
+
+
+@contextmanager
+def copied(model: keras.Model) -> Iterator[keras.Model]:
+    """Give a copy of a compiled model, and leave every random generator as it was.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Compiled and built.
+
+    Yields
+    ------
+    keras.Model
+        The same layers and weights, compiled with the same loss and a new optimizer of the same settings.
+
+    Examples
+    --------
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> model.compile("sgd", "mse")
+    >>> with copied(model) as copy:
+    ...     copy.set_weights([np.ones((4, 2)), np.ones(2)])
+    >>> model.layers[0].bias.numpy().tolist()
+    [0.0, 0.0]
+    """
+    with own_random_numbers(), computing_on(device_of(model)):
+        copy = keras.models.clone_model(model)
+        copy.set_weights(model.get_weights())
+        optimizer = type(model.optimizer).from_config(model.optimizer.get_config())
+        copy.compile(optimizer, loss=model.loss, metrics=["accuracy"])
+        yield copy
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """How fast a training goes on this machine.
+
+    Attributes
+    ----------
+    step_seconds : float
+        One step of training.
+    image_seconds : float
+        The prediction of one image, in validation and evaluation.
+    plan : mapping or None
+        How the fast engine computed, so that the training need not measure it again.
+    """
+
+    step_seconds: float
+    image_seconds: float
+    plan: Mapping[str, Any] | None
+
+    def epoch_seconds(self, steps: int, validation_images: int) -> float:
+        """Add up an epoch of so many steps and its validation.
+
+        Examples
+        --------
+        >>> Throughput(0.1, 0.001, None).epoch_seconds(20, 1000)
+        3.0
+        """
+        return steps * self.step_seconds + validation_images * self.image_seconds
+
+
+def measure_throughput(
+    model: keras.Model,
+    x: Any,
+    y: Any,
+    *,
+    seconds: float = 1.5,
+    clock: Callable[[], float] = time.perf_counter,
+    **arguments: Any,
+) -> Throughput:
+    """Measure how fast a training goes, on a copy of the network.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Compiled and built; left as it is.
+    x, y : arrays
+        As for :func:`convscope.fit`.
+    seconds : float
+        How long to measure, beside the time that preparation and warm-up take.
+    clock : callable
+        Gives seconds.
+    **arguments
+        Of :func:`convscope.fit`: batch size, preprocessing, augmentation, engine and the like.
+
+    Returns
+    -------
+    Throughput
+        The median step of those measured.
+    """
+    moments: list[float] = []
+    plans: list[Mapping[str, Any] | None] = [None]
+    with copied(model) as copy:
+
+        def listen(event: Event) -> None:
+            if isinstance(event, TrainBegin):
+                plans[0] = event.plan
+            elif isinstance(event, StepEnd):
+                moments.append(clock())
+                enough = len(moments) >= _WARM_UP + _FEWEST_MEASURED
+                copy.stop_training = enough and moments[-1] - moments[_WARM_UP - 1] >= seconds
+
+        steps_per_epoch = math.ceil(len(x) / (arguments.get("batch_size") or _BATCH_SIZE))
+        epochs = math.ceil((_WARM_UP + _FEWEST_MEASURED) / steps_per_epoch)
+        fit(copy, x, y, epochs=epochs, verbose=0, listeners=[listen], **arguments)
+        chosen = slice(0, _PREDICTED)
+        images, preprocess = x[chosen], arguments.get("preprocess")
+        predict(copy, images, preprocess=preprocess)  # the first prediction lowers the network
+        began = clock()
+        predict(copy, images, preprocess=preprocess)
+        predicted = clock() - began
+    step_seconds = float(np.median(np.diff(moments[_WARM_UP - 1 :])))
+    return Throughput(step_seconds, predicted / len(images), plans[0])
+
 
 IMAGES = 32
 FEWER_IMAGES = 8  # where a step with all of them takes too long
-STEPS = 60
+_OVERFIT_STEPS = 60
 _STEPS_MEANT = 3  # single steps jump
-_FEWEST_STEPS = 20  # below these nothing is said of a network that has not learned
+_FEWEST_TOLD = 20  # below these nothing is said of a network that has not learned
 _RATES = (1e-3, 1e-2)
 _ENOUGH_LOSS = 0.7  # of the loss at the beginning, or of guessing
 _ENOUGH_ACCURACY = 0.9
@@ -139,7 +260,7 @@ def preflight(
             return replace(trial, warning=warning)
         trials.append(trial)
         left -= trial.seconds
-        if trial.steps < _FEWEST_STEPS and len(rows) > FEWER_IMAGES:
+        if trial.steps < _FEWEST_TOLD and len(rows) > FEWER_IMAGES:
             rows = spread_rows(targets, FEWER_IMAGES)
     found = next((trial for trial in reversed(trials) if trial.learned is None), None)
     if found is not None:
@@ -322,7 +443,7 @@ def _learn_by_heart(
             images,
             targets,
             batch_size=len(images),
-            epochs=STEPS,
+            epochs=_OVERFIT_STEPS,
             verbose=0,
             seed=0,
             engine=engine,
@@ -333,7 +454,7 @@ def _learn_by_heart(
     learned = True if _knows(losses, accuracies, chance) else None
     if (
         learned is None
-        and len(losses) >= _FEWEST_STEPS
+        and len(losses) >= _FEWEST_TOLD
         and np.mean(losses[-_STEPS_MEANT:]) > _NO_FALL * losses[0]
     ):
         learned = False
@@ -349,3 +470,138 @@ def _knows(losses: list[float], accuracies: list[float], chance: float) -> bool:
         return False
     loss, accuracy = np.mean(losses[-_STEPS_MEANT:]), np.mean(accuracies[-_STEPS_MEANT:])
     return bool(loss <= _ENOUGH_LOSS * min(losses[0], chance) or accuracy >= _ENOUGH_ACCURACY)
+
+
+RATE_STEPS = 120
+LOWEST, HIGHEST = 1e-6, 1.0
+_HIGHEST_OF_SGD = 10.0
+_SAFETY = 10.0  # how far below the lowest loss the rate is chosen
+_HOPELESS = 4.0  # times the lowest loss: the border is behind us
+_WINDOW = 11  # steps over which the loss is averaged
+_FEWEST_FINITE = 24
+
+
+@dataclass(frozen=True, eq=False)
+class RateSearch:
+    """What a range test found.
+
+    Attributes
+    ----------
+    rates, losses : ndarray of shape (n,), float64
+        The learning rate and the loss of each step.
+    smoothed : ndarray of shape (n,), float64
+        The losses, averaged over neighbouring steps.
+    found : float
+        The rate to train with, one digit after the first: 0.0032.
+    """
+
+    rates: NDArray[np.float64]
+    losses: NDArray[np.float64]
+    smoothed: NDArray[np.float64]
+    found: float
+
+
+def find_learning_rate(
+    model: keras.Model,
+    x: Any,
+    y: Any,
+    **arguments: Any,
+) -> RateSearch:
+    """Find a learning rate by a range test on a copy of the network.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Compiled and built; its weights and all random generators are left as they are.
+    x, y : arrays
+        The training data, as for :func:`convscope.fit`.
+    **arguments
+        Of :func:`convscope.fit`: batch size, preprocessing, augmentation, engine and the like.
+
+    Returns
+    -------
+    RateSearch
+        Rates, losses, and the rate to train with: the peak of one-cycle, the beginning of the others.
+
+    Raises
+    ------
+    DivergedError
+        When the loss is not finite from the beginning.
+
+    Examples
+    --------
+    >>> layers = [keras.Input((4,)), keras.layers.Dense(2, activation="softmax")]
+    >>> model = keras.Sequential(layers)
+    >>> model.compile("adam", "categorical_crossentropy")
+    >>> x, y = np.eye(4, dtype=np.float32), np.eye(2, dtype=np.float32)[[0, 1, 0, 1]]
+    >>> 0.001 < find_learning_rate(model, x, y, seed=1338).found < 1
+    True
+    """
+    high = _HIGHEST_OF_SGD if isinstance(model.optimizer, keras.optimizers.SGD) else HIGHEST
+    rise = Exponential(LOWEST, high, RATE_STEPS)
+    losses: list[float] = []
+    with copied(model) as copy:
+
+        def listen(event: Event) -> None:
+            if isinstance(event, EpochEnd):
+                losses.append(event.logs["loss"])
+                copy.stop_training = _is_behind(losses)
+
+        fit(
+            copy, x, y, epochs=RATE_STEPS, steps_per_epoch=1, schedule=rise, verbose=0, listeners=[listen],
+            **arguments,
+        )  # fmt: skip
+    return choose_rate([rise(step).learning_rate for step in range(len(losses))], losses)
+
+
+def choose_rate(rates: Sequence[float], losses: Sequence[float]) -> RateSearch:
+    """Choose a rate from the losses of a range test.
+
+    Parameters
+    ----------
+    rates, losses : sequence of float
+        Of each step, the rates ascending.
+
+    Returns
+    -------
+    RateSearch
+        With a tenth of the rate at which the averaged loss is lowest.
+
+    Raises
+    ------
+    DivergedError
+        When too few losses are finite.
+
+    Examples
+    --------
+    >>> rates = np.geomspace(1e-6, 1, 121)
+    >>> choose_rate(rates, np.abs(np.log10(rates) + 2)).found
+    0.001
+    """
+    finite = np.isfinite(losses)
+    count = len(losses) if finite.all() else int(np.argmin(finite))
+    if count < _FEWEST_FINITE:
+        expected = f"a finite loss in at least {_FEWEST_FINITE} steps of the search for a learning rate"
+        hint = "Look at the images and at the network, or give --learning-rate."
+        raise DivergedError(sentence(expected, f"{count} steps", hint))
+    chosen = np.asarray(rates[:count], np.float64), np.asarray(losses[:count], np.float64)
+    smoothed = _averaged(chosen[1])
+    return RateSearch(*chosen, smoothed, _rounded(float(chosen[0][np.argmin(smoothed)]) / _SAFETY))
+
+
+def _averaged(losses: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Average each loss with its neighbours, with fewer of them at both ends."""
+    window = np.ones(_WINDOW)
+    return np.convolve(losses, window, "same") / np.convolve(np.ones(len(losses)), window, "same")
+
+
+def _is_behind(losses: list[float]) -> bool:
+    """Say whether the loss has left its lowest value far behind, for good."""
+    if not math.isfinite(losses[-1]):
+        return True
+    return len(losses) > _FEWEST_FINITE and min(losses[-3:]) > _HOPELESS * min(losses)
+
+
+def _rounded(rate: float) -> float:
+    """Round to two digits: nobody can tell rates apart that lie closer."""
+    return float(f"{rate:.1e}")

@@ -12,27 +12,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope.errors import LoweringError, UsageError, sentence, unknown_name
-from convscope.training import keras_engine
-from convscope.training.batches import Shuffle
-from convscope.training.checks import require_fitting
+from convscope.training import engine_keras
+from convscope.training.checkpoint import TrainingState
 from convscope.training.config import ENGINES, PRECISIONS, require_count, require_engine_for
+from convscope.training.data import (
+    ArrayInput,
+    ImageAugmentation,
+    ImagePreprocess,
+    Shuffle,
+    StreamInput,
+    read_input,
+)
 from convscope.training.events import Listener, NotTrainedError, TrainBreak, is_mistake, reason_of
-from convscope.training.inputs import ArrayInput, ImageAugmentation, ImagePreprocess, StreamInput, read_input
 from convscope.training.progress import progress_listener
 from convscope.training.request import (
     FitRequest,
     flatten_callbacks,
     plan_rows,
     plan_validation,
+    require_fitting,
     resolve_seed,
     set_validation_apart,
 )
-from convscope.training.schedule import Schedule
-from convscope.training.state import TrainingState
+from convscope.training.schedules import Schedule
 
 if TYPE_CHECKING:
-    from convscope.training.fast_engine import FastEngine
-    from convscope.training.prediction import Predictor
+    from convscope.training.engine_fast import FastEngine
+    from convscope.training.predictor import Predictor
 
 
 def fit(
@@ -104,7 +110,7 @@ sample_weight, initial_epoch, steps_per_epoch, validation_steps, validation_batc
         would put new ones now; anything else is refused. A model that is not built yet is built there.
     schedule : Schedule or None
         Sets the learning rate, and the momentum if it says so, at each step; see
-        :mod:`convscope.training.schedule`.
+        :mod:`convscope.training.schedules`.
     listeners : sequence of callables
         Each takes every event of :mod:`convscope.training.events`.
     on_divergence : {"continue", "raise"}
@@ -216,7 +222,7 @@ def _run(request: FitRequest) -> keras.callbacks.History:
         else:
             return engine.run()
         request.tell_of_keras(reason)
-    history = keras_engine.run(request)
+    history = engine_keras.run(request)
     history.engine, history.reason = "keras", reason
     return history
 
@@ -226,7 +232,7 @@ def _prepare_fast(request: FitRequest) -> FastEngine:
     try:
         if keras.backend.backend() != "torch":
             raise LoweringError(sentence("Keras on torch", f"Keras on {keras.backend.backend()}"))
-        from convscope.training.fast_engine import FastEngine
+        from convscope.training.engine_fast import FastEngine
 
         return FastEngine(request)
     except Exception as error:
@@ -312,7 +318,7 @@ def _predict_with_keras(
     model: keras.Model, x: Any, batch_size: int | None, preprocess: ImagePreprocess | None, **how: Any
 ) -> NDArray[np.float32]:
     with _on_the_device_of(model):
-        return keras_engine.predict(model, x, batch_size, preprocess, **how)
+        return engine_keras.predict(model, x, batch_size, preprocess, **how)
 
 
 def _gradients() -> AbstractContextManager[Any]:
@@ -344,7 +350,7 @@ def _prepare_predictor(model: keras.Model, precision: str, strict: bool) -> Pred
     """Lower the model for inference, or find it lowered."""
     if keras.backend.backend() != "torch":
         raise LoweringError(sentence("Keras on torch", f"Keras on {keras.backend.backend()}"))
-    from convscope.training.prediction import predictor_of
+    from convscope.training.predictor import predictor_of
 
     return predictor_of(model, precision, strict)
 

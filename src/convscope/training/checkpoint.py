@@ -1,0 +1,360 @@
+"""The whole state of a training as arrays, and checkpoints of it that a crash cannot spoil.
+
+Order and dropout masks are functions of the seed and of the absolute epoch and step; so weights, the
+optimizer's variables, the position, the epoch's running sums and what callbacks remember are all there is.
+
+Each checkpoint is a folder of its own: the arrays are written and synced, then the manifest with their
+hashes, then the folder is renamed into place and its parent synced. Reading takes the newest folder whose
+manifest holds; older ones are removed only after a newer one is in place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convscope.errors import RunError, sentence
+
+if TYPE_CHECKING:
+    import keras
+
+_PARTS = ("weights", "optimizer", "metrics", "callbacks")
+_STOPPED = "stopped"
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingState:
+    """A training, stopped between two steps.
+
+    Attributes
+    ----------
+    seed : int
+        The seed that order and masks follow.
+    epoch : int
+        Epochs that are over, counted from 0 whatever ``initial_epoch`` was.
+    step : int
+        Steps done inside the epoch that has begun; 0 between two epochs.
+    weights : dict of str to ndarray
+        The model's variables in Keras's order, moving statistics included, by path.
+    optimizer : dict of str to ndarray
+        The optimizer's variables in Keras's order, by path.
+    metrics : dict of str to ndarray
+        Running sums of loss and metrics inside the epoch; empty between two epochs.
+    history : dict of str to list of float
+        What Keras's History has recorded, one value for each epoch.
+    callbacks : dict of str to ndarray
+        What the callbacks remember, see :mod:`convscope.training.callbacks`.
+    stopped : bool
+        Whether somebody has set ``model.stop_training``: no further step is to be done.
+    """
+
+    seed: int
+    epoch: int
+    step: int
+    weights: Mapping[str, np.ndarray] = field(repr=False)
+    optimizer: Mapping[str, np.ndarray] = field(repr=False)
+    metrics: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
+    history: Mapping[str, list[float]] = field(default_factory=dict)
+    callbacks: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
+    stopped: bool = False
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Flatten the state into one dictionary of arrays.
+
+        Returns
+        -------
+        dict of str to ndarray
+            ``position`` is int64 ``(3,)`` with seed, epoch and step; the other keys are
+            ``part/number/name``, where the number keeps the order; ``stopped`` is there where it is true.
+
+        Examples
+        --------
+        >>> state = TrainingState(7, 2, 0, {"dense/bias": np.zeros(3)}, {}, {}, {"loss": [0.5, 0.25]})
+        >>> sorted(state.to_arrays())
+        ['history/loss', 'position', 'weights/0000/dense/bias']
+        """
+        arrays = {"position": np.array([self.seed, self.epoch, self.step], np.int64)}
+        for part in _PARTS:
+            for number, (name, array) in enumerate(getattr(self, part).items()):
+                arrays[f"{part}/{number:04d}/{name}"] = array
+        for name, values in self.history.items():
+            arrays[f"history/{name}"] = np.array(values, np.float64)
+        if self.stopped:
+            arrays[_STOPPED] = np.array([1], np.int64)
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> TrainingState:
+        """Rebuild a state from what :meth:`to_arrays` gave.
+
+        Parameters
+        ----------
+        arrays : mapping of str to ndarray
+            The flattened state, in any order.
+
+        Returns
+        -------
+        TrainingState
+            Equal to the one that was flattened.
+
+        Raises
+        ------
+        RunError
+            When the position is missing or a key belongs to no part.
+
+        Examples
+        --------
+        >>> state = TrainingState(7, 2, 0, {"dense/bias": np.zeros(3)}, {}, {}, {"loss": [0.5, 0.25]})
+        >>> TrainingState.from_arrays(state.to_arrays()).history
+        {'loss': [0.5, 0.25]}
+        """
+        if "position" not in arrays:
+            raise RunError(sentence("a training state with its position", f"the keys {sorted(arrays)[:3]}"))
+        parts: dict[str, dict[str, np.ndarray]] = {part: {} for part in _PARTS}
+        history: dict[str, list[float]] = {}
+        for key in sorted(arrays):
+            part, _, rest = key.partition("/")
+            if part == "history":
+                history[rest] = np.asarray(arrays[key]).tolist()
+            elif part in parts:
+                parts[part][rest.partition("/")[2]] = arrays[key]
+            elif key not in ("position", _STOPPED):
+                raise RunError(sentence("a part of a training state", repr(key)))
+        seed, epoch, step = (int(number) for number in arrays["position"])
+        return cls(seed, epoch, step, history=history, stopped=_STOPPED in arrays, **parts)
+
+
+def snapshot(
+    model: keras.Model,
+    *,
+    seed: int,
+    epoch: int,
+    step: int,
+    history: Mapping[str, list[float]],
+    metrics: Mapping[str, NDArray[Any]] | None = None,
+    callbacks: Mapping[str, NDArray[Any]] | None = None,
+) -> TrainingState:
+    """Copy the training state out of a model that holds its current weights.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Compiled and built.
+    seed, epoch, step : int
+        Where the training stands; see :class:`~convscope.training.checkpoint.TrainingState`.
+    history : mapping of str to list of float
+        What History holds.
+    metrics : mapping of str to ndarray or None
+        Running sums inside an epoch.
+    callbacks : mapping of str to ndarray or None
+        What the callbacks remember.
+
+    Returns
+    -------
+    TrainingState
+        Copies; training may go on.
+    """
+    return TrainingState(
+        seed,
+        epoch,
+        step,
+        _named_values(model_variables(model)),
+        _named_values(optimizer_variables(model.optimizer)),
+        dict(metrics or {}),
+        {name: list(values) for name, values in history.items()},
+        dict(callbacks or {}),
+        stopped=bool(model.stop_training),
+    )
+
+
+def load_state(model: keras.Model, state: TrainingState) -> None:
+    """Put a training state into a compiled model and its optimizer.
+
+    Parameters
+    ----------
+    model : keras.Model
+        The same network, compiled in the same way, as the state was taken from.
+    state : TrainingState
+        The state.
+
+    Raises
+    ------
+    RunError
+        When the model or the optimizer has other variables than the state.
+    """
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    _assign("network", model_variables(model), state.weights)
+    _assign("optimizer", optimizer_variables(model.optimizer), state.optimizer)
+
+
+def model_variables(model: keras.Model) -> list[keras.Variable]:
+    """List weights, moving statistics and seed states, without the metrics' variables."""
+    metric_ids = {id(variable) for variable in model.metrics_variables}
+    return [variable for variable in model.variables if id(variable) not in metric_ids]
+
+
+def optimizer_variables(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    """List the optimizer's variables, those of a wrapped one included, in Keras's order."""
+    inner = getattr(optimizer, "inner_optimizer", None)
+    own = list(optimizer.variables)
+    known = {id(variable) for variable in own}
+    return own + [v for v in (inner.variables if inner else ()) if id(v) not in known]
+
+
+def _named_values(variables: Sequence[keras.Variable]) -> dict[str, NDArray[Any]]:
+    import keras
+
+    values: dict[str, NDArray[Any]] = {}
+    for variable in variables:
+        name = variable.path
+        while name in values:
+            name += "'"
+        values[name] = np.array(keras.ops.convert_to_numpy(variable.value))
+    return values
+
+
+def _assign(owner: str, variables: Sequence[keras.Variable], values: Mapping[str, NDArray[Any]]) -> None:
+    """Assign by position: names may carry a number that depends on what else the process has built."""
+    found = [tuple(value.shape) for value in values.values()]
+    expected = [tuple(variable.shape) for variable in variables]
+    if found != expected:
+        raise RunError(sentence(f"a state of this {owner}, shapes {expected}", found))
+    for variable, value in zip(variables, values.values(), strict=True):
+        variable.assign(value)
+
+
+FOLDER = "checkpoint"
+ARRAYS = "state.safetensors"
+MANIFEST = "manifest.json"
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def save_checkpoint(run: Path, position: tuple[int, int], arrays: Arrays) -> Path:
+    """Write a checkpoint into a run and remove the older ones.
+
+    Parameters
+    ----------
+    run : Path
+        The run directory.
+    position : tuple of two int
+        Epochs that are over, and steps inside the one that has begun; the newest checkpoint is the highest.
+    arrays : mapping of str to ndarray
+        The whole state.
+
+    Returns
+    -------
+    Path
+        The checkpoint's folder.
+
+    Raises
+    ------
+    OSError
+        If the file system refuses; the previous checkpoint is still there.
+
+    Examples
+    --------
+    >>> with tempfile.TemporaryDirectory() as run:
+    ...     _ = save_checkpoint(Path(run), (1, 0), {"x": np.arange(3)})
+    ...     load_checkpoint(Path(run))["x"].tolist()
+    [0, 1, 2]
+    """
+    from safetensors.numpy import save
+
+    folder = run / FOLDER
+    folder.mkdir(exist_ok=True)
+    target = folder / f"{position[0]:06d}-{position[1]:08d}"
+    if not _is_whole(target):
+        content = save({name: np.asarray(array, order="C") for name, array in arrays.items()})
+        scratch = Path(tempfile.mkdtemp(dir=folder, prefix=".saving-"))
+        try:
+            _write_synced(scratch / ARRAYS, content)
+            manifest = {"files": {ARRAYS: hashlib.sha256(content).hexdigest()}}
+            _write_synced(scratch / MANIFEST, json.dumps(manifest).encode())
+            _sync_folder(scratch)
+            shutil.rmtree(target, ignore_errors=True)  # a damaged one of the same position
+            scratch.replace(target)
+            _sync_folder(folder)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+    for other in folder.iterdir():
+        if other != target:
+            shutil.rmtree(other, ignore_errors=True)
+    return target
+
+
+def load_checkpoint(run: Path) -> dict[str, NDArray[Any]] | None:
+    """Read the newest whole checkpoint of a run.
+
+    Parameters
+    ----------
+    run : Path
+        The run directory.
+
+    Returns
+    -------
+    dict of str to ndarray, or None
+        None where the run has no checkpoint.
+
+    Raises
+    ------
+    RunError
+        If there are checkpoints and every one is damaged.
+    """
+    from safetensors.numpy import load
+
+    folder = run / FOLDER
+    found = sorted(path for path in folder.glob("[0-9]*") if path.is_dir()) if folder.is_dir() else []
+    for path in reversed(found):
+        if _is_whole(path):
+            return dict(load((path / ARRAYS).read_bytes()))
+    if found:
+        raise RunError(sentence(f"a whole checkpoint in {folder}", "damaged ones only", "Train anew."))
+    return None
+
+
+def remove_checkpoints(run: Path) -> None:
+    """Remove all checkpoints of a run that is completed."""
+    shutil.rmtree(run / FOLDER, ignore_errors=True)
+
+
+def _is_whole(path: Path) -> bool:
+    """Say whether a checkpoint's manifest is there and its hashes hold."""
+    try:
+        files = json.loads((path / MANIFEST).read_bytes())["files"]
+        return bool(files) and all(
+            hashlib.sha256((path / Path(name).name).read_bytes()).hexdigest() == digest
+            for name, digest in files.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _write_synced(file: Path, content: bytes) -> None:
+    with file.open("xb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a folder's entries survive a power cut; systems that cannot do this do not need it."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
