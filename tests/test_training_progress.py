@@ -1,6 +1,7 @@
 """Progress in a pipe, a terminal and a notebook."""
 
 import io
+import re
 import sys
 import types
 
@@ -60,17 +61,41 @@ def test_durations_read_well(seconds, text):
     assert describe_epoch(EpochEnd(0, {}, seconds, lambda: None), 1) == f"Epoch 1/1 · {text}"
 
 
-def test_a_terminal_shows_the_epoch_that_runs(monkeypatch):
+def shown_in(columns, monkeypatch, events=None):
+    """Play a training in a terminal; give what was drawn, line by line, without its codes."""
     screen = Terminal()
     monkeypatch.setattr(sys, "stdout", screen)
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LOOKS", 0)
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("TERM", "xterm")
     (listener,) = progress_listener("auto")
-    play(listener)
-    shown = screen.getvalue()
-    assert "Epoch 1/2 ━━━━━━╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌ 1/4 · 0 s left · loss 0.2500 · accuracy 0.9000" in shown
-    assert "Epoch 2/2 · 1 min 5 s · loss 0.2500" in shown
+    play(listener, events)
+    return re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", screen.getvalue()).replace("\r", "\n").split("\n")
+
+
+def test_a_terminal_shows_the_epoch_that_runs(monkeypatch):
+    shown = shown_in(140, monkeypatch)
+    first = next(line for line in shown if " 1/4 " in line)
+    assert re.match(r"Epoch 1/2 ━{4}\S+ 1/4 · 0 s left · loss 0.2500 · accuracy 0.9000", first)
+    assert any(line.startswith("Epoch 2/2 · 1 min 5 s · loss 0.2500 · accuracy 0.9000") for line in shown)
+
+
+USUAL = {"loss": 0.25, "accuracy": 0.9, "val_loss": 0.3, "val_accuracy": 0.875}
+
+
+def test_eighty_columns_hold_every_number_of_an_epoch(monkeypatch):
+    shown = shown_in(80, monkeypatch, training(USUAL, steps=1000))
+    assert all(len(line) <= 80 for line in shown)
+    ends = [line for line in shown if "min" in line]
+    assert ends[0] == "Epoch 1/2 · 1 min 5 s · loss 0.2500 acc 0.9000 · val loss 0.3000 acc 0.8750"
+    running = [line for line in shown if "/1000" in line]
+    assert running and all("━" in line and "accuracy 0.9000" in line for line in running)
+
+
+def test_forty_columns_hold_what_there_is_room_for(monkeypatch):
+    shown = shown_in(40, monkeypatch)
+    assert all(len(line) <= 40 for line in shown)
+    assert any(re.match("Epoch 1/2 ━{4,} 4/4 · 0 s left", line) for line in shown)
 
 
 def test_a_broken_training_gives_the_terminal_back(monkeypatch):
@@ -91,12 +116,8 @@ def test_a_broken_training_gives_the_terminal_back(monkeypatch):
 
 
 def test_a_terminal_without_a_known_length_counts_steps(monkeypatch):
-    screen = Terminal()
-    monkeypatch.setattr(sys, "stdout", screen)
-    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LOOKS", 0)
-    (listener,) = progress_listener(1)
-    play(listener, training(steps=None))
-    assert "Epoch 1/2 step 3 · loss 0.2500" in screen.getvalue()
+    shown = shown_in(80, monkeypatch, training(steps=None))
+    assert any(line.startswith("Epoch 1/2 step 3 · loss 0.2500") for line in shown)
 
 
 def test_numbers_are_read_seldom(monkeypatch):
@@ -128,7 +149,12 @@ def test_a_notebook_updates_its_own_output(monkeypatch):
     handle = Handle()
     shell = type("ZMQInteractiveShell", (), {})()
     ipython = types.SimpleNamespace(get_ipython=lambda: shell)
-    display = types.SimpleNamespace(display=lambda _data, raw, display_id: handle)
+
+    def show(data, raw, display_id):
+        handle.update(data, raw)
+        return handle
+
+    display = types.SimpleNamespace(display=show)
     monkeypatch.setitem(sys.modules, "IPython", ipython)
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LOOKS", 0)

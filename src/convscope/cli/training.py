@@ -315,7 +315,8 @@ def _show_spread(data: str, results: list[Result]) -> None:
     forms = {"test_accuracy": "{:.3%}", "test_loss": "{:.4f}", "seconds": "{:.2f} s"}
     keys = ("mean", "deviation", "minimum", "maximum")
     rows = [
-        [name, *(forms[name].format(values[key]) for key in keys)] for name, values in spread(results).items()
+        [name.replace("_", " "), *(forms[name].format(values[key]) for key in keys)]
+        for name, values in spread(results).items()
     ]
     say("")
     columns = [f"{len(results)} seeds on {data}", "mean", "standard deviation", "lowest", "highest"]

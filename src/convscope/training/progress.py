@@ -7,13 +7,16 @@ This is the one place beside the command line that writes to a stream, because `
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from convscope.errors import UsageError, sentence
@@ -30,7 +33,7 @@ from convscope.training.events import (
 )
 
 _SECONDS_BETWEEN_LOOKS = 0.2
-_BAR_WIDTH = 24
+_SHORTEST_BAR, _LONGEST_BAR, _NOTEBOOK_COLUMNS = 4, 24, 110
 
 
 def progress_listener(verbose: str | int) -> tuple[Listener, ...]:
@@ -64,9 +67,9 @@ def progress_listener(verbose: str | int) -> tuple[Listener, ...]:
     if verbose == 2:
         return (EpochLines(sys.stdout),)
     if _in_notebook():
-        return (_Bar(_NotebookScreen()),)
+        return (_Bar(_Notebook()),)
     if sys.stdout.isatty():
-        return (_Bar(_TerminalScreen(sys.stdout)),)
+        return (_Bar(_Terminal(sys.stdout)),)
     return (EpochLines(sys.stdout),)
 
 
@@ -100,36 +103,36 @@ class EpochLines:
             self._stream.flush()
 
 
-def describe_epoch(event: EpochEnd, epochs: int) -> str:
-    """Say in one line how an epoch went.
+def describe_epoch(event: EpochEnd, epochs: int, width: int | None = None) -> str:
+    """Say in one line how an epoch went; in short where that does not fit into so many columns.
 
-    Parameters
-    ----------
-    event : EpochEnd
-        The epoch.
-    epochs : int
-        How many there are, or are expected where a deadline decides.
-
-    Returns
-    -------
-    str
-        Number, duration, losses and metrics.
+    ``epochs`` is how many there are, or are expected where a deadline decides.
 
     Examples
     --------
-    >>> describe_epoch(EpochEnd(1, {"loss": 0.5}, 75.0, lambda: None), 10)
-    'Epoch 2/10 · 1 min 15 s · loss 0.5000'
+    >>> describe_epoch(EpochEnd(1, {"loss": 0.5, "val_loss": 0.75}, 75.0, lambda: None), 10)
+    'Epoch 2/10 · 1 min 15 s · loss 0.5000 · val loss 0.7500'
     """
     number = event.epoch + 1
-    return " · ".join(
-        [f"Epoch {number}/{max(epochs, number)}", _duration(event.seconds), *_numbers(event.logs)]
-    )
+    begin = [f"Epoch {number}/{max(epochs, number)}", _duration(event.seconds)]
+    line = " · ".join([*begin, *_numbers(event.logs)])
+    if width is None or len(line) <= width:
+        return line
+    logs = {
+        name.replace("accuracy", "acc").replace("learning_rate", "lr"): event.logs[name]
+        for name in event.logs
+    }
+    parts = [
+        _numbers({name: value for name, value in logs.items() if name.startswith("val_") is validation})
+        for validation in (False, True)
+    ]
+    return " · ".join([*begin, *(" ".join(part).replace(" val ", " ") for part in parts if part)])
 
 
 class _Bar:
     """Draws the epoch that runs as a bar, and leaves a line for each epoch that is over."""
 
-    def __init__(self, screen: _Screen) -> None:
+    def __init__(self, screen: _Terminal | _Notebook) -> None:
         self._screen = screen
         self._epochs = 0
         self._began = self._looked = 0.0
@@ -137,95 +140,103 @@ class _Bar:
     def __call__(self, event: Event) -> None:
         if isinstance(event, TrainBegin):
             self._epochs = event.epochs
-            self._screen.open()
         elif isinstance(event, EpochBegin):
             self._began = self._looked = time.perf_counter()
         elif isinstance(event, StepEnd):
-            self._draw_step(event)
+            now = time.perf_counter()
+            if (
+                now - self._looked >= _SECONDS_BETWEEN_LOOKS
+            ):  # reading a number makes the step wait for its device
+                self._looked = now
+                self._screen.draw(self._line(event, now - self._began))
         elif isinstance(event, EpochEnd):
-            self._screen.keep(describe_epoch(event, self._epochs))
+            self._screen.keep(describe_epoch(event, self._epochs, self._screen.width))
         elif isinstance(event, Notice):
             self._screen.keep(event.text)
         elif isinstance(event, (TrainEnd, TrainBreak)):
             self._screen.close()
 
-    def _draw_step(self, event: StepEnd) -> None:
-        now = time.perf_counter()
-        if now - self._looked < _SECONDS_BETWEEN_LOOKS:
-            return  # reading a number makes the step wait for its device
-        self._looked = now
-        done, steps = event.step + 1, event.steps
+    def _line(self, event: StepEnd, seconds: float) -> Table:
+        """Lay out a line in which bar and numbers take the room that there is."""
+        line, done, steps = Table.grid(padding=(0, 1)), event.step + 1, event.steps
         head = f"Epoch {event.epoch + 1}/{max(self._epochs, event.epoch + 1)}"
+        bar: list[RenderableType] = []
+        parts = [f"step {done}"]
+        line.add_column(no_wrap=True)
         if steps:
-            left = (now - self._began) / done * (steps - done)
-            filled = round(_BAR_WIDTH * done / steps)
-            bar = "━" * filled + "╌" * (_BAR_WIDTH - filled)
-            parts = [f"{head} {bar} {done}/{steps}", f"{_duration(left)} left"]
-        else:
-            parts = [f"{head} step {done}"]
-        self._screen.draw(" · ".join([*parts, *_numbers(event.logs)]))
+            line.add_column(max_width=_LONGEST_BAR)
+            bar = [ProgressBar(total=steps, completed=done)]
+            parts = [f"{done}/{steps}", f"{_duration(seconds / done * (steps - done))} left"]
+        line.add_column(no_wrap=True)
+        room = (self._screen.width or _NOTEBOOK_COLUMNS) - len(head) - _SHORTEST_BAR - 2
+        for part in _numbers(event.logs):
+            if len(" · ".join([*parts, part])) <= room:
+                parts.append(part)
+        line.add_row(head, *bar, " · ".join(parts))
+        return line
 
 
-class _Screen:
-    """Where a bar is drawn: lines that stay, and below them one that changes."""
-
-    def open(self) -> None:
-        """Prepare for drawing."""
-
-    def draw(self, line: str) -> None:
-        """Replace the line that changes."""
-
-    def keep(self, line: str) -> None:
-        """Add a line that stays, and empty the one that changes."""
-
-    def close(self) -> None:
-        """Remove the line that changes."""
-
-
-class _TerminalScreen(_Screen):
-    """A terminal, through rich, which copes with its width."""
+class _Terminal:
+    """Lines that stay, and below them one that changes."""
 
     def __init__(self, stream: TextIO) -> None:
         self._console = Console(file=stream, highlight=False)
         self._live: Live | None = None
 
-    def draw(self, line: str) -> None:
+    @property
+    def width(self) -> int:
+        return self._console.width
+
+    def draw(self, line: Table) -> None:
+        """Replace the line that changes."""
         if self._live is None:
             self._live = Live(console=self._console, transient=True, auto_refresh=False)
             self._live.start()
-        self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+        self._live.update(line, refresh=True)
 
     def keep(self, line: str) -> None:
+        """Add a line that stays, and remove the one that changes."""
         self.close()
         self._console.print(Text(line))
 
     def close(self) -> None:
+        """Remove the line that changes."""
         if self._live is not None:
             self._live.stop()
             self._live = None
 
 
-class _NotebookScreen(_Screen):
-    """A notebook cell, through IPython's own display, which needs no widgets."""
+class _Notebook:
+    """The same in a notebook's cell, through IPython's own display, which needs no widgets."""
+
+    width = None
 
     def __init__(self) -> None:
         self._kept: list[str] = []
         self._handle: Any = None
 
-    def open(self) -> None:
-        display = importlib.import_module("IPython.display").display  # only notebooks have IPython
-        self._handle = display({"text/plain": ""}, raw=True, display_id=True)
-
-    def draw(self, line: str) -> None:
-        self._show([*self._kept, line])
+    def draw(self, line: Table) -> None:
+        """Replace the line that changes."""
+        console = Console(file=io.StringIO(), width=_NOTEBOOK_COLUMNS)
+        with console.capture() as capture:
+            console.print(line)
+        self._show([*self._kept, capture.get().rstrip()])
 
     def keep(self, line: str) -> None:
+        """Add a line that stays, and remove the one that changes."""
         self._kept.append(line)
         self._show(self._kept)
 
+    def close(self) -> None:
+        """Leave what is shown."""
+
     def _show(self, lines: list[str]) -> None:
-        if self._handle is not None:
-            self._handle.update({"text/plain": "\n".join(lines)}, raw=True)
+        page = {"text/plain": "\n".join(lines)}
+        if self._handle is None:
+            display = importlib.import_module("IPython.display").display  # only notebooks have IPython
+            self._handle = display(page, raw=True, display_id=True)
+        else:
+            self._handle.update(page, raw=True)
 
 
 def _in_notebook() -> bool:
