@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from convscope.data.images import ORIENTATION_TAG
+from convscope.data.decode import ORIENTATION_TAG
 
 UNUSABLE = {"truncated", "empty", "not_an_image", "symlink_loop", "too_large"}
 

@@ -12,7 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 from photographs import encoded, photograph, write_classes
-from test_images import mutated
+from test_decode import mutated
 
 from convscope.data import arrays, pixel_source, pixel_table
 from convscope.data.catalog import load

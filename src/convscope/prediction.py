@@ -18,8 +18,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.data.images import ImageError, decode, quiet_pillow, read_bytes
-from convscope.data.kinds import FORMATS, HEAD, SUFFIXES, sniff
+from convscope.data.decode import (
+    FORMATS,
+    HEAD,
+    SUFFIXES,
+    ImageError,
+    decode,
+    quiet_pillow,
+    read_bytes,
+    sniff,
+)
 from convscope.data.names import printable
 from convscope.data.walk import walk
 from convscope.errors import DataError, UsageError, sentence

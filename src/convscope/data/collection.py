@@ -12,8 +12,8 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
+from convscope.data.decode import DEPTH, ImageError, decode, quiet_pillow
 from convscope.data.findings import Finding
-from convscope.data.images import DEPTH, ImageError, decode, quiet_pillow
 from convscope.data.names import Names
 from convscope.data.pixels import read_pixels
 from convscope.data.similarity import near_duplicates, perceptual_hash, thumbnail

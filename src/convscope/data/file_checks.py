@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope.data.collection import FileRecords
+from convscope.data.decode import FLOATING, FORMATS, SUFFIXES, convert_floats
 from convscope.data.findings import Finding, count
-from convscope.data.images import FLOATING, convert_floats
-from convscope.data.kinds import FORMATS, SUFFIXES
 from convscope.data.similarity import members_of
 from convscope.data.source import ImageSource
 from convscope.data.survey import Survey

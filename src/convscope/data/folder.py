@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from convscope.data.decode import FORMATS, HEAD, HINTS, SUFFIXES, is_read, sniff
 from convscope.data.findings import Finding, count
-from convscope.data.kinds import FORMATS, HEAD, HINTS, SUFFIXES, is_read, sniff
 from convscope.data.names import Names, printable
 from convscope.data.source import (
     PARTS,

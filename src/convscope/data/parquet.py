@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from convscope.data.images import ImageError
+from convscope.data.decode import ImageError
 from convscope.data.names import Names, printable
 from convscope.data.source import (
     PARTS,

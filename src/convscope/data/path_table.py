@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from convscope.data.decode import SUFFIXES
 from convscope.data.findings import Finding, count
-from convscope.data.kinds import SUFFIXES
 from convscope.data.names import Names, printable
 from convscope.data.source import (
     PARTS,

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from convscope.data.arrays import find_idx, read_idx_files, read_npz
 from convscope.data.catalog import Dataset, Split, fingerprint
 from convscope.data.collection import Collection, collect_images
+from convscope.data.decode import DEPTH
 from convscope.data.findings import UNUSABLE, Finding, count
 from convscope.data.folder import read_folder
-from convscope.data.images import DEPTH
 from convscope.data.names import Names
 from convscope.data.parquet import read_parquet
 from convscope.data.path_table import read_paths

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope.data.collection import Collection, group_written
+from convscope.data.decode import DEPTH
 from convscope.data.findings import Finding
-from convscope.data.images import DEPTH
 from convscope.data.names import Names
 from convscope.data.pixel_layout import Layout
 from convscope.data.similarity import perceptual_hash, thumbnail

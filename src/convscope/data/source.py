@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from convscope.data.decode import read_bytes
 from convscope.data.findings import Finding, count
-from convscope.data.images import read_bytes
 from convscope.data.names import printable
 from convscope.errors import DataError, sentence
 

@@ -12,9 +12,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from convscope.data.decode import DEPTH, FORMATS, TRAITS, ImageError, read_header, read_peak
 from convscope.data.findings import count
-from convscope.data.images import DEPTH, TRAITS, ImageError, read_header, read_peak
-from convscope.data.kinds import FORMATS
 from convscope.data.source import ImageSource, Reader
 from convscope.errors import DataError, UsageError, sentence, unknown_name
 from convscope.preprocessing import RESIZES

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TextIO
 
+from convscope.data.decode import SUFFIXES
 from convscope.data.findings import Finding, count
-from convscope.data.kinds import SUFFIXES
 from convscope.data.source import part_in_name, part_of, settle_parts
 from convscope.errors import DataError, sentence
 

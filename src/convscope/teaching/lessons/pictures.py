@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convscope.data.catalog import Dataset
-from convscope.data.images import read_image
+from convscope.data.decode import read_image
 from convscope.errors import DataError, sentence
 from convscope.teaching.grading import photograph
 

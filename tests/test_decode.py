@@ -15,9 +15,20 @@ import pytest
 from photographs import encoded, photograph
 from PIL import Image, PngImagePlugin, features
 
-from convscope.data import images
-from convscope.data.images import ImageError, decode, quiet_pillow, read_bytes, read_header, read_image
-from convscope.data.kinds import HEAD, is_read, sniff
+from convscope.data.decode import (
+    HEAD,
+    ORIENTATION_TAG,
+    Header,
+    ImageError,
+    decode,
+    is_read,
+    quiet_pillow,
+    read_bytes,
+    read_header,
+    read_image,
+    read_peak,
+    sniff,
+)
 from convscope.errors import DataError
 
 COLOUR = photograph(1, 24)
@@ -36,7 +47,7 @@ ids = [f"{kind}{''.join(str(value) for value in options.values())}" for kind, op
 def test_lossless_colour_is_decoded_exactly(kind, options):
     raw = encoded(COLOUR, kind, **options)
     assert (decode(raw, "photo") == COLOUR).all()
-    assert read_header(raw, "photo") == images.Header(kind, 24, 24, 3, ())
+    assert read_header(raw, "photo") == Header(kind, 24, 24, 3, ())
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "GIF"])
@@ -96,7 +107,7 @@ def test_of_fewer_bits_in_use_the_upper_eight_are_kept():
     buffer = io.BytesIO()
     Image.fromarray(values).save(buffer, "PNG")
     assert decode(buffer.getvalue(), "scan", 12)[..., 0].tolist() == [[0, 0, 1], [128, 255, 255]]
-    assert images.read_peak(buffer.getvalue(), "scan") == 65535
+    assert read_peak(buffer.getvalue(), "scan") == 65535
 
 
 def test_a_transparent_grey_of_sixteen_bits_is_white():
@@ -108,14 +119,14 @@ def test_a_transparent_grey_of_sixteen_bits_is_white():
     ):
         raw = png_of(3, 2, rows, depth=16, kind=0, before=[(b"tRNS", struct.pack(">H", transparent))])
         assert decode(raw, "photo")[..., 0].tolist() == pixels
-        assert images.read_peak(raw, "photo") == peak
+        assert read_peak(raw, "photo") == peak
         assert read_header(raw, "photo").traits == ("sixteen_bit", "transparent")
 
 
 def test_deep_colour_and_alpha_are_brought_to_the_range_of_their_set():
     rows = b"\0" + struct.pack(">8H", 0x0FFF, 0x0120, 0, 0xFFFF, 0x0FFF, 0, 0, 0)
     raw = png_of(2, 1, rows, depth=16, kind=6)
-    assert images.read_peak(raw, "photo") == 0x0FFF
+    assert read_peak(raw, "photo") == 0x0FFF
     assert decode(raw, "photo", 12)[0].tolist() == [[0xF0, 0x10, 0], [255, 255, 255]]
 
 
@@ -150,7 +161,7 @@ def test_orientation_turns_an_image_upright(kind, orientation):
         8: np.rot90(upright, -1),
     }[orientation]
     exif = Image.Exif()
-    exif[images.ORIENTATION_TAG] = orientation
+    exif[ORIENTATION_TAG] = orientation
     options = {"lossless": True} if kind == "WEBP" else {}
     raw = encoded(np.ascontiguousarray(turned), kind, exif=exif.tobytes(), **options)
     assert (decode(raw, "photo") == upright).all()
@@ -246,7 +257,7 @@ def test_a_bomb_makes_no_warning_and_costs_no_memory(tmp_path):
     (tmp_path / "bomb.png").write_bytes(png_of(11_000, 11_000, bytes(10_000_000)))
     code = f"""
 import resource
-from convscope.data.images import read_image, ImageError
+from convscope.data.decode import read_image, ImageError
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak()
 try: read_image({str(tmp_path / "bomb.png")!r})
@@ -302,7 +313,7 @@ def test_jpeg_2000_is_read():
 def test_avif_is_read():
     raw = encoded(COLOUR, "AVIF", quality=100, subsampling="4:4:4")
     assert np.abs(decode(raw, "photo").astype(int) - COLOUR).mean() < 3
-    assert read_header(raw, "photo") == images.Header("AVIF", 24, 24, 3, ())
+    assert read_header(raw, "photo") == Header("AVIF", 24, 24, 3, ())
 
 
 def heic(pixels):
@@ -322,7 +333,7 @@ def test_heic_is_read_where_pillow_heif_is_installed():
 
 @pytest.mark.parametrize(("kind", "package"), [("HEIF", "convscope.heic."), ("AVIF", "libavif")])
 def test_what_an_installation_cannot_read_is_named_with_what_to_install(kind, package, monkeypatch, tmp_path):
-    monkeypatch.setattr("convscope.data.images.is_read", lambda name: name != kind)
+    monkeypatch.setattr("convscope.data.decode.is_read", lambda name: name != kind)
     raw = b"\0\0\0\x14ftyp" + {"HEIF": b"heic", "AVIF": b"avif"}[kind] + bytes(8)
     with pytest.raises(ImageError, match=f"{kind}, which cannot be read here. Install .*{package}") as caught:
         decode(raw, "photo.x")
@@ -394,7 +405,7 @@ def test_reading_a_pipe_does_not_wait(tmp_path):
 
 
 def test_a_file_that_is_too_large_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "BYTE_CAP", 10)
+    monkeypatch.setattr("convscope.data.decode.BYTE_CAP", 10)
     (tmp_path / "photo.jpg").write_bytes(bytes(11))
     with pytest.raises(ImageError, match="An image may have") as caught:
         read_bytes(tmp_path / "photo.jpg", "photo.jpg")
@@ -441,7 +452,7 @@ def mutated(rng, originals):
 def many_kinds():
     """Encode the same picture in every format, and in the odd ways too."""
     exif = Image.Exif()
-    exif[images.ORIENTATION_TAG] = 6
+    exif[ORIENTATION_TAG] = 6
     rows = [encoded(COLOUR, kind) for kind in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")]
     rows += [encoded(COLOUR, name) for name in ("JPEG2000", "AVIF") if is_read(name)]
     rows += [encoded(COLOUR, "TIFF", compression=name) for name in ("tiff_lzw", "tiff_adobe_deflate", "jpeg")]
@@ -482,7 +493,7 @@ def test_mutated_images_are_decoded_or_refused():
 def test_many_mutated_images_are_decoded_or_refused_in_little_memory():
     # A tenth by default; CONVSCOPE_FULL=1 tries all ten thousand.
     count = 10_000 if os.environ.get("CONVSCOPE_FULL") else 1_000
-    code = f"import big, test_images; print(test_images.outcomes_of_mutation({count}, seed=1), big.peak())"
+    code = f"import big, test_decode; print(test_decode.outcomes_of_mutation({count}, seed=1), big.peak())"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         capture_output=True,

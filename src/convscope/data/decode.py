@@ -1,7 +1,8 @@
 """Image files: bytes → upright uint8 pixels, grey or RGB.
 
-Only the formats of ``kinds.FORMATS`` are ever handed to a decoder, whatever a file is called; the pixel
-count is checked before anything is decoded; every image is decoded whole, so that one cut short is an error.
+A file is what its first bytes say, whatever it is called. Only the formats of ``FORMATS`` are ever handed to
+a decoder; the pixel count is checked before anything is decoded; every image is decoded whole, so that one
+cut short is an error.
 """
 
 from __future__ import annotations
@@ -16,17 +17,39 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps, features
 
-from convscope.data.kinds import FORMATS, HEAD, HINTS, is_read, sniff
 from convscope.environment import own_warning_filters
 from convscope.errors import DataError, sentence
 
+# Pillow's name of each format → the endings that its files go by.
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp", ".dib"),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "JPEG2000": (".jp2", ".j2k", ".jpf", ".jpx", ".j2c", ".jpc"),
+    "AVIF": (".avif", ".avifs"),
+    "HEIF": (".heic", ".heif", ".hif"),
+}
+SUFFIXES = {suffix: name for name, suffixes in FORMATS.items() for suffix in suffixes}
+# Formats that not every installation reads, and what makes it do so.
+HINTS = {
+    "JPEG2000": "Install a Pillow that is built with OpenJPEG.",
+    "AVIF": "Install a Pillow that is built with libavif.",
+    "HEIF": "Install pillow-heif: pip install 'convscope[heic]'.",
+}
+# Enough bytes to tell what a file is.
+HEAD = 512
 # A photograph of 8,000×8,000; decoded it takes 192 MB.
 PIXEL_CAP = 64_000_000
 BYTE_CAP = 512 * 2**20
@@ -35,47 +58,40 @@ TRAITS = ("animated", "cmyk", "sixteen_bit", "rotated", "transparent", "mended")
 # How many bits the pixels of a deep image have, unless its data set says that fewer are in use.
 DEPTH = 16
 FLOATING = "floating-point pixels"
+ORIENTATION_TAG = int(ExifTags.Base.Orientation)
 
-ORIENTATION_TAG = 0x0112
-# EXIF 2.32, 4.6.5: the transposition that turns each orientation upright; 5 to 8 exchange the sides.
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+_MAGIC = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    *((magic, "GIF") for magic in (b"GIF87a", b"GIF89a")),
+    *((magic, "TIFF") for magic in (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")),
+    *((magic, "JPEG2000") for magic in (b"\x00\x00\x00\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")),
+)
+_BRANDS = {
+    "AVIF": {b"avif", b"avis"},
+    "HEIF": {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1"},
 }
-
-
-def convert_floats(low: str = "LOW", high: str = "HIGH") -> str:
-    """Write the command that converts a floating-point image, by the range of all images of the set."""
-    scaled = f"(n.asarray(i.open('IN.tif')) - {low}) / ({high} - {low})"
-    return (
-        'Convert each by the range of all: python -c "from PIL import Image as i; import numpy as n; '
-        f"i.fromarray((65535 * n.clip({scaled}, 0, 1)).astype(n.uint16)).save('OUT.png')\""
-    )
+_BITMAP_HEADERS = {bytes([size, 0, 0, 0]) for size in (12, 40, 52, 56, 64, 108, 124)}
+# A letter and a digit are little: blanks, comments and the width follow them.
+_PORTABLE = re.compile(rb"P[1-6]\s+(#[^\n]*\n\s*)*\d")
+# What else people and crawlers name like an image, told by how it begins.
+_OTHER_KINDS = (
+    (b"%!PS", "an EPS drawing"),
+    (b"\xc5\xd0\xd3\xc6", "an EPS drawing"),
+    (b"%PDF", "a PDF document"),
+    (b"PK\x03\x04", "a ZIP archive"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"8BPS", "a Photoshop document"),
+    (b"\x00\x00\x01\x00", "an icon"),
+)
+_MARKUP = ((b"<!doctype html", "an HTML page"), (b"<html", "an HTML page"), (b"<svg", "an SVG drawing"))
+_JPEG_END, _JPEG_SCAN = b"\xff\xd9", b"\xff\xda"
+# The marker that ends the coded data of a scan: not a stuffed byte, not a restart (ITU T.81, B.1.1).
+_NEXT_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
 class ImageError(DataError):
-    """An image that cannot be used.
-
-    Parameters
-    ----------
-    kind : str
-        ``missing``, ``empty``, ``not_an_image``, ``too_large``, ``truncated``, ``damaged``, ``unsupported``
-        or ``unreadable``.
-    message : str
-        What was expected, what was found, what to do.
-    found : str
-        What was found, in a few words.
-
-    Examples
-    --------
-    >>> ImageError("empty", "Expected an image, got nothing.", "nothing").kind
-    'empty'
-    """
+    """An image that cannot be used: a kind such as ``truncated``, and what was found in a few words."""
 
     def __init__(self, kind: str, message: str, found: str) -> None:
         super().__init__(message)
@@ -85,19 +101,7 @@ class ImageError(DataError):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What an image file says about itself before its pixels are decoded.
-
-    Attributes
-    ----------
-    format : str
-        One of ``FORMATS``.
-    height, width : int
-        Of the upright image, in pixels.
-    channels : int
-        1 for grey, 3 for anything else.
-    traits : tuple of str
-        Those of ``TRAITS`` that apply.
-    """
+    """What an image says before its pixels are decoded: its upright size, 1 or 3 channels, ``TRAITS``."""
 
     format: str
     height: int
@@ -106,16 +110,55 @@ class Header:
     traits: tuple[str, ...]
 
 
+def is_read(name: str) -> bool:
+    """Tell whether this installation reads a format."""
+    if name == "HEIF":
+        return find_spec("pillow_heif") is not None
+    codecs = {"JPEG2000": "jpg_2000", "AVIF": "avif"}
+    return name in FORMATS and (name not in codecs or bool(features.check(codecs[name])))
+
+
+def sniff(head: bytes) -> str:
+    """Tell what a file is by its first ``HEAD`` bytes: a format, another kind in words, or nothing.
+
+    Examples
+    --------
+    >>> sniff(b"GIF89a and so on"), sniff(b"  <!DOCTYPE html><html>"), sniff(b"hello")
+    ('GIF', 'an HTML page', '')
+    """
+    if name := _image_format(head):
+        return name
+    for magic, kind in _OTHER_KINDS:
+        if head.startswith(magic):
+            return kind
+    if head[4:8] == b"ftyp":
+        return "a video"
+    opening = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return next((kind for magic, kind in _MARKUP if opening.startswith(magic)), "")
+
+
+def _image_format(head: bytes) -> str:
+    """Name the format, if it is one of ours."""
+    for magic, name in _MAGIC:
+        if head.startswith(magic):
+            return name
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head[4:8] == b"ftyp":  # ISO/IEC 23008-12: the brands that the file is compatible with
+        stop = min(len(head), int.from_bytes(head[:4], "big"), 128)
+        brands = {head[place : place + 4] for place in range(8, stop, 4)}
+        return next((name for name, own in _BRANDS.items() if brands & own), "")
+    # Two letters are little; the size of the header that follows them tells a bitmap from a text.
+    if head.startswith(b"BM") and head[14:18] in _BITMAP_HEADERS:
+        return "BMP"
+    return "PPM" if _PORTABLE.match(head) else ""
+
+
 @contextmanager
 def quiet_pillow() -> Iterator[None]:
     """Keep Pillow's warnings about odd files from the screen; its warning of a bomb becomes an error.
 
     Enter it once around many calls, in one thread: Python's warning filters belong to the whole process.
-
-    Examples
-    --------
-    >>> with quiet_pillow():
-    ...     pass
     """
     with own_warning_filters():
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -124,91 +167,31 @@ def quiet_pillow() -> Iterator[None]:
 
 
 def read_bytes(path: Path | str, source: str) -> bytes:
-    """Read a whole file that should be an image.
-
-    Parameters
-    ----------
-    path : path
-        A regular file, or a link to one.
-    source : str
-        Its name, for messages.
-
-    Returns
-    -------
-    bytes
-        At most ``BYTE_CAP``.
-
-    Raises
-    ------
-    ImageError
-        If it cannot be read, is no regular file (a pipe would never end) or is too large.
-    """
+    """Read a whole regular file of at most ``BYTE_CAP``; messages call it ``source``."""
     try:
         status = os.stat(path)  # noqa: PTH116  a Path costs more than the call, and there may be millions
-        if not stat.S_ISREG(status.st_mode):
-            raise _refusal("unreadable", source, "something that is no regular file")
+        if not stat.S_ISREG(status.st_mode):  # a pipe would never end
+            raise refusal("unreadable", source, "something that is no regular file")
         if status.st_size > BYTE_CAP:
-            found = f"{status.st_size / 2**20:,.0f} MB"
-            raise _refusal("too_large", source, found, f"An image may have {BYTE_CAP // 2**20} MB.")
+            raise too_many_bytes(source, status.st_size)
         with open(path, "rb") as file:  # noqa: PTH123  as above
             return file.read()
     except FileNotFoundError as error:
-        raise _refusal("missing", source, "no such file", "Check its path.") from error
+        raise refusal("missing", source, "no such file", "Check its path.") from error
     except ValueError as error:  # a table may hold anything, such as a zero byte
-        raise _refusal("unreadable", source, "a name that no file can have") from error
+        raise refusal("unreadable", source, "a name that no file can have") from error
     except OSError as error:
-        raise _refusal("unreadable", source, error.strerror or str(error)) from error
+        raise refusal("unreadable", source, error.strerror or str(error)) from error
 
 
 def read_image(path: Path | str) -> NDArray[np.uint8]:
-    """Read an image file as upright pixels.
-
-    Parameters
-    ----------
-    path : path
-        One of the formats that are read, whatever its name.
-
-    Returns
-    -------
-    ndarray of shape (h, w, 1) or (h, w, 3), uint8
-        As ``decode`` gives it.
-
-    Raises
-    ------
-    ImageError
-        If it cannot be used; the message names the file.
-
-    Examples
-    --------
-    >>> read_image("no/such.png")
-    Traceback (most recent call last):
-        ...
-    convscope.data.images.ImageError: Expected no/such.png to be an image, got no such file. Check its path.
-    """
+    """Read an image file as upright pixels, (h, w, 1 or 3)."""
     with quiet_pillow():
         return decode(read_bytes(path, str(path)), str(path))
 
 
 def read_header(raw: bytes, source: str) -> Header:
-    """Read what an image says about itself, without decoding its pixels.
-
-    Parameters
-    ----------
-    raw : bytes
-        A whole file.
-    source : str
-        Its name, for messages.
-
-    Returns
-    -------
-    Header
-        Size, format and oddities.
-
-    Raises
-    ------
-    ImageError
-        If it is none of the formats, or has more pixels than ``PIXEL_CAP``.
-    """
+    """Read what an image says about itself, without decoding its pixels."""
     with _failures_named(raw, source):
         whole = _without_damaged_text(raw)
         mended = whole is not raw or _has_no_end(raw)
@@ -218,41 +201,17 @@ def read_header(raw: bytes, source: str) -> Header:
             exchanged = orientation >= 5 and image.format != "TIFF"
             width, height = image.size[::-1] if exchanged else image.size
             traits = (*_traits(image, orientation), *(("mended",) if mended else ()))
-            return Header(_format_of(image), height, width, 1 if _is_grey(image) else 3, traits)
+            # Several pictures in one JPEG, as phones write them, are still a JPEG.
+            kind = "JPEG" if image.format == "MPO" else str(image.format)
+            return Header(kind, height, width, 1 if _is_grey(image) else 3, traits)
 
 
 def decode(raw: bytes, source: str, depth: int = DEPTH) -> NDArray[np.uint8]:
-    """Decode an image whole: the first frame, upright, in 8 bits, grey or RGB.
+    """Decode an image whole: the first frame, upright, in 8 bits, (h, w, 1 or 3).
 
-    Of more than 8 bits the upper 8 of those in use are kept. What is transparent lies on white. CMYK and
-    palettes become RGB. A JPEG that lacks only its end marker, and a PNG with a damaged text, are read.
-
-    Parameters
-    ----------
-    raw : bytes
-        A whole file.
-    source : str
-        Its name, for messages.
-    depth : int
-        How many bits are in use in deep images, from 8; one number for a whole data set. A brighter pixel
-        is white.
-
-    Returns
-    -------
-    ndarray of shape (h, w, 1) or (h, w, 3), uint8
-        Pixels.
-
-    Raises
-    ------
-    ImageError
-        If the image is empty, cut short, damaged, too large or none of the formats.
-
-    Examples
-    --------
-    >>> buffer = io.BytesIO()
-    >>> Image.new("LA", (3, 2), (0, 0)).save(buffer, "PNG")
-    >>> decode(buffer.getvalue(), "clear.png")[..., 0].tolist()
-    [[255, 255, 255], [255, 255, 255]]
+    Of more than 8 bits the upper 8 of the ``depth`` in use are kept; ``depth`` is one number for a whole data
+    set. What is transparent lies on white. CMYK and palettes become RGB. A JPEG that lacks only its end
+    marker, and a PNG with a damaged text, are read; anything else that is damaged is an ImageError.
     """
     with _loaded(raw, source) as (image, is_deep):
         if image.mode.startswith("I"):
@@ -263,22 +222,7 @@ def decode(raw: bytes, source: str, depth: int = DEPTH) -> NDArray[np.uint8]:
 def read_peak(raw: bytes, source: str) -> int:
     """Find the largest value of a deep image, as far as it can be seen.
 
-    Parameters
-    ----------
-    raw, source
-        As for ``decode``.
-
-    Returns
-    -------
-    int
-        Of colour Pillow hands over the upper 8 of 16 bits; the lower ones count as set.
-
-    Examples
-    --------
-    >>> buffer = io.BytesIO()
-    >>> Image.fromarray(np.array([[7, 4095]], np.uint16)).save(buffer, "PNG")
-    >>> read_peak(buffer.getvalue(), "scan.png")
-    4095
+    Of colour Pillow hands over the upper 8 of 16 bits; the lower ones count as set.
     """
     with _loaded(raw, source) as (image, _):
         if image.mode.startswith("I"):
@@ -286,6 +230,26 @@ def read_peak(raw: bytes, source: str) -> int:
             return int(values.max(initial=0, where=~clear))
         grey = "L" if image.mode in {"LA", "L"} else "RGB"
         return int(np.asarray(image.convert(grey)).max()) << 8 | 0xFF
+
+
+def refusal(kind: str, source: str, found: str, hint: str = "") -> ImageError:
+    """Make the error for an image that cannot be used."""
+    return ImageError(kind, sentence(f"{source} to be an image", found, hint), found)
+
+
+def too_many_bytes(source: str, size: int) -> ImageError:
+    """Make the error for a file that is larger than any image."""
+    found = f"{size / 2**20:,.0f} MB"
+    return refusal("too_large", source, found, f"An image may have {BYTE_CAP // 2**20} MB.")
+
+
+def convert_floats(low: str = "LOW", high: str = "HIGH") -> str:
+    """Write the command that converts a floating-point image, by the range of all images of the set."""
+    scaled = f"(n.asarray(i.open('IN.tif')) - {low}) / ({high} - {low})"
+    return (
+        'Convert each by the range of all: python -c "from PIL import Image as i; import numpy as n; '
+        f"i.fromarray((65535 * n.clip({scaled}, 0, 1)).astype(n.uint16)).save('OUT.png')\""
+    )
 
 
 @contextmanager
@@ -300,9 +264,9 @@ def _loaded(raw: bytes, source: str) -> Iterator[tuple[Image.Image, bool]]:
             image.load()
             if image.format == "PNG" and b"IEND" not in raw:
                 raise OSError("truncated: the end of the PNG is missing")
-            # Pillow turns a TIFF upright by itself while loading, and then forgets its orientation.
-            if orientation in UPRIGHT and image.format != "TIFF":
-                yield image.transpose(UPRIGHT[orientation]), is_deep
+            if orientation != 1:  # Pillow turns a TIFF by itself while loading, and then forgets it
+                image.info.pop("exif", None)  # read by now; Pillow would write it anew, damaged or not
+                yield ImageOps.exif_transpose(image), is_deep
             else:
                 yield image, is_deep
 
@@ -311,23 +275,20 @@ def _loaded(raw: bytes, source: str) -> Iterator[tuple[Image.Image, bool]]:
 def _opened(raw: bytes, source: str) -> Iterator[Image.Image]:
     """Open an image of one of our formats, checked for its number of pixels, not yet decoded."""
     if not raw:
-        raise _refusal("empty", source, "an empty file")
+        raise refusal("empty", source, "an empty file")
     kind = sniff(raw[:HEAD])
     if kind in HINTS and not is_read(kind):
-        raise _refusal("unsupported", source, f"{kind}, which cannot be read here", HINTS[kind])
-    with _open(raw, kind) as image:
-        if image.width * image.height > PIXEL_CAP:
-            raise _too_many_pixels(source, f"{image.width:,}×{image.height:,} pixels")
-        yield image
-
-
-def _open(raw: bytes, kind: str) -> Image.Image:
-    """Open an image by the plugin of its format."""
+        raise refusal("unsupported", source, f"{kind}, which cannot be read here", HINTS[kind])
     if kind == "HEIF":
         from pillow_heif import HeifImageFile  # registered nowhere: Pillow stays as it was
 
-        return HeifImageFile(io.BytesIO(raw))  # type: ignore[no-untyped-call]  # as it comes
-    return Image.open(io.BytesIO(raw), formats=[name for name in FORMATS if name != "HEIF"])
+        opened: Image.Image = HeifImageFile(io.BytesIO(raw))  # type: ignore[no-untyped-call]  # as it comes
+    else:
+        opened = Image.open(io.BytesIO(raw), formats=[name for name in FORMATS if name != "HEIF"])
+    with opened as image:
+        if image.width * image.height > PIXEL_CAP:
+            raise _too_many_pixels(source, f"{image.width:,}×{image.height:,} pixels")
+        yield image
 
 
 @contextmanager
@@ -342,23 +303,24 @@ def _failures_named(raw: bytes, source: str) -> Iterator[None]:
     except Exception as error:
         # Pillow's plugins raise almost anything on damaged bytes (struct.error, KeyError, SyntaxError …);
         # each of them means that this file cannot be read.
-        raise _diagnose(raw, source, error) from error
+        kind = sniff(raw[:HEAD])
+        if kind not in FORMATS:
+            raise refusal("not_an_image", source, kind or "something else") from error
+        cut = _ends_early(raw, kind) or "truncated" in str(error).lower()
+        what, words = ("truncated", "is cut short") if cut else ("damaged", "cannot be decoded")
+        raise refusal(what, source, f"{kind} that {words}", "Copy or download it again.") from error
 
 
-def _diagnose(raw: bytes, source: str, error: Exception) -> ImageError:
-    """Say why bytes that should be an image could not be decoded."""
-    kind = sniff(raw[:HEAD])
-    if kind not in FORMATS:
-        return _refusal("not_an_image", source, kind or "something else")
-    if _ends_early(raw, kind) or "truncated" in str(error).lower():
-        return _refusal("truncated", source, f"{kind} that is cut short", "Copy or download it again.")
-    return _refusal("damaged", source, f"{kind} that cannot be decoded", "Copy or download it again.")
+def _too_many_pixels(source: str, found: str) -> ImageError:
+    """Make the error for an image that would fill the memory."""
+    expected = f"{source} to have at most {PIXEL_CAP:,} pixels"
+    return ImageError("too_large", sentence(expected, found, "Make it smaller."), found)
 
 
 def _ends_early(raw: bytes, kind: str) -> bool:
     """Tell by the structure of a file whether its end is missing."""
     if kind == "JPEG":
-        return b"\xff\xd9" not in raw[-64:]
+        return _JPEG_END not in raw[-64:]
     if kind == "PNG":
         return b"IEND" not in raw
     if kind == "WEBP":
@@ -366,11 +328,6 @@ def _ends_early(raw: bytes, kind: str) -> bool:
     if kind == "BMP":
         return len(raw) < int.from_bytes(raw[2:6], "little")
     return kind == "GIF" and not raw.rstrip(b"\x00").endswith(b"\x3b")
-
-
-_JPEG_END, _JPEG_SCAN = b"\xff\xd9", b"\xff\xda"
-# The marker that ends the coded data of a scan: not a stuffed byte, not a restart (ITU T.81, B.1.1).
-_NEXT_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
 def _has_no_end(raw: bytes) -> bool:
@@ -422,25 +379,8 @@ def _without_damaged_text(raw: bytes) -> bytes:
         if not is_text or stop > len(raw) or zlib.crc32(raw[place + 4 : stop - 4]) == checksum:
             kept.append(raw[place:stop])
         place = stop
-    kept.append(raw[place:])
-    whole = b"".join(kept)
+    whole = b"".join([*kept, raw[place:]])
     return raw if len(whole) == len(raw) else whole
-
-
-def _refusal(kind: str, source: str, found: str, hint: str = "") -> ImageError:
-    """Make the error for an image that cannot be used."""
-    return ImageError(kind, sentence(f"{source} to be an image", found, hint), found)
-
-
-def _too_many_pixels(source: str, found: str) -> ImageError:
-    """Make the error for an image that would fill the memory."""
-    expected = f"{source} to have at most {PIXEL_CAP:,} pixels"
-    return ImageError("too_large", sentence(expected, found, "Make it smaller."), found)
-
-
-def _format_of(image: Image.Image) -> str:
-    """Name the format; several pictures in one JPEG, as phones write them, are still a JPEG."""
-    return "JPEG" if image.format == "MPO" else str(image.format)
 
 
 def _orientation(image: Image.Image, raw: bytes) -> int:
@@ -482,32 +422,27 @@ def _pixels(image: Image.Image, source: str, depth: int) -> NDArray[np.uint8]:
     if image.mode == "F":
         values = np.asarray(image)
         found = f"{FLOATING} from {values.min():g} to {values.max():g}"
-        raise _refusal("unsupported", source, found, convert_floats())
+        raise refusal("unsupported", source, found, convert_floats())
     grey = _is_grey(image)
     if depth != DEPTH:
         # Pillow has kept the upper 8 of 16 bits, of which the uppermost are not in use.
         brighter = [min(value << (DEPTH - depth), 255) for value in range(256)]
         bands = [brighter if band != "A" else list(range(256)) for band in image.getbands()]
         image = image.point([value for band in bands for value in band])
-    if image.has_transparency_data:
-        image = _on_white(image)
+    if image.has_transparency_data:  # on white: what people see where they make such images
+        clear = image.convert("RGBA")
+        canvas = Image.new("RGBA", clear.size, "white")
+        canvas.alpha_composite(clear)
+        image = canvas.convert("RGB")
     pixels = np.asarray(image.convert("L" if grey else "RGB"))
     return pixels[..., None] if grey else pixels  # (h, w, 1 or 3)
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    """Lay a transparent image on white: what people see where they make such images."""
-    clear = image.convert("RGBA")
-    canvas = Image.new("RGBA", clear.size, "white")
-    canvas.alpha_composite(clear)
-    return canvas.convert("RGB")
 
 
 def _upper_bits(image: Image.Image, source: str, depth: int) -> NDArray[np.uint8]:
     """Keep the upper 8 of the bits in use; Pillow's own conversion would cut off instead."""
     values, clear = _deep_values(image, source)
     if depth <= DEPTH and values.max(initial=0) > 0xFFFF:
-        raise _refusal("unsupported", source, "pixels of 32 bits", "Save it with 8 or 16 bits.")
+        raise refusal("unsupported", source, "pixels of 32 bits", "Save it with 8 or 16 bits.")
     upper: NDArray[np.uint8] = np.minimum(values >> (depth - 8), 255).astype(np.uint8)
     upper[clear] = 255
     return upper[..., None]  # (h, w, 1)
@@ -517,7 +452,7 @@ def _deep_values(image: Image.Image, source: str) -> tuple[NDArray[Any], NDArray
     """Give the values of a loaded deep image, and where it is transparent."""
     values = np.asarray(image)
     if values.dtype == np.int32 and values.min(initial=0) < 0:
-        raise _refusal("unsupported", source, "pixels below 0", "Shift and save it with 8 or 16 bits.")
+        raise refusal("unsupported", source, "pixels below 0", "Shift and save it with 8 or 16 bits.")
     transparent = image.info.get("transparency")
     clear = values == transparent if isinstance(transparent, int) else np.zeros(values.shape, bool)
     return values, clear
