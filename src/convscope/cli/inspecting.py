@@ -270,6 +270,7 @@ def _show_program(model: Any, json: bool) -> None:
             for row in steps
         ],
         left=range(len(columns)),
+        spare=(2, 1, 6),
     )
     say("\nWhat each pass did:")
     for row in rows:

@@ -212,7 +212,8 @@ def _labels(sides: list[list[Contents]]) -> tuple[str, str]:
     first, second = (side[0].network_name for side in sides)
     if first != second:
         return first, second
-    return sides[0][0].path.name, f"{sides[1][0].path.name} (other)"
+    first, second = (side[0].path.name for side in sides)
+    return first, second if first != second else f"{second} (other)"
 
 
 def _show_differences(found: Comparison, first: Evaluation, second: Evaluation) -> None:
