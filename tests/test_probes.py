@@ -13,6 +13,8 @@ from sklearn.decomposition import PCA
 
 from convscope import inspection
 from convscope.errors import UnknownNameError, UsageError
+from convscope.inspection.graph import read_graph
+from convscope.inspection.running import fitting_batch, run
 from convscope.networks import build
 
 
@@ -367,6 +369,36 @@ def test_true_importance_beats_chance_and_its_opposite_does_not(linear, measure)
     assert not measure(linear, image, -importance, class_index=1).better_than_chance
 
 
+def test_checks_of_several_attributions_are_those_of_each(deep):
+    image = image_for(deep)
+    maps = [inspection.grad_cam(deep, image), inspection.occlusion(deep, image)]
+    for one, (gone, come) in zip(maps, inspection.check_attributions(deep, image, maps), strict=True):
+        for shared, alone in (
+            (gone, inspection.deletion(deep, image, one.values)),
+            (come, inspection.insertion(deep, image, one.values)),
+        ):
+            assert (shared.kind, shared.class_index) == (alone.kind, alone.class_index)
+            np.testing.assert_allclose(shared.probabilities, alone.probabilities, atol=1e-6)
+            assert (shared.area, shared.random_area) == pytest.approx((alone.area, alone.random_area))
+
+
+def test_values_that_are_needed_again_are_kept_until_then():
+    graph = read_graph(residual())  # its shortcuts take a value past several layers
+    batch = torch.rand(2, *graph.input_shapes[0])
+    with torch.no_grad():
+        every = run(graph, batch)
+        output = graph.outputs[0]
+        only = run(graph, batch, keep=[output])
+    assert set(only) == {output}
+    assert torch.equal(only[output], every[output])
+
+
+def test_large_images_go_through_in_small_batches():
+    graph = read_graph(build("deep", (512, 512, 3)))
+    assert fitting_batch(graph, 64) == 1
+    assert fitting_batch(read_graph(build("deep")), 64) == 64
+
+
 def test_deletion_works_with_channels_first():
     model = channels_first()
     curve = inspection.deletion(model, image_for(model), np.ones((12, 15)), class_index=1, steps=4)
@@ -388,6 +420,12 @@ def test_maximised_image_excites_its_filter_more(deep):
 def test_maximised_class_is_predicted(deep):
     made = inspection.maximise_class(deep, 3, steps=40, limits=(-1, 1))
     assert deep.predict(made.image[None], verbose=0).argmax() == 3
+
+
+def test_a_maximised_class_is_named(deep):
+    assert inspection.maximise_class(deep, 2, steps=1).target == "class 2"
+    names = ["cat", "dog", "hen", "cow"]
+    assert inspection.maximise_class(deep, 2, steps=1, class_names=names).target == "class hen"
 
 
 def test_same_seed_makes_the_same_image(deep):

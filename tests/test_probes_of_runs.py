@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from report_runs import make_dataset, make_run
 from sklearn.metrics.pairwise import cosine_similarity
 
@@ -12,7 +13,7 @@ from convscope.errors import UnknownNameError, UsageError
 from convscope.evaluation import test_set_log
 from convscope.experiment import ExperimentConfig, prepare
 from convscope.export import load_bundle
-from convscope.inspection import embeddings
+from convscope.inspection import embeddings, feature_maps
 from convscope.training.config import TrainingConfig
 
 CONFIG = ExperimentConfig("simple", scaling="unit", training=TrainingConfig(epochs=1, seed=3))
@@ -44,18 +45,57 @@ def test_a_probe_holds_every_look_and_its_checks(at_hand):
     assert probe.image_name == dataset.test.names[5]
     assert (probe.recomputed.layer, probe.recomputed.position) == ("conv2d_1", (0, 9))
     assert probe.recomputed.difference < 1e-5
+    assert probe.true == dataset.class_names[dataset.test.labels[5]]
     methods = ["grad_cam", "grad_cam_plus_plus", "integrated_gradients", "occlusion"]
     assert [one.method for one in probe.attributions] == methods
     assert [curve.kind for curve in probe.deletions + probe.insertions] == ["deletion"] * 4 + [
         "insertion"
     ] * 4
     assert probe.attributions[2].completeness.holds
-    assert [one.target for one in probe.syntheses][1:] == ["conv2d_1, filter 2"]
+    assert [one.target for one in probe.syntheses] == [f"class {probe.predicted}", "conv2d_1, filter 2"]
+    for name in ("deletion", "insertion"):
+        assert f"probability of {probe.predicted}" == probe.figures[name].axes[0].get_ylabel()
     assert set(probe.figures) == {
         "feature_maps", "activation", "attribution", "feature_maps_conv2d_1", "filters_conv2d_1",
         "deletion", "insertion", "similar", "synthesis",
     }  # fmt: skip
     assert json.loads(json.dumps(probe.to_json()))["attributions"][2]["completeness"]["holds"]
+
+
+def test_the_activation_of_a_probe_is_the_strongest_of_its_layer(at_hand):
+    path, dataset = at_hand
+    bundle = load_bundle(path)
+    (prepared,) = bundle.preprocess.apply(dataset.test.images[[3]])
+    first = feature_maps(bundle.model, prepared)[0].values  # (h, w, c)
+    found = probes.probe_run(path, 3).recomputed
+    assert (found.layer, found.network_value) == ("conv2d_1", first.max())
+    assert first[found.position][found.channel] == first.max()
+    found = probes.probe_run(path, 3, channel=2).recomputed
+    assert (found.channel, found.network_value) == (2, first[..., 2].max())
+
+
+def test_a_file_is_probed_without_a_use_of_the_test_set(at_hand, tmp_path, typed):
+    path, dataset = at_hand
+    Image.fromarray(np.kron(dataset.test.images[4, :, :, 0], np.ones((3, 3), np.uint8))).save(
+        tmp_path / "my own 4.png"
+    )
+    before = (path / test_set_log.TEST_SET_LOG).read_text()
+    done = typed("inspect", str(path), "--image", "my own 4.png", "--figures", "drawn", cwd=tmp_path)
+    assert done.returncode == 0
+    assert done.stdout.startswith("my own 4.png: predicted ")
+    assert (path / test_set_log.TEST_SET_LOG).read_text() == before
+    assert (tmp_path / "drawn" / "image_my_own_4_activation.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [("missing.png", "no such file. Check its path."), ("text.png", "Expected text.png to be an image")],
+)
+def test_what_is_no_image_is_refused_in_one_line(at_hand, tmp_path, typed, image, message):
+    (tmp_path / "text.png").write_text("no pixels")
+    done = typed("inspect", str(at_hand[0]), "--image", image, cwd=tmp_path)
+    assert done.returncode == 3
+    assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
 def test_similar_images_are_the_nearest_of_those_trained_on(at_hand):

@@ -12,7 +12,7 @@ from scipy import special
 from scipy.signal import correlate
 
 from convscope.errors import UnknownNameError, UsageError
-from convscope.inspection import Recomputation, describe, recompute
+from convscope.inspection import Recomputation, describe, feature_maps, recompute
 from convscope.inspection.graph import read_graph
 from convscope.networks import NETWORKS, build
 
@@ -253,6 +253,43 @@ BAD_IMAGES = {
     "size": (np.zeros((27, 28, 1)), "Expected preprocessed images of 28×28×1, got 27×28×1."),
     "several": (np.zeros((2, 28, 28, 1)), "Expected one image, got 2."),
 }
+
+
+class TestStrongest:
+    """The activation that is shown where none is asked for."""
+
+    @pytest.fixture
+    def found(self):
+        model = shake(ODD_NETWORKS["residual"]())  # begins with an input layer
+        image = image_for(model)
+        return Recomputation(model, image), feature_maps(model, image)
+
+    def test_of_the_first_convolution(self, found):
+        numbers, maps = found
+        one = numbers.strongest()
+        first = next(layer for layer in maps if layer.type == "Conv2D")
+        assert (one.layer, one.network_value) == (first.layer, first.values.max())
+        assert first.values[one.position][one.channel] == first.values.max()
+        assert one.agrees
+
+    @pytest.mark.parametrize(("position", "channel"), [((4, 3), None), (None, 5), ((4, 3), 5)], ids=str)
+    def test_keeps_what_was_asked_for(self, found, position, channel):
+        numbers, maps = found
+        values = next(layer for layer in maps if layer.type == "Conv2D").values
+        one = numbers.strongest(position=position, channel=channel)
+        searched = values[position] if position else values
+        assert one.network_value == (searched if channel is None else searched[..., channel]).max()
+        assert position in (None, one.position) and channel in (None, one.channel)
+
+    def test_of_a_row(self, found):
+        numbers, maps = found
+        one = numbers.strongest(maps[-1].layer)
+        assert (one.position, one.channel) == (None, maps[-1].values.argmax())
+
+    @pytest.mark.parametrize("place", [{"position": (99, 0)}, {"channel": 999}, {"layer": "conv"}], ids=str)
+    def test_refuses_what_is_not_there(self, found, place):
+        with pytest.raises(UsageError):
+            found[0].strongest(**place)
 
 
 @pytest.mark.parametrize(("image", "message"), BAD_IMAGES.values(), ids=BAD_IMAGES)

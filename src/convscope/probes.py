@@ -1,17 +1,20 @@
-"""Looking inside a finished run: one test image, one layer, one activation, as numbers and as figures."""
+"""Looking inside a finished run: one image, one layer, one activation, as numbers and as figures."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from convscope import inspection, plotting
 from convscope.data.catalog import load_again
+from convscope.data.images import ImageError, decode, read_bytes
 from convscope.data.splits import split_indices
-from convscope.errors import UsageError, sentence, unknown_name
+from convscope.errors import DataError, UsageError, sentence
 from convscope.evaluation import test_set_log
 from convscope.export import load_bundle
 from convscope.runs import RUN_FILE, open_run
@@ -22,27 +25,31 @@ if TYPE_CHECKING:
     from convscope.data.catalog import Dataset, Split
     from convscope.errors import RunError
     from convscope.export import Bundle
-    from convscope.inspection import Attribution, FaithfulnessCurve, Neighbours, Recomputed, Synthesis
+    from convscope.inspection import (
+        Attribution,
+        FaithfulnessCurve,
+        FeatureMaps,
+        Neighbours,
+        Recomputed,
+        Synthesis,
+    )
 
 # Similar images are searched among this many of those trained on: their embeddings take a second or two.
 SEARCHED = 5_000
 SIMILAR = 8
+# How many of their pixels are prepared at a time: 16 MB as float32.
+PREPARED = 2**22
 # t-SNE of this many images takes some seconds.
 MAPPED = 1_000
+# Among so many training images the range of preprocessed pixels is looked for.
+RANGED = 100
 
 
 @dataclass(frozen=True)
 class Similar:
-    """The training images that are most like an image in the last hidden layer.
+    """The training images most like an image in the last hidden layer, the most similar first.
 
-    Attributes
-    ----------
-    names, classes : tuple of str
-        Of the images and of their true classes, the most similar first.
-    similarities : tuple of float
-        Cosine similarities.
-    searched : int
-        Among how many training images.
+    Their names, the names of their classes, their cosine similarities, and among how many they were found.
     """
 
     names: tuple[str, ...]
@@ -53,35 +60,14 @@ class Similar:
 
 @dataclass(frozen=True)
 class Probe:
-    """What one test image does inside a network.
+    """What one image does inside a network, as numbers and as figures by the name of a file.
 
-    Attributes
-    ----------
-    image_name : str
-        The image.
-    true, predicted : str
-        Names of its class and of the class that the network gives it.
-    probability : float
-        Of the predicted class.
-    recomputed : Recomputed
-        One activation with its arithmetic.
-    attributions : tuple of Attribution
-        What the network looks at, by several methods.
-    deletions, insertions : tuple of FaithfulnessCurve
-        One for each attribution: does the probability fall when what it marks is taken away, and rise when
-        it is put back.
-    similar : Similar
-        The training images most like it.
-    syntheses : tuple of Synthesis
-        Images made to excite the predicted class, and the channel of the layer where it has feature maps.
-    figures : dict of str to Figure
-        By the name of a file.
-    uncounted : RunError or None
-        What to raise behind the answer where the disk refused to keep the count of the test set's use.
+    The true class of an image that is none of the run's is None. Where the disk refused to keep the count of
+    the test set's use, ``uncounted`` is what to raise behind the answer.
     """
 
     image_name: str
-    true: str
+    true: str | None
     predicted: str
     probability: float
     recomputed: Recomputed
@@ -130,27 +116,28 @@ def _attribution_as_json(
 
 def probe_run(
     path: str | Path,
-    image: int,
+    image: int | Path,
     layer: str | None = None,
     position: tuple[int, int] | None = None,
-    channel: int = 0,
+    channel: int | None = None,
     *,
     with_map: bool = False,
 ) -> Probe:
-    """Look inside a run's network with one of its test images, which is counted as a use of the test set.
+    """Look inside a run's network with one image.
 
     Parameters
     ----------
     path : str or Path
         The run directory.
-    image : int
-        The test image, from 0.
+    image : int or Path
+        A test image, from 0, which is counted as a use of the test set; or the file of any image.
     layer : str, optional
-        The layer to look at; the first one when left out.
+        The layer to look at; the first convolution when left out.
     position : pair of int, optional
-        Row and column of the activation to recompute; the middle when left out.
-    channel : int
-        Its channel, or the unit of a dense layer.
+        Row and column of the activation to recompute.
+    channel : int, optional
+        Its channel, or the unit of a dense layer. What is left out of position and channel is where the
+        activation is strongest.
     with_map : bool
         Draw a map of the last hidden layer too, by t-SNE of up to 1,000 test images; it takes some seconds.
 
@@ -163,137 +150,162 @@ def probe_run(
     UsageError
         If the run has no such image, layer, position or channel.
     DataError
-        If the data of the run are no longer to be had.
+        If the data of the run are no longer to be had, or the file cannot be read as an image.
     """
     run = open_run(path)
     record = run.read_json(RUN_FILE)
     dataset = load_again(record["data"])
     bundle = load_bundle(path)
-    if not 0 <= image < len(dataset.test):
-        raise UsageError(sentence(f"a test image from 0 to {len(dataset.test) - 1}", image))
-    model = bundle.model
-    names = [one.name for one in model.layers]
-    layer = layer or names[0]
-    if layer not in names:
-        raise unknown_name("layer", layer, names)
-
-    uncounted = test_set_log.try_to_log_use(run, "inspection", by="inspect")
-    pixels = dataset.test.images[image : image + 1]
+    pixels = _pixels(image, dataset.test, bundle)
+    model, names = bundle.model, bundle.class_names
     prepared = bundle.preprocess.apply(pixels)[0]
+    recomputed = inspection.Recomputation(model, prepared).strongest(layer, position, channel)
+
+    uncounted = true = None
+    if isinstance(image, int):
+        uncounted = test_set_log.try_to_log_use(run, "inspection", by="inspect")
+        true = names[int(dataset.test.labels[image])]
     probabilities = bundle.predict(pixels)[0]
-    recomputed = inspection.recompute(model, prepared, layer, position, channel)
-    attributions = tuple(method(model, prepared) for method in _methods(model))
-    deletions = tuple(inspection.deletion(model, prepared, one.values) for one in attributions)
-    insertions = tuple(inspection.insertion(model, prepared, one.values) for one in attributions)
-    trained_on = _trained_on(dataset, record["config"])
-    found = _find_similar(bundle, trained_on, pixels)
-    syntheses = _synthesise(bundle, trained_on, layer, channel, int(probabilities.argmax()))
+    maps = inspection.feature_maps(model, prepared)
+    chosen = next(one for one in maps if one.layer == recomputed.layer)
+    attributions = tuple(method(model, prepared) for method in _methods(maps))
+    checks = inspection.check_attributions(model, prepared, attributions)
+    deletions, insertions = zip(*checks, strict=True)
+    searched = _trained_on(dataset, record["config"])[:SEARCHED]
+    found = _find_similar(bundle, dataset.train, searched, pixels)
+    some = dataset.train.images[searched[:RANGED]]
+    syntheses = _synthesise(bundle, some, chosen, recomputed.channel, int(probabilities.argmax()))
+    methods = [one.method for one in attributions]
     figures = {
-        **_figures(model, prepared, layer, bundle.class_names, recomputed, attributions),
-        "deletion": plotting.plot_faithfulness(deletions, _method_names(attributions)),
-        "insertion": plotting.plot_faithfulness(insertions, _method_names(attributions)),
-        "similar": _draw_similar(bundle, trained_on, pixels, found),
+        **_draw_layers(model, prepared, maps, chosen),
+        "activation": plotting.plot_recomputed(recomputed),
+        "attribution": plotting.plot_attribution(prepared, attributions, names),
+        "deletion": plotting.plot_faithfulness(deletions, methods, names),
+        "insertion": plotting.plot_faithfulness(insertions, methods, names),
+        "similar": _draw_similar(bundle, dataset.train, searched, pixels, found),
         "synthesis": plotting.plot_synthesis(syntheses),
     }
     if with_map:
         figures["map"] = _draw_map(bundle, dataset.test)
     return Probe(
-        image_name=str(dataset.test.names[image]),
-        true=bundle.class_names[int(dataset.test.labels[image])],
-        predicted=bundle.class_names[int(probabilities.argmax())],
+        image_name=str(dataset.test.names[image] if isinstance(image, int) else image),
+        true=true,
+        predicted=names[int(probabilities.argmax())],
         probability=float(probabilities.max()),
         recomputed=recomputed,
         attributions=attributions,
         deletions=deletions,
         insertions=insertions,
-        similar=_describe_similar(trained_on, found, bundle.class_names),
+        similar=_describe_similar(dataset.train, searched, found, names),
         syntheses=syntheses,
         figures=figures,
         uncounted=uncounted,
     )
 
 
-def _trained_on(dataset: Dataset, config: dict[str, Any]) -> Split:
-    """Take training images as the run did, without those that it held back; no more than are searched."""
+def _pixels(image: int | Path, test: Split, bundle: Bundle) -> NDArray[np.uint8]:
+    """Take a test image, or read a file and bring it to size: (1, h, w, c)."""
+    if isinstance(image, int):
+        if not 0 <= image < len(test):
+            raise UsageError(sentence(f"a test image from 0 to {len(test) - 1}", image))
+        return test.images[image : image + 1]
+    name = str(image)
+    try:
+        return bundle.preprocess.conform([decode(read_bytes(image, name), name, bundle.preprocess.depth)])
+    except ImageError as error:
+        raise DataError(str(error)) from error
+
+
+def _trained_on(dataset: Dataset, config: dict[str, Any]) -> NDArray[np.intp]:
+    """List the training images that the run learned from: those that it did not hold back."""
     train, share = dataset.train, config.get("validation_share", 0)
-    chosen = np.arange(len(train))
     if dataset.validation is None and share:
         seed = config["training"]["seed"]
-        chosen, _ = split_indices(train.labels, share, seed, config.get("stratify", True), train.groups)
-    return train.take(chosen[:SEARCHED])
+        return split_indices(train.labels, share, seed, config.get("stratify", True), train.groups)[0]
+    return np.arange(len(train))
 
 
-def _find_similar(bundle: Bundle, trained_on: Split, pixels: Any) -> Neighbours:
-    known, asked = (
-        inspection.embeddings(bundle.model, bundle.preprocess.apply(images))
-        for images in (trained_on.images, pixels)
+def _embed(bundle: Bundle, images: NDArray[np.uint8], places: NDArray[np.intp]) -> NDArray[np.float32]:
+    """Take some images' embeddings: (places, features)."""
+    some = max(1, PREPARED // images[0].size)
+    return np.concatenate(
+        [
+            inspection.embeddings(bundle.model, bundle.preprocess.apply(images[places[start : start + some]]))
+            for start in range(0, len(places), some)
+        ]
     )
+
+
+def _find_similar(
+    bundle: Bundle, train: Split, searched: NDArray[np.intp], pixels: NDArray[np.uint8]
+) -> Neighbours:
+    known, asked = _embed(bundle, train.images, searched), _embed(bundle, pixels, np.arange(1))
     return inspection.nearest(known, asked, min(SIMILAR, len(known)))
 
 
-def _describe_similar(trained_on: Split, found: Neighbours, class_names: tuple[str, ...]) -> Similar:
-    places = found.indices[0]
+def _describe_similar(
+    train: Split, searched: NDArray[np.intp], found: Neighbours, class_names: Sequence[str]
+) -> Similar:
+    places = searched[found.indices[0]]
     return Similar(
-        names=tuple(str(trained_on.names[place]) for place in places),
-        classes=tuple(class_names[int(trained_on.labels[place])] for place in places),
+        names=tuple(str(train.names[place]) for place in places),
+        classes=tuple(class_names[int(train.labels[place])] for place in places),
         similarities=tuple(map(float, found.similarities[0])),
-        searched=len(trained_on),
+        searched=len(searched),
     )
 
 
-def _draw_similar(bundle: Bundle, trained_on: Split, pixels: Any, found: Neighbours) -> Figure:
-    places = found.indices[0]
+def _draw_similar(
+    bundle: Bundle,
+    train: Split,
+    searched: NDArray[np.intp],
+    pixels: NDArray[np.uint8],
+    found: Neighbours,
+) -> Figure:
+    places = searched[found.indices[0]]
     ordered = type(found)(np.arange(len(places))[None], found.similarities)
-    labels = [bundle.class_names[int(trained_on.labels[place])] for place in places]
-    pictures = bundle.preprocess.conform([trained_on.images[place] for place in places])
+    labels = [bundle.class_names[int(train.labels[place])] for place in places]
+    pictures = bundle.preprocess.conform([train.images[place] for place in places])
     asked = bundle.preprocess.conform(pixels)
     return plotting.plot_neighbours(asked, pictures, ordered, query_labels=["asked"], known_labels=labels)
 
 
 def _synthesise(
-    bundle: Bundle, trained_on: Split, layer: str, channel: int, class_index: int
+    bundle: Bundle, images: NDArray[np.uint8], chosen: FeatureMaps, channel: int, class_index: int
 ) -> tuple[Synthesis, ...]:
     """Make the images that the predicted class, and the channel where it is a feature map, respond to."""
-    model = bundle.model
-    seen = bundle.preprocess.apply(trained_on.images[:100])
+    seen = bundle.preprocess.apply(images)
     limits = (float(seen.min()), float(seen.max()))
-    made = [inspection.maximise_class(model, class_index, limits=limits)]
-    if len(model.get_layer(layer).output.shape) == len(model.input_shape):
-        made.append(inspection.maximise_filter(model, layer, channel, limits=limits))
+    made = [
+        inspection.maximise_class(bundle.model, class_index, limits=limits, class_names=bundle.class_names)
+    ]
+    if chosen.values.ndim == 3:
+        made.append(inspection.maximise_filter(bundle.model, chosen.layer, channel, limits=limits))
     return tuple(made)
 
 
 def _draw_map(bundle: Bundle, test: Split) -> Figure:
-    rows = inspection.embeddings(bundle.model, bundle.preprocess.apply(test.images[:MAPPED]))
+    rows = _embed(bundle, test.images, np.arange(min(MAPPED, len(test))))
     return plotting.plot_embedding_map(
         inspection.embedding_map(rows), test.labels[:MAPPED], bundle.class_names
     )
 
 
-def _method_names(attributions: tuple[Attribution, ...]) -> list[str]:
-    return [one.method for one in attributions]
-
-
-def _methods(model: Any) -> list[Any]:
+def _methods(maps: Sequence[FeatureMaps]) -> list[Any]:
     """List the ways of attribution that a network allows: Grad-CAM needs a convolution."""
     everywhere = [inspection.integrated_gradients, inspection.occlusion]
-    convolutional = any("Conv" in type(layer).__name__ for layer in model.layers)
+    convolutional = any("Conv" in one.type for one in maps)
     return [inspection.grad_cam, inspection.grad_cam_plus_plus, *everywhere] if convolutional else everywhere
 
 
-def _figures(
-    model: Any, image: Any, layer: str, class_names: tuple[str, ...], recomputed: Any, attributions: Any
+def _draw_layers(
+    model: Any, image: Any, maps: Sequence[FeatureMaps], chosen: FeatureMaps
 ) -> dict[str, Figure]:
-    """Draw what was found."""
-    maps = inspection.feature_maps(model, image)
+    """Draw what all layers make of an image, and the one looked at in detail."""
     figures = {
         "feature_maps": plotting.plot_feature_maps(maps, image),
-        "activation": plotting.plot_recomputed(recomputed),
-        "attribution": plotting.plot_attribution(image, attributions, class_names),
+        f"feature_maps_{chosen.layer}": plotting.plot_feature_maps(chosen, image),
     }
-    chosen = next((one for one in maps if one.layer == layer), None)
-    if chosen is not None:
-        figures[f"feature_maps_{layer}"] = plotting.plot_feature_maps(chosen, image)
-    if hasattr(model.get_layer(layer), "kernel_size"):
-        figures[f"filters_{layer}"] = plotting.plot_filters(inspection.filters(model, layer))
+    if chosen.type in inspection.FILTERED:
+        figures[f"filters_{chosen.layer}"] = plotting.plot_filters(inspection.filters(model, chosen.layer))
     return figures

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from convscope.cli.opening import Device, answered_all_the_same, find_run
+from convscope.cli.opening import Device, answered_all_the_same, find_run, require_inputs
 from convscope.cli.output import say, show_json, table
 from convscope.errors import UsageError, sentence, unknown_name
 
@@ -29,13 +29,19 @@ def inspect(
         bool, typer.Option("--program", help="Show what the fast engine makes of the network.")
     ] = False,
     image: Annotated[
-        int | None, typer.Option(help="Look inside a run with this test image, counted from 0.")
+        str | None,
+        typer.Option(help="Look inside a run with this test image, counted from 0, or with an image file."),
     ] = None,
-    layer: Annotated[str | None, typer.Option(help="The layer to look at. [default: the first]")] = None,
+    layer: Annotated[
+        str | None, typer.Option(help="The layer to look at. [default: the first convolution]")
+    ] = None,
     position: Annotated[
-        str | None, typer.Option(help="Row and column of one activation, such as 3,4. [default: the middle]")
+        str | None,
+        typer.Option(help="Row and column of one activation, such as 3,4. [default: the strongest]"),
     ] = None,
-    channel: Annotated[int, typer.Option(help="Channel or unit of that activation.")] = 0,
+    channel: Annotated[
+        int | None, typer.Option(help="Channel or unit of that activation. [default: the strongest]")
+    ] = None,
     map: Annotated[
         bool, typer.Option("--map", help="Draw a map of the test images too; it takes some seconds.")
     ] = False,
@@ -51,7 +57,7 @@ def inspect(
     """
     if image is not None or layer is not None:
         where = parse_position(position) if position else None
-        _probe(find_run(target), image or 0, layer, where, channel, map, figures, json)
+        _probe(find_run(target), parse_image(image or "0"), layer, where, channel, map, figures, json)
         return
     from convscope.model_files import open_model
 
@@ -86,6 +92,17 @@ def _find(target: str) -> str:
     return str(find_run(target))
 
 
+def parse_image(text: str) -> int | Path:
+    """Read the number of a test image, or the path of a file; a file named like a number needs ./ before it.
+
+    Examples
+    --------
+    >>> parse_image("42")
+    42
+    """
+    return int(text) if re.fullmatch(r"-?\d{1,18}", text) else Path(text)
+
+
 def parse_position(text: str) -> tuple[int, int]:
     """Read row and column such as 3,4.
 
@@ -102,15 +119,17 @@ def parse_position(text: str) -> tuple[int, int]:
 
 def _probe(
     run: Path,
-    image: int,
+    image: int | Path,
     layer: str | None,
     position: tuple[int, int] | None,
-    channel: int,
+    channel: int | None,
     with_map: bool,
     figures: Path | None,
     json: bool,
 ) -> None:
-    """Look inside a run with one test image: print the arithmetic, write the figures."""
+    """Look inside a run with one image: print the arithmetic, write the figures."""
+    if isinstance(image, Path):
+        require_inputs([str(image)])
     from convscope.plotting import png_bytes
     from convscope.probes import probe_run
     from convscope.runs import RunDirectory
@@ -119,9 +138,11 @@ def _probe(
     folder, written = RunDirectory(figures or run / "figures"), []
 
     def write() -> None:
+        subject = image.stem if isinstance(image, Path) else image
         for name, figure in probe.figures.items():
-            folder.write_bytes(f"image_{image}_{name}.png", png_bytes(figure))
-            written.append(str(folder.path / f"image_{image}_{name}.png"))
+            file = re.sub(r"[^\w.-]", "_", f"image_{subject}_{name}.png")  # a nested layer has a slash
+            folder.write_bytes(file, png_bytes(figure))
+            written.append(str(folder.path / file))
 
     with answered_all_the_same(write, probe.uncounted):
         if json:
@@ -133,7 +154,8 @@ def _probe(
 
 def _show_probe(probe: Probe) -> None:
     """Print what was found about one image."""
-    say(f"{probe.image_name}: true {probe.true}, predicted {probe.predicted} ({probe.probability:.3f})\n")
+    true = "" if probe.true is None else f"true {probe.true}, "
+    say(f"{probe.image_name}: {true}predicted {probe.predicted} ({probe.probability:.3f})\n")
     found = probe.recomputed
     place = "" if found.position is None else f" at row {found.position[0]}, column {found.position[1]}"
     say(f"{found.layer} ({found.type}){place}, channel {found.channel}:")

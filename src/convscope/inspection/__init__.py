@@ -10,7 +10,7 @@
 """
 
 from convscope.arithmetic.recomputed import Recomputed
-from convscope.inspection.activations import FeatureMaps, Filters, embeddings, feature_maps, filters
+from convscope.inspection.activations import FILTERED, FeatureMaps, Filters, embeddings, feature_maps, filters
 from convscope.inspection.attribution import (
     Attribution,
     Completeness,
@@ -19,7 +19,7 @@ from convscope.inspection.attribution import (
     integrated_gradients,
     occlusion,
 )
-from convscope.inspection.faithfulness import FaithfulnessCurve, deletion, insertion
+from convscope.inspection.faithfulness import FaithfulnessCurve, check_attributions, deletion, insertion
 from convscope.inspection.health import (
     LayerHealth,
     TrainingHealth,
@@ -37,6 +37,7 @@ from convscope.inspection.recomputation import Recomputation, recompute
 from convscope.inspection.synthesis import Synthesis, maximise_class, maximise_filter
 
 __all__ = [
+    "FILTERED",
     "Attribution",
     "Completeness",
     "EmbeddingMap",
@@ -52,6 +53,7 @@ __all__ = [
     "Synthesis",
     "TrainingHealth",
     "Verdict",
+    "check_attributions",
     "deletion",
     "describe",
     "embedding_map",

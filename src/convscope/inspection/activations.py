@@ -14,6 +14,7 @@ from convscope.inspection.graph import Call, Graph, read_graph
 from convscope.inspection.running import (
     FloatArray,
     channels_last,
+    fitting_batch,
     in_batches,
     one_image,
     run,
@@ -23,6 +24,9 @@ from convscope.inspection.running import (
 
 if TYPE_CHECKING:
     import keras
+
+# Layers whose filters can be read.
+FILTERED = ("Conv2D", "DepthwiseConv2D", "SeparableConv2D")
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,7 @@ def embeddings(model: keras.Model, images: npt.ArrayLike, batch_size: int = 256)
     images : array of shape (n, height, width, channels), float32
         Preprocessed images.
     batch_size : int
-        Images in memory at a time.
+        Images that go through the network at a time, at most; fewer where they are large.
 
     Returns
     -------
@@ -157,10 +161,10 @@ def embeddings(model: keras.Model, images: npt.ArrayLike, batch_size: int = 256)
     """
     graph = read_graph(model)
     deciding = _deciding_call(graph)
-    rows = []
+    entering, rows = deciding.inputs[0], []
     with torch.no_grad():
-        for batch in in_batches(to_batch(graph, images), batch_size):
-            rows.append(run(graph, batch, until=deciding)[deciding.inputs[0]].flatten(1))
+        for batch in in_batches(to_batch(graph, images), fitting_batch(graph, batch_size)):
+            rows.append(run(graph, batch, until=deciding, keep=[entering])[entering].flatten(1))
     return to_numpy(torch.cat(rows))
 
 
@@ -171,14 +175,13 @@ def _deciding_call(graph: Graph) -> Call:
 
 
 def _convolution(graph: Graph, layer: str | int | None) -> Call:
-    known = ("Conv2D", "DepthwiseConv2D", "SeparableConv2D")
     if layer is None:
-        found = [call for call in graph.calls if call.type in known]
+        found = [call for call in graph.calls if call.type in FILTERED]
         if not found:
             raise UsageError(sentence("a network with a convolution", "none"))
         return found[0]
     call = graph.call(layer)
-    if call.type not in known:
+    if call.type not in FILTERED:
         raise UsageError(
             sentence(
                 "a convolution", f"{call.name} ({call.type}, output {show_shape(call.output_shapes[0])})"

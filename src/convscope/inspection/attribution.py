@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,10 +17,12 @@ from convscope.inspection.running import (
     FloatArray,
     channels_last,
     chosen_class,
+    fitting_batch,
     image_call,
     logits,
     one_image,
     run,
+    scores,
     to_float64,
     to_numpy,
 )
@@ -219,17 +222,17 @@ def integrated_gradients(
     graph = read_graph(model)
     batch = one_image(graph, image)
     start = _baseline(graph, batch, baseline)
-    scores = _scores(graph)
     with torch.no_grad():
-        at_image = scores(batch)
+        at_image = scores(graph, batch)
         target = chosen_class(at_image, class_index)
-        difference = float(at_image[0, target] - scores(start)[0, target])
-    method = IntegratedGradients(scores)
+        difference = float(at_image[0, target] - scores(graph, start)[0, target])
+    method = IntegratedGradients(partial(scores, graph))
+    size = fitting_batch(graph, 64)
     if steps < 1:
         raise UsageError(sentence("steps of at least 1", steps))
     while True:
         values = to_float64(
-            method.attribute(batch, baselines=start, target=target, n_steps=steps, internal_batch_size=64)
+            method.attribute(batch, baselines=start, target=target, n_steps=steps, internal_batch_size=size)
         )
         completeness = _completeness(float(values.sum()), difference, steps)
         if completeness.holds or steps * 2 > MOST_STEPS:
@@ -305,17 +308,16 @@ def occlusion(
     channels = batch.shape[1] if graph.channels_first else batch.shape[-1]
     patch = (channels, window, window) if graph.channels_first else (window, window, channels)
     moves = (channels, stride, stride) if graph.channels_first else (stride, stride, channels)
-    scores = _scores(graph)
     with torch.no_grad():
-        at_image = scores(batch)
+        at_image = scores(graph, batch)
         target = chosen_class(at_image, class_index)
-        values = Occlusion(scores).attribute(
+        values = Occlusion(partial(scores, graph)).attribute(
             batch,
             sliding_window_shapes=patch,
             strides=moves,
             baselines=fill,
             target=target,
-            perturbations_per_eval=64,
+            perturbations_per_eval=fitting_batch(graph, 64),
         )
     # captum gives every channel of a covered pixel the same fall; it is one fall.
     return Attribution(
@@ -339,10 +341,10 @@ def _class_activation_map(
     call = image_call(graph, layer, "a set of feature maps")
     batch = one_image(graph, image).requires_grad_()
     values = run(graph, batch)
-    scores = logits(graph, values)
-    target = chosen_class(scores, class_index)
+    found = logits(graph, values)
+    target = chosen_class(found, class_index)
     maps = values[call.outputs[0]]
-    (gradient,) = torch.autograd.grad(scores[0, target], maps)
+    (gradient,) = torch.autograd.grad(found[0, target], maps)
     maps, gradient = (channels_last(graph, tensor)[0].detach() for tensor in (maps, gradient))  # (h, w, c)
     coarse = (maps * weigh(maps, gradient)).sum(-1).relu()  # (h, w)
     size = tuple(channels_last(graph, batch).shape[1:3])
@@ -352,17 +354,12 @@ def _class_activation_map(
     return Attribution(
         method=method,
         class_index=target,
-        score=float(scores[0, target].detach()),
+        score=float(found[0, target].detach()),
         values=to_numpy(fine[0, 0]),
         signed=False,
         layer=call.name,
         coarse=to_numpy(coarse),
     )
-
-
-def _scores(graph: Graph) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Make the function that captum explains: images → scores before the softmax."""
-    return lambda batch: logits(graph, run(graph, batch))
 
 
 def _baseline(graph: Graph, batch: torch.Tensor, baseline: npt.ArrayLike | None) -> torch.Tensor:

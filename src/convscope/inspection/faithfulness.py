@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,15 +16,18 @@ from convscope.inspection.graph import Graph, read_graph
 from convscope.inspection.running import (
     FloatArray,
     chosen_class,
-    in_batches,
-    logits,
+    fitting_batch,
     one_image,
-    run,
+    scores,
     to_numpy,
 )
 
 if TYPE_CHECKING:
     import keras
+
+    from convscope.inspection.attribution import Attribution
+
+STEPS, SEED, RANDOM_ORDERS = 28, 1338, 10
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,8 @@ def deletion(
     attribution: npt.ArrayLike,
     class_index: int | None = None,
     baseline: npt.ArrayLike | None = None,
-    steps: int = 28,
-    seed: int = 1338,
+    steps: int = STEPS,
+    seed: int = SEED,
 ) -> FaithfulnessCurve:
     """Replace the image's pixels by the baseline's, the most important first, and watch the probability fall.
 
@@ -109,7 +113,7 @@ def deletion(
     >>> curve.fractions[[0, -1]].tolist(), 0 <= curve.area <= 1
     ([0.0, 1.0], True)
     """
-    return _curve("deletion", model, image, attribution, class_index, baseline, steps, seed)
+    return _curves("deletion", model, image, [attribution], class_index, baseline, steps, seed)[0]
 
 
 def insertion(
@@ -118,8 +122,8 @@ def insertion(
     attribution: npt.ArrayLike,
     class_index: int | None = None,
     baseline: npt.ArrayLike | None = None,
-    steps: int = 28,
-    seed: int = 1338,
+    steps: int = STEPS,
+    seed: int = SEED,
 ) -> FaithfulnessCurve:
     """Put the image's pixels onto the baseline, the most important first, and watch the probability rise.
 
@@ -132,44 +136,53 @@ def insertion(
     >>> insertion(build("simple"), np.ones((28, 28, 1)), np.ones((28, 28))).kind
     'insertion'
     """
-    return _curve("insertion", model, image, attribution, class_index, baseline, steps, seed)
+    return _curves("insertion", model, image, [attribution], class_index, baseline, steps, seed)[0]
 
 
-def _curve(
+def check_attributions(
+    model: keras.Model, image: npt.ArrayLike, attributions: Sequence[Attribution]
+) -> list[tuple[FaithfulnessCurve, FaithfulnessCurve]]:
+    """Check attributions of one image and class by `deletion` and `insertion`; random orders are shared."""
+    maps, target = [one.values for one in attributions], attributions[0].class_index
+    curves = [
+        _curves(kind, model, image, maps, target, None, STEPS, SEED) for kind in ("deletion", "insertion")
+    ]
+    return list(zip(*curves, strict=True))
+
+
+def _curves(
     kind: str,
     model: keras.Model,
     image: npt.ArrayLike,
-    attribution: npt.ArrayLike,
+    attributions: Sequence[npt.ArrayLike],
     class_index: int | None,
     baseline: npt.ArrayLike | None,
     steps: int,
     seed: int,
-) -> FaithfulnessCurve:
+) -> list[FaithfulnessCurve]:
     graph = read_graph(model)
     batch = one_image(graph, image)
     empty = torch.zeros_like(batch) if baseline is None else one_image(graph, baseline)
-    importance = _importance(graph, batch, attribution)
+    importances = [_importance(graph, batch, one) for one in attributions]
+    pixels = importances[0].size
     with torch.no_grad():
-        target = chosen_class(logits(graph, run(graph, batch)), class_index)
+        target = chosen_class(scores(graph, batch), class_index)
     first, last = (batch, empty) if kind == "deletion" else (empty, batch)
-    counts = np.linspace(0, importance.size, min(steps, importance.size) + 1).round().astype(int)
-    # A stable sort: pixels of equal importance go in reading order.
-    order = np.argsort(-importance, kind="stable")
-    probabilities = _probabilities(graph, first, last, order, counts, target)
-    fractions = (counts / importance.size).astype(np.float32)
+    counts = np.linspace(0, pixels, min(steps, pixels) + 1).round().astype(int)
     generator = np.random.default_rng(seed)
-    chance = [
-        _probabilities(graph, first, last, generator.permutation(importance.size), counts, target)
-        for _ in range(10)
+    orders = [
+        # A stable sort: pixels of equal importance go in reading order.
+        *(np.argsort(-importance, kind="stable") for importance in importances),
+        *(generator.permutation(pixels) for _ in range(RANDOM_ORDERS)),
     ]
-    return FaithfulnessCurve(
-        kind=kind,
-        class_index=target,
-        fractions=fractions,
-        probabilities=probabilities,
-        area=float(np.trapezoid(probabilities, fractions)),
-        random_area=float(np.mean([np.trapezoid(curve, fractions) for curve in chance])),
-    )
+    found = _probabilities(graph, first, last, np.stack(orders), counts, target)  # (orders, steps + 1)
+    fractions = (counts / pixels).astype(np.float32)
+    areas = [float(np.trapezoid(probabilities, fractions)) for probabilities in found]
+    by_chance = float(np.mean(areas[len(importances) :]))
+    return [
+        FaithfulnessCurve(kind, target, fractions, probabilities, area, by_chance)
+        for probabilities, area in zip(found[: len(importances)], areas, strict=False)
+    ]
 
 
 def _importance(graph: Graph, batch: torch.Tensor, attribution: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -186,19 +199,20 @@ def _probabilities(
     graph: Graph,
     first: torch.Tensor,
     last: torch.Tensor,
-    order: npt.NDArray[np.intp],
+    orders: npt.NDArray[np.intp],
     counts: npt.NDArray[np.int_],
     target: int,
 ) -> FloatArray:
-    """Find the class's probability for mixtures: the first `count` pixels in `order` are those of `last`."""
-    rank = np.empty(order.size, dtype=int)
-    rank[order] = np.arange(order.size)
+    """Find the class's probability where the first `count` pixels of each order are those of `last`."""
+    ranks = np.argsort(orders, axis=1)  # (orders, pixels)
     size = first.shape[2:] if graph.channels_first else first.shape[1:3]
-    changed = torch.tensor(rank[None] < counts[:, None], device=first.device).reshape(
-        -1, *size
-    )  # (steps, h, w)
-    mask = changed[:, None] if graph.channels_first else changed[..., None]
-    mixtures = torch.where(mask, last, first)
+    pairs = np.stack(np.meshgrid(range(len(orders)), counts, indexing="ij"), axis=-1).reshape(-1, 2)
+    parts, most = [], fitting_batch(graph, 64)
     with torch.no_grad():
-        parts = [logits(graph, run(graph, part)).softmax(1)[:, target] for part in in_batches(mixtures, 64)]
-    return to_numpy(torch.cat(parts))
+        for start in range(0, len(pairs), most):
+            order, count = pairs[start : start + most].T
+            changed = torch.tensor(ranks[order] < count[:, None], device=first.device)
+            changed = changed.reshape(-1, *size)  # (mixtures, h, w)
+            mask = changed[:, None] if graph.channels_first else changed[..., None]
+            parts.append(scores(graph, torch.where(mask, last, first)).softmax(1)[:, target])
+    return to_numpy(torch.cat(parts)).reshape(len(orders), len(counts))

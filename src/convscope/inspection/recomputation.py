@@ -15,7 +15,7 @@ from convscope.arithmetic.layers import LAYERS
 from convscope.arithmetic.recomputed import ActivationContext, Array, Recomputed
 from convscope.errors import UsageError, sentence
 from convscope.inspection.graph import Call, read_graph
-from convscope.inspection.running import channels_last, find_activation, one_image, run, to_numpy
+from convscope.inspection.running import FloatArray, channels_last, find_activation, one_image, run, to_numpy
 
 
 def recompute(
@@ -107,7 +107,7 @@ class Recomputation:
                     "a layer whose arithmetic is known", f"{call.name} ({call.type})", f"Known are {known}."
                 )
             )
-        output = to_numpy(channels_last(self._graph, self._values[call.outputs[0]]))[0]
+        output = self._output(call)
         place = _check_place(call, output.shape, position, channel)
         return compute(
             ActivationContext(
@@ -123,6 +123,38 @@ class Recomputation:
                 optional_weight=_weights_of(call.operation),
             )
         )
+
+    def strongest(
+        self,
+        layer: str | int | None = None,
+        position: tuple[int, int] | None = None,
+        channel: int | None = None,
+    ) -> Recomputed:
+        """Recompute the largest output of a layer, by default the first convolution, or of a place in it.
+
+        Takes what `recompute` does; what is left out is chosen, so that the output is as large as it can be.
+        """
+        call = self._example_call() if layer is None else self._graph.call(layer)
+        output = self._output(call)  # (h, w, c) or (units,)
+        _check_place(call, output.shape, position, channel or 0)
+        searched = output if channel is None else output[..., channel : channel + 1]
+        if position is not None:
+            row, column = position
+            searched = searched[row : row + 1, column : column + 1]
+        *place, best = map(int, np.unravel_index(int(searched.argmax()), searched.shape))
+        chosen = (place[0], place[1]) if place else None
+        return self(call.name, position or chosen, best if channel is None else channel)
+
+    def _output(self, call: Call) -> FloatArray:
+        """Take what a call gives: an array (h, w, c), or (units,)."""
+        output: FloatArray = to_numpy(channels_last(self._graph, self._values[call.outputs[0]]))[0]
+        return output
+
+    def _example_call(self) -> Call:
+        """Find the first convolution, or else the first layer, of those that can be recomputed."""
+        known = [call for call in self._graph.calls if _rule(call) is not None]
+        convolutions = [call for call in known if hasattr(call.operation, "kernel_size")]
+        return (convolutions or known or self._graph.calls)[0]
 
 
 def _rule(call: Call) -> Callable[[ActivationContext], Recomputed] | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections import Counter
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import keras
@@ -15,6 +17,9 @@ from convscope.arithmetic.activations import ACTIVATIONS, ActivationFunction, le
 from convscope.errors import UsageError, sentence
 from convscope.inspection.graph import Call, Graph
 from convscope.lowering.devices import computing_on
+
+# How many values of a network are computed at a time: 32 MB.
+MOST_ELEMENTS = 2**23
 
 FloatArray = npt.NDArray[np.float32]
 Values = dict[int, torch.Tensor]
@@ -64,30 +69,31 @@ def one_image(graph: Graph, image: npt.ArrayLike) -> torch.Tensor:
     return batch
 
 
-def run(graph: Graph, batch: torch.Tensor, until: Call | None = None) -> Values:
-    """Call every layer as at inference; return all values by their numbers.
+def run(
+    graph: Graph, batch: torch.Tensor, until: Call | None = None, keep: Collection[int] | None = None
+) -> Values:
+    """Call every layer as at inference; return the values by their numbers, all of them or those to keep.
 
-    Parameters
-    ----------
-    graph : Graph
-        The network.
-    batch : torch.Tensor
-        Shape ``(n, …)``; gradients are followed if it wants them.
-    until : Call, optional
-        The last call to make.
-
-    Returns
-    -------
-    dict of int to torch.Tensor
-        What enters and leaves each call.
+    Stops behind the call ``until``. Gradients are followed if the batch, of shape (n, …), wants them.
     """
     values = {graph.inputs[0]: batch}
+    uses = Counter(number for call in graph.calls for number in call.inputs)
     with computing_on(graph.device):
         for call in graph.calls:
             values.update(zip(call.outputs, call(values), strict=True))
             if call is until:
                 break
+            uses.subtract(call.inputs)
+            if keep is not None:  # what no later call needs makes room
+                for number in [one for one in values if uses[one] <= 0 and one not in keep]:
+                    del values[number]
     return values
+
+
+def fitting_batch(graph: Graph, most: int) -> int:
+    """Choose how many images go through a network at a time, so that its values stay small."""
+    elements = sum(math.prod(length or 1 for length in call.output_shapes[0]) for call in graph.calls)
+    return max(1, min(most, MOST_ELEMENTS // max(elements, 1)))
 
 
 def in_batches(images: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
@@ -96,43 +102,36 @@ def in_batches(images: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
         yield images[start : start + size]
 
 
+def scores(graph: Graph, batch: torch.Tensor) -> torch.Tensor:
+    """Compute what the classes score before a last softmax or sigmoid, keeping nothing else: (n, classes)."""
+    last = last_call(graph)
+    return logits(graph, run(graph, batch, keep=(*last.inputs, *last.outputs)))
+
+
 def last_call(graph: Graph) -> Call:
     """Find the call that gives the network's output."""
     return next(call for call in graph.calls if graph.outputs[0] in call.outputs)
 
 
 def logits(graph: Graph, values: Values) -> torch.Tensor:
-    """Take the network's scores from before its last softmax or sigmoid, where it has one.
-
-    Parameters
-    ----------
-    graph : Graph
-        The network.
-    values : dict of int to torch.Tensor
-        From `run`.
-
-    Returns
-    -------
-    torch.Tensor
-        Shape ``(n, classes)``.
-    """
+    """Take the scores (n, classes) from before the last softmax or sigmoid out of what `run` gave."""
     call = last_call(graph)
     squashed = find_activation(call.operation).name in ("softmax", "sigmoid")
-    scores: torch.Tensor
+    found: torch.Tensor
     if call.type == "Dense" and squashed:
         sums = values[call.inputs[0]] @ call.operation.kernel.value
-        scores = sums if call.operation.bias is None else sums + call.operation.bias.value
+        found = sums if call.operation.bias is None else sums + call.operation.bias.value
     elif call.type == "Softmax" or (call.type == "Activation" and squashed):
-        scores = values[call.inputs[0]]
+        found = values[call.inputs[0]]
     else:
-        scores = values[graph.outputs[0]]
-    if scores.ndim != 2:
+        found = values[graph.outputs[0]]
+    if found.ndim != 2:
         raise UsageError(
             sentence(
-                "a network that gives one score for each class", f"output of {show_shape(scores.shape[1:])}"
+                "a network that gives one score for each class", f"output of {show_shape(found.shape[1:])}"
             )
         )
-    return scores.float()
+    return found.float()
 
 
 def find_activation(layer: Any) -> ActivationFunction:

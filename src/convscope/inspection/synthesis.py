@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from convscope.inspection.running import (
     image_call,
     logits,
     run,
+    scores,
     to_batch,
     to_numpy,
 )
@@ -127,10 +128,12 @@ def maximise_class(
     smoothness: float = 0.1,
     limits: tuple[float, float] = (0.0, 1.0),
     seed: int = 1338,
+    class_names: Sequence[str] | None = None,
 ) -> Synthesis:
     """Make an image that a class scores highest on, before the softmax.
 
-    Takes and gives what `maximise_filter` does, with a class in the place of a filter.
+    Takes and gives what `maximise_filter` does, with a class in the place of a filter; with names of the
+    classes, the one it was made for is named.
 
     Examples
     --------
@@ -141,13 +144,14 @@ def maximise_class(
     graph = read_graph(model)
     with torch.no_grad():
         start = _noise(graph, limits, seed)
-        chosen_class(logits(graph, run(graph, start)), class_index)
+        chosen_class(scores(graph, start), class_index)
+    name = str(class_index) if class_names is None else class_names[class_index]
 
     def score(values: Values) -> torch.Tensor:
         return logits(graph, values)[0, class_index]
 
     ascent = _Ascent(steps, learning_rate, smoothness, limits, seed)
-    return ascent.climb(graph, f"class {class_index}", score, until=None)
+    return ascent.climb(graph, f"class {name}", score, until=None)
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,7 @@ class _Ascent:
         low, high = self.limits
         image = _noise(graph, self.limits, self.seed).requires_grad_()
         optimizer = torch.optim.Adam([image], lr=self.learning_rate * (high - low))
-        scores = []
+        history = []
         for _ in range(self.steps):
             reached = score(run(graph, image, until))
             roughness = _roughness(channels_last(graph, image)) / (high - low)
@@ -178,10 +182,10 @@ class _Ascent:
             optimizer.step()
             with torch.no_grad():
                 image.clamp_(low, high)
-            scores.append(reached.detach())
+            history.append(reached.detach())
         with torch.no_grad():
-            scores.append(score(run(graph, image, until)))
-        return Synthesis(target, to_numpy(channels_last(graph, image)[0]), to_numpy(torch.stack(scores)))
+            history.append(score(run(graph, image, until)))
+        return Synthesis(target, to_numpy(channels_last(graph, image)[0]), to_numpy(torch.stack(history)))
 
 
 def _noise(graph: Graph, limits: tuple[float, float], seed: int) -> torch.Tensor:

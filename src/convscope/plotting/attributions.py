@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from convscope.errors import UsageError, sentence
 from convscope.plotting.images import as_pictures
-from convscope.plotting.style import BLUE, GREY, new_figure, shorten
+from convscope.plotting.style import BLUE, GREY, hide_axes, new_figure, shorten
 
 if TYPE_CHECKING:
     # Inspection loads torch and Keras; drawing needs only the arrays that it gives.
@@ -69,7 +69,7 @@ def plot_attribution(
         panels[0].imshow(_stretched(picture), cmap="gray", vmin=0, vmax=1)
         panels[0].set_title("Image\n")
         panels[0].set_anchor("N")
-        panels[0].set_axis_off()
+        hide_axes(panels[0])
         for axes, one in zip(panels[1:], maps, strict=True):
             _draw_attribution(figure, axes, shadow, one)
             axes.set_title(f"{METHOD_NAMES.get(one.method, one.method)}\nfor {_class(one, class_names)}")
@@ -108,7 +108,7 @@ def _note(one: Attribution) -> str:
     return f"at {shorten(one.layer, 22)}" if one.layer else ""
 
 
-def _class(one: Attribution, class_names: Sequence[str] | None) -> str:
+def _class(one: Attribution | FaithfulnessCurve, class_names: Sequence[str] | None) -> str:
     return f"class {one.class_index}" if class_names is None else shorten(class_names[one.class_index], 16)
 
 
@@ -123,7 +123,11 @@ def _stretched(picture: Any) -> Any:
     return (values - low) / ((high - low) or 1)
 
 
-def plot_faithfulness(curves: Sequence[FaithfulnessCurve], methods: Sequence[str] | None = None) -> Figure:
+def plot_faithfulness(
+    curves: Sequence[FaithfulnessCurve],
+    methods: Sequence[str] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Figure:
     """Draw the probability of a class while the pixels that matter go or come.
 
     Parameters
@@ -132,6 +136,7 @@ def plot_faithfulness(curves: Sequence[FaithfulnessCurve], methods: Sequence[str
         From ``convscope.inspection.deletion`` and ``insertion``.
     methods : sequence of str, optional
         The method of attribution that each curve checks, as ``Attribution.method`` names it.
+    class_names : sequence of str, optional
 
     Returns
     -------
@@ -160,20 +165,20 @@ def plot_faithfulness(curves: Sequence[FaithfulnessCurve], methods: Sequence[str
     with new_figure(4.4 * columns, (3.2 if methods is None else 3.5) * rows) as figure:
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for place, (axes, curve) in enumerate(zip(panels, curves, strict=False)):
-            _draw_faithfulness(axes, curve)
+            _draw_faithfulness(axes, curve, _class(curve, class_names))
             if methods is not None:
                 axes.set_title(f"{METHOD_NAMES.get(methods[place], methods[place])}\n{axes.get_title()}")
         for axes in panels[len(curves) :]:
-            axes.set_axis_off()
+            hide_axes(axes)
     return figure
 
 
-def _draw_faithfulness(axes: Axes, curve: FaithfulnessCurve) -> None:
+def _draw_faithfulness(axes: Axes, curve: FaithfulnessCurve, label: str) -> None:
     done = "removed" if curve.kind == "deletion" else "shown"
     axes.fill_between(100 * curve.fractions, curve.probabilities, color=BLUE, alpha=0.15)
     axes.plot(100 * curve.fractions, curve.probabilities, color=BLUE)
     axes.axhline(curve.random_area, color=GREY, linestyle="--", linewidth=1.2, label="random order, mean")
     axes.set(xlim=(0, 100), ylim=(0, 1.02), xlabel=f"pixels {done}, the most important first (%)")
-    axes.set_ylabel(f"probability of class {curve.class_index}")
+    axes.set_ylabel(f"probability of {label}")
     axes.set_title(f"{curve.kind.capitalize()}: area {curve.area:.3f} (random {curve.random_area:.3f})")
     axes.legend(loc="upper right" if curve.kind == "deletion" else "lower right")

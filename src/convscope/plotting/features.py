@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from convscope.errors import UsageError, sentence
 from convscope.plotting.images import as_pictures, image_grid
-from convscope.plotting.style import GREY, new_figure, plain, shorten
+from convscope.plotting.style import GREY, hide_axes, new_figure, plain, shorten
 
 if TYPE_CHECKING:
     # Inspection loads torch and Keras; drawing needs only the arrays that it gives.
@@ -68,7 +68,7 @@ def _signed_grid(maps: NDArray[Any], title: str, label: str) -> Figure:
     with new_figure(max(4.6, 0.85 * columns + 1.2), 0.8 + 1.0 * rows) as figure:
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes in grid.flat:
-            axes.set_axis_off()
+            hide_axes(axes)
         for number, (axes, values) in enumerate(zip(grid.flat, maps, strict=False)):
             shown = axes.imshow(values, cmap=SIGNED, vmin=-limit, vmax=limit)
             axes.set_title(str(number), fontsize=7, color=GREY, pad=2)
@@ -126,7 +126,7 @@ def _one_layer(layer: FeatureMaps, image: Any, count: int) -> Figure:
     with new_figure(max(3.6, 1.15 * columns), 0.5 + 1.3 * rows) as figure:
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes in grid.flat:
-            axes.set_axis_off()
+            hide_axes(axes)
         places = list(grid.flat)
         if image is not None:
             _draw_image(places.pop(0), image)
@@ -159,7 +159,7 @@ def _all_layers(layers: Sequence[FeatureMaps], image: Any, count: int) -> Figure
 
 
 def _name_row(axes: Axes, name: str, shape: tuple[int, ...]) -> None:
-    axes.set_axis_off()
+    hide_axes(axes)
     axes.text(
         0, 0.5, f"{name}\n{'×'.join(map(str, shape))}", fontsize=8, va="center", transform=axes.transAxes
     )
@@ -170,14 +170,14 @@ def _draw_image(axes: Axes, image: Any) -> None:
     values = np.asarray(picture, dtype=np.float64)
     low, high = values.min(), values.max()
     axes.imshow((values - low) / ((high - low) or 1), cmap="gray", vmin=0, vmax=1)
-    axes.set_axis_off()
+    hide_axes(axes)
     axes.set_title("image", fontsize=8)
 
 
 def _draw_map(axes: Axes, values: NDArray[Any], title: str) -> None:
     silent = np.ptp(values) == 0
     axes.imshow(np.zeros_like(values) if silent else values, cmap="viridis")
-    axes.set_axis_off()
+    hide_axes(axes)
     axes.set_title(f"{title} (all {values.flat[0]:.2g})" if silent and title else title, fontsize=7)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from convscope.errors import UsageError, sentence
 from convscope.evaluation import as_labels, as_probabilities, worst_errors
-from convscope.plotting.style import BLACK, BLUE, GREY, RED, new_figure, plain, shorten
+from convscope.plotting.style import BLACK, BLUE, GREY, RED, hide_axes, new_figure, plain, shorten
 
 COLOUR_CHANNELS = (3, 4)
 CHANNEL_COUNTS = (1, *COLOUR_CHANNELS)
@@ -291,7 +291,7 @@ def message_figure(title: str, message: str) -> Figure:
     """
     with new_figure(5, 1.4) as figure:
         axes = figure.subplots()
-        axes.set_axis_off()
+        hide_axes(axes)
         axes.set_title(title)
         axes.text(0.5, 0.5, plain(message), ha="center", va="center", transform=axes.transAxes)
     return figure

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
 from convscope.plotting.confusion import readable_on
-from convscope.plotting.style import BLACK, BLUE, GREY, RED, new_figure, plain
+from convscope.plotting.style import BLACK, BLUE, GREY, RED, hide_axes, new_figure, plain
 
 if TYPE_CHECKING:
     # Inspection loads torch and Keras; drawing needs only the arrays that it gives.
@@ -85,7 +85,7 @@ def _arithmetic(found: Recomputed) -> list[str]:
 
 
 def _write(axes: Axes, lines: list[str]) -> None:
-    axes.set_axis_off()
+    hide_axes(axes)
     axes.text(
         0, 1, "\n".join(map(plain, lines)), fontsize=8, va="top", family="monospace", transform=axes.transAxes
     )

@@ -18,6 +18,7 @@ from typing import Any
 import matplotlib as mpl
 from cycler import cycler
 from matplotlib import font_manager
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from convscope.environment import own_warning_filters
@@ -160,6 +161,13 @@ def new_figure(width: float, height: float, gap: float = 0.02) -> Iterator[Figur
             yield pyplot.figure(figsize=(width, height), layout="constrained", FigureClass=NotebookFigure)
         else:
             yield NotebookFigure(figsize=(width, height), layout="constrained")
+
+
+def hide_axes(axes: Axes) -> None:
+    """Leave out frame and ticks; ticks that are only switched off would still be laid out, which is slow."""
+    axes.set_axis_off()
+    axes.xaxis.set_visible(False)
+    axes.yaxis.set_visible(False)
 
 
 def png_bytes(figure: Figure) -> bytes:

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from convscope.errors import UsageError
 from convscope.evaluation import Evaluation
-from convscope.inspection import Recomputation, feature_maps, filters
+from convscope.inspection import Recomputation
 from convscope.report.source import Contents
 from convscope.report.walk import chosen_images
 
@@ -39,25 +38,23 @@ def example(contents: Contents, evaluation: Evaluation) -> dict[str, Any] | None
     """
     if contents.images is None:
         return None
-    model = contents.bundle.model
-    try:
-        layer = filters(model).layer
-    except UsageError:
-        return None
     index = chosen_images(evaluation, 1)[0]
     image = contents.bundle.preprocess.apply(contents.images[[index]])[0]
-    maps = next(maps for maps in feature_maps(model, image) if maps.layer == layer).values  # (h, w, c)
-    row, column, channel = np.unravel_index(int(maps.argmax()), maps.shape)
-    found = Recomputation(model, image)(layer, (int(row), int(column)), int(channel))
-    if found.weights is None or found.inputs.ndim != 3 or max(found.inputs.shape[:2]) > LARGEST_WINDOW:
+    found = Recomputation(contents.bundle.model, image).strongest()
+    if (
+        found.position is None
+        or found.weights is None
+        or found.inputs.ndim != 3
+        or max(found.inputs.shape[:2]) > LARGEST_WINDOW
+    ):
         return None
     products = found.inputs * found.weights  # (h, w, channels)
     strongest = int(np.abs(products.sum(axis=(0, 1))).argmax())
     return {
         "found": found,
         "image": evaluation.name_of(index),
-        "row": int(row),
-        "column": int(column),
+        "row": found.position[0],
+        "column": found.position[1],
         "channels": products.shape[2],
         "input_channel": strongest,
         "grids": [

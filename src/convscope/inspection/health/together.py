@@ -15,7 +15,7 @@ from convscope.inspection.health.confidence import judge_confidence
 from convscope.inspection.health.curves import judge_curves
 from convscope.inspection.health.layers import LayerHealth, judge_layers, layer_health
 from convscope.inspection.health.verdicts import Verdict
-from convscope.inspection.running import in_batches, logits, run, to_batch, to_numpy
+from convscope.inspection.running import fitting_batch, in_batches, scores, to_batch, to_numpy
 
 if TYPE_CHECKING:
     import keras
@@ -101,10 +101,10 @@ def training_health(
 def _probabilities(model: keras.Model, images: npt.ArrayLike) -> npt.NDArray[np.float32]:
     graph = read_graph(model)
     with torch.no_grad():
-        scores = torch.cat(
-            [logits(graph, run(graph, part)) for part in in_batches(to_batch(graph, images), 256)]
+        found = torch.cat(
+            [scores(graph, part) for part in in_batches(to_batch(graph, images), fitting_batch(graph, 256))]
         )
-    return to_numpy(scores.sigmoid() if scores.shape[1] == 1 else scores.softmax(1))
+    return to_numpy(found.sigmoid() if found.shape[1] == 1 else found.softmax(1))
 
 
 def _chance(labels: npt.ArrayLike) -> float:
