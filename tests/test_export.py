@@ -4,8 +4,10 @@ import hashlib
 import importlib.util
 import json
 import os
+import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -20,7 +22,7 @@ import convscope
 from convscope.cli import main
 from convscope.errors import DataError, ExportError, RunError, UnknownNameError, UsageError
 from convscope.evaluation import test_set_log
-from convscope.export import Bundle, checking, graph, load_bundle
+from convscope.export import Bundle, checking, exporting, load_bundle, onnx_graph, torch_graph, torch_source
 from convscope.export.checking import (
     BATCHES,
     compare,
@@ -30,7 +32,8 @@ from convscope.export.checking import (
     run_in_batches,
 )
 from convscope.export.exporting import ExportReport, export_run
-from convscope.export.onnx_session import open_session
+from convscope.export.formats import FORMATS
+from convscope.export.onnx_graph import open_session
 from convscope.networks import NETWORKS
 from convscope.preprocessing import Preprocess
 from convscope.runs import RunDirectory
@@ -58,12 +61,11 @@ def exports(own_run, tmp_path_factory):
         patch.setattr(checking, "MOST_IMAGES", IMAGES)
         patch.setattr(checking, "FEW", 8)
         return {
-            format: export_run(own_run, format, folder / format, int8=format == "onnx")
-            for format in ("onnx", "keras", "torch")
+            format: export_run(own_run, format, folder / format, int8=format == "onnx") for format in FORMATS
         }
 
 
-every_format = pytest.mark.parametrize("format", ["onnx", "keras", "torch"])
+every_format = pytest.mark.parametrize("format", FORMATS)
 
 
 @every_format
@@ -117,6 +119,9 @@ def test_every_file_of_an_export_is_listed_with_its_hash(exports, format):
 @every_format
 def test_the_guide_s_code_runs_as_it_stands(exports, format, monkeypatch):
     monkeypatch.chdir(exports[format].path)
+    monkeypatch.syspath_prepend(exports[format].path)
+    monkeypatch.setitem(sys.modules, "network", None)  # restored afterwards
+    del sys.modules["network"]
     code = (exports[format].path / "README.md").read_text().split("```python\n")[1].split("```")[0]
     names: dict = {}
     exec(compile(code, "README.md", "exec"), names)
@@ -159,7 +164,7 @@ def test_the_onnx_file_names_its_classes_and_its_opset(exports):
     onnx.checker.check_model(model, full_check=True)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     assert json.loads(metadata["class_names"]) == list("0123456789")
-    assert [(one.domain, one.version) for one in model.opset_import] == [("", graph.OPSET)]
+    assert [(one.domain, one.version) for one in model.opset_import] == [("", onnx_graph.OPSET)]
 
 
 def test_eight_bits_are_smaller_and_almost_as_good(exports):
@@ -191,6 +196,23 @@ def test_the_torch_program_runs_without_this_package(exports, images, own_run):
     assert found == pytest.approx(load_bundle(own_run).predict(images[:7]), abs=TOLERANCE)
 
 
+def test_the_module_is_source_that_runs_without_this_package_and_can_be_trained(exports, images, own_run):
+    folder = exports["module"].path
+    source = (folder / "network.py").read_text()
+    assert "import convscope" not in source and "lifted_tensor" not in source
+    weights = load_bundle(own_run).model.weights
+    assert source.count("torch.nn.Parameter") == len(weights)
+    assert all(f"self.{weight.path.split('/', 1)[1].replace('/', '_')} = " in source for weight in weights)
+    code = "import torch\nfrom network import load\nnetwork = load('network.safetensors')\n"
+    code += "p = network(torch.zeros((3, 28, 28, 1), dtype=torch.uint8))\np[:, 0].sum().backward()\n"
+    code += "print([*p.shape], all(w.grad is not None for w in network.parameters()))\n"
+    code += "import sys; print({'convscope', 'keras'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == ["[3, 10] True", "set()"]
+
+
 # Every kind of preprocessing ------------------------------------------------------------------------------
 
 
@@ -203,7 +225,7 @@ def test_preprocessing_and_calibration_are_part_of_the_graph(scaling, data_forma
     model = convscope.build("simple", preprocess.input_shape, 3, data_format)
     bundle = Bundle.from_model(model, preprocess, ("a", "b", "c"), temperature)
     with torch.no_grad():
-        found = graph.RawNetwork(bundle)(torch.from_numpy(pixels)).numpy()
+        found = torch_graph.RawNetwork(bundle)(torch.from_numpy(pixels)).numpy()
     assert found == pytest.approx(bundle.predict(pixels), abs=1e-6)
 
 
@@ -216,12 +238,12 @@ def test_every_named_network_exports(name, data_format, tmp_path):
     keras.utils.set_random_seed(1)
     model = convscope.build(name, preprocess.input_shape, 5, data_format)
     bundle = Bundle.from_model(model, preprocess, tuple("abcde"), 1.5)
-    program = graph.trace(bundle)
-    graph.write_torch(program, tmp_path / "model.pt2")
-    graph.write_onnx(program, bundle, tmp_path / "model.onnx")
     reference = bundle.predict(pixels)
+    onnx_graph.write(torch_graph.trace(bundle), bundle, tmp_path / "model.onnx")
+    files = tmp_path / "network.safetensors", tmp_path / "network.py"
     for forward in (
-        graph.read_torch(tmp_path / "model.pt2"),
+        torch_graph.write_program(torch_graph.trace(bundle), tmp_path / "model.pt2"),
+        torch_source.write(torch_graph.trace(bundle), bundle, *files),
         open_session(tmp_path / "model.onnx", (28, 28, 3), 5),
     ):
         require_agreement(forward, pixels, reference, name)
@@ -237,13 +259,11 @@ def quick(monkeypatch):
 
 
 def test_an_export_that_disagrees_is_refused_and_leaves_nothing(own_run, tmp_path, monkeypatch, quick):
-    from convscope.export import exporting
-
-    def forgetful(bundle, scratch):
-        (scratch.path / "model.keras").write_bytes(b"something")
+    def forgetful(bundle, folder):
+        (folder / "model.keras").write_bytes(b"something")
         return lambda pixels: bundle.forward(255 - pixels)
 
-    monkeypatch.setitem(exporting._WRITERS, "keras", forgetful)
+    monkeypatch.setitem(FORMATS, "keras", replace(FORMATS["keras"], write=forgetful))
     expected = r"Expected model\.keras to agree with its source, 1 images at a time, got \d+ of 16 labels"
     with pytest.raises(ExportError, match=expected) as caught:
         export_run(own_run, "keras", tmp_path / "made" / "export")
@@ -252,8 +272,6 @@ def test_an_export_that_disagrees_is_refused_and_leaves_nothing(own_run, tmp_pat
 
 
 def test_an_interrupted_export_leaves_nothing(own_run, tmp_path, monkeypatch, quick):
-    from convscope.export import exporting
-
     def interrupt(*_):
         raise KeyboardInterrupt
 

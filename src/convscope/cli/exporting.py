@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 def export(
     run: Run,
-    format: Annotated[str, typer.Option(help="onnx, keras or torch (a torch.export program).")] = "onnx",
+    format: Annotated[
+        str,
+        typer.Option(help="onnx, keras, torch (a torch.export program) or module (PyTorch source)."),
+    ] = "onnx",
     out: Annotated[
         Path | None, typer.Option(help="The folder to make. [default: beside the run, RUN-FORMAT]")
     ] = None,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,49 +12,22 @@ from numpy.typing import NDArray
 
 from convscope.environment import versions
 from convscope.errors import RunError, UsageError, sentence, unknown_name
-from convscope.export.bundle import (
-    BUNDLE_FILE,
-    BUNDLE_VERSION,
-    FORMATS,
-    INT8_FILE,
-    ONNX_FILE,
-    STATISTICS_FILE,
-    Bundle,
-    Forward,
-    load_bundle,
-)
+from convscope.export.bundle import Bundle, Forward
 from convscope.export.checking import CheckImages, compare, find_images, measure_latency, require_agreement
-from convscope.export.guide import guide
-from convscope.export.onnx_session import INPUT, OUTPUT, open_session, require_packages
+from convscope.export.formats import FORMATS, ExportFormat
+from convscope.export.loading import BUNDLE_FILE, BUNDLE_VERSION, STATISTICS_FILE, load_bundle
+from convscope.export.onnx_graph import INPUT, OUTPUT, require_packages
 from convscope.model_files.archive import CONFIG
-from convscope.model_files.models import MODEL_FILE, WEIGHTS_FILE, load_model, write_weights
+from convscope.model_files.models import WEIGHTS_FILE, write_weights
 from convscope.runs import RUN_FILE, RunDirectory, create_run, open_run
 
-TORCH_FILE = "model.pt2"
 GUIDE_FILE = "README.md"
-FILES = {"onnx": ONNX_FILE, "keras": MODEL_FILE, "torch": TORCH_FILE}
 SOURCE = "the run"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One network of an export, or its source.
-
-    Attributes
-    ----------
-    name : str
-        A file's name, or ``the run``.
-    size : int
-        Bytes.
-    accuracy : float or None
-        Share of right labels; None where no labels are known.
-    same_labels : float
-        Share of images with the source's label.
-    largest_difference : float
-        Between its probabilities and the source's.
-    milliseconds : dict of int to float
-        Median time of a prediction, by the number of images in it.
-    """
+    """One network of an export, by its file's name, or its source; the times are those of a batch size."""
 
     name: str
     size: int
@@ -68,22 +39,9 @@ class Measured:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export is worth.
+    """What an export is worth: where it is, what it was checked on, its networks (the source first).
 
-    Attributes
-    ----------
-    path : Path
-        The folder.
-    format : str
-        One of ``onnx``, ``keras``, ``torch``.
-    images : str
-        What it was checked on, in words.
-    networks : tuple of Measured
-        The source first.
-    notes : tuple of str
-        What else there is to know.
-    uncounted : RunError or None
-        What to raise behind the answer where the disk refused to keep the count of the test set's use.
+    ``uncounted`` is to be raised behind the answer where the disk refused to count the test set's use.
     """
 
     path: Path
@@ -116,35 +74,10 @@ def export_run(
     int8: bool = False,
     data: str | None = None,
 ) -> ExportReport:
-    """Export a run and hold the export against it, image by image.
+    """Export a run and hold the export against it, image by image; where they disagree, nothing is left.
 
-    Parameters
-    ----------
-    path : str or Path
-        A run directory.
-    format : {"onnx", "keras", "torch"}
-        ``onnx`` and ``torch`` (a ``torch.export`` program) take raw uint8 pixels, so that preprocessing
-        cannot be forgotten; ``keras`` is the network alone, with the preprocessing beside it.
-    target : Path, optional
-        The folder to make; beside the run and named after it when left out.
-    int8 : bool
-        For ``onnx``: a quantised network too, with its accuracy beside float32's.
-    data : str, optional
-        Where the run's data are now.
-
-    Returns
-    -------
-    ExportReport
-        Sizes, accuracies, latencies.
-
-    Raises
-    ------
-    UsageError
-        If the format does not exist, cannot be had in 8 bits, or needs packages that are not installed.
-    RunError
-        If there is no run, or the target exists or cannot be written.
-    ExportError
-        If the export disagrees with the run; then nothing is left of it.
+    ``format`` is one of ``FORMATS``; ``target`` is the folder to make, beside the run unless given; ``int8``
+    adds a quantised network; ``data`` says where the run's data are now.
     """
     _require_possible(format, int8)
     run = open_run(path)
@@ -161,10 +94,9 @@ def _require_possible(format: str, int8: bool) -> None:
     """Refuse wrong arguments before any work is done."""
     if format not in FORMATS:
         raise unknown_name("export format", format, FORMATS)
-    if int8 and format != "onnx":
+    if int8 and not FORMATS[format].write_int8:
         raise UsageError(sentence("--format onnx with --int8", format, "ONNX Runtime does the quantising."))
-    if format == "onnx":
-        require_packages("onnx", "onnxscript", "onnxruntime")
+    require_packages(*FORMATS[format].packages)
 
 
 def _write(
@@ -177,14 +109,16 @@ def _write(
     int8: bool,
 ) -> ExportReport:
     """Write an export into a scratch folder, and check it there."""
-    forward = _WRITERS[format](bundle, scratch)
+    form = FORMATS[format]
+    name = form.files[0]
+    forward = form.write(bundle, scratch.path)
     reference = bundle.predict(images.pixels)
-    agreement = require_agreement(forward, images.pixels, reference, FILES[format])
-    forwards: dict[str, Forward] = {SOURCE: bundle.forward, FILES[format]: forward}
+    agreement = require_agreement(forward, images.pixels, reference, name)
+    forwards: dict[str, Forward] = {SOURCE: bundle.forward, name: forward}
     notes = []
-    if int8:
-        how, forwards[INT8_FILE] = _write_int8(bundle, scratch, images.calibration)
-        notes.append(f"{INT8_FILE}: {how} quantisation; what it costs is in its line above")
+    if int8 and form.write_int8:
+        how, forwards[form.int8_file] = form.write_int8(bundle, scratch.path, images.calibration)
+        notes.append(f"{form.int8_file}: {how} quantisation; what it costs is in its line above")
     _write_companions(run, bundle, scratch, format, images.origin, str(agreement))
     # What others will load, once more, through the door that they will use.
     sample = images.pixels[:64]
@@ -216,73 +150,18 @@ def _measure(
     return Measured(name, file.stat().st_size, accuracy, same, difference, milliseconds)
 
 
-def _write_onnx(bundle: Bundle, scratch: RunDirectory) -> Forward:
-    """Write the ONNX file; return what it computes."""
-    from convscope.export import graph
-
-    graph.write_onnx(graph.trace(bundle), bundle, scratch.path / ONNX_FILE)
-    return _open_onnx(bundle, scratch.path / ONNX_FILE)
-
-
-def _write_torch(bundle: Bundle, scratch: RunDirectory) -> Forward:
-    """Write the torch program; return what it computes."""
-    from convscope.export import graph
-
-    graph.write_torch(graph.trace(bundle), scratch.path / TORCH_FILE)
-    _write_source(bundle, scratch)
-    return graph.read_torch(scratch.path / TORCH_FILE)
-
-
-def _write_keras(bundle: Bundle, scratch: RunDirectory) -> Forward:
-    """Write the Keras file; return what it computes."""
-    bundle.model.save(scratch.path / MODEL_FILE)
-    _write_source(bundle, scratch)
-    model = load_model(scratch.path / MODEL_FILE)
-    return Bundle.from_model(model, bundle.preprocess, bundle.class_names, bundle.temperature).forward
-
-
-_WRITERS: dict[str, Callable[[Bundle, RunDirectory], Forward]] = {
-    "onnx": _write_onnx,
-    "keras": _write_keras,
-    "torch": _write_torch,
-}
-
-
-def _write_source(bundle: Bundle, scratch: RunDirectory) -> None:
-    """Write what convscope itself loads: the configuration as JSON, the weights as safetensors."""
-    scratch.write_bytes(CONFIG, bundle.model.to_json().encode())
-    scratch.write_bytes(WEIGHTS_FILE, write_weights(bundle.model))
-
-
-def _write_int8(
-    bundle: Bundle, scratch: RunDirectory, calibration: NDArray[np.uint8] | None
-) -> tuple[str, Forward]:
-    """Quantise the ONNX file that is already there."""
-    from convscope.export import graph
-
-    with tempfile.TemporaryDirectory() as folder:
-        how = graph.write_int8(
-            scratch.path / ONNX_FILE, scratch.path / INT8_FILE, calibration, Path(folder) / ONNX_FILE
-        )
-    return how, _open_onnx(bundle, scratch.path / INT8_FILE)
-
-
-def _open_onnx(bundle: Bundle, file: Path) -> Forward:
-    """Open an ONNX file that takes and gives what a bundle does."""
-    settings = bundle.preprocess
-    shape = (settings.height, settings.width, settings.channels)
-    return open_session(file, shape, len(bundle.class_names))
-
-
 def _write_companions(
     run: RunDirectory, bundle: Bundle, scratch: RunDirectory, format: str, images: str, agreement: str
 ) -> None:
     """Write what stands beside a network, and last the list of all files with their hashes."""
+    if FORMATS[format].open is None:  # what convscope itself loads
+        scratch.write_bytes(CONFIG, bundle.model.to_json().encode())
+        scratch.write_bytes(WEIGHTS_FILE, write_weights(bundle.model))
     for name, content in bundle.preprocess.to_files().items():
         scratch.write_bytes(name, content)
     if bundle.statistics:
         scratch.write_json(STATISTICS_FILE, bundle.statistics.to_json())
-    scratch.write_bytes(GUIDE_FILE, guide(bundle, format).encode())
+    scratch.write_bytes(GUIDE_FILE, _page(bundle, FORMATS[format]).encode())
     settings, record = bundle.preprocess, run.read_json(RUN_FILE)
     files = sorted(file for file in scratch.path.iterdir() if file.is_file())
     scratch.write_json(
@@ -315,4 +194,20 @@ def _data(record: dict[str, Any]) -> dict[str, Any]:
     data = record.get("data")
     return (
         {key: data[key] for key in ("name", "fingerprint") if key in data} if isinstance(data, dict) else {}
+    )
+
+
+def _page(bundle: Bundle, form: ExportFormat) -> str:
+    """Write the page that an export carries: what its files are, and the lines of code that use it."""
+    settings, classes = bundle.preprocess, len(bundle.class_names)
+    code = form.example.format(
+        height=settings.height, width=settings.width, channels=settings.channels, classes=classes
+    )
+    steps = "\n".join(f"- {step}" for step in settings.describe())
+    return (
+        f"# An image classifier with {classes} classes\n\n"
+        f"{form.holds} The names of the classes, in the order of the probabilities, stand in\n"
+        f"`bundle.json`; so do the temperature ({bundle.temperature:g}) and the hash of every file.\n\n"
+        f"```python\n{code}```\n\n"
+        f"What is done to an image:\n\n{steps}\n"
     )

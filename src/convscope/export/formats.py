@@ -1,0 +1,132 @@
+"""The formats of an export: one record each, from which writing, checking, loading and the page take it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convscope.export import onnx_graph
+from convscope.export.bundle import Bundle, Forward
+from convscope.model_files.models import MODEL_FILE, load_model
+
+
+@dataclass(frozen=True, eq=False)
+class ExportFormat:
+    """One way to write a trained network for use elsewhere.
+
+    ``write(bundle, folder)`` writes ``files`` and returns what they compute when they are read back.
+    ``open(file, image shape, classes)`` is for formats that predict without Keras; beside a network of the
+    others convscope keeps what it loads itself. The page of an export is made of ``holds`` and ``example``,
+    where {height}, {width}, {channels} and {classes} stand for numbers.
+    """
+
+    files: tuple[str, ...]
+    holds: str
+    example: str
+    write: Callable[[Bundle, Path], Forward]
+    open: Callable[[Path, tuple[int, int, int], int], Forward] | None = None
+    packages: tuple[str, ...] = ()
+    # A quantised network: its file, and what writes it from training images (or None) beside the first one.
+    int8_file: str = ""
+    write_int8: Callable[[Bundle, Path, NDArray[np.uint8] | None], tuple[str, Forward]] | None = None
+
+
+def _write_onnx(bundle: Bundle, folder: Path) -> Forward:
+    from convscope.export import torch_graph
+
+    onnx_graph.write(torch_graph.trace(bundle), bundle, folder / ONNX.files[0])
+    return onnx_graph.open_session(folder / ONNX.files[0], *_form(bundle))
+
+
+def _write_int8(bundle: Bundle, folder: Path, images: NDArray[np.uint8] | None) -> tuple[str, Forward]:
+    target = folder / ONNX.int8_file
+    how = onnx_graph.quantise(folder / ONNX.files[0], target, images)
+    return how, onnx_graph.open_session(target, *_form(bundle))
+
+
+def _form(bundle: Bundle) -> tuple[tuple[int, int, int], int]:
+    """Give the shape of an image, and the number of classes."""
+    settings = bundle.preprocess
+    return (settings.height, settings.width, settings.channels), len(bundle.class_names)
+
+
+def _write_keras(bundle: Bundle, folder: Path) -> Forward:
+    bundle.model.save(folder / MODEL_FILE)
+    model = load_model(folder / MODEL_FILE)
+    return Bundle.from_model(model, bundle.preprocess, bundle.class_names, bundle.temperature).forward
+
+
+def _write_torch(bundle: Bundle, folder: Path) -> Forward:
+    from convscope.export import torch_graph
+
+    return torch_graph.write_program(torch_graph.trace(bundle), folder / TORCH.files[0])
+
+
+def _write_module(bundle: Bundle, folder: Path) -> Forward:
+    from convscope.export import torch_graph, torch_source
+
+    here = replace(bundle, network=torch_graph.on_cpu(bundle.model))
+    return torch_source.write(torch_graph.trace(here), here, *(folder / name for name in MODULE.files))
+
+
+ONNX = ExportFormat(
+    files=("model.onnx",),
+    holds="`model.onnx` holds everything: scaling, network and calibration.",
+    example="""\
+import numpy as np, onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx")
+pixels = np.zeros((1, {height}, {width}, {channels}), np.uint8)  # your images, 0 to 255
+probabilities = session.run(["probabilities"], {{"pixels": pixels}})[0]  # (n, {classes}), float32
+""",
+    write=_write_onnx,
+    open=onnx_graph.open_session,
+    packages=("onnx", "onnxscript", "onnxruntime"),
+    int8_file="model-int8.onnx",
+    write_int8=_write_int8,
+)
+KERAS = ExportFormat(
+    files=(MODEL_FILE,),
+    holds="`model.keras` holds the network alone; scaling and calibration stand beside it.",
+    example="""\
+import convscope, numpy as np
+
+bundle = convscope.load_bundle(".")
+pixels = np.zeros((1, {height}, {width}, {channels}), np.uint8)  # your images, 0 to 255, of any size
+probabilities = bundle.predict(pixels)  # (n, {classes}), float32
+""",
+    write=_write_keras,
+)
+TORCH = ExportFormat(
+    files=("model.pt2",),
+    holds="`model.pt2` holds everything: scaling, network and calibration.",
+    example="""\
+import torch
+
+program = torch.export.load("model.pt2").module()
+pixels = torch.zeros((1, {height}, {width}, {channels}), dtype=torch.uint8)  # your images, 0 to 255
+probabilities = program(pixels)  # (n, {classes}), float32
+""",
+    write=_write_torch,
+)
+MODULE = ExportFormat(
+    files=("network.safetensors", "network.py"),
+    holds="`network.py` is a PyTorch module to read, change and train further: scaling, network and "
+    "calibration; `network.safetensors` holds its weights. It needs torch and safetensors, and no convscope.",
+    example="""\
+import torch
+from network import load  # in this folder, or with it on Python's path
+
+network = load("network.safetensors")
+pixels = torch.zeros((1, {height}, {width}, {channels}), dtype=torch.uint8)  # your images, 0 to 255
+with torch.no_grad():
+    probabilities = network(pixels)  # (n, {classes}), float32
+""",
+    write=_write_module,
+)
+
+FORMATS = {"onnx": ONNX, "keras": KERAS, "torch": TORCH, "module": MODULE}

@@ -1,0 +1,153 @@
+"""A traced bundle → a PyTorch module that a person can read, and its weights as safetensors."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch.fx import GraphModule, Node
+from torch.fx.graph import CodeGen
+
+from convscope.errors import ExportError, sentence
+from convscope.export.bundle import Bundle, Forward
+from convscope.model_files.archive import reason
+
+_SOURCE = '''\
+"""An image classifier: pixels (n, {height}, {width}, {channels}), uint8 -> probabilities (n, {classes}).
+
+{steps}
+
+Written by convscope; needs torch and safetensors. The weights are parameters, so that it can be trained on.
+"""
+
+import torch
+from safetensors.torch import load_file
+
+aten = torch.ops.aten
+
+
+class Network(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+{tensors}
+
+{forward}
+
+
+def load(file="network.safetensors"):
+    network = Network()
+    network.load_state_dict(load_file(file))
+    return network.eval()
+'''
+# Checks that the tracer adds for its own users.
+_CHECKS = ("_assert_tensor_metadata", "_guards_fn", "sym_constrain", "_assert_scalar", "_assert_async")
+
+
+def write(program: torch.export.ExportedProgram, bundle: Bundle, weights: Path, source: Path) -> Forward:
+    """Write weights and source of a traced bundle, whose model is on the CPU; return what the two compute."""
+    module: Any = program.module()
+    _simplify(module)
+    tensors = _name_tensors(module, bundle)
+    learned = {weight.value.data_ptr() for weight in bundle.model.trainable_weights}
+    lines = [
+        f"        self.{name} = torch.nn.Parameter(torch.empty({list(value.shape)}))"
+        if value.data_ptr() in learned
+        else f'        self.register_buffer("{name}", torch.empty({list(value.shape)}, dtype={value.dtype}))'
+        for name, value in tensors.items()
+    ]
+    settings = bundle.preprocess
+    text = _SOURCE.format(
+        height=settings.height,
+        width=settings.width,
+        channels=settings.channels,
+        classes=len(bundle.class_names),
+        steps="\n".join(settings.describe()),
+        tensors="\n".join(lines),
+        forward=_forward_of(module),
+    )
+    source.write_text(text, encoding="utf-8")
+    save_file({name: value.detach().contiguous().clone() for name, value in tensors.items()}, weights)
+    try:
+        network = runpy.run_path(str(source))["load"](str(weights))  # what was just written, to check it
+    except Exception as error:  # an operator whose printed form is no Python
+        raise ExportError(
+            sentence("a network that can be written as PyTorch source", reason(error))
+        ) from error
+
+    def forward(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.no_grad():
+            result: NDArray[np.float32] = network(torch.from_numpy(np.ascontiguousarray(pixels))).numpy()
+        return result
+
+    return forward
+
+
+def _name_tensors(module: GraphModule, bundle: Bundle) -> dict[str, torch.Tensor]:
+    """Call each tensor of a graph as Keras calls its weight; others, of the preprocessing, constants."""
+    known: dict[int, str] = {}
+    for weight in bundle.model.weights:
+        name = _identifier(weight.path)
+        while name in known.values():  # nested networks may have layers of the same name
+            name += "_"
+        known[weight.value.data_ptr()] = name
+    named: dict[str, torch.Tensor] = {}
+    names: dict[str, str] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            if node.target not in names:
+                value = attrgetter(node.target)(module)
+                names[node.target] = name = known.get(value.data_ptr(), f"constant_{len(names)}")
+                named[name] = value
+            node.target = names[node.target]
+    return named
+
+
+def _identifier(path: str) -> str:
+    """Write ``simple/conv2d_1/kernel`` as a name that Python knows."""
+    return re.sub(r"\W+", "_", path.split("/", 1)[-1])
+
+
+def _simplify(module: GraphModule) -> None:
+    """Take out what the tracer checks for itself, and conversions that convert nothing."""
+    for node in list(module.graph.nodes):
+        if any(check in str(node.target) for check in _CHECKS):
+            node.replace_all_uses_with(None)
+            module.graph.erase_node(node)
+        elif str(node.target).startswith("aten.to."):
+            _convert(module, node)
+    module.graph.eliminate_dead_code()
+
+
+def _convert(module: GraphModule, node: Node) -> None:
+    """Write a conversion as ``x.to(dtype)`` on whatever device x is; leave it out where the type stays."""
+    source: Any = node.args[0]
+    before, after = source.meta["val"], node.meta["val"]
+    if before.dtype != after.dtype:
+        with module.graph.inserting_before(node):
+            made = module.graph.call_method("to", (source, after.dtype))
+        made.meta["val"] = after
+        source = made
+    node.replace_all_uses_with(source)
+    module.graph.erase_node(node)
+
+
+def _forward_of(module: GraphModule) -> str:
+    """Print the graph as a method, in the words of ``torch.ops.aten``."""
+    [output] = [node for node in module.graph.nodes if node.op == "output"]
+    [[result]] = output.args
+    output.args = (result,)
+    module.graph.set_codegen(CodeGen())
+    code = module.graph.python_code("self").src
+    code = re.sub(r";(  \w+ =)+ None", "", re.sub(r";[\w =]+ = None", "", code))
+    code = code.replace("torch.ops.aten.", "aten.").replace("device(type='cpu')", "pixels.device")
+    code = re.sub(r"(aten\.\w+)\.(?:default|Tensor)\(", r"\1(", code)
+    for name, tensor in re.findall(r"^    (\w+) = (self\.\w+)$", code, re.MULTILINE):
+        code = re.sub(rf"\b{name}\b", tensor, code.replace(f"    {name} = {tensor}\n", ""))
+    return "\n".join(f"    {line}" if line.strip() else "" for line in code.strip().splitlines())
