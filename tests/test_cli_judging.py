@@ -46,6 +46,31 @@ def test_a_run_compared_with_itself_differs_nowhere(runs, typed):
     assert (found["verdict"], found["agreement"]) == ("could be chance", 1)
 
 
+def settle(run, **settings):
+    """Record settings of the training as a run does."""
+    record = json.loads((run / "run.json").read_text())
+    record["config"]["training"] |= settings
+    (run / "run.json").write_text(json.dumps(record))
+
+
+def test_a_comparison_names_what_differs_in_the_trainings(runs, typed):
+    settle(runs / "weak", epochs=1, batch_size=64, learning_rate=None)
+    settle(runs / "strong", epochs=2, batch_size=64, learning_rate=0.01)
+    done = typed("compare", "weak", "strong", cwd=runs)
+    line = "They were trained differently: epochs 1 and 2; learning rate default and 0.01."
+    assert line in done.stdout.splitlines()
+    found = json.loads(typed("compare", "weak", "strong", "--json", cwd=runs).stdout)
+    assert found["settings"] == {"epochs": [[1], [2]], "learning rate": [[None], [0.01]]}
+
+
+def test_seeds_are_no_difference_between_sides_of_several_runs(runs, typed):
+    settle(runs / "weak", seed=1)
+    shutil.copytree(runs / "weak", runs / "other")
+    settle(runs / "other", seed=2)
+    done = typed("compare", "weak", "other", "--with", "strong", "--json", cwd=runs)
+    assert json.loads(done.stdout)["settings"] == {}
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

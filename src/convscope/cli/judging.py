@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -104,11 +104,15 @@ def compare(
         found: Any = compare_two(evaluations[0][0], evaluations[1][0], *labels)
     else:
         found = compare_seeds(evaluations[0], evaluations[1], *labels)
+    settings = _differing_settings(sides)
     uncounted = _count([run for side in sides for run in side], "comparison", "compare")
     if json:
-        show_json(found.to_json())
+        show_json({**found.to_json(), "settings": settings})
     else:
         say(str(found))
+        if settings:
+            listed = "; ".join(f"{name} {_said(a)} and {_said(b)}" for name, (a, b) in settings.items())
+            say(f"They were trained differently: {listed}.")
         if second is None:
             _show_differences(found, evaluations[0][0], evaluations[1][0])
     if uncounted:
@@ -205,6 +209,41 @@ def _refuse_other_data(runs: list[Contents]) -> None:
     if len(prints) > 1:
         found = " and ".join(f"{name} ({str(value)[:12]})" for value, name in prints.items())
         raise UsageError(sentence("runs on the same data", found))
+
+
+def _differing_settings(sides: list[list[Contents]]) -> dict[str, tuple[list[Any], list[Any]]]:
+    """Name the settings in which the sides' trainings differ, with the values on each side."""
+    found: list[dict[str, list[Any]]] = [{}, {}]
+    for values, side in zip(found, sides, strict=True):
+        for run in side:
+            trained = len(next(iter(run.history.values()), ()))
+            settings = _flat({**run.record.get("config", {}), "epochs trained": trained})
+            for name, value in settings.items():
+                values[name] = [*values.get(name, []), *([] if value in values.get(name, []) else [value])]
+    known = [name for name in {**found[0], **found[1]} if name not in ("network", "data")]
+    differing = {name: (found[0].get(name, []), found[1].get(name, [])) for name in known}
+    differing = {name: both for name, both in differing.items() if both[0] != both[1]}
+    if max(map(len, sides)) > 1:  # then seeds differ on purpose
+        differing.pop("seed", None)
+    if differing.get("epochs") == differing.get("epochs trained"):
+        differing.pop("epochs trained", None)
+    return differing
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Lay nested settings out: those of the training by their own names, others behind their group's."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        title = f"{prefix}{name}".replace("_", " ")
+        inner = "" if name == "training" else f"{title} "
+        flat |= _flat(value, inner) if isinstance(value, Mapping) else {title: value}
+    return flat
+
+
+def _said(values: Sequence[Any]) -> str:
+    """Write the values of a setting on one side."""
+    words = ["default" if value is None else str(value) for value in values]
+    return " or ".join(words) or "not set"
 
 
 def _labels(sides: list[list[Contents]]) -> tuple[str, str]:
