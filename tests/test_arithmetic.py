@@ -1,5 +1,8 @@
 """The arithmetic of layers, held against Keras and torch."""
 
+import re
+from importlib import resources
+
 import keras
 import numpy as np
 import pytest
@@ -10,7 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from convscope import arithmetic
 from convscope.arithmetic import ReceptiveField, analyse, analyse_chain, explain_failure
+from convscope.arithmetic.activations import ACTIVATIONS
 from convscope.arithmetic.formulas import effective_window
+from convscope.arithmetic.layers import LAYERS
 from convscope.errors import ArchitectureError, UsageError
 
 WINDOWS = {
@@ -234,3 +239,34 @@ def test_receptive_field_grows_by_the_jump():
 def test_receptive_field_is_cut_to_the_image():
     field = ReceptiveField().through(3, before=1)
     assert (field.over(28, image=28).size, field.over(4, image=28).size) == (28, 5)
+
+
+def test_every_record_names_a_layer_of_keras_and_a_page_arithmetic_that_is_there():
+    script = resources.files("convscope.report").joinpath("page", "arithmetic.js").read_text(encoding="utf-8")
+    for name, kind in LAYERS.items():
+        assert issubclass(getattr(keras.layers, name), keras.layers.Layer)
+        assert kind.page is None or f"      {kind.page}: () =>" in script
+
+
+def test_the_page_computes_activation_functions_that_are_written_out():
+    script = resources.files("convscope.report").joinpath("page", "arithmetic.js").read_text(encoding="utf-8")
+    table = script[script.index("const ACTIVATIONS") : script.index("};")]
+    names = re.findall(r"^  (\w+):", table, re.MULTILINE)
+    assert "relu" in names
+    assert all(ACTIVATIONS[name].apply is not None for name in names)
+
+
+@pytest.mark.parametrize("name", [name for name, function in ACTIVATIONS.items() if function.apply])
+def test_an_activation_function_is_the_one_of_keras(name):
+    x = np.linspace(-30, 30, 121)
+    expected = getattr(keras.activations, name)(torch.tensor(x)).numpy()
+    np.testing.assert_allclose(
+        ACTIVATIONS[name](x), expected, rtol=1e-9, atol=1e-14
+    )  # torch cuts softplus off
+
+
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS.keys() - {"threshold"}))  # has no defaults
+def test_what_is_said_to_increase_does(name):
+    y = getattr(keras.activations, name)(torch.linspace(-8, 8, 400, dtype=torch.float64)[None])
+    if ACTIVATIONS[name].is_increasing({}):
+        assert bool((y.diff() >= -1e-12).all())

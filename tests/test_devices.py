@@ -20,8 +20,8 @@ from convscope.lowering.devices import (
     require_device,
 )
 from convscope.lowering.kernels import batch_normalization
+from convscope.lowering.layers.normalization import apply_statistics, normalize_elementwise
 from convscope.lowering.processor import multiplies_bfloat16, takes_bfloat16
-from convscope.lowering.torch_ops import apply_statistics, normalize_elementwise
 
 TESTS = Path(__file__).parent
 # A part of the tests of a GPU that takes seconds and goes through every package.

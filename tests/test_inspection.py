@@ -10,7 +10,7 @@ from odd_networks import ODD_NETWORKS, nested
 
 from convscope.errors import UnknownNameError, UsageError
 from convscope.inspection import describe, explain_kernel_layouts
-from convscope.inspection.graph import read_graph
+from convscope.lowering.graph import read_graph
 from convscope.networks import NETWORKS, build
 
 ALL_NETWORKS = {**{name: lambda name=name: build(name) for name in NETWORKS}, **ODD_NETWORKS}

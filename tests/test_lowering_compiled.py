@@ -15,9 +15,9 @@ import torch.nn.functional as F  # noqa: N812  the name that torch's own documen
 from lowering_cases import built
 
 from convscope.lowering import emit, kernels, lower, optimise
-from convscope.lowering.bfloat16_copies import bfloat16_copy, copy_of, declare_current
 from convscope.lowering.cpu import compiled, loops, vectors
 from convscope.lowering.cpu.compiled import PackedMask, WindowGeometry
+from convscope.lowering.kernels import bfloat16_copy, copy_of, declare_copy_current
 from convscope.lowering.masks import Mask, MaskSource, hashed_fields, mix, threshold_of
 from convscope.lowering.processor import openmp
 
@@ -377,7 +377,7 @@ def test_a_copy_declared_current_is_not_made_again():
     copy = bfloat16_copy(weight)
     weight.add_(1)
     copy.fill_(7)
-    declare_current(weight)
+    declare_copy_current(weight)
     assert bfloat16_copy(weight).tolist() == [7.0, 7.0, 7.0]
     weight.add_(1)
     assert bfloat16_copy(weight).tolist() == [3.0, 3.0, 3.0]
@@ -395,4 +395,4 @@ def test_a_network_that_is_refreshed_forgets_its_copies():
 
 def test_a_copy_goes_with_its_weight():
     assert copy_of(torch.ones(2)) is None
-    declare_current(torch.ones(2))  # nothing to declare
+    declare_copy_current(torch.ones(2))  # nothing to declare

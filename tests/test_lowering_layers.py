@@ -8,7 +8,9 @@ import torch
 from covering import case_id, covering
 from lowering_cases import assert_parity, built, image_batch, scrambled
 
+from convscope.arithmetic.layers import LAYERS
 from convscope.lowering import emit, lower
+from convscope.lowering.layers import base
 
 L = keras.layers
 IMAGE = (7, 8, 4)
@@ -84,6 +86,11 @@ CASES = {
     ),
     "layer norm": ([L.LayerNormalization], IMAGE),
     "layer norm axes": ([lambda: L.LayerNormalization(axis=(1, 2, 3), center=False)], IMAGE),
+    "layer norm offset only": ([lambda: L.LayerNormalization(scale=False)], IMAGE),
+    "group norm": ([lambda: L.GroupNormalization(2)], IMAGE),
+    "group norm of each channel": ([lambda: L.GroupNormalization(-1, center=False)], IMAGE),
+    "group norm channels first": ([lambda: L.GroupNormalization(2, axis=1, scale=False)], (4, 7, 8)),
+    "group norm of a row": ([lambda: L.GroupNormalization(2, epsilon=0.1)], (6,)),
     "relu max": ([lambda: L.ReLU(max_value=1.0)], IMAGE),
     "relu 6": ([lambda: L.ReLU(6.0)], IMAGE),
     "relu slope": ([lambda: L.ReLU(negative_slope=0.3)], IMAGE),
@@ -295,3 +302,7 @@ def test_moving_statistics_do_not_depend_on_what_memory_held_before(monkeypatch)
     monkeypatch.setattr(torch, "empty_like", lambda tensor, **_: full_of_nan(tensor, float("nan")))
     network(torch.rand(8, 4, 4, 2), training=True)
     assert all(bool(torch.isfinite(tensor).all()) for tensor in network.state.values())
+
+
+def test_every_layer_that_is_lowered_has_a_record():
+    assert {kind.__name__ for kind in base._READERS} <= set(LAYERS)

@@ -10,9 +10,8 @@ from lowering_cases import built, image_batch, keras_pass, lowered_pass, require
 
 from convscope.errors import LoweringError, UsageError
 from convscope.lowering import describe, emit, lower, optimise
-from convscope.lowering import ir as ops
-from convscope.lowering.check import check
 from convscope.lowering.cpu import compiled
+from convscope.lowering.ir import Activation, Output, check
 from convscope.lowering.planner import PlanContext, _candidates, apply_plan, choose, plan_of
 
 L = keras.layers
@@ -47,13 +46,13 @@ def test_the_network_of_the_exercise_becomes_five_ops():
     program, changes = optimised(deep())
     assert kinds(program) == ["Conv2D", "Conv2D", "Pool2D", "Flatten", "Dense", "Dense"]
     first, second, pool, _, dense, last = program.ops
-    assert first.activation == ops.Activation("relu")
+    assert first.activation == Activation("relu")
     assert second.activation is None
-    assert pool.activation == ops.Activation("relu")
+    assert pool.activation == Activation("relu")
     assert pool.drop.rate == 0.25
     assert dense.drop.rate == 0.5
     assert (dense.input_scale, last.input_scale) == (pytest.approx(4 / 3), 2.0)
-    assert program.outputs[0].activation == ops.Activation("softmax")
+    assert program.outputs[0].activation == Activation("softmax")
     assert all(changes[name] for name in changes if name != "normalization folded into weights")
 
 
@@ -80,7 +79,7 @@ def test_only_what_never_decreases_moves_behind_the_maximum(activation, moves):
 
 def test_nothing_moves_behind_an_average():
     program, _ = optimised(built([L.Conv2D(3, 3, activation="relu"), L.AveragePooling2D(2)], (8, 8, 1)))
-    assert program.ops[0].activation == ops.Activation("relu")
+    assert program.ops[0].activation == Activation("relu")
 
 
 def test_an_activation_that_another_op_reads_stays():
@@ -89,7 +88,7 @@ def test_an_activation_that_another_op_reads_stays():
     model = keras.Model(image, [L.MaxPooling2D(2)(active), L.GlobalAveragePooling2D()(active)])
     program, changes = optimised(model)
     assert changes["activation behind max-pooling"] == ()
-    assert program.ops[0].activation == ops.Activation("relu")
+    assert program.ops[0].activation == Activation("relu")
 
 
 def test_a_regularized_activity_stays_where_it_is():
@@ -117,7 +116,7 @@ def test_a_frozen_normalization_is_folded_while_training():
     model = built([L.Dense(3), L.BatchNormalization(trainable=False), L.ReLU()], (4,))
     program, _ = optimised(model)
     assert kinds(program) == ["Dense"]
-    assert program.ops[0].activation == ops.Activation("relu")
+    assert program.ops[0].activation == Activation("relu")
 
 
 def test_a_normalization_of_another_axis_stays():
@@ -216,7 +215,7 @@ def test_an_output_that_nothing_writes_is_refused():
     with pytest.raises(
         LoweringError, match=r"^After a bad pass, output 'nowhere' of '.*' is written by no op\.$"
     ):
-        check(dataclasses.replace(program, outputs=(ops.Output("nowhere"),)), after="a bad pass")
+        check(dataclasses.replace(program, outputs=(Output("nowhere"),)), after="a bad pass")
 
 
 def test_measurement_chooses_among_candidates():

@@ -13,8 +13,8 @@ from sklearn.decomposition import PCA
 
 from convscope import inspection
 from convscope.errors import UnknownNameError, UsageError
-from convscope.inspection.graph import read_graph
 from convscope.inspection.running import fitting_batch, run
+from convscope.lowering.graph import read_graph
 from convscope.networks import build
 
 

@@ -13,7 +13,7 @@ from scipy.signal import correlate
 
 from convscope.errors import UnknownNameError, UsageError
 from convscope.inspection import Recomputation, describe, feature_maps, recompute
-from convscope.inspection.graph import read_graph
+from convscope.lowering.graph import read_graph
 from convscope.networks import NETWORKS, build
 
 ALL_NETWORKS = {**{name: lambda name=name: build(name) for name in NETWORKS}, **ODD_NETWORKS}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from convscope.errors import UsageError
-from convscope.lowering.bfloat16_copies import bfloat16_copy
+from convscope.lowering.kernels import bfloat16_copy
 from convscope.training.optimizers import KerasStep, RuleStep, has_rule, plan_step
 from convscope.training.schedules import Rate
 

@@ -12,7 +12,6 @@ import numpy.typing as npt
 import torch
 
 from convscope.errors import UsageError, sentence
-from convscope.inspection.graph import Graph, read_graph
 from convscope.inspection.running import (
     FloatArray,
     channels_last,
@@ -26,6 +25,7 @@ from convscope.inspection.running import (
     to_float64,
     to_numpy,
 )
+from convscope.lowering.graph import Graph, read_graph
 
 if TYPE_CHECKING:
     import keras

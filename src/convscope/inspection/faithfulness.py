@@ -12,7 +12,6 @@ import torch
 
 from convscope.arithmetic import show_shape
 from convscope.errors import UsageError, sentence
-from convscope.inspection.graph import Graph, read_graph
 from convscope.inspection.running import (
     FloatArray,
     chosen_class,
@@ -21,6 +20,7 @@ from convscope.inspection.running import (
     scores,
     to_numpy,
 )
+from convscope.lowering.graph import Graph, read_graph
 
 if TYPE_CHECKING:
     import keras

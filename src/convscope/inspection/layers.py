@@ -13,7 +13,7 @@ from convscope.arithmetic import (
     analyse,
     show_shape,
 )
-from convscope.inspection.graph import Call, Graph, read_graph
+from convscope.lowering.graph import Call, Graph, read_graph
 
 if TYPE_CHECKING:
     import keras

@@ -15,8 +15,8 @@ import torch
 from convscope.arithmetic import show_shape
 from convscope.arithmetic.activations import ACTIVATIONS, ActivationFunction, leaky_rectifier, rectifier
 from convscope.errors import UsageError, sentence
-from convscope.inspection.graph import Call, Graph
 from convscope.lowering.devices import computing_on
+from convscope.lowering.graph import Call, Graph
 
 # How many values of a network are computed at a time: 32 MB.
 MOST_ELEMENTS = 2**23

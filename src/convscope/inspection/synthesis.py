@@ -11,7 +11,6 @@ import torch
 
 from convscope.arithmetic import show_shape
 from convscope.errors import UsageError, sentence
-from convscope.inspection.graph import Call, Graph, read_graph
 from convscope.inspection.running import (
     FloatArray,
     Values,
@@ -24,6 +23,7 @@ from convscope.inspection.running import (
     to_batch,
     to_numpy,
 )
+from convscope.lowering.graph import Call, Graph, read_graph
 
 if TYPE_CHECKING:
     import keras

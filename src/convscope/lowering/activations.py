@@ -121,3 +121,6 @@ _PLAIN: dict[str, Any] = {
     "hard_silu": F.hardswish,
     "exponential": torch.exp,
 }
+
+# What lowering computes itself; a layer with another function runs as it is.
+TORCH_FUNCTIONS = ("linear", *_MAKERS, *_PLAIN)

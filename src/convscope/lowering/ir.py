@@ -8,17 +8,22 @@ Weights and state are named by the path of their Keras variable and never stored
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from convscope.arithmetic.activations import ACTIVATIONS
+from convscope.errors import LoweringError
 
 Shape = tuple[int | None, ...]
 Pair = tuple[int, int]
 Precision = Literal["float32", "bfloat16"]
 DataFormat = Literal["channels_last", "channels_first"]
 Padding = Literal["valid", "same"]
+
+
+class ShapeError(ValueError):
+    """An op's settings do not fit the shapes it reads; the message says what does not fit."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +88,10 @@ class Activation:
 
 @dataclass(frozen=True)
 class KernelChoice:
-    """How a heavy op is computed: an entry of the plan.
+    """How a convolution or matrix product is computed: an entry of the plan.
 
     ``precision`` is the type it computes in and writes; ``layout`` the order in which its images lie in
-    memory; ``algorithm`` one of the ways that ``emit`` knows for this op.
+    memory; ``algorithm`` one of the ways that this op can be computed.
     """
 
     precision: Precision = "float32"
@@ -118,265 +123,31 @@ class Op:
         """Return the paths of the non-trainable variables that the op reads or updates."""
         return ()
 
+    @property
+    def written(self) -> tuple[str, ...]:
+        """Return the names of the values that the op writes."""
+        return (self.output,)
+
+    def output_shape(self, shapes: Sequence[Shape]) -> Shape | None:
+        """Compute the shape that it gives from its settings and the shapes of its inputs.
+
+        None where the settings do not say: Keras says it for a layer that runs as it is.
+
+        Raises
+        ------
+        ShapeError
+            When the settings do not fit the inputs.
+        """
+        return self._output_shape(shapes)
+
+    def _output_shape(self, shapes: Sequence[Shape]) -> Shape | None:
+        del shapes
+        raise ShapeError(f"no shape rule for {self.kind}")
+
     def settings(self) -> dict[str, Any]:
         """Return the fields that make this op differ from others of its type."""
         common = {"name", "layer", "inputs", "output"}
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in common}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Conv2D(Op):
-    """A convolution; its kernel is ``(k, k, in/groups, out)``, or ``depthwise`` ``(k, k, in, times)``."""
-
-    kernel: str
-    kernel_shape: tuple[int, int, int, int]
-    bias: str | None = None
-    strides: Pair = (1, 1)
-    padding: Padding = "valid"
-    dilation: Pair = (1, 1)
-    groups: int = 1
-    depthwise: bool = False
-    data_format: DataFormat = "channels_last"
-    activation: Activation | None = None
-    drop: Dropout | None = None
-    folded: BatchNormalization | None = None
-    choice: KernelChoice = field(default_factory=KernelChoice)
-
-    @property
-    def filters(self) -> int:
-        """Return the number of output channels."""
-        _, _, inner, outer = self.kernel_shape
-        return inner * outer if self.depthwise else outer
-
-    @property
-    def weights(self) -> tuple[str, ...]:
-        """Return kernel and bias, and those of a folded normalization."""
-        own = (self.kernel,) if self.bias is None else (self.kernel, self.bias)
-        return own + (self.folded.weights if self.folded else ())
-
-    @property
-    def state(self) -> tuple[str, ...]:
-        """Return the statistics of a folded normalization."""
-        return self.folded.state if self.folded else ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dense(Op):
-    """A matrix product over the last axis; the kernel is ``(in, out)``.
-
-    ``input_scale`` multiplies the product in training: the scale of a dropout before.
-    """
-
-    kernel: str
-    kernel_shape: tuple[int, int]
-    bias: str | None = None
-    input_scale: float = 1.0
-    activation: Activation | None = None
-    drop: Dropout | None = None
-    folded: BatchNormalization | None = None
-    choice: KernelChoice = field(default_factory=KernelChoice)
-
-    @property
-    def weights(self) -> tuple[str, ...]:
-        """Return kernel and bias, and those of a folded normalization."""
-        own = (self.kernel,) if self.bias is None else (self.kernel, self.bias)
-        return own + (self.folded.weights if self.folded else ())
-
-    @property
-    def state(self) -> tuple[str, ...]:
-        """Return the statistics of a folded normalization."""
-        return self.folded.state if self.folded else ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchNormalization(Op):
-    """Normalization by batch statistics (training) or moving statistics (``frozen``, or inference)."""
-
-    axis: int
-    moving_mean: str
-    moving_variance: str
-    gamma: str | None = None
-    beta: str | None = None
-    momentum: float = 0.99
-    epsilon: float = 1e-3
-    frozen: bool = False
-
-    @property
-    def weights(self) -> tuple[str, ...]:
-        """Return scale and offset, where the layer has them."""
-        return tuple(path for path in (self.gamma, self.beta) if path is not None)
-
-    @property
-    def state(self) -> tuple[str, ...]:
-        """Return the moving statistics."""
-        return (self.moving_mean, self.moving_variance)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerNormalization(Op):
-    """Normalization over ``axes`` of each example."""
-
-    axes: tuple[int, ...]
-    gamma: str | None = None
-    beta: str | None = None
-    epsilon: float = 1e-3
-
-    @property
-    def weights(self) -> tuple[str, ...]:
-        """Return scale and offset, where the layer has them."""
-        return tuple(path for path in (self.gamma, self.beta) if path is not None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Activate(Op):
-    """An activation function on its own."""
-
-    activation: Activation
-
-
-@dataclass(frozen=True, kw_only=True)
-class PRelu(Op):
-    """max(x, 0) + alpha · min(x, 0), with a learned alpha."""
-
-    alpha: str
-
-    @property
-    def weights(self) -> tuple[str, ...]:
-        """Return the slope."""
-        return (self.alpha,)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pool2D(Op):
-    """Max or average pooling, with what was fused behind it."""
-
-    mode: Literal["max", "average"]
-    pool: Pair
-    strides: Pair
-    padding: Padding = "valid"
-    data_format: DataFormat = "channels_last"
-    edge: Literal["ignore", "replicate"] = "ignore"
-    activation: Activation | None = None
-    drop: Dropout | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class GlobalPool2D(Op):
-    """The mean or maximum of each channel."""
-
-    mode: Literal["max", "average"]
-    data_format: DataFormat = "channels_last"
-    keepdims: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dropout(Op):
-    """Sets a share of the elements, or of whole channels (``noise_shape`` with ones), to zero in training.
-
-    ``stream`` numbers the dropouts of a program: masks depend on it, on the seed and on the step alone.
-    ``scaled`` says whether what is kept is scaled here, or by the matrix product that follows.
-    """
-
-    rate: float
-    stream: int
-    noise_shape: tuple[int | None, ...] | None = None
-    scaled: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class Flatten(Op):
-    """All axes but the batch into one; ``channels_first`` images are put in channels_last order before."""
-
-    data_format: DataFormat = "channels_last"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reshape(Op):
-    """Another shape for the axes behind the batch; -1 stands for what is left."""
-
-    target: tuple[int, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ZeroPad2D(Op):
-    """Zeros around an image: ``((top, bottom), (left, right))``."""
-
-    amounts: tuple[Pair, Pair]
-    data_format: DataFormat = "channels_last"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Crop2D(Op):
-    """An image without its border: ``((top, bottom), (left, right))``."""
-
-    amounts: tuple[Pair, Pair]
-    data_format: DataFormat = "channels_last"
-
-
-@dataclass(frozen=True, kw_only=True)
-class UpSample2D(Op):
-    """An image enlarged by whole factors."""
-
-    size: Pair
-    interpolation: Literal["nearest", "bilinear"] = "nearest"
-    data_format: DataFormat = "channels_last"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Merge(Op):
-    """An element-wise combination of several values."""
-
-    mode: Literal["add", "subtract", "multiply", "average", "maximum", "minimum"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Concatenate(Op):
-    """Values side by side along one axis."""
-
-    axis: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Affine(Op):
-    """x · scale + offset with constants (Rescaling, Normalization); integers are accepted.
-
-    ``divide`` says that the formula is (x + offset) / scale, as Normalization computes it.
-    """
-
-    scale: tuple[float, ...]
-    offset: tuple[float, ...]
-    constant_shape: tuple[int, ...] = ()
-    divide: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class KerasCall(Op):
-    """A Keras layer or operation that runs as it is, on its own variables; ``call`` knows how."""
-
-    call: Any
-    outputs: tuple[Value, ...]
-    stream: int
-    trainable: tuple[str, ...] = ()
-
-    @property
-    def weights(self) -> tuple[str, ...]:
-        """Return the layer's trainable variables."""
-        return self.trainable
-
-    def settings(self) -> dict[str, Any]:
-        """Return the type of the Keras layer."""
-        return {"keras": str(self.call)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ActivityLoss(Op):
-    """Adds the activity regularization of a layer's output to the loss, by Keras's own ``regularizer``."""
-
-    regularizer: Any
-
-    def settings(self) -> dict[str, Any]:
-        """Return the type of the regularizer."""
-        return {"regularizer": type(self.regularizer).__name__}
 
 
 @dataclass(frozen=True)
@@ -393,6 +164,7 @@ class Program:
 
     Examples
     --------
+    >>> from convscope.lowering.layers import Affine
     >>> image = Value("image", (None, 4))
     >>> double = Affine(name="d", layer="d", inputs=("image",), output="y", scale=(2.0,), offset=(0.0,))
     >>> program = Program("tiny", (image,), (double,), (Output("y"),), {"y": Value("y", (None, 4))})
@@ -418,7 +190,7 @@ class Program:
 
     def producer(self, name: str) -> Op | None:
         """Return the op that writes a value; None for an input."""
-        return next((op for op in self.ops if name == op.output or name in written(op)), None)
+        return next((op for op in self.ops if name in op.written), None)
 
     def readers(self, name: str) -> tuple[Op, ...]:
         """Return the ops that read a value."""
@@ -431,19 +203,74 @@ class Program:
     def replace(self, **changes: Any) -> Program:
         """Return a copy with some fields changed; values that nothing writes any more are dropped."""
         changed = dataclasses.replace(self, **changes)
-        live = {value.name for value in changed.inputs}.union(*(written(op) for op in changed.ops))
+        live = {value.name for value in changed.inputs}.union(*(op.written for op in changed.ops))
         kept = {name: value for name, value in changed.values.items() if name in live}
         return dataclasses.replace(changed, values=kept)
 
 
-def written(op: Op) -> tuple[str, ...]:
-    """Return the names of the values that an op writes; an activity loss writes none.
+def check(program: Program, after: str = "reading") -> Program:
+    """Verify a program and return it: every value written once before it is read, every shape as specified.
+
+    Raises
+    ------
+    LoweringError
+        When it is wrong after what was done to it last; names the op, its Keras layer and the shapes.
 
     Examples
     --------
-    >>> written(Flatten(name="flatten", layer="flatten", inputs=("x",), output="y"))
-    ('y',)
+    >>> x = Value("x", (None, 2))
+    >>> check(Program("empty", (x,), (), (Output("x"),), {"x": x})).name
+    'empty'
     """
-    if isinstance(op, KerasCall):
-        return tuple(value.name for value in op.outputs)
-    return () if isinstance(op, ActivityLoss) else (op.output,)
+    known = {value.name for value in program.inputs}
+    names: set[str] = set()
+    for op in program:
+        _check_order(op, known, names, after)
+        _check_shapes(op, program, after)
+        names.add(op.name)
+        known.update(op.written)
+    for output in program.outputs:
+        if output.value not in known:
+            raise LoweringError(
+                f"After {after}, output {output.value!r} of {program.name!r} is written by no op."
+            )
+    return program
+
+
+def _check_order(op: Op, known: set[str], names: set[str], after: str) -> None:
+    if op.name in names:
+        raise _wrong(op, after, "its name is used twice")
+    for name in op.inputs:
+        if name not in known:
+            raise _wrong(op, after, f"it reads {name!r}, which nothing has written before")
+    for name in op.written:
+        if name in known:
+            raise _wrong(op, after, f"it writes {name!r}, which was written before")
+
+
+def _check_shapes(op: Op, program: Program, after: str) -> None:
+    missing = [name for name in (*op.inputs, *op.written) if name not in program.values]
+    if missing:
+        raise _wrong(op, after, f"the shape of {missing[0]!r} is unknown")
+    shapes = [program.value(name).shape for name in op.inputs]
+    try:
+        computed = op.output_shape(shapes)
+    except ShapeError as error:
+        raise _wrong(op, after, str(error)) from None
+    if computed is None:
+        return
+    recorded = program.value(op.output).shape
+    if not _agree(computed, recorded):
+        raise _wrong(op, after, f"from {_show(shapes)} it gives {computed}, but {recorded} is recorded")
+
+
+def _agree(one: Shape, other: Shape) -> bool:
+    return len(one) == len(other) and all(None in (a, b) or a == b for a, b in zip(one, other, strict=True))
+
+
+def _show(shapes: list[Shape]) -> str:
+    return " and ".join(map(str, shapes))
+
+
+def _wrong(op: Op, after: str, what: str) -> LoweringError:
+    return LoweringError(f"After {after}, op {op.name!r} ({op.kind}, layer {op.layer!r}) is wrong: {what}.")

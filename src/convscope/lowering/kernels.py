@@ -8,13 +8,13 @@ operations would; on other devices those run.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from convscope.lowering.bfloat16_copies import bfloat16_copy
 from convscope.lowering.cpu import compiled
 from convscope.lowering.masks import Mask, bits_type
 
@@ -248,3 +248,62 @@ class MatrixProduct(torch.autograd.Function):
         if kernel_gradient is not None and ctx.kernel_type is not None:
             kernel_gradient = kernel_gradient.to(ctx.kernel_type)
         return x_gradient, kernel_gradient, bias_gradient, None, None, None
+
+
+@dataclass
+class _Copy:
+    """The bfloat16 copy of a weight: needed at each step, and written by an optimizer with the weight."""
+
+    tensor: Tensor
+    version: int  # the weight's version counter when the copy was made
+
+
+_COPIES: MutableMapping[Tensor, _Copy] = WeakTensorKeyDictionary()
+
+
+def bfloat16_copy(weight: Tensor) -> Tensor:
+    """Return a weight in bfloat16; the same tensor at each call, up to date.
+
+    Parameters
+    ----------
+    weight : Tensor of float32
+        Long-lived: its copy lives as long.
+
+    Returns
+    -------
+    Tensor of bfloat16
+        To be read only.
+
+    Examples
+    --------
+    >>> weight = torch.ones(2)
+    >>> bfloat16_copy(weight) is bfloat16_copy(weight.mul_(3)), bfloat16_copy(weight).tolist()
+    (True, [3.0, 3.0])
+    """
+    copy = _COPIES.get(weight)
+    if copy is None:
+        copy = _COPIES[weight] = _Copy(torch.empty_like(weight, dtype=torch.bfloat16), -1)
+    if copy.version != weight._version:
+        with torch.no_grad():
+            copy.tensor.copy_(weight)
+        copy.version = weight._version
+    return copy.tensor
+
+
+def copy_of(weight: Tensor) -> Tensor | None:
+    """Return the tensor that holds a weight's copy, for who changes both; None where nobody asked for one."""
+    copy = _COPIES.get(weight)
+    return None if copy is None else copy.tensor
+
+
+def forget_copy(weight: Tensor) -> None:
+    """Let a weight's copy be made anew, after a change that torch does not count."""
+    _COPIES.pop(weight, None)
+
+
+def declare_copy_current(weight: Tensor) -> None:
+    """Say that a weight's copy has been written along with its last change."""
+    copy = _COPIES.get(weight)
+    if copy is not None:
+        torch.autograd.graph.increment_version(copy.tensor)
+        copy.version = weight._version

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from convscope.lowering import bfloat16_copies, heavy_ops, torch_ops  # noqa: F401  they register how ops run
-from convscope.lowering import ir as ops
 from convscope.lowering.activations import activation_function
 from convscope.lowering.devices import current_device
-from convscope.lowering.ir import Op, Program, written
+from convscope.lowering.ir import Op, Program, Value
+from convscope.lowering.kernels import forget_copy
+from convscope.lowering.layers import KerasCall
+from convscope.lowering.layers.base import Prepared, Runner, Step, runner_of
 from convscope.lowering.planner import apply_plan, plan_of
-from convscope.lowering.runners import Prepared, Runner, Step, runner_of
 from convscope.lowering.variables import is_seed, named_variables, owners, parameter_of, tensor_of
 
 Tensor = torch.Tensor
@@ -45,7 +45,7 @@ def emit(program: Program, model: Any, plan: Mapping[str, Any] | None = None) ->
     Examples
     --------
     >>> import keras
-    >>> from convscope.lowering.read import lower
+    >>> from convscope.lowering.reader import lower
     >>> model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
     >>> emit(lower(model), model)(torch.zeros(3, 8, 8, 1)).shape
     torch.Size([3, 2])
@@ -196,7 +196,7 @@ class LoweredNetwork:
         """Forget everything derived from the weights; needed after a change that torch does not count."""
         self._prepared.clear()
         for weight in self.weights.values():
-            bfloat16_copies.forget(weight)
+            forget_copy(weight)
 
     def _build(self) -> None:
         program = self.program
@@ -208,7 +208,7 @@ class LoweredNetwork:
             finished = tuple(
                 name for name in dict.fromkeys(op.inputs) if last_use[name] == op.name and name not in kept
             )
-            self._schedule.append((runner_of(op, self), op.inputs, written(op), finished))
+            self._schedule.append((runner_of(op, self), op.inputs, op.written, finished))
         self._outputs = [
             (output.value, activation_function(output.activation) if output.activation else None)
             for output in program.outputs
@@ -235,7 +235,7 @@ class LoweredNetwork:
         return self._input_names
 
     @staticmethod
-    def _as_declared(tensor: Tensor, value: ops.Value, device: torch.device) -> Tensor:
+    def _as_declared(tensor: Tensor, value: Value, device: torch.device) -> Tensor:
         wanted = value.dtype.startswith(("float", "bfloat"))
         # First the type: Apple's mps takes no float64.
         typed = tensor.float() if wanted and tensor.dtype is not torch.float32 else tensor
@@ -268,7 +268,7 @@ def _collect(program: Program, model: Any) -> tuple[dict[str, Tensor], dict[str,
     paths = [path for path, variable in variables.items() if id(variable) in trainable]
     frozen = [path for op in program for path in op.weights if path not in paths]
     # A Keras layer computes with its own parameters: only there can their gradients be found.
-    shared = {path for op in program if isinstance(op, ops.KerasCall) for path in op.weights}
+    shared = {path for op in program if isinstance(op, KerasCall) for path in op.weights}
 
     def owner(path: str) -> Any:
         return layers.get(id(variables[path]))
@@ -286,3 +286,36 @@ def _collect(program: Program, model: Any) -> tuple[dict[str, Tensor], dict[str,
         if path not in weights
     }
     return weights, state
+
+
+def restore(network: LoweredNetwork, model: Any) -> None:
+    """Write a network's weights and state into the variables of the model it was lowered from.
+
+    Parameters
+    ----------
+    network : LoweredNetwork
+        Emitted for ``model``.
+    model : keras.Model
+        Its variables are changed in place. Nothing is copied where the two share their storage.
+
+    Examples
+    --------
+    >>> import keras
+    >>> from convscope.lowering import emit, lower
+    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, name="d")], name="m")
+    >>> network = emit(lower(model), model)
+    >>> with torch.no_grad():
+    ...     _ = network.weights["m/d/bias"].fill_(2.0)
+    >>> restore(network, model)
+    >>> model.get_layer("d").bias.value.detach().tolist()
+    [2.0]
+    """
+    variables = named_variables(model)
+    for path, tensor in {**network.weights, **network.state}.items():
+        variable = variables[path]
+        value = variable.value
+        if isinstance(value, torch.Tensor):
+            if value.data_ptr() != tensor.data_ptr():
+                variable.assign(tensor.detach())
+        else:
+            variable.assign(tensor.detach().cpu().numpy())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from convscope.errors import UsageError, sentence
-from convscope.lowering import ir as ops
-from convscope.lowering.check import check
-from convscope.lowering.ir import Op, Output, Program, Value
+from convscope.lowering import layers as ops
+from convscope.lowering.ir import Activation, Op, Output, Program, Shape, Value, check
 from convscope.lowering.masks import keep_probability
 from convscope.lowering.planner import PlanContext, choose
 from convscope.lowering.processor import require_precision
@@ -67,7 +67,7 @@ def optimise(
     Examples
     --------
     >>> import keras
-    >>> from convscope.lowering.read import lower
+    >>> from convscope.lowering.reader import lower
     >>> model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(2, 3, activation="relu"),
     ...                           keras.layers.MaxPooling2D(), keras.layers.Flatten(), keras.layers.Dense(2)])
     >>> program, reports = optimise(lower(model), precision="float32")
@@ -132,7 +132,7 @@ def fold_normalizations(program: Program, training: bool) -> Rewritten:
             continue
         before = program.producer(op.inputs[0])
         if (
-            isinstance(before, ops.Conv2D | ops.Dense)
+            isinstance(before, ops.ConvOrDense)
             and _only_reader(program, before.output) is op
             and before.activation is None
             and before.folded is None
@@ -143,7 +143,7 @@ def fold_normalizations(program: Program, training: bool) -> Rewritten:
     return program, changes
 
 
-def _last_written_axis(op: ops.Conv2D | ops.Dense, program: Program) -> int:
+def _last_written_axis(op: ops.ConvOrDense, program: Program) -> int:
     if isinstance(op, ops.Conv2D):
         return 3 if op.data_format == "channels_last" else 1
     return program.value(op.output).rank - 1
@@ -157,7 +157,7 @@ def fuse_activations(program: Program) -> Rewritten:
             continue
         before = program.producer(op.inputs[0])
         if (
-            isinstance(before, ops.Conv2D | ops.Dense | ops.Pool2D)
+            isinstance(before, ops.ConvOrDense | ops.Pool2D)
             and _only_reader(program, before.output) is op
             and before.activation is None
             and not _is_folded_output(program, op)
@@ -233,7 +233,7 @@ def fuse_dropouts(program: Program) -> Rewritten:
             continue
         before = program.producer(op.inputs[0])
         if (
-            isinstance(before, ops.Conv2D | ops.Dense | ops.Pool2D)
+            isinstance(before, ops.ConvOrDense | ops.Pool2D)
             and _only_reader(program, before.output) is op
             and before.activation is not None
             and before.activation.is_plain_relu
@@ -253,3 +253,78 @@ def _only_reader(program: Program, name: str) -> Op | None:
     """Return the op that alone reads a value which is no output; None where there are others, or none."""
     readers = program.readers(name)
     return readers[0] if len(readers) == 1 and not program.is_output(name) else None
+
+
+def describe(program: Program, reports: Sequence[PassReport] = ()) -> list[dict[str, Any]]:
+    """Describe each op of a program, then what each pass did.
+
+    Parameters
+    ----------
+    program : Program
+        Optimised or not.
+    reports : sequence of PassReport
+        What ``optimise`` returned with it.
+
+    Returns
+    -------
+    list of dict
+        For each op a row with ``op``, ``kind``, ``layer``, ``input_shapes``, ``output_shapes``,
+        ``precision``, ``layout``, ``algorithm``, ``settings`` and ``keras`` (whether the Keras layer itself
+        runs); then for each pass a row with ``pass`` and ``changes``.
+
+    Examples
+    --------
+    >>> import keras
+    >>> from convscope.lowering import lower
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="d")])
+    >>> row = describe(lower(model))[0]
+    >>> row["op"], row["kind"], row["input_shapes"], row["output_shapes"], row["keras"]
+    ('d', 'Dense', [[None, 4]], [[None, 2]], False)
+    """
+    rows = [_row(op, program) for op in program]
+    return rows + [{"pass": report.name, "changes": list(report.changes)} for report in reports]
+
+
+def _row(op: Op, program: Program) -> dict[str, Any]:
+    choice = getattr(op, "choice", None)
+    return {
+        "op": op.name,
+        "kind": op.kind,
+        "layer": op.layer,
+        "input_shapes": [_listed(program.value(name).shape) for name in op.inputs],
+        "output_shapes": [_listed(program.value(name).shape) for name in op.written],
+        "precision": choice.precision if choice else "as its input",
+        "layout": choice.layout if isinstance(op, ops.Conv2D) and choice else None,
+        "algorithm": choice.algorithm if choice else None,
+        "settings": _shown(op),
+        "keras": isinstance(op, ops.KerasCall),
+    }
+
+
+def _listed(shape: Shape) -> list[int | None]:
+    return list(shape)
+
+
+def _shown(op: Op) -> dict[str, Any]:
+    hidden = {
+        "choice",
+        "kernel",
+        "bias",
+        "gamma",
+        "beta",
+        "moving_mean",
+        "moving_variance",
+        "alpha",
+        "stream",
+    }
+    shown: dict[str, Any] = {}
+    for key, value in op.settings().items():
+        if key in hidden or value is None or (key in ("scale", "offset") and len(value) > 4):
+            continue
+        if isinstance(value, Op):
+            shown[key] = value.name
+        elif isinstance(value, Activation):
+            shown[key] = str(value)
+        else:
+            shown[key] = list(value) if isinstance(value, tuple) else value
+    return shown

@@ -20,13 +20,12 @@ import torch
 
 from convscope import __version__
 from convscope.errors import UsageError, sentence
-from convscope.lowering import ir as ops
+from convscope.lowering import layers as ops
 from convscope.lowering import processor
 from convscope.lowering.cpu import LANES, compiled
-from convscope.lowering.ir import KernelChoice, Precision, Program, Shape
-from convscope.lowering.runners import Prepared, Step, Tensor, runner_of
-
-ConvOrDense = ops.Conv2D | ops.Dense
+from convscope.lowering.ir import DataFormat, KernelChoice, Op, Precision, Program, Shape
+from convscope.lowering.layers import ConvOrDense
+from convscope.lowering.layers.base import Prepared, Step, Tensor, runner_of
 
 _log = logging.getLogger(__name__)
 
@@ -122,7 +121,7 @@ def apply_plan(program: Program, plan: Mapping[str, Any]) -> Program:
         found = f"one that differs in {strange}"
         raise UsageError(sentence(f"a plan for the ops of {program.name!r}", found))
 
-    def carried_out(op: ops.Op) -> ops.Op:
+    def carried_out(op: Op) -> Op:
         if not isinstance(op, ConvOrDense):
             return op
         return dataclasses.replace(op, choice=_choice_of(op, entries[op.name]))
@@ -220,7 +219,7 @@ def _values_with_gradient(program: Program) -> set[str]:
     learned: set[str] = set()
     for op in program:
         if op.weights or learned.intersection(op.inputs):
-            learned.update(ops.written(op))
+            learned.update(op.written)
     return learned
 
 
@@ -260,7 +259,7 @@ def _by_rule(op: ConvOrDense, context: PlanContext) -> KernelChoice:
     on_cpu = context.device.startswith("cpu")
     shallow = on_cpu and _has_few_channels(op, channels=1)
     # On Apple's mps, gradients in the other order fail in one version of torch or another.
-    layout: ops.DataFormat = "channels_first" if context.device.startswith("mps") else "channels_last"
+    layout: DataFormat = "channels_first" if context.device.startswith("mps") else "channels_last"
     return KernelChoice(context.precisions[0], layout, "shallow" if shallow else "direct")
 
 
@@ -273,7 +272,7 @@ def _has_few_channels(op: ConvOrDense, channels: int = _FEW_CHANNELS) -> bool:
 
 
 def _candidates(op: ConvOrDense, context: PlanContext) -> list[KernelChoice]:
-    layouts: tuple[ops.DataFormat, ...] = ("channels_last",)
+    layouts: tuple[DataFormat, ...] = ("channels_last",)
     if isinstance(op, ops.Conv2D) and op.data_format == "channels_first":
         layouts = ("channels_last", "channels_first")
     found = []
@@ -386,9 +385,8 @@ class _RandomWeights:
         self._prepared: Prepared | None = None
         generator = torch.Generator().manual_seed(1)
         shapes: dict[str, tuple[int, ...]] = {op.kernel: op.kernel_shape}
-        filters = op.filters if isinstance(op, ops.Conv2D) else op.kernel_shape[1]
         for path in (*op.weights, *op.state):
-            shapes.setdefault(path, (filters,))
+            shapes.setdefault(path, (op.filters,))
         self._tensors = {
             path: torch.rand(shape, generator=generator).requires_grad_(training)
             for path, shape in shapes.items()
@@ -402,7 +400,7 @@ class _RandomWeights:
         """Return the constant as it is."""
         return constant
 
-    def prepared(self, op: ops.Op, prepare: Callable[[], Prepared]) -> Prepared:
+    def prepared(self, op: Op, prepare: Callable[[], Prepared]) -> Prepared:
         """Prepare the weights anew while training, once for prediction."""
         del op
         if torch.is_grad_enabled():

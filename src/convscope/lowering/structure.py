@@ -10,8 +10,8 @@ import keras
 import numpy as np
 import torch
 
-from convscope.lowering.read import graph_of
-from convscope.lowering.read_layers import HOOKS, computing_methods, is_known
+from convscope.lowering.graph import HOOKS, computing_methods, graph_of
+from convscope.lowering.layers.base import reader_of
 
 # What Keras and torch note down in every layer; it changes by mere use, or is looked at elsewhere.
 _BOOKKEEPING = frozenset(vars(keras.layers.Layer(name="bare"))) - {
@@ -49,9 +49,9 @@ class ModelStructure:
         self._operations = list(_operations(model))
         self._layers = _layers(model)
         self._settings = [
-            _Settings(operation) for operation in dict.fromkeys(self._operations) if is_known(operation)
+            _Settings(operation) for operation in dict.fromkeys(self._operations) if reader_of(operation)
         ]
-        kinds = dict.fromkeys(map(type, filter(is_known, self._operations)))
+        kinds = dict.fromkeys(map(type, filter(reader_of, self._operations)))
         self._methods = [
             (kind, name, getattr(kind, name)) for kind in kinds for name in computing_methods(kind)
         ]

@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional
 
 from convscope.errors import UsageError, sentence
-from convscope.lowering.read_layers import is_altered
+from convscope.lowering.graph import is_altered
 from convscope.training.data import first_leaf
 from convscope.training.optimizers import Tensors
 

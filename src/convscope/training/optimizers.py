@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from convscope.errors import UsageError, sentence
-from convscope.lowering.bfloat16_copies import copy_of, declare_current
 from convscope.lowering.cpu import compiled
-from convscope.lowering.read_layers import is_altered
+from convscope.lowering.graph import is_altered
+from convscope.lowering.kernels import copy_of, declare_copy_current
 from convscope.training.schedules import Rate
 
 
@@ -336,7 +336,7 @@ class Adam:
                 compiled.adam(weight, read, moment, square, numbers, copy_of(weight))
             torch.autograd.graph.increment_version(weights)
             for weight in weights:
-                declare_current(weight)
+                declare_copy_current(weight)
         else:
             if may_vanish:
                 sweep([*self._moments, *self._squares], step)

@@ -11,7 +11,6 @@ import numpy.typing as npt
 import torch
 
 from convscope.errors import UsageError, sentence
-from convscope.inspection.graph import Call, Graph, read_graph
 from convscope.inspection.health.verdicts import OURS, Verdict, level_of
 from convscope.inspection.running import (
     Values,
@@ -23,6 +22,7 @@ from convscope.inspection.running import (
     to_batch,
     to_float64,
 )
+from convscope.lowering.graph import Call, Graph, read_graph
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from convscope.inspection.graph import read_graph
 from convscope.inspection.health.confidence import judge_confidence
 from convscope.inspection.health.curves import judge_curves
 from convscope.inspection.health.layers import LayerHealth, judge_layers, layer_health
 from convscope.inspection.health.verdicts import Verdict
 from convscope.inspection.running import fitting_batch, in_batches, scores, to_batch, to_numpy
+from convscope.lowering.graph import read_graph
 
 if TYPE_CHECKING:
     import keras

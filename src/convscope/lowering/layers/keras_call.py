@@ -1,16 +1,74 @@
-"""Run a Keras layer or operation that lowering does not know, as it is, on tensors of the lowered network."""
+"""A Keras layer or operation that lowering does not know runs as it is, on tensors of the lowered network."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 import torch
 
-from convscope.lowering.ir import Value
+from convscope.lowering.devices import forked_generators
+from convscope.lowering.graph import buffers_kept
+from convscope.lowering.ir import Op, Shape, Value
+from convscope.lowering.layers.base import (
+    ProgramBuilder,
+    Runner,
+    Step,
+    Tensor,
+    WeightSource,
+    runs,
+)
 from convscope.lowering.masks import mix
+
+
+@dataclass(frozen=True, kw_only=True)
+class KerasCall(Op):
+    """A Keras layer or operation that runs as it is, on its own variables; ``call`` knows how."""
+
+    call: Any
+    outputs: tuple[Value, ...]
+    stream: int
+    trainable: tuple[str, ...] = ()
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Return the layer's trainable variables."""
+        return self.trainable
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """Return the names of all outputs."""
+        return tuple(value.name for value in self.outputs)
+
+    def _output_shape(self, shapes: Sequence[Shape]) -> None:
+        del shapes  # Keras has said it
+
+    def settings(self) -> dict[str, Any]:
+        """Return the type of the Keras layer."""
+        return {"keras": str(self.call)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivityLoss(Op):
+    """Adds the activity regularization of a layer's output to the loss, by Keras's own ``regularizer``."""
+
+    regularizer: Any
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """Return nothing: a loss is no value of the program."""
+        return ()
+
+    def _output_shape(self, shapes: Sequence[Shape]) -> None:
+        del shapes
+
+    def settings(self) -> dict[str, Any]:
+        """Return the type of the regularizer."""
+        return {"regularizer": type(self.regularizer).__name__}
+
 
 SEED_BITS = 0x7FFFFFFF  # what every type of a seed holds
 
@@ -50,7 +108,7 @@ class KerasRunner:
             return keras.KerasTensor(values[leaf.name].shape, dtype=values[leaf.name].dtype)
 
         args, kwargs = keras.tree.map_structure(symbol, (self._args, self._kwargs))
-        with _buffers_kept(self._operation):
+        with buffers_kept(self._operation):
             return self._operation.compute_output_spec(*args, **kwargs)
 
     def run(self, tensors: Mapping[str, Any], training: bool, seed: int) -> tuple[list[Any], list[Any]]:
@@ -91,18 +149,6 @@ class KerasRunner:
         return [generator for generator in found if generator._initial_seed is None]
 
 
-@contextmanager
-def _buffers_kept(operation: Any) -> Iterator[None]:
-    """Leave torch modules as they are: to learn shapes, Keras tries a layer on random numbers."""
-    buffers = list(operation.buffers()) if isinstance(operation, torch.nn.Module) else []
-    before = [buffer.clone() for buffer in buffers]
-    try:
-        yield
-    finally:
-        for buffer, value in zip(buffers, before, strict=True):
-            buffer.copy_(value)
-
-
 class _Host(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no type information
     """Carries the training flag into operations that take none themselves, as an outer model's call does."""
 
@@ -123,3 +169,56 @@ class _Arguments:
 
     args: Any = ()
     kwargs: Any = {}  # noqa: RUF012  replaced before each call, never changed
+
+
+@runs(KerasCall)
+def _run_keras_call(op: KerasCall, _network: WeightSource) -> Runner:
+    def run(step: Step, *tensors: Tensor) -> Any:
+        named = {
+            name: tensor.float() if tensor is not None and tensor.is_floating_point() else tensor
+            for name, tensor in zip(op.inputs, tensors, strict=True)
+        }
+        seed = mix(step.seed, step.number, op.stream) & SEED_BITS
+        with forked_generators(tensors[0].device) if step.training else nullcontext():
+            if step.training:
+                # Keras's unseeded dropout draws from torch's global generator.
+                torch.manual_seed(seed)
+            outputs, losses = op.call.run(named, step.training, seed)
+        step.losses.extend(losses)
+        return outputs if len(op.outputs) > 1 else outputs[0]
+
+    return run
+
+
+@runs(ActivityLoss)
+def _run_activity_loss(op: ActivityLoss, _network: WeightSource) -> Runner:
+
+    def run(step: Step, x: Tensor) -> None:
+        step.losses.append(op.regularizer(x.float()) / x.shape[0])
+
+    return run
+
+
+def add_call(builder: ProgramBuilder, operation: Any, args: Any, kwargs: Any) -> list[Value]:
+    """Append an op that runs the Keras operation itself; return its outputs, flat."""
+    runner = KerasRunner(operation, args, kwargs)
+    specs = runner.output_specs(builder.values)
+    name = builder.op_name(operation.name)
+    outputs = tuple(
+        Value(f"{name}:out{index or ''}", (None, *spec.shape[1:]), str(spec.dtype))
+        for index, spec in enumerate(keras.tree.flatten(specs))
+    )
+    builder.values.update((value.name, value) for value in outputs)
+    builder.ops.append(
+        KerasCall(
+            name=name,
+            layer=str(getattr(operation, "path", None) or operation.name),
+            inputs=runner.inputs,
+            output=outputs[0].name,
+            call=runner,
+            outputs=outputs,
+            trainable=tuple(map(builder.path, getattr(operation, "trainable_variables", ()))),
+            stream=builder.next_stream(),
+        )
+    )
+    return list(outputs)

@@ -1,20 +1,30 @@
-"""A Keras model as a list of calls: nested models opened, shared layers once for each use."""
+"""A Keras model as a list of calls: nested models opened, shared layers once for each use.
+
+The one reader of Keras's graphs: ``reader.py`` makes a program of the calls, ``inspection`` looks at them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from types import FunctionType
+from typing import Any
 
 import keras
-from keras.src.models.functional import Functional  # Keras exports no public name for it
+import torch
+from keras.src.trainers.trainer import Trainer
 
 from convscope.arithmetic import Shape
 from convscope.errors import UsageError, sentence, unknown_name
 from convscope.lowering.devices import current_device, device_of
 
-if TYPE_CHECKING:
-    import torch
+_CALLS = ("__call__", "call", "forward", "_run_through_graph", "_standardize_inputs", "_adjust_input_rank")
+# Keras wraps the first two in each layer; how a model trains and predicts is looked at by who calls that.
+_NOT_COMPUTING = {"build", "quantize", *vars(Trainer)}
+_COMPUTING = ("__call__", "call", "convolution_op", "update_step", "apply", "update_state", "result")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,18 @@ class Call:
     _node: Any
     _keys: tuple[int, ...]
 
+    def arguments(self, values: Mapping[int, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of the call, with the values that enter it in their places."""
+        args, kwargs = self._node.arguments.fill_in(
+            {key: values[number] for key, number in zip(self._keys, self.inputs, strict=True)}
+        )
+        return args, kwargs
+
+    @property
+    def makes_mask(self) -> bool:
+        """Whether the layer makes or passes on a mask: Keras has left it on the symbolic output."""
+        return any(getattr(tensor, "_keras_mask", None) is not None for tensor in self._node.outputs)
+
     @property
     def type(self) -> str:
         """The name of the operation's class."""
@@ -52,8 +74,7 @@ class Call:
 
     def __call__(self, values: dict[int, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Call the operation, as at inference, on the values that enter it."""
-        tensors = {key: values[number] for key, number in zip(self._keys, self.inputs, strict=True)}
-        args, kwargs = self._node.arguments.fill_in(tensors)
+        args, kwargs = self.arguments(values)
         if getattr(self.operation, "_call_has_training_arg", False):
             kwargs = {**kwargs, "training": False}
         return tuple(keras.tree.flatten(self.operation(*args, **kwargs)))
@@ -122,7 +143,7 @@ def read_graph(model: keras.Model) -> Graph:
     UsageError
         When the model has no graph: a Sequential model without an input shape, or a subclassed one.
     """
-    functional = _functional(model)
+    functional = graph_of(model, even_altered=True)
     if functional is None:
         raise UsageError(
             sentence(
@@ -163,7 +184,7 @@ class _Reader:
         numbers = {id(tensor): number for tensor, number in zip(functional.inputs, inputs, strict=True)}
         for node in _nodes(functional):
             entering = tuple(numbers[id(tensor)] for tensor in node.input_tensors)
-            inner = _functional(node.operation)
+            inner = _nested_graph(node)
             if inner is not None:
                 leaving = self.read(inner, entering, f"{prefix}{node.operation.name}/")
             else:
@@ -199,16 +220,79 @@ class _Reader:
             for tensor, shape in zip(node.input_tensors, shapes, strict=True)
         }
         args, kwargs = node.arguments.fill_in(known)
-        spec = node.operation.compute_output_spec(*args, **kwargs)
+        with buffers_kept(node.operation):
+            spec = node.operation.compute_output_spec(*args, **kwargs)
         return [_shape(tensor) for tensor in keras.tree.flatten(spec)]
 
 
-def _functional(model: Any) -> Any:
-    """Find the graph inside a model; None for a layer, or a model whose own code computes its output."""
+def graph_of(model: Any, even_altered: bool = False) -> Any | None:
+    """Return the graph of a Sequential or Functional model; None where it does not say what is computed."""
+    if not isinstance(model, keras.Model) or (is_altered(model) and not even_altered):
+        return None
     if isinstance(model, keras.Sequential):
-        return getattr(model, "_functional", None)
-    is_graph = isinstance(model, Functional) and type(model).call is Functional.call
-    return model if is_graph else None
+        return model._functional if model.built and _calls_as(keras.Sequential, model) else None
+    functional = _functional_type(type(model))
+    return model if functional is not None and _calls_as(functional, model) else None
+
+
+def _calls_as(kind: Any, model: Any) -> bool:
+    """Say whether a model takes from Keras all the methods that compute its outputs."""
+    return all(getattr(type(model), name, None) is getattr(kind, name, None) for name in _CALLS)
+
+
+def _functional_type(kind: type) -> Any | None:
+    return next(
+        (base for base in kind.__mro__ if base.__name__ == "Functional" and "keras" in base.__module__), None
+    )
+
+
+def is_altered(thing: Any) -> bool:
+    """Say whether somebody gave this one object, or its class, a method of its own, or torch hooks.
+
+    Layers, models, losses, metrics and optimizers do not always do what their class said at first.
+    """
+    own = vars(thing)
+    kind: Any = type(thing)
+    return (
+        any(own.get(hooks) for hooks in HOOKS)
+        or any(callable(getattr(kind, name, None)) and name not in _NOT_COMPUTING for name in own)
+        or (
+            _is_of_a_library(kind)
+            and not all(_is_of_a_library(getattr(kind, name)) for name in computing_methods(kind))
+        )
+    )
+
+
+@cache
+def computing_methods(kind: Any) -> tuple[str, ...]:
+    """Name the methods in which a class of Keras computes; somebody may put others there."""
+    return tuple(name for name in _COMPUTING if isinstance(getattr(kind, name, None), FunctionType))
+
+
+def _is_of_a_library(thing: Any) -> bool:
+    return str(thing.__module__).startswith(("keras.", "torch."))
+
+
+@contextmanager
+def buffers_kept(operation: Any) -> Iterator[None]:
+    """Leave torch modules as they are: to learn shapes, Keras tries a layer on random numbers."""
+    buffers = list(operation.buffers()) if isinstance(operation, torch.nn.Module) else []
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
+
+
+def _nested_graph(node: Any) -> Any | None:
+    """Return the graph of the model that a node calls, if its parts say all that the call does."""
+    graph = graph_of(node.operation)
+    if graph is None or node.operation.activity_regularizer is not None:
+        return None
+    _, kwargs = node.arguments.fill_in({id(tensor): tensor for tensor in node.input_tensors})
+    meant = {name for name, value in kwargs.items() if name != "training" and (name, value) != ("mask", None)}
+    return None if meant else graph
 
 
 def _nodes(functional: Any) -> list[Any]:

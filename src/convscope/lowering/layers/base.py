@@ -1,0 +1,152 @@
+"""What the modules of layers have in common: how they are registered, and what reading and running know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import keras
+import torch
+
+from convscope.errors import LoweringError
+from convscope.lowering.ir import DataFormat, Op, Shape, ShapeError, Value
+
+Tensor = torch.Tensor
+Prepared = tuple[Tensor, Tensor | None]
+Runner = Callable[..., Any]
+# A reader makes ops of a layer and returns the value that it gives; None where the layer must run as it is.
+LayerReader = Callable[["ProgramBuilder", Any, Sequence[Value]], Value | None]
+
+_READERS: dict[type, LayerReader] = {}
+_RUNNERS: dict[type[Op], Callable[[Any, Any], Runner]] = {}
+_R = TypeVar("_R", bound=Callable[..., Runner])
+_L = TypeVar("_L", bound=LayerReader)
+
+
+def reads(*names: str) -> Callable[[_L], _L]:
+    """Register the function that makes ops of Keras layers of some types, subclasses not included."""
+
+    def register(function: _L) -> _L:
+        _READERS.update((getattr(keras.layers, name), function) for name in names)
+        return function
+
+    return register
+
+
+def reader_of(operation: Any) -> LayerReader | None:
+    """Return the function that makes ops of a Keras layer; None for types that nobody here knows."""
+    return _READERS.get(type(operation))
+
+
+def runs(kind: type[Op]) -> Callable[[_R], _R]:
+    """Register the function that turns ops of one type into callables."""
+
+    def register(function: _R) -> _R:
+        _RUNNERS[kind] = function
+        return function
+
+    return register
+
+
+def runner_of(op: Op, network: WeightSource) -> Runner:
+    """Return a callable ``(step, *tensors) → tensor`` that computes the op on a network's weights."""
+    return _RUNNERS[type(op)](op, network)
+
+
+class ProgramBuilder:
+    """Collects the ops of a program, and names its values; ``paths`` are those of variables, by identity."""
+
+    def __init__(self, paths: dict[int, str]) -> None:
+        self.ops: list[Op] = []
+        self.values: dict[str, Value] = {}
+        self._paths = paths
+        self._streams = 0
+        self._names: dict[str, int] = {}
+
+    def new_value(self, name: str, shape: Shape, dtype: str = "float32") -> Value:
+        """Name a value so that no other has the name."""
+        value = Value(self.unique(name), (None, *shape[1:]), dtype)
+        self.values[value.name] = value
+        return value
+
+    def unique(self, name: str) -> str:
+        """Make a name unique by a number behind it."""
+        count = self._names.get(name, 0)
+        self._names[name] = count + 1
+        return name if count == 0 else self.unique(f"{name}~{count}")
+
+    def path(self, variable: Any) -> str:
+        """Return the path under which a Keras variable is known."""
+        return self._paths[id(variable)]
+
+    def optional_path(self, variable: Any) -> str | None:
+        """Return the path of a variable that may not be there."""
+        return None if variable is None else self.path(variable)
+
+    def next_stream(self) -> int:
+        """Return the number of the program's next random stream."""
+        self._streams += 1
+        return self._streams - 1
+
+    def op_name(self, stem: str) -> str:
+        """Name an op so that no other has the name."""
+        return self.unique(f"op:{stem}").removeprefix("op:")
+
+    def add(
+        self, kind: Callable[..., Op], layer: Any, inputs: Sequence[Value], part: str = "", **settings: Any
+    ) -> Value:
+        """Append an op and return the value that it writes."""
+        name = self.op_name(f"{layer.name}/{part}" if part else str(layer.name))
+        op = kind(
+            name=name,
+            layer=str(getattr(layer, "path", None) or layer.name),
+            inputs=tuple(value.name for value in inputs),
+            output=f"{name}:out",
+            **settings,
+        )
+        self.ops.append(op)
+        try:
+            shape = op.output_shape([value.shape for value in inputs])
+        except ShapeError as error:
+            raise LoweringError(
+                f"Layer {layer.name!r} ({type(layer).__name__}) cannot be lowered: {error}."
+            ) from None
+        if shape is None:
+            return inputs[0]
+        value = Value(op.output, shape)
+        self.values[value.name] = value
+        return value
+
+
+@dataclass
+class Step:
+    """What one pass through the network knows: its mode, its random numbers, the losses it met."""
+
+    training: bool
+    seed: int = 0
+    number: int = 0
+    losses: list[Tensor] = field(default_factory=list)
+
+
+class WeightSource(Protocol):
+    """What an emitter may ask of the network that it works for."""
+
+    def tensor(self, path: str) -> Tensor:
+        """Return a weight or a state by its path."""
+
+    def on_device(self, constant: Tensor) -> Tensor:
+        """Return a constant on the network's device."""
+
+    def prepared(self, op: Op, prepare: Callable[[], Prepared]) -> Prepared:
+        """Return an op's weights as it computes with them."""
+
+
+def to_torch_order(x: Tensor, data_format: DataFormat) -> Tensor:
+    """View images in torch's axis order."""
+    return x if data_format == "channels_first" else x.permute(0, 3, 1, 2)  # (n, c, h, w)
+
+
+def to_keras_order(x: Tensor, data_format: DataFormat) -> Tensor:
+    """View images that are in torch's axis order in the model's."""
+    return x if data_format == "channels_first" else x.permute(0, 2, 3, 1)  # (n, h, w, c)

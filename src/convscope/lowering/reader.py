@@ -1,0 +1,147 @@
+"""Read a Keras model (Sequential, Functional, nested) into a Program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from convscope.errors import LoweringError
+from convscope.lowering.graph import Call, graph_of, is_altered, read_graph
+from convscope.lowering.ir import Output, Program, Value, check
+from convscope.lowering.layers.base import LayerReader, ProgramBuilder, reader_of
+from convscope.lowering.layers.elementwise import KERAS_FUNCTIONS
+from convscope.lowering.layers.keras_call import ActivityLoss, add_call
+from convscope.lowering.layers.merging import arithmetic_of, read_arithmetic
+from convscope.lowering.variables import named_variables
+
+_COMPUTE_DTYPES = ("float32", "bfloat16")
+
+
+def lower(model: keras.Model) -> Program:
+    """Read a built Sequential or Functional model into a program.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Built, with float32 variables. Layers that lowering does not know run as they are; nested models are
+        read too, and those that cannot be read run as one layer.
+
+    Returns
+    -------
+    Program
+        Checked; not yet optimised.
+
+    Raises
+    ------
+    LoweringError
+        For a subclassed or unbuilt model, or a layer whose result depends on masks; names layer and settings.
+
+    Examples
+    --------
+    >>> model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
+    >>> [op.kind for op in lower(model)]
+    ['Flatten', 'Dense']
+    """
+    functional = graph_of(model)
+    if functional is None:
+        raise LoweringError(_why_not(model))
+    graph = read_graph(model)
+    builder = ProgramBuilder({id(variable): path for path, variable in named_variables(model).items()})
+    inputs = [
+        builder.new_value(tensor.name, tuple(tensor.shape), str(tensor.dtype)) for tensor in functional.inputs
+    ]
+    values = dict(zip(graph.inputs, inputs, strict=True))
+    for call in graph.calls:
+        values.update(zip(call.outputs, _read(builder, call, values), strict=True))
+    program = Program(
+        name=str(model.name),
+        inputs=tuple(inputs),
+        ops=tuple(builder.ops),
+        outputs=tuple(Output(values[number].name) for number in graph.outputs),
+        values=dict(builder.values),
+        input_structure=keras.tree.map_structure(lambda tensor: tensor.name, functional.input),
+        output_structure=_slots(functional.output),
+    )
+    return check(program)
+
+
+def _read(builder: ProgramBuilder, call: Call, values: dict[int, Value]) -> Sequence[Value]:
+    """Make ops of one call; return the values that leave it."""
+    operation = call.operation
+    if call.makes_mask:
+        raise LoweringError(
+            f"Layer {operation.name!r} ({call.type}) makes or passes on a mask, which lowering "
+            "does not carry. Train the model with engine='keras'."
+        )
+    args, kwargs = call.arguments(values)
+    # A functional model passes its own training flag to every layer, over what the graph recorded.
+    kwargs.pop("training", None)
+    if kwargs.get("mask", 0) is None:
+        del kwargs["mask"]
+    read = _reader_for(operation, args, kwargs)
+    result = None if read is None else read(builder, operation, keras.tree.flatten(args))
+    if result is None:
+        return add_call(builder, operation, args, kwargs)
+    regularizer = getattr(operation, "activity_regularizer", None)
+    if regularizer is not None:
+        builder.add(ActivityLoss, operation, [result], part="activity_loss", regularizer=regularizer)
+    return [result]
+
+
+def _reader_for(operation: Any, args: Any, kwargs: dict[str, Any]) -> LayerReader | None:
+    """Return the function that makes ops of a layer; None when the layer must run as it is.
+
+    Only the exact layer types of Keras are known: a subclass may compute something else.
+    """
+    if arithmetic_of(operation) and not kwargs:
+        return read_arithmetic if _is_plain_arithmetic(args) else None
+    read = reader_of(operation)
+    if read is None or kwargs or len(args) != 1:
+        return None
+    leaves = keras.tree.flatten(args)
+    if not all(isinstance(leaf, Value) for leaf in leaves):
+        return None
+    if operation.compute_dtype not in _COMPUTE_DTYPES or operation.variable_dtype != "float32":
+        return None
+    if not all(leaf.dtype.startswith(("float32", "bfloat16", "uint8", "int")) for leaf in leaves):
+        return None
+    return None if _is_unusual(operation) else read
+
+
+def _is_plain_arithmetic(args: Any) -> bool:
+    numbers = [arg for arg in args if isinstance(arg, int | float)]
+    values = [arg for arg in args if isinstance(arg, Value) and arg.dtype == "float32"]
+    equal_ranks = len({value.rank for value in values}) == 1
+    return len(args) == 2 and equal_ranks and len(numbers) + len(values) == 2
+
+
+def _is_unusual(layer: Any) -> bool:
+    adapted = getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None) is not None
+    function = getattr(layer, "activation", None)
+    hashable = getattr(function, "__hash__", None) is not None
+    unknown = function is not None and function not in KERAS_FUNCTIONS if hashable else True
+    old_scaling = getattr(layer, "rms_scaling", False) or getattr(layer, "renorm", False)
+    exotic = getattr(layer, "interpolation", "nearest") not in ("nearest", "bilinear")
+    return bool(adapted or unknown or old_scaling or exotic or is_altered(layer))
+
+
+def _slots(structure: Any) -> Any:
+    """Give each leaf of a structure its number in the order in which Keras flattens it."""
+    count = len(keras.tree.flatten(structure))
+    return keras.tree.pack_sequence_as(structure, list(range(count)))
+
+
+def _why_not(model: Any) -> str:
+    name = f"{type(model).__name__} {getattr(model, 'name', '')!r}"
+    if isinstance(model, keras.Sequential) and not model.built:
+        return f"Expected a built model, got {name}. Add keras.Input(shape) as its first layer."
+    if isinstance(model, keras.Model) and is_altered(model):
+        return f"Expected a model that computes what its class says, got {name} with hooks or own methods."
+    if type(model) is keras.Sequential:  # one whose graph Keras could not trace
+        layer = next(layer for layer in model.layers if not layer._inbound_nodes)
+        kind = f"{layer.name!r} ({type(layer).__name__})"
+        return f"Expected layers that say their output shape, got {kind}. Give it a compute_output_shape."
+    hint = "Wire its layers with keras.Input and keras.Model."
+    return f"Expected a Sequential or Functional model, got the subclassed {name}. {hint}"
