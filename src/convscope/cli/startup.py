@@ -25,7 +25,7 @@ _NOT_NEEDED = {
         "torch._dynamo",
     ),
     # For linear algebra and calls of C in loops that numba compiles; ours have neither.
-    "convscope.lowering.cpu.loops": ("cffi", "scipy.linalg"),
+    "convscope.lowering.cpu.loops": ("cffi", "scipy", "scipy.linalg"),
 }
 _ended: list[int] = []
 

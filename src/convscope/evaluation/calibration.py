@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import log_softmax
 
 from convscope.errors import UsageError, sentence
 from convscope.evaluation.metrics import FloatArray, IntArray
@@ -112,7 +111,10 @@ def apply_temperature(probabilities: FloatArray, temperature: float) -> FloatArr
     """
     if not temperature > 0:
         raise UsageError(sentence("a temperature above 0", temperature))
-    scaled: FloatArray = np.exp(log_softmax(_logits(probabilities) / temperature, axis=1))
+    # In NumPy, as scipy.special.log_softmax does it: a prediction needs nothing else of SciPy.
+    shifted = _logits(probabilities) / temperature
+    shifted -= shifted.max(axis=1, keepdims=True)
+    scaled: FloatArray = np.exp(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
     return scaled
 
 

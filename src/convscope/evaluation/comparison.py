@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import bdtr, ndtr
 
 from convscope.errors import UsageError, sentence
 from convscope.evaluation.intervals import Interval
@@ -285,6 +284,8 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
     0.0414
     """
     total = only_a + only_b
+    from scipy.special import bdtr
+
     return min(1.0, float(2 * bdtr(min(only_a, only_b), total, 0.5)))
 
 
@@ -314,6 +315,8 @@ def mcnemar_with_training(only_a: int, only_b: int, images: int) -> float:
     if total == 0:
         return 1.0
     z = abs(only_b - only_a) / math.sqrt(total * (1 + images / TRAINING_CHANCE))
+    from scipy.special import ndtr
+
     return float(2 * ndtr(-z))
 
 

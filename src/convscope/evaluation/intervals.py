@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from scipy.special import ndtri
 
 from convscope.errors import UsageError, sentence
 
@@ -58,6 +57,8 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> In
         raise UsageError(sentence("a confidence between 0 and 1", confidence))
     if trials == 0:
         return Interval(0.0, 1.0)
+    from scipy.special import ndtri
+
     z = float(ndtri((1 + confidence) / 2))
     share = successes / trials
     centre = share + z * z / (2 * trials)

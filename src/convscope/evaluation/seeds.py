@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtr, stdtrit
 
 from convscope.errors import UsageError, sentence
 from convscope.evaluation.comparison import LEVEL, check_same_test, give_verdict
@@ -164,6 +163,8 @@ def compare_seeds(
     right_a, right_b = _right(a), _right(b)  # (seeds, images)
     errors = _standard_errors(right_a, right_b)
     difference = float(right_b.mean() - right_a.mean())
+    from scipy.special import stdtrit
+
     reach = float(stdtrit(errors.freedom, 1 - LEVEL / 2)) * errors.total
     p_value = _p_value(difference, errors)
     return SeedComparison(
@@ -230,6 +231,8 @@ def _residual(right: FloatArray) -> float:
 def _p_value(difference: float, errors: _Errors) -> float:
     if errors.total == 0:
         return 1.0 if difference == 0 else 0.0
+    from scipy.special import stdtr
+
     return float(2 * stdtr(errors.freedom, -abs(difference) / errors.total))
 
 
