@@ -200,7 +200,7 @@ def test_the_module_is_source_that_runs_without_this_package_and_can_be_trained(
     folder = exports["module"].path
     source = (folder / "network.py").read_text()
     assert "import convscope" not in source and "lifted_tensor" not in source
-    weights = load_bundle(own_run).model.weights
+    weights = load_bundle(own_run).model.trainable_weights
     assert source.count("torch.nn.Parameter") == len(weights)
     assert all(f"self.{weight.path.split('/', 1)[1].replace('/', '_')} = " in source for weight in weights)
     code = "import torch\nfrom network import load\nnetwork = load('network.safetensors')\n"
