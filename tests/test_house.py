@@ -18,6 +18,7 @@ SOURCE = Path(convscope.__file__).parent
 # Each room and its floor; a module imports only from a lower floor, or from its own folder.
 FLOORS = {
     "errors": 0,
+    "_keras_internals": 0,
     "glossary": 0,
     "runs": 1,
     "arithmetic": 1,
@@ -45,7 +46,17 @@ FLOORS = {
     "cli": 8,
 }
 # Where the heavy libraries may be imported: a room, or one module of it.
-KERAS = ("networks", "lowering", "training", "inspection", "model_files", "export", "experiment", "doctor")
+KERAS = (
+    "_keras_internals",
+    "networks",
+    "lowering",
+    "training",
+    "inspection",
+    "model_files",
+    "export",
+    "experiment",
+    "doctor",
+)
 TORCH = (
     "preprocessing",
     "augmentation",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-
 from convscope.errors import UsageError, sentence
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from convscope import _keras_internals as internals
 from convscope.arithmetic import (
     Fields,
     LayerArithmetic,
@@ -201,7 +202,7 @@ def _describe_call(call: Call, graph: Graph, values: dict[int, _Value]) -> Layer
 
 def _arithmetic(call: Call, graph: Graph, entering: list[_Value]) -> LayerArithmetic | None:
     """Work a layer out, if it is one of Keras's own."""
-    if not type(call.operation).__module__.startswith("keras.src.layers.") or not entering:
+    if not internals.is_of_keras(call.operation) or not entering:
         return None
     one_image = len({value.origin for value in entering}) == 1
     return analyse(

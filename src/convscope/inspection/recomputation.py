@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from convscope import _keras_internals as internals
 from convscope.arithmetic import LayerContext
 from convscope.arithmetic.layers import LAYERS
 from convscope.arithmetic.recomputed import ActivationContext, Array, Recomputed
@@ -160,9 +161,7 @@ class Recomputation:
 def _rule(call: Call) -> Callable[[ActivationContext], Recomputed] | None:
     """Return how an activation of a call is recomputed; None for a layer that is not Keras's own."""
     kind = LAYERS.get(call.type)
-    return (
-        kind.recompute if kind and type(call.operation).__module__.startswith("keras.src.layers.") else None
-    )
+    return kind.recompute if kind and internals.is_of_keras(call.operation) else None
 
 
 def _layer_context(call: Call, channels_first: bool) -> LayerContext:

@@ -14,15 +14,14 @@ from typing import Any
 
 import keras
 import torch
-from keras.src.trainers.trainer import Trainer
 
+from convscope import _keras_internals as internals
 from convscope.arithmetic import Shape
 from convscope.errors import UsageError, sentence, unknown_name
 from convscope.lowering.devices import current_device, device_of
 
-_CALLS = ("__call__", "call", "forward", "_run_through_graph", "_standardize_inputs", "_adjust_input_rank")
 # Keras wraps the first two in each layer; how a model trains and predicts is looked at by who calls that.
-_NOT_COMPUTING = {"build", "quantize", *vars(Trainer)}
+_NOT_COMPUTING = {"build", "quantize", *internals.TRAINER_METHODS}
 _COMPUTING = ("__call__", "call", "convolution_op", "update_step", "apply", "update_state", "result")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -65,7 +64,7 @@ class Call:
     @property
     def makes_mask(self) -> bool:
         """Whether the layer makes or passes on a mask: Keras has left it on the symbolic output."""
-        return any(getattr(tensor, "_keras_mask", None) is not None for tensor in self._node.outputs)
+        return any(map(internals.has_mask, self._node.outputs))
 
     @property
     def type(self) -> str:
@@ -75,7 +74,7 @@ class Call:
     def __call__(self, values: dict[int, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Call the operation, as at inference, on the values that enter it."""
         args, kwargs = self.arguments(values)
-        if getattr(self.operation, "_call_has_training_arg", False):
+        if internals.takes_training(self.operation):
             kwargs = {**kwargs, "training": False}
         return tuple(keras.tree.flatten(self.operation(*args, **kwargs)))
 
@@ -230,20 +229,16 @@ def graph_of(model: Any, even_altered: bool = False) -> Any | None:
     if not isinstance(model, keras.Model) or (is_altered(model) and not even_altered):
         return None
     if isinstance(model, keras.Sequential):
-        return model._functional if model.built and _calls_as(keras.Sequential, model) else None
-    functional = _functional_type(type(model))
-    return model if functional is not None and _calls_as(functional, model) else None
+        is_plain = model.built and _calls_as(keras.Sequential, model)
+        return internals.graph_of_sequential(model) if is_plain else None
+    functional = internals.Functional
+    return model if isinstance(model, functional) and _calls_as(functional, model) else None
 
 
 def _calls_as(kind: Any, model: Any) -> bool:
     """Say whether a model takes from Keras all the methods that compute its outputs."""
-    return all(getattr(type(model), name, None) is getattr(kind, name, None) for name in _CALLS)
-
-
-def _functional_type(kind: type) -> Any | None:
-    return next(
-        (base for base in kind.__mro__ if base.__name__ == "Functional" and "keras" in base.__module__), None
-    )
+    names = internals.GRAPH_METHODS
+    return all(getattr(type(model), name, None) is getattr(kind, name, None) for name in names)
 
 
 def is_altered(thing: Any) -> bool:
@@ -297,7 +292,7 @@ def _nested_graph(node: Any) -> Any | None:
 
 def _nodes(functional: Any) -> list[Any]:
     """List the calls of a graph, inputs first."""
-    by_depth = functional._nodes_by_depth
+    by_depth = internals.nodes_by_depth(functional)
     return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth] if not node.is_input]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from convscope import _keras_internals as internals
 from convscope.errors import LoweringError
 from convscope.lowering.graph import Call, graph_of, is_altered, read_graph
 from convscope.lowering.ir import Output, Program, Value, check
@@ -140,7 +141,7 @@ def _why_not(model: Any) -> str:
     if isinstance(model, keras.Model) and is_altered(model):
         return f"Expected a model that computes what its class says, got {name} with hooks or own methods."
     if type(model) is keras.Sequential:  # one whose graph Keras could not trace
-        layer = next(layer for layer in model.layers if not layer._inbound_nodes)
+        layer = next(layer for layer in model.layers if not internals.inbound_nodes(layer))
         kind = f"{layer.name!r} ({type(layer).__name__})"
         return f"Expected layers that say their output shape, got {kind}. Give it a compute_output_shape."
     hint = "Wire its layers with keras.Input and keras.Model."

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import torch
 
+from convscope._keras_internals import is_trainable, own_variables, sublayers, value_of
 from convscope.lowering.graph import HOOKS, computing_methods, graph_of
 from convscope.lowering.layers.base import reader_of
 
@@ -100,7 +101,7 @@ def _operations(model: Any) -> Iterator[Any]:
     """List the operations of a model's graph and of the graphs nested in it, each graph before its own."""
     graph = graph_of(model)
     yield graph
-    for operation in () if graph is None else graph._operations:
+    for operation in () if graph is None else graph.operations:
         if isinstance(operation, keras.Model):
             yield from _operations(operation)
         yield operation
@@ -112,25 +113,24 @@ def _layers(layer: Any) -> list[Any]:
     while waiting:
         layer = waiting.pop()
         found.append(layer)
-        waiting.extend(layer._layers)
+        waiting.extend(sublayers(layer))
     return found
 
 
 def _variables(layers: list[Any]) -> Iterator[Any]:
     for layer in layers:
         yield layer
-        yield from layer._trainable_variables
-        yield from layer._non_trainable_variables
+        yield from own_variables(layer)
 
 
 def _variable(variable: Any) -> tuple[Any, ...]:
     # The object itself comes second: it is kept alive, so that its address stays its own.
     if not isinstance(variable, keras.Variable):
-        return id(variable), variable, variable._trainable
-    value = variable._value
+        return id(variable), variable, is_trainable(variable)
+    value = value_of(variable)
     place = value.data_ptr() if isinstance(value, torch.Tensor) else id(value)
     rules = _rule(variable.regularizer), _rule(variable.constraint)
-    return id(variable), variable, variable._trainable, place, rules
+    return id(variable), variable, is_trainable(variable), place, rules
 
 
 def _rule(rule: Any) -> tuple[Any, ...] | None:

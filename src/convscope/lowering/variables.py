@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from convscope._keras_internals import all_layers, own_variables
 from convscope.errors import LoweringError, sentence
 
 
@@ -86,11 +87,7 @@ def parameter_of(variable: Any, layer: Any = None) -> torch.Tensor:
 
 def owners(model: Any) -> dict[int, Any]:
     """Return the layer of each variable of a model, by the variable's id."""
-    return {
-        id(variable): layer
-        for layer in model._flatten_layers()
-        for variable in (*layer._trainable_variables, *layer._non_trainable_variables)
-    }
+    return {id(variable): layer for layer in all_layers(model) for variable in own_variables(layer)}
 
 
 def _require_float32(tensor: torch.Tensor, variable: Any, layer: Any) -> None:

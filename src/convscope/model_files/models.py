@@ -263,8 +263,11 @@ def _output_shapes(model: keras.Model) -> Iterator[tuple[int | None, ...]]:
     """Give the shape of everything that a network's layers and operations compute; nested ones too."""
     import keras
 
-    for operation in getattr(model, "_functional", model).operations:  # a Sequential holds a Functional
-        for node in operation._inbound_nodes:
+    from convscope import _keras_internals as internals
+
+    graph = internals.graph_of_sequential(model) if isinstance(model, keras.Sequential) else model
+    for operation in graph.operations:
+        for node in internals.inbound_nodes(operation):
             for output in node.outputs:
                 yield tuple(output.shape)
         if isinstance(operation, keras.Model):

@@ -10,9 +10,9 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras.src.utils import is_default
 from numpy.typing import NDArray
 
+from convscope import _keras_internals as internals
 from convscope.errors import RunError, UsageError, sentence
 from convscope.training.events import (
     EpochBegin,
@@ -114,7 +114,7 @@ class CallbackBridge:
 
 def _wanted(callbacks: Sequence[Any], *hooks: str) -> bool:
     """Say whether any callback has written one of these hooks; calling the empty ones costs time."""
-    return any(not is_default(getattr(callback, hook)) for callback in callbacks for hook in hooks)
+    return any(not internals.is_default(getattr(callback, hook)) for callback in callbacks for hook in hooks)
 
 
 Arrays = dict[str, NDArray[Any]]

@@ -15,9 +15,9 @@ from typing import Any, Literal, Protocol
 import keras
 import numpy as np
 import torch
-from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
 from numpy.typing import NDArray
 
+from convscope import _keras_internals as internals
 from convscope.errors import UsageError, sentence
 
 Shuffle = bool | Literal["batch"]
@@ -422,7 +422,7 @@ def first_batch(dataset: PreparedDataset, class_weight: Mapping[int, float] | No
     that follows begins with it.
     """
     dataset.on_epoch_begin()
-    return PyDatasetAdapter(keras.utils.PyDataset(), class_weight)._standardize_batch(dataset[0])
+    return internals.standardize_batch(dataset[0], class_weight)
 
 
 def preprocess_batch(batch: Any, preprocess: ImagePreprocess | None) -> Any:
@@ -658,14 +658,7 @@ class StreamFeed:
     @cached_property
     def _iterator(self) -> Any:
         """Keras's iterator, made when it is needed: it reads from a generator at once."""
-        from keras.src.backend.torch.trainer import TorchEpochIterator  # only where torch is the back end
-
-        return TorchEpochIterator(
-            self._source,
-            steps_per_epoch=self._steps_per_epoch,
-            shuffle=False,
-            class_weight=self._class_weight,
-        )
+        return internals.epoch_iterator(self._source, self._steps_per_epoch, self._class_weight)
 
     @property
     def steps(self) -> int | None:

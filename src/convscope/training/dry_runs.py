@@ -16,6 +16,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from convscope import _keras_internals as internals
 from convscope.environment import own_random_numbers
 from convscope.errors import DivergedError, UsageError, sentence
 from convscope.lowering.devices import computing_on, device_of
@@ -333,7 +334,7 @@ def require_fitting_outputs(
     if not np.isfinite(outputs).all():
         hint = "Look at its weights and at the scaling of the images."
         raise UsageError(sentence("finite outputs of the network", "NaN or infinity", hint))
-    loss, from_logits = loss_name(model), getattr(model.loss, "_fn_kwargs", {}).get("from_logits", False)
+    loss, from_logits = loss_name(model), internals.settings_of(model.loss).get("from_logits", False)
     if loss not in _CATEGORICAL:
         return
     sums = outputs.sum(axis=-1)
@@ -359,7 +360,7 @@ def _warn_of_unscaled(model: keras.Model, inputs: NDArray[Any]) -> str | None:
 
 def _scales_first(model: keras.Model) -> bool:
     """Whether a layer brings the inputs to scale before one with weights to train sees them."""
-    for layer in model._flatten_layers(include_self=False, recursive=True):
+    for layer in internals.all_layers(model)[1:]:
         if isinstance(layer, _SCALING):
             return True
         if layer.trainable_weights and not hasattr(layer, "layers"):
@@ -397,7 +398,7 @@ def _before_weights(model: keras.Model, images: Any) -> Any:
     first = next((operation for operation in operations if _has_weights(operation)), None)
     if first is None:
         return images
-    start = first._inbound_nodes[-1].input_tensors[0]
+    start = internals.inbound_nodes(first)[-1].input_tensors[0]
     if all(start is not one for one in model.inputs):
         images = keras.Model(model.inputs, start)([images], training=False)
     return _before_weights(first, images) if isinstance(first, keras.Model) else images

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import torch
 
+from convscope import _keras_internals as internals
 from convscope.errors import LoweringError, UsageError, sentence
 from convscope.lowering import LoweredNetwork, emit, lower, optimise, restore
 from convscope.lowering.cpu.memory import keep_memory
@@ -69,7 +70,7 @@ def obstacle(model: keras.Model) -> str | None:
             return f"it was compiled with {name}={getattr(model, name)}"
     if model.optimizer is None:
         return "it was compiled without an optimizer"
-    if model._compile_loss is None:
+    if internals.compiled_loss(model) is None:
         return "it was compiled without a loss, so that only add_loss would train it"
     return None
 
@@ -206,7 +207,7 @@ class FastEngine:
         request, state = self._request, self._request.resume_from
         course = Course(
             epochs=request.epochs,
-            first_epoch=request.model._initial_epoch or request.initial_epoch,
+            first_epoch=internals.initial_epoch(request.model) or request.initial_epoch,
             validation=self._validation,
             validation_freq=request.validation_freq,
             schedule=request.schedule,
@@ -257,12 +258,17 @@ def _require_no_obstacle(model: keras.Model) -> None:
 
 def _compiled(model: keras.Model) -> tuple[Any, ...]:
     """Collect what ``compile`` has made; another call of it makes others."""
-    return model.optimizer, model._compile_loss, model._compile_metrics, model._loss_tracker
+    return (
+        model.optimizer,
+        internals.compiled_loss(model),
+        internals.compiled_metrics(model),
+        internals.mean_loss(model),
+    )
 
 
 def _build(model: keras.Model, feed: ArrayFeed | StreamFeed) -> None:
     """Let Keras build model, loss, metrics and optimizer from one batch's shapes, as its ``fit`` does."""
-    model._symbolic_build(iterator=_fitting(model, feed.look()))
+    internals.build(model, _fitting(model, feed.look()))
 
 
 def _fitting(model: keras.Model, batches: Iterator[Any]) -> Iterator[Any]:

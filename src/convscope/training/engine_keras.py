@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from convscope import _keras_internals as internals
 from convscope.errors import UsageError, sentence
 from convscope.lowering.devices import current_device, forked_generators
 from convscope.training.callbacks import CallbackMemory
@@ -60,7 +61,7 @@ def run(request: FitRequest) -> keras.callbacks.History:
     conductor = _Conductor(request, train, first_epoch)
     stopped = request.resume_from is not None and request.resume_from.stopped
     if isinstance(train, PreparedDataset):
-        request.model._symbolic_build(iterator=_look(train, request.class_weight))
+        internals.build(request.model, _look(train, request.class_weight))
     with _own_randomness(request.seeded):
         return request.model.fit(
             x=train,
@@ -142,7 +143,7 @@ class _Reporter(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is unt
         self._training_began = time.perf_counter()
         request = self._request
         self._memory.begin(request.resume_from.callbacks if request.resume_from else None)
-        first_epoch = self.model._initial_epoch or self._conductor.epoch
+        first_epoch = internals.initial_epoch(self.model) or self._conductor.epoch
         request.tell(TrainBegin("keras", first_epoch, request.epochs, self.params.get("steps")))
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:  # noqa: ARG002
@@ -264,16 +265,11 @@ def seed_layers(model: keras.Model, seed: int, epoch: int) -> None:
     Layers to which the user gave a seed of their own keep it.
     """
     torch.manual_seed(_mix(seed, epoch, 0))
-    for number, generator in enumerate(_seed_generators(model), start=1):
-        if generator._initial_seed is None:
+    for number, generator in enumerate(internals.seed_generators(model), start=1):
+        if internals.is_unseeded(generator):
             generator.state.assign(np.array([_mix(seed, epoch, number), 0]))
 
 
 def _mix(seed: int, epoch: int, number: int) -> int:
     """Draw a seed of 31 bits, which every back end's seed type holds."""
     return int(np.random.SeedSequence([seed, epoch, number]).generate_state(1)[0] >> 1)
-
-
-def _seed_generators(model: keras.Model) -> Iterator[Any]:
-    for layer in model._flatten_layers():
-        yield from getattr(layer, "_seed_generators", ())

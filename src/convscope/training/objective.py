@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from convscope import _keras_internals as internals
 from convscope.errors import UsageError, sentence
 from convscope.lowering.graph import is_altered
 from convscope.training.data import first_leaf
@@ -220,13 +221,13 @@ def find_cross_entropy(
     >>> find_cross_entropy(model, "softmax").label_smoothing
     0.0
     """
-    losses = model._compile_loss._flat_losses
+    losses = internals.losses_of(model)
     if len(model.outputs) != 1 or len(losses) != 1:
         return None
-    loss, weight, shape = losses[0].loss, losses[0].loss_weights, model.outputs[0].shape
-    if not _is_as_in_keras(loss) or is_altered(model._compile_loss):
+    (loss, weight), shape = losses[0], model.outputs[0].shape
+    if not _is_as_in_keras(loss) or is_altered(internals.compiled_loss(model)):
         return None
-    settings = dict(loss._fn_kwargs)
+    settings = dict(internals.settings_of(loss))
     from_logits = bool(settings.pop("from_logits", False))
     smoothing = float(settings.pop("label_smoothing", 0.0))
     ignored = settings.pop("ignore_class", None)
@@ -369,8 +370,8 @@ class MetricsPlan:
     """
 
     def __init__(self, model: keras.Model) -> None:
-        self._compiled = model._compile_metrics
-        self._loss = _Mean(model._loss_tracker)
+        self._compiled = internals.compiled_metrics(model)
+        self._loss = _Mean(internals.mean_loss(model))
         self._metrics = _metrics_of_the_only_output(model)
 
     def __bool__(self) -> bool:
@@ -405,24 +406,17 @@ class MetricsPlan:
 
 def _metrics_of_the_only_output(model: keras.Model) -> list[_Metric] | None:
     """List the metrics; None where there are several outputs to tell apart, which Keras does."""
-    compiled = model._compile_metrics
+    compiled = internals.compiled_metrics(model)
     if compiled is None or len(model.outputs) != 1 or is_altered(compiled):
         return None
-    lists = ((compiled._flat_metrics, False), (compiled._flat_weighted_metrics, True))
-    return [
-        _Metric(metric, weighted)
-        for groups, weighted in lists
-        for group in groups
-        if group is not None
-        for metric in group.metrics
-    ]
+    return [_Metric(metric, weighted) for metric, weighted in internals.metrics_of(compiled)]
 
 
 def _hits(metric: Any, y: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor | None:
     """Say which examples an accuracy counts as right, shape (n,); None for what is left to Keras."""
     if (
         type(metric) not in _ACCURACIES
-        or metric._fn is not _ACCURACIES[type(metric)]
+        or internals.function_of(metric) is not _ACCURACIES[type(metric)]
         or is_altered(metric)
         or metric.dtype != "float32"
         or outputs.ndim != 2
@@ -437,5 +431,5 @@ def _hits(metric: Any, y: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor |
         return y.reshape(-1) == outputs.argmax(dim=-1)
     if classes != 1:
         return None
-    threshold: float = metric._fn_kwargs["threshold"]
+    threshold: float = internals.settings_of(metric)["threshold"]
     return y.reshape(-1) == (outputs.reshape(-1) > threshold)

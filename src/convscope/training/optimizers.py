@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import torch
 
+from convscope import _keras_internals as internals
 from convscope.errors import UsageError, sentence
 from convscope.lowering.cpu import compiled
 from convscope.lowering.graph import is_altered
@@ -40,7 +41,7 @@ def has_rule(optimizer: keras.optimizers.Optimizer) -> bool:
     (True, False)
     """
     kind = type(optimizer)
-    ours = kind.__module__.startswith("keras.src.backend.torch.optimizers") and kind.__name__ in RULES
+    ours = internals.is_own_optimizer(optimizer) and kind.__name__ in RULES
     return ours and not is_altered(optimizer)
 
 
@@ -58,16 +59,15 @@ class RuleStep:
     """
 
     def __init__(self, optimizer: Any, variables: Sequence[keras.Variable], weights: Tensors) -> None:
-        optimizer._check_variables_are_known(variables)
         self._optimizer = optimizer
         self._variables, self._weights = variables, weights
-        self._indices = [optimizer._get_variable_index(variable) for variable in variables]
+        self._indices = internals.variable_indices(optimizer, variables)
         self._rule = RULES[type(optimizer).__name__](optimizer, self._slots)
-        self._decayed = [n for n, v in enumerate(variables) if optimizer._use_weight_decay(v)]
+        self._decayed = [n for n, v in enumerate(variables) if internals.decays(optimizer, v)]
         self._constrained = [n for n, v in enumerate(variables) if v.constraint is not None]
         self._sums = self._slots("_accumulated_gradients") if optimizer.gradient_accumulation_steps else []
         self._averages = self._slots("_model_variables_moving_average") if optimizer.use_ema else []
-        self._counter = optimizer._iterations.value
+        self._counter = internals.step_counter(optimizer).value
         if type(optimizer).__name__ in TAKES_NARROW_GRADIENTS:
             for weight in weights:
                 if not isinstance(weight, torch.nn.Parameter):  # those are the model's own
@@ -77,14 +77,14 @@ class RuleStep:
     def refresh(self) -> None:
         """Read anew what a callback may have set: the step count and the learning rate."""
         self._iterations = int(self._counter.item())
-        rate = self._optimizer._learning_rate
+        rate = internals.rate_of(self._optimizer)
         self._own_rate = float(rate.value.item()) if isinstance(rate, keras.Variable) else None
 
     def set_rate(self, rate: Rate) -> None:
         """Set the learning rate, and the momentum if it is given, for the next step."""
         require_settable(self._optimizer, rate)
         self._own_rate = float(np.float32(rate.learning_rate))
-        self._optimizer._learning_rate.value.fill_(rate.learning_rate)
+        internals.rate_of(self._optimizer).value.fill_(rate.learning_rate)
         if rate.momentum is not None:
             setattr(self._optimizer, momentum_name(self._optimizer), rate.momentum)
 
@@ -137,7 +137,7 @@ class RuleStep:
     def _learning_rate(self) -> float:
         if self._own_rate is not None:
             return self._own_rate
-        rate = self._optimizer._learning_rate
+        rate = internals.rate_of(self._optimizer)
         if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
             with keras.device("cpu"):  # on a GPU the number would have to be waited for
                 return float(rate(torch.tensor(self._iterations)))
@@ -179,7 +179,7 @@ class RuleStep:
             torch._foreach_copy_(self._weights, self._averages)
 
     def _slots(self, name: str) -> Tensors:
-        slots = getattr(self._optimizer, name)
+        slots = internals.slots_of(self._optimizer, name)
         return [slots[index].value.detach() for index in self._indices]
 
 
@@ -373,7 +373,7 @@ class Nadam:
     def __init__(self, optimizer: Any, slots: Slots) -> None:
         self._optimizer = optimizer
         self._moments, self._squares = slots("_momentums"), slots("_velocities")
-        self._product = optimizer._u_product.value
+        self._product = internals.slots_of(optimizer, "_u_product").value
 
     def __call__(  # noqa: D102
         self, chosen: Sequence[int] | None, weights: Tensors, grads: Tensors, learning_rate: float, step: int
@@ -544,7 +544,7 @@ def set_rate(optimizer: keras.optimizers.Optimizer, rate: Rate) -> None:
 
 def require_settable(optimizer: keras.optimizers.Optimizer, rate: Rate) -> None:
     """Refuse a schedule for an optimizer that cannot follow it; see :func:`set_rate`."""
-    own = optimizer._learning_rate
+    own = internals.rate_of(optimizer)
     if not isinstance(own, keras.Variable):
         hint = "Leave out one of the two."
         expected = "a number as the optimizer's learning rate beside schedule"

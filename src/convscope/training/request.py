@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from convscope import _keras_internals as internals
 from convscope.errors import UsageError, sentence
 from convscope.training.checkpoint import TrainingState
 from convscope.training.config import require_count
@@ -377,7 +378,7 @@ def _named(loss: Any, found: tuple[int, ...] | None, shape: Shape | None) -> tup
             return "binary_crossentropy", {}
         else:
             return (_SPARSE if len(found) <= len(shape) or found[-1] == 1 else _CATEGORICAL), {}
-    return str(getattr(getattr(loss, "fn", loss), "__name__", "")), getattr(loss, "_fn_kwargs", {})
+    return str(getattr(getattr(loss, "fn", loss), "__name__", "")), internals.settings_of(loss)
 
 
 def _single_shape(model: keras.Model, side: str) -> Shape | None:
@@ -414,7 +415,7 @@ def own_method(model: keras.Model, names: Sequence[str]) -> str | None:
         if usual is not None:
             is_own = getattr(found, "__func__", found) is not usual
         else:
-            is_own = found is not None and "Trainer.make_" not in getattr(found, "__qualname__", "")
+            is_own = found is not None and not internals.is_made_by_keras(found)
         if is_own:
             return name
     return None

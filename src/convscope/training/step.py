@@ -9,8 +9,8 @@ from typing import Any
 import keras
 import numpy as np
 import torch
-from keras.src.utils.python_utils import pythonify_logs
 
+from convscope import _keras_internals as internals
 from convscope.lowering import LoweredNetwork
 from convscope.lowering.variables import named_variables
 from convscope.training.callbacks import CallbackMemory
@@ -207,12 +207,12 @@ class Trainer:
 
     def read_logs(self) -> dict[str, float]:
         """Read the means so far, under Keras's names."""
-        logs: dict[str, float] = pythonify_logs(self._model.get_metrics_result())
+        logs: dict[str, float] = internals.pythonify_logs(self._model.get_metrics_result())
         return logs
 
     def read_loss(self) -> float:
         """Read the mean loss so far."""
-        return float(self._model._loss_tracker.result())
+        return float(internals.mean_loss(self._model).result())
 
     def snapshot(self, epoch: int, step: int) -> TrainingState:
         """Copy the whole state of the training, standing before ``step`` of ``epoch``."""
@@ -242,7 +242,7 @@ class Trainer:
         if self._cross_entropy is not None and self._cross_entropy.takes(*leaves):
             loss, reported = self._cross_entropy(*leaves)
         else:
-            loss = self._model._compile_loss(y, self._outputs(scores), weight)
+            loss = internals.compiled_loss(self._model)(y, self._outputs(scores), weight)
             reported = loss.detach()
         terms = [self._penalties()] if self._penalties else []
         if self._network.activity_loss is not None:

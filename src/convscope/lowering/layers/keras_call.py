@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import torch
 
+from convscope import _keras_internals as internals
 from convscope.lowering.devices import forked_generators
 from convscope.lowering.graph import buffers_kept
 from convscope.lowering.ir import Op, Shape, Value
@@ -136,17 +137,15 @@ class KerasRunner:
         )
         try:
             outputs = self._host(tensors[self.inputs[0]], training=training)
-            losses = [loss for layer in self._host._flatten_layers() for loss in layer._get_own_losses()]
+            losses = internals.take_losses(self._host)
         finally:
             self._host.arguments.args, self._host.arguments.kwargs = (), {}
-            self._host._clear_losses()
+            internals.clear_losses(self._host)
         return keras.tree.flatten(outputs), losses
 
     def _generators(self) -> list[Any]:
         """List the random generators to which nobody gave a seed."""
-        layers = self._host._flatten_layers()
-        found = dict.fromkeys(generator for layer in layers for generator in layer._seed_generators)
-        return [generator for generator in found if generator._initial_seed is None]
+        return list(filter(internals.is_unseeded, dict.fromkeys(internals.seed_generators(self._host))))
 
 
 class _Host(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no type information
@@ -154,7 +153,7 @@ class _Host(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no type in
 
     def __init__(self, operation: Any) -> None:
         super().__init__(name="host", autocast=False)
-        self._convert_input_args = False
+        internals.keep_arguments(self)
         self.built = True
         self.operation = operation
         self.arguments = _Arguments()

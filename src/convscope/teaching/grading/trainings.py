@@ -80,7 +80,7 @@ def _require_compiled(model: Any) -> None:
         if sparse
         else "For one probability per class and one-hot targets it is the cross-entropy over the classes.",
     )
-    from_logits = getattr(loss, "_fn_kwargs", {}).get("from_logits", False)
+    from_logits = getattr(loss, "get_config", dict)().get("from_logits", False)
     require(
         not from_logits,
         sentence("a loss of probabilities", "from_logits=True"),

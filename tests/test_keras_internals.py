@@ -1,0 +1,258 @@
+"""Each private part of Keras that is used is still there, and still does what it is used for."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import torch
+from training_cases import images, network
+
+from convscope import _keras_internals as internals
+
+X, Y = images(20)
+ROOT = Path(__file__).parents[1]
+
+
+class Batches(keras.utils.PyDataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return X[index * 10 : index * 10 + 10], Y[index * 10 : index * 10 + 10]
+
+
+class Added(keras.layers.Layer):
+    """Adds losses, from its own call and from a layer below it."""
+
+    def __init__(self):
+        super().__init__()
+        self.below = keras.layers.ActivityRegularization(l2=1.0)
+        self.drop = keras.layers.Dropout(0.5)
+
+    def call(self, x):
+        self.add_loss(keras.ops.sum(x))
+        return self.below(x)
+
+
+def trained(**settings):
+    model = network(**settings)
+    model.fit(X, Y, verbose=0)
+    return model
+
+
+def test_the_installed_keras_is_one_that_is_allowed():
+    lines = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    [bounds] = [line for line in lines if line.startswith("keras")]
+    lowest, highest = (tuple(map(int, bound.split("."))) for bound in re.findall(r"[<>]=?([\d.]+)", bounds))
+    version = tuple(map(int, keras.__version__.split(".")[:3]))
+    assert lowest <= version < highest
+
+
+def test_trainer_methods_name_how_a_model_trains():
+    assert {"fit", "compile", "evaluate", "predict", "compute_loss"} <= internals.TRAINER_METHODS
+    assert "call" not in internals.TRAINER_METHODS
+
+
+def test_a_graph_and_its_calls_are_found():
+    model = network()
+    graph = internals.graph_of_sequential(model)
+    assert isinstance(graph, internals.Functional)
+    assert isinstance(keras.Model(model.inputs, model.outputs), internals.Functional)
+    assert all(hasattr(graph, name) for name in internals.GRAPH_METHODS if name != "forward")
+    names = [node.operation.name for nodes in internals.nodes_by_depth(graph).values() for node in nodes]
+    assert names[:2] == ["dense", "flat"]
+
+
+def test_a_call_of_an_operation_is_found():
+    [node] = internals.inbound_nodes(network().get_layer("dense"))
+    assert node.input_tensors[0].shape == (None, 36)
+
+
+def test_masks_are_seen_on_outputs():
+    tokens = keras.Input((4,))
+    assert internals.has_mask(keras.layers.Embedding(3, 2, mask_zero=True)(tokens))
+    assert not internals.has_mask(keras.layers.Embedding(3, 2)(tokens))
+
+
+def test_a_training_argument_is_seen():
+    assert internals.takes_training(keras.layers.Dropout(0.5))
+    assert not internals.takes_training(keras.layers.Flatten())
+
+
+def test_layers_of_keras_are_told_from_others():
+    assert internals.is_of_keras(keras.layers.Conv2D(1, 3))
+    assert not internals.is_of_keras(Added())
+
+
+def test_layers_and_variables_are_listed():
+    layer = Added()
+    assert internals.sublayers(layer) == [layer.below, layer.drop]
+    assert internals.all_layers(layer) == [layer, layer.below, layer.drop]
+    model = keras.Sequential([keras.Input((3,)), keras.layers.BatchNormalization(name="norm")])
+    names = [variable.name for variable in internals.own_variables(model.get_layer("norm"))]
+    assert names == ["gamma", "beta", "moving_mean", "moving_variance"]
+    assert list(internals.own_variables(model)) == []
+
+
+def test_what_was_set_to_be_trained_is_told():
+    layer = keras.layers.Dense(2)
+    layer.build((None, 3))
+    assert internals.is_trainable(layer)
+    assert internals.is_trainable(layer.kernel)
+    assert internals.value_of(layer.kernel) is layer.kernel.value
+    layer.trainable = False
+    assert not internals.is_trainable(layer)
+
+
+def test_random_generators_without_a_seed_are_found():
+    layer = Added()
+    layer.own = keras.layers.Dropout(0.5, seed=3)
+    seeds = internals.seed_generators(layer)
+    assert [internals.is_unseeded(generator) for generator in seeds] == [True, False]
+
+
+def test_losses_of_a_call_are_taken_and_forgotten():
+    layer = Added()
+    layer(torch.ones(2, 3))
+    assert sorted(float(loss) for loss in internals.take_losses(layer)) == [3.0, 6.0]
+    internals.clear_losses(layer)
+    assert internals.take_losses(layer) == []
+
+
+def test_arguments_are_kept_as_they_are():
+    class Typed(keras.layers.Layer):
+        def call(self, x):
+            return x
+
+    layer = Typed()
+    internals.keep_arguments(layer)
+    assert layer(torch.zeros(1, dtype=torch.float64)).dtype is torch.float64
+
+
+def test_a_model_is_built_from_a_batch_that_is_read_only_then():
+    model, asked = network(), []
+
+    def batches():
+        asked.append(1)
+        yield 0, 0, [(torch.from_numpy(X), torch.from_numpy(Y), None)]
+
+    internals.build(model, batches())
+    assert internals.compiled_loss(model).built
+    assert internals.compiled_metrics(model).built
+    assert model.optimizer.built
+    internals.build(model, batches())
+    assert asked == [1]
+
+
+def test_what_compile_has_made_is_found():
+    model = trained(loss=keras.losses.CategoricalCrossentropy(label_smoothing=0.1), loss_weights=[2.0],
+                    weighted_metrics=["mse"])  # fmt: skip
+    [(loss, weight)] = internals.losses_of(model)
+    assert (loss, weight) == (model.loss, 2.0)
+    assert internals.settings_of(loss)["label_smoothing"] == 0.1
+    assert internals.settings_of("mse") == {}
+    found = internals.metrics_of(internals.compiled_metrics(model))
+    assert [weighted for _, weighted in found] == [False, True]
+    assert internals.function_of(found[0][0]) is keras.metrics.categorical_accuracy
+    assert internals.mean_loss(model) is model.metrics[0]
+    assert not internals.initial_epoch(model)
+
+
+def test_a_backup_sets_the_first_epoch(tmp_path):
+    class StopError(Exception):
+        pass
+
+    class Break(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):  # noqa: ARG002  Keras's signature
+            assert epoch < 1 or internals.initial_epoch(self.model) == 1
+            if epoch == 1 and not internals.initial_epoch(self.model):
+                raise StopError
+
+    class Crash(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):  # noqa: ARG002
+            if epoch == 1:
+                raise StopError
+
+    model = network()
+    backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+    with pytest.raises(StopError):
+        model.fit(X, Y, epochs=2, verbose=0, callbacks=[backup, Crash()])
+    backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+    model.fit(X, Y, epochs=2, verbose=0, callbacks=[backup, Break()])
+    assert internals.initial_epoch(model) == 1
+
+
+def test_functions_that_keras_made_are_known():
+    model = trained()
+    assert internals.is_made_by_keras(model.train_function)
+    assert not internals.is_made_by_keras(lambda data: data)
+
+
+def test_optimizers_tell_rate_places_and_slots():
+    model = trained(optimizer=keras.optimizers.AdamW(0.25))
+    optimizer, variables = model.optimizer, model.trainable_variables
+    assert internals.is_own_optimizer(optimizer)
+    assert not internals.is_own_optimizer(type("Mine", (keras.optimizers.SGD,), {})())
+    assert float(internals.rate_of(optimizer).value) == 0.25
+    assert internals.variable_indices(optimizer, variables[::-1]) == [3, 2, 1, 0]
+    with pytest.raises(ValueError, match="variable"):
+        internals.variable_indices(optimizer, [keras.Variable(np.zeros(1, np.float32))])
+    assert internals.decays(optimizer, variables[0])
+    other = keras.optimizers.AdamW()
+    other.exclude_from_weight_decay(var_list=variables[:1])
+    assert [internals.decays(other, variable) for variable in variables[:2]] == [False, True]
+    for name in ("_momentums", "_velocities"):
+        shapes = [slot.shape for slot in internals.slots_of(optimizer, name)]
+        assert shapes == [variable.shape for variable in variables]
+
+
+SLOTS = {
+    "momentums": lambda: keras.optimizers.SGD(momentum=0.9),
+    "_velocity_hats": lambda: keras.optimizers.Adam(amsgrad=True),
+    "_average_gradients": lambda: keras.optimizers.RMSprop(centered=True),
+    "_accumulators": keras.optimizers.Adagrad,
+    "_accumulated_gradients": lambda: keras.optimizers.SGD(gradient_accumulation_steps=2),
+    "_model_variables_moving_average": lambda: keras.optimizers.SGD(use_ema=True),
+}
+
+
+@pytest.mark.parametrize(("name", "make"), SLOTS.items(), ids=list(SLOTS))
+def test_slots_have_the_shapes_of_the_weights(name, make):
+    model = trained(optimizer=make())
+    found = internals.slots_of(model.optimizer, name)
+    assert [slot.shape for slot in found] == [variable.shape for variable in model.trainable_variables]
+
+
+def test_steps_are_counted_though_gradients_are_accumulated():
+    optimizer = trained(optimizer=keras.optimizers.SGD(gradient_accumulation_steps=2)).optimizer
+    assert int(internals.step_counter(optimizer).value) == 1
+
+
+def test_nadam_keeps_a_product():
+    assert internals.slots_of(trained(optimizer="nadam").optimizer, "_u_product").shape == ()
+
+
+def test_streams_are_iterated_as_fit_does():
+    iterator = internals.epoch_iterator(Batches(), None, {0: 2.0})
+    assert iterator.num_batches == 2
+    iterator.reset()
+    batches = list(iterator)
+    assert [(first, last) for first, last, _ in batches] == [(0, 0), (1, 1)]
+    x, _, weight = batches[0][2][0]
+    np.testing.assert_array_equal(x, X[:10])
+    np.testing.assert_array_equal(weight, np.where(Y[:10].argmax(1) == 0, 2.0, 1.0))
+    batch = internals.standardize_batch(Batches()[0], {0: 2.0})
+    np.testing.assert_array_equal(batch[2], weight)
+
+
+def test_hooks_that_nobody_wrote_are_known():
+    callback = keras.callbacks.EarlyStopping()
+    assert internals.is_default(callback.on_train_batch_begin)
+    assert not internals.is_default(callback.on_epoch_end)
+
+
+def test_logs_become_numbers():
+    assert internals.pythonify_logs({"loss": torch.tensor(0.5)}) == {"loss": 0.5}
