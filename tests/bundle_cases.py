@@ -14,7 +14,7 @@ import convscope
 from convscope.evaluation import Evaluation
 from convscope.experiment.config import ExperimentConfig
 from convscope.experiment.preparation import prepare
-from convscope.experiment.writing import write_evaluation, write_statistics, write_training
+from convscope.experiment.results import write_evaluation, write_statistics, write_training
 from convscope.runs import RunDirectory
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from convscope.data.catalog import Dataset, Split, fingerprint
 from convscope.evaluation import Evaluation, test_set_log
-from convscope.experiment.writing import write_evaluation, write_training
+from convscope.experiment.results import write_evaluation, write_training
 from convscope.networks import build
 from convscope.preprocessing import Preprocess
 from convscope.report.source import TEST_SET_LOG

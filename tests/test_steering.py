@@ -14,8 +14,8 @@ from convscope.augmentation import Augmentation
 from convscope.data.catalog import Dataset, Split, fingerprint
 from convscope.errors import InterruptedRunError, UnknownNameError, UsageError
 from convscope.experiment import ExperimentConfig, build_model, prepare, resume_experiment, run_experiment
-from convscope.experiment.rehearsing import divide_time
-from convscope.experiment.steering import say_how_it_ended, steer
+from convscope.experiment.fitting import say_how_it_ended, schedule_and_callbacks
+from convscope.experiment.trials import divide_time
 from convscope.recipes import RECIPES, suggest, with_small_batches
 from convscope.runs import open_run
 from convscope.training.config import TrainingConfig
@@ -76,7 +76,7 @@ def test_a_found_learning_rate_is_kept_with_its_figure_and_for_resumption(digits
     recorded = open_run(tmp_path / "cut").read_json("run.json")["config"]["training"]
     assert 1e-4 < recorded["learning_rate"] < 0.1
     assert any(text.startswith(f"learning rate: {recorded['learning_rate']:.2g}, a tenth") for text in heard)
-    assert any(text.startswith("preflight: the network learned 32 images by heart") for text in heard)
+    assert any(text.startswith("preflight: the network overfits one batch of 32 images in") for text in heard)
     assert (tmp_path / "cut/figures/learning-rate.png").read_bytes().startswith(b"\x89PNG")
     resume_experiment(tmp_path / "cut")
     known = replace(config, preflight=False, training=replace(SHORT, learning_rate=recorded["learning_rate"]))
@@ -159,19 +159,19 @@ def test_a_preflight_changes_nothing(digits, tmp_path):
 def test_what_was_asked_for_becomes_callbacks(monitor, mode):
     training = replace(SHORT, patience=4, monitor=monitor, until=0.97)
     config = ExperimentConfig("simple", training=training)
-    steering = steer(build_model(config, (8, 8, 1), 10), config, 100, {})
-    stopping, until = steering.callbacks
+    epochs, schedule, callbacks = schedule_and_callbacks(build_model(config, (8, 8, 1), 10), config, 100, {})
+    stopping, until = callbacks
     assert stopping.restore_best_weights
     assert (stopping.patience, stopping.monitor, stopping.mode) == (4, f"val_{monitor}", mode)
     assert stopping.restore_best_weights
     assert (until.target, until.monitor) == (0.97, "val_accuracy")
-    assert (steering.epochs, steering.schedule) == (3, None)
+    assert (epochs, schedule) == (3, None)
 
 
 @pytest.mark.parametrize("name", ["one-cycle", "cosine"])
 def test_a_schedule_is_as_long_as_the_training(name):
     config = ExperimentConfig("simple", training=replace(SHORT, schedule=name, learning_rate=0.1))
-    schedule = steer(build_model(config, (8, 8, 1), 10), config, 100, {}).schedule
+    _, schedule, _ = schedule_and_callbacks(build_model(config, (8, 8, 1), 10), config, 100, {})
     steps = 3 * math.ceil(100 / 64)
     assert schedule(steps).learning_rate < 2e-5 < schedule(steps - 1).learning_rate
     assert max(schedule(step).learning_rate for step in range(steps)) > 0.05
@@ -190,7 +190,7 @@ def test_a_schedule_is_as_long_as_the_training(name):
 )
 def test_the_best_epoch_or_the_last_one_is_kept(settings, restores, patience):
     config = ExperimentConfig("simple", training=replace(SHORT, **settings))
-    callbacks = steer(build_model(config, (8, 8, 1), 10), config, 100, {}).callbacks
+    _, _, callbacks = schedule_and_callbacks(build_model(config, (8, 8, 1), 10), config, 100, {})
     if restores is None:
         assert callbacks == []
     else:
@@ -220,7 +220,7 @@ SPOILED = replace(SHORT, epochs=4, optimizer="sgd", schedule="cosine", learning_
 
 @pytest.fixture
 def spoiling(monkeypatch):
-    monkeypatch.setattr("convscope.experiment.steering.make_schedule", lambda *_: Spoiling())
+    monkeypatch.setattr("convscope.experiment.fitting.make_schedule", lambda *_: Spoiling())
 
 
 @pytest.mark.parametrize("monitor", ["loss", "accuracy"])

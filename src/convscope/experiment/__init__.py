@@ -2,11 +2,10 @@
 
 - ``running``: the recipe, top-down; begin here.
 - ``config``: what decides the outcome.
-- ``session``: data and network of a training; ``preparation`` and ``model`` make them.
-- ``rehearsing``: trials on copies of the network before it is trained; ``steering``: schedule and stops.
-- ``fitting``: training and evaluating; ``keeping``: checkpoints and orderly ends.
-- ``writing``: the files of a run.
-- ``assessment``: ``convscope.evaluate`` in a notebook.
+- ``preparation``: data and network of a training; ``model`` builds and adapts the network.
+- ``trials``: what is tried on copies of the network before it is trained.
+- ``fitting``: the training: schedule, stops, checkpoints, orderly ends.
+- ``results``: evaluations, figures and files; ``convscope.evaluate`` in a notebook.
 
 The names below are loaded on first use, so that a configuration is checked before Keras is loaded for it.
 """
@@ -18,15 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 # public name → the module that holds it
 _PUBLIC = {
-    "Assessment": "assessment",
+    "Assessment": "results",
     "ExperimentConfig": "config",
-    "Listener": "fitting",
     "Prepared": "preparation",
     "Result": "running",
     "build_model": "model",
-    "draw_figures": "assessment",
-    "evaluate": "assessment",
-    "evaluate_parts": "fitting",
+    "draw_figures": "results",
+    "evaluate": "results",
+    "evaluate_parts": "results",
     "prepare": "preparation",
     "resume_experiment": "running",
     "run_experiment": "running",
@@ -34,18 +32,16 @@ _PUBLIC = {
 }
 
 if TYPE_CHECKING:
-    from convscope.experiment.assessment import Assessment, draw_figures, evaluate
     from convscope.experiment.config import ExperimentConfig
-    from convscope.experiment.fitting import evaluate_parts, train
+    from convscope.experiment.fitting import train
     from convscope.experiment.model import build_model
     from convscope.experiment.preparation import Prepared, prepare
+    from convscope.experiment.results import Assessment, draw_figures, evaluate, evaluate_parts
     from convscope.experiment.running import Result, resume_experiment, run_experiment
-    from convscope.training.events import Listener
 
 __all__ = [
     "Assessment",
     "ExperimentConfig",
-    "Listener",
     "Prepared",
     "Result",
     "build_model",

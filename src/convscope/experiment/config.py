@@ -35,7 +35,7 @@ class ExperimentConfig:
     augmentation : Augmentation
         What may happen to training images; validation and evaluation never see it.
     preflight : bool
-        Let a copy of the network learn one batch by heart first, and refuse a network that cannot.
+        See first whether a copy of the network overfits one batch, and refuse one that does not.
     optimizer_settings : mapping
         Arguments of the Keras optimizer beside its learning rate, such as ``beta_1``.
     training : TrainingConfig

@@ -1,28 +1,54 @@
-"""Training a session's network, and evaluating it on the parts that it was not trained on."""
+"""Training a prepared network: its schedule and what may end it early, its checkpoints, how it ended."""
 
 from __future__ import annotations
 
+import math
+import signal
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from convscope.data.catalog import Split
-from convscope.evaluation import Evaluation
+from convscope.data.weights import balanced_class_weights
 from convscope.experiment.config import ExperimentConfig
 from convscope.experiment.preparation import Prepared
-from convscope.experiment.steering import Timetable, class_weights, steer
 from convscope.preprocessing import one_hot
-from convscope.training.checkpoint import TrainingState
-from convscope.training.events import EpochEnd, Event, Listener, TrainBegin, tell
+from convscope.runs import RunDirectory, write_errors_named
+from convscope.training.checkpoint import TrainingState, save_checkpoint
+from convscope.training.config import TrainingConfig
+from convscope.training.events import EpochEnd, Event, Listener, StepEnd, TrainBegin, tell
+from convscope.training.schedules import Constant, Schedule, make_schedule
 
 if TYPE_CHECKING:
     import keras
 
+History = Mapping[str, list[float]]
+
+# A crash costs at most this much work; a checkpoint of the largest network here takes a tenth of a second.
+SECONDS_BETWEEN_CHECKPOINTS = 30.0
+
+
+@dataclass(frozen=True)
+class Timetable:
+    """What was expected before a training that has a deadline; kept with the run.
+
+    Seconds for the training with its last validation, seconds for one validation, and the number of epochs.
+    """
+
+    seconds: float
+    validation_seconds: float
+    epochs: int
+
 
 @dataclass(frozen=True)
 class Training:
-    """What the training itself left behind."""
+    """What the training itself left behind: a history of the finished epochs; ``interrupted`` by Ctrl-C."""
 
     history: dict[str, list[float]]
     seconds: float
@@ -38,29 +64,9 @@ def train(
     plan: Mapping[str, Any] | None = None,
     timetable: Timetable | None = None,
 ) -> Training:
-    """Train a compiled model on the prepared data, validating each epoch.
+    """Train a compiled model on the prepared data, validating each epoch; it holds the weights afterwards.
 
-    Parameters
-    ----------
-    model : keras.Model
-        Compiled; holds the trained weights afterwards.
-    prepared : Prepared
-        The data.
-    config : ExperimentConfig
-        What was asked for.
-    listeners : sequence of callables
-        Each receives every training event.
-    state : TrainingState, optional
-        Where to go on.
-    plan : mapping, optional
-        The fast engine's plan of an earlier run, to be used again.
-    timetable : Timetable, optional
-        Where there is a deadline.
-
-    Returns
-    -------
-    Training
-        The history of the finished epochs; ``interrupted`` after Ctrl-C.
+    ``state`` says where to go on, ``plan`` how the fast engine computed in an earlier session.
     """
     from convscope.training.api import fit
 
@@ -72,21 +78,29 @@ def train(
             for name, value in event.logs.items():
                 history.setdefault(name, []).append(float(value))
 
+    def expect(event: Event) -> None:
+        """Tell listeners how many epochs are expected, where the time alone decides."""
+        if timetable and isinstance(event, TrainBegin):
+            event = replace(event, epochs=timetable.epochs)
+        tell(tuple(listeners), event)
+
     began = time.perf_counter()
     interrupted = False
     validated = prepared.validation is not None
-    steering = steer(model, config, len(prepared.train), history, timetable, validated=validated)
+    epochs, schedule, callbacks = schedule_and_callbacks(
+        model, config, len(prepared.train), history, timetable, validated=validated
+    )
     try:
         fit(
             model,
             *training_arrays(prepared),
             validation_data=_arrays(prepared.validation, classes) if prepared.validation else None,
-            epochs=steering.epochs,
-            schedule=steering.schedule,
-            callbacks=steering.callbacks,
+            epochs=epochs,
+            schedule=schedule,
+            callbacks=callbacks,
             plan=plan,
             resume_from=state,
-            listeners=[remember, *_expecting(timetable, listeners)],
+            listeners=[remember, expect],
             on_divergence="raise",
             verbose=0,
             **fit_arguments(config, prepared),
@@ -101,9 +115,15 @@ def training_arrays(prepared: Prepared) -> tuple[Any, Any]:
     return _arrays(prepared.train, len(prepared.class_names))
 
 
+def _arrays(part: Split, classes: int) -> tuple[Any, Any]:
+    return part.images, one_hot(part.labels, classes)
+
+
 def fit_arguments(config: ExperimentConfig, prepared: Prepared) -> dict[str, Any]:
-    """Gather the arguments of ``fit`` that a rehearsal shares with the training itself."""
-    training = config.training
+    """Gather the arguments of ``fit`` that a dry run shares with the training itself."""
+    training, weights = config.training, None
+    if training.class_weights == "balanced":
+        weights = balanced_class_weights(prepared.train.labels, len(prepared.class_names))
     return {
         "batch_size": training.batch_size,
         "seed": training.seed,
@@ -112,49 +132,184 @@ def fit_arguments(config: ExperimentConfig, prepared: Prepared) -> dict[str, Any
         "deterministic": training.deterministic,
         "preprocess": prepared.preprocess,
         "augment": config.augmentation,
-        "class_weight": class_weights(config, prepared),
+        "class_weight": weights,
     }
 
 
-def _expecting(timetable: Timetable | None, listeners: Sequence[Listener]) -> list[Listener]:
-    """Tell listeners how many epochs are expected, where the time alone decides."""
-    if timetable is None:
-        return list(listeners)
-    epochs = timetable.epochs
+def schedule_and_callbacks(
+    model: keras.Model,
+    config: ExperimentConfig,
+    images: int,
+    history: History,
+    timetable: Timetable | None = None,
+    *,
+    validated: bool = True,
+) -> tuple[int, Schedule | None, list[Any]]:
+    """Make epochs, schedule and callbacks for one training of so many images; callbacks remember.
 
-    def expect(event: Event) -> None:
-        tell(tuple(listeners), replace(event, epochs=epochs) if isinstance(event, TrainBegin) else event)
-
-    return [expect]
-
-
-def evaluate_parts(model: keras.Model, prepared: Prepared) -> dict[str, Evaluation]:
-    """Predict the parts that were not trained on, and hold the predictions against the labels.
-
-    Parameters
-    ----------
-    model : keras.Model
-        Trained.
-    prepared : Prepared
-        The data.
-
-    Returns
-    -------
-    dict of str to Evaluation
-        ``test``, and ``validation`` where there is one. Computed once: tables, figures and JSON read it.
+    ``history`` grows while the network trains; ``validated`` says whether each epoch ends with a validation,
+    by which the best one is known.
     """
-    from convscope.training.api import predict
+    training, rate = config.training, float(model.optimizer.learning_rate)
+    callbacks = _stopping(training, validated)
+    if timetable is None:
+        steps = training.epochs * math.ceil(images / training.batch_size)
+        return training.epochs, make_schedule(training.schedule, rate, steps, history), callbacks
+    from convscope.training.callbacks import Deadline
 
-    evaluations = {}
-    for name, part in prepared.parts.items():
-        if name != "train":
-            probabilities = predict(model, part.images, preprocess=prepared.preprocess)
-            evaluations[name] = Evaluation.from_probabilities(
-                probabilities, part.labels, prepared.class_names, part.names
+    schedule = make_schedule(training.schedule, rate, Deadline.STEPS, history) or Constant(rate)
+    deadline = Deadline(timetable.seconds, schedule, validation_seconds=timetable.validation_seconds)
+    return Deadline.EPOCHS, deadline, [*callbacks, deadline]
+
+
+def _stopping(training: TrainingConfig, validated: bool) -> list[Any]:
+    """Make the callbacks that may end the training, and take the weights of its best epoch."""
+    import keras
+
+    from convscope.training.callbacks import Until
+
+    callbacks: list[Any] = []
+    if training.patience is not None or (training.keeps == "best" and validated):
+        callbacks.append(
+            keras.callbacks.EarlyStopping(
+                monitor=f"val_{training.monitor}",
+                mode="max" if training.monitor == "accuracy" else "min",
+                patience=math.inf if training.patience is None else training.patience,
+                restore_best_weights=training.keeps == "best",
             )
-    return evaluations
+        )
+    if training.until is not None:
+        callbacks.append(Until(training.until))
+    return callbacks
 
 
-def _arrays(part: Split, classes: int) -> tuple[Any, Any]:
-    """Return images and one-hot targets."""
-    return part.images, one_hot(part.labels, classes)
+class CheckpointListener:
+    """Writes checkpoints, and ends the training after the step in which a signal came.
+
+    The first checkpoint publishes the run, so that a crash leaves one that can be resumed. ``record`` is what
+    ``run.json`` holds: the fast engine's plan is added to it. ``seconds_before`` is training time of earlier
+    sessions.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        record: dict[str, Any],
+        stop_asked: Callable[[], bool],
+        seconds_before: float = 0.0,
+    ) -> None:
+        self._run, self._record, self._stop_asked = run, record, stop_asked
+        self._seconds_before = seconds_before
+        self._begin = self._last = time.perf_counter()
+
+    def __call__(self, event: Event) -> None:
+        """Take an event."""
+        if isinstance(event, TrainBegin):
+            self._begin = self._last = time.perf_counter()
+            self._record["engine"] = event.engine
+            self._record["plan"] = event.plan
+        elif isinstance(event, StepEnd | EpochEnd):
+            stop = self._stop_asked()
+            long_ago = time.perf_counter() - self._last > SECONDS_BETWEEN_CHECKPOINTS
+            # Keras's own fit can go on only where an epoch begins.
+            inside = self._record["engine"] == "fast" and (stop or long_ago)
+            if inside or isinstance(event, EpochEnd):
+                self._save(event.snapshot())
+            if stop:
+                raise KeyboardInterrupt
+
+    def _save(self, state: TrainingState) -> None:
+        """Write a checkpoint, unless the weights are no longer numbers: the last good one then stays."""
+        if not all(np.isfinite(array).all() for array in state.weights.values()):
+            return
+        if not self._run.published:
+            self._run.write_json("run.json", self._record)
+        seconds = self._seconds_before + time.perf_counter() - self._begin
+        arrays = {**state.to_arrays(), "seconds": np.array([seconds])}
+        with write_errors_named(self._run.path):
+            save_checkpoint(self._run.path, (state.epoch, state.step), arrays)
+            self._run.publish()
+        self._last = time.perf_counter()
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """Turn the first SIGINT or SIGTERM into a request; a second one interrupts at once.
+
+    Yields what returns True once a signal came; never outside the main thread, where Python handles none.
+
+    Examples
+    --------
+    >>> with stop_on_signals() as stop_asked:
+    ...     signal.raise_signal(signal.SIGTERM)
+    ...     stop_asked()
+    True
+    """
+    asked = threading.Event()
+
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def say_how_it_ended(
+    training: TrainingConfig, history: History, ended: Mapping[str, float | None] | None = None
+) -> list[str]:
+    """Say why a training ended when it did, and which epoch's weights the network has.
+
+    ``ended`` holds, where there was a deadline, the last ``learning_rate`` and the seconds ``after`` the
+    begin, which a resumed training does not know.
+
+    Examples
+    --------
+    >>> say_how_it_ended(TrainingConfig(until=0.9), {"loss": [1, 1], "val_accuracy": [0.5, 0.8]})
+    ['90% validation accuracy was not reached in 2 epochs: 80.00% at best, in epoch 2.']
+    """
+    lines = []
+    if ended is not None:
+        after = f" {ended['after']:.1f} s after the start" if ended["after"] else ""
+        lines.append(f"The training ended{after}, at a learning rate of {ended['learning_rate']:.1e}.")
+    reached = history.get("val_accuracy", [])
+    if training.until is not None and reached:
+        best, goal = max(reached), f"{100 * training.until:.6g}% validation accuracy"
+        if best >= training.until:
+            lines.append(f"{goal} reached in epoch {len(reached)}: {best:.2%}.")
+        else:
+            missed = f"{goal} was not reached in {len(reached)} epochs"
+            lines.append(f"{missed}: {best:.2%} at best, in epoch {reached.index(best) + 1}.")
+    kept = kept_epoch(training, history)
+    if kept is not None:
+        value = history[f"val_{training.monitor}"][kept - 1]
+        shown = f"{value:.2%}" if training.monitor == "accuracy" else f"{value:.4f}"
+        lines.append(
+            f"The validation {training.monitor} was best in epoch {kept} of {len(history['loss'])}: {shown}. "
+            "The network has the weights of that epoch."
+        )
+    elif training.keep == "best":
+        lines.append("Without validation no epoch is the best: the network has the weights of the last one.")
+    return lines
+
+
+def kept_epoch(training: TrainingConfig, history: History) -> int | None:
+    """Find the epoch whose weights the network has, counted from 1; None for the last one.
+
+    Examples
+    --------
+    >>> kept_epoch(TrainingConfig(keep="best"), {"val_loss": [0.5, 0.3, 0.4]})
+    2
+    """
+    watched = list(history.get(f"val_{training.monitor}", []))
+    if training.keeps == "last" or not watched:
+        return None
+    return watched.index(max(watched) if training.monitor == "accuracy" else min(watched)) + 1

@@ -16,47 +16,15 @@ if TYPE_CHECKING:
 
 
 def load_network(config: ExperimentConfig) -> keras.Model | None:
-    """Load the network that the configuration names by its file.
-
-    Parameters
-    ----------
-    config : ExperimentConfig
-        Names a network or a ``.keras`` file.
-
-    Returns
-    -------
-    keras.Model or None
-        None for a named network, which is built once the images are known.
-
-    Raises
-    ------
-    DataError
-        If the file is missing, damaged or unsafe.
-    """
+    """Load the network of a ``.keras`` file; None for a named one, built once the images are known."""
     return load_model(config.network_file) if config.network_file else None
 
 
 def settle_input(config: ExperimentConfig, model: keras.Model) -> tuple[ExperimentConfig, list[str]]:
     """Take from a network of a file what it says itself: where its channels are, and whether it scales.
 
-    Parameters
-    ----------
-    config : ExperimentConfig
-        As it was asked for.
-    model : keras.Model
-        The network from its file.
-
-    Returns
-    -------
-    config : ExperimentConfig
-        With the network's data format, and raw scaling where the network scales pixels itself.
-    notes : list of str
-        What was changed, a sentence each.
-
-    Raises
-    ------
-    UsageError
-        If the network's input is not one batch of grey or RGB images.
+    Returns the configuration with the network's data format, and raw scaling where the network scales pixels
+    itself; and a sentence for each change. Refuses an input that is not one batch of grey or RGB images.
     """
     from convscope.training.dry_runs import scales_its_input
 
@@ -100,30 +68,10 @@ def adapt_network(
 ) -> tuple[keras.Model, list[str]]:
     """Make of a network from a file one for these images and classes, where that leaves its function alone.
 
-    An open height or width and a fixed batch are replaced by the images' shape and any batch. One sigmoid
-    unit for two classes becomes two softmax units: the sigmoid of z is the softmax of (0, z). A last Dense
-    without an activation, with a unit for each class, gets softmax.
-
-    Parameters
-    ----------
-    model : keras.Model
-        From its file.
-    input_shape : tuple of int
-        Shape of one preprocessed image.
-    classes : int
-        How many classes there are.
-
-    Returns
-    -------
-    model : keras.Model
-        The same one where nothing had to change.
-    notes : list of str
-        What was changed, a sentence each.
-
-    Raises
-    ------
-    UsageError
-        If the network cannot take such images, or ends otherwise.
+    An open height or width and a fixed batch are replaced by the images' shape (h, w, c) and any batch. One
+    sigmoid unit for two classes becomes two softmax units: the sigmoid of z is the softmax of (0, z). A last
+    Dense without an activation, with a unit for each class, gets softmax. Returns a sentence for each change
+    too; refuses a network that cannot take such images, or ends otherwise.
     """
     notes = []
     head: tuple[Any, ...] = ()
@@ -224,28 +172,9 @@ def build_model(
     classes: int,
     loaded: keras.Model | None = None,
 ) -> keras.Model:
-    """Build and compile the network; the seed decides its first weights.
+    """Build and compile the network for one-hot targets; the seed decides its first weights.
 
-    Parameters
-    ----------
-    config : ExperimentConfig
-        Network, optimizer and seed.
-    input_shape : tuple of int
-        Shape of one preprocessed image.
-    classes : int
-        How many classes there are.
-    loaded : keras.Model, optional
-        A network from a file, adapted; its weights stay, its compilation is replaced.
-
-    Returns
-    -------
-    keras.Model
-        Compiled for one-hot targets.
-
-    Raises
-    ------
-    UsageError
-        If the optimizer does not know a setting.
+    A network that was ``loaded`` from a file keeps its weights.
 
     Examples
     --------

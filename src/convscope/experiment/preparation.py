@@ -1,25 +1,39 @@
-"""From a dataset to what the network will see: parts, and the preprocessing fitted on one of them."""
+"""From a dataset and a configuration to what is trained: parts, preprocessing, network."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from convscope import environment
 from convscope.data.catalog import Dataset, Split
 from convscope.data.pixels import map_pixels
 from convscope.data.splits import split_indices
 from convscope.errors import UsageError, sentence
 from convscope.experiment.config import ExperimentConfig
+from convscope.experiment.model import (
+    adapt_network,
+    build_model,
+    image_shape_of,
+    load_network,
+    settle_input,
+)
+from convscope.lowering.devices import device_of
+from convscope.lowering.processor import describe_device
 from convscope.preprocessing import Preprocess, conform
+from convscope.training.events import Listener, Notice, tell
+
+if TYPE_CHECKING:
+    import keras
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the network will see: up to three parts, one preprocessing.
-
-    The images are still uint8: batches are preprocessed as they are needed.
-    """
+    """What the network will see: up to three parts, still uint8, and one preprocessing."""
 
     train: Split
     validation: Split | None
@@ -43,6 +57,62 @@ class Prepared:
         ]
 
 
+@dataclass(frozen=True)
+class Session:
+    """What a training works with, made anew from the configuration whenever it is needed."""
+
+    config: ExperimentConfig
+    dataset: Dataset
+    prepared: Prepared
+    model: keras.Model
+
+    def describe(self) -> dict[str, Any]:
+        """Gather what somebody needs to judge or repeat the run, as JSON values."""
+        config, prepared, dataset = self.config, self.prepared, self.dataset
+        return {
+            "began": datetime.now().astimezone().isoformat(timespec="milliseconds"),
+            "config": config.to_json(),
+            "seed": config.training.seed,
+            "data": {
+                "name": dataset.name,
+                "source": config.data,
+                "reading": {**config.reading, "resize": config.resize},
+                "fingerprint": dataset.fingerprint,
+                "counts": {name: len(part) for name, part in prepared.parts.items()},
+                "class_names": list(dataset.class_names),
+                "left_out": dict(dataset.left_out),
+                "preparation": prepared.describe(),
+            },
+            "network": {"name": config.network_name, "parameters": self.model.count_params()},
+            **environment.describe(),
+            "device": describe_device(device_of(self.model)),
+        }
+
+
+def begin_session(config: ExperimentConfig, dataset: Dataset, listeners: Sequence[Listener] = ()) -> Session:
+    """Prepare the data and build the network; listeners hear how."""
+    loaded, notes = load_network(config), list(dataset.notes)
+    image_shape = None
+    if loaded is not None:
+        config, settled = settle_input(config, loaded)
+        image_shape, notes = image_shape_of(loaded, config.data_format), notes + settled
+    prepared = prepare(dataset, config, image_shape)
+    if loaded is not None:
+        loaded, adapted = adapt_network(loaded, prepared.preprocess.input_shape, len(prepared.class_names))
+        notes += adapted
+    images = len(prepared.train)
+    if config.training.batch_size > images:
+        notes.append(
+            f"There are {images} training images: one batch of all of them, not {config.training.batch_size}."
+        )
+        config = replace(config, training=replace(config.training, batch_size=images))
+    model = build_model(config, prepared.preprocess.input_shape, len(prepared.class_names), loaded)
+    settings = config.describe(float(model.optimizer.learning_rate))
+    for line in (settings, *notes, *prepared.describe()):
+        tell(tuple(listeners), Notice(line))
+    return Session(config, dataset, prepared, model)
+
+
 def prepare(
     dataset: Dataset,
     config: ExperimentConfig,
@@ -50,23 +120,8 @@ def prepare(
 ) -> Prepared:
     """Split the training images and fit the preprocessing on the part that is trained on.
 
-    Parameters
-    ----------
-    dataset : Dataset
-        As it was loaded.
-    config : ExperimentConfig
-        Shares, seed and scaling.
-    image_shape : tuple of int, optional
-        Height, width and channels that the network takes; None where they are the dataset's.
-
-    Returns
-    -------
-    Prepared
-
-    Raises
-    ------
-    UsageError
-        If the images were brought to their size in another way than the network's inputs will be.
+    ``image_shape`` is the height, width and channels that the network takes, None where they are the
+    dataset's.
 
     Examples
     --------
@@ -85,8 +140,9 @@ def prepare(
         for own, wanted in zip(dataset.input_shape, image_shape or (None, None, None), strict=True)
     )
     shape = (height, width, channels)
-    parts = [_conformed(part, shape, config.resize) for part in (train, validation, dataset.test)]
-    train, validation, test = parts
+    train, validation, test = (
+        _resized(part, shape, config.resize) for part in (train, validation, dataset.test)
+    )
     preprocess = Preprocess.fit(
         train.images, config.scaling, config.data_format, config.resize, dataset.depth
     )
@@ -105,7 +161,7 @@ def _hold_back(dataset: Dataset, config: ExperimentConfig) -> tuple[Split, Split
     return train.take(first), train.take(second)
 
 
-def _conformed(part: Split, image_shape: tuple[int, int, int], resize: str) -> Split:
+def _resized(part: Split, image_shape: tuple[int, int, int], resize: str) -> Split:
     """Bring images to the size that the network takes; nothing is copied where they have it."""
     if part.images.shape[1:] == image_shape:
         return part

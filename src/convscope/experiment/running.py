@@ -16,19 +16,26 @@ from convscope.data.catalog import Dataset, load_again
 from convscope.errors import ConvscopeError, DivergedError, InterruptedRunError, RunError, sentence
 from convscope.evaluation import Evaluation, test_set_log
 from convscope.experiment.config import ExperimentConfig
-from convscope.experiment.fitting import Training, evaluate_parts, train
-from convscope.experiment.keeping import Keeper, stop_on_signals
-from convscope.experiment.rehearsing import rehearse
-from convscope.experiment.session import Session, begin_session, describe_run
-from convscope.experiment.steering import Timetable, kept_epoch, say_how_it_ended
-from convscope.experiment.writing import (
+from convscope.experiment.fitting import (
+    CheckpointListener,
+    Timetable,
+    Training,
+    kept_epoch,
+    say_how_it_ended,
+    stop_on_signals,
+    train,
+)
+from convscope.experiment.preparation import Session, begin_session
+from convscope.experiment.results import (
     HISTORY_FILE,
     calibrate,
+    evaluate_parts,
     write_evaluation,
     write_figures,
     write_statistics,
     write_training,
 )
+from convscope.experiment.trials import try_out
 from convscope.lowering.devices import current_device, device_of
 from convscope.lowering.processor import takes_bfloat16
 from convscope.model_files import WEIGHTS_FILE
@@ -53,22 +60,7 @@ _LOG = logging.getLogger(__name__)
 class Result:
     """What came out of an experiment, and where it lies.
 
-    Attributes
-    ----------
-    run : Path
-        The run directory.
-    network, data : str
-        The names of the model and of the dataset.
-    parameters : int
-        Weights in all.
-    seconds : float
-        Training alone: without loading, evaluation and figures.
-    history : dict of lists
-        A value for each epoch.
-    validation : Evaluation or None
-        None where no images were held back.
-    test : Evaluation
-        Of the test images.
+    ``seconds`` are those of the training alone; ``validation`` is None where no images were held back.
     """
 
     run: Path
@@ -127,9 +119,9 @@ def run_experiment(
     began = time.perf_counter() if began is None else began
     with create_run(target) as run, log_into(run):
         session = begin_session(config, dataset, listeners)
-        record = describe_run(session, dataset) | {"command": shlex.join(command), "status": "running"}
+        record = session.describe() | {"command": shlex.join(command), "status": "running"}
         record["with_report"] = with_report
-        session = rehearse(session, run, record, listeners, began=began, with_report=with_report)
+        session = try_out(session, run, record, listeners, began=began, with_report=with_report)
         return _train_and_finish(run, session, record, listeners, began=began)
 
 
@@ -142,22 +134,9 @@ def resume_experiment(
 ) -> Result:
     """Go on with a training that was interrupted, as if nothing had happened.
 
-    Parameters
-    ----------
-    path : str or Path
-        The run directory.
-    listeners : sequence of callables
-        Each receives every training event.
-    with_report : bool, optional
-        Write ``report.html`` too; as it was said when the run began, unless given.
-    data : str or Path, optional
-        Where the data are now, if no longer where the run found them.
-
-    Returns
-    -------
-    Result
-        The run's numbers; weights, optimizer and history are those of an uninterrupted training, to the
-        last bit where the machine is the same.
+    Weights, optimizer and history are those of an uninterrupted training, to the last bit where the machine
+    is the same. Whether a report is written was said when the run began, unless it is said anew; ``data`` is
+    where the data are now, if no longer where the run found them.
 
     Raises
     ------
@@ -177,7 +156,7 @@ def resume_experiment(
             record["data"]["source"] = str(Path(data).resolve() if Path(data).exists() else data)
         dataset = load_again(record["data"])
         session = begin_session(ExperimentConfig.from_json(record["config"]), dataset, listeners)
-        now = describe_run(session, dataset)
+        now = session.describe()
         _refuse_differences(record, now)
         session = _on_this_machine(session, record, now["device"], listeners)
         if with_report is not None:
@@ -271,11 +250,10 @@ def _train(
     model, prepared = session.model, session.prepared
     try:
         with stop_on_signals() as stop_asked:
-            keeper = Keeper(run, record, stop_asked, seconds)
+            checkpoints = CheckpointListener(run, record, stop_asked, seconds)
             timetable = Timetable(**record["timetable"]) if "timetable" in record else None
-            training = train(
-                model, prepared, session.config, [*listeners, keeper], state, record.get("plan"), timetable
-            )
+            listeners, plan = [*listeners, checkpoints], record.get("plan")
+            training = train(model, prepared, session.config, listeners, state, plan, timetable)
     except DivergedError:
         if run.published:
             run.write_json(RUN_FILE, record | {"status": "diverged"})

@@ -17,7 +17,8 @@ from convscope.networks import NETWORKS, PUBLISHED
 from convscope.runs import RunDirectory, new_folder
 
 if TYPE_CHECKING:
-    from convscope.experiment import Listener, Result
+    from convscope.experiment import Result
+    from convscope.training.events import Listener
 
 
 def exercise_data(name: str | None) -> tuple[Dataset, str | None]:

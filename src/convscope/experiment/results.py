@@ -1,11 +1,13 @@
-"""A model held against labelled images, as a notebook shows it: every number, and the exercise's figures."""
+"""What an experiment finds out: evaluations, the exercise's figures, and the files of a run."""
 
 from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,38 +15,50 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from convscope import plotting
+from convscope.data.catalog import Split
+from convscope.data.statistics import TrainingStatistics
 from convscope.errors import RunError
-from convscope.evaluation import Evaluation, test_set_log
-from convscope.model_files import run_of
+from convscope.evaluation import Calibration, Evaluation, test_set_log
+from convscope.experiment.preparation import Prepared
+from convscope.export import CALIBRATION_FILE, STATISTICS_FILE
+from convscope.model_files import WEIGHTS_FILE, run_of, write_weights
 from convscope.preprocessing import Preprocess
+from convscope.runs import RunDirectory
 
 if TYPE_CHECKING:
     import keras
     from matplotlib.figure import Figure
 
+HISTORY_FILE = "history.csv"
 # Two answers of a network to the same image differ by rounding alone, in the logarithms of a few classes.
 _SMALLEST, _COLUMNS, _SAME = np.finfo(np.float32).tiny, 8, 1e-4
+
+
+def evaluate_parts(model: keras.Model, prepared: Prepared) -> dict[str, Evaluation]:
+    """Evaluate a trained model on ``test``, and on ``validation`` where there is one."""
+    from convscope.training.api import predict
+
+    evaluations = {}
+    for name, part in prepared.parts.items():
+        if name != "train":
+            probabilities = predict(model, part.images, preprocess=prepared.preprocess)
+            evaluations[name] = Evaluation.from_probabilities(
+                probabilities, part.labels, prepared.class_names, part.names
+            )
+    return evaluations
+
+
+def calibrate(evaluations: Mapping[str, Evaluation]) -> tuple[Calibration, dict[str, Evaluation]]:
+    """Decide by the validation images about a temperature, and evaluate every part with it."""
+    validation = evaluations.get("validation")
+    calibration = Calibration.fit(validation) if validation else Calibration()
+    return calibration, {part: one.calibrated(calibration.temperature) for part, one in evaluations.items()}
 
 
 def draw_figures(
     evaluation: Evaluation, images: NDArray[Any], history: dict[str, list[float]] | None = None
 ) -> dict[str, Figure]:
-    """Draw the figures of the exercise.
-
-    Parameters
-    ----------
-    evaluation : Evaluation
-        Of the images.
-    images : ndarray of shape (n, h, w, c)
-        In the evaluation's order.
-    history : dict of lists, optional
-        A value for each epoch.
-
-    Returns
-    -------
-    dict of str to Figure
-        In the exercise's order.
-    """
+    """Draw the figures of the exercise for images (n, h, w, c) in the evaluation's order."""
     probabilities, labels, names = evaluation.probabilities, evaluation.labels, evaluation.class_names
     figures = {
         "probability": plotting.plot_probability(probabilities, labels, class_names=names),
@@ -53,6 +67,54 @@ def draw_figures(
         "predictions": plotting.plot_predictions(images, probabilities, labels, names),
     }
     return figures if history is None else {"history": plotting.plot_history(history), **figures}
+
+
+def write_training(
+    run: RunDirectory, model: keras.Model, preprocess: Preprocess, history: dict[str, list[float]]
+) -> None:
+    """Write the network, its preprocessing and the history of its training."""
+    with tempfile.TemporaryDirectory() as scratch:  # Keras saves to a path only
+        file = Path(scratch) / "model.keras"
+        model.save(file)
+        run.write_bytes("model.keras", file.read_bytes())
+    run.write_bytes(WEIGHTS_FILE, write_weights(model))
+    for name, content in preprocess.to_files().items():
+        run.write_bytes(name, content)
+    epochs = max((len(values) for values in history.values()), default=0)
+    run.write_table(HISTORY_FILE, {"epoch": range(1, epochs + 1), **history})
+
+
+def write_statistics(run: RunDirectory, train: Split) -> None:
+    """Write what training images look like, so that prediction can warn of inputs that look otherwise."""
+    run.write_json(STATISTICS_FILE, TrainingStatistics.fit(train.images).to_json())
+
+
+def write_evaluation(run: RunDirectory, evaluations: Mapping[str, Evaluation]) -> dict[str, Evaluation]:
+    """Write predictions, their temperature, and what they are then worth; give that back.
+
+    The evaluations are of the network's own probabilities; those given back, of what ``predict`` will answer.
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+    for part, evaluation in evaluations.items():
+        arrays[f"{part}_probabilities"] = evaluation.probabilities.astype(np.float32)
+        arrays[f"{part}_labels"] = evaluation.labels
+        arrays[f"{part}_names"] = np.array(evaluation.names)
+    run.write_arrays("predictions.npz", arrays)
+    calibration, calibrated = calibrate(evaluations)
+    if "validation" in evaluations:
+        run.write_json(CALIBRATION_FILE, calibration.to_json())
+    run.write_json("evaluation.json", {part: one.to_json() for part, one in calibrated.items()})
+    return calibrated
+
+
+def write_figures(
+    run: RunDirectory, test: Evaluation, part: Split, history: dict[str, list[float]], subject: str
+) -> None:
+    """Write the exercise's figures, with the subject (such as ``deep on mnist``) in every title."""
+    for name, figure in draw_figures(test, part.images, history).items():
+        own = figure.get_suptitle()
+        figure.suptitle(f"{subject}: {own}" if own else subject)
+        run.write_bytes(f"figures/{name}.png", plotting.png_bytes(figure))
 
 
 @dataclass(frozen=True, eq=False)

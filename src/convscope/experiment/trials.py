@@ -1,4 +1,4 @@
-"""What happens between a session's beginning and its training: trials on copies of the network."""
+"""Trials before a training, on copies of the network: preflight, learning rate, throughput."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from convscope import plotting
-from convscope.data.catalog import Split
-from convscope.experiment.fitting import fit_arguments, training_arrays
-from convscope.experiment.session import Session
-from convscope.experiment.steering import Timetable, require_validation
+from convscope.errors import UsageError, sentence
+from convscope.experiment.fitting import Timetable, fit_arguments, training_arrays
+from convscope.experiment.preparation import Session
 from convscope.runs import RunDirectory
 from convscope.training.events import Listener, Notice, tell
 
@@ -29,7 +28,7 @@ _USUAL_SHARE, _LEAST_SHARE = 0.845, 0.25
 _IMPORTED, _COMPUTED_AT_IMPORT = time.perf_counter(), time.process_time()
 
 
-def rehearse(
+def try_out(
     session: Session,
     run: RunDirectory,
     record: dict[str, Any],
@@ -38,32 +37,11 @@ def rehearse(
     began: float | None = None,
     with_report: bool = True,
 ) -> Session:
-    """Try out what was asked for: preflight, learning rate, throughput; all on copies of the network.
+    """Try out what was asked for; return a session with the learning rate that was found.
 
-    Parameters
-    ----------
-    session : Session
-        At its beginning.
-    run : RunDirectory
-        Where the figure of the learning rates is kept.
-    record : dict
-        What ``run.json`` holds; the rate that was found and the timetable are added to it.
-    listeners : sequence of callables
-        Told what was found.
-    began : float, optional
-        When the time began to count, by ``time.perf_counter``; now, unless given.
-    with_report : bool
-        Whether the time must suffice for a report too.
-
-    Returns
-    -------
-    Session
-        With the learning rate that was found.
-
-    Raises
-    ------
-    UsageError
-        If the network cannot be trained, or there is nothing to stop by.
+    The rate and the timetable are added to ``record``, which is what ``run.json`` holds. The time of a
+    deadline counts from ``began``, by ``time.perf_counter``, and has to suffice for a report too if there is
+    to be one.
     """
     began = time.perf_counter() if began is None else began
     training = session.config.training
@@ -71,7 +49,10 @@ def rehearse(
     def say(text: str) -> None:
         tell(tuple(listeners), Notice(text))
 
-    require_validation(training, session.prepared)
+    for name, value in (("until", training.until), ("patience", training.patience)):
+        if value is not None and session.prepared.validation is None:
+            hint = "Give a validation share above 0."
+            raise UsageError(sentence(f"validation images to stop by with {name}", "none", hint))
     if session.config.preflight:
         _preflight(session, say)
     elif session.config.network_file:
@@ -81,7 +62,9 @@ def rehearse(
         record["config"] = session.config.to_json()
     if training.within is not None:
         timetable, plan = _measure(session, training.within, began, with_report)
-        say(_say_timetable(timetable, training.within))
+        many = "1 epoch" if timetable.epochs == 1 else f"{timetable.epochs} epochs"
+        share = f"{timetable.seconds:.0f} of the {training.within:g} s are left for the training"
+        say(f"deadline: {share}, about {many}")
         record["timetable"], record["plan"] = asdict(timetable), plan
     return session
 
@@ -99,10 +82,11 @@ def _preflight(session: Session, say: Callable[[str], None]) -> None:
         say(
             f"preflight: the loss of {trial.images} images went from {trial.first_loss:.3g} to "
             f"{trial.last_loss:.3g} in {trial.steps} steps; at {each:.1f} s a step there was no time to see "
-            "whether the network learns them by heart"
+            "whether the network overfits them, as it should"
         )
     else:
-        say(f"preflight: the network learned {trial.images} images by heart in {trial.steps} steps")
+        done = f"the network overfits one batch of {trial.images} images in {trial.steps} steps"
+        say(f"preflight: {done}, as it should")
 
 
 def _require_probabilities(session: Session) -> None:
@@ -142,7 +126,7 @@ def _measure(session: Session, within: float, began: float, with_report: bool) -
     speed = measure_throughput(
         session.model, x, y, seconds=min(0.8, within / 40), **fit_arguments(session.config, session.prepared)
     )
-    held_back = _count(prepared.validation)
+    held_back = len(prepared.validation) if prepared.validation else 0
     evaluated = (held_back + len(prepared.test)) * speed.image_seconds
     writing = (_WRITING_SECONDS + _REPORT_SECONDS * with_report) * _waiting()
     left = within - (time.perf_counter() - began)
@@ -153,22 +137,10 @@ def _measure(session: Session, within: float, began: float, with_report: bool) -
 
 
 def divide_time(within: float, left: float, afterwards: float) -> float:
-    """Give the training its part of the time.
+    """Give the training its part of ``within`` seconds, of which some are ``left`` when it begins.
 
-    Parameters
-    ----------
-    within : float
-        Seconds that were asked for.
-    left : float
-        What is left of them when the training begins.
-    afterwards : float
-        What evaluation and files are expected to take.
-
-    Returns
-    -------
-    float
-        So many seconds that all is done in time; but no less than a usual share, as long as the training
-        itself ends in time; but no less than a least share.
+    All is to be done in time, with what evaluation and files are expected to take ``afterwards``; but no less
+    than a usual share, as long as the training itself ends in time; but no less than a least share.
 
     Examples
     --------
@@ -183,12 +155,3 @@ def _waiting() -> float:
     computed = time.process_time() - _COMPUTED_AT_IMPORT
     passed = time.perf_counter() - _IMPORTED
     return min(max(passed / computed, 1.0), _MOST_WAITING) if computed else 1.0
-
-
-def _count(part: Split | None) -> int:
-    return 0 if part is None else len(part)
-
-
-def _say_timetable(timetable: Timetable, within: float) -> str:
-    many = "1 epoch" if timetable.epochs == 1 else f"{timetable.epochs} epochs"
-    return f"deadline: {timetable.seconds:.0f} of the {within:g} s are left for the training, about {many}"
