@@ -5,7 +5,7 @@
     judging.py    evaluate, compare, report     training.py    train, resume
     predicting.py predict                       inspecting.py  shapes, arithmetic, a look inside a run
     output.py     tables, sentences, JSON       exporting.py   export
-    startup.py    soon ready, soon gone
+    waiting.py    what is busy, until it is done  startup.py   soon ready, soon gone
 
 Exit codes: 0 done; 1 an error of the program's own; 2 a wrong command or argument; 3 data or run missing,
 unreadable or wrong, or a disk that refuses; 4 training diverged; 130 interrupted.
@@ -18,6 +18,8 @@ import signal
 import sys
 from types import FrameType
 
+from convscope.cli import waiting
+
 __all__ = ["main", "start"]
 
 INTERRUPTED = 130
@@ -27,6 +29,7 @@ def start() -> None:
     """Run the program in a process that is its own; what ``convscope`` and ``python -m convscope`` call."""
     from convscope.cli import startup
 
+    waiting.show_waiting()
     startup.own_this_process()
     try:
         main()
@@ -53,9 +56,12 @@ def main() -> None:
     if ours:  # else somebody has decided otherwise, such as nohup
         signal.signal(signal.SIGINT, note)
     try:
-        from convscope.cli import program
+        try:
+            from convscope.cli import program
 
-        code = program.run()
+            code = program.run()
+        finally:
+            waiting.done()
     except (KeyboardInterrupt, Exception) as error:
         if interrupted or isinstance(error, KeyboardInterrupt):
             sys.stderr.write("Interrupted.\n")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from convscope.cli import lessons
+from convscope.cli import lessons, waiting
 from convscope.cli.opening import Device
 from convscope.cli.output import explain, say, show_json, table, warn
 from convscope.errors import unknown_name
@@ -67,7 +67,6 @@ def exercise(
     from convscope.experiment import ExperimentConfig
     from convscope.teaching import exercise as exercises
     from convscope.training.config import TrainingConfig
-    from convscope.training.progress import progress_listener
 
     if network not in exercises.choices():
         raise unknown_name("network", network, exercises.choices())
@@ -87,7 +86,7 @@ def exercise(
         dataset,
         out,
         command=["convscope", *sys.argv[1:]],
-        listeners=() if json else progress_listener("auto"),
+        listeners=waiting.training(json),
         on_begin=(lambda _name: None) if json else (lambda name: _show_network(name, config, dataset)),
         on_result=(lambda _result: None) if json else show_result,
     )

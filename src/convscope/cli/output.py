@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
+from convscope.cli import waiting
+
 if TYPE_CHECKING:
     # rich takes a quarter of the time in which `convscope --help` answers, and help does not need it.
     from rich.console import Console
@@ -24,6 +26,7 @@ def console(stderr: bool = False) -> Console:
     """Make a console that suits a terminal and a pipe."""
     from rich.console import Console
 
+    waiting.done()
     stream = sys.stderr if stderr else sys.stdout
     return Console(file=stream, width=None if stream.isatty() else PIPE_COLUMNS, highlight=False)
 
@@ -85,6 +88,7 @@ def show_help(context: typer.Context) -> None:
 
 def show_json(value: Mapping[str, Any]) -> None:
     """Print one JSON object and nothing else."""
+    waiting.done()
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from convscope.cli import waiting
 from convscope.cli.opening import Device, answered_all_the_same, find_run_or_export, require_inputs
 from convscope.cli.output import say, show_json, table, warn
 from convscope.errors import UsageError, sentence
@@ -108,6 +109,7 @@ def _print_rows(results: Iterable[Prediction | Failure]) -> Iterator[Prediction 
     """Print a CSV row for each result as soon as it is known."""
     from convscope.prediction import Failure
 
+    waiting.done()
     writer = csv.writer(sys.stdout, lineterminator="\n")
     ranks = [name for place in PLACES for name in (place, f"{place}_probability")]
     writer.writerow(["file", "label", "probability", *ranks, "abstained", "warnings", "error"])

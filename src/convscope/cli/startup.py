@@ -65,6 +65,8 @@ class _LeanImports(MetaPathFinder):
         self, name: str, _path: Sequence[str] | None = None, _target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Wrap the loader of such a module, once."""
+        if name == "torch":
+            logging.getLogger("convscope.progress").info("Loading torch and Keras")
         hidden = self._waiting.pop(name, None)
         spec = importlib.util.find_spec(name) if hidden else None
         if hidden and spec and spec.loader:

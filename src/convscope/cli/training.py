@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from convscope.cli import waiting
 from convscope.cli.datasets import check_first
 from convscope.cli.exercise import show_data, show_next, show_result
 from convscope.cli.opening import Device, Run
@@ -140,7 +141,6 @@ def train(
     from convscope.recipes import recipe as find_recipe
     from convscope.recipes import suggest, with_small_batches
     from convscope.teaching.exercise import run_several
-    from convscope.training.progress import progress_listener
 
     if seeds < 1:
         raise UsageError(sentence("seeds of at least 1", seeds))
@@ -186,7 +186,7 @@ def train(
         out,
         "train",
         command=["convscope", *sys.argv[1:]],
-        listeners=() if json else progress_listener("auto"),
+        listeners=waiting.training(json),
         on_result=(lambda _result: None) if json else show_result,
         with_report=report,
         began=_BEGAN,
@@ -218,10 +218,8 @@ def resume(
 
     open_unfinished(run)  # a wrong path is answered before Keras is loaded
     from convscope.experiment import resume_experiment
-    from convscope.training.progress import progress_listener
 
-    listeners = () if json else progress_listener("auto")
-    result = resume_experiment(run, listeners, with_report=report, data=data)
+    result = resume_experiment(run, waiting.training(json), with_report=report, data=data)
     if json:
         show_json(_as_json(None, [result]))
     else:
