@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import platform
 import shutil
 import time
@@ -20,6 +21,8 @@ from convscope.environment import cache_folder, versions
 from convscope.lowering import processor
 from convscope.lowering.cpu import compiled
 from convscope.training.api import fit, predict
+
+_PROGRESS = logging.getLogger("convscope.progress")
 
 # Relative to the largest number: outputs, and what some steps change about the weights, which is small.
 _TOLERANCES = {"float32": 1e-5, "bfloat16": 3e-2}
@@ -78,6 +81,7 @@ def examine() -> Diagnosis:
     >>> examine().passed
     True
     """
+    _PROGRESS.info("Looking at this machine")
     facts = {
         "processor": _processor_facts(),
         "engine": _engine_facts(),
@@ -159,6 +163,7 @@ def _self_test() -> list[Check]:
 
 
 def _checked(name: str, difference: Callable[[], tuple[float, float]]) -> Check:
+    _PROGRESS.info("Testing %s beside Keras", name)
     began = time.perf_counter()
     try:
         found, allowed = difference()

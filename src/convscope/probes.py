@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
         Recomputed,
         Synthesis,
     )
+
+_PROGRESS = logging.getLogger("convscope.progress")
 
 # Similar images are searched among this many of those trained on: their embeddings take a second or two.
 SEARCHED = 5_000
@@ -157,6 +160,7 @@ def probe_run(
     dataset = load_again(record["data"])
     bundle = load_bundle(path)
     pixels = _pixels(image, dataset.test, bundle)
+    _PROGRESS.info("Looking inside the network")
     model, names = bundle.model, bundle.class_names
     prepared = bundle.preprocess.apply(pixels)[0]
     recomputed = inspection.Recomputation(model, prepared).strongest(layer, position, channel)
@@ -176,6 +180,7 @@ def probe_run(
     some = dataset.train.images[searched[:RANGED]]
     syntheses = _synthesise(bundle, some, chosen, recomputed.channel, int(probabilities.argmax()))
     methods = [one.method for one in attributions]
+    _PROGRESS.info("Drawing")
     figures = {
         **_draw_layers(model, prepared, maps, chosen),
         "activation": plotting.plot_recomputed(recomputed),
@@ -186,6 +191,7 @@ def probe_run(
         "synthesis": plotting.plot_synthesis(syntheses),
     }
     if with_map:
+        _PROGRESS.info("Drawing a map of the test images")
         figures["map"] = _draw_map(bundle, dataset.test)
     return Probe(
         image_name=str(dataset.test.names[image] if isinstance(image, int) else image),

@@ -7,6 +7,7 @@ user's cache; then a verified download. ``digits`` comes with scikit-learn and n
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from convscope.data.names import Names
 from convscope.data.splits import split_indices
 from convscope.environment import cache_folder
 from convscope.errors import DataError, DataNotFoundError, UsageError, sentence, unknown_name
+
+_PROGRESS = logging.getLogger("convscope.progress")
 
 # SHA-256 of the decompressed files.
 MNIST_FILES = {
@@ -251,6 +254,7 @@ def load(
     >>> digits.train.images.shape, digits.test.images.shape
     ((1437, 28, 28, 1), (360, 28, 28, 1))
     """
+    _PROGRESS.info("Reading %s", name)
     if name in CATALOG:
         if size is not None or channels is not None:
             raise UsageError(sentence(f"no size or channels for {name}, which has its own", size or channels))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from convscope.data.pixel_source import PixelSource, collect_pixels
 from convscope.data.source import PARTS, ImageSource
 from convscope.data.survey import NothingUsableError, Progress, ReadOptions, Survey, no_progress
 from convscope.errors import DataError, DataNotFoundError
+
+_PROGRESS = logging.getLogger("convscope.progress")
 
 # The largest class may have this many times the images of the smallest.
 IMBALANCE = 3.0
@@ -59,6 +62,7 @@ def check_folder(
     DataNotFoundError
         If nothing lies there.
     """
+    _PROGRESS.info("Looking at %s", path)
     location, options = Path(path), options or ReadOptions()
     try:
         source = find_source(location)

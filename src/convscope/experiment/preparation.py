@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -29,6 +30,8 @@ from convscope.training.events import Listener, Notice, tell
 
 if TYPE_CHECKING:
     import keras
+
+_PROGRESS = logging.getLogger("convscope.progress")
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ def begin_session(config: ExperimentConfig, dataset: Dataset, listeners: Sequenc
     if loaded is not None:
         config, settled = settle_input(config, loaded)
         image_shape, notes = image_shape_of(loaded, config.data_format), notes + settled
+    _PROGRESS.info("Preparing %s", dataset.name)
     prepared = prepare(dataset, config, image_shape)
     if loaded is not None:
         loaded, adapted = adapt_network(loaded, prepared.preprocess.input_shape, len(prepared.class_names))

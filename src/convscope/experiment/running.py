@@ -54,6 +54,7 @@ from convscope.training.checkpoint import TrainingState, load_checkpoint, remove
 from convscope.training.events import Listener, Notice, tell
 
 _LOG = logging.getLogger(__name__)
+_PROGRESS = logging.getLogger("convscope.progress")
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,10 +276,12 @@ def _evaluate(
     """Evaluate the network and complete the run; numbers that cannot be written are told."""
     model, prepared = session.model, session.prepared
     subject = f"{session.config.network_name} on {record['data']['name']}"
+    _PROGRESS.info("Evaluating %s", subject)
     raw = evaluate_parts(model, prepared)
     try:
         test_set_log.log_use(run, "final evaluation", by="train")
         evaluations = write_evaluation(run, raw)
+        _PROGRESS.info("Drawing figures")
         write_figures(run, evaluations["test"], prepared.test, training.history, subject)
         run.write_json(RUN_FILE, record | {"status": "completed"})
         with write_errors_named(run.path):

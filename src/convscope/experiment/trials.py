@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,8 @@ from convscope.experiment.fitting import Timetable, fit_arguments, training_arra
 from convscope.experiment.preparation import Session
 from convscope.runs import RunDirectory
 from convscope.training.events import Listener, Notice, tell
+
+_PROGRESS = logging.getLogger("convscope.progress")
 
 # What a run takes beside training and prediction: its files, its figures, and its report; seconds of one
 # core as fast as those of 2024, which are stretched by how long this process has had to wait for its own.
@@ -58,9 +61,11 @@ def try_out(
     elif session.config.network_file:
         _require_probabilities(session)
     if training.find_learning_rate and training.learning_rate is None:
+        _PROGRESS.info("Finding a learning rate")
         session = _find_learning_rate(session, run, say)
         record["config"] = session.config.to_json()
     if training.within is not None:
+        _PROGRESS.info("Measuring how long an epoch takes")
         timetable, plan = _measure(session, training.within, began, with_report)
         many = "1 epoch" if timetable.epochs == 1 else f"{timetable.epochs} epochs"
         share = f"{timetable.seconds:.0f} of the {training.within:g} s are left for the training"
@@ -72,6 +77,7 @@ def try_out(
 def _preflight(session: Session, say: Callable[[str], None]) -> None:
     from convscope.training.dry_runs import preflight
 
+    _PROGRESS.info("Seeing whether a copy of the network overfits one batch")
     prepared, engine = session.prepared, session.config.training.engine
     x, y = training_arrays(prepared)
     trial = preflight(session.model, x, y, preprocess=prepared.preprocess, engine=engine)

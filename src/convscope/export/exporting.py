@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from convscope.export.onnx_graph import INPUT, OUTPUT, require_packages
 from convscope.model_files.archive import CONFIG
 from convscope.model_files.models import WEIGHTS_FILE, write_weights
 from convscope.runs import RUN_FILE, RunDirectory, create_run, open_run
+
+_PROGRESS = logging.getLogger("convscope.progress")
 
 GUIDE_FILE = "README.md"
 SOURCE = "the run"
@@ -84,6 +87,7 @@ def export_run(
     folder = target or run.path.resolve().with_name(f"{run.path.resolve().name}-{format}")
     if folder.exists():
         raise RunError(sentence(f"a new folder {folder}", "one that is there", "Choose another --out."))
+    _PROGRESS.info("Loading %s", path)
     bundle = load_bundle(path)
     images = find_images(run, bundle, data)
     with create_run(folder) as scratch:
@@ -111,7 +115,9 @@ def _write(
     """Write an export into a scratch folder, and check it there."""
     form = FORMATS[format]
     name = form.files[0]
+    _PROGRESS.info("Writing %s", name)
     forward = form.write(bundle, scratch.path)
+    _PROGRESS.info("Holding %s against the run", name)
     reference = bundle.predict(images.pixels)
     agreement = require_agreement(forward, images.pixels, reference, name)
     forwards: dict[str, Forward] = {SOURCE: bundle.forward, name: forward}

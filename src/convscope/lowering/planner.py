@@ -28,6 +28,7 @@ from convscope.lowering.layers import ConvOrDense
 from convscope.lowering.layers.base import Prepared, Step, Tensor, runner_of
 
 _log = logging.getLogger(__name__)
+_PROGRESS = logging.getLogger("convscope.progress")
 
 # Bytes per second at which elementwise ops read and write on a laptop or a small server; only ratios matter.
 _BANDWIDTH = 20e9
@@ -87,6 +88,8 @@ def choose(program: Program, context: PlanContext) -> tuple[Program, list[str]]:
     tuple
         The program with its ``KernelChoice`` entries set, and a line for each op.
     """
+    if context.measured:
+        _PROGRESS.info("Finding the fastest way to compute on this machine")
     chosen, lines = {}, []
     learned = _values_with_gradient(program)
     for op in program:

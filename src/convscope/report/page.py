@@ -37,6 +37,7 @@ from convscope.report.words import FILTERS
 from convscope.runs import LOG_FILE, RunDirectory, log_into
 
 _LOG = logging.getLogger(__name__)
+_PROGRESS = logging.getLogger("convscope.progress")
 PAGE = Path(__file__).parent / "page"
 SCRIPTS = ("page.js", "matrix.js", "arithmetic.js", "walk.js")
 REPORT_FILE = "report.html"
@@ -84,12 +85,14 @@ def write_report(
     >>> write_report("runs/first")  # doctest: +SKIP
     PosixPath('runs/first/report.html')
     """
+    _PROGRESS.info("Writing the report")
     run = RunDirectory(run_path)
     with log_into(run):
         contents = read_contents(run_path, dataset, data)
         if consulted_by and contents.test is not None:
             record = test_set_log.log_use(run, "report", by=consulted_by)
             contents = replace(contents, consultations=record)
+        _PROGRESS.info("Writing the report")
         run.write_bytes(REPORT_FILE, _render(contents).encode("utf-8", "backslashreplace"))
     return run.path / REPORT_FILE
 

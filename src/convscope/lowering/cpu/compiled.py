@@ -21,6 +21,7 @@ from convscope.lowering.cpu import LANES
 from convscope.lowering.processor import openmp
 
 _log = logging.getLogger(__name__)
+_PROGRESS = logging.getLogger("convscope.progress")
 
 Tensor = torch.Tensor
 
@@ -307,6 +308,7 @@ def _loop_for(name: str, tensor: Tensor) -> Any:
 @functools.cache
 def _loops() -> Any:
     """Load the loops: the first time on a machine they are compiled, which takes some seconds."""
+    _PROGRESS.info("Loading the compiled loops; on a machine's first use they are compiled")
     return importlib.import_module("convscope.lowering.cpu.loops")
 
 
