@@ -22,7 +22,7 @@ from convscope.preprocessing import one_hot
 from convscope.runs import RunDirectory, write_errors_named
 from convscope.training.checkpoint import TrainingState, save_checkpoint
 from convscope.training.config import TrainingConfig
-from convscope.training.events import EpochEnd, Event, Listener, StepEnd, TrainBegin, tell
+from convscope.training.events import EpochEnd, Event, Listener, StepEnd, TrainBegin, notify
 from convscope.training.schedules import Constant, Schedule, make_schedule
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def train(
         """Tell listeners how many epochs are expected, where the time alone decides."""
         if timetable and isinstance(event, TrainBegin):
             event = replace(event, epochs=timetable.epochs)
-        tell(tuple(listeners), event)
+        notify(listeners, event)
 
     began = time.perf_counter()
     interrupted = False

@@ -26,7 +26,7 @@ from convscope.experiment.model import (
 from convscope.lowering.devices import device_of
 from convscope.lowering.processor import describe_device
 from convscope.preprocessing import Preprocess, conform
-from convscope.training.events import Listener, Notice, tell
+from convscope.training.events import Listener, Notice, notify
 
 if TYPE_CHECKING:
     import keras
@@ -113,7 +113,7 @@ def begin_session(config: ExperimentConfig, dataset: Dataset, listeners: Sequenc
     model = build_model(config, prepared.preprocess.input_shape, len(prepared.class_names), loaded)
     settings = config.describe(float(model.optimizer.learning_rate))
     for line in (settings, *notes, *prepared.describe()):
-        tell(tuple(listeners), Notice(line))
+        notify(listeners, Notice(line))
     return Session(config, dataset, prepared, model)
 
 

@@ -51,7 +51,7 @@ from convscope.runs import (
     write_errors_named,
 )
 from convscope.training.checkpoint import TrainingState, load_checkpoint, remove_checkpoints
-from convscope.training.events import Listener, Notice, tell
+from convscope.training.events import Listener, Notice, notify
 
 _LOG = logging.getLogger(__name__)
 _PROGRESS = logging.getLogger("convscope.progress")
@@ -178,11 +178,11 @@ def _on_this_machine(
             for one in (before, device)
         )
         text = f"This run began with {places}: its last bits may differ from those of one machine."
-        tell(tuple(listeners), Notice(text))
+        notify(listeners, Notice(text))
     training, used = session.config.training, device_of(session.model) or current_device()
     if training.precision != "bfloat16" or takes_bfloat16(training=True, device=str(used)):
         return session
-    tell(tuple(listeners), Notice("This run computes in bfloat16, which this machine refuses: float32 here."))
+    notify(listeners, Notice("This run computes in bfloat16, which this machine refuses: float32 here."))
     config = replace(session.config, training=replace(training, precision="float32"))
     return replace(session, config=config)
 
@@ -210,7 +210,7 @@ def _train_and_finish(
             }
         record["kept_epoch"] = kept_epoch(session.config.training, training.history)
         for line in say_how_it_ended(session.config.training, training.history, record.get("ended")):
-            tell(tuple(listeners), Notice(line))
+            notify(listeners, Notice(line))
         evaluations = _evaluate(run, session, record, listeners, training)
     except KeyboardInterrupt as error:
         if not (run.path / WEIGHTS_FILE).is_file():
@@ -288,7 +288,7 @@ def _evaluate(
             run.publish()
     except RunError:
         _, calibrated = calibrate(raw)
-        tell(tuple(listeners), Notice(f"{subject}, test images: {calibrated['test']}"))
+        notify(listeners, Notice(f"{subject}, test images: {calibrated['test']}"))
         raise
     return evaluations
 
@@ -305,7 +305,7 @@ def _report(run: RunDirectory, session: Session, listeners: Sequence[Listener]) 
         _LOG.warning("The report could not be written.", exc_info=error)
         reason = str(error) if isinstance(error, ConvscopeError) else f"{type(error).__name__}: {error}"
         text = f"The report could not be written: {reason} See {run.path / LOG_FILE}."
-        tell(tuple(listeners), Notice(text))
+        notify(listeners, Notice(text))
 
 
 def _resumable(run: RunDirectory) -> tuple[TrainingState | None, float]:

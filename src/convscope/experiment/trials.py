@@ -16,7 +16,7 @@ from convscope.errors import UsageError, sentence
 from convscope.experiment.fitting import Timetable, fit_arguments, training_arrays
 from convscope.experiment.preparation import Session
 from convscope.runs import RunDirectory
-from convscope.training.events import Listener, Notice, tell
+from convscope.training.events import Listener, Notice, notify
 
 _PROGRESS = logging.getLogger("convscope.progress")
 
@@ -50,7 +50,7 @@ def try_out(
     training = session.config.training
 
     def say(text: str) -> None:
-        tell(tuple(listeners), Notice(text))
+        notify(listeners, Notice(text))
 
     for name, value in (("until", training.until), ("patience", training.patience)):
         if value is not None and session.prepared.validation is None:

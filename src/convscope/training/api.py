@@ -23,7 +23,7 @@ from convscope.training.data import (
     StreamInput,
     read_input,
 )
-from convscope.training.events import Listener, NotTrainedError, TrainBreak, is_mistake, reason_of
+from convscope.training.events import Listener, TrainBreak, is_mistake, reason_of
 from convscope.training.progress import progress_listener
 from convscope.training.request import (
     FitRequest,
@@ -37,8 +37,7 @@ from convscope.training.request import (
 from convscope.training.schedules import Schedule
 
 if TYPE_CHECKING:
-    from convscope.training.engine_fast import FastEngine
-    from convscope.training.predictor import Predictor
+    pass
 
 
 def fit(
@@ -203,7 +202,7 @@ sample_weight, initial_epoch, steps_per_epoch, validation_steps, validation_batc
         with _on_the_device_of(model, device), _gradients():
             return _run(request)
     except BaseException as error:
-        request.tell(TrainBreak(error))
+        request.notify(TrainBreak(error))
         raise
 
 
@@ -212,33 +211,23 @@ def _run(request: FitRequest) -> keras.callbacks.History:
     reason = None
     if request.engine != "keras":
         try:
-            engine = _prepare_fast(request)
-        except NotTrainedError as error:
-            if request.engine == "fast" and isinstance(error.cause, LoweringError):
-                raise LoweringError(f"{error.cause} Or train it with engine='keras'.") from None
+            require_torch()
+            from convscope.training.engine_fast import FastEngine
+
+            engine = FastEngine(request)
+        except Exception as error:
+            if is_mistake(error):
+                raise
             if request.engine == "fast":
-                raise error.cause from None
-            reason = reason_of(error.cause)
+                hint = " Or train it with engine='keras'."
+                raise LoweringError(f"{error}{hint}") if isinstance(error, LoweringError) else error from None
+            reason = reason_of(error)
         else:
             return engine.run()
-        request.tell_of_keras(reason)
+        request.say_that_keras_trains(reason)
     history = engine_keras.run(request)
     history.engine, history.reason = "keras", reason
     return history
-
-
-def _prepare_fast(request: FitRequest) -> FastEngine:
-    """Lower the model; only Keras on torch has anything to lower to."""
-    try:
-        if keras.backend.backend() != "torch":
-            raise LoweringError(sentence("Keras on torch", f"Keras on {keras.backend.backend()}"))
-        from convscope.training.engine_fast import FastEngine
-
-        return FastEngine(request)
-    except Exception as error:
-        if is_mistake(error):
-            raise
-        raise NotTrainedError(error) from error
 
 
 def predict(
@@ -304,7 +293,10 @@ def predict(
     if engine == "keras" or (engine == "auto" and keras.backend.backend() != "torch"):
         return _predict_with_keras(model, x, batch_size, preprocess, **how)
     try:
-        predictor = _prepare_predictor(model, precision, strict=engine == "fast")
+        require_torch()
+        from convscope.training.predictor import predictor_of
+
+        predictor = predictor_of(model, precision, strict=engine == "fast")
     except Exception as error:
         if engine == "fast" or is_mistake(error):
             raise
@@ -346,13 +338,10 @@ def _on_the_device_of(model: keras.Model, wanted: str | None = None) -> Abstract
     return computing_on(device)
 
 
-def _prepare_predictor(model: keras.Model, precision: str, strict: bool) -> Predictor:
-    """Lower the model for inference, or find it lowered."""
+def require_torch() -> None:
+    """Refuse other back ends: only Keras on torch has anything to lower to."""
     if keras.backend.backend() != "torch":
         raise LoweringError(sentence("Keras on torch", f"Keras on {keras.backend.backend()}"))
-    from convscope.training.predictor import predictor_of
-
-    return predictor_of(model, precision, strict)
 
 
 def _check_arguments(

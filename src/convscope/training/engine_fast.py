@@ -6,6 +6,7 @@ import operator
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import keras
@@ -19,11 +20,11 @@ from convscope.lowering.devices import current_device, device_of, forked_generat
 from convscope.lowering.planner import PlanContext, adapt_plan, describe_precision, plan_of
 from convscope.lowering.structure import ModelStructure
 from convscope.training.callbacks import CallbackBridge, CallbackMemory
-from convscope.training.checkpoint import TrainingState, load_state
+from convscope.training.checkpoint import load_state
 from convscope.training.data import ArrayFeed, ArrayInput, StreamFeed, make_feed
 from convscope.training.engine_keras import seed_layers
 from convscope.training.events import Notice, is_mistake, reason_of
-from convscope.training.loop import Course, train
+from convscope.training.loop import LoopRange, train
 from convscope.training.request import FitRequest, own_method, require_fitting
 from convscope.training.step import Trainer
 
@@ -43,17 +44,7 @@ _OWN_METHODS = (
 
 
 def obstacle(model: keras.Model) -> str | None:
-    """Say why a compiled model's training cannot be lowered, whatever its layers are.
-
-    Parameters
-    ----------
-    model : keras.Model
-        Compiled.
-
-    Returns
-    -------
-    str or None
-        The reason, as the second half of a sentence; None where there is none.
+    """Say why a compiled model's training cannot be lowered, whatever its layers are; None where it can.
 
     Examples
     --------
@@ -76,178 +67,146 @@ def obstacle(model: keras.Model) -> str | None:
 
 
 class FastEngine:
-    """Everything that a training on the fast engine needs, prepared; :meth:`run` trains.
+    """A training, prepared: whoever makes one learns whether the model can be lowered; :meth:`run` trains.
 
-    Parameters
-    ----------
-    request : FitRequest
-        The checked arguments.
-
-    Raises
-    ------
-    LoweringError
-        When the model cannot be lowered; the message names what stands in the way.
-    UsageError
-        When there are no targets.
+    Raises LoweringError when the model cannot be lowered, UsageError when the first batch does not fit it.
     """
 
     def __init__(self, request: FitRequest) -> None:
-        _require_no_obstacle(request.model)
+        model = request.model
+        _require_no_obstacle(model)
         self._request = request
-        device = device_of(request.model) or current_device()
+        device = device_of(model) or current_device()
         if device.type == "cpu":
             keep_memory()
-        self._feed = _training_feed(request, device)
-        _build(request.model, self._feed)
+        self._feed = make_feed(
+            request.train,
+            request.plan,
+            steps=request.steps_per_epoch,
+            device=device,
+            class_weight=request.class_weight,
+            seed=request.seed if request.shuffle else None,
+            augment=request.augment,
+            first_epoch=request.initial_epoch,
+        )
+        internals.build(model, _fitting(model, self._feed.look()))
         self._network = _lowered(request, device)
         self._feed.reset()
-        self._structure, self._compiled = ModelStructure(request.model), _compiled(request.model)
-        self._validation = _validation_feed(request, device)
+        self._structure, self._compiled = ModelStructure(model), _compiled(model)
         self._memory = CallbackMemory(request.callbacks)
         self._trainer = Trainer(
-            request.model,
+            model,
             self._network,
-            request.seed,
-            request.history.history,
-            self._memory,
+            seed=request.seed,
+            history=request.history.history,
+            memory=self._memory,
             strict=request.strict,
-            prepare=self._prepare,
+            prepare=self._follow_changes,
             give_up=self._give_up,
-            seed_layers=self._seed_layers if request.seeded else None,
+            seed_layers=partial(seed_layers, model, request.seed) if request.seeded else None,
         )
         self._is_due, self._reason = False, ""
         self._leave = ExitStack()
 
     def run(self) -> keras.callbacks.History:
         """Train; afterwards the model holds the weights, also when a listener or a person breaks it off."""
-        request = self._request
-        if request.resume_from is not None:
-            load_state(request.model, request.resume_from)
-            request.history.history.update({k: list(v) for k, v in request.resume_from.history.items()})
+        request, model, state = self._request, self._request.model, self._request.resume_from
+        if state is not None:
+            load_state(model, state)
+            request.history.history.update({k: list(v) for k, v in state.history.items()})
         bridge = CallbackBridge(
             request.callbacks,
             request.history,
-            request.model,
+            model,
             epochs=request.epochs,
             steps=self._feed.steps,
-            refresh=self._note,
+            refresh=self._note_changes,
         )
-        request.model.stop_training = False
+        model.stop_training = False
         try:
             bridge.begin()
-            self._restore_callbacks()
-            self._prepare()
-            for event in train(self._trainer, self._feed, self._course()):
+            self._memory.begin(None if state is None else state.callbacks)
+            if state is not None:
+                model.stop_training = state.stopped
+                self._note_changes()
+            self._follow_changes()
+            for event in train(self._trainer, self._feed, self._range()):
                 bridge(event)
-                request.tell(event)
+                request.notify(event)
         finally:
             self._leave.close()
-            restore(self._network, request.model)
+            restore(self._network, model)
         request.history.engine = "keras" if self._reason else "fast"
         request.history.reason = self._reason or None
         return request.history
 
-    def _restore_callbacks(self) -> None:
-        """Give callbacks what they remembered, and the learning rate back that one of them has set."""
-        state = self._request.resume_from
-        self._memory.begin(None if state is None else state.callbacks)
-        if state is not None:
-            self._request.model.stop_training = state.stopped
-            self._note()
-
-    def _note(self) -> None:
-        """Note that a callback may have changed something; what it is matters to the next batch only."""
-        self._is_due = True
-
-    def _prepare(self) -> None:
-        """Follow what a callback may have done since the last batch."""
-        if not self._is_due:
-            return
-        self._is_due = False
-        try:
-            self._refresh()
-        except Exception as error:
-            if is_mistake(error):
-                raise
-            self._give_up(error)
-
-    def _give_up(self, error: Exception) -> None:
-        """Go on by Keras's own steps, in the same loop: no callback is called twice, no batch is lost."""
-        if self._request.engine == "fast":
-            raise error
-        self._reason = reason_of(error)
-        self._request.tell_of_keras(self._reason)
-        if self._request.seeded:
-            self._leave.enter_context(forked_generators(self._network.device))
-        self._trainer.use_keras()
-
-    def _seed_layers(self, epoch: int) -> None:
-        seed_layers(self._request.model, self._request.seed, epoch)
-
-    def _refresh(self) -> None:
-        """Take over another learning rate, other settings, or a change of the model itself."""
-        if not self._request.callbacks and not self._reason:
-            self._trainer.optimizer.refresh()
-            return
-        model = self._request.model
-        if self._reason:
-            return
-        if not all(map(operator.is_, _compiled(model), self._compiled)):
-            hint = "Train in two calls, and compile between them."  # Keras's own fit breaks off, too
-            raise UsageError(sentence("callbacks that leave a model compiled as it is", "compile", hint))
-        if self._structure.is_current:
-            self._trainer.refresh()
-            return
-        _require_no_obstacle(model)
-        self._network = _lowered(self._request, self._network.device, self._network.plan)
-        self._trainer.use(self._network)
-        self._structure = ModelStructure(model)
-
-    def _course(self) -> Course:
+    def _range(self) -> LoopRange:
+        """Say where the loop begins and ends."""
         request, state = self._request, self._request.resume_from
-        course = Course(
+        span = LoopRange(
             epochs=request.epochs,
             first_epoch=internals.initial_epoch(request.model) or request.initial_epoch,
-            validation=self._validation,
+            validation=self._validation_feed(),
             validation_freq=request.validation_freq,
             schedule=request.schedule,
             stop_on_divergence=request.stop_on_divergence,
         )
-        return course if state is None else _resumed(course, state)
+        if state is None:
+            return span
+        epochs, first_step = span.epochs, state.step
+        if state.stopped:  # only ends the epoch that it is in
+            epochs, first_step = state.epoch + bool(state.step), _NO_FURTHER_STEP
+        sums = list(state.metrics.values())
+        return replace(span, epochs=epochs, first_epoch=state.epoch, first_step=first_step, sums=sums)
 
+    def _validation_feed(self) -> ArrayFeed | StreamFeed | None:
+        request = self._request
+        if request.validation is None:
+            return None
+        return make_feed(
+            request.validation,
+            request.validation_plan,
+            steps=request.validation_steps,
+            device=self._network.device,
+            restarts=True,
+        )
 
-def _resumed(course: Course, state: TrainingState) -> Course:
-    """Begin where a state stands; one that was told to stop only ends the epoch that it is in."""
-    epochs, first_step = course.epochs, state.step
-    if state.stopped:
-        epochs, first_step = state.epoch + bool(state.step), _NO_FURTHER_STEP
-    sums = list(state.metrics.values())
-    return replace(course, epochs=epochs, first_epoch=state.epoch, first_step=first_step, sums=sums)
+    def _note_changes(self) -> None:
+        """Note that a callback may have changed something; what it is matters to the next batch only."""
+        self._is_due = True
 
+    def _follow_changes(self) -> None:
+        """Take over what a callback may have set since the last batch: a rate, settings, the model itself."""
+        if not self._is_due or self._reason:
+            return
+        self._is_due = False
+        if not self._request.callbacks:
+            self._trainer.optimizer.refresh()
+            return
+        model = self._request.model
+        if not all(map(operator.is_, _compiled(model), self._compiled)):
+            hint = "Train in two calls, and compile between them."  # Keras's own fit breaks off, too
+            raise UsageError(sentence("callbacks that leave a model compiled as it is", "compile", hint))
+        try:
+            if self._structure.is_current:
+                self._trainer.refresh()
+                return
+            _require_no_obstacle(model)
+            self._network = _lowered(self._request, self._network.device, self._network.plan)
+            self._trainer.use(self._network)
+            self._structure = ModelStructure(model)
+        except Exception as error:
+            self._give_up(error)
 
-def _training_feed(request: FitRequest, device: torch.device) -> ArrayFeed | StreamFeed:
-    return make_feed(
-        request.train,
-        request.plan,
-        steps=request.steps_per_epoch,
-        device=device,
-        class_weight=request.class_weight,
-        seed=request.seed if request.shuffle else None,
-        augment=request.augment,
-        first_epoch=request.initial_epoch,
-    )
-
-
-def _validation_feed(request: FitRequest, device: torch.device) -> ArrayFeed | StreamFeed | None:
-    if request.validation is None:
-        return None
-    return make_feed(
-        request.validation,
-        request.validation_plan,
-        steps=request.validation_steps,
-        device=device,
-        restarts=True,
-    )
+    def _give_up(self, error: Exception) -> None:
+        """Go on by Keras's own steps, in the same loop: no callback is called twice, no batch is lost."""
+        if self._request.engine == "fast" or is_mistake(error):
+            raise error
+        self._reason = reason_of(error)
+        self._request.say_that_keras_trains(self._reason)
+        if self._request.seeded:
+            self._leave.enter_context(forked_generators(self._network.device))
+        self._trainer.use_keras()
 
 
 def _require_no_obstacle(model: keras.Model) -> None:
@@ -264,11 +223,6 @@ def _compiled(model: keras.Model) -> tuple[Any, ...]:
         internals.compiled_metrics(model),
         internals.mean_loss(model),
     )
-
-
-def _build(model: keras.Model, feed: ArrayFeed | StreamFeed) -> None:
-    """Let Keras build model, loss, metrics and optimizer from one batch's shapes, as its ``fit`` does."""
-    internals.build(model, _fitting(model, feed.look()))
 
 
 def _fitting(model: keras.Model, batches: Iterator[Any]) -> Iterator[Any]:
@@ -298,8 +252,8 @@ def _lowered(
     elif plan is not None:
         plan, changes = adapt_plan(plan, training=True, device=context.device)
         for change in changes:
-            request.tell(Notice(change))
+            request.notify(Notice(change))
     network = emit(program, request.model, plan=plan)
     if earlier is None:
-        request.tell(Notice(describe_precision(network.program, context)))
+        request.notify(Notice(describe_precision(network.program, context)))
     return network

@@ -144,28 +144,28 @@ class _Reporter(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is unt
         request = self._request
         self._memory.begin(request.resume_from.callbacks if request.resume_from else None)
         first_epoch = internals.initial_epoch(self.model) or self._conductor.epoch
-        request.tell(TrainBegin("keras", first_epoch, request.epochs, self.params.get("steps")))
+        request.notify(TrainBegin("keras", first_epoch, request.epochs, self.params.get("steps")))
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:  # noqa: ARG002
         self._epoch_began = time.perf_counter()
-        self._request.tell(EpochBegin(epoch))
+        self._request.notify(EpochBegin(epoch))
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
         logs = dict(logs or {})
         if self._request.stop_on_divergence and not math.isfinite(logs.get("loss", 0.0)):
             raise diverged(self._conductor.epoch, batch, logs["loss"])
         epoch, steps = self._conductor.epoch, self.params.get("steps")
-        self._request.tell(
+        self._request.notify(
             StepEnd(epoch, batch, steps, lambda: logs, lambda: self._snapshot(epoch, batch + 1))
         )
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         seconds = time.perf_counter() - self._epoch_began
         logs = dict(logs or {})
-        self._request.tell(EpochEnd(epoch, logs, seconds, lambda: self._snapshot(epoch + 1, 0)))
+        self._request.notify(EpochEnd(epoch, logs, seconds, lambda: self._snapshot(epoch + 1, 0)))
 
     def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
-        self._request.tell(TrainEnd(dict(logs or {}), time.perf_counter() - self._training_began))
+        self._request.notify(TrainEnd(dict(logs or {}), time.perf_counter() - self._training_began))
 
     def _snapshot(self, epoch: int, step: int) -> TrainingState:
         return snapshot(

@@ -6,7 +6,7 @@ checkpoints are listeners. A listener is any callable that takes one event; it m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -141,33 +141,10 @@ class TrainEnd(Event):
 Listener = Callable[[Event], None]
 
 
-def tell(listeners: tuple[Listener, ...], event: Event) -> None:
-    """Hand an event to every listener, in order.
-
-    Parameters
-    ----------
-    listeners : tuple of callables
-        Each takes the event.
-    event : Event
-        What happened.
-
-    Examples
-    --------
-    >>> heard = []
-    >>> tell((heard.append,), Notice("training on digits"))
-    >>> heard[0].text
-    'training on digits'
-    """
+def notify(listeners: Iterable[Listener], event: Event) -> None:
+    """Hand an event to every listener, in order."""
     for listener in listeners:
         listener(event)
-
-
-class NotTrainedError(Exception):
-    """The fast engine has failed before the training began: Keras's own ``fit`` can begin in its place."""
-
-    def __init__(self, cause: Exception) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
 
 
 def reason_of(error: Exception) -> str:
@@ -184,24 +161,6 @@ def is_mistake(error: Exception) -> bool:
 
 
 def diverged(epoch: int, step: int, loss: float) -> DivergedError:
-    """Make the error for a loss that is no longer a number.
-
-    Parameters
-    ----------
-    epoch, step : int
-        Where it was noticed, counted from 0.
-    loss : float
-        The mean loss of the epoch so far.
-
-    Returns
-    -------
-    DivergedError
-        To be raised by the caller.
-
-    Examples
-    --------
-    >>> str(diverged(0, 49, float("nan"))).split(". ")[0]
-    'Expected a finite loss in epoch 1, step 50, got nan'
-    """
+    """Make the error for a mean loss that is no longer a number; epoch and step are counted from 0."""
     hint = "Lower the learning rate, or look at the input for values that are not finite."
     return DivergedError(sentence(f"a finite loss in epoch {epoch + 1}, step {step + 1}", loss, hint))

@@ -27,7 +27,7 @@ from convscope.training.data import (
     plan_batches,
     read_input,
 )
-from convscope.training.events import Event, Listener, Notice, tell
+from convscope.training.events import Event, Listener, Notice, notify
 from convscope.training.schedules import Schedule
 
 
@@ -63,16 +63,16 @@ class FitRequest:
     engine: str = "auto"
     history: keras.callbacks.History = field(default_factory=keras.callbacks.History)
 
-    def tell(self, event: Event) -> None:
+    def notify(self, event: Event) -> None:
         """Hand an event to every listener."""
-        tell(self.listeners, event)
+        notify(self.listeners, event)
 
-    def tell_of_keras(self, reason: str) -> None:
+    def say_that_keras_trains(self, reason: str) -> None:
         """Say that Keras trains, and why it is not the fast engine."""
         text = f"Training with Keras's own fit. {reason}"
         if self.precision == "bfloat16":
             text += " It computes in the model's own types, not in bfloat16."
-        self.tell(Notice(text))
+        self.notify(Notice(text))
         if not self.listeners:  # nobody has heard it
             warnings.warn(text, stacklevel=4)
 

@@ -28,25 +28,23 @@ _ACTIVATIONS: dict[str | None, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 class Trainer:
-    """Trains a compiled Keras model through the network lowered from it.
+    """Trains a Keras model through the network lowered from it, whose weights are the model's own.
 
     Parameters
     ----------
     model : keras.Model
-        Compiled and built; its variables share their storage with the network's weights.
+        Compiled and built.
     network : LoweredNetwork
         Emitted for training.
     seed : int
         What the dropout masks follow.
-    history : mapping of str to list of float
-        What the model's History holds, for snapshots.
-    memory : CallbackMemory
-        What the callbacks remember, for snapshots.
+    history, memory
+        What the model's History holds and its callbacks remember, for snapshots.
     strict : bool
         Whether gradients stop where Keras clips probabilities.
-    prepare : callable or None
+    prepare : callable
         Called before every batch; it may hand over another network (:meth:`use`).
-    give_up : callable or None
+    give_up : callable
         Called with the error where a network fails at its first batch, which then has changed nothing; it
         raises, or Keras's own steps go on from there (:meth:`use_keras`).
     seed_layers : callable or None
@@ -57,23 +55,23 @@ class Trainer:
         self,
         model: keras.Model,
         network: LoweredNetwork,
+        *,
         seed: int,
         history: Mapping[str, list[float]],
         memory: CallbackMemory,
-        strict: bool = False,
-        prepare: Callable[[], None] | None = None,
-        give_up: Callable[[Exception], None] | None = None,
-        seed_layers: Callable[[int], None] | None = None,
+        strict: bool,
+        prepare: Callable[[], None],
+        give_up: Callable[[Exception], None],
+        seed_layers: Callable[[int], None] | None,
     ) -> None:
-        self._model, self._seed, self._history = model, seed, history
-        self._memory, self._strict = memory, strict
+        self.model, self._seed, self._history = model, seed, history
+        self._memory, self._strict, self._epoch = memory, strict, 0
         self._prepare, self._give_up, self._seed_layers = prepare, give_up, seed_layers
-        self.has_trained, self._epoch = False, 0
         self.use(network)
 
     def use(self, network: LoweredNetwork) -> None:
         """Train through this network from now on, with the optimizer, loss and metrics that the model has."""
-        self._network, model = network, self._model
+        self._network, model = network, self.model
         self._in_keras, self._tried = False, {True: False, False: False}  # training, validation
         paths = {id(variable): path for path, variable in named_variables(model).items()}
         variables = list(model.trainable_variables)
@@ -86,24 +84,24 @@ class Trainer:
         self._rank = len(model.inputs[0].shape) if len(model.inputs) == 1 else None
 
     def use_keras(self) -> None:
-        """Train and validate by Keras's own steps from now on; it computes on the same variables."""
+        """Train and validate by Keras's own steps from now on; they compute on the same variables."""
         self._in_keras = True
-        self.optimizer = KerasStep(self._model.optimizer, self._model.trainable_variables, [])
+        self.optimizer = KerasStep(self.model.optimizer, self.model.trainable_variables, [])
         if self._seed_layers is not None:
             self._seed_layers(self._epoch)
 
     def refresh(self) -> None:
         """Follow what a callback may have set in the optimizer, the loss and the metrics."""
-        if isinstance(self.optimizer, RuleStep) != has_rule(self._model.optimizer):
+        if isinstance(self.optimizer, RuleStep) != has_rule(self.model.optimizer):
             self.use(self._network)
             return
         self.optimizer.refresh()
         self._find_loss()
-        self._metrics = MetricsPlan(self._model)
+        self._metrics = MetricsPlan(self.model)
 
     def _find_loss(self) -> None:
         activation = self._network.output_activation
-        self._cross_entropy = find_cross_entropy(self._model, activation, self._strict)
+        self._cross_entropy = find_cross_entropy(self.model, activation, self._strict)
         self._folded = self._cross_entropy is not None and self._cross_entropy.folded
 
     @property
@@ -111,44 +109,71 @@ class Trainer:
         """How the network computes each op, as a structure for JSON."""
         return self._network.plan
 
-    @property
-    def stop_requested(self) -> bool:
-        """Whether somebody has set ``model.stop_training``."""
-        return bool(self._model.stop_training)
-
-    @property
-    def stop_evaluating_requested(self) -> bool:
-        """Whether somebody has set ``model.stop_evaluating``."""
-        return bool(self._model.stop_evaluating)
-
     def begin_epoch(self, epoch: int, sums: Sequence[Any] = ()) -> None:
         """Reset the metrics, or continue from the sums of an epoch that was interrupted."""
         self._epoch = epoch
         if self._in_keras and self._seed_layers is not None:
             self._seed_layers(epoch)
-        self._model.reset_metrics()
-        for variable, value in zip(self._model.metrics_variables, sums, strict=bool(sums)):
+        self.model.reset_metrics()
+        for variable, value in zip(self.model.metrics_variables, sums, strict=bool(sums)):
             variable.assign(value)
-        self._model.train()
+        self.model.train()
 
-    def train_on(self, batch: Batch, number: int) -> None:
-        """Do one step: forward, loss, backward, update.
-
-        Parameters
-        ----------
-        batch : tuple of tensors
-            Images, targets, weights or None.
-        number : int
-            The absolute number of the step, which the dropout masks follow.
-        """
-        if self._prepare is not None:
-            self._prepare()
+    def train_step(self, batch: Batch, number: int) -> None:
+        """Do forward, loss, backward and update; dropout masks follow the step's absolute number."""
+        self._prepare()
         if not self._in_keras:
-            self._attempt(batch, lambda: self._step(batch, number), training=True)
+            self._attempt(batch, lambda: self._train(batch, number), training=True)
         if self._in_keras:
-            self._model.make_train_function()
-            self._model.train_function([batch])
-        self.has_trained = True
+            self.model.make_train_function()
+            self.model.train_function([batch])
+
+    def begin_validation(self) -> None:
+        """Reset the metrics and switch Keras's torch layers to inference."""
+        self.model.eval()
+        self.model.stop_evaluating = False
+        self.model.reset_metrics()
+
+    def test_step(self, batch: Batch) -> None:
+        """Add one batch to the validation's means."""
+        self._prepare()
+        if not self._in_keras:
+            self._attempt(batch, lambda: self._test(batch), training=False)
+        if self._in_keras:
+            self.model.make_test_function()
+            self.model.test_function([batch])
+
+    def finish(self) -> None:
+        """Do what Keras does after the last epoch: weights become their averages if there are any."""
+        self.model.eval()
+        self.model.optimizer.finalize_variable_values(self.model.trainable_weights)
+
+    def read_logs(self) -> dict[str, float]:
+        """Read the means so far, under Keras's names."""
+        logs: dict[str, float] = internals.pythonify_logs(self.model.get_metrics_result())
+        return logs
+
+    def read_loss(self) -> float:
+        """Read the mean loss so far."""
+        return float(internals.mean_loss(self.model).result())
+
+    def snapshot(self, epoch: int, step: int) -> TrainingState:
+        """Copy the whole state of the training, standing before ``step`` of ``epoch``."""
+        sums = {}
+        if step:
+            sums = {
+                f"{number}": np.array(keras.ops.convert_to_numpy(variable.value))
+                for number, variable in enumerate(self.model.metrics_variables)
+            }
+        return snapshot(
+            self.model,
+            seed=self._seed,
+            epoch=epoch,
+            step=step,
+            history=self._history,
+            metrics=sums,
+            callbacks=self._memory.read(),
+        )
 
     def _attempt(self, batch: Batch, compute: Callable[[], None], *, training: bool) -> None:
         """Compute on the network; where it fails at its first batch, nothing has changed."""
@@ -156,16 +181,16 @@ class Trainer:
             if self._tried[training]:
                 compute()
                 return
-            with _undone_by_an_error(self._model):
+            with _undone_by_an_error(self.model):
                 compute()
             self._tried[training] = True
         except Exception as error:
-            require_fitting(self._model, ArrayInput(*batch))
-            if self._tried[training] or self._give_up is None or is_mistake(error):
+            require_fitting(self.model, ArrayInput(*batch))
+            if self._tried[training] or is_mistake(error):
                 raise
             self._give_up(error)
 
-    def _step(self, batch: Batch, number: int) -> None:
+    def _train(self, batch: Batch, number: int) -> None:
         x, y, weight = batch
         self._network.begin_step(self._seed, number)
         scores = self._forward(x, training=True)
@@ -177,64 +202,15 @@ class Trainer:
             self.optimizer()
         self._record(reported, scores, y, weight, x)
 
-    def begin_validation(self) -> None:
-        """Reset the metrics and switch Keras's torch layers to inference."""
-        self._model.eval()
-        self._model.stop_evaluating = False
-        self._model.reset_metrics()
-
-    def evaluate_on(self, batch: Batch) -> None:
-        """Add one batch to the validation's means."""
-        if self._prepare is not None:
-            self._prepare()
-        if not self._in_keras:
-            self._attempt(batch, lambda: self._evaluate(batch), training=False)
-        if self._in_keras:
-            self._model.make_test_function()
-            self._model.test_function([batch])
-
-    def _evaluate(self, batch: Batch) -> None:
+    @torch.no_grad()
+    def _test(self, batch: Batch) -> None:
         x, y, weight = batch
-        with torch.no_grad():
-            scores = self._forward(x, training=False)
-            _, reported = self._loss(scores, y, weight)
-            self._record(reported, scores, y, weight, x)
-
-    def finish(self) -> None:
-        """Do what Keras does after the last epoch: weights become their averages if there are any."""
-        self._model.eval()
-        self._model.optimizer.finalize_variable_values(self._model.trainable_weights)
-
-    def read_logs(self) -> dict[str, float]:
-        """Read the means so far, under Keras's names."""
-        logs: dict[str, float] = internals.pythonify_logs(self._model.get_metrics_result())
-        return logs
-
-    def read_loss(self) -> float:
-        """Read the mean loss so far."""
-        return float(internals.mean_loss(self._model).result())
-
-    def snapshot(self, epoch: int, step: int) -> TrainingState:
-        """Copy the whole state of the training, standing before ``step`` of ``epoch``."""
-        sums = {}
-        if step:
-            sums = {
-                f"{number}": np.array(keras.ops.convert_to_numpy(variable.value))
-                for number, variable in enumerate(self._model.metrics_variables)
-            }
-        return snapshot(
-            self._model,
-            seed=self._seed,
-            epoch=epoch,
-            step=step,
-            history=self._history,
-            metrics=sums,
-            callbacks=self._memory.read(),
-        )
+        scores = self._forward(x, training=False)
+        _, reported = self._loss(scores, y, weight)
+        self._record(reported, scores, y, weight, x)
 
     def _forward(self, x: Any, training: bool) -> Any:
-        x = with_rank(x, self._rank)
-        return self._network(x, training=training, logits=self._folded)
+        return self._network(with_rank(x, self._rank), training=training, logits=self._folded)
 
     def _loss(self, scores: Any, y: Any, weight: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute the loss that is differentiated, and the one that is reported."""
@@ -242,7 +218,7 @@ class Trainer:
         if self._cross_entropy is not None and self._cross_entropy.takes(*leaves):
             loss, reported = self._cross_entropy(*leaves)
         else:
-            loss = internals.compiled_loss(self._model)(y, self._outputs(scores), weight)
+            loss = internals.compiled_loss(self.model)(y, self._outputs(scores), weight)
             reported = loss.detach()
         terms = [self._penalties()] if self._penalties else []
         if self._network.activity_loss is not None:
@@ -258,8 +234,7 @@ class Trainer:
         return map_leaves(_ACTIVATIONS[self._network.output_activation], scores)
 
     def _record(self, loss: torch.Tensor, scores: Any, y: Any, weight: Any, x: Any) -> None:
-        rows = first_leaf(x).shape[0]
-        self._metrics.update_loss(loss, rows)
+        self._metrics.update_loss(loss, first_leaf(x).shape[0])
         if self._metrics:
             self._metrics.update(y, self._outputs(map_leaves(torch.Tensor.detach, scores)), weight)
 
@@ -282,19 +257,7 @@ def _undone_by_an_error(model: keras.Model) -> Iterator[None]:
 
 
 def with_rank(x: Any, rank: int | None) -> Any:
-    """Add or drop a last axis of length 1, as Keras's functional models do.
-
-    Parameters
-    ----------
-    x : tensor or structure of tensors
-        A batch; structures are taken as they are.
-    rank : int or None
-        Axes that the network expects, the batch axis included; None for a structure.
-
-    Returns
-    -------
-    tensor or structure of tensors
-        A view where an axis came or went.
+    """Add or drop a last axis of length 1, as Keras's functional models do; structures stay as they are.
 
     Examples
     --------
