@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from convscope import inspection, plotting
 from convscope.data.catalog import load_again
-from convscope.data.images import ImageError, decode, read_bytes
+from convscope.data.decode import ImageError, decode, read_bytes
 from convscope.data.splits import split_indices
 from convscope.errors import DataError, UsageError, sentence
 from convscope.evaluation import test_set_log
