@@ -28,7 +28,7 @@ import numpy as np
 from models import keras_model
 
 from convscope.environment import describe
-from convscope.lowering.processor import describe_device
+from convscope.lowering.devices import describe_device
 
 RESULTS = Path(__file__).parent / "results"
 Predictor = Callable[[np.ndarray], np.ndarray]

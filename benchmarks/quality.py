@@ -22,7 +22,7 @@ from typing import Any
 import convscope
 from convscope.environment import versions
 from convscope.experiment import ExperimentConfig, build_model, prepare, train
-from convscope.lowering.processor import describe_device
+from convscope.lowering.devices import describe_device
 from convscope.training.api import predict
 from convscope.training.config import TrainingConfig
 

@@ -25,7 +25,7 @@ from models import NETWORKS, images_for, keras_model
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from convscope.lowering.cpu import compiled
-from convscope.lowering.processor import describe_device
+from convscope.lowering.devices import describe_device
 
 RESULTS = Path(__file__).parent / "results"
 KINDS = {

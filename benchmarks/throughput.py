@@ -154,7 +154,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from convscope.environment import describe
-    from convscope.lowering.processor import describe_device
+    from convscope.lowering.devices import describe_device
 
     results = HERE / "results"
     results.mkdir(exist_ok=True)

@@ -21,7 +21,7 @@ from typing import Any
 import convscope
 from convscope.environment import describe
 from convscope.experiment import ExperimentConfig, build_model, evaluate_parts, prepare, train
-from convscope.lowering.processor import describe_device
+from convscope.lowering.devices import describe_device
 from convscope.recipes import recipe
 from convscope.training.config import TrainingConfig
 

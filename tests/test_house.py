@@ -19,6 +19,7 @@ SOURCE = Path(convscope.__file__).parent
 FLOORS = {
     "errors": 0,
     "_keras_internals": 0,
+    "_torch_internals": 0,
     "glossary": 0,
     "runs": 1,
     "arithmetic": 1,
@@ -58,6 +59,7 @@ KERAS = (
     "doctor",
 )
 TORCH = (
+    "_torch_internals",
     "preprocessing",
     "augmentation",
     "lowering",

@@ -12,8 +12,9 @@ from lowering_cases import built, image_batch, keras_pass, lowered_pass, require
 from training_cases import images, network
 
 import convscope
+from convscope import _torch_internals
 from convscope.errors import UnknownNameError, UsageError
-from convscope.lowering import convolutions, emit, lower, optimise, planner, processor
+from convscope.lowering import emit, lower, optimise, planner, processor
 from convscope.lowering.cpu import compiled
 from convscope.lowering.planner import PlanContext, adapt_plan, describe_precision, plan_of
 from convscope.training.events import Notice
@@ -85,7 +86,7 @@ def test_the_class_follows_from_the_instruction_sets(architecture, found, kind):
 )
 def test_older_versions_of_torch_answer_by_other_functions(answers, kind, monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    monkeypatch.setattr(processor, "_onednn_accepts_bfloat16", lambda: False)
+    monkeypatch.setattr(_torch_internals, "onednn_accepts_bfloat16", lambda: False)
     names = ("avx2", "avx512", "avx512_bf16", "amx_tile")
     for name in (f"_is_{name}_supported" for name in names):
         monkeypatch.setattr(torch.cpu, name, lambda name=name: answers.get(name, False), raising=False)
@@ -129,14 +130,14 @@ def test_a_candidate_that_raises_on_the_way_back_is_none(machine, monkeypatch):
     """A processor whose backward pass refuses bfloat16 although its class says otherwise."""
     require_precision_here("bfloat16")
     machine("avx512_bf16")
-    backward = torch.ops.aten.convolution_backward
+    backward = _torch_internals.convolution_backward
 
     def refuse(gradient, *arguments):
         if gradient.dtype is torch.bfloat16:
             raise RuntimeError("DNNL does not support bf16/f16 backward on the platform with avx2_vnni_2")
         return backward(gradient, *arguments)
 
-    monkeypatch.setattr(convolutions.torch.ops.aten, "convolution_backward", refuse)
+    monkeypatch.setattr(_torch_internals, "convolution_backward", refuse)
     program, _ = optimise(lower(deep()), batch_size=4)
     directly = {
         choice["precision"]

@@ -18,7 +18,7 @@ import numpy as np
 import convscope
 from convscope.data.catalog import mnist_folders
 from convscope.environment import cache_folder, versions
-from convscope.lowering import processor
+from convscope.lowering import devices, processor
 from convscope.lowering.cpu import compiled
 from convscope.training.api import fit, predict
 
@@ -106,13 +106,13 @@ def _processor_facts() -> dict[str, str]:
 def _engine_facts() -> dict[str, str]:
     team = processor.openmp()
     return {
-        "devices": ", ".join(processor.device_names()),
+        "devices": ", ".join(devices.device_names()),
         "bfloat16 in prediction": _bfloat16(training=False),
         "bfloat16 in training": _bfloat16(training=True),
         "compiled loops": f"yes, for {compiled.target()}" if compiled.available() else "no: torch's own",
         "fused convolution": "yes" if processor.fused_convolution() is not None else "no",
         "OpenMP": team.library if team else "not found; the compiled loops use one thread",
-        "threads": str(processor.describe_device()["torch_threads"]),
+        "threads": str(devices.describe_device()["torch_threads"]),
     }
 
 

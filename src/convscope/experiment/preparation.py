@@ -23,8 +23,7 @@ from convscope.experiment.model import (
     load_network,
     settle_input,
 )
-from convscope.lowering.devices import device_of
-from convscope.lowering.processor import describe_device
+from convscope.lowering.devices import describe_device, device_of
 from convscope.preprocessing import Preprocess, conform
 from convscope.training.events import Listener, Notice, notify
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from convscope import _torch_internals as torch_internals
 from convscope.lowering.cpu import compiled
 from convscope.lowering.cpu.compiled import WindowGeometry
 from convscope.lowering.ir import DataFormat, Pair
@@ -134,7 +135,7 @@ class Convolution(torch.autograd.Function):
         image, torch_order, result = ctx.saved_tensors
         geometry: Geometry = ctx.geometry
         wanted = (*ctx.needs_input_grad[:2], ctx.bias_shape is not None and ctx.needs_input_grad[2])
-        image_gradient, kernel_gradient, bias_gradient = torch.ops.aten.convolution_backward(
+        image_gradient, kernel_gradient, bias_gradient = torch_internals.convolution_backward(
             ctx.epilogue.gradient(ctx.order.enter(gradient), result), image, torch_order, ctx.bias_shape,
             geometry.strides, geometry.padding, geometry.dilation, False, (0, 0), geometry.groups, wanted,
         )  # fmt: skip
@@ -227,7 +228,7 @@ class FewChannelConvolution(torch.autograd.Function):
 
 def _image_gradient(gradient: Tensor, images: Tensor, kernel: Tensor, geometry: Geometry) -> Tensor:
     order = Order()
-    found, _, _ = torch.ops.aten.convolution_backward(
+    found, _, _ = torch_internals.convolution_backward(
         order.enter(gradient), order.enter(images), torch_kernel(kernel, kernel.dtype, order.memory), None,
         geometry.strides, geometry.padding, geometry.dilation, False, (0, 0), 1, (True, False, False),
     )  # fmt: skip

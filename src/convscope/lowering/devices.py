@@ -15,6 +15,7 @@ import keras
 import torch
 
 from convscope.errors import UsageError, sentence
+from convscope.lowering.processor import this_processor
 
 _HINT = "Leave the device out for the best one there is."
 
@@ -126,3 +127,35 @@ def require_device(name: str) -> torch.device:
 
 def _is_available(name: str) -> bool:
     return bool(getattr(torch.backends, name).is_available() if name == "mps" else torch.cuda.is_available())
+
+
+def device_names() -> list[str]:
+    """Name what torch can compute on here, the fastest first.
+
+    Examples
+    --------
+    >>> device_names()[-1]
+    'cpu'
+    """
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return [*gpus, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
+
+
+def describe_device(used: torch.device | None = None) -> dict[str, Any]:
+    """Return what the computation runs on, as a run records it: the device used, or the CPU.
+
+    Examples
+    --------
+    >>> sorted(describe_device())
+    ['cores', 'instruction_sets', 'processor', 'processor_class', 'torch_device', 'torch_threads']
+    """
+    processor = this_processor()
+    used = used or torch.device("cpu")
+    return {
+        "torch_device": torch.cuda.get_device_name(used) if used.type == "cuda" else used.type,
+        "processor": processor.name,
+        "processor_class": processor.kind.name,
+        "instruction_sets": list(processor.instruction_sets),
+        "cores": processor.logical_cores,
+        "torch_threads": torch.get_num_threads(),
+    }

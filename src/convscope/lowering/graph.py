@@ -16,6 +16,7 @@ import keras
 import torch
 
 from convscope import _keras_internals as internals
+from convscope._torch_internals import HOOKS
 from convscope.arithmetic import Shape
 from convscope.errors import UsageError, sentence, unknown_name
 from convscope.lowering.devices import current_device, device_of
@@ -23,7 +24,6 @@ from convscope.lowering.devices import current_device, device_of
 # Keras wraps the first two in each layer; how a model trains and predicts is looked at by who calls that.
 _NOT_COMPUTING = {"build", "quantize", *internals.TRAINER_METHODS}
 _COMPUTING = ("__call__", "call", "convolution_op", "update_step", "apply", "update_state", "result")
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.weak import WeakTensorKeyDictionary
 
+from convscope import _torch_internals as torch_internals
+from convscope._torch_internals import WeakTensorKeyDictionary, version_of
 from convscope.lowering.cpu import compiled
 from convscope.lowering.masks import Mask, bits_type
 
@@ -69,11 +70,11 @@ class Epilogue:
         if not self.relu:
             return gradient
         if result.device.type != "cpu":
-            elsewhere: Tensor = torch.ops.aten.threshold_backward(gradient, result, 0)
+            elsewhere: Tensor = torch_internals.threshold_backward(gradient, result, 0)
             return self.scaled(elsewhere)
         # As integers: the result is zero or positive, and so are its bits, which need no widening to compare.
         bits = bits_type(result.dtype)
-        passed: Tensor = torch.ops.aten.threshold_backward(gradient.view(bits), result.view(bits), 0)
+        passed: Tensor = torch_internals.threshold_backward(gradient.view(bits), result.view(bits), 0)
         return self.scaled(passed.view(result.dtype))
 
 
@@ -111,7 +112,7 @@ class BatchNormalization(torch.autograd.Function):
         """Compute from images (n, ..., c), channels last in memory; mean and biased variance are (c,)."""
         mean, variance = batch_statistics(images)
         moved = images.movedim(-1, 1)  # (n, c, ...)
-        result = torch.batch_norm(moved, gamma, beta, mean, variance, False, 0.0, epsilon, False)
+        result = torch_internals.batch_norm(moved, gamma, beta, mean, variance, False, 0.0, epsilon, False)
         ctx.save_for_backward(images, gamma, mean, (variance + epsilon).rsqrt())
         ctx.epsilon, ctx.has_beta = epsilon, beta is not None
         ctx.mark_non_differentiable(mean, variance)
@@ -123,7 +124,7 @@ class BatchNormalization(torch.autograd.Function):
         require_first_order()
         images, gamma, mean, deviation = ctx.saved_tensors
         wanted = (ctx.needs_input_grad[0], gamma is not None, ctx.has_beta)
-        image_gradient, gamma_gradient, beta_gradient = torch.ops.aten.native_batch_norm_backward(
+        image_gradient, gamma_gradient, beta_gradient = torch_internals.batch_norm_backward(
             gradient.movedim(-1, 1), images.movedim(-1, 1), gamma, None, None, mean, deviation,
             True, ctx.epsilon, wanted,
         )  # fmt: skip
@@ -170,7 +171,7 @@ def batch_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     rows = images.reshape(count // groups, groups * channels)
     means = torch.zeros(groups * channels, dtype=torch.float32, device=images.device)
     variances = torch.zeros_like(means)
-    torch.batch_norm_update_stats(rows, means, variances, 1.0)
+    torch_internals.batch_norm_update_stats(rows, means, variances, 1.0)
     means, variances = means.view(groups, channels), variances.view(groups, channels)
     mean = means.mean(0)
     length = count // groups
@@ -283,10 +284,10 @@ def bfloat16_copy(weight: Tensor) -> Tensor:
     copy = _COPIES.get(weight)
     if copy is None:
         copy = _COPIES[weight] = _Copy(torch.empty_like(weight, dtype=torch.bfloat16), -1)
-    if copy.version != weight._version:
+    if copy.version != version_of(weight):
         with torch.no_grad():
             copy.tensor.copy_(weight)
-        copy.version = weight._version
+        copy.version = version_of(weight)
     return copy.tensor
 
 
@@ -306,4 +307,4 @@ def declare_copy_current(weight: Tensor) -> None:
     copy = _COPIES.get(weight)
     if copy is not None:
         torch.autograd.graph.increment_version(copy.tensor)
-        copy.version = weight._version
+        copy.version = version_of(weight)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from convscope._torch_internals import version_of
 from convscope.lowering.activations import activation_function
 from convscope.lowering.devices import current_device
 from convscope.lowering.ir import Op, Program, Value
@@ -175,7 +176,7 @@ class LoweredNetwork:
         """Return an op's weights as it computes with them; kept while none changes and no gradient is due."""
         if torch.is_grad_enabled():
             return prepare()
-        versions = tuple(self._tensors[path]._version for path in (*op.weights, *op.state))
+        versions = tuple(version_of(self._tensors[path]) for path in (*op.weights, *op.state))
         known = self._prepared.get(op.name)
         if known is None or known[0] != versions:
             known = (versions, prepare())

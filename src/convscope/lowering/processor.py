@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from convscope import _torch_internals as torch_internals
 from convscope.environment import cache_folder
 from convscope.errors import UsageError, sentence, unknown_name
 
@@ -151,25 +152,15 @@ def _capabilities() -> dict[str, Any]:
     if hasattr(torch.cpu, "get_capabilities"):
         return dict(torch.cpu.get_capabilities())
 
-    def says(name: str) -> bool:
-        return bool(getattr(torch.cpu, f"_is_{name}_supported", lambda: False)())
-
-    avx512 = says("avx512")
+    avx512 = torch_internals.cpu_supports("avx512")
     return {
-        "avx2": says("avx2"),
+        "avx2": torch_internals.cpu_supports("avx2"),
         **dict.fromkeys(("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq"), avx512),
-        "avx512_bf16": says("avx512_bf16"),
-        "amx_bf16": says("amx_tile"),
+        "avx512_bf16": torch_internals.cpu_supports("avx512_bf16"),
+        "amx_bf16": torch_internals.cpu_supports("amx_tile"),
         # What oneDNN accepts without AVX-512 it accepts for this.
-        "avx_ne_convert": not avx512 and _onednn_accepts_bfloat16(),
+        "avx_ne_convert": not avx512 and torch_internals.onednn_accepts_bfloat16(),
     }
-
-
-def _onednn_accepts_bfloat16() -> bool:
-    try:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    except (AttributeError, RuntimeError):  # a build without oneDNN
-        return False
 
 
 def _class_of(architecture: str, found: tuple[str, ...]) -> str:
@@ -412,14 +403,12 @@ def describe_bfloat16(training: bool, device: str = "cpu") -> str:
 
 def fused_convolution(device: str = "cpu") -> Any | None:
     """Return oneDNN's convolution with an activation fused behind it; None where there is none."""
-    return _onednn_operation("_convolution_pointwise") if device.startswith("cpu") else None
+    return _pointwise_convolution() if device.startswith("cpu") else None
 
 
 @functools.cache
-def _onednn_operation(name: str) -> Any | None:
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return None
-    return getattr(torch.ops.mkldnn, name, None)
+def _pointwise_convolution() -> Any | None:
+    return torch_internals.onednn_operation("_convolution_pointwise")
 
 
 @dataclass(frozen=True)
@@ -438,7 +427,7 @@ def openmp() -> ThreadTeam | None:
 
     The functions are looked up as torch itself does: in its own library and in those that this one needs.
     """
-    for path in sorted((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*")):
+    for path in torch_internals.cpu_libraries():
         with suppress(OSError, AttributeError):
             loaded = ctypes.CDLL(str(path))
             parallel = loaded.GOMP_parallel
@@ -457,35 +446,3 @@ def _openmp_library() -> str:
 
 def _address(function: Any) -> int:
     return ctypes.cast(function, ctypes.c_void_p).value or 0
-
-
-def device_names() -> list[str]:
-    """Name what torch can compute on here, the fastest first.
-
-    Examples
-    --------
-    >>> device_names()[-1]
-    'cpu'
-    """
-    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    return [*gpus, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
-
-
-def describe_device(used: torch.device | None = None) -> dict[str, Any]:
-    """Return what the computation runs on, as a run records it: the device used, or the CPU.
-
-    Examples
-    --------
-    >>> sorted(describe_device())
-    ['cores', 'instruction_sets', 'processor', 'processor_class', 'torch_device', 'torch_threads']
-    """
-    processor = this_processor()
-    used = used or torch.device("cpu")
-    return {
-        "torch_device": torch.cuda.get_device_name(used) if used.type == "cuda" else used.type,
-        "processor": processor.name,
-        "processor_class": processor.kind.name,
-        "instruction_sets": list(processor.instruction_sets),
-        "cores": processor.logical_cores,
-        "torch_threads": torch.get_num_threads(),
-    }

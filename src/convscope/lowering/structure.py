@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from convscope._keras_internals import is_trainable, own_variables, sublayers, value_of
-from convscope.lowering.graph import HOOKS, computing_methods, graph_of
+from convscope._torch_internals import HOOKS, version_of
+from convscope.lowering.graph import computing_methods, graph_of
 from convscope.lowering.layers.base import reader_of
 
 # What Keras and torch note down in every layer; it changes by mere use, or is looked at elsewhere.
@@ -145,7 +146,7 @@ def _is_mutable(value: Any) -> bool:
 def _contents(value: Any) -> Any:
     """Copy what may change inside a setting, in a form that compares with ``==``."""
     if isinstance(value, torch.Tensor):
-        return value._version, value.data_ptr()
+        return version_of(value), value.data_ptr()
     if isinstance(value, np.ndarray):
         return value.shape, value.dtype, value.tobytes()
     if isinstance(value, dict):

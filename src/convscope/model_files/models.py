@@ -284,8 +284,8 @@ def _require_size(shape: Iterable[int | None], values: int, limit: int) -> None:
 def _size_limit() -> Any:
     """Make a mode of torch in which an operation with too large a result is an error."""
     import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_leaves
+
+    from convscope._torch_internals import TorchDispatchMode, tree_leaves
 
     class SizeLimit(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types it so
         @classmethod

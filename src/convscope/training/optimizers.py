@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from convscope import _keras_internals as internals
+from convscope import _torch_internals as torch_internals
 from convscope.errors import UsageError, sentence
 from convscope.lowering.cpu import compiled
 from convscope.lowering.graph import is_altered
@@ -115,12 +116,12 @@ class RuleStep:
             self._update(chosen, grads, self._iterations + 1)
         elif (self._iterations + 1) % period == 0:
             sums = pick(self._sums, chosen)
-            torch._foreach_add_(grads, sums)
-            torch._foreach_div_(grads, period)
+            torch_internals.foreach_add_(grads, sums)
+            torch_internals.foreach_div_(grads, period)
             self._update(chosen, grads, self._iterations // period + 1)
-            torch._foreach_zero_(self._sums)
+            torch_internals.foreach_zero_(self._sums)
         else:
-            torch._foreach_add_(pick(self._sums, chosen), grads)
+            torch_internals.foreach_add_(pick(self._sums, chosen), grads)
         if self._averages:
             self._average()
         for number in self._constrained:
@@ -152,31 +153,31 @@ class RuleStep:
         optimizer = self._optimizer
         if optimizer.clipnorm and optimizer.clipnorm > 0:
             limit = optimizer.clipnorm
-            scales = [limit / norm.clamp_min(limit) for norm in torch._foreach_norm(grads)]
-            torch._foreach_mul_(grads, scales)
+            scales = [limit / norm.clamp_min(limit) for norm in torch_internals.foreach_norm(grads)]
+            torch_internals.foreach_mul_(grads, scales)
         elif optimizer.global_clipnorm and optimizer.global_clipnorm > 0:
-            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+            norm = torch.linalg.vector_norm(torch.stack(torch_internals.foreach_norm(grads)))
             scale = optimizer.global_clipnorm / norm.clamp_min(optimizer.global_clipnorm)
-            torch._foreach_mul_(grads, scale + (norm - norm))  # an infinite norm gives NaN, as in Keras
+            torch_internals.foreach_mul_(grads, scale + (norm - norm))
         elif optimizer.clipvalue and optimizer.clipvalue > 0:
-            torch._foreach_clamp_min_(grads, -optimizer.clipvalue)
-            torch._foreach_clamp_max_(grads, optimizer.clipvalue)
+            torch_internals.foreach_clamp_min_(grads, -optimizer.clipvalue)
+            torch_internals.foreach_clamp_max_(grads, optimizer.clipvalue)
 
     def _decay(self, chosen: Sequence[int] | None, rate: float) -> None:
         decayed = [n for n in self._decayed if chosen is None or n in chosen]
         factor = np.float32(1) - np.float32(self._optimizer.weight_decay) * np.float32(rate)
         if decayed:
-            torch._foreach_mul_(pick(self._weights, decayed), float(factor))
+            torch_internals.foreach_mul_(pick(self._weights, decayed), float(factor))
 
     def _average(self) -> None:
         """Move the averages towards the weights, and the weights onto them where it is time."""
         updates = self._iterations // (self._optimizer.gradient_accumulation_steps or 1)
         momentum = self._optimizer.ema_momentum if updates else 0.0
-        torch._foreach_mul_(self._averages, momentum)
-        torch._foreach_add_(self._averages, self._weights, alpha=1 - momentum)
+        torch_internals.foreach_mul_(self._averages, momentum)
+        torch_internals.foreach_add_(self._averages, self._weights, alpha=1 - momentum)
         frequency = self._optimizer.ema_overwrite_frequency
         if frequency and (updates + 1) % frequency == 0:
-            torch._foreach_copy_(self._weights, self._averages)
+            torch_internals.foreach_copy_(self._weights, self._averages)
 
     def _slots(self, name: str) -> Tensors:
         slots = internals.slots_of(self._optimizer, name)
@@ -274,7 +275,7 @@ def sweep(moments: Tensors, step: int) -> None:
     """
     if step % _SWEEP_EVERY == 0:
         for moment in moments:
-            torch.ops.aten.hardshrink.out(moment, _NEGLIGIBLE, out=moment)
+            torch_internals.shrink_(moment, _NEGLIGIBLE)
 
 
 class SGD:
@@ -288,18 +289,18 @@ class SGD:
         self, chosen: Sequence[int] | None, weights: Tensors, grads: Tensors, learning_rate: float, step: int
     ) -> None:
         if not self._velocities:
-            torch._foreach_add_(weights, grads, alpha=-learning_rate)
+            torch_internals.foreach_add_(weights, grads, alpha=-learning_rate)
             return
         sweep(self._velocities, step)
         momentum = self._optimizer.momentum
         velocities = pick(self._velocities, chosen)
-        torch._foreach_mul_(velocities, momentum)
-        torch._foreach_add_(velocities, grads, alpha=-learning_rate)
+        torch_internals.foreach_mul_(velocities, momentum)
+        torch_internals.foreach_add_(velocities, grads, alpha=-learning_rate)
         if self._optimizer.nesterov:
-            torch._foreach_add_(weights, grads, alpha=-learning_rate)
-            torch._foreach_add_(weights, velocities, alpha=momentum)
+            torch_internals.foreach_add_(weights, grads, alpha=-learning_rate)
+            torch_internals.foreach_add_(weights, velocities, alpha=momentum)
         else:
-            torch._foreach_add_(weights, velocities)
+            torch_internals.foreach_add_(weights, velocities)
 
 
 class Adam:
@@ -345,7 +346,7 @@ class Adam:
             torch.autograd.graph.increment_version(weights)
 
     def _fused(self, chosen: Sequence[int] | None, weights: Tensors, grads: Tensors, rate: float) -> None:
-        torch._fused_adam_(
+        torch_internals.fused_adam_(
             weights,
             grads,
             pick(self._moments, chosen),
@@ -386,9 +387,9 @@ class Nadam:
         moments, squares = pick(self._moments, chosen), pick(self._squares, chosen)
         _decay_towards(moments, grads, self._optimizer.beta_1)
         _decay_towards_squares(squares, grads, self._optimizer.beta_2)
-        steps = torch._foreach_mul(moments, float(learning_rate * ahead / (1 - product * ahead)))
-        torch._foreach_add_(steps, grads, alpha=float(learning_rate * (1 - now) / (1 - product)))
-        scales = torch._foreach_div(squares, float(1 - beta_2 ** single(step)))
+        steps = torch_internals.foreach_mul(moments, float(learning_rate * ahead / (1 - product * ahead)))
+        torch_internals.foreach_add_(steps, grads, alpha=float(learning_rate * (1 - now) / (1 - product)))
+        scales = torch_internals.foreach_div(squares, float(1 - beta_2 ** single(step)))
         _add_quotient(weights, steps, _root(scales, self._optimizer.epsilon), -1.0)
 
 
@@ -408,19 +409,19 @@ class RMSprop:
         rho = self._optimizer.rho
         squares = pick(self._squares, chosen)
         _decay_towards_squares(squares, grads, rho)
-        scales = torch._foreach_add(squares, self._optimizer.epsilon)
+        scales = torch_internals.foreach_add(squares, self._optimizer.epsilon)
         if self._means:
             means = pick(self._means, chosen)
             _decay_towards(means, grads, rho)
-            torch._foreach_addcmul_(scales, means, means, value=-1.0)
-        torch._foreach_sqrt_(scales)
+            torch_internals.foreach_addcmul_(scales, means, means, value=-1.0)
+        torch_internals.foreach_sqrt_(scales)
         if not self._velocities:
             _add_quotient(weights, grads, scales, -learning_rate)
             return
         velocities = pick(self._velocities, chosen)
-        torch._foreach_mul_(velocities, self._optimizer.momentum)
+        torch_internals.foreach_mul_(velocities, self._optimizer.momentum)
         _add_quotient(velocities, grads, scales, learning_rate)
-        torch._foreach_sub_(weights, velocities)
+        torch_internals.foreach_sub_(weights, velocities)
 
 
 class Adagrad:
@@ -435,9 +436,9 @@ class Adagrad:
     ) -> None:
         del step
         squares = pick(self._squares, chosen)
-        torch._foreach_addcmul_(squares, grads, grads)
-        scales = torch._foreach_add(squares, self._optimizer.epsilon)
-        torch._foreach_sqrt_(scales)
+        torch_internals.foreach_addcmul_(squares, grads, grads)
+        scales = torch_internals.foreach_add(squares, self._optimizer.epsilon)
+        torch_internals.foreach_sqrt_(scales)
         _add_quotient(weights, grads, scales, -learning_rate)
 
 
@@ -453,10 +454,10 @@ class Lion:
     ) -> None:
         del step
         moments = pick(self._moments, chosen)
-        directions = torch._foreach_mul(moments, self._optimizer.beta_1)
-        torch._foreach_add_(directions, grads, alpha=1 - self._optimizer.beta_1)
-        torch._foreach_sign_(directions)
-        torch._foreach_add_(weights, directions, alpha=-learning_rate)
+        directions = torch_internals.foreach_mul(moments, self._optimizer.beta_1)
+        torch_internals.foreach_add_(directions, grads, alpha=1 - self._optimizer.beta_1)
+        torch_internals.foreach_sign_(directions)
+        torch_internals.foreach_add_(weights, directions, alpha=-learning_rate)
         _decay_towards(moments, grads, self._optimizer.beta_2)
 
 
@@ -502,23 +503,23 @@ def corrected_rate(learning_rate: float, beta_1: float, beta_2: float, step: int
 
 
 def _decay_towards(means: Group, values: Group, decay: float) -> None:
-    torch._foreach_mul_(means, decay)
-    torch._foreach_add_(means, values, alpha=1 - decay)
+    torch_internals.foreach_mul_(means, decay)
+    torch_internals.foreach_add_(means, values, alpha=1 - decay)
 
 
 def _decay_towards_squares(means: Group, values: Group, decay: float) -> None:
-    torch._foreach_mul_(means, decay)
-    torch._foreach_addcmul_(means, values, values, value=1 - decay)
+    torch_internals.foreach_mul_(means, decay)
+    torch_internals.foreach_addcmul_(means, values, values, value=1 - decay)
 
 
 def _root(squares: Group, epsilon: float) -> Group:
-    torch._foreach_sqrt_(squares)
-    torch._foreach_add_(squares, epsilon)
+    torch_internals.foreach_sqrt_(squares)
+    torch_internals.foreach_add_(squares, epsilon)
     return squares
 
 
 def _add_quotient(targets: Group, numerators: Group, denominators: Group, factor: float) -> None:
-    torch._foreach_addcdiv_(targets, numerators, denominators, value=factor)
+    torch_internals.foreach_addcdiv_(targets, numerators, denominators, value=factor)
 
 
 def set_rate(optimizer: keras.optimizers.Optimizer, rate: Rate) -> None:

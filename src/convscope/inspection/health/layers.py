@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from convscope import _torch_internals as torch_internals
 from convscope.errors import UsageError, sentence
 from convscope.inspection.health.verdicts import OURS, Verdict, level_of
 from convscope.inspection.running import (
@@ -190,7 +191,7 @@ def _measure(
         values = run(graph, part)
         loss = _loss(graph, values, targets[start : start + _BATCH])
         if wanted:
-            torch._foreach_add_(sums, torch.autograd.grad(loss, wanted, materialize_grads=True))
+            torch_internals.foreach_add_(sums, torch.autograd.grad(loss, wanted, materialize_grads=True))
         for call in graph.calls:
             if call.name in tallies:
                 tallies[call.name].add(channels_last(graph, values[call.outputs[0]]))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812  the name that torch's own documentation uses
 
+from convscope import _torch_internals as torch_internals
 from convscope.lowering import kernels
 from convscope.lowering.ir import Op, Shape, Value
 from convscope.lowering.layers.base import (
@@ -158,7 +159,9 @@ def _apply_statistics_by_torch(
 ) -> Tensor:
     cudnn = torch.backends.cudnn.enabled
     moved = images.movedim(-1, 1)  # (n, c, ...)
-    return torch.batch_norm(moved, gamma, beta, mean, variance, False, 0.0, epsilon, cudnn).movedim(1, -1)
+    return torch_internals.batch_norm(moved, gamma, beta, mean, variance, False, 0.0, epsilon, cudnn).movedim(
+        1, -1
+    )
 
 
 def apply_statistics(
@@ -188,7 +191,8 @@ def _normalize_by_torch(
     # Torch weighs what is here by zero; memory left as it is might hold a NaN, which stays one.
     mean, variance = torch.zeros(2, images.shape[-1], dtype=torch.float32, device=images.device)
     cudnn = torch.backends.cudnn.enabled
-    result = torch.batch_norm(images.movedim(-1, 1), gamma, beta, mean, variance, True, 1.0, epsilon, cudnn)
+    moved = images.movedim(-1, 1)  # (n, c, ...)
+    result = torch_internals.batch_norm(moved, gamma, beta, mean, variance, True, 1.0, epsilon, cudnn)
     count = images.numel() // images.shape[-1]
     # Torch's variance is unbiased, Keras keeps the biased one.
     biased = variance * ((count - 1) / count) if count > 1 else torch.zeros_like(variance)
@@ -242,7 +246,7 @@ def _run_group_normalization(op: GroupNormalization, network: WeightSource) -> R
         # With one of the two alone, the backward pass of torch's operation fails.
         both = gamma is not None and beta is not None
         weights = (gamma, beta) if both else (None, None)
-        result = torch.group_norm(moved, op.groups, *weights, op.epsilon).movedim(1, -1)
+        result = torch_internals.group_norm(moved, op.groups, *weights, op.epsilon).movedim(1, -1)
         if not both:
             result = result if gamma is None else result * gamma
             result = result if beta is None else result + beta
