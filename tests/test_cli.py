@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from convscope.cli.inspecting import parse_shape
+from convscope.cli.parsing import read_shape
 from convscope.errors import UsageError
 
 PROGRAM = Path(sys.executable).with_name("convscope")
@@ -390,10 +390,10 @@ def test_a_dataset_is_described(tmp_path, typed):
 
 @pytest.mark.parametrize(("text", "shape"), [("28x28x1", (28, 28, 1)), ("32×48×3", (32, 48, 3))])
 def test_shapes_are_read(text, shape):
-    assert parse_shape(text) == shape
+    assert read_shape(text) == shape
 
 
 @pytest.mark.parametrize("text", ["28", "28x28", "0x1x1", "axbxc", "-1x2x3", "1x2x3x4", ""])
 def test_what_is_no_shape_is_refused(text):
     with pytest.raises(UsageError, match="a shape such as 28x28x1"):
-        parse_shape(text)
+        read_shape(text)

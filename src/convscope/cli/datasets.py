@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convscope.cli.output import explain, say, show_help, show_json, table
+from convscope.cli.parsing import Json
 from convscope.errors import ConvscopeError, DataError, sentence
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ app = typer.Typer(
     help="The datasets: which there are, where they lie, what is in them.", invoke_without_command=True
 )
 app.callback()(show_help)
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
 @app.command("list")

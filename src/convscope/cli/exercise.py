@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convscope.cli import lessons, waiting
-from convscope.cli.opening import Device
 from convscope.cli.output import explain, say, show_json, table, warn
+from convscope.cli.parsing import Device, Json
 from convscope.errors import unknown_name
 
 if TYPE_CHECKING:
     from convscope.data.catalog import Dataset
     from convscope.experiment import Result
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 # A group that does the exercise itself when none of its commands is named.
 app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)

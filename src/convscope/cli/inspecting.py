@@ -1,4 +1,4 @@
-"""``convscope inspect``."""
+"""``convscope inspect`` and ``doctor``: what is inside a network, and what a machine can do."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from convscope.cli.opening import Device, answered_all_the_same, find_run, require_inputs
-from convscope.cli.output import say, show_json, table
-from convscope.errors import UsageError, sentence, unknown_name
+from convscope.cli.output import answered_all_the_same, fail, say, show_json, table
+from convscope.cli.parsing import Device, Json, find_run, read_position, read_shape, require_inputs
+from convscope.errors import unknown_name
 
 if TYPE_CHECKING:
+    from convscope.doctor import Diagnosis
     from convscope.inspection import NetworkDescription
     from convscope.probes import Probe
+
+_SELF_TEST_FAILED = 1
 
 
 def inspect(
@@ -49,19 +52,19 @@ def inspect(
         Path | None, typer.Option(help="Where figures are written. [default: figures/ in the run]")
     ] = None,
     _device: Device = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    json: Json = False,
 ) -> None:
     """Show a network's layers with their arithmetic, or what one image does inside a run's network.
 
     Example: convscope inspect deep --input 32x32x3 --classes 5
     """
     if image is not None or layer is not None:
-        where = parse_position(position) if position else None
+        where = read_position(position) if position else None
         _probe(find_run(target), parse_image(image or "0"), layer, where, channel, map, figures, json)
         return
     from convscope.model_files import open_model
 
-    model = open_model(_find(target), parse_shape(input) if input else None, classes, data_format)
+    model = open_model(_find(target), read_shape(input) if input else None, classes, data_format)
     from convscope.inspection import describe, explain_kernel_layouts
 
     if program:
@@ -101,20 +104,6 @@ def parse_image(text: str) -> int | Path:
     42
     """
     return int(text) if re.fullmatch(r"-?\d{1,18}", text) else Path(text)
-
-
-def parse_position(text: str) -> tuple[int, int]:
-    """Read row and column such as 3,4.
-
-    Examples
-    --------
-    >>> parse_position("3,4")
-    (3, 4)
-    """
-    parts = re.fullmatch(r"(\d{1,5})\s*[,x×]\s*(\d{1,5})", text)
-    if parts is None:
-        raise UsageError(sentence("a row and a column such as 3,4", repr(text)))
-    return int(parts[1]), int(parts[2])
 
 
 def _probe(
@@ -214,21 +203,6 @@ def _show_similar(probe: Probe) -> None:
     table("", ["image", "class", "similarity"], rows, left=(0, 1))
 
 
-def parse_shape(text: str) -> tuple[int, int, int]:
-    """Read a shape such as 28x28x1.
-
-    Examples
-    --------
-    >>> parse_shape("28x28x1")
-    (28, 28, 1)
-    """
-    parts = re.fullmatch(r"([1-9]\d{0,4})[x×,]([1-9]\d{0,4})[x×,]([1-9]\d{0,4})", text)
-    if parts is None:
-        raise UsageError(sentence("a shape such as 28x28x1", repr(text)))
-    first, second, third = map(int, parts.groups())
-    return first, second, third
-
-
 def show_description(description: NetworkDescription, title: str, arithmetic: bool = True) -> None:
     """Print a network's layers as a table, and below it the arithmetic of each."""
     columns = ["layer", "type", "input", "output", "weights", "parameters", "multiply-adds", "sees"]
@@ -298,3 +272,38 @@ def _show_program(model: Any, json: bool) -> None:
     for row in rows:
         if "pass" in row:
             say(f"  {row['pass']}: {'; '.join(row['changes']) or 'nothing to do'}")
+
+
+def doctor(
+    _device: Device = None,
+    json: Json = False,
+) -> None:
+    """Show what this machine can do and what convscope makes of it, and test it against Keras in seconds.
+
+    The tables are made to be pasted into a bug report. Exits with 1 if the self-test fails.
+
+    Example: convscope doctor
+    """
+    from convscope.doctor import examine
+
+    diagnosis = examine()
+    if json:
+        show_json(diagnosis.to_json())
+    else:
+        _show_diagnosis(diagnosis)
+    if not diagnosis.passed:
+        failed = ", ".join(check.name for check in diagnosis.checks if not check.passed)
+        fail(f"The self-test failed: {failed}. Please report it with the tables above.")
+        raise typer.Exit(_SELF_TEST_FAILED)
+
+
+def _show_diagnosis(diagnosis: Diagnosis) -> None:
+    for section, facts in diagnosis.facts.items():
+        table(section.capitalize(), ["", "found"], list(facts.items()), left=(0, 1))
+    rows = [
+        (check.name, "yes" if check.passed else "NO", check.detail, f"{check.seconds:.1f} s")
+        for check in diagnosis.checks
+    ]
+    table("Self-test", ["what", "as Keras", "how close", "time"], rows, left=(0, 1, 2))
+    if diagnosis.passed:
+        say("The engine computes what Keras computes on this machine.")

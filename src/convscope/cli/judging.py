@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from convscope.cli.opening import Device, Run, find_run
 from convscope.cli.output import explain, say, show_json, table
+from convscope.cli.parsing import DataNow, Device, Json, Run, find_run
 from convscope.errors import RunError, UsageError, sentence
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 # How many images for which only one of two networks is right are printed for each.
 SHOWN = 5
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
 def evaluate(
@@ -121,9 +119,7 @@ def compare(
 
 def report(
     run: Run,
-    data: Annotated[
-        str | None, typer.Option(help="Where the data are now. [default: where the run found them]")
-    ] = None,
+    data: DataNow = None,
     open: Annotated[
         bool, typer.Option("--open", help="Show it in a browser; one that is there is not written anew.")
     ] = False,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convscope.cli.output import say, show_json, table
+from convscope.cli.parsing import Json
 from convscope.errors import UsageError, sentence
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from convscope.teaching.grading.marking import Marks
     from convscope.teaching.quiz import QuizLayer, QuizNetwork
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 TimeLimit = Annotated[float, typer.Option(help="Seconds for a whole notebook.")]
 Data = Annotated[str | None, typer.Option(help="mnist or digits. [default: mnist, else digits]")]
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer images and epochs, to try things out.")]

@@ -7,12 +7,14 @@ import operator
 import re
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 from convscope.cli import waiting
+from convscope.errors import RunError
 
 if TYPE_CHECKING:
     # rich takes a quarter of the time in which `convscope --help` answers, and help does not need it.
@@ -84,6 +86,26 @@ def show_help(context: typer.Context) -> None:
     """Show a group's commands to whoever names none."""
     if context.invoked_subcommand is None:
         say(context.get_help(), whole=True)
+
+
+@contextmanager
+def answered_all_the_same(
+    write: Callable[[], object], refused_before: RunError | None = None
+) -> Iterator[None]:
+    """Write something, then let the block show the answer; what the disk refuses is raised behind it.
+
+    So is what the disk had ``refused_before``.
+    """
+    refusals = [refused_before] if refused_before else []
+    try:
+        write()
+    except RunError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        refusals.append(error)
+    yield
+    if refusals:
+        raise RunError("\n".join(map(str, refusals))) from refusals[-1]
 
 
 def show_json(value: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""``convscope predict``."""
+"""``convscope predict`` and ``export``: a trained network put to use."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convscope.cli import waiting
-from convscope.cli.opening import Device, answered_all_the_same, find_run_or_export, require_inputs
-from convscope.cli.output import say, show_json, table, warn
+from convscope.cli.output import answered_all_the_same, say, show_json, table, warn
+from convscope.cli.parsing import DataNow, Device, Json, Run, find_run_or_export, require_inputs
 from convscope.errors import UsageError, sentence
 
 if TYPE_CHECKING:
     from convscope.export import Bundle
+    from convscope.export.exporting import ExportReport
     from convscope.prediction import Failure, Prediction
 
 SOME_FAILED = 3
@@ -42,7 +43,7 @@ def predict(
     ] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print a row for each file.")] = False,
     _device: Device = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    json: Json = False,
 ) -> None:
     """Predict image files: label, probability, the next two, and what looks unlike the training images.
 
@@ -163,3 +164,57 @@ def _draw(bundle: Bundle, predictions: list[Prediction], file: Path | None) -> N
 
     content = png_bytes(draw_sheet(bundle, predictions))
     RunDirectory(file.absolute().parent).write_bytes(file.name, content)
+
+
+def export(
+    run: Run,
+    format: Annotated[
+        str,
+        typer.Option(help="onnx, keras, torch (a torch.export program) or module (PyTorch source)."),
+    ] = "onnx",
+    out: Annotated[
+        Path | None, typer.Option(help="The folder to make. [default: beside the run, RUN-FORMAT]")
+    ] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="For onnx: an 8-bit network too.")] = False,
+    data: DataNow = None,
+    _device: Device = None,
+    json: Json = False,
+) -> None:
+    """Export a run as a folder that can be used elsewhere, checked against the run on its test images.
+
+    Example: convscope export runs/my-run --format onnx --int8
+    """
+    from convscope.export.exporting import export_run
+
+    report = export_run(run, format, out, int8=int8, data=data)
+    if json:
+        show_json(report.to_json())
+    else:
+        _show_export(report)
+    if report.uncounted:
+        raise report.uncounted
+
+
+def _show_export(report: ExportReport) -> None:
+    """Print what an export is worth."""
+    rows = [
+        [
+            one.name,
+            _size(one.size),
+            "?" if one.accuracy is None else f"{one.accuracy:.2%}",
+            f"{one.same_labels:.2%}",
+            f"{one.largest_difference:.1e}",
+            *(f"{milliseconds:#.3g} ms" for milliseconds in one.milliseconds.values()),
+        ]
+        for one in report.networks
+    ]
+    batches = [f"{batch} image{'s' * (batch > 1)}" for batch in report.networks[0].milliseconds]
+    columns = ["network", "size", "accuracy", "same labels", "largest difference", *batches]
+    table(f"Checked on {report.images}", columns, rows)
+    for note in report.notes:
+        say(note)
+    say(f"Export: {report.path}")
+
+
+def _size(size: int) -> str:
+    return f"{size / 2**20:.2f} MB" if size >= 2**20 else f"{size / 2**10:.0f} kB"

@@ -19,9 +19,7 @@ import convscope
 from convscope.cli import (
     INTERRUPTED,
     datasets,
-    diagnosing,
     exercise,
-    exporting,
     inspecting,
     judging,
     predicting,
@@ -51,8 +49,8 @@ app.command("report")(judging.report)
 app.command("runs")(judging.list_runs)
 app.command("inspect")(inspecting.inspect)
 app.command("predict")(predicting.predict)
-app.command("export")(exporting.export)
-app.command("doctor")(diagnosing.doctor)
+app.command("export")(predicting.export)
+app.command("doctor")(inspecting.doctor)
 app.add_typer(datasets.app, name="data")
 
 

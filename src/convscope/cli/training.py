@@ -13,9 +13,8 @@ import typer
 from convscope.cli import waiting
 from convscope.cli.datasets import check_first
 from convscope.cli.exercise import show_data, show_next, show_result
-from convscope.cli.opening import Device, Run
 from convscope.cli.output import say, show_json, table
-from convscope.cli.words import read_augmentation, read_duration, read_share
+from convscope.cli.parsing import DataNow, Device, Json, Run, read_augmentation, read_duration, read_share
 from convscope.errors import UsageError, sentence
 
 # When the program began, all but its first moments: a deadline is a promise about the whole command.
@@ -127,7 +126,7 @@ def train(
     out: Annotated[Path, typer.Option(help="The folder in which runs are written.")] = Path("runs"),
     report: Annotated[bool, typer.Option(help="Write report.html for each run.")] = True,
     _device: Device = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    json: Json = False,
 ) -> None:
     """Train a network on a dataset and write a run; with --seeds, show mean and spread.
 
@@ -201,14 +200,12 @@ def train(
 
 def resume(
     run: Run,
-    data: Annotated[
-        str | None, typer.Option(help="Where the data are now. [default: where the run found them]")
-    ] = None,
+    data: DataNow = None,
     report: Annotated[
         bool | None, typer.Option(help="Write report.html. [default: as when the run began]")
     ] = None,
     _device: Device = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    json: Json = False,
 ) -> None:
     """Go on with a training that was interrupted, as if nothing had happened.
 

@@ -3,7 +3,7 @@
 import pytest
 
 from convscope.augmentation import PRESETS, Augmentation
-from convscope.cli.words import read_augmentation, read_duration, read_share
+from convscope.cli.parsing import read_augmentation, read_duration, read_share
 from convscope.errors import UsageError
 
 
