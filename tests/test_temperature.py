@@ -8,7 +8,7 @@ from prediction_cases import random_case
 from report_runs import make_dataset, make_evaluation, make_run
 
 from convscope.evaluation import Calibration, Evaluation, apply_temperature, fit_temperature
-from convscope.evaluation.temperature import FEWEST_ERRORS, FEWEST_IMAGES
+from convscope.evaluation.calibration import FEWEST_ERRORS, FEWEST_IMAGES
 from convscope.export import load_bundle, load_calibration
 from convscope.report import render_report
 from convscope.report.source import read_record

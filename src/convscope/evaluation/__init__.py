@@ -1,36 +1,22 @@
 """How good predictions are: (probabilities, labels) → Evaluation, without torch, Keras or matplotlib.
 
-Rooms, in the order in which they build on each other:
-
-    inputs        what is evaluated, checked
-    metrics       loss, confusion matrix, scores of each class, worst errors
-    intervals     how far a share can be trusted
-    summaries     top-k, balanced accuracy, kappa, log loss, Brier score
-    ranking       ROC and precision–recall of each class against the rest
-    calibration   reliability, expected calibration error, temperature scaling
-    coverage      accuracy when the network may abstain
-    examples      confused pairs, hardest and easiest images
-    label_check   likely wrong labels
-    report, serialize    as text, as JSON
-    result        the Evaluation that holds them all
-    comparison    two networks on the same images
-    seeds         the same with several seeds on each side
-    temperature   which temperature a run uses, decided once, by its validation images
-    test_set_log  counts how often a run's test set is used, refuses choices by it
+input_checks  what is evaluated, checked
+metrics       the basic numbers: interval, loss, confusion matrix, scores of each class, worst errors
+ranking       ROC and precision–recall of each class against the rest, accuracy against coverage
+calibration   reliability, and which temperature a run uses, decided once by its validation images
+label_check   likely wrong labels
+result        the Evaluation that holds them all, as text and as JSON
+comparison    two networks on the same images, with one seed or with several on each side
+test_set_log  counts how often a run's test set is used, refuses choices by it
 """
 
-from convscope.evaluation.calibration import Reliability, apply_temperature, fit_temperature
-from convscope.evaluation.comparison import Comparison, compare
-from convscope.evaluation.coverage import Coverage, OperatingPoint
-from convscope.evaluation.examples import ConfusedPair
-from convscope.evaluation.inputs import as_labels, as_names, as_probabilities
-from convscope.evaluation.intervals import Interval, wilson_interval
+from convscope.evaluation.calibration import Calibration, Reliability, apply_temperature, fit_temperature
+from convscope.evaluation.comparison import Comparison, SeedComparison, compare, compare_seeds
+from convscope.evaluation.input_checks import as_labels, as_names, as_probabilities
 from convscope.evaluation.label_check import LabelCheck, check_labels, out_of_sample_probabilities
-from convscope.evaluation.metrics import worst_errors
-from convscope.evaluation.ranking import Areas, Curve
-from convscope.evaluation.result import Evaluation
-from convscope.evaluation.seeds import SeedComparison, compare_seeds
-from convscope.evaluation.temperature import Calibration
+from convscope.evaluation.metrics import Interval, wilson_interval, worst_errors
+from convscope.evaluation.ranking import Areas, Coverage, Curve, OperatingPoint
+from convscope.evaluation.result import ConfusedPair, Evaluation
 
 __all__ = [
     "Areas",

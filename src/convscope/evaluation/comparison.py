@@ -12,20 +12,22 @@ variance, b + c, by the factor 1 + n/m: over n test images the training lottery 
 as the lottery of the test images. m is `TRAINING_CHANCE`, set from runs that differ in nothing but their
 seed (benchmarks/seed_pairs.py): on MNIST's 10,000 test images McNemar's z had a root mean square of 1.2 to
 1.8 for such pairs, where 1 would be chance in the test images alone, and the factor is 1.87². With several
-seeds on each side nothing has to be assumed: see `convscope.evaluation.seeds`.
+seeds on each side nothing has to be assumed: seeds and images are then crossed random effects, and the
+seeds' spread is told apart from the difference (`compare_seeds`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from convscope.errors import UsageError, sentence
-from convscope.evaluation.intervals import Interval
-from convscope.evaluation.metrics import IntArray
+from convscope.evaluation.metrics import FloatArray, IntArray, Interval
 from convscope.evaluation.result import Evaluation
 
 LEVEL = 0.05
@@ -37,29 +39,11 @@ RESAMPLES = 10_000
 class Comparison:
     """Network B against network A, image by image.
 
-    Attributes
-    ----------
-    label_a, label_b : str
-        What the two are called.
-    images : int
-        The number of test images, n.
-    accuracy_a, accuracy_b : float
-    interval_a, interval_b : Interval
-        95 % Wilson intervals.
-    difference : float
-        Accuracy of B minus accuracy of A.
-    difference_interval : Interval
-        95 % percentile bootstrap interval over the test images.
-    agreement : float
-        Share of images for which both predict the same class.
-    only_a_right, only_b_right, both_wrong : ndarray of int64
-        Indices of the images on which they differ: one of them is right, or each is wrong in its own way.
-    p_value : float
-        McNemar's exact test: how often chance in the test images alone makes such a difference.
-    p_value_with_training : float
-        The same with an allowance for chance in training.
-    verdict : str
-        ``"better"`` or ``"worse"``, said of B, or ``"could be chance"``.
+    ``difference`` is the accuracy of B minus that of A, its interval the 95 % percentile bootstrap over the
+    test images; ``agreement`` the share of images for which both predict the same class. The indices of the
+    images on which they differ are in ``only_a_right``, ``only_b_right`` and ``both_wrong`` (each in its own
+    way). ``p_value`` is McNemar's exact one, for chance in the test images alone; ``p_value_with_training``
+    allows for chance in training. The verdict on B is ``"better"``, ``"worse"`` or ``"could be chance"``.
     """
 
     label_a: str
@@ -81,10 +65,6 @@ class Comparison:
 
     def sentence(self) -> str:
         """Say in words what was compared and what came out.
-
-        Returns
-        -------
-        str
 
         Examples
         --------
@@ -120,18 +100,7 @@ class Comparison:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Give everything as a dictionary of plain JSON types.
-
-        Returns
-        -------
-        dict
-
-        Examples
-        --------
-        >>> same = Evaluation.from_probabilities([[0.9, 0.1], [0.6, 0.4]], [0, 1])
-        >>> compare(same, same).to_json()["verdict"]
-        'could be chance'
-        """
+        """Give everything as a dictionary of plain JSON types."""
         return {
             "a": {
                 "name": self.label_a,
@@ -226,24 +195,7 @@ def compare(
 
 
 def check_same_test(a: Evaluation, b: Evaluation, fingerprints: tuple[str, str] | None = None) -> None:
-    """Refuse to compare what was tested on different data.
-
-    Parameters
-    ----------
-    a, b : Evaluation
-    fingerprints : pair of str, optional
-        Of their data.
-
-    Raises
-    ------
-    UsageError
-        When fingerprints, number, classes, labels or names of the images differ.
-
-    Examples
-    --------
-    >>> one = Evaluation.from_probabilities([[0.9, 0.1]], [0])
-    >>> check_same_test(one, one)
-    """
+    """Refuse to compare where fingerprints, number, classes, labels or names of the images differ."""
     expected, hint = "two evaluations of the same test images", "Evaluate both networks on the same data."
     if fingerprints is not None and fingerprints[0] != fingerprints[1]:
         found = f"data with the fingerprints {fingerprints[0][:12]}… and {fingerprints[1][:12]}…"
@@ -262,86 +214,37 @@ def check_same_test(a: Evaluation, b: Evaluation, fingerprints: tuple[str, str] 
 
 
 def mcnemar_exact(only_a: int, only_b: int) -> float:
-    """Compute the two-sided p-value of McNemar's exact test.
+    """Compute the two-sided p-value of McNemar's exact test; 1 when no image tells the two apart.
 
     If both networks were equally good, each image on which just one is right would fall to either with
     probability ½ (Q. McNemar, "Note on the sampling error of the difference between correlated proportions or
     percentages", 1947).
-
-    Parameters
-    ----------
-    only_a, only_b : int
-        Images on which only A, or only B, is right.
-
-    Returns
-    -------
-    float
-        1 when there are none.
-
-    Examples
-    --------
-    >>> round(mcnemar_exact(5, 15), 4)
-    0.0414
     """
-    total = only_a + only_b
     from scipy.special import bdtr
 
+    total = only_a + only_b
     return min(1.0, float(2 * bdtr(min(only_a, only_b), total, 0.5)))
 
 
 def mcnemar_with_training(only_a: int, only_b: int, images: int) -> float:
-    """Compute McNemar's p-value with an allowance for chance in training.
+    """Compute McNemar's p-value with an allowance for chance in training; 1 when nothing tells them apart.
 
-    z = |c − b| / √((b + c)·(1 + n/m)), with the constant m explained at the top of this module.
-
-    Parameters
-    ----------
-    only_a, only_b : int
-        Images on which only A, or only B, is right; b and c.
-    images : int
-        All test images, n.
-
-    Returns
-    -------
-    float
-        1 when there are none.
-
-    Examples
-    --------
-    >>> round(mcnemar_with_training(60, 90, 10_000), 3)
-    0.19
+    z = |c − b| / √((b + c)·(1 + n/m)) for n images, with the constant m explained at the top of this module.
     """
+    from scipy.special import ndtr
+
     total = only_a + only_b
     if total == 0:
         return 1.0
     z = abs(only_b - only_a) / math.sqrt(total * (1 + images / TRAINING_CHANCE))
-    from scipy.special import ndtr
-
     return float(2 * ndtr(-z))
 
 
 def bootstrap_difference(only_a: int, only_b: int, images: int, seed: int = 0) -> Interval:
-    """Compute the 95 % percentile bootstrap interval of the difference in accuracy.
+    """Compute the 95 % percentile bootstrap interval of accuracy B minus accuracy A.
 
     An image adds +1, 0 or −1, so drawing n images with replacement is drawing how many of each kind there are
     (B. Efron, "Bootstrap methods: another look at the jackknife", 1979).
-
-    Parameters
-    ----------
-    only_a, only_b, images : int
-        As in `mcnemar_with_training`.
-    seed : int
-
-    Returns
-    -------
-    Interval
-        Of accuracy B minus accuracy A.
-
-    Examples
-    --------
-    >>> low, high = bootstrap_difference(60, 90, 10_000)
-    >>> f"{low:+.4f} {high:+.4f}"
-    '+0.0006 +0.0054'
     """
     fewer, more = sorted((only_a, only_b))  # so that exchanging A and B exactly turns the interval round
     shares = np.array([fewer, more, images - fewer - more]) / images
@@ -351,25 +254,200 @@ def bootstrap_difference(only_a: int, only_b: int, images: int, seed: int = 0) -
 
 
 def give_verdict(difference: float, p_value: float) -> str:
-    """Say whether a difference is real.
-
-    Parameters
-    ----------
-    difference : float
-        B minus A.
-    p_value : float
-        The largest of those that have to be small.
-
-    Returns
-    -------
-    str
-        ``"better"`` or ``"worse"``, said of B, or ``"could be chance"``.
-
-    Examples
-    --------
-    >>> give_verdict(-0.01, 0.001)
-    'worse'
-    """
+    """Say of B whether a difference, B minus A, is real; `p_value` is the largest that must be small."""
     if p_value >= LEVEL or difference == 0:
         return "could be chance"
     return "better" if difference > 0 else "worse"
+
+
+@dataclass(frozen=True, eq=False)
+class SeedComparison:
+    """Network B against network A, each trained several times.
+
+    There is an accuracy for each seed; ``spread_a`` and ``spread_b`` are their standard deviations, NaN for a
+    single seed. ``difference`` is the mean accuracy of B minus that of A, its 95 % interval holds for other
+    seeds and other test images of the same kind; ``error_from_seeds`` and ``error_from_images`` are the
+    standard errors that each of these gives it. The verdict is said of B, as in `Comparison`.
+    """
+
+    label_a: str
+    label_b: str
+    images: int
+    accuracies_a: tuple[float, ...]
+    accuracies_b: tuple[float, ...]
+    spread_a: float
+    spread_b: float
+    difference: float
+    difference_interval: Interval
+    error_from_seeds: float
+    error_from_images: float
+    p_value: float
+    verdict: str
+
+    def sentence(self) -> str:
+        """Say in words what was compared and what came out."""
+        low, high = (100 * end for end in self.difference_interval)
+        sides = (
+            f"{self._side(self.label_b, self.accuracies_b, self.spread_b)}, "
+            f"{self._side(self.label_a, self.accuracies_a, self.spread_a)}"
+        )
+        facts = (
+            f"On the same {self.images:,} test images {sides}: a difference of "
+            f"{100 * self.difference:+.2f} points (95 % interval {low:+.2f} to {high:+.2f}, "
+            f"p = {self.p_value:.2g}). Other seeds would change it by about "
+            f"{100 * self.error_from_seeds:.2f} points, other test images by about "
+            f"{100 * self.error_from_images:.2f}."
+        )
+        if self.verdict == "could be chance":
+            return f"This could be chance. {facts}"
+        return f"{self.label_b} is {self.verdict} than {self.label_a}. {facts}"
+
+    @staticmethod
+    def _side(label: str, accuracies: tuple[float, ...], spread: float) -> str:
+        if len(accuracies) == 1:
+            return f"{label} is right in {accuracies[0]:.2%} (one seed)"
+        return f"{label} is right in {np.mean(accuracies):.2%} ({len(accuracies)} seeds, ±{100 * spread:.2f})"
+
+    def to_json(self) -> dict[str, Any]:
+        """Give everything as a dictionary of plain JSON types."""
+        return {
+            "a": _side_json(self.label_a, self.accuracies_a, self.spread_a),
+            "b": _side_json(self.label_b, self.accuracies_b, self.spread_b),
+            "images": self.images,
+            "difference": self.difference,
+            "difference_interval": list(self.difference_interval),
+            "error_from_seeds": self.error_from_seeds,
+            "error_from_images": self.error_from_images,
+            "p_value": self.p_value,
+            "verdict": self.verdict,
+            "sentence": self.sentence(),
+        }
+
+    def __str__(self) -> str:
+        return self.sentence()
+
+
+def compare_seeds(
+    a: Sequence[Evaluation], b: Sequence[Evaluation], label_a: str = "A", label_b: str = "B"
+) -> SeedComparison:
+    """Compare two networks of which each was trained with several seeds.
+
+    Seeds and images are crossed random effects: the variance of a side's mean accuracy over m seeds and
+    n images is (MS_seeds + MS_images − MS_residual) / (m·n) (S. R. Searle, G. Casella and
+    C. E. McCulloch, "Variance components", 1992, chapter 4); Welch and Satterthwaite's degrees of freedom
+    go with it.
+
+    Parameters
+    ----------
+    a, b : sequence of Evaluation
+        All of the same images in the same order. One side may have a single seed; its spread is then
+        taken to be the other side's.
+    label_a, label_b : str
+        What to call them.
+
+    Returns
+    -------
+    SeedComparison
+
+    Raises
+    ------
+    UsageError
+        When neither side has two seeds, a side has none, or the test images differ.
+
+    Examples
+    --------
+    >>> def run(p, wrong):
+    ...     return Evaluation.from_probabilities([[p, 1 - p]] * 200, [1] * wrong + [0] * (200 - wrong))
+    >>> compare_seeds([run(0.9, 40)] * 2, [run(0.9, 40)] * 3).verdict
+    'could be chance'
+    """
+    from scipy.special import stdtrit
+
+    if not a or not b or len(a) + len(b) < 3:
+        found = f"{len(a)} and {len(b)}"
+        raise UsageError(
+            sentence("a run on each side and at least two on one", found, "Compare two runs with compare.")
+        )
+    for other in [*a[1:], *b]:
+        check_same_test(a[0], other)
+    right_a, right_b = _right(a), _right(b)  # (seeds, images)
+    errors = _standard_errors(right_a, right_b)
+    difference = float(right_b.mean() - right_a.mean())
+    reach = float(stdtrit(errors.freedom, 1 - LEVEL / 2)) * errors.total
+    p_value = _p_value(difference, errors)
+    return SeedComparison(
+        label_a=label_a,
+        label_b=label_b,
+        images=a[0].images,
+        accuracies_a=tuple(run.accuracy for run in a),
+        accuracies_b=tuple(run.accuracy for run in b),
+        spread_a=_spread(right_a),
+        spread_b=_spread(right_b),
+        difference=difference,
+        difference_interval=Interval(difference - reach, difference + reach),
+        error_from_seeds=errors.seeds,
+        error_from_images=errors.images,
+        p_value=p_value,
+        verdict=give_verdict(difference, p_value),
+    )
+
+
+class _Errors(NamedTuple):
+    seeds: float
+    images: float
+    total: float
+    freedom: float
+
+
+def _right(runs: Sequence[Evaluation]) -> FloatArray:
+    return np.stack([(run.predictions == run.labels).astype(np.float64) for run in runs])
+
+
+def _spread(right: FloatArray) -> float:
+    return float(right.mean(axis=1).std(ddof=1)) if len(right) > 1 else float("nan")
+
+
+def _standard_errors(right_a: FloatArray, right_b: FloatArray) -> _Errors:
+    sides = [right_a, right_b]
+    variances = np.array([_spread(right) ** 2 for right in sides])
+    known = np.isfinite(variances)
+    variances[~known] = variances[known].mean()
+    counts = np.array([len(right) for right in sides])
+    freedoms = np.where(known, counts - 1, counts[known].max() - 1)
+    parts = variances / counts
+    from_seeds = parts.sum()
+    paired = right_b.mean(axis=0) - right_a.mean(axis=0)  # (images,)
+    from_images = paired.var(ddof=1) / paired.size if paired.size > 1 else 0.0
+    counted_twice = sum(_residual(right) / right.size for right in sides)
+    total = max(from_seeds + from_images - counted_twice, from_seeds, from_images)
+    squared = (parts**2 / freedoms).sum()
+    freedom = total**2 / squared if squared > 0 else np.inf
+    return _Errors(
+        float(np.sqrt(from_seeds)), float(np.sqrt(from_images)), float(np.sqrt(total)), float(freedom)
+    )
+
+
+def _residual(right: FloatArray) -> float:
+    """Mean square of what neither the seed nor the image explains."""
+    seeds, images = right.shape
+    if seeds < 2 or images < 2:
+        return 0.0
+    left: NDArray[np.float64] = right - right.mean(axis=0) - right.mean(axis=1, keepdims=True) + right.mean()
+    return float((left**2).sum() / ((seeds - 1) * (images - 1)))
+
+
+def _p_value(difference: float, errors: _Errors) -> float:
+    from scipy.special import stdtr
+
+    if errors.total == 0:
+        return 1.0 if difference == 0 else 0.0
+    return float(2 * stdtr(errors.freedom, -abs(difference) / errors.total))
+
+
+def _side_json(label: str, accuracies: tuple[float, ...], spread: float) -> dict[str, Any]:
+    return {
+        "name": label,
+        "accuracies": list(accuracies),
+        "mean_accuracy": float(np.mean(accuracies)),
+        "spread": spread if np.isfinite(spread) else None,
+    }

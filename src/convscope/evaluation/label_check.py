@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from convscope.environment import own_warning_filters
 from convscope.errors import UsageError, sentence
-from convscope.evaluation.inputs import as_labels, as_probabilities
+from convscope.evaluation.input_checks import as_labels, as_probabilities
 from convscope.evaluation.metrics import FloatArray, IntArray
 
 # (indices to train on, indices to predict) → probabilities of the latter, of shape (m, k)
@@ -26,16 +26,10 @@ LEAST_ACCURACY = 0.8
 class LabelCheck(NamedTuple):
     """All images, the most likely wrong label first.
 
-    Attributes
-    ----------
-    ranking : ndarray of shape (n,), int64
-        Indices of images.
-    scores : ndarray of shape (n,), float64
-        In the order of the ranking; from 0 (surely wrong) to 1 (surely right).
-    suspects : int or None
-        How many labels are estimated to be wrong; the first so many of the ranking are worth a look. None
-        where the network is right for fewer than 80 % of the images: it is then mostly the network that is
-        wrong, and the estimate means nothing.
+    ``ranking`` (n,) holds indices of images, ``scores`` (n,) goes with it, from 0 (surely wrong) to 1 (surely
+    right). ``suspects`` is how many labels are estimated to be wrong: the first so many are worth a look. It
+    is None where the network is right for fewer than 80 % of the images: it is then mostly the network that
+    is wrong, and the estimate means nothing.
     """
 
     ranking: IntArray
@@ -49,17 +43,8 @@ def check_labels(probabilities: FloatArray, labels: IntArray) -> LabelCheck:
     The score is cleanlab's normalized margin, (1 + p(label) − largest other p) / 2: made for labels that
     should be another class. The number of suspects is cleanlab's estimate by confident learning
     (C. G. Northcutt, L. Jiang and I. L. Chuang, "Confident learning: estimating uncertainty in dataset
-    labels", 2021).
-
-    Parameters
-    ----------
-    probabilities : ndarray of shape (n, k), float64
-        Of a network that was not trained on these images; one that was has learned the wrong labels too.
-    labels : ndarray of shape (n,), int64
-
-    Returns
-    -------
-    LabelCheck
+    labels", 2021). The network must not have been trained on these images: one that was has learned the
+    wrong labels too.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Each class against the rest: ROC and precision–recall curves and the areas under them."""
+"""Images ranked by a probability: ROC and precision–recall of each class, accuracy against coverage."""
 
 from __future__ import annotations
 
@@ -7,18 +7,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from convscope.errors import UsageError, sentence
 from convscope.evaluation.metrics import FloatArray, IntArray
 
 
 class Curve(NamedTuple):
-    """One class against the rest at every threshold, the highest first.
+    """One class against the rest at every threshold, the highest first; each of shape (t,).
 
-    Attributes
-    ----------
-    thresholds : ndarray of shape (t,), float64
-        An image is called positive from this probability on.
-    false_positive_rate, recall, precision : ndarray of shape (t,), float64
-        NaN where there is nothing to divide by.
+    An image is called positive from the threshold on. NaN where there is nothing to divide by.
     """
 
     thresholds: FloatArray
@@ -34,8 +30,59 @@ class Areas(NamedTuple):
     average_precision: FloatArray
 
 
+class OperatingPoint(NamedTuple):
+    """Answer when the confidence reaches `threshold`: then this share is answered, this accurately."""
+
+    threshold: float
+    coverage: float
+    accuracy: float
+
+
+class Coverage(NamedTuple):
+    """Accuracy when the network may abstain: at every distinct confidence, the highest first; each (t,).
+
+    An image is answered when its confidence reaches the threshold; `coverage` is the share of images
+    answered, up to 1, and `accuracy` the share of right ones among them.
+    """
+
+    thresholds: FloatArray
+    coverage: FloatArray
+    accuracy: FloatArray
+
+    def for_accuracy(self, target: float) -> OperatingPoint | None:
+        """Find the largest coverage at which the accuracy reaches a target, from 0 to 1; None if none does.
+
+        Examples
+        --------
+        >>> curve = coverage_curve(np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]]), np.array([0, 0, 1]))
+        >>> point = curve.for_accuracy(1.0)
+        >>> point.threshold, round(point.coverage, 3)
+        (0.8, 0.667)
+        """
+        if not 0 <= target <= 1:
+            raise UsageError(sentence("an accuracy from 0 to 1", target))
+        good = np.flatnonzero(self.accuracy >= target)
+        return self._point(int(good[-1])) if good.size else None
+
+    def for_coverage(self, share: float) -> OperatingPoint:
+        """Find the highest threshold at which at least this share of the images, from 0 to 1, is answered.
+
+        Examples
+        --------
+        >>> curve = coverage_curve(np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]]), np.array([0, 0, 1]))
+        >>> curve.for_coverage(0.5).threshold
+        0.8
+        """
+        if not 0 <= share <= 1:
+            raise UsageError(sentence("a share from 0 to 1", share))
+        return self._point(int(np.searchsorted(self.coverage, share - 1e-12)))
+
+    def _point(self, place: int) -> OperatingPoint:
+        return OperatingPoint(*(float(values[place]) for values in self))
+
+
 class _Counts(NamedTuple):
-    """At each distinct threshold: how many images are called positive, and how many of them rightly."""
+    """At each distinct threshold: how many images reach it, and how many of them are hits."""
 
     thresholds: FloatArray
     called: IntArray
@@ -49,27 +96,14 @@ def _count(scores: FloatArray, positive: NDArray[np.bool_]) -> _Counts:
     return _Counts(ranked[last], last + 1, np.cumsum(positive[order])[last])
 
 
+def coverage_curve(probabilities: FloatArray, labels: IntArray) -> Coverage:
+    """Follow the accuracy of the answers while the network abstains from fewer and fewer images."""
+    counts = _count(probabilities.max(axis=1), np.argmax(probabilities, axis=1) == labels)
+    return Coverage(counts.thresholds, counts.called / labels.size, counts.hits / counts.called)
+
+
 def one_vs_rest_curve(probabilities: FloatArray, labels: IntArray, class_index: int) -> Curve:
-    """Follow one class against the rest over all thresholds.
-
-    Parameters
-    ----------
-    probabilities : ndarray of shape (n, k), float64
-    labels : ndarray of shape (n,), int64
-    class_index : int
-        From 0 to k − 1.
-
-    Returns
-    -------
-    Curve
-        Begins at an infinite threshold, where nothing is called positive and the precision counts as 1.
-
-    Examples
-    --------
-    >>> table = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]])
-    >>> one_vs_rest_curve(table, np.array([0, 1, 1]), 1).recall
-    array([0. , 0.5, 1. , 1. ])
-    """
+    """Follow one class against the rest, from an infinite threshold, where the precision counts as 1."""
     positive = labels == class_index
     thresholds, called, hits = _count(probabilities[:, class_index], positive)
     positives = int(positive.sum())
@@ -88,21 +122,6 @@ def one_vs_rest_areas(probabilities: FloatArray, labels: IntArray) -> Areas:
     a random other image, equal ones counting half (J. A. Hanley and B. J. McNeil, "The meaning and use of
     the area under a receiver operating characteristic (ROC) curve", 1982). The average precision is
     Σ (recall step) · precision, without interpolation.
-
-    Parameters
-    ----------
-    probabilities : ndarray of shape (n, k), float64
-    labels : ndarray of shape (n,), int64
-
-    Returns
-    -------
-    Areas
-        NaN for a class without images; the ROC area also for one that has all of them.
-
-    Examples
-    --------
-    >>> one_vs_rest_areas(np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]]), np.array([0, 1, 1])).roc
-    array([1., 1.])
     """
     columns = range(probabilities.shape[1])
     pairs = [_areas(np.ascontiguousarray(probabilities[:, index]), labels == index) for index in columns]
@@ -120,8 +139,7 @@ def _areas(scores: FloatArray, positive: NDArray[np.bool_]) -> tuple[float, floa
     negatives = positive.size - positives
     if negatives == 0:
         return np.nan, average_precision
-    below = np.append(0, called - hits)  # trapezoids over the false positives
-    area = np.sum(np.diff(below) * (np.append(0, hits[:-1]) + hits)) / 2
+    area = np.trapezoid(np.append(0, hits), np.append(0, called - hits))
     return float(area / (positives * negatives)), average_precision
 
 

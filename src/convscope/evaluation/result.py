@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from convscope.errors import UsageError, sentence
-from convscope.evaluation import metrics, summaries
+from convscope.evaluation import metrics
 from convscope.evaluation.calibration import Reliability, apply_temperature, reliability
-from convscope.evaluation.coverage import Coverage, coverage_curve
-from convscope.evaluation.examples import ConfusedPair, confused_pairs, images_by_difficulty
-from convscope.evaluation.inputs import as_labels, as_names, as_probabilities
-from convscope.evaluation.intervals import Interval, wilson_interval
+from convscope.evaluation.input_checks import as_labels, as_names, as_probabilities
 from convscope.evaluation.label_check import LabelCheck, check_labels
-from convscope.evaluation.metrics import FloatArray, IntArray
-from convscope.evaluation.ranking import Areas, Curve, one_vs_rest_areas, one_vs_rest_curve
-from convscope.evaluation.report import classification_report
-from convscope.evaluation.serialize import to_json
+from convscope.evaluation.metrics import FloatArray, IntArray, Interval
+from convscope.evaluation.ranking import (
+    Areas,
+    Coverage,
+    Curve,
+    coverage_curve,
+    one_vs_rest_areas,
+    one_vs_rest_curve,
+)
+
+# A curve over 10,000 thresholds is drawn no better by all of them.
+CURVE_POINTS = 101
+
+
+class ConfusedPair(NamedTuple):
+    """How often one class was taken for another."""
+
+    true: int
+    predicted: int
+    images: int
+    share: float  # of the images of the true class
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -127,8 +142,8 @@ class Evaluation:
         truth = as_labels(labels, classes, images)  # (n,)
         predictions = np.argmax(table, axis=1)  # (n, k) → (n,)
         confusion = metrics.confusion_matrix(truth, predictions, classes)
-        scores = metrics.class_scores(confusion)
-        for array in (table, truth, predictions, confusion, *scores):
+        support, scores = confusion.sum(axis=1), metrics.class_scores(confusion)
+        for array in (table, truth, predictions, confusion, support, *scores.values()):
             array.flags.writeable = False
         return cls(
             probabilities=table,
@@ -139,7 +154,8 @@ class Evaluation:
             loss=metrics.cross_entropy(table, truth),
             accuracy=float(np.mean(predictions == truth)),
             confusion=confusion,
-            **scores._asdict(),
+            support=support,
+            **scores,
         )
 
     def calibrated(self, temperature: float) -> Evaluation:
@@ -193,11 +209,6 @@ class Evaluation:
     def worst_errors(self, count: int = 6) -> IntArray:
         """Find the errors with the largest gap between the probability of the predicted and the true class.
 
-        Parameters
-        ----------
-        count : int
-            How many to return at most.
-
         Returns
         -------
         ndarray of shape (at most count,), int64
@@ -213,32 +224,36 @@ class Evaluation:
     @cached_property
     def accuracy_interval(self) -> Interval:
         """The 95 % Wilson interval of the accuracy."""
-        return wilson_interval(self.images - self.errors, self.images)
+        return metrics.wilson_interval(self.images - self.errors, self.images)
 
     @cached_property
     def top_k(self) -> dict[int, float]:
         """How often the true class is among the k most probable ones."""
-        return summaries.top_k_accuracies(self.probabilities, self.labels)
+        return metrics.top_k_accuracies(self.probabilities, self.labels)
 
     @cached_property
     def balanced_accuracy(self) -> float:
-        """The mean recall of the classes that have images."""
-        return summaries.balanced_accuracy(self.confusion)
+        """The mean recall of the classes that have images: rare ones count as much as common ones."""
+        return float(self.recall[self.support > 0].mean())
 
     @cached_property
     def kappa(self) -> float:
         """Cohen's kappa: agreement with the labels beyond chance."""
-        return summaries.cohen_kappa(self.confusion)
+        return metrics.cohen_kappa(self.confusion)
 
     @cached_property
     def log_loss(self) -> float:
-        """The mean of −ln p(true class), clipped only at float64's epsilon."""
-        return summaries.log_loss(self.probabilities, self.labels)
+        """The mean of −ln p(true class), clipped only at float64's epsilon, as in scikit-learn.
+
+        Keras clips at 1e-7 and so forgives a network that is certain and wrong.
+        """
+        epsilon = float(np.finfo(np.float64).eps)
+        return metrics.cross_entropy(self.probabilities, self.labels, epsilon)
 
     @cached_property
     def brier_score(self) -> float:
         """The mean squared distance of the probabilities to the truth, from 0 to 2."""
-        return summaries.brier_score(self.probabilities, self.labels)
+        return metrics.brier_score(self.probabilities, self.labels)
 
     @cached_property
     def areas(self) -> Areas:
@@ -263,15 +278,6 @@ class Evaluation:
     def curve(self, class_index: int) -> Curve:
         """Follow one class against the rest over all thresholds: ROC and precision–recall.
 
-        Parameters
-        ----------
-        class_index : int
-            From 0 to k − 1.
-
-        Returns
-        -------
-        Curve
-
         Raises
         ------
         UsageError
@@ -287,32 +293,28 @@ class Evaluation:
     def confused_pairs(self, count: int = 10) -> list[ConfusedPair]:
         """List which class is most often taken for which other one.
 
-        Parameters
-        ----------
-        count : int
-            How many to list at most.
-
         Returns
         -------
         list of ConfusedPair
-            The most frequent first.
+            The most frequent first, at most ``count``.
 
         Examples
         --------
         >>> Evaluation.from_probabilities([[0.9, 0.1], [0.6, 0.4]], [0, 1]).confused_pairs()
         [ConfusedPair(true=1, predicted=0, images=1, share=1.0)]
         """
-        return confused_pairs(self.confusion, count)
+        errors = self.confusion.copy()
+        np.fill_diagonal(errors, 0)
+        order = np.argsort(-errors, axis=None, kind="stable")[:count]
+        pairs = np.stack(np.unravel_index(order, errors.shape), axis=1).tolist()
+        return [
+            ConfusedPair(true, predicted, images, images / int(self.support[true]))
+            for true, predicted in pairs
+            if (images := int(errors[true, predicted]))
+        ]
 
     def hardest(self, class_index: int, count: int = 6) -> IntArray:
         """Find the images of one class that get the least probability for it.
-
-        Parameters
-        ----------
-        class_index : int
-            From 0 to k − 1.
-        count : int
-            How many to return at most.
 
         Returns
         -------
@@ -329,17 +331,10 @@ class Evaluation:
         >>> Evaluation.from_probabilities([[0.9, 0.1], [0.6, 0.4]], [0, 0]).hardest(0, 1)
         array([1])
         """
-        return images_by_difficulty(self.probabilities, self.labels, self._class(class_index))[:count]
+        return self._by_difficulty(class_index)[:count]
 
     def easiest(self, class_index: int, count: int = 6) -> IntArray:
         """Find the images of one class that get the most probability for it.
-
-        Parameters
-        ----------
-        class_index : int
-            From 0 to k − 1.
-        count : int
-            How many to return at most.
 
         Returns
         -------
@@ -356,7 +351,12 @@ class Evaluation:
         >>> Evaluation.from_probabilities([[0.9, 0.1], [0.6, 0.4]], [0, 0]).easiest(0, 1)
         array([0])
         """
-        return images_by_difficulty(self.probabilities, self.labels, self._class(class_index))[::-1][:count]
+        return self._by_difficulty(class_index)[::-1][:count]
+
+    def _by_difficulty(self, class_index: int) -> IntArray:
+        """Sort the images of one class by the probability that they get for it, the hardest first."""
+        own = np.flatnonzero(self.labels == self._class(class_index))
+        return own[np.argsort(self.probabilities[own, class_index], kind="stable")].astype(np.int64)
 
     def _class(self, index: int) -> int:
         if not 0 <= index < self.classes:
@@ -365,16 +365,6 @@ class Evaluation:
 
     def report(self, digits: int = 4) -> str:
         """Write precision, recall, F1 and support of each class as a table, in scikit-learn's layout.
-
-        Parameters
-        ----------
-        digits : int
-            Decimal places.
-
-        Returns
-        -------
-        str
-            Several lines.
 
         Examples
         --------
@@ -389,21 +379,102 @@ class Evaluation:
         weighted avg       0.25      0.50      0.33         2
         <BLANKLINE>
         """
-        return classification_report(self, digits)
+        width = max(len("weighted avg"), *map(len, self.class_names))
+        scores = np.stack([self.precision, self.recall, self.f1])  # (3, k)
+
+        def row(name: str, cells: Sequence[object], support: int) -> str:
+            return f"{name:>{width}}  {' '.join(f'{cell:>9}' for cell in cells)} {support:>9}"
+
+        def numbers(values: FloatArray) -> list[str]:
+            return [f"{value:.{digits}f}" for value in values]
+
+        weighted = scores @ self.support / self.images
+        columns = ("precision", "recall", "f1-score", "support")
+        return "\n".join(
+            [
+                f"{'':>{width}}  {' '.join(f'{column:>9}' for column in columns)}",
+                "",
+                *(
+                    row(name, numbers(scores[:, index]), int(self.support[index]))
+                    for index, name in enumerate(self.class_names)
+                ),
+                "",
+                row("accuracy", ["", "", f"{self.accuracy:.{digits}f}"], self.images),
+                row("macro avg", numbers(scores.mean(axis=1)), self.images),
+                row("weighted avg", numbers(weighted), self.images),
+                "",
+            ]
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Give everything as a dictionary of plain JSON types; an undefined number becomes None.
-
-        Returns
-        -------
-        dict
 
         Examples
         --------
         >>> Evaluation.from_probabilities([[0.9, 0.1], [0.6, 0.4]], [0, 1]).to_json()["confusion"]
         [[1, 0], [1, 0]]
         """
-        return to_json(self)
+        calibration, coverage = self.reliability, self.coverage
+        chosen = np.unique(np.linspace(0, coverage.coverage.size - 1, CURVE_POINTS).round().astype(int))
+        return {
+            "images": self.images,
+            "errors": self.errors,
+            "loss": self.loss,
+            "accuracy": self.accuracy,
+            "accuracy_interval": list(self.accuracy_interval),
+            "top_k": {str(k): share for k, share in self.top_k.items()},
+            "balanced_accuracy": self.balanced_accuracy,
+            "kappa": _plain(self.kappa),
+            "log_loss": self.log_loss,
+            "brier_score": self.brier_score,
+            "class_names": list(self.class_names),
+            "per_class": [self._class_json(index) for index in range(self.classes)],
+            "areas": {
+                "roc_mean": _mean(self.areas.roc),
+                "average_precision_mean": _mean(self.areas.average_precision),
+            },
+            "confusion": self.confusion.tolist(),
+            "confused_pairs": [
+                {
+                    **pair._asdict(),
+                    "true": self.class_names[pair.true],
+                    "predicted": self.class_names[pair.predicted],
+                }
+                for pair in self.confused_pairs()
+            ],
+            "worst_errors": [self._image_json(index) for index in self.worst_errors().tolist()],
+            "calibration": {
+                "expected_error": calibration.expected_error,
+                "largest_error": calibration.largest_error,
+                "edges": calibration.edges.tolist(),
+                "counts": calibration.counts.tolist(),
+                "confidence": list(map(_plain, calibration.confidence)),
+                "accuracy": list(map(_plain, calibration.accuracy)),
+            },
+            "coverage": {name: values[chosen].tolist() for name, values in coverage._asdict().items()},
+        }
+
+    def _class_json(self, index: int) -> dict[str, Any]:
+        return {
+            "name": self.class_names[index],
+            "precision": float(self.precision[index]),
+            "recall": float(self.recall[index]),
+            "f1": float(self.f1[index]),
+            "support": int(self.support[index]),
+            "roc_area": _plain(self.areas.roc[index]),
+            "average_precision": _plain(self.areas.average_precision[index]),
+        }
+
+    def _image_json(self, index: int) -> dict[str, Any]:
+        true, predicted = int(self.labels[index]), int(self.predictions[index])
+        return {
+            "index": index,
+            "name": self.name_of(index),
+            "true": self.class_names[true],
+            "predicted": self.class_names[predicted],
+            "probability_true": float(self.probabilities[index, true]),
+            "probability_predicted": float(self.probabilities[index, predicted]),
+        }
 
     def summary(self) -> str:
         """Say in one line how good the predictions are.
@@ -422,3 +493,14 @@ class Evaluation:
 
     def __repr__(self) -> str:
         return f"<Evaluation: {self.summary()}>"
+
+
+def _plain(value: float) -> float | None:
+    """Turn a number into one that JSON has: NaN and infinity become None."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _mean(values: FloatArray) -> float | None:
+    """Average over the classes for which the number exists."""
+    defined = values[np.isfinite(values)]
+    return float(defined.mean()) if defined.size else None

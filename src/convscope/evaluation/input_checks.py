@@ -16,30 +16,10 @@ ONE_HOT_RANK = 2
 
 
 def as_probabilities(probabilities: ArrayLike) -> NDArray[np.float64]:
-    """Check a table of predicted probabilities and return it in float64.
+    """Check a table of predicted probabilities (n, k) and return a copy in float64.
 
-    Parameters
-    ----------
-    probabilities : array-like of shape (n, k)
-        One row per image, one column per class; each row sums to 1.
-
-    Returns
-    -------
-    ndarray of shape (n, k), float64
-        A copy.
-
-    Raises
-    ------
-    UsageError
-        When the shape is not ``(n, k)`` with at least one image and two classes, or the entries
-        are no numbers.
-    DataError
-        When an entry is NaN or outside [0, 1], or a row does not sum to 1 within 0.01.
-
-    Examples
-    --------
-    >>> as_probabilities([[0.25, 0.75]]).dtype
-    dtype('float64')
+    Raises UsageError for a wrong shape or entries that are no numbers; DataError where an entry is NaN or
+    outside [0, 1], or a row does not sum to 1 within 0.01.
     """
     try:
         table = np.array(probabilities, dtype=np.float64)
@@ -79,28 +59,10 @@ def _check_probability_values(table: NDArray[np.float64]) -> None:
 
 
 def as_labels(labels: ArrayLike, classes: int, images: int | None = None) -> NDArray[np.int64]:
-    """Check labels, integer or one-hot, and return them as class indices.
+    """Check labels, class indices (n,) or (n, 1) or one-hot (n, classes), and return indices (n,) as a copy.
 
-    Parameters
-    ----------
-    labels : array-like of shape (n,), (n, 1) or (n, classes)
-        Class indices, or one-hot rows with a single 1.
-    classes : int
-        The number of classes.
-    images : int, optional
-        How many labels there must be.
-
-    Returns
-    -------
-    ndarray of shape (n,), int64
-        A copy.
-
-    Raises
-    ------
-    UsageError
-        When the shape fits neither form, or the number of labels is not `images`.
-    DataError
-        When a label is no whole number from 0 to ``classes - 1``, or a row is not one-hot.
+    Raises UsageError when the shape fits neither form, or the number of labels is not `images`; DataError
+    when a label is no whole number from 0 to ``classes - 1``, or a row is not one-hot.
 
     Examples
     --------
@@ -141,32 +103,7 @@ def _from_indices(values: NDArray[Any], classes: int) -> NDArray[np.int64]:
 
 
 def as_names(names: Sequence[str] | None, count: int, what: str) -> tuple[str, ...] | None:
-    """Check that there is one name for each thing, and freeze them.
-
-    Parameters
-    ----------
-    names : sequence of str, or None
-        The names; anything with a ``str`` form is accepted.
-    count : int
-        How many there must be.
-    what : str
-        What is named, e.g. ``"class"``.
-
-    Returns
-    -------
-    tuple of str, or None
-        None when there are no names.
-
-    Raises
-    ------
-    UsageError
-        When there are more or fewer than `count`.
-
-    Examples
-    --------
-    >>> as_names(["cat", "dog"], 2, "class")
-    ('cat', 'dog')
-    """
+    """Check that there is one name for each of `count` things (``what`` says which), and freeze them."""
     if names is None:
         return None
     if isinstance(names, str):
