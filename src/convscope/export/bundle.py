@@ -66,13 +66,7 @@ class Bundle:
         temperature: float = 1.0,
         statistics: TrainingStatistics | None = None,
     ) -> Bundle:
-        """Put a Keras model together with what it needs.
-
-        Raises
-        ------
-        DataError
-            If input, output and class names do not fit together.
-        """
+        """Put a Keras model together with what it needs; refuse what does not fit together."""
         expected_shapes = ((None, *preprocess.input_shape), (None, len(class_names)))
         if (model.input_shape, model.output_shape) != expected_shapes:
             expected = "a network from {} to {}".format(*expected_shapes)
@@ -87,13 +81,7 @@ class Bundle:
 
     @property
     def model(self) -> keras.Model:
-        """The Keras model.
-
-        Raises
-        ------
-        UsageError
-            If the bundle is an ONNX export, which has none.
-        """
+        """The Keras model, which an ONNX export has not."""
         if self.network is None:
             raise UsageError(sentence("a run or a Keras export", "an ONNX export", "It can only predict."))
         return self.network
@@ -127,13 +115,7 @@ class Bundle:
 
 
 def calibrate(probabilities: NDArray[Any], temperature: float) -> NDArray[np.float32]:
-    """Apply a temperature in float64; at 1 the probabilities stay as they are, to the last bit.
-
-    Examples
-    --------
-    >>> calibrate(np.array([[0.8, 0.2]], np.float32), 2.0).round(4).tolist()
-    [[0.666700005531311, 0.33329999446868896]]
-    """
+    """Apply a temperature in float64; at 1 the probabilities stay as they are, to the last bit."""
     if temperature == 1:
         return np.asarray(probabilities, np.float32)
     return apply_temperature(np.asarray(probabilities, np.float64), temperature).astype(np.float32)

@@ -31,17 +31,7 @@ WARM_UP, REPEATS = 2, 15
 
 @dataclass(frozen=True)
 class Agreement:
-    """How two sets of predictions for the same images compare.
-
-    Attributes
-    ----------
-    images : int
-        How many there were.
-    mismatches : int
-        Images with another label, ties aside.
-    largest_difference : float
-        Between two probabilities.
-    """
+    """How two sets of predictions for the same images compare; ties are no mismatches."""
 
     images: int
     mismatches: int
@@ -60,22 +50,9 @@ class Agreement:
 
 
 def compare(reference: NDArray[np.float32], predicted: NDArray[np.float32]) -> Agreement:
-    """Compare predictions with those of their source.
+    """Compare predictions (n, classes) with those of their source.
 
-    Parameters
-    ----------
-    reference, predicted : ndarray of shape (n, classes), float32
-        Probabilities.
-
-    Returns
-    -------
-    Agreement
-        A label that differs counts unless the source finds both classes equally probable, to 1e-4.
-
-    Examples
-    --------
-    >>> compare(np.array([[0.50001, 0.49999]]), np.array([[0.49999, 0.50001]])).mismatches
-    0
+    A label that differs counts unless the source finds both classes equally probable, to 1e-4.
     """
     rows = np.arange(len(reference))
     gap = reference.max(axis=1) - reference[rows, predicted.argmax(axis=1)]
@@ -86,20 +63,10 @@ def compare(reference: NDArray[np.float32], predicted: NDArray[np.float32]) -> A
 
 @dataclass(frozen=True, eq=False)
 class CheckImages:
-    """What an export is run on.
+    """What an export is run on, in the size that the network takes: pixels (n, h, w, c), uint8.
 
-    Attributes
-    ----------
-    pixels : ndarray of shape (n, height, width, channels), uint8
-        In the size that the network takes.
-    labels : ndarray of shape (n,), int64, or None
-        None for pixels that were made up.
-    calibration : ndarray of shape (m, height, width, channels), uint8, or None
-        Training images.
-    origin : str
-        Where they come from, in words.
-    uncounted : RunError or None
-        Why this use of the test set could not be counted.
+    Labels are None for pixels that were made up; ``calibration`` are training images; ``origin`` says
+    in words where they come from.
     """
 
     pixels: NDArray[np.uint8] = field(repr=False)
@@ -116,25 +83,8 @@ class CheckImages:
 def find_images(run: RunDirectory, bundle: Bundle, data: str | None = None) -> CheckImages:
     """Find the images that a run was tested on; where they are gone, make some up and say so.
 
-    The export's accuracy on test images is one more use of them, which is counted.
-
-    Parameters
-    ----------
-    run : RunDirectory
-        Its record names the data and their fingerprint.
-    bundle : Bundle
-        Of the run.
-    data : str, optional
-        A name or path to look for them, in the place of the recorded one.
-
-    Returns
-    -------
-    CheckImages
-
-    Raises
-    ------
-    ConvscopeError
-        If ``data`` was given and is not what the run was trained on.
+    ``data`` names them in the place of what the run recorded, and must be what it was trained on. The
+    export's accuracy on test images is one more use of them, which is counted.
     """
     recorded = run.read_json(RUN_FILE).get("data")
     recorded = recorded if isinstance(recorded, Mapping) else {}
@@ -190,29 +140,7 @@ def _made_up(bundle: Bundle, error: Exception) -> CheckImages:
 def require_agreement(
     forward: Forward, pixels: NDArray[np.uint8], reference: NDArray[np.float32], name: str
 ) -> Agreement:
-    """Run an export by 1, 7 and 64 images and refuse it where it disagrees with its source.
-
-    Parameters
-    ----------
-    forward : callable
-        The export: pixels to probabilities.
-    pixels : ndarray of shape (n, height, width, channels), uint8
-        At least one image.
-    reference : ndarray of shape (n, classes), float32
-        What the source computes.
-    name : str
-        The export's name, for messages.
-
-    Returns
-    -------
-    Agreement
-        Of all images, with the largest difference of the three.
-
-    Raises
-    ------
-    ExportError
-        If a label differs, ties aside, or a probability by more than 1e-4.
-    """
+    """Run an export by 1, 7 and 64 images and refuse it where it disagrees with its source."""
     largest = 0.0
     for batch in BATCHES:
         count = len(pixels) if batch == max(BATCHES) else min(FEW, len(pixels))
@@ -233,21 +161,9 @@ def run_in_batches(forward: Forward, pixels: NDArray[np.uint8], batch: int) -> N
 def measure_latency(
     networks: Mapping[str, Forward], pixels: NDArray[np.uint8], batches: Sequence[int] = (1, 64)
 ) -> dict[str, dict[int, float]]:
-    """Measure how long predictions take: taking turns, so that whatever else happens hits all alike.
+    """Measure median milliseconds of a prediction, by network and batch.
 
-    Parameters
-    ----------
-    networks : mapping of str to callable
-        Pixels to probabilities.
-    pixels : ndarray of shape (n, height, width, channels), uint8
-        At least one image; repeated where a batch needs more.
-    batches : sequence of int
-        How many images at once.
-
-    Returns
-    -------
-    dict of str to dict of int to float
-        Median milliseconds of a call, by network and batch.
+    They take turns, so that whatever else happens hits all alike.
     """
     medians: dict[str, dict[int, float]] = {name: {} for name in networks}
     for batch in batches:

@@ -68,13 +68,7 @@ def load_bundle(path: str | Path, *, int8: bool = False) -> Bundle:
 
 
 def load_preprocess(run: RunDirectory) -> Preprocess:
-    """Load the preprocessing of a run, every value checked.
-
-    Raises
-    ------
-    ConvscopeError
-        If a file is missing, damaged or holds impossible values.
-    """
+    """Load the preprocessing of a run, every value checked."""
     files = {name: run.read_bytes(name) for name in PREPROCESS_FILES}
     read_arrays(files["preprocess.npz"], str(run.path / "preprocess.npz"))
     try:
@@ -116,35 +110,14 @@ def _is_side(length: object) -> bool:
 
 
 def load_class_names(run: RunDirectory) -> tuple[str, ...]:
-    """Load the names of the classes out of a run's record.
-
-    Raises
-    ------
-    RunError
-        If they are not there.
-    """
+    """Load the names of the classes out of a run's record."""
     data = run.read_json(RUN_FILE).get("data")
     names = data.get("class_names") if isinstance(data, dict) else None
     return _checked_names(names, run.path / RUN_FILE)
 
 
 def load_calibration(run: RunDirectory) -> Calibration:
-    """Load a run's decision about its temperature; where none was recorded, make it from the predictions.
-
-    Parameters
-    ----------
-    run : RunDirectory
-        Holds ``calibration.json`` or ``predictions.npz``, or neither.
-
-    Returns
-    -------
-    Calibration
-
-    Raises
-    ------
-    ConvscopeError
-        If a file is damaged.
-    """
+    """Load a run's decision about its temperature; where none was recorded, make it from the predictions."""
     file = run.path / CALIBRATION_FILE
     if file.is_file():
         record = run.read_json(CALIBRATION_FILE)
@@ -165,13 +138,7 @@ def load_calibration(run: RunDirectory) -> Calibration:
 
 
 def load_statistics(run: RunDirectory) -> TrainingStatistics | None:
-    """Load what training images look like, where it was recorded.
-
-    Raises
-    ------
-    ConvscopeError
-        If the file is damaged.
-    """
+    """Load what training images look like, where it was recorded."""
     if not (run.path / STATISTICS_FILE).is_file():
         return None
     return TrainingStatistics.from_json(run.read_json(STATISTICS_FILE))

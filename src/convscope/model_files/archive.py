@@ -27,25 +27,9 @@ SMALL = 2**20
 
 
 def read_archive(file: Path, wanted: Iterable[str] = (CONFIG, WEIGHTS)) -> dict[str, bytes]:
-    """Read members of a ``.keras`` file.
+    """Read members of a ``.keras`` file, checked against their checksums.
 
-    Parameters
-    ----------
-    file : Path
-        As ``model.save`` wrote it.
-    wanted : iterable of str
-        Names out of ``MEMBERS``.
-
-    Returns
-    -------
-    dict of str to bytes
-        The wanted members, checked against their checksums.
-
-    Raises
-    ------
-    DataError
-        If the file is missing, no such archive, damaged, or holds other members or larger ones than a
-        network needs.
+    What is no such archive, is damaged, or holds other or larger members than a network needs is refused.
     """
     try:
         with _open_regular(file) as stream, zipfile.ZipFile(stream) as archive:
@@ -60,32 +44,7 @@ def read_archive(file: Path, wanted: Iterable[str] = (CONFIG, WEIGHTS)) -> dict[
 
 
 def read_arrays(content: bytes, name: str) -> dict[str, NDArray[Any]]:
-    """Read the arrays of an npz file that somebody else may have written.
-
-    Parameters
-    ----------
-    content : bytes
-        The file.
-    name : str
-        Its name, for messages.
-
-    Returns
-    -------
-    dict of str to ndarray
-        None of them holds Python objects.
-
-    Raises
-    ------
-    DataError
-        If it is damaged, too large, or holds Python objects.
-
-    Examples
-    --------
-    >>> buffer = io.BytesIO()
-    >>> np.savez(buffer, scale=np.ones(2))
-    >>> read_arrays(buffer.getvalue(), "preprocess.npz")["scale"].tolist()
-    [1.0, 1.0]
-    """
+    """Read the arrays of an npz file that somebody else may have written; none holds Python objects."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             size = sum(member.file_size for member in archive.infolist())
@@ -100,13 +59,7 @@ def read_arrays(content: bytes, name: str) -> dict[str, NDArray[Any]]:
 
 
 def reason(error: BaseException) -> str:
-    """Say in one short line why a library failed.
-
-    Examples
-    --------
-    >>> reason(ValueError("bad magic")), reason(KeyError())
-    ('bad magic', 'KeyError')
-    """
+    """Say in one short line why a library failed."""
     # Keras wraps an error once for each layer of its own; what happened stands behind the last of these.
     innermost = str(error).rsplit("Exception encountered:", maxsplit=1)[-1]
     lines = [line.strip() for line in innermost.splitlines() if line.strip()]

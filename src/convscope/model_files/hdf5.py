@@ -25,21 +25,10 @@ class RefusedError(Exception):
 
 
 def extract(source: Path, target: Path, limit: int) -> None:
-    """Copy the weights of a file that Keras wrote into a safetensors file.
+    """Copy the weights of a file that Keras wrote into a safetensors file, up to a limit in bytes.
 
-    Parameters
-    ----------
-    source : Path
-        ``model.weights.h5``.
-    target : Path
-        The safetensors file to write; its keys are paths in the source.
-    limit : int
-        How many bytes the weights may take.
-
-    Raises
-    ------
-    RefusedError
-        If the file holds links, compressed, external or virtual data, data that are no numbers, or too much.
+    Refused are links, compressed, external or virtual data, and data that are no numbers. The keys of the
+    safetensors file are paths in the source.
     """
     import h5py
     import numpy as np

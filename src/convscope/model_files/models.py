@@ -42,23 +42,7 @@ _SOURCE = "_convscope_run"
 
 
 def load_model(file: Path) -> keras.Model:
-    """Load a ``.keras`` file that anybody may have written; no code in it is run.
-
-    Parameters
-    ----------
-    file : Path
-        As ``model.save`` wrote it.
-
-    Returns
-    -------
-    keras.Model
-        Not compiled: losses and optimizers in the file are left alone.
-
-    Raises
-    ------
-    DataError
-        If the file is missing, damaged or too large, or holds anything but the layers of image classifiers.
-    """
+    """Load a ``.keras`` file that anybody may have written, not compiled; no code in it is run."""
     file = Path(file)
     members = read_archive(file)
     config = read_config(members[CONFIG], str(file))
@@ -70,23 +54,7 @@ def load_model(file: Path) -> keras.Model:
 
 
 def load_run_model(run: RunDirectory) -> keras.Model:
-    """Load the network of a run or an export: the configuration from JSON, the weights from safetensors.
-
-    Parameters
-    ----------
-    run : RunDirectory
-        Holds ``model.keras`` or ``config.json``, and ``weights.safetensors``.
-
-    Returns
-    -------
-    keras.Model
-        Not compiled.
-
-    Raises
-    ------
-    ConvscopeError
-        If a file is missing or damaged, or they do not fit together.
-    """
+    """Load the network of a run or an export: the configuration from JSON, the weights from safetensors."""
     has_config = (run.path / CONFIG).is_file()
     where = run.path / (CONFIG if has_config else MODEL_FILE)
     content = run.read_bytes(CONFIG) if has_config else read_archive(where, [CONFIG])[CONFIG]
@@ -106,31 +74,7 @@ def run_of(model: keras.Model) -> RunDirectory | None:
 
 
 def read_weights(content: bytes, source: str) -> dict[str, NDArray[Any]]:
-    """Read the arrays of a safetensors file.
-
-    Parameters
-    ----------
-    content : bytes
-        The file.
-    source : str
-        Its name, for messages.
-
-    Returns
-    -------
-    dict of str to ndarray
-        All of them finite.
-
-    Raises
-    ------
-    DataError
-        If the file is damaged, or holds NaN or infinity.
-
-    Examples
-    --------
-    >>> from safetensors.numpy import save
-    >>> read_weights(save({"dense/bias": np.zeros(3, np.float32)}), "w.safetensors")["dense/bias"].shape
-    (3,)
-    """
+    """Read the arrays of a safetensors file, all of them finite."""
     from safetensors.numpy import load
 
     try:
@@ -149,21 +93,6 @@ def write_weights(model: keras.Model) -> bytes:
     The keys are ``0003/network/dense_1/bias``: a weight's place among the model's weights, then its path.
     Paths alone would not do: two nested networks may have layers of the same name, and a path changes with
     what stands around a network.
-
-    Parameters
-    ----------
-    model : keras.Model
-        Built.
-
-    Returns
-    -------
-    bytes
-
-    Examples
-    --------
-    >>> content = write_weights(networks.build("simple", (8, 8, 1), classes=2))
-    >>> sorted(array.shape for array in read_weights(content, "memory").values())
-    [(2,), (3, 3, 1, 32), (32,), (1152, 2)]
     """
     from safetensors.numpy import save
 
@@ -177,34 +106,9 @@ def open_model(
     classes: int | None = None,
     data_format: str | None = None,
 ) -> keras.Model:
-    """Find the network that a person means.
+    """Find the network that a person means by a run directory, a ``.keras`` file or a name.
 
-    Parameters
-    ----------
-    target : str
-        A run directory, a ``.keras`` file, or the name of a network.
-    input_shape : tuple of int, optional
-        Shape of one image, for a network by name; 28×28×1 when left out.
-    classes : int, optional
-        Number of classes, for a network by name; 10 when left out.
-    data_format : str, optional
-        Where the channel axis is, for a network by name.
-
-    Returns
-    -------
-    keras.Model
-
-    Raises
-    ------
-    UnknownNameError
-        If it is none of them.
-    ConvscopeError
-        If it cannot be built or loaded.
-
-    Examples
-    --------
-    >>> open_model("simple", (8, 8, 1), classes=2).output_shape
-    (None, 2)
+    The rest is for a network by name: the shape of an image (28×28×1), the classes (10), the channel axis.
     """
     path = Path(target)
     if path.is_dir():

@@ -22,30 +22,7 @@ if TYPE_CHECKING:
 
 
 def exercise_data(name: str | None) -> tuple[Dataset, str | None]:
-    """Load the exercise's data: MNIST where it can be had, else the digits, loudly.
-
-    Parameters
-    ----------
-    name : str or None
-        A dataset asked for by name is loaded or fails; None asks for MNIST with the digits to fall back on.
-
-    Returns
-    -------
-    dataset : Dataset
-        What will be used.
-    notice : str or None
-        What a person must be told about it.
-
-    Raises
-    ------
-    DataError
-        If what was asked for cannot be had, or is damaged.
-
-    Examples
-    --------
-    >>> exercise_data("digits")[0].name
-    'digits'
-    """
+    """Load data by name, or MNIST where it can be had, else the digits with a notice for whoever asked."""
     if name is not None:
         return load(name), None
     try:
@@ -58,15 +35,7 @@ def exercise_data(name: str | None) -> tuple[Dataset, str | None]:
 
 
 def networks_of(choice: str) -> list[str]:
-    """List the networks that a choice means: ``all`` for the three of the exercise.
-
-    Examples
-    --------
-    >>> networks_of("all")
-    ['simple', 'dense', 'deep']
-    >>> networks_of("stages")
-    ['stages']
-    """
+    """List the networks that a choice means: ``all`` for the three of the exercise."""
     return list(PUBLISHED) if choice == "all" else [choice]
 
 
@@ -86,34 +55,9 @@ def run_exercise(
     on_begin: Callable[[str], None] = lambda _name: None,
     on_result: Callable[[Result], None] = lambda _result: None,
 ) -> list[Result]:
-    """Run each network as an experiment, in a folder of their own below ``out``.
+    """Run each named network as an experiment in a folder of their own below ``out``, and compare them.
 
-    Parameters
-    ----------
-    names : sequence of str
-        Networks by name.
-    config : ExperimentConfig
-        Its network is replaced by each name in turn.
-    dataset : Dataset
-        The same for all.
-    out : Path
-        The folder of all runs.
-    command : sequence of str
-        The command line that led here, for the record.
-    listeners : sequence of callables
-        Each receives every training event.
-    on_begin, on_result : callables
-        Called with the name before, and with the Result after each network.
-
-    Returns
-    -------
-    list of Result
-        In the order of the names.
-
-    Raises
-    ------
-    ConvscopeError
-        As ``run_experiment``; runs that were finished before stay.
+    The configuration's network is replaced by each name in turn; runs that were finished stay.
     """
     configs = {name: replace(config, network=name) for name in names}
     results = run_several(
@@ -138,35 +82,10 @@ def run_several(
     with_report: bool = True,
     began: float | None = None,
 ) -> list[Result]:
-    """Run experiments one after the other, in a folder of their own below ``out``.
+    """Run experiments, by the names of their runs, one after the other in a new folder below ``out``.
 
-    Parameters
-    ----------
-    configs : mapping of str to ExperimentConfig
-        Each experiment by the name of its run directory.
-    dataset : Dataset
-        The same for all.
-    out : Path
-        The folder of all runs.
-    kind : str
-        Stands in the folder's name, between its time and the dataset.
-    command, listeners, on_begin, on_result
-        As for ``run_exercise``; ``on_begin`` receives the run's name.
-    with_report : bool
-        Write each run's ``report.html``.
-    began : float, optional
-        When the first run's deadline began to count, by ``time.perf_counter``; unless given, each run's own
-        begins with it.
-
-    Returns
-    -------
-    list of Result
-        In the order of the configurations.
-
-    Raises
-    ------
-    ConvscopeError
-        As ``run_experiment``; runs that were finished before stay.
+    ``kind`` stands in the folder's name. ``began`` (``time.perf_counter``) is when the first run's deadline
+    began to count; each run's own begins with it otherwise. Runs that were finished before an error stay.
     """
     # Keras is loaded only once everything that can be checked without it is known to be right.
     from convscope.experiment import run_experiment
@@ -185,19 +104,7 @@ def run_several(
 
 
 def spread(results: Sequence[Result]) -> dict[str, dict[str, float]]:
-    """Condense the results of several seeds.
-
-    Parameters
-    ----------
-    results : sequence of Result
-        At least one.
-
-    Returns
-    -------
-    dict of str to dict
-        For ``test_accuracy``, ``test_loss`` and ``seconds``: ``mean``, ``deviation`` (of the sample, with
-        n − 1; 0 for a single result), ``minimum``, ``maximum``.
-    """
+    """Condense the results of several seeds; the deviation is that of the sample, 0 for a single one."""
     quantities = {
         "test_accuracy": [result.test.accuracy for result in results],
         "test_loss": [result.test.loss for result in results],
@@ -215,19 +122,7 @@ def spread(results: Sequence[Result]) -> dict[str, dict[str, float]]:
 
 
 def comparison(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Put results beside the published ones.
-
-    Parameters
-    ----------
-    results : sequence of Result
-        Of one exercise.
-
-    Returns
-    -------
-    list of dict
-        ``network``, ``data``, ``parameters``, ``test_accuracy``, ``test_loss``, ``seconds``, ``run``, and
-        under ``published`` the same from the exercise's solution, where it has them.
-    """
+    """List a row for each result, with what was published for its network under ``published``."""
     return [
         {
             "network": result.network,

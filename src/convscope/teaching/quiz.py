@@ -24,23 +24,7 @@ _INPUTS: tuple[Shape, ...] = ((28, 28, 1), (32, 32, 3), (48, 40, 3), (64, 64, 3)
 
 @dataclass(frozen=True)
 class QuizLayer:
-    """One layer to predict, and the answer. Shapes have no batch axis.
-
-    Parameters
-    ----------
-    name, type : str
-        Its name and Keras class.
-    settings : mapping
-        What a student needs to know of it.
-    input_shape, output_shape : tuple of int
-        What goes in and what comes out.
-    weight_shapes : tuple of tuple of int
-        Kernel and bias.
-    parameters : int
-        Numbers in the weights.
-    arithmetic : tuple of str
-        The formulas with their numbers.
-    """
+    """One layer to predict, and the answer; shapes have no batch axis."""
 
     name: str
     type: str
@@ -58,17 +42,7 @@ class QuizLayer:
 
 @dataclass(frozen=True)
 class QuizNetwork:
-    """A random network.
-
-    Parameters
-    ----------
-    name : str
-        A letter.
-    input_shape : tuple of int
-        Height, width and channels of an image.
-    layers : tuple of QuizLayer
-        In order.
-    """
+    """A random network, called by a letter."""
 
     name: str
     input_shape: Shape
@@ -180,24 +154,8 @@ def _layer(
 
 
 def read_answer(text: str) -> tuple[int, ...]:
-    """Read a shape or a number as a person types it.
+    """Read a shape or a number as a person types it: ``26x26x32``, ``(26, 26, 32)``, ``1,600``.
 
-    Parameters
-    ----------
-    text : str
-        ``26x26x32``, ``(26, 26, 32)``, ``26 26 32``, ``1,600`` or ``320``.
-
-    Returns
-    -------
-    tuple of int
-
-    Raises
-    ------
-    UsageError
-        When there is anything but whole numbers in it.
-
-    Examples
-    --------
     >>> read_answer("26×26×32"), read_answer("(26, 26, 32)"), read_answer("216,650")
     ((26, 26, 32), (26, 26, 32), (216650,))
     """
@@ -209,22 +167,7 @@ def read_answer(text: str) -> tuple[int, ...]:
 
 
 def quiz_lesson(seed: int) -> Lesson:
-    """Write the quiz as a lesson, from which both notebooks are built.
-
-    Parameters
-    ----------
-    seed : int
-        As for ``make_quiz``.
-
-    Returns
-    -------
-    Lesson
-
-    Examples
-    --------
-    >>> quiz_lesson(1338).tasks
-    ('8.1', '8.2', '8.3', '8.4', '8.5', '8.6')
-    """
+    """Write the quiz as a lesson, from which both notebooks are built."""
     networks = make_quiz(seed)
     cells = [
         "# %% [markdown]\n# # Quiz\n#\n"

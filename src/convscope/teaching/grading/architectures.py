@@ -35,19 +35,7 @@ class _Layer:
 
 
 def judge_network(name: str, model: Any, input_shape: tuple[int, ...], classes: int) -> str:
-    """Judge whether a model is a named network: the same layers, settings and number of parameters.
-
-    Parameters
-    ----------
-    name : str
-        One of ``convscope.networks.NETWORKS``.
-    model : keras.Model
-        The student's.
-    input_shape : tuple of int
-        Of one image.
-    classes : int
-        How many there are.
-    """
+    """Judge whether a model is a named network: the same layers, settings and number of parameters."""
     require(
         hasattr(model, "layers") and hasattr(model, "count_params"),
         sentence("`model` as a Keras model", type(model).__name__),

@@ -25,27 +25,9 @@ class Band(NamedTuple):
 
 
 def band_of(network: str, dataset: str, images: int, epochs: int) -> Band:
-    """Find the band for a training.
+    """Find the band of a training: of the measured number of images nearest to its own, within 20 %.
 
-    Parameters
-    ----------
-    network, dataset : str
-        Names.
-    images : int
-        Training images; the measured number nearest to it is used if it is within 20 %.
-    epochs : int
-        From 1; beyond the measured ones the last counts.
-
-    Returns
-    -------
-    Band
-        ``(0.8, 1)`` for a setting that was not measured.
-
-    Examples
-    --------
-    >>> low, high = band_of("simple", "digits", 1005, 20)
-    >>> 0.85 < low < high <= 1
-    True
+    Beyond the measured epochs the last counts; ``(0.8, 1)`` for a setting that was not measured.
     """
     measured = [
         entry

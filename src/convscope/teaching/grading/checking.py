@@ -79,15 +79,10 @@ def check(task: str, /, **answers: Any) -> Verdict:
 
 
 def seal(name: str) -> None:
-    """Set these checks aside before any code of a student runs; what it imports later are other copies.
+    """Set these checks aside under a name in ``sys.modules`` before any code of a student runs.
 
-    Whatever a notebook does to the modules that it can name, to ``convscope.check`` or to a judge, the
-    checks that were set aside stay as they are.
-
-    Parameters
-    ----------
-    name : str
-        The entry of ``sys.modules`` by which `sealed` checks are found again.
+    What the student imports later are other copies: whatever a notebook does to the modules that it can
+    name, to ``convscope.check`` or to a judge, the checks that were set aside stay as they are.
     """
     package = __name__.rpartition(".")[0]
     for loaded in [one for one in sys.modules if one == package or one.startswith(f"{package}.")]:
@@ -150,13 +145,7 @@ class SignedVerdict:
 
 
 def sign(verdict: Mapping[str, Any], key: str) -> str:
-    """Compute the signature of a verdict's content (HMAC, RFC 2104, with SHA-256).
-
-    Examples
-    --------
-    >>> sign({"task": "2.1", "points": 1}, "key") == sign({"points": 1, "task": "2.1"}, "key")
-    True
-    """
+    """Compute the signature of a verdict's content (HMAC, RFC 2104, with SHA-256)."""
     content = json.dumps({**verdict, "signature": ""}, sort_keys=True).encode()
     return hmac.new(key.encode(), content, "sha256").hexdigest()
 

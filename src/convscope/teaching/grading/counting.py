@@ -136,15 +136,7 @@ def _count_line(worked_out: LayerArithmetic) -> str:
 
 
 def judge_layer_shapes(layers: Any, shapes: Any) -> str:
-    """Judge the predicted output shape of every layer of a network.
-
-    Parameters
-    ----------
-    layers : tuple of LayerDescription
-        From ``convscope.describe(model).layers``.
-    shapes : dict of str to tuple
-        Layer name → predicted shape.
-    """
+    """Judge the predicted output shape of every layer (of ``convscope.describe``) of a network."""
     table = as_table(shapes, "shapes", [layer.name for layer in layers])
     for layer in layers:
         found = as_shape(table[layer.name], f"shapes[{layer.name!r}]")

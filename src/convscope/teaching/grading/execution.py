@@ -47,19 +47,7 @@ class CellError:
 
 @dataclass(frozen=True)
 class Execution:
-    """What came of running a notebook.
-
-    Parameters
-    ----------
-    notebook : nbformat.NotebookNode
-        A copy, with outputs as far as it got.
-    seconds : float
-        How long it took.
-    timed_out : bool
-        Whether the limit ended it.
-    died : str
-        Why the kernel died, where it did.
-    """
+    """What came of running a notebook: a copy with outputs as far as it got, and what ended it early."""
 
     notebook: Any
     seconds: float
@@ -111,25 +99,8 @@ async def execute_async(
 ) -> Execution:
     """Run all cells of a notebook in a fresh kernel; a cell that fails does not stop those behind it.
 
-    Parameters
-    ----------
-    notebook : nbformat.NotebookNode
-        Left as it is.
-    time_limit : float
-        Seconds for the whole notebook, the start of the kernel included.
-    environment : mapping, optional
-        Variables to set beside those of this process.
-    folder : Path, optional
-        Where the notebook's code runs; a temporary one unless given.
-
-    Returns
-    -------
-    Execution
-
-    Raises
-    ------
-    UsageError
-        When the limit is not positive, or the extra ``notebooks`` is not installed.
+    The limit counts seconds of the whole, the start of the kernel included; ``environment`` is set beside
+    this process's; the code runs in ``folder``, a temporary one unless given.
     """
     if time_limit <= 0:
         raise UsageError(sentence("a time limit of more than 0 seconds", time_limit))
@@ -218,13 +189,7 @@ def cell_errors(notebook: Any) -> list[CellError]:
 
 
 def shrink_figures(notebook: Any) -> None:
-    """Write the figures in a notebook's outputs with a palette, in place; they look the same and are small.
-
-    Parameters
-    ----------
-    notebook : nbformat.NotebookNode
-        Executed.
-    """
+    """Write the figures in a notebook's outputs with a palette, in place: they look the same, but small."""
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
             data = output.get("data", {})

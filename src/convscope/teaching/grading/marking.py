@@ -36,28 +36,10 @@ _MERGE_MARKER = re.compile(r"^(<{7}|={7}|>{7}|\|{7})(?=[ \r\n]|$)", re.MULTILINE
 
 @dataclass(frozen=True)
 class Marks:
-    """What a notebook earned.
+    """What a notebook earned: points for each task, cells that failed, and what a person should look at.
 
-    Parameters
-    ----------
-    notebook : str
-        Its path.
-    lesson : int
-        Which lesson it is of.
-    points, out_of : int
-        Together.
-    tasks : tuple of dict
-        The verdict of each task, in order.
-    errors : tuple of CellError
-        Cells that failed.
-    seconds : float
-        How long it ran.
-    timed_out : bool
-        Whether the time limit ended it.
-    suspicious : tuple of int
-        Cells, counted from 1, whose code reaches for what marks it: a person should read them.
-    problem : str
-        Why the notebook could not be marked, or not to its end.
+    ``suspicious`` are cells, counted from 1, whose code reaches for what marks it; ``problem`` says why the
+    notebook could not be marked, or not to its end.
     """
 
     notebook: str
@@ -85,30 +67,12 @@ class Marks:
 
 
 def grade(path: Path, time_limit: float = 1800, settings: LessonSettings | None = None) -> Marks:
-    """Run a student's notebook and mark it.
+    """Run a student's notebook and mark it; what was checked before the time limit (in seconds) counts.
 
     The checks that count are the lesson's own: those in the notebook are replaced by them, and missing ones
     are added at its end. They are set aside before the notebook's first cell runs, and each verdict is signed
     with a key that stands in its check cell alone, so that a notebook cannot change or print one. The file is
     left as it is, and its code runs in an empty, temporary folder.
-
-    Parameters
-    ----------
-    path : Path
-        A notebook of any lesson.
-    time_limit : float
-        Seconds for the whole notebook. What was checked until then counts.
-    settings : LessonSettings, optional
-        Which data, and whether shortened; the environment's unless given.
-
-    Returns
-    -------
-    Marks
-
-    Raises
-    ------
-    DataError
-        When the file is no notebook of a lesson.
     """
     return wait_for(_grade(path, time_limit, settings.to_environment() if settings else {}))
 
@@ -147,13 +111,7 @@ async def _grade(path: Path, time_limit: float, environment: Mapping[str, str]) 
 
 
 def find_hand_ins(paths: Iterable[Path]) -> list[Path]:
-    """List the notebooks that paths name: files themselves, and those at any depth of a folder.
-
-    Raises
-    ------
-    DataNotFoundError
-        When there is no such path, or no notebook in a folder.
-    """
+    """List the notebooks that paths name: files themselves, and those at any depth of a folder."""
     found: dict[Path, None] = {}
     for path in paths:
         inside = [path]
@@ -178,28 +136,10 @@ def grade_all(
     workers: int = 1,
     on_marks: Callable[[Marks], None] = lambda _marks: None,
 ) -> list[Marks]:
-    """Mark many hand-ins; whatever goes wrong with one is said in its marks, and stops no other.
+    """Mark hand-ins; whatever goes wrong with one is said in its marks, and stops no other.
 
-    Parameters
-    ----------
-    paths : iterable of Path
-        Notebooks.
-    time_limit, settings
-        For each of them, as for ``grade``.
-    workers : int
-        How many run at a time; they share the processor's threads.
-    on_marks : callable
-        Receives each hand-in's marks as soon as it is done, in another thread.
-
-    Returns
-    -------
-    list of Marks
-        In the order of the paths.
-
-    Raises
-    ------
-    UsageError
-        When a setting makes no sense, or the extra ``notebooks`` is not installed.
+    So many run at a time as there are workers, who share the processor's threads. ``on_marks``
+    receives each hand-in's marks as soon as it is done, in another thread.
     """
     if workers < 1:
         raise UsageError(sentence("at least 1 worker", workers))
@@ -236,13 +176,7 @@ async def _grade_anything(path: Path, time_limit: float, environment: Mapping[st
 
 
 def write_marks(marks: Iterable[Marks], file: Path) -> None:
-    """Write a table of marks for a spreadsheet, whole or not at all: a row for each, a column for each task.
-
-    Raises
-    ------
-    UsageError
-        When it cannot be written.
-    """
+    """Write a table for spreadsheets, whole or not at all: a row for each hand-in, a column for each task."""
     rows = [
         {
             # A name that begins like a formula would be computed by a spreadsheet.

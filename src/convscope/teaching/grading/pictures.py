@@ -22,27 +22,9 @@ CENTRE_TOLERANCE = 1.6  # pixels; rounding to whole pixels may cost one in each 
 
 
 def photograph(image: NDArray[np.uint8], generator: np.random.Generator) -> NDArray[np.uint8]:
-    """Make of a training-like image what a telephone would see: dark ink somewhere on uneven, light paper.
+    """Make of a bright digit on black, uint8 (h, w), what a telephone would see, uint8 (H, W).
 
-    Parameters
-    ----------
-    image : ndarray of shape (h, w) or (h, w, 1), uint8
-        A bright digit on black.
-    generator : numpy.random.Generator
-        Decides size, place, light and noise.
-
-    Returns
-    -------
-    ndarray of shape (H, W), uint8
-        Between 180 and 320 pixels a side.
-
-    Examples
-    --------
-    >>> digit = np.zeros((28, 28), np.uint8)
-    >>> digit[4:24, 12:16] = 255
-    >>> picture = photograph(digit, np.random.default_rng(0))
-    >>> bool(np.median(picture) > 128)
-    True
+    That is dark ink somewhere on uneven, light paper, between 180 and 320 pixels a side.
     """
     ink = _cut_out(image.reshape(image.shape[:2]))
     height, width = (int(side) for side in generator.integers(180, 320, size=2))
@@ -74,14 +56,9 @@ def _paper(height: int, width: int, generator: np.random.Generator) -> Array:
 
 
 def judge_prepare(prepare: Prepare, box: int) -> str:
-    """Judge a function that makes a photograph look like a training image.
+    """Judge a function that makes a photograph, uint8 (H, W), look like a training image (28, 28, 1).
 
-    Parameters
-    ----------
-    prepare : callable
-        Grey uint8 picture of shape (H, W) → uint8 image of shape (28, 28, 1).
-    box : int
-        Longest side of a digit in the training images, in pixels.
+    ``box`` is the longest side of a digit in the training images, in pixels.
     """
     require(callable(prepare), sentence("`prepare` as a function", type(prepare).__name__))
     generator = np.random.default_rng(1338)

@@ -14,20 +14,9 @@ from convscope.teaching.grading.trainings import judge_training
 
 @dataclass(frozen=True)
 class Task:
-    """One task.
+    """One task: its judge, the variables that a student makes, and those that are there before.
 
-    Parameters
-    ----------
-    title : str
-        What there is to do.
-    judge : callable
-        Takes answers and given variables, their names in lower case; says what is right, or raises a Flaw.
-    answers : tuple of str
-        The variables that a student makes.
-    given : tuple of str
-        The variables that the lesson made, or an earlier task.
-    points : int
-        What it is worth.
+    The judge takes them all, their names in lower case; it says what is right, or raises a ``Flaw``.
     """
 
     title: str
@@ -204,11 +193,5 @@ for _number, _letter in enumerate("abc"):
 
 
 def tasks_of(lesson: int) -> dict[str, Task]:
-    """List the tasks of a lesson.
-
-    Examples
-    --------
-    >>> list(tasks_of(5))
-    ['5.1', '5.2', '5.3']
-    """
+    """List the tasks of a lesson."""
     return {key: task for key, task in TASKS.items() if key.startswith(f"{lesson}.")}

@@ -37,20 +37,7 @@ def judge_training(
 ) -> str:
     """Judge a training by its history and by what the model makes of the validation images now.
 
-    Parameters
-    ----------
-    name : str
-        The network that it should be.
-    model : keras.Model
-        Trained.
-    history : keras.callbacks.History
-        What ``convscope.fit`` gave back.
-    data_name : str
-        Name of the dataset, for the band.
-    train, val, test : pairs of arrays
-        Network input and one-hot targets.
-    batch_size, epochs : int
-        What the lesson asks for.
+    The parts are pairs of network input and one-hot targets; the name of the data decides the band.
     """
     classes = train[1].shape[1]
     judge_network(name, model, train[0].shape[1:], classes)

@@ -14,29 +14,7 @@ from convscope.teaching.grading.verdict import Flaw, require
 
 
 def as_array(value: Any, name: str) -> NDArray[Any]:
-    """Read an answer as an array of numbers.
-
-    Parameters
-    ----------
-    value : array-like
-        NumPy, torch, lists.
-    name : str
-        What the student called it.
-
-    Returns
-    -------
-    ndarray
-
-    Raises
-    ------
-    Flaw
-        When it holds no numbers.
-
-    Examples
-    --------
-    >>> as_array([[1, 2]], "x").shape
-    (1, 2)
-    """
+    """Read an answer (NumPy, torch, lists) as an array of numbers."""
     if hasattr(value, "detach"):  # a torch tensor, perhaps one on another device
         value = value.detach().cpu()
     try:
@@ -51,36 +29,14 @@ def as_array(value: Any, name: str) -> NDArray[Any]:
 
 
 def as_number(value: Any, name: str) -> float:
-    """Read an answer as one number.
-
-    Raises
-    ------
-    Flaw
-        When it is none.
-
-    Examples
-    --------
-    >>> as_number(np.float32(0.5), "accuracy")
-    0.5
-    """
+    """Read an answer as one number."""
     array = as_array(value, name)
     require(array.size == 1, sentence(f"`{name}` as one number", f"an array of shape {array.shape}"))
     return float(array.reshape(()))
 
 
 def as_table(value: Any, name: str, keys: Sequence[str]) -> Mapping[str, Any]:
-    """Read an answer as a dictionary with an entry for each key.
-
-    Raises
-    ------
-    Flaw
-        When it is none, or entries are missing or still ``...``.
-
-    Examples
-    --------
-    >>> as_table({"A": 1}, "shapes", ["A"])
-    {'A': 1}
-    """
+    """Read an answer as a dictionary with an entry for each key, none of them missing or still ``...``."""
     require(
         isinstance(value, Mapping),
         sentence(f"`{name}` as a dictionary", type(value).__name__),
@@ -96,18 +52,7 @@ def as_table(value: Any, name: str, keys: Sequence[str]) -> Mapping[str, Any]:
 
 
 def as_shape(value: Any, name: str) -> tuple[int, ...]:
-    """Read an answer as a shape, without the batch axis.
-
-    Raises
-    ------
-    Flaw
-        When it is none.
-
-    Examples
-    --------
-    >>> as_shape([26, 26, 32], "shape")
-    (26, 26, 32)
-    """
+    """Read an answer as a shape, without the batch axis."""
     if isinstance(value, int | np.integer):
         value = (value,)
     require(
@@ -125,33 +70,11 @@ def as_shape(value: Any, name: str) -> tuple[int, ...]:
 
 
 def row_counts(*arrays: NDArray[Any]) -> Counter[bytes]:
-    """Count equal rows, where a row is what stands at the same place in each of the arrays.
-
-    Parameters
-    ----------
-    *arrays : ndarray
-        Each of n rows.
-
-    Returns
-    -------
-    Counter
-        The bytes of a row → how often it occurs.
-
-    Examples
-    --------
-    >>> sorted(row_counts(np.array([[1, 2], [1, 2], [3, 4]], np.uint8)).values())
-    [1, 2]
-    """
+    """Count equal rows, where a row is what stands at the same place in each of the arrays, as bytes."""
     flat = [np.ascontiguousarray(array).reshape(len(array), -1) for array in arrays]
     return Counter(b"".join(row.tobytes() for row in rows) for rows in zip(*flat, strict=True))
 
 
 def close(first: float, second: float, tolerance: float) -> bool:
-    """Say whether two numbers agree within a relative tolerance; around zero within an absolute one.
-
-    Examples
-    --------
-    >>> close(1.0, 1.001, 0.01)
-    True
-    """
+    """Say whether two numbers agree within a relative tolerance; around zero within an absolute one."""
     return abs(first - second) <= tolerance * max(abs(second), 1e-6)

@@ -17,16 +17,10 @@ _MARKS = {"right": "✓", "wrong": "✗", "open": "○"}
 
 
 class Flaw(Exception):  # noqa: N818  what is raised is a finding about an answer, not an error of the program
-    """Something that is wrong with an answer.
+    """Something that is wrong with an answer: what was expected and what was found.
 
-    Parameters
-    ----------
-    message : str
-        What was expected and what was found.
-    hints : sequence of str
-        From a nudge to nearly the answer; a check gives the next one each time it finds the same flaw.
-    answered : bool
-        False where there is no answer yet.
+    Hints go from a nudge to nearly the answer; a check gives the next one each time it finds the same flaw.
+    ``answered`` is False where there is no answer yet.
     """
 
     def __init__(self, message: str, hints: Sequence[str] = (), answered: bool = True) -> None:
@@ -37,47 +31,14 @@ class Flaw(Exception):  # noqa: N818  what is raised is a finding about an answe
 
 
 def require(condition: Any, message: str, *hints: str) -> None:
-    """Go on if a condition holds; otherwise end the check with a flaw.
-
-    Parameters
-    ----------
-    condition : bool
-        What must hold.
-    message : str
-        What to say otherwise.
-    *hints : str
-        From a nudge to nearly the answer.
-
-    Raises
-    ------
-    Flaw
-        When the condition does not hold.
-
-    Examples
-    --------
-    >>> require(True, "Expected the impossible, got it.")
-    """
+    """End the check unless a condition holds; the hints go from a nudge to nearly the answer."""
     if not condition:
         raise Flaw(message, hints)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome of one check; true when the task is solved.
-
-    Parameters
-    ----------
-    task, title : str
-        Which task it is about.
-    points, out_of : int
-        What the answer earned, and what it could have.
-    message : str
-        What is wrong, or what is right.
-    hint : str
-        What to try next.
-    answered : bool
-        Whether there was an answer to judge.
-    """
+    """The outcome of one check; true when the task is solved. A notebook keeps it for grading."""
 
     task: str
     title: str

@@ -32,48 +32,20 @@ _MARK = re.compile(r"[ \t]+# SOLUTION[ \t]*$", re.MULTILINE)
 
 
 def without_solution(source: str) -> str:
-    """Take the solution out of a cell.
-
-    Examples
-    --------
-    >>> print(without_solution('shapes = {"A": (1, 2)}  # SOLUTION'))
-    shapes = ...
-    """
+    """Take the solution out of a cell."""
     source = _BLOCK.sub(lambda block: f"{block['indent']}{PLACEHOLDER}", source)
     return _LINE.sub(lambda line: f"{line['head']} ...{line['comma']}", source)
 
 
 def without_marks(source: str) -> str:
-    """Leave the solution in a cell, and take out the marks around it.
-
-    Examples
-    --------
-    >>> print(without_marks("x = 1  # SOLUTION"))
-    x = 1
-    """
+    """Leave the solution in a cell, and take out the marks around it."""
     return _MARK.sub("", _BLOCK.sub(lambda block: block["body"].rstrip("\n"), source))
 
 
 def build_notebook(lesson: Lesson, version: str) -> Any:
-    """Make one version of a lesson, not yet executed.
+    """Make one version of a lesson ("student" or "solution") as a notebook, not yet executed.
 
-    Parameters
-    ----------
-    lesson : Lesson
-        As it was read.
-    version : {"student", "solution"}
-        With or without the solutions.
-
-    Returns
-    -------
-    nbformat.NotebookNode
-        Format 4.5. Cells of a task name it in their metadata, by which grading finds them.
-
-    Examples
-    --------
-    >>> lesson = read_lesson("1-data-preparation")
-    >>> sum("your code here" in cell.source for cell in build_notebook(lesson, "student").cells)
-    4
+    Cells of a task name it in their metadata, by which grading finds them.
     """
     nbformat = require_tool("nbformat")
     cells = [cell for cell in lesson.cells if version == "solution" or cell.role != "remark"]
@@ -122,18 +94,7 @@ def _text(cell: Cell, title: str) -> str:
 
 
 def solution_notebook(lesson: Lesson) -> Any:
-    """Make a lesson's solution, executed where an execution of these very cells came with the package.
-
-    Parameters
-    ----------
-    lesson : Lesson
-        As it was read.
-
-    Returns
-    -------
-    nbformat.NotebookNode
-        With outputs and figures, or without where the source was changed since.
-    """
+    """Make a lesson's solution, executed where an execution of these very cells came with the package."""
     nbformat = require_tool("nbformat")
     fresh = build_notebook(lesson, "solution")
     stored = source_folder() / f"{lesson.name}.ipynb"
@@ -157,28 +118,8 @@ def write_notebooks(
 ) -> tuple[list[Path], list[Path]]:
     """Write the lessons' notebooks that are missing into ``folder/student`` and ``folder/solution``.
 
-    Parameters
-    ----------
-    folder : Path
-        Made where it is missing.
-    names : sequence of str, optional
-        Which lessons; all when left out.
-    versions : iterable of {"student", "solution"}
-        Which versions.
-    overwrite : bool
-        Replace notebooks that are there already.
-    extra : dict of Path to notebook, optional
-        More to write, by their paths below ``folder``.
-
-    Returns
-    -------
-    written, kept : list of Path
-        What was missing, and what is there already and was left as it is.
-
-    Raises
-    ------
-    UsageError
-        When the folder cannot be written to.
+    ``extra`` are more notebooks by their paths below the folder. Gives what was written, and what was there
+    already and kept as it is.
     """
     built: dict[Path, Any] = {}
     for name in names or lesson_names():
@@ -195,13 +136,7 @@ def write_notebooks(
 
 
 def write_notebook(notebook: Any, path: Path) -> None:
-    """Write one notebook, whole or not at all.
-
-    Raises
-    ------
-    UsageError
-        When it cannot be written.
-    """
+    """Write one notebook, whole or not at all."""
     text = require_tool("nbformat").writes(notebook)
     temporary = path.with_name(f".{path.name}.part")
     try:

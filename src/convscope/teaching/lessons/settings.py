@@ -25,28 +25,14 @@ _EPOCHS = {("mnist", False): 5, ("mnist", True): 3, ("digits", False): 20, ("dig
 
 @dataclass(frozen=True)
 class LessonSettings:
-    """What the environment variable asks for.
-
-    Parameters
-    ----------
-    dataset : str or None
-        None for MNIST where it can be had, else the digits.
-    quick : bool
-        Whether data and training are shortened.
-    """
+    """What the variable asks for; without a dataset it is MNIST where it can be had, else the digits."""
 
     dataset: str | None = None
     quick: bool = False
 
     @classmethod
     def from_environment(cls) -> LessonSettings:
-        """Read ``CONVSCOPE_LESSONS``.
-
-        Raises
-        ------
-        UsageError
-            If it holds another word.
-        """
+        """Read ``CONVSCOPE_LESSONS``."""
         words = [word.strip() for word in os.environ.get(VARIABLE, "").split(",") if word.strip()]
         known = (*DATASETS, "quick")
         unknown = [word for word in words if word not in known]
@@ -56,13 +42,7 @@ class LessonSettings:
         return cls(chosen[0] if chosen else None, "quick" in words)
 
     def to_environment(self) -> dict[str, str]:
-        """Give the variable that asks for this.
-
-        Examples
-        --------
-        >>> LessonSettings("digits", quick=True).to_environment()
-        {'CONVSCOPE_LESSONS': 'digits,quick'}
-        """
+        """Give the variable that asks for this."""
         words = [self.dataset or "", "quick" if self.quick else ""]
         return {VARIABLE: ",".join(word for word in words if word)}
 

@@ -29,19 +29,7 @@ _HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a lesson.
-
-    Parameters
-    ----------
-    kind : {"markdown", "code"}
-        What it holds.
-    role : str
-        One of ``ROLES``, or ``given``.
-    source : str
-        Its text, with the solution's marks.
-    task : str
-        For ``answer`` and ``check`` cells, the task's number.
-    """
+    """One cell of a lesson, with the solution's marks; answers and checks know the number of their task."""
 
     kind: str
     role: str
@@ -51,15 +39,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Lesson:
-    """One lesson.
-
-    Parameters
-    ----------
-    name : str
-        Such as ``1-data-preparation``.
-    cells : tuple of Cell
-        In order.
-    """
+    """One lesson, such as ``1-data-preparation``, and its cells in order."""
 
     name: str
     cells: tuple[Cell, ...]
@@ -76,13 +56,7 @@ class Lesson:
 
 
 def source_folder() -> Path:
-    """Name the folder of the package that holds the sources.
-
-    Raises
-    ------
-    UsageError
-        When it is not there.
-    """
+    """Name the folder of the package that holds the sources."""
     folder = _HERE / "sources"
     if not folder.is_dir():
         raise UsageError(
@@ -92,40 +66,12 @@ def source_folder() -> Path:
 
 
 def lesson_names() -> list[str]:
-    """List the lessons, in order.
-
-    Examples
-    --------
-    >>> lesson_names()[0]
-    '1-data-preparation'
-    """
+    """List the lessons, in order."""
     return sorted(file.stem for file in source_folder().glob("[0-9]*.py"))
 
 
 def read_lesson(name: str) -> Lesson:
-    """Read a lesson's source.
-
-    Parameters
-    ----------
-    name : str
-        One of ``lesson_names``.
-
-    Returns
-    -------
-    Lesson
-
-    Raises
-    ------
-    UnknownNameError
-        When there is no such lesson.
-    UsageError
-        When the extra ``notebooks`` is not installed, or the source is not in order.
-
-    Examples
-    --------
-    >>> read_lesson("1-data-preparation").tasks
-    ('1.1', '1.2', '1.3', '1.4')
-    """
+    """Read a lesson's source."""
     if name not in lesson_names():
         raise unknown_name("lesson", name, lesson_names())
     text = (source_folder() / f"{name}.py").read_text(encoding="utf-8")
@@ -133,19 +79,7 @@ def read_lesson(name: str) -> Lesson:
 
 
 def parse_lesson(name: str, text: str) -> Lesson:
-    """Read a lesson from the text of its source.
-
-    Examples
-    --------
-    >>> source = '''# %% [markdown]
-    ... # # A lesson
-    ...
-    ... # %% tags=["check"]
-    ... convscope.check("1.1")
-    ... '''
-    >>> [cell.role for cell in parse_lesson("1-example", source).cells]
-    ['given', 'check']
-    """
+    """Read a lesson from the text of its source."""
     notebook = require_tool("jupytext").reads(text, fmt="py:percent")
     cells = [_cell(cell) for cell in notebook.cells]
     return Lesson(name, tuple(_with_tasks(name, cells)))
@@ -172,13 +106,7 @@ def _with_tasks(name: str, cells: list[Cell]) -> list[Cell]:
 
 
 def require_tool(name: str) -> Any:
-    """Import what comes with the extra ``notebooks``.
-
-    Raises
-    ------
-    UsageError
-        When it is not installed.
-    """
+    """Import what comes with the extra ``notebooks``, or say what to install."""
     import importlib
 
     try:
