@@ -11,8 +11,7 @@ import convscope  # isort: skip  (it chooses Keras's back end, before Keras is i
 from matplotlib import pyplot
 
 from convscope.teaching.grading import checking
-from convscope.teaching.lessons.notebooks import without_marks
-from convscope.teaching.lessons.sources import lesson_names, read_lesson
+from convscope.teaching.lessons.notebooks import lesson_names, read_lesson, without_marks
 
 QUICK_DIGITS = {"CONVSCOPE_LESSONS": "digits,quick"}
 

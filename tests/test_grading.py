@@ -8,8 +8,7 @@ import pytest
 import convscope
 from convscope.errors import UnknownNameError
 from convscope.teaching.grading import MIME_TYPE, TASKS, Verdict, checking, tasks_of
-from convscope.teaching.grading.values import as_number, as_shape, as_table, close, row_counts
-from convscope.teaching.grading.verdict import Flaw
+from convscope.teaching.grading.verdict import CheckFailed, as_number, as_shape, as_table, close, row_counts
 
 QUESTIONS = {"A": ({"filters": 16, "kernel_size": 5}, (28, 28, 1))}
 
@@ -95,7 +94,7 @@ def test_what_comes_from_the_cells_above_is_asked_for():
     assert verdict.message.startswith("Expected `questions` from the cells above, got nothing.")
 
 
-def test_an_error_inside_a_judge_is_told_as_a_flaw_of_the_answer():
+def test_an_error_inside_a_judge_is_told_as_a_mistake_of_the_answer():
     verdict = convscope.check("3.2", test_labels=np.array([0, 1]), predicted="xx", confusion=np.eye(2))
     assert verdict.state == "wrong"
     assert verdict.message.startswith("Expected an answer that can be checked, got")
@@ -164,12 +163,12 @@ def test_numbers_are_read_from_any_kind_of_scalar():
 
     assert as_number(torch.tensor([0.5], requires_grad=True), "x") == 0.5
     assert as_number(np.float32(0.5), "x") == 0.5
-    with pytest.raises(Flaw, match=r"`x` as one number, got an array of shape \(2,\)"):
+    with pytest.raises(CheckFailed, match=r"`x` as one number, got an array of shape \(2,\)"):
         as_number([1, 2], "x")
 
 
 def test_a_table_needs_all_its_entries():
-    with pytest.raises(Flaw, match="an entry 'B' in `shapes`, got none"):
+    with pytest.raises(CheckFailed, match="an entry 'B' in `shapes`, got none"):
         as_table({"A": 1}, "shapes", ["A", "B"])
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from lesson_namespaces import check, checked_wrong, solved
 
-from convscope.teaching.grading import trainings
-from convscope.teaching.grading.bands import Band, band_of
+from convscope.teaching.grading import networks
+from convscope.teaching.grading.networks import Band, band_of
 
 Conv2D, Dense, Dropout = keras.layers.Conv2D, keras.layers.Dense, keras.layers.Dropout
 Flatten, MaxPooling2D = keras.layers.Flatten, keras.layers.MaxPooling2D
@@ -222,7 +222,7 @@ def test_wrong_trainings(wrong, message):
 
 
 def test_an_accuracy_that_no_seed_reaches_is_too_good(monkeypatch):
-    monkeypatch.setattr(trainings, "band_of", lambda *_: Band(0.90, 0.97))
+    monkeypatch.setattr(networks, "band_of", lambda *_: Band(0.90, 0.97))
     checked_wrong("2.4", "too good to be true", history=with_accuracy(0.98))
 
 

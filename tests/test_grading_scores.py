@@ -152,7 +152,7 @@ WRONG_FUNCTIONS = {
     ),
     "accuracy-first": (lambda n: lambda x, y: n["evaluate"](x, y)[::-1], "The loss comes first"),
     "accuracy-only": (lambda n: lambda x, y: n["evaluate"](x, y)[1], "return loss, accuracy"),
-    "nothing-returned": (lambda n: lambda x, y: None, "End it with: return loss, accuracy"),
+    "nothing-returned": (lambda n: lambda x, y: None, "End the function with return loss, accuracy"),
     "raises": (lambda n: raising, "ValueError: shapes do not fit"),
     "no-function": (lambda n: 0.98, "`evaluate` as a function, got float"),
 }

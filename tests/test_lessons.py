@@ -13,18 +13,20 @@ import convscope
 from convscope.errors import UnknownNameError, UsageError
 from convscope.teaching.grading import tasks_of
 from convscope.teaching.grading.execution import execute
-from convscope.teaching.lessons import epochs, load_data, notebooks, settings, sources
+from convscope.teaching.lessons import data, epochs, load_data, notebooks
+from convscope.teaching.lessons.data import LessonSettings
 from convscope.teaching.lessons.notebooks import (
     PLACEHOLDER,
     build_notebook,
     cell_sources,
+    lesson_names,
+    parse_lesson,
+    read_lesson,
     solution_notebook,
     without_marks,
     without_solution,
     write_notebooks,
 )
-from convscope.teaching.lessons.settings import LessonSettings
-from convscope.teaching.lessons.sources import lesson_names, parse_lesson, read_lesson
 
 NAMES = [
     "1-data-preparation",
@@ -113,7 +115,7 @@ def test_without_the_extra_the_message_says_what_to_install(monkeypatch):
 
 
 def test_without_sources_the_message_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(sources, "_HERE", tmp_path / "a" / "b" / "c")
+    monkeypatch.setattr(notebooks, "_HERE", tmp_path / "a" / "b" / "c")
     with pytest.raises(UsageError, match="the lessons' sources in the package, got none"):
         lesson_names()
 
@@ -304,14 +306,14 @@ def test_a_solution_comes_executed_while_its_source_is_as_it_was(name, monkeypat
     ids=["nothing", "quick", "both", "data"],
 )
 def test_the_environment_chooses_data_and_length(monkeypatch, words, expected):
-    monkeypatch.setenv(settings.VARIABLE, words)
+    monkeypatch.setenv(data.VARIABLE, words)
     assert LessonSettings.from_environment() == expected
-    monkeypatch.setenv(settings.VARIABLE, expected.to_environment()[settings.VARIABLE])
+    monkeypatch.setenv(data.VARIABLE, expected.to_environment()[data.VARIABLE])
     assert LessonSettings.from_environment() == expected
 
 
 def test_another_word_in_the_environment_is_refused(monkeypatch):
-    monkeypatch.setenv(settings.VARIABLE, "quick,cifar")
+    monkeypatch.setenv(data.VARIABLE, "quick,cifar")
     with pytest.raises(UsageError, match=r"CONVSCOPE_LESSONS to hold mnist, digits, quick, got 'cifar'"):
         load_data()
 
@@ -319,24 +321,24 @@ def test_another_word_in_the_environment_is_refused(monkeypatch):
 def test_where_there_is_no_mnist_the_digits_take_its_place(monkeypatch):
     def load(name):
         if name == "mnist":
-            raise settings.DataNotFoundError("no connection")
+            raise data.DataNotFoundError("no connection")
         return whole
 
-    whole = settings.load("digits")
-    monkeypatch.delenv(settings.VARIABLE, raising=False)
-    monkeypatch.setattr(settings, "load", load)
+    whole = data.load("digits")
+    monkeypatch.delenv(data.VARIABLE, raising=False)
+    monkeypatch.setattr(data, "load", load)
     assert load_data() is whole
-    monkeypatch.setenv(settings.VARIABLE, "mnist")
-    with pytest.raises(settings.DataNotFoundError, match="no connection"):
+    monkeypatch.setenv(data.VARIABLE, "mnist")
+    with pytest.raises(data.DataNotFoundError, match="no connection"):
         load_data()
 
 
 def test_quick_takes_the_first_images_and_fewer_epochs(monkeypatch):
-    whole = settings.load("digits")
-    monkeypatch.setenv(settings.VARIABLE, "digits")
+    whole = data.load("digits")
+    monkeypatch.setenv(data.VARIABLE, "digits")
     longer = epochs(whole)
-    monkeypatch.setenv(settings.VARIABLE, "digits,quick")
-    monkeypatch.setattr(settings, "QUICK_TRAIN", 200)
+    monkeypatch.setenv(data.VARIABLE, "digits,quick")
+    monkeypatch.setattr(data, "QUICK_TRAIN", 200)
     short = load_data()
     assert (len(short.train), len(short.test)) == (200, 360)
     assert (short.train.images == whole.train.images[:200]).all()
@@ -360,7 +362,7 @@ def test_the_teachers_page_counts_tasks_and_points_rightly():
 
 def test_the_sources_are_files_of_the_package():
     """A link is a text file where the system or git makes none."""
-    folder = sources.source_folder()
+    folder = notebooks.source_folder()
     assert not folder.is_symlink()
     assert len([path for path in folder.iterdir() if path.suffix in (".py", ".ipynb")]) == 14
 

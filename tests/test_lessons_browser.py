@@ -8,8 +8,14 @@ import time
 
 import pytest
 
-from convscope.teaching.lessons.notebooks import build_notebook, solution_notebook, write_notebook
-from convscope.teaching.lessons.sources import lesson_names, parse_lesson, read_lesson
+from convscope.teaching.lessons.notebooks import (
+    build_notebook,
+    lesson_names,
+    parse_lesson,
+    read_lesson,
+    solution_notebook,
+    write_notebook,
+)
 
 pytestmark = pytest.mark.browser
 

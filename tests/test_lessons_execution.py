@@ -5,9 +5,8 @@ from lesson_outputs import complaints, full_marks, verdicts
 
 from convscope.teaching.grading.execution import execute
 from convscope.teaching.grading.marking import grade
-from convscope.teaching.lessons.notebooks import build_notebook, write_notebook
-from convscope.teaching.lessons.settings import LessonSettings
-from convscope.teaching.lessons.sources import lesson_names, read_lesson
+from convscope.teaching.lessons.data import LessonSettings
+from convscope.teaching.lessons.notebooks import build_notebook, lesson_names, read_lesson, write_notebook
 
 every_lesson = pytest.mark.parametrize("name", lesson_names())
 TIME_LIMIT = 280

@@ -18,8 +18,7 @@ from convscope.errors import DataError, DataNotFoundError, UsageError
 from convscope.teaching.grading import MIME_TYPE, marking, sign, tasks_of
 from convscope.teaching.grading.execution import Execution, execute
 from convscope.teaching.grading.marking import find_hand_ins, grade, grade_all
-from convscope.teaching.lessons.notebooks import build_notebook
-from convscope.teaching.lessons.sources import lesson_names, read_lesson
+from convscope.teaching.lessons.notebooks import build_notebook, lesson_names, read_lesson
 
 QUESTIONS = 'import convscope\nquestions = {"A": ({"filters": 16, "kernel_size": 5}, (28, 28, 1))}'
 RIGHT_SHAPES = 'shapes = {"A": (24, 24, 16)}'

@@ -21,7 +21,7 @@ from keras import layers
 import convscope
 from convscope.errors import ConvscopeError, DataError
 from convscope.export import load_bundle
-from convscope.model_files import allowed, archive, hdf5, load_model, models
+from convscope.model_files import allowed, hdf5, load_model, models
 from convscope.model_files.allowed import read_config
 
 SOURCE = Path(convscope.__file__).parent
@@ -319,12 +319,12 @@ def test_a_flipped_bit_is_noticed(small_file, tmp_path):
 
 
 def test_arrays_that_would_fill_the_memory_are_refused(monkeypatch):
-    monkeypatch.setattr(archive, "ARRAY_BYTES", 2**20)
+    monkeypatch.setattr(models, "ARRAY_BYTES", 2**20)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
-        file.writestr("scale.npy", b"\0" * (archive.ARRAY_BYTES + 1))
+        file.writestr("scale.npy", b"\0" * (models.ARRAY_BYTES + 1))
     with pytest.raises(DataError, match=r"Expected preprocess\.npz to hold at most 1 MB"):
-        archive.read_arrays(buffer.getvalue(), "preprocess.npz")
+        models.read_arrays(buffer.getvalue(), "preprocess.npz")
 
 
 def test_an_array_that_declares_more_than_it_has_is_refused():
@@ -334,7 +334,7 @@ def test_an_array_that_declares_more_than_it_has_is_refused():
     with zipfile.ZipFile(buffer, "w") as file:
         file.writestr("scale.npy", header.getvalue() + b"\0" * 16)
     with pytest.raises(DataError, match=r"Expected preprocess\.npz to hold NumPy arrays"):
-        archive.read_arrays(buffer.getvalue(), "preprocess.npz")
+        models.read_arrays(buffer.getvalue(), "preprocess.npz")
 
 
 # HDF5 -----------------------------------------------------------------------------------------------------

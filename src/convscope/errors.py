@@ -131,3 +131,13 @@ def unknown_name(kind: str, name: str, valid: Iterable[str], hint: str = "") -> 
     near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     hint = f"Did you mean {near[0]!r}?" if near else hint
     return UnknownNameError(sentence(f"one of the {kind}s {', '.join(options)}", repr(name), hint))
+
+
+def reason(error: BaseException) -> str:
+    """Say in one short line why a library failed."""
+    # Keras wraps an error once for each layer of its own; what happened stands behind the last of these.
+    innermost = str(error).rsplit("Exception encountered:", maxsplit=1)[-1]
+    lines = [line.strip() for line in innermost.splitlines() if line.strip()]
+    text = lines[0].rstrip(".") if lines else type(error).__name__
+    shown = "".join(character if character.isprintable() else "?" for character in text)
+    return shown if len(shown) <= 200 else f"{shown[:199]}…"

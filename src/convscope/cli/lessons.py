@@ -83,7 +83,7 @@ def _require_sense(execute: bool, student_only: bool, data: str | None, quick: b
 def _lesson_name(word: str) -> str:
     """Find a lesson by its name or its number."""
     from convscope.errors import unknown_name
-    from convscope.teaching.lessons.sources import lesson_names
+    from convscope.teaching.lessons.notebooks import lesson_names
 
     for name in lesson_names():
         if word in (name, name.split("-")[0]):
@@ -120,8 +120,7 @@ def _quiz_notebooks(seed: int, versions: tuple[str, ...]) -> dict[Path, Any]:
 def _execute(path: Path, time_limit: float, data: str | None, quick: bool, quiet: bool) -> dict[str, Any]:
     """Run a solution in its place."""
     from convscope.teaching.grading.execution import cell_errors, execute, shrink_figures
-    from convscope.teaching.lessons.notebooks import write_notebook
-    from convscope.teaching.lessons.sources import require_tool
+    from convscope.teaching.lessons.notebooks import require_tool, write_notebook
 
     notebook = require_tool("nbformat").read(path, as_version=4)
     done = execute(notebook, time_limit, _settings(data, quick).to_environment())
@@ -147,7 +146,7 @@ def _show_errors(errors: Sequence[CellError]) -> None:
 def _settings(data: str | None, quick: bool) -> Any:
     """Take what the options say; what they leave out, the environment decides."""
     from convscope.errors import unknown_name
-    from convscope.teaching.lessons.settings import DATASETS, LessonSettings
+    from convscope.teaching.lessons.data import DATASETS, LessonSettings
 
     if data is not None and data not in DATASETS:
         raise unknown_name("lessons' dataset", data, DATASETS)

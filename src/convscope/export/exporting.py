@@ -18,8 +18,7 @@ from convscope.export.checking import CheckImages, compare, find_images, measure
 from convscope.export.formats import FORMATS, ExportFormat
 from convscope.export.loading import BUNDLE_FILE, BUNDLE_VERSION, STATISTICS_FILE, load_bundle
 from convscope.export.onnx_graph import INPUT, OUTPUT, require_packages
-from convscope.model_files.archive import CONFIG
-from convscope.model_files.models import WEIGHTS_FILE, write_weights
+from convscope.model_files.models import CONFIG, WEIGHTS_FILE, write_weights
 from convscope.runs import RUN_FILE, RunDirectory, create_run, open_run
 
 _PROGRESS = logging.getLogger("convscope.progress")

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from convscope.data.statistics import TrainingStatistics
-from convscope.errors import ConvscopeError, DataError, RunError, UsageError, sentence
+from convscope.errors import ConvscopeError, DataError, RunError, UsageError, reason, sentence
 from convscope.evaluation import Calibration, Evaluation
 from convscope.export.bundle import Bundle
 from convscope.export.formats import FORMATS
-from convscope.model_files.archive import read_arrays, reason
-from convscope.model_files.models import load_run_model
+from convscope.model_files.models import load_run_model, read_arrays
 from convscope.preprocessing import DATA_FORMATS, RESIZES, SCALINGS, Preprocess
 from convscope.runs import RUN_FILE, RunDirectory, open_run
 

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.errors import DataError, ExportError, UsageError, sentence
+from convscope.errors import DataError, ExportError, UsageError, reason, sentence
 from convscope.export.bundle import Bundle, Forward
-from convscope.model_files.archive import reason
 
 if TYPE_CHECKING:
     import torch

@@ -15,11 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from convscope.environment import own_warning_filters
-from convscope.errors import ExportError, UsageError, sentence
+from convscope.errors import ExportError, UsageError, reason, sentence
 from convscope.evaluation.calibration import SMALLEST
 from convscope.export.bundle import Bundle, Forward
 from convscope.lowering.devices import computing_on, device_of
-from convscope.model_files.archive import reason
 
 if TYPE_CHECKING:
     import keras

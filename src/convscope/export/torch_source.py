@@ -15,9 +15,8 @@ from safetensors.torch import save_file
 from torch.fx import GraphModule, Node
 from torch.fx.graph import CodeGen
 
-from convscope.errors import ExportError, sentence
+from convscope.errors import ExportError, reason, sentence
 from convscope.export.bundle import Bundle, Forward
-from convscope.model_files.archive import reason
 
 _SOURCE = '''\
 """An image classifier: pixels (n, {height}, {width}, {channels}), uint8 -> probabilities (n, {classes}).

@@ -1,7 +1,6 @@
 """Networks in files that anybody may have written, read without running anything in them.
 
-models    configuration and weights → keras.Model; begin here
-archive   a .keras file: three known members, within limits, never unpacked
+models    a .keras file or a run → keras.Model; begin here
 allowed   which objects a network's configuration may name
 hdf5      weights out of a foreign HDF5 file, in a process of its own
 """

@@ -13,8 +13,7 @@ from typing import Any
 
 from convscope.arithmetic.activations import ACTIVATIONS
 from convscope.arithmetic.layers import LAYERS
-from convscope.errors import DataError, sentence
-from convscope.model_files.archive import reason
+from convscope.errors import DataError, reason, sentence
 
 DEEPEST = 100
 MOST_VALUES = 1_000_000

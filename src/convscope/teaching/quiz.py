@@ -15,7 +15,7 @@ from typing import Any
 
 from convscope.arithmetic import LayerArithmetic, Shape, analyse, show_shape
 from convscope.errors import ArchitectureError, UsageError, sentence
-from convscope.teaching.lessons.sources import Lesson, parse_lesson
+from convscope.teaching.lessons.notebooks import Lesson, parse_lesson
 
 LETTERS = "abc"
 LESSON = "8-quiz"

@@ -1,19 +1,28 @@
 """Grading by properties: an answer is right for what it is, not for being equal to a stored output.
 
-Rooms:
-
-    verdict         what a check says, and the flaw that ends it
-    values          reading a student's variables
-    preparation, counting, architectures, trainings, scores, layers_by_hand, pictures
-                    the judges, by what they judge
-    bands           the accuracies that real seeds give
-    tasks           the table of all tasks
-    checking        ``check``: find the answer, judge it, give the next hint; sealed checks for grading
+verdict      reading a student's variables; what a check says of them
+preparation, counting, networks, scores, layers_by_hand, pictures
+             the judges, by what they judge
+tasks        the table of all tasks
+checking     ``check``: find the answer, judge it, give the next hint; sealed checks for grading
+execution    running a notebook in a process of its own, with a time limit
+marking      handed-in notebooks → marks
 """
 
 from convscope.teaching.grading.checking import check, seal, sign
 from convscope.teaching.grading.pictures import photograph
 from convscope.teaching.grading.tasks import TASKS, Task, tasks_of
-from convscope.teaching.grading.verdict import MIME_TYPE, Flaw, Verdict
+from convscope.teaching.grading.verdict import MIME_TYPE, CheckFailed, Verdict
 
-__all__ = ["MIME_TYPE", "TASKS", "Flaw", "Task", "Verdict", "check", "photograph", "seal", "sign", "tasks_of"]
+__all__ = [
+    "MIME_TYPE",
+    "TASKS",
+    "CheckFailed",
+    "Task",
+    "Verdict",
+    "check",
+    "photograph",
+    "seal",
+    "sign",
+    "tasks_of",
+]

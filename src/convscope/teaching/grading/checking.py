@@ -17,11 +17,11 @@ import numpy as np
 from convscope.environment import own_warning_filters
 from convscope.errors import ConvscopeError, sentence, unknown_name
 from convscope.teaching.grading.tasks import TASKS, Task
-from convscope.teaching.grading.verdict import MIME_TYPE, Flaw, Verdict
+from convscope.teaching.grading.verdict import MIME_TYPE, CheckFailed, Verdict
 
 
 class _Attempts:
-    """Counts how often a flaw was met in this session, so that each time the next hint is given."""
+    """Counts how often a mistake was met in this session, so that each time the next hint is given."""
 
     def __init__(self) -> None:
         self._met: Counter[tuple[str, tuple[str, ...]]] = Counter()
@@ -72,9 +72,9 @@ def check(task: str, /, **answers: Any) -> Verdict:
     found = {**sys._getframe(1).f_globals, **answers}
     try:
         message = _judge(entry, found)
-    except Flaw as flaw:
-        hint = _attempts.next_hint(task, flaw.hints)
-        return Verdict(task, entry.title, 0, entry.points, flaw.message, hint, flaw.answered)
+    except CheckFailed as failed:
+        hint = _attempts.next_hint(task, failed.hints)
+        return Verdict(task, entry.title, 0, entry.points, failed.message, hint, failed.answered)
     return Verdict(task, entry.title, entry.points, entry.points, message)
 
 
@@ -151,19 +151,19 @@ def sign(verdict: Mapping[str, Any], key: str) -> str:
 
 
 def _judge(task: Task, found: Mapping[str, Any]) -> str:
-    """Judge what was found; whatever an answer makes go wrong is a flaw of the answer."""
+    """Judge what was found; whatever an answer makes go wrong is a mistake of the answer."""
     values = {name.lower(): value for name, value in (_answers(task, found) | _given(task, found)).items()}
     try:
         with own_warning_filters(), _own_figures(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")  # an answer may well divide by zero; its result is judged
             return task.judge(**values)
-    except Flaw:
+    except CheckFailed:
         raise
     except ConvscopeError as error:
-        raise Flaw(str(error)) from error
+        raise CheckFailed(str(error)) from error
     except Exception as error:
         message = sentence("an answer that can be checked", f"{type(error).__name__}: {error}")
-        raise Flaw(message, ("Look at the types and shapes of what you made.",)) from error
+        raise CheckFailed(message, ("Look at the types and shapes of what you made.",)) from error
 
 
 @contextmanager
@@ -188,7 +188,9 @@ def _answers(task: Task, found: Mapping[str, Any]) -> dict[str, Any]:
     if missing:
         listed = ", ".join(f"`{name}`" for name in missing)
         answered = len(missing) < len(task.answers)
-        raise Flaw(sentence(listed, "nothing yet", "Fill in the cell above and run it."), answered=answered)
+        raise CheckFailed(
+            sentence(listed, "nothing yet", "Fill in the cell above and run it."), answered=answered
+        )
     return {name: found[name] for name in task.answers}
 
 
@@ -197,5 +199,5 @@ def _given(task: Task, found: Mapping[str, Any]) -> dict[str, Any]:
     missing = [name for name in task.given if found.get(name, ...) is ...]
     if missing:
         hint = "Run the notebook from its top, and solve the tasks above first."
-        raise Flaw(sentence(f"`{missing[0]}` from the cells above", "nothing", hint), answered=False)
+        raise CheckFailed(sentence(f"`{missing[0]}` from the cells above", "nothing", hint), answered=False)
     return {name: found[name] for name in task.given}

@@ -7,8 +7,7 @@ from typing import Any
 
 from convscope.arithmetic import LayerArithmetic, Shape, analyse
 from convscope.errors import sentence
-from convscope.teaching.grading.values import as_array, as_number, as_shape, as_table
-from convscope.teaching.grading.verdict import Flaw, require
+from convscope.teaching.grading.verdict import CheckFailed, as_array, as_number, as_shape, as_table, require
 
 # A layer's settings and the shape of its input: what a student predicts from.
 Question = tuple[Mapping[str, Any], Shape]
@@ -27,7 +26,7 @@ def judge_conv_shapes(questions: Mapping[str, Question], shapes: Any) -> str:
         found = as_shape(table[key], f"shapes[{key!r}]")
         worked_out = _convolution(settings, input_shape)
         if found != worked_out.output_shape:
-            raise Flaw(*_explain_shape(key, found, settings, input_shape, worked_out))
+            raise CheckFailed(*_explain_shape(key, found, settings, input_shape, worked_out))
     return f"All {len(questions)} shapes are what Keras gives."
 
 
@@ -93,7 +92,7 @@ def judge_conv_parameters(questions: Mapping[str, Question], parameters: Any) ->
         found = as_number(table[key], f"parameters[{key!r}]")
         worked_out = _convolution(settings, input_shape)
         if found != worked_out.parameters:
-            raise Flaw(*_explain_count(key, found, worked_out, input_shape, settings))
+            raise CheckFailed(*_explain_count(key, found, worked_out, input_shape, settings))
     return f"All {len(questions)} counts are what Keras gives."
 
 
@@ -144,7 +143,7 @@ def judge_layer_shapes(layers: Any, shapes: Any) -> str:
             message = sentence(
                 f"another output shape of {layer.name} behind {tuple(layer.input_shape)}", found
             )
-            raise Flaw(message, (_layer_rule(layer.type), layer.arithmetic[0]))
+            raise CheckFailed(message, (_layer_rule(layer.type), layer.arithmetic[0]))
     return f"All {len(layers)} output shapes are right."
 
 
@@ -154,7 +153,7 @@ def judge_layer_parameters(layers: Any, parameters: Any) -> str:
     for layer in layers:
         found = as_number(table[layer.name], f"parameters[{layer.name!r}]")
         if found != layer.parameters:
-            raise Flaw(*_explain_layer_count(layer, found))
+            raise CheckFailed(*_explain_layer_count(layer, found))
     total = sum(layer.parameters for layer in layers)
     return f"All right, and together {total:,}."
 

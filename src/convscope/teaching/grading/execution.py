@@ -19,7 +19,7 @@ from PIL import Image
 
 from convscope.errors import UsageError, sentence
 from convscope.teaching.grading import MIME_TYPE
-from convscope.teaching.lessons.sources import require_tool
+from convscope.teaching.lessons.notebooks import require_tool
 
 Result = TypeVar("Result")
 

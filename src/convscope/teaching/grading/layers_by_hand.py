@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope.errors import sentence
-from convscope.teaching.grading.values import as_array, as_number, close
-from convscope.teaching.grading.verdict import Flaw, require
+from convscope.teaching.grading.verdict import CheckFailed, as_array, as_number, call_answer, close, require
 
 Array = NDArray[Any]
 
 ACTIVATION_TOLERANCE = 1e-5
 SHARE_TOLERANCE = 0.02
+TRY_IT = "Try the function on that input yourself."
 
 
 def judge_dropout(ones: Array, rate: float, dropped: Any, share_of_zeros: Any, kept_value: Any) -> str:
@@ -76,7 +76,7 @@ def judge_max_pool(max_pool: Callable[..., Any]) -> str:
 def _require_pooled(max_pool: Callable[..., Any], image: Array, size: int) -> None:
     height, width, channels = image.shape
     called = f"max_pool of a {height}×{width}×{channels} image with size {size}"
-    result = _call(max_pool, called, image.copy(), size)
+    result = call_answer(max_pool, f"a value for {called}", TRY_IT, image.copy(), size)
     right = _pool(image, size, np.max)
     found = as_array(result, called)
     odd = height % size or width % size
@@ -159,7 +159,10 @@ def _require_activation(
 ) -> None:
     kernel, bias = weights
     called = f"activation at row {row}, column {column}, filter {number}"
-    found = as_number(_call(activation, called, image, kernel, bias, row, column, number), called)
+    found = as_number(
+        call_answer(activation, f"a value for {called}", TRY_IT, image, kernel, bias, row, column, number),
+        called,
+    )
     total = _weighted_sum(image, kernel, row, column, number)
     own = float(bias[number])
     right = max(total + own, 0.0)
@@ -183,7 +186,7 @@ def _require_activation(
     answer = (
         "padded = np.pad(image, ((1, 1), (1, 1), (0, 0))); patch = padded[row : row + 3, column : column + 3]"
     )
-    raise Flaw(sentence(f"{right:.5f} for the {called}", f"{found:.5f}"), (first, answer))
+    raise CheckFailed(sentence(f"{right:.5f} for the {called}", f"{found:.5f}"), (first, answer))
 
 
 def _weighted_sum(image: Array, kernel: Array, row: int, column: int, number: int) -> float:
@@ -193,19 +196,3 @@ def _weighted_sum(image: Array, kernel: Array, row: int, column: int, number: in
     padding = ((before[0], height - 1 - before[0]), (before[1], width - 1 - before[1]), (0, 0))
     padded = np.pad(image.astype(np.float64), padding)
     return float((padded[row : row + height, column : column + width] * kernel[..., number]).sum())
-
-
-def _call(function: Callable[..., Any], called: str, *arguments: Any) -> Any:
-    """Call a student's function; what it raises, and an empty body, are flaws of the answer."""
-    try:
-        result = function(*arguments)
-    except Exception as error:
-        raise Flaw(
-            sentence(f"a value for {called}", f"{type(error).__name__}: {error}"),
-            ("Try the function on that input yourself.",),
-        ) from error
-    if result is None or result is ...:
-        raise Flaw(
-            sentence(f"a value for {called}", "None", "End the function with return …"), answered=False
-        )
-    return result

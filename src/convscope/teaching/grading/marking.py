@@ -18,8 +18,8 @@ from typing import Any
 from convscope.errors import ConvscopeError, DataError, DataNotFoundError, UsageError, sentence
 from convscope.teaching.grading import MIME_TYPE, TASKS, sign, tasks_of
 from convscope.teaching.grading.execution import CellError, Execution, cell_errors, execute_async, wait_for
-from convscope.teaching.lessons.settings import LessonSettings
-from convscope.teaching.lessons.sources import CHECK, require_tool
+from convscope.teaching.lessons.data import LessonSettings
+from convscope.teaching.lessons.notebooks import CHECK, require_tool
 
 SIZE_CAP = 64 * 2**20
 SHOWN_ERRORS = 3

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convscope.errors import sentence
-from convscope.teaching.grading.values import as_array, as_number, close
-from convscope.teaching.grading.verdict import Flaw, require
+from convscope.teaching.grading.verdict import CheckFailed, as_array, as_number, call_answer, close, require
 
 Array = NDArray[Any]
 Prepare = Callable[[Array], Any]
@@ -81,16 +80,8 @@ def _drawings() -> dict[str, NDArray[np.uint8]]:
 
 
 def _call(prepare: Prepare, picture: Array) -> Array:
-    try:
-        result = prepare(picture.copy())
-    except Exception as error:
-        raise Flaw(
-            sentence("prepare(picture) to give an image", f"{type(error).__name__}: {error}"),
-            (f"It was called with a uint8 picture of shape {picture.shape}.",),
-        ) from error
-    if result is None:
-        message = sentence("prepare(picture) to give an image", "None", "End the function with return …")
-        raise Flaw(message, answered=False)
+    called = f"It was called with a uint8 picture of shape {picture.shape}."
+    result = call_answer(prepare, "prepare(picture) to give an image", called, picture.copy())
     return as_array(result, "prepare(picture)")
 
 
@@ -195,7 +186,7 @@ def judge_own_accuracy(
     elif close(found, unscaled, 1e-3):
         hint = "The network was trained on scaled pixels: preprocess.apply comes after prepare."
     answer = "preprocess.apply(np.stack([prepare(picture) for picture in pictures]))"
-    raise Flaw(sentence("the accuracy of the prepared pictures", f"{found:g}"), (hint, answer))
+    raise CheckFailed(sentence("the accuracy of the prepared pictures", f"{found:g}"), (hint, answer))
 
 
 def judge_shifts(
@@ -230,7 +221,7 @@ def judge_shifts(
     elif np.allclose(found, _accuracies(model, x_some, labels_some, shifts, 0, fill=False), atol=0.005):
         hint = "Axis 0 runs over the images: shifting it gives each image another one's label."
     message = sentence("the accuracy at each shift", np.array2string(found, precision=3))
-    raise Flaw(message, (hint, f"np.roll(x_some, shift, axis={across})"))
+    raise CheckFailed(message, (hint, f"np.roll(x_some, shift, axis={across})"))
 
 
 def _accuracies(

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope.errors import sentence
-from convscope.teaching.grading.values import as_array, as_shape, row_counts
-from convscope.teaching.grading.verdict import require
+from convscope.teaching.grading.verdict import as_array, as_shape, require, row_counts
 
 VALIDATION_SHARE = 0.3
 # Rows whose values are compared; a wrong transformation shows in the first ones already.

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from convscope.errors import sentence
 from convscope.evaluation import Evaluation, wilson_interval
 from convscope.evaluation.metrics import confusion_matrix, cross_entropy, worst_errors
-from convscope.teaching.grading.values import as_array, as_number, close
-from convscope.teaching.grading.verdict import Flaw, require
+from convscope.teaching.grading.verdict import CheckFailed, as_array, as_number, call_answer, close, require
 
 Array = NDArray[Any]
 
@@ -82,7 +81,7 @@ def _require_share(found: float, share: float, images: int) -> None:
     elif close(found, hits, NUMBER_TOLERANCE):
         hint = "That is how many are right; divide by the number of images."
     message = sentence("`accuracy` as the share of right predictions", f"{found:g}")
-    raise Flaw(message, (hint, "np.mean(predicted == test_labels)"))
+    raise CheckFailed(message, (hint, "np.mean(predicted == test_labels)"))
 
 
 def judge_confusion(test_labels: Array, predicted: Array, confusion: Any) -> str:
@@ -107,7 +106,7 @@ def judge_confusion(test_labels: Array, predicted: Array, confusion: Any) -> str
     elif table.sum() != right.sum():
         hint = f"The entries must add up to the {right.sum():,} test images."
     message = sentence("a count of each pair of true and predicted class", "another table")
-    raise Flaw(message, (hint, "sklearn.metrics.confusion_matrix(test_labels, predicted)"))
+    raise CheckFailed(message, (hint, "sklearn.metrics.confusion_matrix(test_labels, predicted)"))
 
 
 def judge_loss(probabilities: Array, test_labels: Array, loss: Any) -> str:
@@ -134,7 +133,9 @@ def judge_loss(probabilities: Array, test_labels: Array, loss: Any) -> str:
     near = [hint for hint, value in mistakes.items() if close(found, value, NUMBER_TOLERANCE)]
     first = near[0] if near else "The probability of the true class of each image: its logarithm, the mean."
     message = sentence("`loss` as the mean of −ln p(true class)", f"{found:g}")
-    raise Flaw(message, (first, "-np.log(probabilities[np.arange(len(test_labels)), test_labels]).mean()"))
+    raise CheckFailed(
+        message, (first, "-np.log(probabilities[np.arange(len(test_labels)), test_labels]).mean()")
+    )
 
 
 def judge_worst(probabilities: Array, test_labels: Array, worst: Any) -> str:
@@ -151,7 +152,9 @@ def judge_worst(probabilities: Array, test_labels: Array, worst: Any) -> str:
     if found.min() >= 0 and found.max() < len(labels) and np.allclose(gaps[found], gaps[right]):
         return f"The worst is image {right[0]}, with a gap of {gaps[right[0]]:.2f}."
     message = sentence("the six errors with the largest gap, the worst first", found.tolist())
-    raise Flaw(message, (_worst_hint(found, gaps, table, labels), "np.argsort(-gap)[:6], over all images"))
+    raise CheckFailed(
+        message, (_worst_hint(found, gaps, table, labels), "np.argsort(-gap)[:6], over all images")
+    )
 
 
 def _gaps(table: Array, labels: Array) -> Array:
@@ -200,7 +203,7 @@ def judge_interval(test_labels: Array, predicted: Array, interval: Any) -> str:
         near = ["In per cent; a share lies between 0 and 1."]
     hint = near[0] if near else "accuracy ± 1.96·√(accuracy·(1 − accuracy)/n)"
     message = sentence("the 95 % interval of the accuracy", f"({found[0]:.4g}, {found[1]:.4g})")
-    raise Flaw(message, (hint, "error = np.sqrt(accuracy * (1 - accuracy) / len(test_labels))"))
+    raise CheckFailed(message, (hint, "error = np.sqrt(accuracy * (1 - accuracy) / len(test_labels))"))
 
 
 def judge_evaluate(model: Any, x_test: Array, y_test: Array, evaluate: Callable[..., Any]) -> str:
@@ -213,22 +216,15 @@ def judge_evaluate(model: Any, x_test: Array, y_test: Array, evaluate: Callable[
     half = len(x_test) // 2
     for x, y in ((x_test[:half], y_test[:half]), (x_test[half:], y_test[half:])):
         expected = Evaluation.from_probabilities(_predict(model, x), y)
-        _require_result(_call(evaluate, x, y), expected)
+        called = "It was called with half of x_test and of y_test."
+        result = call_answer(
+            evaluate, "two numbers from evaluate(x, y)", called, x, y, ending="return loss, accuracy"
+        )
+        _require_result(result, expected)
     return "Right on two different halves of the test images."
 
 
-def _call(evaluate: Callable[..., Any], x: Array, y: Array) -> Any:
-    try:
-        return evaluate(x, y)
-    except Exception as error:
-        message = sentence("evaluate(x, y) to give two numbers", f"{type(error).__name__}: {error}")
-        raise Flaw(message, ("It was called with half of x_test and of y_test.",)) from error
-
-
 def _require_result(result: Any, expected: Evaluation) -> None:
-    if result is None:
-        message = sentence("two numbers from evaluate(x, y)", "None", "End it with: return loss, accuracy")
-        raise Flaw(message, answered=False)
     pair = isinstance(result, tuple | list) and len(result) == 2
     require(
         pair,

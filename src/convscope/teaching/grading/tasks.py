@@ -8,15 +8,14 @@ from functools import partial
 from typing import Any
 
 from convscope.teaching.grading import counting, layers_by_hand, pictures, preparation, scores
-from convscope.teaching.grading.architectures import judge_network
-from convscope.teaching.grading.trainings import judge_training
+from convscope.teaching.grading.networks import judge_network, judge_training
 
 
 @dataclass(frozen=True)
 class Task:
     """One task: its judge, the variables that a student makes, and those that are there before.
 
-    The judge takes them all, their names in lower case; it says what is right, or raises a ``Flaw``.
+    The judge takes them all, their names in lower case; it says what is right, or raises a ``CheckFailed``.
     """
 
     title: str
