@@ -15,14 +15,7 @@ from convscope.errors import LoweringError, UsageError, sentence, unknown_name
 from convscope.training import engine_keras
 from convscope.training.checkpoint import TrainingState
 from convscope.training.config import ENGINES, PRECISIONS, require_count, require_engine_for
-from convscope.training.data import (
-    ArrayInput,
-    ImageAugmentation,
-    ImagePreprocess,
-    Shuffle,
-    StreamInput,
-    read_input,
-)
+from convscope.training.data import ArrayInput, Shuffle, StreamInput, read_input
 from convscope.training.events import Listener, TrainBreak, is_mistake, reason_of
 from convscope.training.progress import progress_listener
 from convscope.training.request import (
@@ -37,6 +30,9 @@ from convscope.training.request import (
 from convscope.training.schedules import Schedule
 
 if TYPE_CHECKING:
+    from convscope.augmentation import Augmentation
+    from convscope.preprocessing import Preprocess
+
     pass
 
 
@@ -63,8 +59,8 @@ def fit(
     precision: str = "auto",
     seed: int | None = None,
     deterministic: bool = False,
-    preprocess: ImagePreprocess | None = None,
-    augment: ImageAugmentation | None = None,
+    preprocess: Preprocess | None = None,
+    augment: Augmentation | None = None,
     plan: Mapping[str, Any] | None = None,
     device: str | None = None,
     schedule: Schedule | None = None,
@@ -238,7 +234,7 @@ def predict(
     steps: int | None = None,
     callbacks: Any = None,
     *,
-    preprocess: ImagePreprocess | None = None,
+    preprocess: Preprocess | None = None,
     precision: str = "float32",
     engine: str = "auto",
 ) -> NDArray[np.float32]:
@@ -307,7 +303,7 @@ def predict(
 
 
 def _predict_with_keras(
-    model: keras.Model, x: Any, batch_size: int | None, preprocess: ImagePreprocess | None, **how: Any
+    model: keras.Model, x: Any, batch_size: int | None, preprocess: Preprocess | None, **how: Any
 ) -> NDArray[np.float32]:
     with _on_the_device_of(model):
         return engine_keras.predict(model, x, batch_size, preprocess, **how)

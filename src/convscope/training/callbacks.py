@@ -34,21 +34,6 @@ class CallbackBridge:
 
     The model holds the current weights at every moment, because the network trains in their storage. What a
     callback sets there counts at once; ``refresh`` lets the optimizer read its learning rate anew.
-
-    Parameters
-    ----------
-    callbacks : sequence of keras.callbacks.Callback
-        The user's.
-    history : keras.callbacks.History
-        Called after them.
-    model : keras.Model
-        Compiled.
-    epochs : int
-        The epoch before which training ends.
-    steps : int or None
-        Batches in an epoch.
-    refresh : callable
-        Called after every callback.
     """
 
     def __init__(
@@ -125,25 +110,7 @@ _ARRAY, _TUPLE = "<array>", "<tuple>"
 
 
 class CallbackMemory:
-    """Reads and writes the state of a training's callbacks.
-
-    Parameters
-    ----------
-    callbacks : sequence of keras.callbacks.Callback
-        In their order; two of one class are told apart by it.
-
-    Examples
-    --------
-    >>> class Counting:
-    ...     seen = 0
-    >>> first, second = Counting(), Counting()
-    >>> memory = CallbackMemory([first])
-    >>> memory.begin()
-    >>> first.seen = 3
-    >>> CallbackMemory([second]).begin(memory.read())
-    >>> second.seen
-    3
-    """
+    """Reads and writes the state of a training's callbacks."""
 
     def __init__(self, callbacks: Sequence[Any] = ()) -> None:
         counts: Counter[str] = Counter()
@@ -155,18 +122,7 @@ class CallbackMemory:
         self._first: dict[str, dict[str, Arrays]] = {}
 
     def begin(self, saved: Mapping[str, NDArray[Any]] | None = None) -> None:
-        """Take note of how the callbacks begin; then give them the state of an earlier session.
-
-        Parameters
-        ----------
-        saved : mapping of str to ndarray or None
-            What :meth:`read` gave.
-
-        Raises
-        ------
-        RunError
-            When a callback that has a state there is missing here.
-        """
+        """Take note of how the callbacks begin; then give them the state of an earlier session."""
         self._first = {name: _attributes(callback) for name, callback in self._callbacks.items()}
         states: dict[str, dict[str, Arrays]] = {}
         for key, array in (saved or {}).items():
@@ -181,13 +137,7 @@ class CallbackMemory:
                 setattr(self._callbacks[name], attribute, _decode(arrays))
 
     def read(self) -> Arrays:
-        """Copy what the callbacks remember now; one that has an ``on_snapshot`` is told before.
-
-        Returns
-        -------
-        dict of str to ndarray
-            Keys are ``class-number/attribute/part``.
-        """
+        """Copy what the callbacks remember now; one that has an ``on_snapshot`` is told before."""
         for callback in self._callbacks.values():
             getattr(callback, "on_snapshot", lambda: None)()
         return {

@@ -69,20 +69,7 @@ class TrainingState:
     stopped: bool = False
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """Flatten the state into one dictionary of arrays.
-
-        Returns
-        -------
-        dict of str to ndarray
-            ``position`` is int64 ``(3,)`` with seed, epoch and step; the other keys are
-            ``part/number/name``, where the number keeps the order; ``stopped`` is there where it is true.
-
-        Examples
-        --------
-        >>> state = TrainingState(7, 2, 0, {"dense/bias": np.zeros(3)}, {}, {}, {"loss": [0.5, 0.25]})
-        >>> sorted(state.to_arrays())
-        ['history/loss', 'position', 'weights/0000/dense/bias']
-        """
+        """Flatten the state into one dictionary of arrays."""
         arrays = {"position": np.array([self.seed, self.epoch, self.step], np.int64)}
         for part in _PARTS:
             for number, (name, array) in enumerate(getattr(self, part).items()):
@@ -95,29 +82,7 @@ class TrainingState:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> TrainingState:
-        """Rebuild a state from what :meth:`to_arrays` gave.
-
-        Parameters
-        ----------
-        arrays : mapping of str to ndarray
-            The flattened state, in any order.
-
-        Returns
-        -------
-        TrainingState
-            Equal to the one that was flattened.
-
-        Raises
-        ------
-        RunError
-            When the position is missing or a key belongs to no part.
-
-        Examples
-        --------
-        >>> state = TrainingState(7, 2, 0, {"dense/bias": np.zeros(3)}, {}, {}, {"loss": [0.5, 0.25]})
-        >>> TrainingState.from_arrays(state.to_arrays()).history
-        {'loss': [0.5, 0.25]}
-        """
+        """Rebuild a state from what :meth:`to_arrays` gave."""
         if "position" not in arrays:
             raise RunError(sentence("a training state with its position", f"the keys {sorted(arrays)[:3]}"))
         parts: dict[str, dict[str, np.ndarray]] = {part: {} for part in _PARTS}
@@ -144,26 +109,7 @@ def snapshot(
     metrics: Mapping[str, NDArray[Any]] | None = None,
     callbacks: Mapping[str, NDArray[Any]] | None = None,
 ) -> TrainingState:
-    """Copy the training state out of a model that holds its current weights.
-
-    Parameters
-    ----------
-    model : keras.Model
-        Compiled and built.
-    seed, epoch, step : int
-        Where the training stands; see :class:`~convscope.training.checkpoint.TrainingState`.
-    history : mapping of str to list of float
-        What History holds.
-    metrics : mapping of str to ndarray or None
-        Running sums inside an epoch.
-    callbacks : mapping of str to ndarray or None
-        What the callbacks remember.
-
-    Returns
-    -------
-    TrainingState
-        Copies; training may go on.
-    """
+    """Copy the training state out of a model that holds its current weights."""
     return TrainingState(
         seed,
         epoch,
@@ -178,20 +124,7 @@ def snapshot(
 
 
 def load_state(model: keras.Model, state: TrainingState) -> None:
-    """Put a training state into a compiled model and its optimizer.
-
-    Parameters
-    ----------
-    model : keras.Model
-        The same network, compiled in the same way, as the state was taken from.
-    state : TrainingState
-        The state.
-
-    Raises
-    ------
-    RunError
-        When the model or the optimizer has other variables than the state.
-    """
+    """Put a training state into a compiled model and its optimizer."""
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
     _assign("network", model_variables(model), state.weights)
@@ -242,34 +175,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 def save_checkpoint(run: Path, position: tuple[int, int], arrays: Arrays) -> Path:
-    """Write a checkpoint into a run and remove the older ones.
-
-    Parameters
-    ----------
-    run : Path
-        The run directory.
-    position : tuple of two int
-        Epochs that are over, and steps inside the one that has begun; the newest checkpoint is the highest.
-    arrays : mapping of str to ndarray
-        The whole state.
-
-    Returns
-    -------
-    Path
-        The checkpoint's folder.
-
-    Raises
-    ------
-    OSError
-        If the file system refuses; the previous checkpoint is still there.
-
-    Examples
-    --------
-    >>> with tempfile.TemporaryDirectory() as run:
-    ...     _ = save_checkpoint(Path(run), (1, 0), {"x": np.arange(3)})
-    ...     load_checkpoint(Path(run))["x"].tolist()
-    [0, 1, 2]
-    """
+    """Write a checkpoint into a run and remove the older ones."""
     from safetensors.numpy import save
 
     folder = run / FOLDER
@@ -296,23 +202,7 @@ def save_checkpoint(run: Path, position: tuple[int, int], arrays: Arrays) -> Pat
 
 
 def load_checkpoint(run: Path) -> dict[str, NDArray[Any]] | None:
-    """Read the newest whole checkpoint of a run.
-
-    Parameters
-    ----------
-    run : Path
-        The run directory.
-
-    Returns
-    -------
-    dict of str to ndarray, or None
-        None where the run has no checkpoint.
-
-    Raises
-    ------
-    RunError
-        If there are checkpoints and every one is damaged.
-    """
+    """Read the newest whole checkpoint of a run."""
     from safetensors.numpy import load
 
     folder = run / FOLDER

@@ -127,23 +127,7 @@ class TrainingConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:
-        """Read the settings that :meth:`to_dict` gave.
-
-        Parameters
-        ----------
-        values : mapping of str to JSON values
-            Missing settings take their defaults.
-
-        Returns
-        -------
-        TrainingConfig
-            The settings.
-
-        Raises
-        ------
-        UnknownNameError
-            When a setting has no such name.
-        """
+        """Read the settings that :meth:`to_dict` gave."""
         known = [field.name for field in fields(cls)]
         for name in values:
             if name not in known:
@@ -152,38 +136,13 @@ class TrainingConfig:
 
 
 def require_engine_for(precision: str, engine: str) -> None:
-    """Refuse bfloat16 where Keras's engine was asked for, which computes in the types of the model.
-
-    Raises
-    ------
-    UsageError
-        Says which engine computes in bfloat16.
-    """
+    """Refuse bfloat16 where Keras's engine was asked for, which computes in the types of the model."""
     if engine == "keras" and precision == "bfloat16":
         hint = "Keras's computes in the model's own types."
         raise UsageError(sentence("the fast engine for precision bfloat16", "engine keras", hint))
 
 
 def require_count(name: str, value: object, least: int) -> None:
-    """Refuse anything but a whole number of at least ``least``.
-
-    Parameters
-    ----------
-    name : str
-        What the number is for, as the user writes it.
-    value : object
-        What was given.
-    least : int
-        The lowest number allowed.
-
-    Raises
-    ------
-    UsageError
-        When it is something else.
-
-    Examples
-    --------
-    >>> require_count("epochs", 3, 1)
-    """
+    """Refuse anything but a whole number of at least ``least``."""
     if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < least:
         raise UsageError(sentence(f"{name} of at least {least}, a whole number", repr(value)))

@@ -8,9 +8,9 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import islice
+from itertools import chain, islice
 from types import GeneratorType
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 import numpy as np
@@ -20,47 +20,23 @@ from numpy.typing import NDArray
 from convscope import _keras_internals as internals
 from convscope.errors import UsageError, sentence
 
+if TYPE_CHECKING:
+    from convscope.augmentation import Augmentation
+    from convscope.preprocessing import Preprocess
+
 Shuffle = bool | Literal["batch"]
 
 
 @lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    """Permute the rows of one epoch.
-
-    Parameters
-    ----------
-    seed : int
-        The training's seed, at least 0.
-    epoch : int
-        The absolute epoch, counted from 0.
-    count : int
-        Number of rows.
-
-    Returns
-    -------
-    ndarray of int64, shape (count,)
-        A permutation of ``0 … count - 1``, read-only; the same for the same arguments on every machine.
-
-    Examples
-    --------
-    >>> sorted(epoch_order(1338, 0, 5).tolist())
-    [0, 1, 2, 3, 4]
-    >>> bool((epoch_order(1338, 0, 50) == epoch_order(1338, 1, 50)).all())
-    False
-    """
+    """Permute the rows of one epoch."""
     order = np.random.default_rng([seed, epoch]).permutation(count)
     order.flags.writeable = False  # the cache hands the same array to everybody
     return order
 
 
 def first_epoch_of_pass(epoch: int, first_epoch: int, steps: int, steps_per_pass: int) -> int:
-    """Name the epoch that begins the pass over the data in which an epoch lies.
-
-    Examples
-    --------
-    >>> [first_epoch_of_pass(epoch, 0, 3, 7) for epoch in range(5)]
-    [0, 0, 0, 3, 3]
-    """
+    """Name the epoch that begins the pass over the data in which an epoch lies."""
     return epoch - (epoch - first_epoch) % math.ceil(steps_per_pass / steps)
 
 
@@ -71,21 +47,6 @@ class BatchPlan:
     Where an epoch is shorter than a pass over the rows (``steps_per_epoch`` was given), epochs follow each
     other through the pass; as in Keras, the one that reaches its end stops there, and the next one begins a
     pass with an order of its own.
-
-    Attributes
-    ----------
-    rows : int
-        Number of rows, at least 1.
-    batch_size : int
-        Rows in a batch; the last one of a pass may be shorter.
-    shuffle : bool or "batch"
-        As in Keras: the order of all rows, none, or only the order inside each batch.
-    seed : int
-        What the order is a function of, with the number of the pass.
-    steps_per_epoch : int or None
-        Batches in an epoch, at most; None for one pass.
-    first_epoch : int
-        The absolute epoch that begins the first pass.
 
     Examples
     --------
@@ -98,11 +59,11 @@ class BatchPlan:
     """
 
     rows: int
-    batch_size: int
-    shuffle: Shuffle = True
-    seed: int = 0
-    steps_per_epoch: int | None = None
-    first_epoch: int = 0
+    batch_size: int  # the last batch of a pass may be shorter
+    shuffle: Shuffle = True  # as in Keras: the order of all rows, none, or only the order inside each batch
+    seed: int = 0  # the order is a function of it and of the number of the pass
+    steps_per_epoch: int | None = None  # at most; None for one pass
+    first_epoch: int = 0  # the absolute epoch that begins the first pass
 
     @property
     def steps_per_pass(self) -> int:
@@ -126,20 +87,7 @@ class BatchPlan:
         return first_epoch_of_pass(epoch, self.first_epoch, self.steps, self.steps_per_pass)
 
     def rows_of(self, epoch: int, step: int) -> NDArray[np.int64]:
-        """Name the rows of one batch.
-
-        Parameters
-        ----------
-        epoch : int
-            The absolute epoch, counted from 0.
-        step : int
-            The step inside the epoch, counted from 0.
-
-        Returns
-        -------
-        ndarray of int64
-            Row numbers, in the order in which they stand in the batch.
-        """
+        """Name the rows of one batch."""
         number, batch = self._beginning(epoch), self.offset_of(epoch) + step
         first = batch * self.batch_size
         last = min(first + self.batch_size, self.rows)
@@ -159,36 +107,7 @@ def plan_batches(
     seed: int,
     first_epoch: int = 0,
 ) -> BatchPlan:
-    """Plan the batches as Keras's ``fit`` reads its arguments.
-
-    Parameters
-    ----------
-    rows : int
-        Number of rows.
-    batch_size : int or None
-        Rows in a batch; None for 32, or for what makes ``steps`` batches of one pass.
-    steps : int or None
-        Batches in an epoch; None for one pass.
-    shuffle : bool or "batch"
-        See :class:`BatchPlan`.
-    seed, first_epoch : int
-        See :class:`BatchPlan`.
-
-    Returns
-    -------
-    BatchPlan
-        The plan.
-
-    Raises
-    ------
-    UsageError
-        When there are no rows, or a size is not a positive whole number.
-
-    Examples
-    --------
-    >>> plan_batches(100, None, 10, True, 0).batch_size
-    10
-    """
+    """Plan the batches as Keras's ``fit`` reads its arguments."""
     if rows < 1:
         raise UsageError(sentence("at least one example", rows))
     for name, value in (("batch_size", batch_size), ("steps_per_epoch", steps)):
@@ -201,49 +120,17 @@ def plan_batches(
 _BATCHES_LOOKED_AT = 2  # by Keras, of a generator
 
 
-class ImagePreprocess(Protocol):
-    """What training asks of :class:`convscope.Preprocess`: raw images in, network input out."""
-
-    def apply(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Turn raw images into network input."""
-        ...
-
-    def apply_tensor(self, images: torch.Tensor) -> torch.Tensor:
-        """Turn a tensor of raw images into network input."""
-        ...
-
-
-class ImageAugmentation(Protocol):
-    """What training asks of :class:`convscope.augmentation.Augmentation`: other images each time."""
-
-    @property
-    def is_none(self) -> bool:
-        """Whether it leaves everything as it is."""
-        ...
-
-    def apply(
-        self, images: torch.Tensor, targets: torch.Tensor, *, seed: int, epoch: int, step: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Change a batch of raw images and its targets, as a function of seed, epoch and step."""
-        ...
-
-
 @dataclass(frozen=True)
 class ArrayInput:
     """Arrays, or nested lists and dictionaries of arrays, with a row for each example.
 
-    Attributes
-    ----------
-    x, y, sample_weight : arrays or nested structures of arrays
-        NumPy arrays (memory-mapped ones stay on disk) or torch tensors; all but ``x`` may be None.
-    preprocess : ImagePreprocess or None
-        Applied to the images of each batch, never to the whole set.
+    Memory-mapped arrays stay on disk; ``preprocess`` is applied to each batch, never to the whole set.
     """
 
     x: Any
     y: Any = None
     sample_weight: Any = None
-    preprocess: ImagePreprocess | None = None
+    preprocess: Preprocess | None = None
 
     @property
     def rows(self) -> int:
@@ -258,23 +145,7 @@ class ArrayInput:
             raise UsageError(sentence("the same number of rows in x, y and sample_weight", sorted(counts)))
 
     def split(self, share: float) -> tuple[ArrayInput, ArrayInput]:
-        """Set the last rows apart, as Keras does for ``validation_split``.
-
-        Parameters
-        ----------
-        share : float
-            Share of the rows that goes to validation, between 0 and 1.
-
-        Returns
-        -------
-        tuple of ArrayInput
-            Training and validation rows; views, not copies.
-
-        Raises
-        ------
-        UsageError
-            When one side would be empty.
-        """
+        """Set the last rows apart, as Keras does for ``validation_split``."""
         border = math.floor(self.rows * (1.0 - share))
         if not 0 < border < self.rows:
             hint = "Give more data or another share."
@@ -299,7 +170,7 @@ class StreamInput:
     """
 
     batches: Any
-    preprocess: ImagePreprocess | None = None
+    preprocess: Preprocess | None = None
     first: tuple[Any, ...] = ()
 
     def looked_at(self) -> StreamInput:
@@ -312,40 +183,15 @@ class StreamInput:
         return replace(self, first=first)
 
     def from_the_start(self) -> Any:
-        """Give the batches, those that were looked at included."""
-        return _chained(self.first, self.batches) if self.first else self.batches
-
-
-def _chained(first: tuple[Any, ...], rest: Iterator[Any]) -> Iterator[Any]:
-    """Chain batches to a generator of them; Keras takes nothing else for one."""
-    yield from first
-    yield from rest
+        """Give the batches, those that were looked at included; Keras takes only a generator for one."""
+        return (batch for batch in chain(self.first, self.batches)) if self.first else self.batches
 
 
 Input = ArrayInput | StreamInput
 
 
-def read_input(x: Any, y: Any, sample_weight: Any, preprocess: ImagePreprocess | None) -> Input:
-    """Sort what the user gave into rows or a stream.
-
-    Parameters
-    ----------
-    x, y, sample_weight : as Keras's ``fit`` takes them
-        Images, targets and weights; or a stream of batches as ``x`` and None.
-    preprocess : ImagePreprocess or None
-        To be applied to each batch.
-
-    Returns
-    -------
-    ArrayInput or StreamInput
-        The input.
-
-    Raises
-    ------
-    UsageError
-        When the arrays do not have the same number of rows, something is no array, or ``preprocess`` has no
-        raw images to work on.
-    """
+def read_input(x: Any, y: Any, sample_weight: Any, preprocess: Preprocess | None) -> Input:
+    """Sort what the user gave into rows or a stream."""
     leaves = keras.tree.flatten((x, y, sample_weight))
     if x is None or not all(leaf is None or _is_array(leaf) for leaf in leaves):
         _require_stream(x, y, sample_weight)
@@ -359,26 +205,12 @@ def read_input(x: Any, y: Any, sample_weight: Any, preprocess: ImagePreprocess |
 
 
 class PreparedDataset(keras.utils.PyDataset):  # type: ignore[misc]  # Keras is untyped
-    """A user's PyDataset whose batches come in the training's own order, preprocessed if asked for.
-
-    Parameters
-    ----------
-    dataset : keras.utils.PyDataset
-        Where the batches come from.
-    preprocess : ImagePreprocess or None
-        Applied to the images of each batch.
-    seed : int or None
-        Shuffle the batches by this seed and the absolute epoch; None leaves their order.
-    steps : int or None
-        Batches in an epoch; None for one pass.
-    first_epoch : int
-        The absolute epoch that begins the first pass.
-    """
+    """A user's PyDataset whose batches come in the training's own order, preprocessed if asked for."""
 
     def __init__(
         self,
         dataset: keras.utils.PyDataset,
-        preprocess: ImagePreprocess | None,
+        preprocess: Preprocess | None,
         seed: int | None,
         steps: int | None = None,
         first_epoch: int = 0,
@@ -407,11 +239,11 @@ class PreparedDataset(keras.utils.PyDataset):  # type: ignore[misc]  # Keras is 
         return preprocess_batch(self._dataset[index], self._preprocess)
 
     def on_epoch_begin(self) -> None:
-        """Tell the user's dataset."""
+        """Hand it on to the user's dataset."""
         self._dataset.on_epoch_begin()
 
     def on_epoch_end(self) -> None:
-        """Tell the user's dataset."""
+        """Hand it on to the user's dataset."""
         self._dataset.on_epoch_end()
 
 
@@ -425,7 +257,7 @@ def first_batch(dataset: PreparedDataset, class_weight: Mapping[int, float] | No
     return internals.standardize_batch(dataset[0], class_weight)
 
 
-def preprocess_batch(batch: Any, preprocess: ImagePreprocess | None) -> Any:
+def preprocess_batch(batch: Any, preprocess: Preprocess | None) -> Any:
     """Apply the preprocessing to the images of ``(x,)``, ``(x, y)`` or ``(x, y, sample_weight)``."""
     if preprocess is None:
         return batch
@@ -433,31 +265,15 @@ def preprocess_batch(batch: Any, preprocess: ImagePreprocess | None) -> Any:
     return (preprocess.apply(as_array(x)), *rest)
 
 
-def preprocess_stream(batches: Any, preprocess: ImagePreprocess) -> Iterator[Any]:
+def preprocess_stream(batches: Any, preprocess: Preprocess) -> Iterator[Any]:
     """Apply the preprocessing to each batch of an iterable, one after the other."""
-    for batch in batches:
-        yield preprocess_batch(batch, preprocess)
+    return (preprocess_batch(batch, preprocess) for batch in batches)
 
 
 def prepare_stream(
     stream: StreamInput, seed: int | None, steps: int | None = None, first_epoch: int = 0
 ) -> Any:
-    """Put preprocessing and order around a stream, in a form that Keras takes.
-
-    Parameters
-    ----------
-    stream : StreamInput
-        As the user gave it.
-    seed : int or None
-        For a PyDataset: shuffle its batches by this seed and the epoch.
-    steps, first_epoch
-        See :class:`PreparedDataset`.
-
-    Returns
-    -------
-    PyDataset, generator or the stream itself
-        What Keras's ``fit`` accepts as ``x``.
-    """
+    """Put preprocessing and order around a stream, in a form that Keras takes."""
     if isinstance(stream.batches, keras.utils.PyDataset):
         return PreparedDataset(stream.batches, stream.preprocess, seed, steps, first_epoch)
     batches = stream.from_the_start()
@@ -520,35 +336,8 @@ _OUT_OF_DATA = "The data end before steps_per_epoch steps; the epoch stops there
 _RESIDENT_SHARE = 0.5  # of a GPU's free memory that the training data may take
 
 
-class Feed(Protocol):
-    """The batches of every epoch."""
-
-    @property
-    def steps(self) -> int | None:
-        """Batches in an epoch; None where nobody knows."""
-        ...
-
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Give the batches of one epoch, from one of its steps on."""
-        ...
-
-
 class ArrayFeed:
-    """Batches gathered from arrays by a plan.
-
-    Parameters
-    ----------
-    data : ArrayInput
-        Rows; memory-mapped arrays stay on disk.
-    plan : BatchPlan
-        Which rows make which batch.
-    class_weight : mapping of int to float or None
-        Becomes sample weights, as in Keras.
-    device : torch.device
-        Where the batches are to be; small data move there as a whole.
-    augment : ImageAugmentation or None
-        Changes the raw images of each batch before they are preprocessed.
-    """
+    """Batches gathered from arrays by a plan."""
 
     def __init__(
         self,
@@ -556,7 +345,7 @@ class ArrayFeed:
         plan: BatchPlan,
         class_weight: Mapping[int, float] | None,
         device: torch.device,
-        augment: ImageAugmentation | None = None,
+        augment: Augmentation | None = None,
     ) -> None:
         self._plan, self._device = plan, device
         self._augment = None if augment is None or augment.is_none else augment
@@ -620,25 +409,7 @@ class ArrayFeed:
 
 
 class StreamFeed:
-    """Batches that a PyDataset, generator or loader makes, through Keras's own adapters.
-
-    Parameters
-    ----------
-    stream : StreamInput
-        The batches' source.
-    steps : int or None
-        Batches in an epoch; None for all that come.
-    class_weight : mapping of int to float or None
-        Becomes sample weights, as in Keras.
-    seed : int or None
-        For a PyDataset: shuffle its batches by this seed and the epoch.
-    device : torch.device
-        Where the batches are to be.
-    restarts : bool
-        Begin the stream anew for each epoch, as Keras does for validation; otherwise go on where it stands.
-    first_epoch : int
-        The absolute epoch that begins the first pass over a PyDataset.
-    """
+    """Batches that a PyDataset, generator or loader makes, through Keras's own adapters."""
 
     def __init__(
         self,
@@ -715,7 +486,7 @@ def make_feed(
     device: torch.device,
     class_weight: Mapping[int, float] | None = None,
     seed: int | None = None,
-    augment: ImageAugmentation | None = None,
+    augment: Augmentation | None = None,
     restarts: bool = False,
     first_epoch: int = 0,
 ) -> ArrayFeed | StreamFeed:
@@ -737,32 +508,7 @@ def make_feed(
 def class_weights_to_sample_weights(
     y: Any, sample_weight: Any, class_weight: Mapping[int, float]
 ) -> NDArray[np.float32]:
-    """Give each example the weight of its class, 1 where its class has none.
-
-    Parameters
-    ----------
-    y : array of shape (n, classes), (n, 1) or (n,)
-        One-hot targets or class numbers.
-    sample_weight : object
-        Must be None: Keras allows one of the two.
-    class_weight : mapping of int to float
-        Class number → weight.
-
-    Returns
-    -------
-    ndarray of float32, shape (n,)
-        The weights.
-
-    Raises
-    ------
-    UsageError
-        When there are sample weights too, or several outputs.
-
-    Examples
-    --------
-    >>> class_weights_to_sample_weights(np.array([0, 1, 1]), None, {1: 2.0}).tolist()
-    [1.0, 2.0, 2.0]
-    """
+    """Give each example the weight of its class, 1 where its class has none."""
     if sample_weight is not None:
         raise UsageError(sentence("class_weight or sample_weight", "both"))
     if keras.tree.is_nested(y) or y is None:
@@ -781,28 +527,7 @@ def class_weights_to_sample_weights(
 
 
 def as_tensor(leaf: NDArray[Any] | torch.Tensor) -> torch.Tensor:
-    """Make a tensor that shares the memory of an array, read-only and memory-mapped ones too.
-
-    Parameters
-    ----------
-    leaf : ndarray or tensor
-        Numbers or truth values.
-
-    Returns
-    -------
-    tensor
-        Not to be written to.
-
-    Raises
-    ------
-    UsageError
-        When the array holds something else.
-
-    Examples
-    --------
-    >>> as_tensor(np.arange(3))
-    tensor([0, 1, 2])
-    """
+    """Make a tensor that shares the memory of an array, read-only and memory-mapped ones too."""
     if isinstance(leaf, torch.Tensor):
         return leaf.detach()
     if leaf.dtype.kind not in "fiub":
@@ -845,13 +570,11 @@ def _mapping_of(array: Any) -> Any:
 
 def _resizing(data: ArrayInput) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None:
     """Give the preprocessing's way to bring images to its size; None where they have it already."""
-    conform: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = getattr(
-        data.preprocess, "conform", None
-    )
-    if conform is None:
+    if data.preprocess is None:
         return None
     first = as_array(data.x[:1])
-    return None if conform(first).shape == first.shape else conform
+    resize = data.preprocess.conform
+    return None if resize(first).shape == first.shape else resize
 
 
 def _gatherable(leaf: NDArray[Any] | torch.Tensor) -> NDArray[Any] | torch.Tensor:

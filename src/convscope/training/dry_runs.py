@@ -33,27 +33,7 @@ _PREDICTED = 256  # images by which the time of a prediction is measured
 
 @contextmanager
 def copied(model: keras.Model) -> Iterator[keras.Model]:
-    """Give a copy of a compiled model, and leave every random generator as it was.
-
-    Parameters
-    ----------
-    model : keras.Model
-        Compiled and built.
-
-    Yields
-    ------
-    keras.Model
-        The same layers and weights, compiled with the same loss and a new optimizer of the same settings.
-
-    Examples
-    --------
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-    >>> model.compile("sgd", "mse")
-    >>> with copied(model) as copy:
-    ...     copy.set_weights([np.ones((4, 2)), np.ones(2)])
-    >>> model.layers[0].bias.numpy().tolist()
-    [0.0, 0.0]
-    """
+    """Give a copy of a compiled model, and leave every random generator as it was."""
     with own_random_numbers(), computing_on(device_of(model)):
         copy = keras.models.clone_model(model)
         copy.set_weights(model.get_weights())
@@ -81,13 +61,7 @@ class Throughput:
     plan: Mapping[str, Any] | None
 
     def epoch_seconds(self, steps: int, validation_images: int) -> float:
-        """Add up an epoch of so many steps and its validation.
-
-        Examples
-        --------
-        >>> Throughput(0.1, 0.001, None).epoch_seconds(20, 1000)
-        3.0
-        """
+        """Add up an epoch of so many steps and its validation."""
         return steps * self.step_seconds + validation_images * self.image_seconds
 
 
@@ -100,26 +74,7 @@ def measure_throughput(
     clock: Callable[[], float] = time.perf_counter,
     **arguments: Any,
 ) -> Throughput:
-    """Measure how fast a training goes, on a copy of the network.
-
-    Parameters
-    ----------
-    model : keras.Model
-        Compiled and built; left as it is.
-    x, y : arrays
-        As for :func:`convscope.fit`.
-    seconds : float
-        How long to measure, beside the time that preparation and warm-up take.
-    clock : callable
-        Gives seconds.
-    **arguments
-        Of :func:`convscope.fit`: batch size, preprocessing, augmentation, engine and the like.
-
-    Returns
-    -------
-    Throughput
-        The median step of those measured.
-    """
+    """Measure how fast a training goes, on a copy of the network."""
     moments: list[float] = []
     plans: list[Mapping[str, Any] | None] = [None]
     with copied(model) as copy:
@@ -276,25 +231,7 @@ def preflight(
 
 
 def spread_rows(y: NDArray[Any], count: int) -> NDArray[np.int64]:
-    """Choose rows so that as many classes as possible are among them, in turns.
-
-    Parameters
-    ----------
-    y : ndarray of shape (n, classes), (n, 1) or (n,)
-        One-hot targets or class numbers.
-    count : int
-        How many to choose, at most.
-
-    Returns
-    -------
-    ndarray of int64
-        The first rows of each class, in ascending order.
-
-    Examples
-    --------
-    >>> spread_rows(np.array([0, 0, 0, 1, 2]), 3).tolist()
-    [0, 3, 4]
-    """
+    """Choose rows so that as many classes as possible are among them, in turns."""
     labels = y.argmax(axis=-1) if y.ndim > 1 and y.shape[-1] > 1 else y.reshape(len(y))
     turns = np.empty(len(labels), np.int64)
     for label in np.unique(labels):
@@ -312,24 +249,7 @@ def _require_something_to_train(model: keras.Model) -> None:
 def require_fitting_outputs(
     model: keras.Model, images: NDArray[Any], *, preprocess: Any = None, engine: str = "auto"
 ) -> None:
-    """Hold what a network puts out for some images against what its loss expects.
-
-    Parameters
-    ----------
-    model : keras.Model
-        Compiled and built, with one output for each class.
-    images : ndarray
-        A few, as for :func:`convscope.fit`.
-    preprocess : Preprocess or None
-        Then they are raw uint8 images.
-    engine : {"auto", "fast", "keras"}
-        As for :func:`convscope.fit`.
-
-    Raises
-    ------
-    UsageError
-        When the loss expects probabilities and gets something else, or the other way round.
-    """
+    """Hold what a network puts out for some images against what its loss expects."""
     outputs = predict(model, images, preprocess=preprocess, engine=engine)
     if not np.isfinite(outputs).all():
         hint = "Look at its weights and at the scaling of the images."
@@ -373,17 +293,6 @@ def scales_its_input(model: keras.Model) -> bool:
 
     That may be ``Rescaling``, ``Normalization`` or a division: random pixels are sent through what comes
     before the first layer with weights to learn, and the range behind it is looked at.
-
-    Parameters
-    ----------
-    model : keras.Model
-        Built, with one batch of images as its input.
-
-    Examples
-    --------
-    >>> layers = [keras.Input((8, 8, 1)), keras.layers.Rescaling(1 / 255), keras.layers.Conv2D(2, 3)]
-    >>> scales_its_input(keras.Sequential(layers)), scales_its_input(keras.Sequential(layers[::2]))
-    (True, False)
     """
     batch, *shape = model.input_shape
     pixels = np.random.default_rng(0).integers(0, 2, (batch or 2, *(side or 64 for side in shape))) * 255.0
@@ -556,29 +465,7 @@ def find_learning_rate(
 
 
 def choose_rate(rates: Sequence[float], losses: Sequence[float]) -> RateSearch:
-    """Choose a rate from the losses of a range test.
-
-    Parameters
-    ----------
-    rates, losses : sequence of float
-        Of each step, the rates ascending.
-
-    Returns
-    -------
-    RateSearch
-        With a tenth of the rate at which the averaged loss is lowest.
-
-    Raises
-    ------
-    DivergedError
-        When too few losses are finite.
-
-    Examples
-    --------
-    >>> rates = np.geomspace(1e-6, 1, 121)
-    >>> choose_rate(rates, np.abs(np.log10(rates) + 2)).found
-    0.001
-    """
+    """Choose a rate from the losses of a range test."""
     finite = np.isfinite(losses)
     count = len(losses) if finite.all() else int(np.argmin(finite))
     if count < _FEWEST_FINITE:

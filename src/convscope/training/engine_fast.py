@@ -44,15 +44,7 @@ _OWN_METHODS = (
 
 
 def obstacle(model: keras.Model) -> str | None:
-    """Say why a compiled model's training cannot be lowered, whatever its layers are; None where it can.
-
-    Examples
-    --------
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-    >>> model.compile("sgd", "mse", run_eagerly=True)
-    >>> obstacle(model)
-    'it was compiled with run_eagerly=True'
-    """
+    """Say why a compiled model's training cannot be lowered, whatever its layers are; None where it can."""
     name = own_method(model, _OWN_METHODS)
     if name is not None:
         return f"{type(model).__name__} has a {name} of its own"

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -22,7 +22,6 @@ from convscope.training.data import (
     ArrayFeed,
     ArrayInput,
     BatchPlan,
-    ImageAugmentation,
     PreparedDataset,
     StreamInput,
     first_batch,
@@ -35,27 +34,12 @@ from convscope.training.events import EpochBegin, EpochEnd, StepEnd, TrainBegin,
 from convscope.training.optimizers import set_rate
 from convscope.training.request import FitRequest, input_shape, require_fitting_images
 
+if TYPE_CHECKING:
+    from convscope.augmentation import Augmentation
+
 
 def run(request: FitRequest) -> keras.callbacks.History:
-    """Train with Keras's ``fit``.
-
-    Parameters
-    ----------
-    request : FitRequest
-        The checked arguments.
-
-    Returns
-    -------
-    keras.callbacks.History
-        As Keras gives it.
-
-    Raises
-    ------
-    UsageError
-        When the state to resume from lies inside an epoch.
-    DivergedError
-        When the loss is no longer finite and the request says to stop then.
-    """
+    """Train with Keras's ``fit``."""
     first_epoch = _first_epoch(request)
     train = _training_batches(request, first_epoch)
     conductor = _Conductor(request, train, first_epoch)
@@ -81,7 +65,7 @@ def run(request: FitRequest) -> keras.callbacks.History:
 class PlannedBatches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras is untyped
     """Arrays as a PyDataset of one pass whose batches follow a plan; the conductor sets the epoch."""
 
-    def __init__(self, data: ArrayInput, plan: BatchPlan, augment: ImageAugmentation | None = None) -> None:
+    def __init__(self, data: ArrayInput, plan: BatchPlan, augment: Augmentation | None = None) -> None:
         super().__init__()
         self._plan, self._epoch = plan, plan.first_epoch
         # The same batches as the fast engine's, class weights aside, which Keras adds itself.

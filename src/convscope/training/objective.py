@@ -91,22 +91,7 @@ class CrossEntropy:
     def __call__(
         self, scores: torch.Tensor, y: torch.Tensor, sample_weight: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute the loss of a batch.
-
-        Parameters
-        ----------
-        scores : tensor of shape (n, ..., classes)
-            Logits if :attr:`folded`, else the network's outputs.
-        y : tensor of the same shape, or of class numbers without the axis of the classes
-            Targets.
-        sample_weight : tensor of shape (n, ...) or (n, ..., 1), or None
-            A factor for each element's loss.
-
-        Returns
-        -------
-        tuple of tensor of shape () and tensor of shape ()
-            What is to be differentiated, and what Keras would report; float32.
-        """
+        """Compute the loss of a batch."""
         if self.kind is _CATEGORICAL and self.folded and scores.ndim == 2 and sample_weight is None:
             return self._of_rows(scores.float(), y)
         losses, reported = self._elements(scores.float(), y)
@@ -196,31 +181,7 @@ class CrossEntropy:
 def find_cross_entropy(
     model: keras.Model, output_activation: str | None, strict: bool = False
 ) -> CrossEntropy | None:
-    """Recognise a compiled loss that can be computed from the logits of a network.
-
-    Parameters
-    ----------
-    model : keras.Model
-        Compiled, its loss built.
-    output_activation : str or None
-        What the network ends with: ``softmax``, ``sigmoid`` or nothing.
-    strict : bool
-        Whether gradients, too, have to stop where Keras clips probabilities.
-
-    Returns
-    -------
-    CrossEntropy or None
-        None where Keras's own loss object has to do it.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="softmax")])
-    >>> model.compile("sgd", "categorical_crossentropy")
-    >>> model._symbolic_build(data_batch=(np.zeros((1, 4)), np.zeros((1, 2)), None))
-    >>> find_cross_entropy(model, "softmax").label_smoothing
-    0.0
-    """
+    """Recognise a compiled loss that can be computed from the logits of a network."""
     losses = internals.losses_of(model)
     if len(model.outputs) != 1 or len(losses) != 1:
         return None
@@ -276,15 +237,7 @@ def _ratio(total: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
 
 
 class Penalties:
-    """The weight regularizers of a model, as one term of the loss.
-
-    Parameters
-    ----------
-    variables : sequence of keras.Variable
-        The trainable variables.
-    weights : list of tensors
-        Their values in the network, in the same order.
-    """
+    """The weight regularizers of a model, as one term of the loss."""
 
     def __init__(self, variables: Sequence[keras.Variable], weights: Tensors) -> None:
         self._terms = [
@@ -361,13 +314,7 @@ class _Metric:
 
 
 class MetricsPlan:
-    """Updates every metric of a compiled model, the mean loss included.
-
-    Parameters
-    ----------
-    model : keras.Model
-        Compiled, its metrics built.
-    """
+    """Updates every metric of a compiled model, the mean loss included."""
 
     def __init__(self, model: keras.Model) -> None:
         self._compiled = internals.compiled_metrics(model)
@@ -385,17 +332,7 @@ class MetricsPlan:
 
     @torch.no_grad()
     def update(self, y: Any, outputs: Any, weight: Any) -> None:
-        """Add a batch to the metrics.
-
-        Parameters
-        ----------
-        y : tensor or structure of tensors
-            Targets.
-        outputs : tensor or structure of tensors
-            What the network puts out.
-        weight : tensor, structure of tensors or None
-            Sample weights.
-        """
+        """Add a batch to the metrics."""
         if self._metrics is None:
             self._compiled.update_state(y, outputs, sample_weight=weight)
             return

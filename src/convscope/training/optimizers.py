@@ -24,40 +24,14 @@ from convscope.training.schedules import Rate
 
 
 def has_rule(optimizer: keras.optimizers.Optimizer) -> bool:
-    """Say whether an optimizer is one of Keras's own that we have a rule for, neither subclass nor altered.
-
-    Parameters
-    ----------
-    optimizer : keras.optimizers.Optimizer
-        Any.
-
-    Returns
-    -------
-    bool
-        True where :class:`RuleStep` computes its update, False where Keras does.
-
-    Examples
-    --------
-    >>> has_rule(keras.optimizers.Adam()), has_rule(keras.optimizers.Ftrl())
-    (True, False)
-    """
+    """Say whether there is a rule for an optimizer: one of Keras's own, neither subclass nor altered."""
     kind = type(optimizer)
     ours = internals.is_own_optimizer(optimizer) and kind.__name__ in RULES
     return ours and not is_altered(optimizer)
 
 
 class RuleStep:
-    """One optimizer step by our own rules: clip, decay, update, average, constrain, count.
-
-    Parameters
-    ----------
-    optimizer : keras.optimizers.Optimizer
-        Built on at least these variables.
-    variables : sequence of keras.Variable
-        The trainable variables.
-    weights : list of tensors
-        Their values in the network, in the same order; leaves with a gradient.
-    """
+    """One optimizer step by our own rules: clip, decay, update, average, constrain, count."""
 
     def __init__(self, optimizer: Any, variables: Sequence[keras.Variable], weights: Tensors) -> None:
         self._optimizer = optimizer
@@ -241,13 +215,7 @@ class Rule(Protocol):
 
 
 def pick(tensors: Tensors, chosen: Sequence[int] | None) -> Tensors:
-    """Choose some of a list of tensors; None chooses all.
-
-    Examples
-    --------
-    >>> pick([torch.tensor(1), torch.tensor(2)], [1])
-    [tensor(2)]
-    """
+    """Choose some of a list of tensors; None chooses all."""
     return tensors if chosen is None else [tensors[index] for index in chosen]
 
 
@@ -258,20 +226,6 @@ def sweep(moments: Tensors, step: int) -> None:
     keeps a moment that shrinks by a constant factor at each step, until it is a denormal number; and those
     take a processor many times as long. From the third epoch on they made Adam on the exercise's third
     network five times slower.
-
-    Parameters
-    ----------
-    moments : list of Tensor
-        float32, changed in place.
-    step : int
-        The number of the update, counted from 1.
-
-    Examples
-    --------
-    >>> moment = torch.tensor([1e-31, -1e-20, 0.5])
-    >>> sweep([moment], step=32)
-    >>> moment.tolist()[0]
-    0.0
     """
     if step % _SWEEP_EVERY == 0:
         for moment in moments:
@@ -475,27 +429,7 @@ RULES: dict[str, Callable[[Any, Slots], Rule]] = {
 
 
 def corrected_rate(learning_rate: float, beta_1: float, beta_2: float, step: int) -> float:
-    """Adam's learning rate with both bias corrections in it, in float32 as Keras computes it.
-
-    Parameters
-    ----------
-    learning_rate : float
-        The rate before correction.
-    beta_1, beta_2 : float
-        Decay of the first and of the second moment.
-    step : int
-        Updates, counted from 1.
-
-    Returns
-    -------
-    float
-        lr · √(1 − β₂ᵗ) / (1 − β₁ᵗ)
-
-    Examples
-    --------
-    >>> round(corrected_rate(0.001, 0.9, 0.999, 1), 6)
-    0.000316
-    """
+    """Adam's learning rate with both bias corrections in it, in float32 as Keras computes it."""
     single = np.float32
     first = single(1) - single(beta_1) ** single(step)
     second = single(1) - single(beta_2) ** single(step)
@@ -523,20 +457,7 @@ def _add_quotient(targets: Group, numerators: Group, denominators: Group, factor
 
 
 def set_rate(optimizer: keras.optimizers.Optimizer, rate: Rate) -> None:
-    """Give an optimizer the learning rate and momentum of one step.
-
-    Parameters
-    ----------
-    optimizer : keras.optimizers.Optimizer
-        Its learning rate must be a number, not a Keras schedule.
-    rate : Rate
-        A momentum of None leaves the optimizer's own.
-
-    Raises
-    ------
-    UsageError
-        When the optimizer was made with a LearningRateSchedule, or has no momentum to set.
-    """
+    """Give an optimizer the learning rate and momentum of one step."""
     require_settable(optimizer, rate)
     optimizer.learning_rate = rate.learning_rate
     if rate.momentum is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -18,7 +18,6 @@ from convscope.lowering.structure import ModelStructure
 from convscope.training.data import (
     ArrayFeed,
     ArrayInput,
-    ImagePreprocess,
     StreamFeed,
     StreamInput,
     as_tensor,
@@ -29,6 +28,9 @@ from convscope.training.data import (
 from convscope.training.events import is_mistake, reason_of
 from convscope.training.request import input_shape, own_method, require_fitting_images
 from convscope.training.step import with_rank
+
+if TYPE_CHECKING:
+    from convscope.preprocessing import Preprocess
 
 BATCH_SIZE = 128  # its activations stay in the cache of a laptop's processor
 KERAS_BATCH_SIZE = 32
@@ -41,26 +43,6 @@ class Predictor:
     """A model's lowered inference program, ready to be called often.
 
     It reads the model's own weights at each call: after further training it predicts with the new ones.
-
-    Parameters
-    ----------
-    model : keras.Model
-        Built, on Keras's torch back end.
-    precision : {"float32", "bfloat16", "auto"}
-        What it computes with.
-    strict : bool
-        Whether a batch on which it fails ends in the error, and not with Keras.
-
-    Raises
-    ------
-    LoweringError
-        When the model cannot be lowered.
-
-    Examples
-    --------
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="softmax")])
-    >>> Predictor(model)(np.zeros((3, 4), np.float32)).shape
-    (3, 2)
     """
 
     def __init__(self, model: keras.Model, precision: str = "float32", strict: bool = False) -> None:
@@ -87,30 +69,13 @@ class Predictor:
         self,
         x: Any,
         batch_size: int | None = None,
-        preprocess: ImagePreprocess | None = None,
+        preprocess: Preprocess | None = None,
         *,
         verbose: str | int = 0,
         steps: int | None = None,
         callbacks: Any = None,
     ) -> Any:
-        """Compute the outputs for all rows.
-
-        Parameters
-        ----------
-        x : array of shape (n, ...), structure of arrays, or stream of batches
-            Network input; raw uint8 images beside ``preprocess``.
-        batch_size : int or None
-            Rows computed at once.
-        preprocess : ImagePreprocess or None
-            Applied batch by batch.
-        verbose, steps, callbacks : as Keras's ``predict`` takes them
-            Where one of them is given, batches have Keras's own number of rows.
-
-        Returns
-        -------
-        ndarray of float32, shape (n, classes)
-            Or a structure of arrays for several outputs.
-        """
+        """Compute the outputs for all rows."""
         self.reason = None
         self._require_new_weights_seen()
         if preprocess is None and steps is None and not (verbose or callbacks) and self._is_ready(x):
@@ -141,7 +106,7 @@ class Predictor:
         )
 
     def _prepared(
-        self, x: Any, batch_size: int | None, preprocess: ImagePreprocess | None, steps: int | None
+        self, x: Any, batch_size: int | None, preprocess: Preprocess | None, steps: int | None
     ) -> tuple[Iterator[Any], int | None]:
         """Give the batches of an input that needs more than slicing, and how many there are."""
         data = read_input(x, None, None, preprocess)
@@ -206,23 +171,6 @@ def predictor_of(model: keras.Model, precision: str, strict: bool = False) -> Pr
     """Give the model's predictor, lowered at its first use.
 
     It lives as an attribute of the model, so that it goes when the model goes.
-
-    Parameters
-    ----------
-    model : keras.Model
-        Built.
-    precision, strict
-        See :class:`Predictor`.
-
-    Returns
-    -------
-    Predictor
-        The same one at the next call, unless the model has been changed.
-
-    Raises
-    ------
-    LoweringError
-        When the model cannot be lowered, or predicts in a way of its own.
     """
     name = own_method(model, _OWN_METHODS)
     if name is not None:

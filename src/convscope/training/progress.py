@@ -37,29 +37,7 @@ _SHORTEST_BAR, _LONGEST_BAR, _NOTEBOOK_COLUMNS = 4, 24, 110
 
 
 def progress_listener(verbose: str | int) -> tuple[Listener, ...]:
-    """Choose the listener that Keras's ``verbose`` asks for.
-
-    Parameters
-    ----------
-    verbose : {"auto", 0, 1, 2}
-        ``auto`` and 1: a bar where the output is a terminal or a notebook, otherwise a line per epoch;
-        2: a line per epoch; 0: nothing.
-
-    Returns
-    -------
-    tuple of listeners
-        One, or none.
-
-    Raises
-    ------
-    UsageError
-        When ``verbose`` is something else.
-
-    Examples
-    --------
-    >>> progress_listener(0)
-    ()
-    """
+    """Choose the listener that Keras's ``verbose`` asks for."""
     if verbose not in ("auto", 0, 1, 2):
         raise UsageError(sentence('verbose "auto", 0, 1 or 2', repr(verbose)))
     if verbose == 0:
@@ -74,21 +52,7 @@ def progress_listener(verbose: str | int) -> tuple[Listener, ...]:
 
 
 class EpochLines:
-    """Writes one line at the end of each epoch, for pipes and log files.
-
-    Parameters
-    ----------
-    stream : text file
-        Where the lines go.
-
-    Examples
-    --------
-    >>> import sys
-    >>> listen = EpochLines(sys.stdout)
-    >>> listen(TrainBegin("fast", 0, 2, 10))
-    >>> listen(EpochEnd(0, {"loss": 0.25, "accuracy": 0.9}, 3.0, lambda: None))
-    Epoch 1/2 · 3 s · loss 0.2500 · accuracy 0.9000
-    """
+    """Writes one line at the end of each epoch, for pipes and log files."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._epochs = stream, 0
@@ -107,11 +71,6 @@ def describe_epoch(event: EpochEnd, epochs: int, width: int | None = None) -> st
     """Say in one line how an epoch went; in short where that does not fit into so many columns.
 
     ``epochs`` is how many there are, or are expected where a deadline decides.
-
-    Examples
-    --------
-    >>> describe_epoch(EpochEnd(1, {"loss": 0.5, "val_loss": 0.75}, 75.0, lambda: None), 10)
-    'Epoch 2/10 · 1 min 15 s · loss 0.5000 · val loss 0.7500'
     """
     number = event.epoch + 1
     begin = [f"Epoch {number}/{max(epochs, number)}", _duration(event.seconds)]

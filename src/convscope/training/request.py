@@ -7,7 +7,7 @@ import random
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -19,7 +19,6 @@ from convscope.training.config import require_count
 from convscope.training.data import (
     ArrayInput,
     BatchPlan,
-    ImageAugmentation,
     Input,
     Shuffle,
     StreamInput,
@@ -29,6 +28,9 @@ from convscope.training.data import (
 )
 from convscope.training.events import Event, Listener, Notice, notify
 from convscope.training.schedules import Schedule
+
+if TYPE_CHECKING:
+    from convscope.augmentation import Augmentation
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class FitRequest:
     callbacks: Sequence[keras.callbacks.Callback] = ()
     listeners: tuple[Listener, ...] = ()
     shuffle: Shuffle = True
-    augment: ImageAugmentation | None = None
+    augment: Augmentation | None = None
     class_weight: Mapping[int, float] | None = None
     steps_per_epoch: int | None = None
     validation_steps: int | None = None
@@ -100,25 +102,7 @@ def resolve_seed(seed: int | None, resume_from: TrainingState | None) -> int:
 def set_validation_apart(
     train: Input, validation_split: float, validation_data: Any
 ) -> tuple[Input, Input | None]:
-    """Find the validation data: given, or the last rows of the training data.
-
-    Parameters
-    ----------
-    train : Input
-        What ``fit`` was given to train on; its preprocessing serves validation too.
-    validation_split, validation_data : as Keras's ``fit`` takes them
-        ``validation_data`` wins.
-
-    Returns
-    -------
-    tuple of Input and Input or None
-        What is left to train on, and the validation data if there is any.
-
-    Raises
-    ------
-    UsageError
-        When a stream is to be split, or the split leaves a side empty.
-    """
+    """Find the validation data: given, or the last rows of the training data."""
     if validation_data is not None:
         parts = validation_data if isinstance(validation_data, (tuple, list)) else (validation_data,)
         if len(parts) > 3:
@@ -182,41 +166,12 @@ Shape = tuple[int | None, ...]
 
 
 def input_shape(model: keras.Model) -> Shape | None:
-    """Give the shape of a model's only input, without the batch axis.
-
-    Parameters
-    ----------
-    model : keras.Model
-        Built or not.
-
-    Returns
-    -------
-    tuple or None
-        None where the model is not built, or has several inputs.
-
-    Examples
-    --------
-    >>> input_shape(keras.Sequential([keras.Input((28, 28, 1)), keras.layers.Flatten()]))
-    (28, 28, 1)
-    """
+    """Give the shape of a model's only input, without the batch axis."""
     return _single_shape(model, "inputs")
 
 
 def require_fitting_images(expected: Shape | None, data: Input | None) -> None:
-    """Refuse images of another shape than the model's input.
-
-    Parameters
-    ----------
-    expected : tuple or None
-        See :func:`input_shape`; None lets everything pass.
-    data : Input or None
-        Streams and nested inputs pass: Keras and the network check each batch.
-
-    Raises
-    ------
-    UsageError
-        When height, width or channels differ.
-    """
+    """Refuse images of another shape than the model's input."""
     if expected is None or not isinstance(data, ArrayInput) or keras.tree.is_nested(data.x):
         return
     found = getattr(data.preprocess, "input_shape", tuple(data.x.shape[1:]))
@@ -228,23 +183,7 @@ def require_fitting_images(expected: Shape | None, data: Input | None) -> None:
 
 
 def require_fitting(model: keras.Model, data: Input | None) -> None:
-    """Refuse images, targets or weights that the model and its compiled loss cannot work with.
-
-    Parameters
-    ----------
-    model : keras.Model
-        Compiled; what its loss is not known to need is not looked at.
-    data : Input or None
-        Streams pass; their batches are looked at one by one.
-
-    Raises
-    ------
-    UsageError
-        When the images have another shape than the model's input, class numbers stand where one-hot targets
-        belong or the other way round, a class number is not among the model's outputs, targets that are to
-        be probabilities do not lie between 0 and 1, or targets or weights have another shape than the
-        outputs.
-    """
+    """Refuse images, targets or weights that the model and its compiled loss cannot work with."""
     if not isinstance(data, ArrayInput):
         return
     data.require_rows()
@@ -341,25 +280,7 @@ def _require_class_numbers(y: Any, classes: int) -> None:
 
 
 def loss_name(model: keras.Model) -> str:
-    """Name the compiled loss as Keras's functions are named; empty for what is not looked at.
-
-    Parameters
-    ----------
-    model : keras.Model
-        Compiled.
-
-    Returns
-    -------
-    str
-        Such as ``categorical_crossentropy``.
-
-    Examples
-    --------
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-    >>> model.compile("sgd", keras.losses.MeanSquaredError())
-    >>> loss_name(model)
-    'mean_squared_error'
-    """
+    """Name the compiled loss as Keras's functions are named; empty for what is not looked at."""
     name, settings = _named(model.loss, None, None)
     return "" if settings.get("ignore_class") is not None else name
 
@@ -401,14 +322,6 @@ def own_method(model: keras.Model, names: Sequence[str]) -> str | None:
     """Name the first of these methods that a model does not take from Keras.
 
     ``train_function`` and its like, which Keras makes when it first needs them, are looked at too.
-
-    Examples
-    --------
-    >>> class Doubled(keras.Sequential):
-    ...     def predict_step(self, data):
-    ...         return 2 * super().predict_step(data)
-    >>> own_method(Doubled(), ["fit", "predict_step"])
-    'predict_step'
     """
     for name in names:
         found, usual = getattr(model, name, None), getattr(keras.Model, name, None)

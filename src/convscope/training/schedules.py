@@ -203,36 +203,7 @@ class Exponential:
 def make_schedule(
     name: str, learning_rate: float, steps: int, history: Mapping[str, Sequence[float]] | None = None
 ) -> Schedule | None:
-    """Make a schedule by name.
-
-    Parameters
-    ----------
-    name : str
-        ``constant``, ``one-cycle``, ``cosine`` or ``plateau``.
-    learning_rate : float
-        The constant, the first or the highest learning rate, above 0.
-    steps : int
-        Steps of the whole training.
-    history : mapping of str to list of float or None
-        What ``plateau`` watches, see :class:`Plateau`.
-
-    Returns
-    -------
-    Schedule or None
-        None for ``constant``: the optimizer's own learning rate then stays, and callbacks may set it.
-
-    Raises
-    ------
-    UnknownNameError
-        When no schedule has that name.
-    UsageError
-        When the learning rate or the number of steps is not above 0.
-
-    Examples
-    --------
-    >>> make_schedule("cosine", 0.001, 200)
-    Cosine(peak=0.001, steps=200, warmup_steps=0, floor=0.0)
-    """
+    """Make a schedule by name."""
     if learning_rate <= 0:
         raise UsageError(sentence("a learning rate above 0", learning_rate))
     if name not in NAMES:
@@ -258,31 +229,6 @@ def plateau_rate(
     """Lower the learning rate each time that the validation loss has not fallen for a while.
 
     A pure function of the losses so far, so that a resumed training finds the same rate.
-
-    Parameters
-    ----------
-    losses : sequence of float
-        Validation loss of each epoch so far.
-    learning_rate : float
-        The rate of the first epoch.
-    factor : float
-        What the rate is multiplied with, between 0 and 1.
-    patience : int
-        Epochs without a new best loss before the rate falls.
-    min_delta : float
-        What counts as lower.
-    floor : float
-        The rate falls no lower.
-
-    Returns
-    -------
-    float
-        The rate of the next epoch.
-
-    Examples
-    --------
-    >>> plateau_rate([0.5, 0.4, 0.41, 0.42], 0.001)
-    0.0005
     """
     best, waited, rate = math.inf, 0, learning_rate
     for loss in losses:

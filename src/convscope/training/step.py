@@ -257,13 +257,7 @@ def _undone_by_an_error(model: keras.Model) -> Iterator[None]:
 
 
 def with_rank(x: Any, rank: int | None) -> Any:
-    """Add or drop a last axis of length 1, as Keras's functional models do; structures stay as they are.
-
-    Examples
-    --------
-    >>> with_rank(torch.zeros(2, 8, 8), 4).shape
-    torch.Size([2, 8, 8, 1])
-    """
+    """Add or drop a last axis of length 1, as Keras's functional models do; structures stay as they are."""
     if rank is None or not isinstance(x, torch.Tensor) or x.ndim == rank:
         return x
     if x.ndim == rank - 1:
