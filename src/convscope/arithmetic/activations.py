@@ -14,20 +14,11 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ActivationFunction:
-    """A function of an element, or of a row of elements.
+    """A function of an element, or of a row of elements, by Keras's name.
 
-    Parameters
-    ----------
-    name : str
-        Keras's name.
-    apply : callable, optional
-        Array → array of the same shape, float64, along the last axis; None where it is not written out.
-    formula : str
-        With x for the element; empty for a function that changes nothing.
-    over_row : bool
-        Whether it looks at a whole row of elements at once.
-    increasing : bool or callable
-        Whether a larger input never gives a smaller output; a function of its settings where they decide.
+    ``apply`` computes it in float64 along the last axis (None where it is not written out), ``formula`` shows
+    it with x for the element. ``over_row``: whether it looks at a whole row at once. ``increasing``: whether
+    a larger input never gives a smaller output; a function of its settings where they decide.
     """
 
     name: str

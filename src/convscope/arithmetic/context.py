@@ -78,13 +78,7 @@ class LayerContext:
         return _sides(value[0]), _sides(value[1])
 
     def image_parts(self) -> tuple[tuple[Length, Length], int]:
-        """Split the input into height and width, and channels.
-
-        Raises
-        ------
-        ArchitectureError
-            When the input is not an image.
-        """
+        """Split the input into height and width, and channels; raise ArchitectureError if it is no image."""
         if len(self.shape) != 3:
             order = "channels×height×width" if self.channels_first else "height×width×channels"
             raise self.failure(
@@ -106,13 +100,7 @@ class LayerContext:
 
 
 def by_axis(title: str, height: str, width: str) -> tuple[str, ...]:
-    """Show a formula for both axes, once where they agree.
-
-    Examples
-    --------
-    >>> by_axis("", "⌈28/2⌉ = 14", "⌈28/2⌉ = 14")
-    ('height and width: ⌈28/2⌉ = 14',)
-    """
+    """Show a formula for both axes, once where they agree."""
     before = f"{title}, " if title else ""
     if height == width:
         return (f"{before}height and width: {height}",)

@@ -55,27 +55,7 @@ class ReceptiveField:
     start: int = 0
 
     def through(self, window: int, stride: int = 1, before: int = 0) -> ReceptiveField:
-        """Follow the field through a layer that slides a window.
-
-        Parameters
-        ----------
-        window : int
-            Positions that the window spans, dilation included.
-        stride : int
-            Steps between windows.
-        before : int
-            Padding in front of the axis.
-
-        Returns
-        -------
-        ReceptiveField
-            The field behind the layer.
-
-        Examples
-        --------
-        >>> ReceptiveField().through(3).through(2, stride=2).size
-        4
-        """
+        """Follow the field through a window (dilation included) with some padding in front."""
         return ReceptiveField(
             size=self.size + (window - 1) * self.jump,
             jump=self.jump * stride,
@@ -83,13 +63,7 @@ class ReceptiveField:
         )
 
     def over(self, length: int, image: int) -> ReceptiveField:
-        """Join the fields of all `length` outputs along the axis, cut to the `image`.
-
-        Examples
-        --------
-        >>> ReceptiveField().through(3).over(26, image=28).size
-        28
-        """
+        """Join the fields of all `length` outputs along the axis, cut to the `image`."""
         end = min(image, self.start + self.size + (length - 1) * self.jump)
         start = max(0, self.start)
         return ReceptiveField(size=end - start, jump=0, start=start)
@@ -99,11 +73,6 @@ class ReceptiveField:
 
         A branch whose outputs all see the same (a gate behind a global pooling) decides alone; branches that
         move by different jumps have no common window.
-
-        Examples
-        --------
-        >>> ReceptiveField().joined(ReceptiveField().through(3, before=1))
-        ReceptiveField(size=3, jump=1, start=-1)
         """
         if 0 in (self.jump, other.jump):
             return min(self, other, key=lambda field: (field.jump, -field.size))
@@ -115,13 +84,7 @@ class ReceptiveField:
 
 
 def show(number: Length) -> str:
-    """Write a number with thousands separated; a length left open is n.
-
-    Examples
-    --------
-    >>> show(216330), show(None)
-    ('216,330', 'n')
-    """
+    """Write a number with thousands separated; a length left open is n."""
     return "n" if number is None else f"{number:,}"
 
 
@@ -137,25 +100,13 @@ def show_shape(shape: Iterable[Length]) -> str:
 
 
 def product_of(factors: Sequence[Length]) -> Calculation:
-    """Multiply, leaving the result open where a factor is.
-
-    Examples
-    --------
-    >>> product_of([26, 26, 32]).text
-    '26·26·32 = 21,632'
-    """
+    """Multiply, leaving the result open where a factor is."""
     value = None if None in factors else math.prod(f for f in factors if f is not None)
     return Calculation(value, f"{'·'.join(show(f) for f in factors)} = {show(value)}")
 
 
 def effective_window(window: int, dilation: int = 1) -> int:
-    """Positions that a dilated window spans: ``dilation·(window − 1) + 1``.
-
-    Examples
-    --------
-    >>> effective_window(3, dilation=2)
-    5
-    """
+    """Positions that a dilated window spans: ``dilation·(window − 1) + 1``."""
     return dilation * (window - 1) + 1
 
 
@@ -242,13 +193,7 @@ def same_padding(length: int, window: int, stride: int = 1, dilation: int = 1) -
 
 
 def same_margins(length: int, window: int, stride: int, dilation: int = 1) -> tuple[int, int]:
-    """Count the zeros that padding "same" puts before and after an axis; an odd one goes after.
-
-    Examples
-    --------
-    >>> same_margins(28, 3, 1), same_margins(28, 3, 2), same_margins(5, 2, 1)
-    ((1, 1), (0, 1), (0, 1))
-    """
+    """Count the zeros that padding "same" puts before and after an axis; an odd one goes after."""
     total = max(0, (-(-length // stride) - 1) * stride + effective_window(window, dilation) - length)
     return total // 2, total - total // 2
 
@@ -259,11 +204,6 @@ def window_positions(
     """Count along one axis how often a window fits.
 
     ``valid``: ⌊(n − (k − 1)·d − 1)/s⌋ + 1; ``same``: ⌈n/s⌉.
-
-    Examples
-    --------
-    >>> window_positions(28, 3, 1), window_positions(28, 3, 2, "same"), window_positions(9, 3, 1, "valid", 2)
-    (26, 14, 5)
     """
     if length is None:
         return None

@@ -15,18 +15,10 @@ PageArithmetic = Literal["same", "max", "average", "activation", "convolution", 
 
 @dataclass(frozen=True)
 class LayerKind:
-    """A kind of Keras layer. Foreign files may name every kind that has a record, and no other.
+    """A kind of Keras layer: the name of its class, its arithmetic, how an activation is recomputed.
 
-    Parameters
-    ----------
-    name : str
-        The name of the Keras class.
-    analyse : callable, optional
-        Its arithmetic: output shape, weights, costs, receptive field.
-    recompute : callable, optional
-        One of its activations, by hand.
-    page : str, optional
-        Which arithmetic the report's page does for it.
+    ``page`` names what the report's script computes for it. Foreign files may name every kind that has a
+    record.
     """
 
     name: str

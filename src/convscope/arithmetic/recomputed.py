@@ -259,12 +259,6 @@ def sum_line(products: float, bias: float, total: float) -> str:
 
 
 def show_value(number: float) -> str:
-    """Write a number with six digits and a true minus sign, in brackets where it is negative.
-
-    Examples
-    --------
-    >>> show_value(0.5), show_value(-0.25)
-    ('0.5', '(−0.25)')
-    """
+    """Write a number with six digits and a true minus sign, in brackets where it is negative."""
     text = f"{abs(number):.6g}"
     return f"(−{text})" if number < 0 and text != "0" else text

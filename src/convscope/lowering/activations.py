@@ -14,24 +14,7 @@ Function = Callable[[torch.Tensor], torch.Tensor]
 
 
 def activation_function(activation: Activation) -> Function:
-    """Return the torch function of an activation.
-
-    Parameters
-    ----------
-    activation : Activation
-        One of the names that reading produces.
-
-    Returns
-    -------
-    callable
-        Tensor → tensor of the same shape and dtype.
-
-    Examples
-    --------
-    >>> clipped = activation_function(Activation("relu", (("max_value", 6.0),)))
-    >>> clipped(torch.tensor([-1.0, 3.0, 9.0])).tolist()
-    [0.0, 3.0, 6.0]
-    """
+    """Return the torch function of an activation: tensor → tensor of the same shape and dtype."""
     make = _MAKERS.get(activation.name)
     if make is not None:
         function: Function = make(**activation.arguments)

@@ -56,13 +56,7 @@ class Order:
 def torch_kernel(
     kernel: Tensor, dtype: torch.dtype, layout: torch.memory_format, depthwise: bool = False
 ) -> Tensor:
-    """Bring a Keras kernel into torch's order (out, in/groups, k, k) and a precision.
-
-    Examples
-    --------
-    >>> torch_kernel(torch.zeros(3, 5, 2, 4), torch.bfloat16, torch.channels_last).shape
-    torch.Size([4, 2, 3, 5])
-    """
+    """Bring a Keras kernel into torch's order (out, in/groups, k, k) and a precision."""
     if depthwise:
         # A kernel (k, k, in, times) with one input channel per group.
         kernel = kernel.reshape(*kernel.shape[:2], 1, -1)
@@ -74,20 +68,7 @@ def convolve(
 ) -> Tensor:
     """Compute epilogue(images ∗ kernel + bias), the ReLU inside the convolution where oneDNN can.
 
-    Parameters
-    ----------
-    images : Tensor of shape (n, h, w, in) or (n, in, h, w)
-        In the order that ``order`` names.
-    kernel : Tensor of shape (out, in/groups, k, k)
-        Of the images' precision.
-    bias : Tensor of shape (out,), optional
-    geometry : Geometry
-    order : Order
-    epilogue : Epilogue
-
-    Returns
-    -------
-    Tensor of shape (n, h', w', out) or (n, out, h', w')
+    Images are in the order that ``order`` names; the kernel (out, in/groups, k, k) has their precision.
     """
     return order.leave(_convolved(order.enter(images), kernel, bias, geometry, epilogue))
 
@@ -155,25 +136,17 @@ def convolve_few_channels(
     epilogue: Epilogue,
     precision: torch.dtype,
 ) -> Tensor:
-    """Compute what ``FewChannelConvolution`` computes, with no way back.
-
-    Examples
-    --------
-    >>> images, kernel = torch.ones(1, 4, 4, 1), torch.ones(3, 3, 1, 16)
-    >>> result = convolve_few_channels(images, kernel, None, Geometry(), Epilogue(), torch.float32)
-    >>> result.shape, result.unique().tolist()
-    (torch.Size([1, 2, 2, 16]), [9.0])
-    """
-    numbers, kernel = images.float().contiguous(), kernel.contiguous()
-    windows = WindowGeometry.of(numbers.shape, kernel.shape, geometry.strides, geometry.dilation)
-    result, _ = compiled.few_channel_convolution(numbers, kernel, bias, windows, epilogue.relu, precision)
+    """Compute what ``FewChannelConvolution`` computes, with no backward pass."""
+    elements, kernel = images.float().contiguous(), kernel.contiguous()
+    windows = WindowGeometry.of(elements.shape, kernel.shape, geometry.strides, geometry.dilation)
+    result, _ = compiled.few_channel_convolution(elements, kernel, bias, windows, epilogue.relu, precision)
     return epilogue.finish(result, activated=True)
 
 
 class FewChannelConvolution(torch.autograd.Function):
     """epilogue(images ∗ kernel + bias) for images of few channels on a CPU, in compiled loops.
 
-    With so few numbers under a window there is no matrix product worth its name: writing the result, and
+    With so few elements under a window there is no matrix product worth its name: writing the result, and
     reading its gradient, is all that should take time. The arithmetic is float32 in every precision.
     """
 
@@ -188,11 +161,11 @@ class FewChannelConvolution(torch.autograd.Function):
         precision: torch.dtype,
     ) -> Tensor:
         """Compute (n, h', w', out) from padded images (n, h, w, c) and a Keras kernel (k, k, c, out)."""
-        numbers = images.float().contiguous()
-        windows = WindowGeometry.of(numbers.shape, kernel.shape, geometry.strides, geometry.dilation)
+        elements = images.float().contiguous()
+        windows = WindowGeometry.of(elements.shape, kernel.shape, geometry.strides, geometry.dilation)
         kernel = kernel.contiguous()
         result, signs = compiled.few_channel_convolution(
-            numbers,
+            elements,
             kernel,
             bias,
             windows,
@@ -204,7 +177,7 @@ class FewChannelConvolution(torch.autograd.Function):
         kept = kernel if ctx.needs_input_grad[0] else None
         # Behind a dropout, and for the images, the signs alone do not say what got through; the result does.
         stopped = epilogue.relu and (kept is not None or epilogue.keep is not None)
-        ctx.save_for_backward(numbers, kept, signs, result if stopped else None)
+        ctx.save_for_backward(elements, kept, signs, result if stopped else None)
         ctx.windows, ctx.geometry, ctx.epilogue = windows, geometry, epilogue
         ctx.kernel_shape, ctx.images_type = kernel.shape, images.dtype
         return result
@@ -213,14 +186,14 @@ class FewChannelConvolution(torch.autograd.Function):
     def backward(ctx: Context, gradient: Tensor) -> tuple[Any, ...]:
         """Sum the products of gradient and images under the windows."""
         require_first_order()
-        numbers, kernel, signs, result = ctx.saved_tensors
+        elements, kernel, signs, result = ctx.saved_tensors
         gradient = gradient.contiguous()
         if kernel is not None or ctx.epilogue.keep is not None:
             gradient, signs = ctx.epilogue.gradient(gradient, result), None
-        taps, sums = compiled.few_channel_gradient(numbers, gradient, signs, ctx.windows)
+        taps, sums = compiled.few_channel_gradient(elements, gradient, signs, ctx.windows)
         image_gradient = None
         if kernel is not None:
-            found = _image_gradient(gradient.float(), numbers, kernel, ctx.geometry)
+            found = _image_gradient(gradient.float(), elements, kernel, ctx.geometry)
             image_gradient = found.to(ctx.images_type)
         bias_gradient = sums if ctx.needs_input_grad[2] else None
         return image_gradient, taps.view(ctx.kernel_shape), bias_gradient, None, None, None

@@ -21,28 +21,13 @@ _HINT = "Leave the device out for the best one there is."
 
 
 def current_device() -> torch.device:
-    """Return where Keras puts new tensors now; on another back end than torch, where torch does.
-
-    Examples
-    --------
-    >>> with keras.device("cpu"):
-    ...     current_device()
-    device(type='cpu')
-    """
+    """Return where Keras puts new tensors now; on another back end than torch, where torch does."""
     tensor = keras.ops.convert_to_tensor(0.0)
     return tensor.device if isinstance(tensor, torch.Tensor) else torch.get_default_device()
 
 
 def device_of(model: Any) -> torch.device | None:
-    """Return where a model's weights lie; None for a model without any, or on another back end than torch.
-
-    Examples
-    --------
-    >>> with keras.device("cpu"):
-    ...     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
-    >>> device_of(model)
-    device(type='cpu')
-    """
+    """Return where a model's weights lie; None for a model without any, or on another back end than torch."""
     values = (weight.value for weight in model.weights)
     return next((value.device for value in values if isinstance(value, torch.Tensor)), None)
 
@@ -53,17 +38,6 @@ def computing_on(device: torch.device | None) -> Iterator[None]:
 
     By torch's default, cuDNN rounds the factors of a float32 convolution to 10 bits of mantissa (TF32), and
     may add in an order that changes from call to call. Both settings are as they were afterwards.
-
-    Parameters
-    ----------
-    device : torch.device or None
-        None leaves everything as it is.
-
-    Examples
-    --------
-    >>> with computing_on(torch.device("cpu")):
-    ...     current_device()
-    device(type='cpu')
     """
     if device is None:
         yield
@@ -82,39 +56,14 @@ def computing_on(device: torch.device | None) -> Iterator[None]:
 
 
 def forked_generators(device: torch.device | None) -> AbstractContextManager[None]:
-    """Leave torch's random generators of the CPU and of a device as they were, whatever happens inside.
-
-    Examples
-    --------
-    >>> _ = torch.manual_seed(0)
-    >>> with forked_generators(torch.device("cpu")):
-    ...     inside = torch.rand(3)
-    >>> bool((torch.rand(3) == inside).all())
-    True
-    """
+    """Leave torch's random generators of the CPU and of a device as they were, whatever happens inside."""
     if device is None or device.type == "cpu":
         return torch.random.fork_rng(devices=[])
     return torch.random.fork_rng(devices=[device], device_type=device.type)
 
 
 def require_device(name: str) -> torch.device:
-    """Return a device by its name, if this machine has it.
-
-    Parameters
-    ----------
-    name : str
-        ``cpu``, ``cuda`` (or ``cuda:1``), ``mps``, or another that torch knows.
-
-    Raises
-    ------
-    UsageError
-        If it is not there.
-
-    Examples
-    --------
-    >>> require_device("cpu")
-    device(type='cpu')
-    """
+    """Return a device by its name, ``cpu``, ``cuda:1`` …; raise UsageError if it is not there."""
     try:
         device = torch.device(name.lower())
         torch.zeros(1, device=device).item()  # torch finds out itself what is missing; "meta" holds no number
@@ -130,25 +79,13 @@ def _is_available(name: str) -> bool:
 
 
 def device_names() -> list[str]:
-    """Name what torch can compute on here, the fastest first.
-
-    Examples
-    --------
-    >>> device_names()[-1]
-    'cpu'
-    """
+    """Name what torch can compute on here, the fastest first."""
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return [*gpus, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
 
 
 def describe_device(used: torch.device | None = None) -> dict[str, Any]:
-    """Return what the computation runs on, as a run records it: the device used, or the CPU.
-
-    Examples
-    --------
-    >>> sorted(describe_device())
-    ['cores', 'instruction_sets', 'processor', 'processor_class', 'torch_device', 'torch_threads']
-    """
+    """Return what the computation runs on, as a run records it: the device used, or the CPU."""
     processor = this_processor()
     used = used or torch.device("cpu")
     return {

@@ -30,18 +30,8 @@ _COMPUTING = ("__call__", "call", "convolution_op", "update_step", "apply", "upd
 class Call:
     """One use of a layer or operation.
 
-    Parameters
-    ----------
-    name : str
-        The layer's name; behind the names of the models it is nested in, before ``:2`` at its second use.
-    operation : keras.layers.Layer or keras.Operation
-        What is called.
-    inputs, outputs : tuple of int
-        Numbers of the values that go in and come out.
-    input_shapes, output_shapes : tuple of tuple of int or None
-        Their shapes, without the batch axis.
-    first_use : bool
-        Whether the layer has not been used before.
+    Its name stands behind the names of the models it is nested in, before ``:2`` at its second use. Values
+    have numbers; shapes are without the batch axis.
     """
 
     name: str
@@ -81,20 +71,9 @@ class Call:
 
 @dataclass(frozen=True)
 class Graph:
-    """The calls of a model, in an order in which they can be made.
+    """The calls of a model without input layers, in an order in which they can be made.
 
-    Parameters
-    ----------
-    calls : tuple of Call
-        Without input layers.
-    inputs, outputs : tuple of int
-        Numbers of the values that the model takes and gives.
-    input_shapes : tuple of tuple of int or None
-        Without the batch axis.
-    channels_first : bool
-        The order of an image's axes, by the first layer that has one.
-    device : torch.device
-        Where the weights lie.
+    ``channels_first`` is the order of an image's axes, by the first layer that has one.
     """
 
     calls: tuple[Call, ...]
@@ -105,15 +84,7 @@ class Graph:
     device: torch.device
 
     def call(self, layer: str | int) -> Call:
-        """Find a call by its layer's name, or by its number.
-
-        Raises
-        ------
-        UnknownNameError
-            When no layer has the name.
-        UsageError
-            When there is no such number.
-        """
+        """Find a call by its layer's name or its number; raise UnknownNameError or UsageError."""
         if isinstance(layer, int):
             if not -len(self.calls) <= layer < len(self.calls):
                 raise UsageError(sentence(f"a layer number below {len(self.calls)}", layer))
@@ -125,22 +96,9 @@ class Graph:
 
 
 def read_graph(model: keras.Model) -> Graph:
-    """Read the calls of a Sequential or functional model.
+    """Read the calls of a built Sequential or functional model; those of nested models in their place.
 
-    Parameters
-    ----------
-    model : keras.Model
-        A built model.
-
-    Returns
-    -------
-    Graph
-        Its calls; those of nested models in their place.
-
-    Raises
-    ------
-    UsageError
-        When the model has no graph: a Sequential model without an input shape, or a subclassed one.
+    Raises UsageError when the model has no graph: a Sequential without an input shape, or a subclassed model.
     """
     functional = graph_of(model, even_altered=True)
     if functional is None:

@@ -28,13 +28,7 @@ class ShapeError(ValueError):
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor that flows through the program.
-
-    Examples
-    --------
-    >>> Value("image", (None, 28, 28, 1)).rank
-    4
-    """
+    """A tensor that flows through the program."""
 
     name: str
     shape: Shape
@@ -48,15 +42,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Activation:
-    """An element-wise function (or a softmax) by its Keras name, with its settings.
-
-    Examples
-    --------
-    >>> Activation("relu").is_monotone, Activation("gelu").is_monotone
-    (True, False)
-    >>> str(Activation("leaky_relu", (("negative_slope", 0.1),)))
-    'leaky_relu(negative_slope=0.1)'
-    """
+    """An element-wise function (or a softmax) by its Keras name, with its settings."""
 
     name: str
     settings: tuple[tuple[str, Any], ...] = ()
@@ -131,12 +117,7 @@ class Op:
     def output_shape(self, shapes: Sequence[Shape]) -> Shape | None:
         """Compute the shape that it gives from its settings and the shapes of its inputs.
 
-        None where the settings do not say: Keras says it for a layer that runs as it is.
-
-        Raises
-        ------
-        ShapeError
-            When the settings do not fit the inputs.
+        None where the settings do not say: Keras says it for a layer that runs as it is. Raises ShapeError.
         """
         return self._output_shape(shapes)
 
@@ -211,16 +192,7 @@ class Program:
 def check(program: Program, after: str = "reading") -> Program:
     """Verify a program and return it: every value written once before it is read, every shape as specified.
 
-    Raises
-    ------
-    LoweringError
-        When it is wrong after what was done to it last; names the op, its Keras layer and the shapes.
-
-    Examples
-    --------
-    >>> x = Value("x", (None, 2))
-    >>> check(Program("empty", (x,), (), (Output("x"),), {"x": x})).name
-    'empty'
+    Raises LoweringError after what was done to it last; names the op, its Keras layer and the shapes.
     """
     known = {value.name for value in program.inputs}
     names: set[str] = set()

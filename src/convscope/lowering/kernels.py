@@ -25,7 +25,7 @@ Context = Any  # torch types the context of an autograd function as Any
 
 
 def require_first_order() -> None:
-    """Refuse a second derivative: the ways back below are not written for it."""
+    """Refuse a second derivative: the backward passes below are not written for it."""
     if torch.is_grad_enabled():
         raise NotImplementedError(
             "A lowered network has first derivatives only; take others from the Keras model."
@@ -40,10 +40,10 @@ def apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class Epilogue:
-    """What follows a heavy op and is computed on its result in place: a ReLU, and a dropout behind it.
+    """What follows a convolution or product, on its result in place: a ReLU, and a dropout behind it.
 
     ``keep`` makes the mask for a tensor of some shape, type and device. Where the result is positive, both
-    let the gradient through, and nowhere else: the result is all that the way back needs.
+    let the gradient through, and nowhere else: the result is all that the backward pass needs.
     """
 
     relu: bool = False
@@ -142,27 +142,11 @@ def batch_normalization(
 
 
 def batch_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute mean and biased variance of each channel.
+    """Compute mean and biased variance (c,) of each channel of images (n, ..., c), channels last in memory.
 
     Torch adds the values of a channel one after the other in float32, which costs two digits over a batch of
     some 100,000 pixels. So pixels that follow each other are counted as channels of their own first, and
     their statistics are put together: closer to the truth by a factor of 50, and faster.
-
-    Parameters
-    ----------
-    images : Tensor of shape (n, ..., c)
-        Channels last in memory.
-
-    Returns
-    -------
-    mean : Tensor of shape (c,)
-    variance : Tensor of shape (c,)
-
-    Examples
-    --------
-    >>> mean, variance = batch_statistics(torch.tensor([[1.0], [2.0], [6.0]]))
-    >>> mean.item(), round(variance.item(), 4)
-    (3.0, 4.6667)
     """
     channels = images.shape[-1]
     count = images.numel() // channels
@@ -263,24 +247,7 @@ _COPIES: MutableMapping[Tensor, _Copy] = WeakTensorKeyDictionary()
 
 
 def bfloat16_copy(weight: Tensor) -> Tensor:
-    """Return a weight in bfloat16; the same tensor at each call, up to date.
-
-    Parameters
-    ----------
-    weight : Tensor of float32
-        Long-lived: its copy lives as long.
-
-    Returns
-    -------
-    Tensor of bfloat16
-        To be read only.
-
-    Examples
-    --------
-    >>> weight = torch.ones(2)
-    >>> bfloat16_copy(weight) is bfloat16_copy(weight.mul_(3)), bfloat16_copy(weight).tolist()
-    (True, [3.0, 3.0])
-    """
+    """Return a long-lived weight in bfloat16, to be read only; the same tensor at each call, up to date."""
     copy = _COPIES.get(weight)
     if copy is None:
         copy = _COPIES[weight] = _Copy(torch.empty_like(weight, dtype=torch.bfloat16), -1)

@@ -23,13 +23,7 @@ _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 
 def mix(*numbers: int) -> int:
-    """Hash integers into one of 64 bits.
-
-    Examples
-    --------
-    >>> mix(1, 2) != mix(2, 1), 0 <= mix(7) < 2**64
-    (True, True)
-    """
+    """Hash integers into one of 64 bits."""
     state = 0
     for number in numbers:
         state = _finalise((state + (number & _MASK64) + _GOLDEN) & _MASK64)
@@ -50,27 +44,13 @@ _INTEGERS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.floa
 
 
 def bits_type(dtype: torch.dtype) -> torch.dtype:
-    """Return the integer type as wide as a floating-point type.
-
-    Examples
-    --------
-    >>> bits_type(torch.bfloat16)
-    torch.int16
-    """
+    """Return the integer type as wide as a floating-point type."""
     return _INTEGERS[dtype]
 
 
 @dataclass(frozen=True)
 class Mask:
-    """Says which elements of a tensor are kept.
-
-    Attributes
-    ----------
-    lanes : PackedMask
-        The decisions, packed.
-    shape : tuple of int
-        The tensor's, or one that broadcasts to it.
-    """
+    """Says which elements of a tensor are kept; its shape is the tensor's, or broadcasts to it."""
 
     lanes: PackedMask
     shape: tuple[int, ...]
@@ -82,19 +62,7 @@ class Mask:
         return torch.channels_last if in_other_order else torch.contiguous_format
 
     def apply(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """Set to zero what is dropped.
-
-        Parameters
-        ----------
-        x : Tensor
-            Of a floating-point type as wide as the lanes.
-        out : Tensor, optional
-            Where to write; ``x`` for in place, new memory if left out.
-
-        Returns
-        -------
-        Tensor
-        """
+        """Set to zero what is dropped, in ``out`` (``x`` for in place) or in new memory."""
         result = torch.empty_like(x) if out is None else out
         if self.shape == x.shape and compiled.suits(x) and result.stride() == x.stride():
             compiled.drop(x, result, self.lanes)
@@ -126,17 +94,7 @@ def _is_dense(x: torch.Tensor) -> bool:
 
 
 class MaskSource:
-    """Makes the masks of one dropout for one shape.
-
-    Parameters
-    ----------
-    rate : float
-        The share to drop, in [0, 1).
-    shape : sequence of int
-        The mask's shape.
-    device : torch.device
-        Where the masks are made; every device gives the same.
-    """
+    """Makes the masks of one dropout for one shape; every device gives the same."""
 
     def __init__(self, rate: float, shape: Sequence[int], device: torch.device) -> None:
         self._bits, self._threshold = threshold_of(rate)
@@ -167,25 +125,8 @@ class MaskSource:
 def hashed_fields(like: torch.Tensor, key: int, bits: int, threshold: int) -> torch.Tensor:
     """Do with torch's operations what ``compiled.hash_counters`` does on a CPU.
 
-    Parameters
-    ----------
-    like : Tensor of int64
-        Its size and device are taken.
-    key : int
-        64 bits; another key gives other words.
-    bits, threshold : int
-        How wide the fields are over which to decide, 0 to leave the words as they are, and the least number
-        that is kept.
-
-    Returns
-    -------
-    Tensor of int64
-        The lowest bit of each field says whether it is at least the threshold.
-
-    Examples
-    --------
-    >>> hashed_fields(torch.empty(2, dtype=torch.int64), 1, 0, 0).unique().numel()
-    2
+    The lowest bit of each field of ``bits`` bits says whether it is at least the threshold; 0 leaves the
+    words as they are. Size and device are those of ``like``, int64.
     """
     words = _hashed_counters(like, key)
     return _fields_at_least(words, bits, threshold) if bits else words
@@ -205,13 +146,7 @@ def _xor_shifted(words: torch.Tensor, shift: int) -> torch.Tensor:
 
 
 def threshold_of(rate: float) -> tuple[int, int]:
-    """Choose how many bits decide over an element, and below which number it is dropped.
-
-    Examples
-    --------
-    >>> threshold_of(0.5), threshold_of(0.25), threshold_of(0.1)
-    ((1, 1), (2, 1), (16, 6554))
-    """
+    """Choose how many bits decide over an element, and below which number it is dropped."""
     for bits in (1, 2, 4, 8):
         if (rate * (1 << bits)).is_integer():
             return bits, int(rate * (1 << bits))
@@ -232,12 +167,6 @@ def _fields_at_least(words: torch.Tensor, bits: int, threshold: int) -> torch.Te
 
 
 def keep_probability(rate: float) -> float:
-    """Return the probability with which an element is really kept: what the scale must undo.
-
-    Examples
-    --------
-    >>> keep_probability(0.25), round(keep_probability(0.1), 5)
-    (0.75, 0.89999)
-    """
+    """Return the probability with which an element is really kept: what the scale must undo."""
     bits, threshold = threshold_of(rate)
     return 1.0 - threshold / (1 << bits)

@@ -94,7 +94,7 @@ class LoweredNetwork:
 
     @property
     def plan(self) -> dict[str, Any]:
-        """Return precision, layout and algorithm of each heavy op, for JSON."""
+        """Return precision, layout and algorithm of each convolution and matrix product, for JSON."""
         return plan_of(self.program)
 
     @property
@@ -114,15 +114,7 @@ class LoweredNetwork:
         return self
 
     def begin_step(self, seed: int, step: int) -> None:
-        """Say which step comes: random masks depend on seed, step and layer alone.
-
-        Parameters
-        ----------
-        seed : int
-            The run's seed.
-        step : int
-            The absolute number of the step, counted from the beginning of the run.
-        """
+        """Say which step of the run comes: masks depend on seed, step and layer alone."""
         self._seed, self._number = seed, step
 
     def __call__(self, inputs: Any, training: bool = False, logits: bool = False) -> Any:

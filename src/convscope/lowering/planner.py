@@ -32,7 +32,7 @@ _PROGRESS = logging.getLogger("convscope.progress")
 
 # Bytes per second at which elementwise ops read and write on a laptop or a small server; only ratios matter.
 _BANDWIDTH = 20e9
-# How often a training step reads or writes a result again: activation, pooling, and both on the way back.
+# How often a training step reads or writes a result again: activation, pooling, and both backward.
 _PASSES = 3
 _ROUNDS = 5
 # A candidate this many times slower than the fastest is not timed again.
@@ -74,20 +74,7 @@ class PlanContext:
 
 
 def choose(program: Program, context: PlanContext) -> tuple[Program, list[str]]:
-    """Choose how each convolution and matrix product computes.
-
-    Parameters
-    ----------
-    program : Program
-        With the shapes it will run on.
-    context : PlanContext
-        How the program will be used.
-
-    Returns
-    -------
-    tuple
-        The program with its ``KernelChoice`` entries set, and a line for each op.
-    """
+    """Choose how each convolution and matrix product computes; return a line for each, too."""
     if context.measured:
         _PROGRESS.info("Finding the fastest way to compute on this machine")
     chosen, lines = {}, []
@@ -106,14 +93,9 @@ def plan_of(program: Program) -> dict[str, Any]:
 
 
 def apply_plan(program: Program, plan: Mapping[str, Any]) -> Program:
-    """Return the program with the choices of a recorded plan.
+    """Return the program with the choices of a recorded plan; raise UsageError if it is one for other ops.
 
     The names of layers that Keras named by itself may have other numbers: it counts them in each process.
-
-    Raises
-    ------
-    UsageError
-        When the plan is one for other ops than the program has, or is no plan.
     """
     planned = [op.name for op in program if isinstance(op, ConvOrDense)]
     entries = dict(plan)
@@ -161,22 +143,7 @@ _FOREIGN = "The plan is from another version of convscope; train without it."
 def adapt_plan(
     plan: Mapping[str, Any], training: bool, device: str = "cpu"
 ) -> tuple[dict[str, Any], list[str]]:
-    """Translate a plan that was recorded on another machine into one that this machine can follow.
-
-    Parameters
-    ----------
-    plan : mapping
-        As ``plan_of`` returns it.
-    training : bool
-        Whether gradients are wanted.
-    device : str
-        Where the network will run.
-
-    Returns
-    -------
-    tuple of dict and list of str
-        The plan, and a line for each kind of change; none where nothing had to change.
-    """
+    """Translate a plan of another machine for this one; say in lines what changed."""
     bfloat16 = processor.takes_bfloat16(training, device)
     loops = device.startswith("cpu") and compiled.available()
     adapted = {name: dict(entry) if isinstance(entry, Mapping) else entry for name, entry in plan.items()}

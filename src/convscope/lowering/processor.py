@@ -41,16 +41,8 @@ _THAT_MATTER = re.compile(r"(sse4_2|avx|amx|fma3|f16c|neon|sve|bf16|i8mm|dot|sme
 class ProcessorClass:
     """What processors with the same instruction sets have in common.
 
-    Attributes
-    ----------
-    name : str
-        The instruction set that makes the difference.
-    forward, backward : bool or None
-        Whether oneDNN takes bfloat16 convolutions; None where only trying tells.
-    hardware : bool
-        Whether bfloat16 numbers are multiplied in hardware.
-    missing : str
-        The instructions that it would take, for the message that refuses bfloat16.
+    ``forward`` and ``backward`` say whether oneDNN takes bfloat16 convolutions, None where only trying tells;
+    ``hardware`` whether bfloat16 is multiplied in hardware; ``missing`` what it would take, for messages.
     """
 
     name: str
@@ -79,21 +71,9 @@ CLASSES: Mapping[str, ProcessorClass] = {
 
 @dataclass(frozen=True)
 class Processor:
-    """The processor at hand.
+    """The processor at hand, or the one that ``CONVSCOPE_PROCESSOR`` names (``simulated``).
 
-    Attributes
-    ----------
-    name : str
-        As the operating system calls it.
-    architecture : str
-        ``x86_64``, ``arm64`` or what the operating system says.
-    kind : ProcessorClass
-        Its class.
-    instruction_sets : tuple of str
-        Those that matter to torch's kernels, as torch names them.
-    physical_cores, logical_cores : int
-    simulated : bool
-        Whether ``CONVSCOPE_PROCESSOR`` named the class.
+    ``instruction_sets`` are those that matter to torch's kernels, as torch names them.
     """
 
     name: str
@@ -114,15 +94,7 @@ class Processor:
 def this_processor() -> Processor:
     """Describe the processor at hand, or the one whose class ``CONVSCOPE_PROCESSOR`` names.
 
-    Raises
-    ------
-    UnknownNameError
-        When the variable names no class.
-
-    Examples
-    --------
-    >>> this_processor().kind.name in CLASSES
-    True
+    Raises UnknownNameError when the variable names no class.
     """
     return _described(os.environ.get(OVERRIDE, ""))
 
@@ -189,19 +161,9 @@ def _name() -> str:
 
 
 def takes_bfloat16(training: bool, device: str = "cpu") -> bool:
-    """Say whether convolutions and matrix products may be computed in bfloat16.
+    """Say whether a device computes convolutions and matrix products in bfloat16, if training backward too.
 
-    Parameters
-    ----------
-    training : bool
-        Whether gradients are wanted too.
-    device : str
-        ``cpu``, ``cuda`` or ``mps``, with or without a number.
-
-    Returns
-    -------
-    bool
-        Known from the processor's class, or tried once where the class does not say.
+    Known from the processor's class, or tried once where the class does not say.
     """
     if device.startswith("cuda"):
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -222,13 +184,7 @@ def _tried(training: bool) -> bool:
 
 
 def multiplies_bfloat16(device: str = "cpu") -> bool:
-    """Say whether a device multiplies bfloat16 in hardware, as far as is known without measuring.
-
-    Examples
-    --------
-    >>> isinstance(multiplies_bfloat16(), bool)
-    True
-    """
+    """Say whether a device multiplies bfloat16 in hardware, as far as is known without measuring."""
     if device.startswith("cuda"):
         return takes_bfloat16(training=True, device=device)
     return device.startswith("cpu") and this_processor().kind.hardware
@@ -240,19 +196,9 @@ def bfloat16_is_worth_trying(training: bool) -> bool:
 
 
 def bfloat16_speed(training: bool) -> float:
-    """Return how fast a typical bfloat16 convolution is relative to float32; 2 means twice as fast.
+    """Return how fast a typical bfloat16 convolution is relative to float32: 2 for twice as fast, 0 for none.
 
     Measured once for a processor and a version of torch, on one thread, and kept in the cache.
-
-    Parameters
-    ----------
-    training : bool
-        With the backward pass.
-
-    Returns
-    -------
-    float
-        0 where this processor takes none.
     """
     if not takes_bfloat16(training):
         return 0.0
@@ -305,21 +251,9 @@ def one_thread() -> Iterator[None]:
 def remembered(subject: str, question: str, answer: Callable[[], Any]) -> Any:
     """Return what was found out on this machine before, or find it out now and keep it in the cache.
 
-    The first answer stays, whoever finds it: what depends on it then repeats from process to process.
-
-    Parameters
-    ----------
-    subject : str
-        A file's name in the cache folder of this processor.
-    question : str
-        What the answer depends on, apart from the machine and the version of torch.
-    answer : callable
-        Finds out; returns a value for JSON.
-
-    Returns
-    -------
-    object
-        The answer, as JSON gives it back.
+    The first answer to a question stays, whoever finds it: what depends on it then repeats from process to
+    process. It is a value for JSON, in a file of the folder ``subject`` for this processor and version of
+    torch.
     """
     name = hashlib.sha256(question.encode()).hexdigest()[:24]
     path = cache_folder() / "machine" / this_processor().key / subject / f"{name}.json"
@@ -363,13 +297,7 @@ def _read_answer(path: Path) -> list[Any] | None:
 
 
 def require_precision(precision: str, training: bool, device: str = "cpu") -> None:
-    """Refuse bfloat16 where it cannot be computed.
-
-    Raises
-    ------
-    UsageError
-        Names what the processor lacks, and what to use instead.
-    """
+    """Refuse bfloat16 where it cannot be computed, by a UsageError that says what the processor lacks."""
     if precision == "bfloat16" and not takes_bfloat16(training, device):
         raise refused_bfloat16(training, device)
 

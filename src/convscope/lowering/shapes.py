@@ -18,13 +18,7 @@ def channel_axis(data_format: DataFormat) -> int:
 
 
 def broadcast(shapes: Sequence[Shape]) -> Shape:
-    """Compute the shape of an element-wise combination; ranks are made equal behind the batch axis.
-
-    Examples
-    --------
-    >>> broadcast([(None, 7, 7, 8), (None, 1, 1, 8)])
-    (None, 7, 7, 8)
-    """
+    """Compute the shape of an element-wise combination; ranks are made equal behind the batch axis."""
     rank = max(len(shape) for shape in shapes)
     aligned = [(shape[0], *(1,) * (rank - len(shape)), *shape[1:]) for shape in shapes]
     merged: list[int | None] = []

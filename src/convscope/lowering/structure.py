@@ -24,26 +24,11 @@ _BOOKKEEPING = frozenset(vars(keras.layers.Layer(name="bare"))) - {
 
 
 class ModelStructure:
-    """What a lowered program depends on besides the values of the weights.
+    """What a lowered program depends on besides the values of the weights, of a model just read.
 
     Layers, their order, types and settings; the variables, whether they are trained, and where their values
     lie; regularizers and constraints; Keras's global settings. A layer that runs as it is answers for its own
     settings, so only its variables are looked at.
-
-    Parameters
-    ----------
-    model : keras.Model
-        Just read.
-
-    Examples
-    --------
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2), keras.layers.Dropout(0.5)])
-    >>> structure = ModelStructure(model)
-    >>> structure.is_current
-    True
-    >>> model.layers[1].rate = 0.25
-    >>> structure.is_current
-    False
     """
 
     def __init__(self, model: keras.Model) -> None:

@@ -11,25 +11,9 @@ from convscope.errors import LoweringError, sentence
 
 
 def named_variables(model: Any) -> dict[str, Any]:
-    """Return the variables of a model by their path.
+    """Return the variables of a model by their path, in Keras's order.
 
-    Parameters
-    ----------
-    model : keras.Model
-        Any built model.
-
-    Returns
-    -------
-    dict
-        Path → Keras variable, in Keras's order. Where two variables share a path (nested models that were
-        built apart), the later ones get a number behind it, so that every path is unique.
-
-    Examples
-    --------
-    >>> import keras
-    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="d")], name="m")
-    >>> list(named_variables(model))
-    ['m/d/kernel', 'm/d/bias']
+    Where two share a path (nested models that were built apart), the later ones get a number behind it.
     """
     named: dict[str, Any] = {}
     for variable in model.variables:
@@ -42,35 +26,14 @@ def named_variables(model: Any) -> dict[str, Any]:
 
 
 def is_seed(path: str) -> bool:
-    """Say whether a variable is the state of a random generator.
-
-    Examples
-    --------
-    >>> is_seed("dropout/seed_generator_state")
-    True
-    """
+    """Say whether a variable is the state of a random generator."""
     return "seed_generator_state" in path.rsplit("/", 1)[-1]
 
 
 def tensor_of(variable: Any, layer: Any = None) -> torch.Tensor:
-    """Return a variable's values as a tensor; on Keras's torch back end the two share their storage.
+    """Return a variable's values as a tensor, which share their storage on Keras's torch back end.
 
-    Parameters
-    ----------
-    variable : keras.Variable
-        The variable.
-    layer : keras.Layer or None
-        Whose it is, for the message.
-
-    Returns
-    -------
-    torch.Tensor
-        Detached from any graph; changes of it are changes of the variable on the torch back end.
-
-    Raises
-    ------
-    LoweringError
-        When a floating-point variable is not float32.
+    Raises LoweringError with the name of the layer when a floating-point variable is not float32.
     """
     value = variable.value
     tensor = value.detach() if isinstance(value, torch.Tensor) else torch.from_numpy(variable.numpy().copy())

@@ -35,13 +35,8 @@ _PARTS = 32
 class PackedMask:
     """A packed mask: element i of a tensor's memory is kept if a bit of a lane says so.
 
-    Attributes
-    ----------
-    lanes : Tensor
-        Integers as wide as the tensor's elements; bit ``bits · (i // n)`` of lane ``i % n`` decides, n being
-        their number.
-    bits : int
-        From one decision of a lane to the next.
+    ``lanes`` are integers as wide as the elements, n of them; bit ``bits · (i // n)`` of lane ``i % n``
+    decides.
     """
 
     lanes: Tensor
@@ -54,13 +49,7 @@ class PackedMask:
 
 
 def suits(tensor: Tensor) -> bool:
-    """Say whether the loops can work on a tensor: on a CPU, of a known type, without gaps.
-
-    Examples
-    --------
-    >>> suits(torch.zeros(4, 3)), suits(torch.zeros(4, 3)[:, 1]), suits(torch.zeros(3, dtype=torch.int64))
-    (True, False, False)
-    """
+    """Say whether the loops can work on a tensor: on a CPU, of a known type, without gaps."""
     if tensor.device.type != "cpu" or tensor.dtype not in (torch.bfloat16, torch.float32) or not available():
         return False
     return tensor.is_contiguous() or (
@@ -82,23 +71,10 @@ def drop(source: Tensor, target: Tensor, mask: PackedMask) -> None:
 
 
 def tile_max(images: Tensor, relu: bool, mask: PackedMask | None) -> tuple[Tensor, Tensor]:
-    """Take the largest of each tile of two by two, then ReLU if wanted, then dropout if there is a mask.
+    """Take the largest of each tile of two by two of contiguous images (n, h, w, c), then ReLU and dropout.
 
-    Parameters
-    ----------
-    images : Tensor of shape (n, h, w, c)
-        Contiguous; an odd last row or column is ignored.
-    relu : bool
-        Whether negative maxima become zero.
-    mask : PackedMask or None
-        For the elements of the result.
-
-    Returns
-    -------
-    results : Tensor of shape (n, h/2, w/2, c)
-    places : Tensor of uint8, of the same shape
-        Which of the four the gradient goes to, counted from 1 row by row, the first of equals; 0 where
-        ReLU or the mask lets none through.
+    Returns the results (n, h/2, w/2, c), and for each in uint8 which of the four its gradient goes to,
+    counted from 1 row by row, the first of equals; 0 where ReLU or the mask lets none through.
     """
     count, height, width, channels = images.shape
     results = images.new_empty((count, height // 2, width // 2, channels))
@@ -125,30 +101,15 @@ def tile_max_back(gradient: Tensor, places: Tensor, shape: torch.Size) -> Tensor
 
 @dataclass(frozen=True, eq=False)
 class WindowGeometry:
-    """Where the windows of a few-channel convolution lie in the memory of its images.
+    """Where the windows of a few-channel convolution lie in the memory of its images."""
 
-    Attributes
-    ----------
-    height, line : int
-        Rows of an image, numbers in a row.
-    result : tuple of int
-        Shape of the result, (n, h', w', filters).
-    down, along : int
-        Numbers from one window to the one below, and to the next.
-    taps : Tensor of int64
-        How many numbers after the first of a window each of its elements lies; filled up with zeros to a
-        multiple of three.
-    count : int
-        How many elements a window has.
-    """
-
-    height: int
-    line: int
-    result: tuple[int, int, int, int]
-    down: int
-    along: int
-    taps: Tensor
-    count: int
+    height: int  # rows of an image
+    line: int  # elements in a row
+    result: tuple[int, int, int, int]  # (n, h', w', filters)
+    down: int  # elements from one window to the one below
+    along: int  # ... and to the next
+    taps: Tensor  # int64: elements from the first of a window to each other; filled up to a multiple of three
+    count: int  # elements of a window
 
     @staticmethod
     @functools.lru_cache(maxsize=64)
@@ -184,30 +145,11 @@ def few_channel_convolution(
     dtype: torch.dtype,
     signed: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Convolve images of few channels, in float32 whatever the type of the result.
+    """Convolve images (n, h, w, c), padding included, with a kernel (k, k, c, filters), in float32.
 
-    Parameters
-    ----------
-    images : Tensor of shape (n, h, w, c)
-        Contiguous float32, padding included.
-    kernel : Tensor of shape (k, k, c, filters)
-        Contiguous float32; the filters are a multiple of sixteen.
-    bias : Tensor of shape (filters,) or None
-        Contiguous float32.
-    windows : WindowGeometry
-        Of these shapes.
-    relu : bool
-        Whether negative results become zero.
-    dtype : torch.dtype
-        bfloat16 or float32.
-    signed : bool
-        Whether the signs are wanted.
-
-    Returns
-    -------
-    result : Tensor of shape (n, h', w', filters)
-    signs : Tensor of int16, of shape (n, h', w', filters / 16), or None
-        A bit for each result: whether it is positive.
+    All are contiguous float32; the filters are a multiple of sixteen. Returns the result (n, h', w', filters)
+    in ``dtype``, and if ``signed`` a bit for each that says whether it is positive, (n, h', w', filters / 16)
+    of int16.
     """
     count, high, wide, filters = windows.result
     result = images.new_empty(windows.result, dtype=dtype)
@@ -225,23 +167,10 @@ def few_channel_convolution(
 def few_channel_gradient(
     images: Tensor, gradient: Tensor, signs: Tensor | None, windows: WindowGeometry
 ) -> tuple[Tensor, Tensor]:
-    """Compute the gradients of kernel and bias of a few-channel convolution.
+    """Compute the gradients of kernel (taps, filters) and bias (filters,) of a few-channel convolution.
 
-    Parameters
-    ----------
-    images : Tensor of shape (n, h, w, c)
-        Contiguous float32, padding included.
-    gradient : Tensor of shape (n, h', w', filters)
-        Contiguous.
-    signs : Tensor or None
-        Those of the convolution, if behind it a ReLU stops the gradient where the result is not positive.
-    windows : WindowGeometry
-        Of these shapes.
-
-    Returns
-    -------
-    kernel : Tensor of shape (taps, filters)
-    bias : Tensor of shape (filters,)
+    ``signs`` are those of the convolution if behind it a ReLU stops the gradient where the result is not
+    positive.
     """
     count, high, wide, filters = windows.result
     if count == 0:
@@ -270,18 +199,9 @@ def adam(
     numbers: tuple[float, ...],
     copy: Tensor | None = None,
 ) -> None:
-    """Update weights in place by Adam's rule, its moments and squares, and a copy of the weights if any.
+    """Update float32 weights in place by Adam's rule, its moments and squares, and a bfloat16 copy if any.
 
-    Parameters
-    ----------
-    weights, moments, squares : Tensor
-        Contiguous float32 on a CPU, of one size.
-    gradient : Tensor
-        Contiguous, of that size; float32 or bfloat16.
-    numbers : tuple of float
-        The learning rate with both bias corrections in it, β₁, 1 − β₁, β₂, 1 − β₂ and epsilon.
-    copy : Tensor of bfloat16, optional
-        Contiguous; the new weights are written to it too, rounded to even.
+    ``numbers``: the learning rate with both bias corrections in it, β₁, 1 − β₁, β₂, 1 − β₂ and epsilon.
     """
     constants = (ctypes.c_float * 6)(*numbers)
     addresses = weights.data_ptr(), gradient.data_ptr(), gradient.element_size(), moments.data_ptr()

@@ -2,7 +2,7 @@
 
 Each loop is a C function of one pointer, to a block of 64-bit integers: three that say which share of the
 work is its own (``_share``), then addresses and sizes. ``compiled.py`` fills the block and calls. Where
-numbers are only compared and moved, they come as the bits they are made of, in integers as wide.
+elements are only compared and moved, they come as the bits they are made of, in integers as wide.
 """
 
 from __future__ import annotations
@@ -314,11 +314,11 @@ def _put(results: int, signs: int, place: int, vector: Any, size: int) -> None:
 def few_channel_convolution(block: Any) -> None:
     """Convolve images of few channels, four pixels and sixteen filters at a time.
 
-    The block: rows of the results of all images; height, line (numbers in a row) of the images; rows and
-    columns of a result, filters, a multiple of sixteen; numbers from one row or column to the next; images;
+    The block: rows of the results of all images; height, line (elements in a row) of the images; rows and
+    columns of a result, filters, a multiple of sixteen; elements from one row or column to the next; images;
     taps, their number, the kernel (taps, filters), bias; results, bytes of their elements; relu; signs (0 for
-    none). A tap is how many numbers after the first of a window one of its elements lies; the signs say, in a
-    bit for each result, which are positive.
+    none). A tap is how many elements after the first of a window one of its elements lies; the signs say, in
+    a bit for each result, which are positive.
     """
     height, line, high, wide, filters = block[3], block[4], block[5], block[6], block[7]
     down, along, images = block[8], block[9], block[10]
@@ -372,9 +372,9 @@ def few_channel_gradient(block: Any) -> None:
     """Sum the gradients of kernel and bias of a few-channel convolution, each part over some of the images.
 
     The block: parts; rows of a part, rows of all; height, line of the images; rows and columns of a result,
-    filters; numbers from one row or column to the next; images; taps, their number, a multiple of three;
+    filters; elements from one row or column to the next; images; taps, their number, a multiple of three;
     gradients, signs (0 if no ReLU stops a gradient), bytes of a gradient; sums, of the size (parts, taps + 1,
-    filters); room for a row of float32 gradients for each part.
+    filters); memory for a row of float32 gradients for each part.
     """
     length, rows, height, line, high, wide, filters = (
         block[3], block[4], block[5], block[6], block[7], block[8], block[9],

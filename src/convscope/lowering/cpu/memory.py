@@ -28,20 +28,8 @@ _LARGEST_KEPT = 32 << 20  # the most that glibc accepts
 def keep_memory(reserve: int = 512 << 20) -> bool:
     """Prepare the C library's heap for large tensors that come and go; once in a process.
 
-    Parameters
-    ----------
-    reserve : int
-        How many bytes of address space to set aside for huge pages; none is used before it is needed.
-
-    Returns
-    -------
-    bool
-        Whether it was done; on other systems than Linux with glibc nothing is changed.
-
-    Examples
-    --------
-    >>> keep_memory() in (True, False)
-    True
+    Sets ``reserve`` bytes of address space aside for huge pages, none used before it is needed. Returns
+    whether it was done: on other systems than Linux with glibc nothing is changed.
     """
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
         return False

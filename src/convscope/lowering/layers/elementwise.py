@@ -261,7 +261,7 @@ def _run_affine(op: Affine, network: WeightSource) -> Runner:
 
 
 class FusedEpilogue:
-    """What was fused behind a heavy op: a epilogue for the kernel, or an activation for afterwards."""
+    """What was fused behind an op: an epilogue for the kernel, or an activation for afterwards."""
 
     def __init__(self, activation: Activation | None, drop: Dropout | None) -> None:
         relu = activation is not None and activation.is_plain_relu

@@ -77,12 +77,7 @@ SEED_BITS = 0x7FFFFFFF  # what every type of a seed holds
 class KerasRunner:
     """Calls one Keras operation with given tensors; its variables, metrics and seeds are the model's own.
 
-    Parameters
-    ----------
-    operation : keras.Operation
-        A layer (also a whole nested model) or one of keras.ops.
-    args, kwargs : structures
-        Its arguments, with ``Value`` handles where tensors belong.
+    In its arguments, ``Value`` handles stand where tensors belong.
     """
 
     def __init__(self, operation: Any, args: Any, kwargs: Any) -> None:
@@ -115,19 +110,8 @@ class KerasRunner:
     def run(self, tensors: Mapping[str, Any], training: bool, seed: int) -> tuple[list[Any], list[Any]]:
         """Call the operation on its own variables: what it changes there is changed, as in Keras.
 
-        Parameters
-        ----------
-        tensors : mapping
-            Value name → tensor.
-        training : bool
-            Whether the call is part of a training step.
-        seed : int
-            What the random generators without a seed of their own start from in training.
-
-        Returns
-        -------
-        tuple
-            Outputs (flat), and losses that the layer added.
+        In training, random generators without a seed of their own start from ``seed``. Returns the outputs,
+        flat, and the losses that the layer added.
         """
         if training:
             for number, generator in enumerate(self._generators()):
