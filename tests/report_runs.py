@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from convscope.data.catalog import Dataset, Split, fingerprint
+from convscope.data.dataset import Dataset, Split, fingerprint
 from convscope.evaluation import Evaluation, test_set_log
 from convscope.experiment.results import write_evaluation, write_training
 from convscope.networks import build

@@ -12,7 +12,7 @@ from scipy import ndimage
 from sklearn.utils.class_weight import compute_class_weight
 
 from convscope.augmentation import PRESETS, Augmentation, warp
-from convscope.data.weights import balanced_class_weights
+from convscope.data.splits import balanced_class_weights
 from convscope.errors import DataError, UnknownNameError, UsageError
 
 PHOTOS = np.stack([photograph([4, number], 24) for number in range(32)])[:, :18]  # (32, 18, 24, 3)

@@ -11,8 +11,9 @@ import pytest
 import requests
 from test_formats import idx
 
-from convscope.data import catalog, fetch
-from convscope.data.catalog import Split, fingerprint, load
+from convscope.data import builtin
+from convscope.data.dataset import Split, fingerprint
+from convscope.data.loading import load
 from convscope.errors import DataError, DataNotFoundError, UnknownNameError
 
 
@@ -26,7 +27,7 @@ def tiny_mnist(tmp_path, monkeypatch):
         contents[f"{prefix}-images-idx3-ubyte"] = idx(images)
         contents[f"{prefix}-labels-idx1-ubyte"] = idx(np.arange(count, dtype=np.uint8) % 10)
     digests = {stem: hashlib.sha256(content).hexdigest() for stem, content in contents.items()}
-    monkeypatch.setattr(catalog, "MNIST_FILES", digests)
+    monkeypatch.setattr(builtin, "MNIST_FILES", digests)
     monkeypatch.setenv("CONVSCOPE_DATA", str(tmp_path / "own"))
     monkeypatch.setenv("CONVSCOPE_CACHE", str(tmp_path / "cache"))
     return contents
@@ -119,7 +120,7 @@ DIGEST = hashlib.sha256(b"content").hexdigest()
 
 def test_the_second_mirror_is_asked_when_the_first_fails(tmp_path, mirrors):
     network = mirrors({"https://b/x.gz": GOOD})
-    file = fetch.fetch("x.gz", ["https://a/", "https://b/"], DIGEST, tmp_path)
+    file = builtin.fetch("x.gz", ["https://a/", "https://b/"], DIGEST, tmp_path)
     assert file.read_bytes() == GOOD
     assert network.asked == ["https://a/x.gz", "https://b/x.gz"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.gz"]
@@ -129,21 +130,21 @@ def test_a_cache_that_cannot_be_written_is_said_and_nothing_is_asked(tmp_path, m
     network = mirrors({"https://a/x.gz": GOOD})
     (tmp_path / "file").write_bytes(b"in the way")
     with pytest.raises(DataError, match=r"to write into the cache .* Set CONVSCOPE_CACHE"):
-        fetch.fetch("x.gz", ["https://a/"], DIGEST, tmp_path / "file" / "mnist")
+        builtin.fetch("x.gz", ["https://a/"], DIGEST, tmp_path / "file" / "mnist")
     assert network.asked == []
 
 
 def test_wrong_content_is_never_put_in_place(tmp_path, mirrors):
     mirrors({"https://a/x.gz": gzip.compress(b"something else"), "https://b/x.gz": GOOD[:-4]})
     with pytest.raises(DataNotFoundError, match=r"https://a/: Expected x\.gz to have the SHA-256"):
-        fetch.fetch("x.gz", ["https://a/", "https://b/"], DIGEST, tmp_path)
+        builtin.fetch("x.gz", ["https://a/", "https://b/"], DIGEST, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_network_is_said_in_one_line(tmp_path, mirrors):
     mirrors({})
     with pytest.raises(DataNotFoundError) as raised:
-        fetch.fetch("x.gz", ["https://a/", "https://b/"], DIGEST, tmp_path)
+        builtin.fetch("x.gz", ["https://a/", "https://b/"], DIGEST, tmp_path)
     assert str(raised.value) == (
         "Expected x.gz from one of 2 mirrors, got https://a/: no connection; https://b/: no connection. "
         "Is there a network?"

@@ -13,12 +13,17 @@ from photographs import encoded, photograph, tree_of, write_classes
 from PIL import Image
 
 from convscope.cli.datasets import check, check_first
-from convscope.data.catalog import load
-from convscope.data.check import check_collection, check_dataset, check_folder
-from convscope.data.contact_sheet import contact_sheet
-from convscope.data.content_checks import measure, tree_accuracy
-from convscope.data.findings import SEVERITIES
-from convscope.data.paths import open_path
+from convscope.data.ingest import open_path
+from convscope.data.loading import load
+from convscope.data.quality import (
+    SEVERITIES,
+    check_collection,
+    check_dataset,
+    check_folder,
+    contact_sheet,
+    measure,
+    tree_accuracy,
+)
 from convscope.errors import DataError, DataNotFoundError
 
 

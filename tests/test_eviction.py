@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convscope.data.cache import STALE_SECONDS, scratch_folder
-from convscope.data.eviction import cache_limit, evict
-from convscope.data.store import (
+from convscope.data.cache import (
+    STALE_SECONDS,
+    cache_limit,
+    evict,
     known_store,
     open_or_write,
     open_store,
     remember_store,
+    scratch_folder,
     store_folder,
     write_store,
 )
@@ -157,7 +159,7 @@ def test_what_nobody_locked_is_removed_after_a_day():
 DECODE = """
 import sys, time
 import numpy as np
-from convscope.data.store import open_or_write, write_store
+from convscope.data.cache import open_or_write, write_store
 
 KEY = "e" * 64
 

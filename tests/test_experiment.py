@@ -10,7 +10,7 @@ from run_cases import assert_same_training, interrupt_at
 
 import convscope
 from convscope import networks
-from convscope.data.catalog import Dataset, Split, fingerprint
+from convscope.data.dataset import Dataset, Split, fingerprint
 from convscope.errors import DataError, DivergedError, InterruptedRunError, RunError, UsageError
 from convscope.experiment import (
     ExperimentConfig,

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from convscope.data.catalog import load
+from convscope.data.loading import load
 from convscope.errors import DataError, UnknownNameError, UsageError
 from convscope.experiment import ExperimentConfig, run_experiment
 from convscope.experiment.model import adapt_network, image_shape_of, settle_input

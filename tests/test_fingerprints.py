@@ -8,7 +8,7 @@ import pytest
 from photographs import encoded
 from PIL import Image
 
-from convscope.data.catalog import load
+from convscope.data.loading import load
 
 RECORDED = {
     "folder": "5589575e7439c5f98ff54f8558c05e9337c7580195a118d0ff9dff4bb52faeae",

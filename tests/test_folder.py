@@ -17,13 +17,13 @@ from photographs import encoded, photograph, tree_of, write_classes
 from PIL import Image
 
 import convscope
-from convscope.data import collection, folder, pixels, store, survey
-from convscope.data.catalog import load
-from convscope.data.check import check_folder
-from convscope.data.paths import open_path
-from convscope.data.source import order_classes
-from convscope.data.survey import ReadOptions, Survey, choose_shape
-from convscope.data.walk import walk
+from convscope.data import cache, ingest
+from convscope.data.ingest import ReadOptions, Survey, choose_shape, open_path
+from convscope.data.loading import load
+from convscope.data.quality import check_folder
+from convscope.data.sources import base
+from convscope.data.sources.base import order_classes
+from convscope.data.sources.folder import read_folder, walk
 from convscope.errors import DataError, DataNotFoundError, UnknownNameError, UsageError
 from convscope.experiment import ExperimentConfig
 from convscope.experiment.preparation import prepare
@@ -481,7 +481,7 @@ def test_a_size_that_is_asked_for_wins():
 @given(st.lists(st.tuples(st.integers(1, 9000), st.integers(1, 9000)), min_size=1, max_size=20))
 def test_the_common_size_is_never_large(sizes):
     shape = choose_shape(surveyed(*sizes), ReadOptions(), "photos")
-    assert all(1 <= side <= survey.LARGEST_SIDE for side in shape[:2])
+    assert all(1 <= side <= ingest.LARGEST_SIDE for side in shape[:2])
 
 
 def test_images_of_several_sizes_are_brought_to_one_and_that_is_said(photos):
@@ -502,7 +502,7 @@ def test_loading_and_prediction_bring_an_image_to_size_in_the_same_way(photos, r
     assert dataset.resize == resize
     preprocess = Preprocess.fit(dataset.train.images, "unit", resize=dataset.resize)
     stored = by_name(dataset)["cat/000.png"][2]
-    assert (preprocess.conform([picture])[0] == stored).all()
+    assert (preprocess.resize_to_input([picture])[0] == stored).all()
 
 
 def test_grey_images_stay_grey_and_mixed_ones_become_rgb(tmp_path):
@@ -535,9 +535,9 @@ def test_a_named_dataset_keeps_its_size():
 
 def counting(monkeypatch):
     calls = []
-    original = collection.decode
+    original = ingest.decode
     monkeypatch.setattr(
-        collection, "decode", lambda raw, name, depth: calls.append(name) or original(raw, name, depth)
+        ingest, "decode", lambda raw, name, depth: calls.append(name) or original(raw, name, depth)
     )
     return calls
 
@@ -604,21 +604,21 @@ def test_images_are_decoded_once(photos, monkeypatch):
 
 
 def test_files_that_have_not_changed_are_not_even_read(photos, monkeypatch):
-    monkeypatch.setattr(folder, "SETTLED_SECONDS", -1)
+    monkeypatch.setattr(base, "SETTLED_SECONDS", -1)
     load(photos)
-    monkeypatch.setattr(collection, "survey_images", None)
+    monkeypatch.setattr(ingest, "read_header", None)
     assert len(load(photos).train) == 16
 
 
 def test_files_that_changed_a_moment_ago_are_always_read(photos, monkeypatch):
     # Their time may not tell if they change again: clocks of file systems tick slowly.
-    assert folder.read_folder(photos).signature == ""
-    monkeypatch.setattr(folder, "SETTLED_SECONDS", -1)
-    assert folder.read_folder(photos).signature != ""
+    assert read_folder(photos).signature == ""
+    monkeypatch.setattr(base, "SETTLED_SECONDS", -1)
+    assert read_folder(photos).signature != ""
 
 
 def test_a_file_that_changed_is_read_again_even_if_size_and_time_are_the_same(photos, monkeypatch):
-    monkeypatch.setattr(folder, "SETTLED_SECONDS", -1)
+    monkeypatch.setattr(base, "SETTLED_SECONDS", -1)
     path = photos / "cat" / "000.bmp"
     Image.fromarray(photograph(50)).save(path)
     (photos / "cat" / "000.png").unlink()
@@ -662,7 +662,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(photos, own_cache, monkeypatch):
     def full(self, images):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store.StoreWriter, "append", full)
+    monkeypatch.setattr(cache.StoreWriter, "append", full)
     with pytest.raises(DataError, match=r"free space in the cache .*, got a full disk. Make room"):
         load(photos)
     assert [path for path in own_cache.rglob("*") if path.is_file()] == []
@@ -678,9 +678,9 @@ def test_a_cache_that_cannot_be_written_is_said(photos, tmp_path, monkeypatch):
 def test_several_processes_may_load_the_same_folder_at_once(photos, own_cache):
     code = f"""
 from pathlib import Path
-from convscope.data.collection import collect_images, ReadOptions
-from convscope.data.folder import read_folder
-print(collect_images(read_folder(Path({str(photos)!r})), ReadOptions()).images.sum())
+from convscope.data.ingest import ReadOptions, ingest
+from convscope.data.sources.folder import read_folder
+print(ingest(read_folder(Path({str(photos)!r})), ReadOptions()).images.sum())
 """
     runs = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)
@@ -714,9 +714,9 @@ def test_progress_is_told(photos):
 
 def test_a_folder_that_is_memory_mapped_gives_the_same_dataset(photos, monkeypatch):
     small = load(photos)
-    monkeypatch.setattr(pixels, "IN_MEMORY", 4 * 32 * 32 * 3)
+    monkeypatch.setattr(cache, "IN_MEMORY", 4 * 32 * 32 * 3)
     large = load(photos)
-    assert isinstance(large.train.images, pixels.PixelStore)
+    assert isinstance(large.train.images, cache.PixelStore)
     assert large.fingerprint == small.fingerprint
     assert (np.asarray(large.train.images) == small.train.images).all()
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from convscope.data import formats
-from convscope.data.formats import IDX_TYPES, decompress, read_idx
+from convscope.data.sources import arrays as formats
+from convscope.data.sources.arrays import IDX_TYPES, decompress, read_idx
 from convscope.errors import DataError
 
 

@@ -76,7 +76,7 @@ HEAVY = {"keras": KERAS, "torch": TORCH, "matplotlib": MATPLOTLIB, "numba": ("lo
 
 def modules():
     """List the package's modules; the cells of a lesson are data."""
-    return sorted(path for path in SOURCE.rglob("*.py") if path.parent.name != "sources")
+    return sorted(path for path in SOURCE.rglob("*.py") if "lessons/sources" not in path.as_posix())
 
 
 def name_of(path):

@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convscope.data import pixels
-from convscope.data.catalog import Split, fingerprint
-from convscope.data.names import Names, printable
-from convscope.data.pixels import PixelStore, open_pixels, read_pixels
+from convscope.data import cache
+from convscope.data.cache import PixelStore, open_pixels, read_pixels
+from convscope.data.dataset import Names, Split, fingerprint, printable
 from convscope.errors import DataError
 
 ROWS = np.random.default_rng(0).integers(0, 256, (50, 4, 5, 3), np.uint8)
@@ -25,7 +24,8 @@ def own_cache(tmp_path, monkeypatch):
 @pytest.fixture
 def store(tmp_path):
     (tmp_path / "pixels").write_bytes(ROWS.tobytes())
-    return open_pixels(tmp_path / "pixels", ROWS.shape)
+    with (tmp_path / "pixels").open("rb") as file:
+        return open_pixels(file, ROWS.shape)
 
 
 INDICES = [
@@ -54,7 +54,7 @@ INDICES = [
 @pytest.mark.parametrize("index", INDICES, ids=str)
 @pytest.mark.parametrize("in_memory", [2**30, 100], ids=["copies", "files"])
 def test_a_store_answers_as_an_array(store, index, in_memory, monkeypatch):
-    monkeypatch.setattr(pixels, "IN_MEMORY", in_memory)
+    monkeypatch.setattr(cache, "IN_MEMORY", in_memory)
     answer, truth = store[index], ROWS[index]
     assert answer.shape == truth.shape
     assert (np.asarray(answer) == truth).all()
@@ -77,7 +77,7 @@ DERIVED = {
 @pytest.mark.parametrize("index", [3, [4, 1], slice(2, 9)], ids=str)
 @pytest.mark.parametrize("in_memory", [2**30, 100], ids=["copies", "files"])
 def test_what_is_made_of_a_store_answers_as_an_array_too(store, derive, index, in_memory, monkeypatch):
-    monkeypatch.setattr(pixels, "IN_MEMORY", in_memory)
+    monkeypatch.setattr(cache, "IN_MEMORY", in_memory)
     assert (np.asarray(derive(store)[index]) == derive(ROWS)[index]).all()
 
 
@@ -101,8 +101,8 @@ def test_few_rows_are_plain_arrays_of_their_own(store):
 
 
 def test_many_rows_go_into_a_file_that_vanishes(store, monkeypatch, tmp_path):
-    monkeypatch.setattr(pixels, "IN_MEMORY", 100)
-    monkeypatch.setattr(pixels, "COPY_BYTES", 7 * 12)
+    monkeypatch.setattr(cache, "IN_MEMORY", 100)
+    monkeypatch.setattr(cache, "COPY_BYTES", 7 * 12)
     chosen = store[np.arange(49, -1, -1)]
     assert isinstance(chosen, PixelStore)
     assert (np.asarray(chosen) == ROWS[::-1]).all()
@@ -112,14 +112,14 @@ def test_many_rows_go_into_a_file_that_vanishes(store, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("in_memory", [10**9, 100], ids=["few", "many"])
 def test_changed_images_go_into_memory_or_into_a_file_that_vanishes(store, in_memory, monkeypatch, tmp_path):
-    monkeypatch.setattr(pixels, "IN_MEMORY", in_memory)
-    monkeypatch.setattr(pixels, "COPY_BYTES", 50)
+    monkeypatch.setattr(cache, "IN_MEMORY", in_memory)
+    monkeypatch.setattr(cache, "COPY_BYTES", 50)
     shape = store.shape[1:]
-    changed = pixels.map_pixels(store, lambda image: 255 - image, shape)
+    changed = cache.map_pixels(store, lambda image: 255 - image, shape)
     assert isinstance(changed, PixelStore) == (in_memory == 100)
     np.testing.assert_array_equal(changed, 255 - ROWS)
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
-    assert pixels.map_pixels(ROWS[:0], lambda image: image, shape).shape == (0, *shape)
+    assert cache.map_pixels(ROWS[:0], lambda image: image, shape).shape == (0, *shape)
 
 
 def test_a_store_cannot_be_written(store):
@@ -132,7 +132,7 @@ def test_rows_are_iterated_one_by_one(store):
 
 
 def test_choosing_more_than_the_disk_holds_is_refused(store, monkeypatch):
-    monkeypatch.setattr(pixels, "IN_MEMORY", 100)
+    monkeypatch.setattr(cache, "IN_MEMORY", 100)
     monkeypatch.setattr("convscope.data.cache.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
     with pytest.raises(DataError, match=r"GB of free space in the cache .*Make room, or set CONVSCOPE_CACHE"):
         store[np.arange(50)]
@@ -141,7 +141,7 @@ def test_choosing_more_than_the_disk_holds_is_refused(store, monkeypatch):
 def test_small_files_are_read_and_large_ones_mapped(tmp_path, monkeypatch):
     (tmp_path / "pixels").write_bytes(ROWS.tobytes())
     assert type(read_pixels(tmp_path / "pixels", ROWS.shape)) is np.ndarray
-    monkeypatch.setattr(pixels, "IN_MEMORY", 100)
+    monkeypatch.setattr(cache, "IN_MEMORY", 100)
     assert isinstance(read_pixels(tmp_path / "pixels", ROWS.shape), PixelStore)
 
 
@@ -158,7 +158,7 @@ def resident_kilobytes():
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux counts pages there")
 @pytest.mark.parametrize("order", ["random", "in turn", "slices", "part"])
 def test_reading_all_of_a_large_store_keeps_little_of_it_in_memory(order, monkeypatch):
-    monkeypatch.setattr(pixels, "IN_MEMORY", 8 * 2**20)
+    monkeypatch.setattr(cache, "IN_MEMORY", 8 * 2**20)
     rows, size = 10_000, 5_000  # 50 MB
     with tempfile.TemporaryFile() as file:
         for _ in range(10):

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from convscope.errors import DataError, UnknownNameError, UsageError
-from convscope.preprocessing import Preprocess, conform, one_hot
+from convscope.preprocessing import Preprocess, one_hot, resize_to_input
 
 images_strategy = arrays.arrays(
     np.uint8, st.tuples(st.integers(1, 6), st.just(3), st.just(4), st.sampled_from([1, 3]))
@@ -135,18 +135,18 @@ def test_one_hot_refuses_a_label_that_is_no_class():
     [("letterbox", 0, 255), ("crop", 255, 255), ("stretch", 255, 255)],
 )
 def test_a_wide_white_image_is_brought_to_a_square(resize, corner, middle):
-    square = conform(np.full((10, 20, 3), 255, np.uint8), (8, 8), 3, resize)
+    square = resize_to_input(np.full((10, 20, 3), 255, np.uint8), (8, 8), 3, resize)
     assert square.shape == (8, 8, 3)
     assert square[0, 0].tolist() == [corner] * 3
     assert square[4, 4].tolist() == [middle] * 3
 
 
 def test_grey_and_colour_are_brought_to_the_training_images_channels():
-    grey = conform(np.full((4, 4, 1), 9, np.uint8), (4, 4), 3)
+    grey = resize_to_input(np.full((4, 4, 1), 9, np.uint8), (4, 4), 3)
     assert grey.tolist() == np.full((4, 4, 3), 9).tolist()
     red = np.zeros((4, 4, 3), np.uint8)
     red[..., 0] = 255
-    assert conform(red, (4, 4), 1)[0, 0].tolist() == [76]  # 0.299 · 255
+    assert resize_to_input(red, (4, 4), 1)[0, 0].tolist() == [76]  # 0.299 · 255
 
 
 def test_two_of_the_same_values_are_equal_and_one_in_a_set():

@@ -39,8 +39,8 @@ def test_the_second_part_is_not_the_last_rows():
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5])
-def test_an_impossible_share_is_refused(fraction):
-    with pytest.raises(UsageError, match="a share between 0 and 1 for the split, got"):
+def test_an_impossible_fraction_is_refused(fraction):
+    with pytest.raises(UsageError, match="a fraction between 0 and 1 for the split, got"):
         split_indices(np.array([0, 1]), fraction, 0)
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import convscope
-from convscope.data.statistics import FEATURES, TrainingStatistics, measure
+from convscope.data.drift import FEATURES, TrainingStatistics, measure
 from convscope.errors import DataError
 
 
@@ -50,22 +50,22 @@ DISTORTIONS = {
 @pytest.mark.parametrize("name", DISTORTIONS)
 def test_what_spoils_an_image_is_named(statistics, digits, name):
     distort, words = DISTORTIONS[name]
-    found = statistics.oddities(distort(digits.test.images))
+    found = statistics.drift_warnings(distort(digits.test.images))
     first = [sentences[0].split(":")[0] for sentences in found if sentences]
     assert len(first) >= 0.95 * len(found)
     assert np.mean([word in words for word in first]) > 0.8
 
 
 def test_test_images_look_like_training_images(statistics, digits):
-    assert np.mean([bool(found) for found in statistics.oddities(digits.test.images)]) < 0.02
+    assert np.mean([bool(found) for found in statistics.drift_warnings(digits.test.images)]) < 0.02
 
 
 @pytest.mark.slow
 def test_few_real_test_images_are_called_odd_and_no_inverted_one_is_missed(real_mnist):
     statistics = TrainingStatistics.fit(real_mnist.train.images)
     images = real_mnist.test.images
-    assert np.mean([bool(found) for found in statistics.oddities(images)]) < 0.005
-    found = statistics.oddities(255 - images)
+    assert np.mean([bool(found) for found in statistics.drift_warnings(images)]) < 0.005
+    found = statistics.drift_warnings(255 - images)
     assert all(found)
     assert np.mean([sentences[0].startswith("inverted") for sentences in found]) > 0.99
 
@@ -74,7 +74,7 @@ def test_photographs_are_not_called_inverted_for_being_light():
     generator = np.random.default_rng(0)
     photographs = generator.integers(0, 256, (200, 1, 1, 3)) + generator.normal(0, 40, (200, 16, 16, 3))
     images = np.clip(photographs, 0, 255).astype(np.uint8)
-    found = TrainingStatistics.fit(images[:150]).oddities(images[150:])
+    found = TrainingStatistics.fit(images[:150]).drift_warnings(images[150:])
     assert not any(sentence.startswith("inverted") for sentences in found for sentence in sentences)
 
 
@@ -111,7 +111,7 @@ def test_any_size_can_be_measured(height, width, channels, level):
     found = measure(image)
     assert set(found) == set(FEATURES)
     assert all(np.isfinite(values).all() for values in found.values())
-    assert TrainingStatistics.fit(image).oddities(image) == [(), ()]
+    assert TrainingStatistics.fit(image).drift_warnings(image) == [(), ()]
 
 
 def test_statistics_survive_json(statistics):

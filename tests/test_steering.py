@@ -11,7 +11,7 @@ from run_cases import assert_same_training, interrupt_at, weights_of
 
 import convscope
 from convscope.augmentation import Augmentation
-from convscope.data.catalog import Dataset, Split, fingerprint
+from convscope.data.dataset import Dataset, Split, fingerprint
 from convscope.errors import InterruptedRunError, UnknownNameError, UsageError
 from convscope.experiment import ExperimentConfig, build_model, prepare, resume_experiment, run_experiment
 from convscope.experiment.fitting import say_how_it_ended, schedule_and_callbacks

@@ -14,11 +14,12 @@ import pytest
 from photographs import encoded, photograph, write_classes
 from test_decode import mutated
 
-from convscope.data import arrays, pixel_source, pixel_table
-from convscope.data.catalog import load
-from convscope.data.check import check_folder
-from convscope.data.paths import find_source, open_path
-from convscope.data.pixel_layout import ValueRange, find_layout
+from convscope.data import ingest
+from convscope.data.ingest import open_path
+from convscope.data.loading import load
+from convscope.data.quality import check_folder
+from convscope.data.sources import arrays, base, find_source, table
+from convscope.data.sources.arrays import ValueRange, find_layout
 from convscope.errors import ConvscopeError, DataError
 
 COLOUR = np.stack([photograph([7, number], 12) for number in range(40)])
@@ -205,7 +206,7 @@ def test_a_table_beside_folders_of_images_gives_the_labels(tmp_path, batches, wh
         batches.rename(root / "photos")
         rows = [(f"photos/{name}", label) for name, label in rows]
     assert labels_of(load(root)) == dict(rows)
-    assert "labels.csv" in open_path(root).layout
+    assert "labels.csv" in open_path(root).source.layout
     assert {finding.kind: finding.names for finding in open_path(root).findings} == {
         "lost_table": ("classes.csv",)
     }
@@ -893,18 +894,18 @@ def test_another_size_can_be_asked_for(tmp_path):
 def test_numbers_are_read_once(tmp_path, monkeypatch):
     path = save_npz(tmp_path / "d.npz", x=COLOUR, y=LABELS)
     first = load(path)
-    monkeypatch.setattr(pixel_source, "_write", None)
+    monkeypatch.setattr(ingest, "_write_pixels", None)
     assert load(path).fingerprint == first.fingerprint
-    monkeypatch.setattr(pixel_source, "SETTLED_SECONDS", -1)
+    monkeypatch.setattr(base, "SETTLED_SECONDS", -1)
     load(path)
-    monkeypatch.setattr(pixel_source, "_digest", None)
+    monkeypatch.setattr(ingest, "_digest", None)
     assert load(path).fingerprint == first.fingerprint
 
 
 def test_a_table_of_pixels_is_not_parsed_again(tmp_path, monkeypatch):
     path = write_csv(tmp_path / "c.csv", pixel_rows(GREY, LABELS))
     first = load(path)
-    monkeypatch.setattr(pixel_table, "_numbers", None)
+    monkeypatch.setattr(table, "_numbers", None)
     assert load(path).fingerprint == first.fingerprint
 
 

@@ -8,7 +8,7 @@ import pytest
 from bundle_cases import copy_of
 
 import convscope
-from convscope.data.catalog import load
+from convscope.data.loading import load
 from convscope.errors import RunError, UnknownNameError, UsageError
 from convscope.evaluation import test_set_log
 from convscope.export import load_bundle

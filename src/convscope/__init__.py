@@ -24,9 +24,9 @@ __version__ = "0.1.0"
 
 # public name → the module that holds it
 _PUBLIC = {
-    "load": "data.catalog",
-    "Dataset": "data.catalog",
-    "Split": "data.catalog",
+    "load": "data.loading",
+    "Dataset": "data.dataset",
+    "Split": "data.dataset",
     "Preprocess": "preprocessing",
     "build": "networks",
     "fit": "training.api",
@@ -47,7 +47,8 @@ _PUBLIC = {
 __all__ = [*_PUBLIC, "__version__"]
 
 if TYPE_CHECKING:
-    from convscope.data.catalog import Dataset, Split, load
+    from convscope.data.dataset import Dataset, Split
+    from convscope.data.loading import load
     from convscope.errors import ConvscopeError
     from convscope.evaluation import Evaluation
     from convscope.experiment import evaluate

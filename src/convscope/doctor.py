@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 import convscope
-from convscope.data.catalog import mnist_folders
+from convscope.data.builtin import mnist_folders
 from convscope.environment import cache_folder, versions
 from convscope.lowering import devices, processor
 from convscope.lowering.cpu import compiled

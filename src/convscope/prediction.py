@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from convscope.data.dataset import printable
 from convscope.data.decode import (
     FORMATS,
     HEAD,
@@ -28,8 +29,7 @@ from convscope.data.decode import (
     read_bytes,
     sniff,
 )
-from convscope.data.names import printable
-from convscope.data.walk import walk
+from convscope.data.sources.folder import walk
 from convscope.errors import DataError, UsageError, sentence
 from convscope.export import Bundle
 
@@ -212,7 +212,7 @@ def _read(source: _Source, bundle: Bundle) -> _Input | Failure:
         image = decode(source.read(), source.name, bundle.preprocess.depth)
     except ImageError as error:
         return Failure(source.name, str(error))
-    return _Input(source.name, bundle.preprocess.conform([image])[0])
+    return _Input(source.name, bundle.preprocess.resize_to_input([image])[0])
 
 
 def _judge(bundle: Bundle, inputs: Sequence[_Input], threshold: float) -> list[Prediction]:
@@ -221,7 +221,7 @@ def _judge(bundle: Bundle, inputs: Sequence[_Input], threshold: float) -> list[P
         return []
     pixels = np.stack([one.pixels for one in inputs])  # (n, h, w, c)
     probabilities = bundle.predict(pixels)
-    oddities = bundle.statistics.oddities(pixels) if bundle.statistics else [()] * len(pixels)
+    oddities = bundle.statistics.drift_warnings(pixels) if bundle.statistics else [()] * len(pixels)
     predictions = []
     for one, row, odd in zip(inputs, probabilities, oddities, strict=True):
         order = np.argsort(-row, kind="stable")[:RANKED]

@@ -168,7 +168,7 @@ class Preprocess:
         import torch
 
         # torch takes only arrays that may be written to; nothing is copied where that is so already.
-        pixels = torch.from_numpy(np.require(self.conform(images), requirements=["C", "W"]))
+        pixels = torch.from_numpy(np.require(self.resize_to_input(images), requirements=["C", "W"]))
         result: NDArray[np.float32] = self.apply_tensor(pixels).numpy()
         return result
 
@@ -204,7 +204,7 @@ class Preprocess:
             return values.permute(0, 3, 1, 2).contiguous()  # (n, c, h, w)
         return values
 
-    def conform(self, images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    def resize_to_input(self, images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
         """Bring images to the size and channels of the training images, still as uint8 pixels.
 
         Parameters
@@ -222,8 +222,8 @@ class Preprocess:
             if images.shape[1:] == (self.height, self.width, self.channels):
                 return images
         shape = (self.height, self.width)
-        conformed = [conform(image, shape, self.channels, self.resize) for image in images]
-        return np.stack(conformed) if conformed else np.empty((0, *shape, self.channels), np.uint8)
+        resized = [resize_to_input(image, shape, self.channels, self.resize) for image in images]
+        return np.stack(resized) if resized else np.empty((0, *shape, self.channels), np.uint8)
 
     def describe(self) -> list[str]:
         """Say in words what is done to an image, a line for each step.
@@ -323,7 +323,7 @@ def one_hot(labels: NDArray[np.int64], classes: int) -> NDArray[np.float32]:
     return targets
 
 
-def conform(
+def resize_to_input(
     image: NDArray[np.uint8], size: tuple[int, int], channels: int, resize: str = "letterbox"
 ) -> NDArray[np.uint8]:
     """Bring one image to a size and a number of channels.
@@ -351,7 +351,7 @@ def conform(
 
     Examples
     --------
-    >>> conform(np.full((10, 20, 3), 255, np.uint8), (8, 8), 1)[:, 0, 0].tolist()
+    >>> resize_to_input(np.full((10, 20, 3), 255, np.uint8), (8, 8), 1)[:, 0, 0].tolist()
     [0, 0, 255, 255, 255, 255, 0, 0]
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):

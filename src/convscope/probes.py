@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope import inspection, plotting
-from convscope.data.catalog import load_again
 from convscope.data.decode import ImageError, decode, read_bytes
+from convscope.data.loading import load_again
 from convscope.data.splits import split_indices
 from convscope.errors import DataError, UsageError, sentence
 from convscope.evaluation import test_set_log
@@ -23,7 +23,7 @@ from convscope.runs import RUN_FILE, open_run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from convscope.data.catalog import Dataset, Split
+    from convscope.data.dataset import Dataset, Split
     from convscope.errors import RunError
     from convscope.export import Bundle
     from convscope.inspection import (
@@ -217,7 +217,9 @@ def _pixels(image: int | Path, test: Split, bundle: Bundle) -> NDArray[np.uint8]
         return test.images[image : image + 1]
     name = str(image)
     try:
-        return bundle.preprocess.conform([decode(read_bytes(image, name), name, bundle.preprocess.depth)])
+        return bundle.preprocess.resize_to_input(
+            [decode(read_bytes(image, name), name, bundle.preprocess.depth)]
+        )
     except ImageError as error:
         raise DataError(str(error)) from error
 
@@ -271,8 +273,8 @@ def _draw_similar(
     places = searched[found.indices[0]]
     ordered = type(found)(np.arange(len(places))[None], found.similarities)
     labels = [bundle.class_names[int(train.labels[place])] for place in places]
-    pictures = bundle.preprocess.conform([train.images[place] for place in places])
-    asked = bundle.preprocess.conform(pixels)
+    pictures = bundle.preprocess.resize_to_input([train.images[place] for place in places])
+    asked = bundle.preprocess.resize_to_input(pixels)
     return plotting.plot_neighbours(asked, pictures, ordered, query_labels=["asked"], known_labels=labels)
 
 

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, replace
 
 from convscope.augmentation import PRESETS
-from convscope.data.catalog import CATALOG, Dataset
+from convscope.data.builtin import CATALOG
+from convscope.data.dataset import Dataset
 from convscope.data.splits import split_indices
 from convscope.errors import unknown_name
 from convscope.experiment import ExperimentConfig
@@ -78,7 +79,7 @@ def suggest(dataset: Dataset, network: str | None = None) -> ExperimentConfig:
 
     Examples
     --------
-    >>> from convscope.data.catalog import load
+    >>> from convscope.data.loading import load
     >>> suggest(load("digits")).network
     'deep'
     """

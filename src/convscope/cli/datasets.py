@@ -13,7 +13,9 @@ from convscope.cli.parsing import Json
 from convscope.errors import ConvscopeError, DataError, sentence
 
 if TYPE_CHECKING:
-    from convscope.data.findings import DataReport, Finding
+    from convscope.data.dataset import Dataset
+    from convscope.data.quality import DataReport
+    from convscope.data.sources.base import Finding
 
 # How many files of a finding a person is shown.
 SHOWN = 20
@@ -30,7 +32,7 @@ def list_datasets(json: Json = False) -> None:
 
     Example: convscope data list
     """
-    from convscope.data.catalog import CATALOG
+    from convscope.data.builtin import CATALOG
 
     rows = [(name, entry.summary, _state(name)) for name, entry in CATALOG.items()]
     if json:
@@ -74,7 +76,7 @@ def check(
 
     Example: convscope data check photos/ --sheet photos.png
     """
-    from convscope.data.check import check_folder
+    from convscope.data.quality import check_folder
 
     report = check_folder(path, quick)
     if sheet is not None:
@@ -88,8 +90,10 @@ def check(
     _refuse_meaningless(report)
 
 
-def check_first(name: str, reading: dict[str, Any], quiet: bool) -> None:
+def check_first(name: str, reading: dict[str, Any], quiet: bool) -> Dataset | None:
     """Look quickly at somebody's images before they are trained on; say what is left out, file by file.
+
+    Image files are given back as a dataset, so that they need not be looked for and read again.
 
     Parameters
     ----------
@@ -105,18 +109,20 @@ def check_first(name: str, reading: dict[str, Any], quiet: bool) -> None:
     DataError
         If training on them would be meaningless.
     """
-    from convscope.data.check import check_before_training
-    from convscope.data.survey import ReadOptions
+    from convscope.data.ingest import ReadOptions
+    from convscope.data.loading import to_dataset
+    from convscope.data.quality import check_before_training
 
-    report = check_before_training(name, ReadOptions(**reading))
+    report, collection = check_before_training(name, ReadOptions(**reading))
     if report is None:
-        return
+        return None
     if not quiet:
         _show_findings(finding for finding in report.findings if finding.severity != "info")
         if report.left_out:
             say(f"Left out: {len(report.left_out):,} files, named above. "
                 f"`convscope data check {name}` looks closer.")  # fmt: skip
     _refuse_meaningless(report)
+    return None if collection is None or collection.survey is None else to_dataset(collection)
 
 
 def _refuse_meaningless(report: DataReport) -> None:
@@ -153,8 +159,8 @@ def _show_findings(findings: Iterable[Finding]) -> None:
 
 def _write_sheet(path: Path, target: Path) -> None:
     """Draw a contact sheet of the images that can be used."""
-    from convscope.data.contact_sheet import contact_sheet
-    from convscope.data.paths import open_path
+    from convscope.data.ingest import open_path
+    from convscope.data.quality import contact_sheet
     from convscope.plotting import plot_contact_sheet, save_figure
 
     save_figure(plot_contact_sheet(contact_sheet(open_path(path))), target)
@@ -162,7 +168,7 @@ def _write_sheet(path: Path, target: Path) -> None:
 
 def _state(name: str) -> str:
     """Say whether a dataset can be loaded without a network."""
-    from convscope.data.catalog import load
+    from convscope.data.loading import load
 
     try:
         load(name, download=False)
@@ -174,7 +180,7 @@ def _state(name: str) -> str:
 def _show(name: str, json: bool) -> None:
     import numpy as np
 
-    from convscope.data.catalog import load
+    from convscope.data.loading import load
 
     dataset = load(name)
     counts: dict[str, Any] = {

@@ -16,7 +16,7 @@ from convscope.cli.parsing import Device, Json
 from convscope.errors import unknown_name
 
 if TYPE_CHECKING:
-    from convscope.data.catalog import Dataset
+    from convscope.data.dataset import Dataset
     from convscope.experiment import Result
 
 

@@ -135,7 +135,7 @@ def train(
 
     Example: convscope train my-photographs --within 2m
     """
-    from convscope.data.catalog import load
+    from convscope.data.loading import load
     from convscope.experiment import ExperimentConfig
     from convscope.recipes import recipe as find_recipe
     from convscope.recipes import suggest, with_small_batches
@@ -169,8 +169,8 @@ def train(
 
         require_precision("bfloat16", training=True, device=str(current_device()))
     reading = early.reading or _size_of_network(early, data)
-    check_first(data, {"resize": early.resize, "workers": workers, **reading}, quiet=json)
-    dataset = load(data, resize=early.resize, workers=workers, **reading)
+    reading_options = {"resize": early.resize, "workers": workers, **reading}
+    dataset = check_first(data, reading_options, quiet=json) or load(data, **reading_options)
     base = base or suggest(dataset, early.network if network else None)
     if batch_size is None:
         share = base.validation_share if validation_share is None else validation_share
@@ -226,7 +226,7 @@ def resume(
 
 def _size_of_network(config: ExperimentConfig, data: str) -> dict[str, Any]:
     """Read own images in the size of a network from a file: resized once, as they will be for prediction."""
-    from convscope.data.catalog import CATALOG
+    from convscope.data.builtin import CATALOG
 
     if config.network_file is None or data in CATALOG:
         return {}

@@ -1,4 +1,4 @@
-"""Splits: seeded and stratified; pure functions of labels and a seed."""
+"""Splits, seeded and stratified, and class weights: pure functions of labels."""
 
 from __future__ import annotations
 
@@ -17,31 +17,10 @@ def split_indices(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Divide examples into two groups at random, each class in the same proportion.
 
-    Parameters
-    ----------
-    labels : ndarray of shape (n,), int64
-        The class of each example.
-    fraction : float
-        The share of the second group, between 0 and 1.
-    seed : int
-        The same seed gives the same groups.
-    stratify : bool
-        Keep the classes' proportions in both groups.
-    groups : ndarray of shape (n,), int64, optional
-        Examples with the same number stay together; the first of them decides for all, so that the share
-        and the proportions are met less exactly the larger such groups are.
-
-    Returns
-    -------
-    first, second : ndarray of int64
-        Indices into ``labels``, shuffled; together they hold each example once.
-
-    Raises
-    ------
-    UsageError
-        If the fraction is not between 0 and 1.
-    DataError
-        If there are too few examples to divide.
+    The second group holds a fraction of the examples, between 0 and 1; both are shuffled indices into
+    ``labels``, the same for the same seed. Examples with the same number in ``groups`` stay together; the
+    first of them decides for all, so that fraction and proportions are met less exactly the larger such
+    groups are.
 
     Examples
     --------
@@ -52,7 +31,7 @@ def split_indices(
     if groups is not None:
         return _split_groups(labels, fraction, seed, stratify, groups)
     if not 0 < fraction < 1:
-        raise UsageError(sentence("a share between 0 and 1 for the split", fraction))
+        raise UsageError(sentence("a fraction between 0 and 1 for the split", fraction))
     # Loading scikit-learn takes a second, which a wrong command should not cost.
     from sklearn.model_selection import train_test_split
 
@@ -94,3 +73,23 @@ def _dividable(groups: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[
     alone = np.bincount(labels[leaders], minlength=int(labels.max(initial=0)) + 1) == 1
     dissolved = alone[labels[leaders]][member_of]
     return np.where(dissolved, groups.max(initial=0) + 1 + np.arange(len(groups)), groups)
+
+
+def balanced_class_weights(labels: NDArray[np.int64], classes: int) -> dict[int, float]:
+    """Weigh each class so that all of them matter alike, however many images they have.
+
+    The weight is n / (classes present · images of the class), scikit-learn's ``balanced`` (King and Zeng,
+    "Logistic Regression in Rare Events Data", 2001); a class without images gets 1.
+
+    Examples
+    --------
+    >>> balanced_class_weights(np.array([0, 0, 0, 1]), 2)
+    {0: 0.6666666666666666, 1: 2.0}
+    """
+    from sklearn.utils.class_weight import compute_class_weight
+
+    if not len(labels):
+        raise DataError(sentence("training images to weigh classes by", "none"))
+    present = np.unique(labels)
+    weights = compute_class_weight("balanced", classes=present, y=labels)
+    return dict.fromkeys(range(classes), 1.0) | dict(zip(present.tolist(), weights.tolist(), strict=True))

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from convscope.data.catalog import Split
-from convscope.data.weights import balanced_class_weights
+from convscope.data.dataset import Split
+from convscope.data.splits import balanced_class_weights
 from convscope.experiment.config import ExperimentConfig
 from convscope.experiment.preparation import Prepared
 from convscope.preprocessing import one_hot

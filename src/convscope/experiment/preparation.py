@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convscope import environment
-from convscope.data.catalog import Dataset, Split
-from convscope.data.pixels import map_pixels
+from convscope.data.cache import map_pixels
+from convscope.data.dataset import Dataset, Split
 from convscope.data.splits import split_indices
 from convscope.errors import UsageError, sentence
 from convscope.experiment.config import ExperimentConfig
@@ -24,7 +24,7 @@ from convscope.experiment.model import (
     settle_input,
 )
 from convscope.lowering.devices import describe_device, device_of
-from convscope.preprocessing import Preprocess, conform
+from convscope.preprocessing import Preprocess, resize_to_input
 from convscope.training.events import Listener, Notice, notify
 
 if TYPE_CHECKING:
@@ -170,6 +170,6 @@ def _resized(part: Split, image_shape: tuple[int, int, int], resize: str) -> Spl
         return part
     height, width, channels = image_shape
     images = map_pixels(
-        part.images, lambda image: conform(image, (height, width), channels, resize), image_shape
+        part.images, lambda image: resize_to_input(image, (height, width), channels, resize), image_shape
     )
     return Split(images, part.labels, part.names, part.groups)

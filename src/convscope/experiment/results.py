@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from convscope import plotting
-from convscope.data.catalog import Split
-from convscope.data.statistics import TrainingStatistics
+from convscope.data.dataset import Split
+from convscope.data.drift import TrainingStatistics
 from convscope.errors import RunError
 from convscope.evaluation import Calibration, Evaluation, test_set_log
 from convscope.experiment.preparation import Prepared

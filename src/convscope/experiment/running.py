@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from convscope.data.catalog import Dataset, load_again
+from convscope.data.dataset import Dataset
+from convscope.data.loading import load_again
 from convscope.errors import ConvscopeError, DivergedError, InterruptedRunError, RunError, sentence
 from convscope.evaluation import Evaluation, test_set_log
 from convscope.experiment.config import ExperimentConfig

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.data.statistics import TrainingStatistics
+from convscope.data.drift import TrainingStatistics
 from convscope.errors import DataError, UsageError, sentence
 from convscope.evaluation import apply_temperature
 from convscope.preprocessing import Preprocess
@@ -103,7 +103,7 @@ class Bundle:
         DataError
             If the images are not uint8, or the network computes NaN.
         """
-        pixels = self.preprocess.conform(images)
+        pixels = self.preprocess.resize_to_input(images)
         if len(pixels) == 0:
             return np.empty((0, len(self.class_names)), np.float32)
         probabilities = self.forward(pixels)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.data.catalog import Dataset, Split, load, load_again
+from convscope.data.dataset import Dataset, Split
+from convscope.data.loading import load, load_again
 from convscope.errors import ConvscopeError, DataError, ExportError, RunError, sentence
 from convscope.evaluation import test_set_log
 from convscope.export.bundle import Bundle, Forward
@@ -100,9 +101,9 @@ def find_images(run: RunDirectory, bundle: Bundle, data: str | None = None) -> C
     uncounted = test_set_log.try_to_log_use(run, "export", by="export")
     test = _some(dataset.test, MOST_IMAGES)
     calibration = _some(dataset.train, CALIBRATION_IMAGES)
-    conform = bundle.preprocess.conform
+    resize = bundle.preprocess.resize_to_input
     origin = f"{len(test):,} test images of {dataset.name}"
-    return CheckImages(conform(test.images), test.labels, conform(calibration.images), origin, uncounted)
+    return CheckImages(resize(test.images), test.labels, resize(calibration.images), origin, uncounted)
 
 
 def _load_verified(data: str, recorded: Mapping[str, Any]) -> Dataset:
@@ -132,7 +133,7 @@ def _made_up(bundle: Bundle, error: Exception) -> CheckImages:
         generator.integers(0, 256, (*generator.integers(2, 8, 2), settings.channels), np.uint8)
         for _ in range(RANDOM_IMAGES)
     ]
-    pixels = np.concatenate([fine, settings.conform(coarse)])
+    pixels = np.concatenate([fine, settings.resize_to_input(coarse)])
     origin = f"{len(pixels)} images of random pixels, for want of the data ({error})"
     return CheckImages(pixels, None, None, origin)
 

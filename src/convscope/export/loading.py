@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from convscope.data.statistics import TrainingStatistics
+from convscope.data.drift import TrainingStatistics
 from convscope.errors import ConvscopeError, DataError, RunError, UsageError, reason, sentence
 from convscope.evaluation import Calibration, Evaluation
 from convscope.export.bundle import Bundle

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from convscope.data.contact_sheet import ContactSheet
+from convscope.data.quality import ContactSheet
 from convscope.errors import UsageError, sentence
 from convscope.evaluation import Evaluation
 from convscope.plotting.images import as_pictures, draw_picture, image_grid, message_figure
@@ -124,7 +124,7 @@ def plot_contact_sheet(sheet: ContactSheet, title: str = "") -> Figure:
 
     Examples
     --------
-    >>> from convscope.data.contact_sheet import ContactSheet
+    >>> from convscope.data.quality import ContactSheet
     >>> sheet = ContactSheet(np.zeros((1, 2, 8, 8, 1), np.uint8), (("a.png", "b.png"),), ("cat",))
     >>> [axes.get_title() for axes in plot_contact_sheet(sheet).axes]
     ['a.png', 'b.png']

@@ -52,7 +52,7 @@ def looks(contents: Contents, evaluation: Evaluation) -> dict[str, Any] | None:
     for index in chosen_images(evaluation, IMAGES):
         if rows and time.perf_counter() - begin > SECONDS:
             break
-        pixels = preprocess.conform(contents.images[[index]])[0]  # (h, w, c)
+        pixels = preprocess.resize_to_input(contents.images[[index]])[0]  # (h, w, c)
         array = preprocess.apply(pixels[None])[0]
         predicted, true = int(evaluation.predictions[index]), int(evaluation.labels[index])
         maps = [_map(pixels, integrated_gradients(model, array, predicted), evaluation)]

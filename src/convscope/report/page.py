@@ -16,7 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 import convscope
-from convscope.data.catalog import Dataset
+from convscope.data.dataset import Dataset
 from convscope.errors import ConvscopeError
 from convscope.evaluation import Evaluation, test_set_log
 from convscope.report.answer import answer

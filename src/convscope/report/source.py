@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.data.catalog import Dataset, load_again
+from convscope.data.dataset import Dataset
+from convscope.data.loading import load_again
 from convscope.errors import ConvscopeError, DataError, RunError, sentence
 from convscope.evaluation import Calibration, Evaluation
 from convscope.evaluation.test_set_log import TEST_SET_LOG

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from convscope.data.names import printable
+from convscope.data.dataset import printable
 
 NO_VALUE = "–"
 # A thin space that does not break keeps a number and its unit together.

@@ -10,7 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convscope.data.catalog import Dataset, load
+from convscope.data.dataset import Dataset
+from convscope.data.loading import load
 from convscope.errors import DataNotFoundError
 from convscope.experiment.config import ExperimentConfig
 from convscope.networks import NETWORKS, PUBLISHED

@@ -573,7 +573,7 @@ def _resizing(data: ArrayInput) -> Callable[[NDArray[np.uint8]], NDArray[np.uint
     if data.preprocess is None:
         return None
     first = as_array(data.x[:1])
-    resize = data.preprocess.conform
+    resize = data.preprocess.resize_to_input
     return None if resize(first).shape == first.shape else resize
 
 

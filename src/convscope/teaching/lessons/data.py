@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convscope.data.catalog import Dataset, Split, fingerprint, load
+from convscope.data.dataset import Dataset, Split, fingerprint
 from convscope.data.decode import read_image
+from convscope.data.loading import load
 from convscope.errors import DataError, DataNotFoundError, UsageError, sentence
 from convscope.teaching.grading import photograph
 

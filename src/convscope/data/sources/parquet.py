@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,21 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from convscope.data.dataset import Names, printable
 from convscope.data.decode import ImageError
-from convscope.data.names import Names, printable
-from convscope.data.source import (
-    PARTS,
-    SETTLED_SECONDS,
-    ImageSource,
+from convscope.data.sources.base import (
+    Index,
     Reader,
+    Source,
     encode_labels,
-    part_of,
-    parts_of_table,
+    last_split_in,
+    present,
     require_classes,
-    settle_parts,
+    settle_splits,
+    sign,
+    splits_of_table,
     united_classes,
+    unlabelled_tables,
 )
-from convscope.data.table import unlabelled_tables
 from convscope.errors import DataError, sentence
 
 if TYPE_CHECKING:
@@ -39,58 +38,36 @@ LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label", "category",
 BATCH = 128
 
 
-def read_parquet(files: Sequence[Path], name: str) -> ImageSource:
-    """Find images and labels in Parquet files.
+def read_parquet(files: Sequence[Path], name: str) -> Source:
+    """Find images and labels in Parquet files; labels have been read, images not.
 
     A column holds the bytes of encoded images, plain or as ``{bytes, path}``; another the labels. Names of
-    classes are taken from the metadata where they are there. The part is read off the file's name:
+    classes are taken from the metadata where they are there. The split is read off the file's name:
     ``train-00000-of-00001.parquet``.
-
-    Parameters
-    ----------
-    files : sequence of Path
-        In order.
-    name : str
-        The data's name.
-
-    Returns
-    -------
-    ImageSource
-        Labels have been read, images not.
-
-    Raises
-    ------
-    DataError
-        If pyarrow is missing, or a file is damaged or has no such columns.
     """
     found = [_labels(file) for file in files]
-    used = [(file, labels) for file, labels in zip(files, found, strict=True) if labels.known]
-    if not used:
-        used = list(zip(files, found, strict=True))
+    used = {file: labels for file, labels in zip(files, found, strict=True) if labels.known}
+    used = used or dict(zip(files, found, strict=True))
     names: list[str] = []
-    parts: list[int] = []
-    part_of_file = settle_parts({_shown(file): _part(file, deep=len(files) > 1) for file, _ in used})
-    for file, labels in used:
+    splits: list[int] = []
+    split_of = settle_splits({_shown(file): _split(file, deep=len(files) > 1) for file in used})
+    for file, labels in used.items():
         with _opened(file) as parquet:
             names += _row_names(parquet, _columns(parquet, file)[0], file)
-        parts += [part_of_file[_shown(file)]] * len(labels.values)
-    numbers, class_names, united = _encode(dict(used), names)
+        splits += [split_of[_shown(file)]] * len(labels.values)
+    numbers, class_names, united = _encode(used, names)
     require_classes(class_names, name)
     shown = Names(printable(row) for row in names)
-    layout = f"Parquet: {', '.join(PARTS[part] for part in sorted(set(parts)))}"
-    return ImageSource(
+    return Source(
         name=name,
-        layout=layout,
-        names=shown,
-        labels=numbers,
-        parts=parts_of_table(np.array(parts, np.int8)),
-        class_names=class_names,
-        signature=_signature(files),
-        chunks=partial(_chunks, tuple(file for file, _ in used), shown),
+        layout=f"Parquet: {present(splits)}",
+        index=Index(shown, numbers, splits_of_table(np.array(splits, np.int8)), class_names),
+        signature=sign(files[0].parent, [file.resolve() for file in files]),
+        chunks=partial(_chunks, tuple(used), shown),
         are_files=False,
         is_table=True,
         findings=(
-            *unlabelled_tables([file.name for file in files if file not in dict(used)]),
+            *unlabelled_tables([file.name for file in files if file not in used]),
             *united_classes(united),
         ),
     )
@@ -105,7 +82,7 @@ class _Labels:
 
     @property
     def known(self) -> bool:
-        """Whether any row has a label; hubs write -1 where a test part has none."""
+        """Whether any row has a label; hubs write -1 where a test split has none."""
         missing = {None, -1} if self.class_names else {None}
         return any(value not in missing for value in self.values)
 
@@ -143,11 +120,11 @@ def _columns(parquet: ParquetFile, file: Path) -> tuple[str, str]:
         is_struct = pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0
         if is_struct or pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
             image = image or column.name
-    present = [column.name for column in parquet.schema_arrow]
-    label = next((name for name in LABEL_COLUMNS if name in present), "")
+    names = [column.name for column in parquet.schema_arrow]
+    label = next((name for name in LABEL_COLUMNS if name in names), "")
     if not image or not label:
         expected = f"a column of image bytes and a column 'label' in {file.name}"
-        raise DataError(sentence(expected, f"the columns {', '.join(present)}"))
+        raise DataError(sentence(expected, f"the columns {', '.join(names)}"))
     return image, label
 
 
@@ -155,8 +132,7 @@ def _row_names(parquet: ParquetFile, image: str, file: Path) -> list[str]:
     """Name each row: by the path that it brings, or by its number."""
     import pyarrow as pa
 
-    rows = parquet.metadata.num_rows
-    numbered = [f"{file.name}/{row:06d}" for row in range(rows)]
+    numbered = [f"{file.name}/{row:06d}" for row in range(parquet.metadata.num_rows)]
     field = parquet.schema_arrow.field(image)
     if not pa.types.is_struct(field.type) or field.type.get_field_index("path") < 0:
         return numbered
@@ -168,8 +144,7 @@ def _class_names(parquet: ParquetFile, label: str) -> tuple[str, ...] | None:
     """Read the classes' names that hubs put into the metadata."""
     metadata = parquet.schema_arrow.metadata or {}
     try:
-        features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        names = features[label]["names"]
+        names = json.loads(metadata[b"huggingface"])["info"]["features"][label]["names"]
     except (KeyError, TypeError, ValueError):
         return None
     return tuple(printable(str(name)) for name in names) if isinstance(names, list) else None
@@ -205,20 +180,9 @@ def _shown(file: Path) -> str:
     return f"{file.parent.name}/{file.stem}"
 
 
-def _part(file: Path, deep: bool) -> int:
-    """Read the part off a file's name, or, where there are several files, off its folder's."""
-    words = re.split(r"[^a-z0-9]+", (_shown(file) if deep else file.stem).lower())
-    return next((part for word in reversed(words) if (part := part_of(word)) is not None), 0)
-
-
-def _signature(files: Sequence[Path]) -> str:
-    """Gather names, sizes and times; empty where a file has just been changed."""
-    stats = [(str(file.resolve()), file.stat()) for file in files]
-    if any(time.time() - stat.st_ctime < SETTLED_SECONDS for _, stat in stats):
-        return ""
-    return repr(
-        [(path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for path, stat in stats]
-    )
+def _split(file: Path, deep: bool) -> int:
+    """Read the split off a file's name, or, where there are several files, off its folder's."""
+    return last_split_in(_shown(file) if deep else file.stem) or 0
 
 
 def _chunks(files: tuple[Path, ...], names: Names) -> Iterator[list[Reader]]:

@@ -18,9 +18,9 @@ SAMPLE = 5_000
 CHUNK = 256
 # One training image in a thousand lies below the first of these, and one above the last.
 QUANTILES = (0.001, 0.5, 0.999)
-# How far beyond those an input may lie, as a share of the distance between them.
+# How far beyond those an input may lie, as a fraction of the distance between them.
 MARGIN = 0.15
-# What is never noticed, whatever the training images: in grey levels, and as a share of the image.
+# What is never noticed, whatever the training images: in grey levels, and as a fraction of the image.
 LEVELS, SHARES = 3.0, 0.02
 # An image of one grey level, give or take what a JPEG adds.
 FLAT = 0.1
@@ -36,7 +36,7 @@ FEATURES = {
     "sharpness": LEVELS,  # mean difference of neighbouring pixels
     "row": SHARES,  # centre of what stands out from the border, from 0 (top) to 1
     "column": SHARES,  # the same, from 0 (left) to 1
-    "spread": SHARES,  # root mean square distance from that centre, as a share of the image's size
+    "spread": SHARES,  # root mean square distance from that centre, as a fraction of the image's size
     "colour": LEVELS,  # mean range over the channels
 }
 _NAMES = tuple(FEATURES)
@@ -60,9 +60,9 @@ class TrainingStatistics:
     >>> images = np.zeros((50, 8, 8, 1), np.uint8)
     >>> images[:, 2:6, 2:6] = 200  # light squares on dark ground
     >>> statistics = TrainingStatistics.fit(images)
-    >>> statistics.oddities(images[:1])
+    >>> statistics.drift_warnings(images[:1])
     [()]
-    >>> print(statistics.oddities(255 - images[:1])[0][0])
+    >>> print(statistics.drift_warnings(255 - images[:1])[0][0])
     inverted: its border is at grey level 255, that of training images at 0 to 0; it would fit as 255 − pixel
     """
 
@@ -95,7 +95,7 @@ class TrainingStatistics:
         ranges = {name: _quantiles(column) for name, column in values.items()}
         return cls(len(images), ranges)
 
-    def oddities(self, images: NDArray[np.uint8]) -> list[tuple[str, ...]]:
+    def drift_warnings(self, images: NDArray[np.uint8]) -> list[tuple[str, ...]]:
         """Say what about each image is unlike the training images.
 
         Parameters

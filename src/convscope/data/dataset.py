@@ -1,0 +1,222 @@
+"""What training, evaluation and everything else take: ``Split`` and ``Dataset``."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convscope.errors import DataError, sentence
+
+FINGERPRINT_CHUNK = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images, their labels, and a name for each.
+
+    Parameters
+    ----------
+    images : ndarray of shape (n, h, w, c), uint8
+        Pixels, 0 to 255.
+    labels : ndarray of shape (n,), int64
+        The class of each image, from 0.
+    names : sequence of n str
+        Where each image comes from: a path, or ``mnist/test/00042``.
+    groups : ndarray of shape (n,), int64, optional
+        Images with the same number show nearly the same; a split keeps them on one side.
+
+    Raises
+    ------
+    DataError
+        If shapes, types or lengths do not fit together.
+
+    Examples
+    --------
+    >>> split = Split(np.zeros((2, 8, 8, 1), np.uint8), np.array([0, 1]), ["a.png", "b.png"])
+    >>> len(split)
+    2
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    names: Sequence[str] = field(repr=False)
+    groups: NDArray[np.int64] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != np.uint8 or self.images.ndim != 4:
+            found = f"{self.images.dtype} of shape {self.images.shape}"
+            raise DataError(sentence("images as uint8 of shape (n, height, width, channels)", found))
+        lengths = (len(self.images), len(self.labels), len(self.names))
+        if len(set(lengths)) != 1:
+            raise DataError(
+                sentence("as many labels and names as images", "{}, {} and {}".format(*lengths[::-1]))
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Split)
+            and list(self.names) == list(other.names)
+            and all(
+                np.array_equal(getattr(self, name), getattr(other, name))
+                for name in ("labels", "groups", "images")
+            )
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.images.shape, self.labels.tobytes()))
+
+    def take(self, indices: NDArray[np.int64]) -> Split:
+        """Return the examples at the given positions, in that order.
+
+        Examples
+        --------
+        >>> split = Split(np.zeros((2, 8, 8, 1), np.uint8), np.array([0, 1]), ["a.png", "b.png"])
+        >>> split.take(np.array([1])).names
+        ['b.png']
+        """
+        groups = None if self.groups is None else self.groups[indices]
+        return Split(self.images[indices], self.labels[indices], take_names(self.names, indices), groups)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training and test images of one source.
+
+    Parameters
+    ----------
+    name : str
+        As in the catalogue, or the folder's name.
+    train, test : Split
+        The two parts.
+    class_names : tuple of str
+        The name of each class, by label.
+    fingerprint : str
+        SHA-256 over what was read, in hexadecimal.
+    validation : Split, optional
+        A third part, where the source brings one.
+    resize : {"letterbox", "crop", "stretch"}, optional
+        How images of another size were brought to this one; ``Preprocess`` must do the same. None where
+        none had another size.
+    notes : tuple of str
+        What a person should know about how the data were read, a sentence each.
+    left_out : tuple of (str, str)
+        Each file that could not be used, and why.
+    depth : int
+        How many bits images of more than 8 have in use; ``Preprocess`` must read others likewise.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+    fingerprint: str
+    validation: Split | None = None
+    resize: str | None = None
+    notes: tuple[str, ...] = ()
+    left_out: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    depth: int = 16
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image."""
+        _, height, width, channels = self.train.images.shape
+        return height, width, channels
+
+
+def fingerprint(*parts: Split, class_names: Sequence[str]) -> str:
+    """Condense images, labels and class names into one SHA-256, in hexadecimal."""
+    digest = hashlib.sha256("\0".join(class_names).encode())
+    for part in parts:
+        digest.update(repr(part.images.shape).encode())
+        for start in range(0, len(part), FINGERPRINT_CHUNK):  # the images may be larger than the memory
+            chunk = part.images[start : start + FINGERPRINT_CHUNK]
+            digest.update(np.ascontiguousarray(chunk).data)
+        digest.update(np.ascontiguousarray(part.labels, dtype="<i8").data)
+    return digest.hexdigest()
+
+
+class Names(Sequence[str]):
+    """Strings kept as one block of bytes: a million paths take 40 MB instead of 100.
+
+    Examples
+    --------
+    >>> names = Names(["cat/0.jpg", "dog/0.jpg", "dog/1.jpg"])
+    >>> names[1], list(names.take(np.array([2, 0])))
+    ('dog/0.jpg', ['dog/1.jpg', 'cat/0.jpg'])
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        block = bytearray()
+        stops = []
+        for name in names:
+            block += name.encode("utf-8", "surrogateescape")
+            stops.append(len(block))
+        self._block = bytes(block)
+        self._stops = np.array(stops, np.int64)
+        self._starts = np.concatenate([np.zeros(1, np.int64), self._stops])[: len(self._stops)]
+
+    def take(self, indices: NDArray[np.int64]) -> Names:
+        """Choose names by position; the block of bytes is shared."""
+        chosen = object.__new__(Names)
+        chosen._block = self._block
+        chosen._starts, chosen._stops = self._starts[indices], self._stops[indices]
+        return chosen
+
+    def __len__(self) -> int:
+        return len(self._stops)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Names: ...
+    def __getitem__(self, index: int | slice) -> str | Names:
+        if isinstance(index, slice):
+            return self.take(np.arange(len(self))[index])
+        return self._block[self._starts[index] : self._stops[index]].decode("utf-8", "surrogateescape")
+
+    def __iter__(self) -> Iterator[str]:
+        for start, stop in zip(self._starts, self._stops, strict=True):
+            yield self._block[start:stop].decode("utf-8", "surrogateescape")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]  # equal to lists, which have no hash either
+
+    def __repr__(self) -> str:
+        return f"Names({len(self)} names)"
+
+
+def take_names(names: Sequence[str], indices: NDArray[np.int64]) -> Sequence[str]:
+    """Choose names by position, in little memory where that is possible."""
+    return names.take(indices) if isinstance(names, Names) else [names[i] for i in indices]
+
+
+def printable(name: str) -> str:
+    r"""Show a file name that may hold anything: what cannot be printed becomes an escape.
+
+    Examples
+    --------
+    >>> print(printable("caf\udce9\n.jpg"), printable("Füße.png"))
+    caf\xe9\n.jpg Füße.png
+    """
+    if name.isprintable():
+        return name
+    return "".join(character if character.isprintable() else _escaped(character) for character in name)
+
+
+def _escaped(character: str) -> str:
+    """Write one character as an escape; a lone surrogate as the byte that it stands for."""
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()

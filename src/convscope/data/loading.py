@@ -1,0 +1,202 @@
+"""A name or a path → a ``Dataset``."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convscope.data.builtin import CATALOG, load_mnist_like
+from convscope.data.dataset import Dataset, Split, fingerprint, take_names
+from convscope.data.decode import DEPTH
+from convscope.data.ingest import Collection, ReadOptions, no_progress, open_path
+from convscope.data.sources.base import SPLITS, UNUSABLE, count
+from convscope.data.splits import split_indices
+from convscope.errors import DataError, UsageError, sentence, unknown_name
+
+_PROGRESS = logging.getLogger("convscope.progress")
+
+# The fraction of the images that is held back for the test where the data bring no test split.
+TEST_FRACTION = 0.2
+TEST_SEED = 1338
+
+
+def load(
+    name: str | Path,
+    path: str | Path | None = None,
+    download: bool = True,
+    *,
+    size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    resize: str = "letterbox",
+    seed: int = 1338,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Dataset:
+    """Load a dataset by name, or your own images by their path.
+
+    Parameters
+    ----------
+    name : str or Path
+        ``"mnist"``, ``"digits"``; or the path of a folder with a folder for each class, with or without
+        ``train``, ``val`` and ``test``; of a CSV file of paths and labels, or of pixels; of ``.npz``, Parquet
+        or IDX files.
+    path : str or Path, optional
+        For a name: a folder to look in before any other.
+    download : bool
+        Whether the network may be asked when the files are nowhere.
+    size : int or (int, int), optional
+        Height and width that your images are brought to, in pixels. Without it: the size that they all
+        have, or one that suits most; at most 96 on the longer side.
+    channels : {1, 3}, optional
+        Grey or RGB; without it grey if all images are.
+    resize : {"letterbox", "crop", "stretch"}
+        How images of another size are brought to that one; as in ``Preprocess``.
+    seed : int
+        Decides which of your images are held back as a test part, where there is none.
+    workers : int, optional
+        Threads that decode your images, 0 for none beside the caller's; the data are the same with any
+        number. Without it as many as there are cores, up to 8.
+    progress : callable, optional
+        Takes how many images are done, and of how many.
+
+    Returns
+    -------
+    Dataset
+        uint8 images of shape ``(n, height, width, channels)``; memory-mapped where they are large.
+
+    Raises
+    ------
+    UsageError
+        If size or channels are asked for of a dataset that has its own.
+    UnknownNameError
+        If there is no dataset of that name.
+    DataNotFoundError
+        If its files are nowhere and cannot be downloaded.
+    DataError
+        If a file is damaged or not what it should be.
+
+    Examples
+    --------
+    >>> import convscope
+    >>> digits = convscope.load("digits")
+    >>> digits.train.images.shape, digits.test.images.shape
+    ((1437, 28, 28, 1), (360, 28, 28, 1))
+    """
+    _PROGRESS.info("Reading %s", name)
+    if name in CATALOG:
+        if size is not None or channels is not None:
+            raise UsageError(sentence(f"no size or channels for {name}, which has its own", size or channels))
+        return CATALOG[str(name)].loader(Path(path) if path else None, download)
+    location = Path(name)
+    if (dataset := load_mnist_like(location)) is not None:
+        return dataset
+    if isinstance(name, str) and os.sep not in name and not location.exists():
+        raise unknown_name("dataset", name, CATALOG)
+    options = ReadOptions(size, channels, resize, workers)
+    return to_dataset(open_path(location, options, progress or no_progress), seed)
+
+
+def load_again(recorded: Mapping[str, Any]) -> Dataset:
+    """Load what a run was trained on, as its ``run.json`` records it under ``data``, or refuse other data."""
+    dataset = load(recorded.get("source", recorded.get("name", "")), **recorded.get("reading", {}))
+    if dataset.fingerprint != recorded["fingerprint"]:
+        expected = f"data with the fingerprint {recorded['fingerprint'][:12]}…, as the run saw them"
+        raise DataError(sentence(expected, f"{dataset.fingerprint[:12]}…", "They have changed since."))
+    return dataset
+
+
+def to_dataset(collection: Collection, seed: int = TEST_SEED) -> Dataset:
+    """Divide images into their splits; hold a test split back where there is none."""
+    name, labels = collection.source.name, collection.labels
+    rows = [np.flatnonzero(collection.splits == split) for split in range(len(SPLITS))]
+    notes = [*collection.notes, *_size_notes(collection)]
+    if collection.survey is not None and collection.depth != DEPTH:
+        notes.append(
+            f"The images of more than 8 bits have {collection.depth} in use: the upper 8 of these are kept."
+        )
+    if not len(rows[0]):
+        raise DataError(sentence(f"training images in {name}", "none", "Add a folder 'train'."))
+    if not len(rows[2]):
+        train = rows[0]
+        first, second = split_indices(labels[train], TEST_FRACTION, seed, groups=collection.groups[train])
+        rows[0], rows[2] = np.sort(train[first]), np.sort(train[second])
+        lacking = sorted(set(labels[train]) - set(labels[rows[2]]))
+        names = ", ".join(collection.class_names[label] for label in lacking)
+        how = f"none of {names}, too few to be divided; the other classes" if lacking else "the classes"
+        notes.append(
+            f"No test part was found: {len(second):,} images are held back as one, at random, {how} in "
+            f"proportion, near-duplicates on one side (seed {seed})."
+        )
+    trained = set(labels[rows[0]].tolist())
+    for split, positions in zip(SPLITS[1:], rows[1:], strict=True):
+        if len(positions) and trained.isdisjoint(labels[positions].tolist()):
+            expected = f"{split} images of classes that {name} has training images of"
+            hint = "Call each class the same in every part."
+            raise DataError(sentence(expected, collection.class_names[labels[positions[0]]], hint))
+    train_split, validation, test = [_split(collection, positions) for positions in rows]
+    present = [split for split in (train_split, test, validation) if len(split)]
+    if left_out := _left_out(collection):
+        notes.append(f"{count(len(left_out), 'file')} could not be used: {_enumerate(left_out)}.")
+    return Dataset(
+        name=name,
+        train=train_split,
+        test=test,
+        class_names=collection.class_names,
+        fingerprint=fingerprint(*present, class_names=collection.class_names),
+        validation=validation if len(validation) else None,
+        resize=collection.resize,
+        depth=collection.depth,
+        notes=tuple(notes),
+        left_out=left_out,
+    )
+
+
+def _split(collection: Collection, positions: NDArray[np.int64]) -> Split:
+    """Choose images; a stretch of them is not copied."""
+    stretch = len(positions) > 0 and positions[-1] - positions[0] == len(positions) - 1
+    rows = slice(int(positions[0]), int(positions[-1]) + 1) if stretch else positions
+    names = take_names(collection.names, positions)
+    return Split(collection.images[rows], collection.labels[positions], names, collection.groups[positions])
+
+
+def _size_notes(collection: Collection) -> list[str]:
+    """Say what size the images got, where they had others."""
+    if collection.survey is None:
+        return []
+    survey = collection.survey
+    heights, widths = survey.heights[survey.usable], survey.widths[survey.usable]
+    height, width = collection.images.shape[1:3]
+    if (heights == height).all() and (widths == width).all():
+        return []
+    low, high = np.argmin(heights * widths), np.argmax(heights * widths)
+    several = len(np.unique(np.stack([heights, widths]), axis=1).T) > 1
+    smallest, largest = f"{heights[low]}×{widths[low]}", f"{heights[high]}×{widths[high]}"
+    sizes = f"sizes from {smallest} to {largest}" if several else f"size {smallest}"
+    return [f"The images have {sizes}; all are brought to {height}×{width} by {collection.resize}."]
+
+
+def _left_out(collection: Collection) -> tuple[tuple[str, str], ...]:
+    """List the files that could not be used, and why."""
+    rows = [
+        (name, finding.details[number] if finding.details else finding.kind.replace("_", " "))
+        for finding in collection.findings
+        if finding.kind in UNUSABLE
+        for number, name in enumerate(finding.names)
+    ]
+    index = collection.source.index
+    if collection.survey is not None and index is not None:
+        problems = collection.survey.problems
+        rows += [(index.names[position], found) for position, (_, found, _) in problems.items()]
+    return tuple(sorted(rows))
+
+
+def _enumerate(rows: Sequence[tuple[str, str]], most: int = 3) -> str:
+    """Name the first few."""
+    shown = ", ".join(f"{name} ({why})" for name, why in rows[:most])
+    return shown if len(rows) <= most else f"{shown} and {len(rows) - most:,} more"

@@ -1,0 +1,122 @@
+"""Where images come from: a path that a user gives → a ``Source``, whatever lies there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from convscope.data.sources.arrays import find_idx, read_npz
+from convscope.data.sources.base import Finding, Source, count, split_in_name
+from convscope.data.sources.folder import is_clutter, read_folder
+from convscope.data.sources.parquet import read_parquet
+from convscope.data.sources.table import SUFFIXES_OF_TABLES, NoImagesError, is_form, read_tables
+from convscope.errors import DataError, DataNotFoundError, sentence
+
+KINDS = "a folder of images, .csv, .npz, .parquet or IDX files"
+# The ending of a file → what reads files with it: it takes the files, a name, and what names are relative to.
+READERS: dict[str, Callable[[Sequence[Path], str, Path | None], Source]] = {
+    **dict.fromkeys(SUFFIXES_OF_TABLES, read_tables),
+    ".npz": lambda files, _name, _root: read_npz(files[0]),
+    ".parquet": lambda files, name, _root: read_parquet(files, name),
+}
+
+
+def find_source(path: Path) -> Source:
+    """Find out what lies at a path; no image is read."""
+    if path.is_dir():
+        return _source_of_folder(path)
+    if not path.is_file():
+        raise DataNotFoundError(sentence(KINDS, f"nothing at {path}", "Check the path."))
+    if reader := READERS.get(path.suffix.lower()):
+        return reader([path], path.stem, None)
+    if "idx" in path.name.lower() and (source := find_idx(path.parent)):
+        return source
+    hint = "Unpack it first." if path.suffix.lower() in {".zip", ".tar", ".gz", ".tgz", ".7z"} else ""
+    raise DataError(sentence(KINDS, str(path), hint))
+
+
+def _source_of_folder(folder: Path) -> Source:
+    """Find IDX files, else folders of classes with what tables say of them, else other files."""
+    try:
+        if numbers := find_idx(folder):
+            return numbers
+        source = read_folder(folder)
+    except OSError as error:
+        raise DataError(sentence(f"{folder} to be readable", error.strerror or str(error))) from error
+    except DataError as problem:
+        files = _files_with_images(folder)
+        if not files:
+            raise
+        try:
+            return READERS[files[0].suffix.lower()](files, folder.resolve().name, folder)
+        except NoImagesError as error:
+            raise DataError(f"{problem}\n{error}") from error
+    return _labelled_by_tables(source, folder)
+
+
+def _files_with_images(folder: Path) -> list[Path]:
+    """List the files in a folder that may hold images: all Parquet files, else one ``.npz``, else tables."""
+    parquet = sorted(file for file in folder.rglob("*.parquet") if file.is_file())
+    return parquet or _files_of(folder, (".npz",))[:1] or _tables_of(folder)
+
+
+def _tables_of(folder: Path) -> list[Path]:
+    """List the tables of a folder, else those in the folders of its splits: ``train/metadata.csv``."""
+    if tables := _files_of(folder, SUFFIXES_OF_TABLES):
+        return tables
+    splits = [
+        entry
+        for entry in _entries(folder)
+        if entry.is_dir() and split_in_name(entry.name, entirely=True) is not None
+    ]
+    return [file for split in splits for file in _files_of(split, SUFFIXES_OF_TABLES)]
+
+
+def _files_of(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """List the files of a folder with one of these endings."""
+    return [entry for entry in _entries(folder) if entry.suffix.lower() in suffixes and entry.is_file()]
+
+
+def _entries(folder: Path) -> list[Path]:
+    """List what is in a folder; one that merely wraps another is entered."""
+    entries = sorted(entry for entry in folder.iterdir() if not is_clutter(entry.name))
+    return _entries(entries[0]) if len(entries) == 1 and entries[0].is_dir() else entries
+
+
+def _labelled_by_tables(source: Source, folder: Path) -> Source:
+    """Take the labels of tables that name the folder's images, unless they say what the folders say."""
+    files = [file for file in _tables_of(folder) if not is_form(file)]
+    if not files:
+        return source
+    try:
+        found = read_tables(files, source.name, folder)
+        if found.index is None or _says_the_same(found, source):
+            return source
+        if len(set(found.index.names)) == len(found.index):
+            return found
+        reason = f"Expected each image once in {found.layout}, got some several times."
+    except NoImagesError:
+        return source
+    except DataError as error:
+        reason = str(error)
+    names = tuple(file.name for file in files)
+    message = f"{count(len(names), 'table')} not used, the folders give the labels. {reason}"
+    return replace(
+        source, findings=(*source.findings, Finding("unused_table", "warning", message, "", names))
+    )
+
+
+def _says_the_same(table: Source, folders: Source) -> bool:
+    """Tell whether a table gives its images the splits and, under any names, the classes of their folders."""
+    if table.index is None or folders.index is None:
+        return False
+    known = {name: i for i, name in enumerate(folders.index.names)}
+    rows = zip(table.index.names, table.index.labels.tolist(), table.index.splits.tolist(), strict=True)
+    pairs = set()
+    for name, label, split in rows:
+        position = known.get(name)
+        if position is None or folders.index.splits[position] != split:
+            return False
+        pairs.add((label, int(folders.index.labels[position])))
+    return len(pairs) == len({label for label, _ in pairs}) == len({label for _, label in pairs})
