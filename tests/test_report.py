@@ -17,6 +17,7 @@ from report_runs import HISTORY, make_dataset, make_run
 from convscope.errors import RunError
 from convscope.evaluation import Evaluation
 from convscope.inspection import feature_maps
+from convscope.networks import build
 from convscope.report import charts, page, render_report, words, write_report
 from convscope.report.origin import reproduction
 from convscope.report.source import TEST_SET_LOG, read_contents, read_record
@@ -272,9 +273,14 @@ def test_the_walk_carries_the_networks_own_numbers(reports):
     image = contents.bundle.preprocess.apply(dataset.test.images[[index]])[0]
     maps = feature_maps(contents.bundle.model, image)
     values = unpacked(carried["images"][0]["values"])
-    kept = [place for place, layer in enumerate(carried["layers"]) if layer["kept"]]
-    expected = np.concatenate([image.ravel(), *(maps[place].values.ravel() for place in kept)])
-    np.testing.assert_array_equal(values, expected)
+    small = [place for place, layer in enumerate(carried["layers"]) if layer["supply"] == "carried"]
+    numbers = np.concatenate([image.ravel(), *(maps[place].values.ravel() for place in small)])
+    np.testing.assert_array_equal(values[: numbers.size], numbers)
+    # For a layer that the page computes: where the largest value of each map is, and how large it is.
+    assert carried["layers"][0]["supply"] == "computed"
+    largest, own = values[numbers.size :].reshape(2, 32)
+    np.testing.assert_array_equal(maps[0].values.ravel()[largest.astype(int)], own)
+    np.testing.assert_array_equal(own, maps[0].values.max(axis=(0, 1)))
     kernel, bias = contents.bundle.model.layers[0].get_weights()
     weights = unpacked(carried["weights"])
     np.testing.assert_array_equal(weights[: kernel.size + bias.size], [*kernel.ravel(), *bias])
@@ -283,7 +289,8 @@ def test_the_walk_carries_the_networks_own_numbers(reports):
 
 def test_what_is_too_large_for_the_page_is_left_out_layer_by_layer(tmp_path):
     layers = [
-        keras.layers.Conv2D(90, 3, name="wide"),
+        keras.layers.Conv2D(90, 3, activation="gelu", name="odd"),
+        keras.layers.Conv2D(90, 3, padding="same", name="wide"),
         keras.layers.MaxPooling2D(4),
         keras.layers.Flatten(),
         keras.layers.Dense(40, "relu"),
@@ -292,13 +299,27 @@ def test_what_is_too_large_for_the_page_is_left_out_layer_by_layer(tmp_path):
     model = keras.Sequential([keras.Input((48, 48, 1)), *layers])
     path, dataset = make_run(tmp_path / "run", dataset=make_dataset(2, (48, 48, 1), 20), model=model)
     carried = walk(read_contents(path, dataset), read_record(path).test)
-    wide, pool, _, hidden, last = carried["layers"]
-    assert not wide["kept"]
-    assert pool["kept"]
+    odd, wide, pool, _, hidden, last = carried["layers"]
+    assert odd["supply"] is None  # too large, and of no arithmetic that the page knows
+    assert wide["supply"] is None
+    assert pool["supply"] == "carried"
     assert hidden["weights"]["units"] == [0, 1, 2, 3]
     assert hidden["weights"]["kernel"] == [10890, 4]
     assert last["weights"]["units"] is None
     assert sum(len(image["values"]) for image in carried["images"]) < 1_000_000
+
+
+@pytest.mark.parametrize(("name", "shape"), [("deep", (28, 28, 1)), ("normalized", (32, 32, 3))])
+def test_the_default_networks_are_walked_whole_with_six_images(tmp_path, name, shape):
+    dataset = make_dataset(10, shape, 40)
+    model = build(name, shape, 10)
+    path, dataset = make_run(tmp_path / "run", dataset=dataset, model=model, name=name)
+    html = render_report(path, dataset=dataset)
+    carried = Page(html).data("walk-data")
+    assert len(carried["images"]) == 6
+    assert {image["true"] == image["predicted"] for image in carried["images"]} == {True, False}
+    assert all(layer["supply"] for layer in carried["layers"])
+    assert len(html) < 3_000_000
 
 
 def test_a_page_that_would_be_too_large_leaves_out_what_is_heaviest(reports, monkeypatch):

@@ -10,7 +10,9 @@ from convscope.arithmetic.context import LayerArithmetic, LayerContext
 from convscope.arithmetic.recomputed import ActivationContext, Recomputed
 
 # Which arithmetic the report's page does for a layer: a function of its script.
-PageArithmetic = Literal["same", "max", "average", "activation", "convolution", "depthwise", "dense"]
+PageArithmetic = Literal[
+    "same", "max", "average", "activation", "normalization", "convolution", "depthwise", "dense"
+]
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,16 @@
 """The walk through the network: what every layer makes of a few test images, and the numbers that it needs.
 
-The page recomputes a single activation from real numbers: so it carries, as float32, every value that enters
-and leaves a layer for the chosen images, and the weights. What is too large to be carried is left out, layer
-by layer, and the page says so.
+The page recomputes a single activation from real numbers: so it carries, as float32, the images, the weights,
+and the values of small layers. Large layers are computed by the page itself, and held against the network's
+own largest value of each channel. What is too large for both is left out, and the page says so.
 """
 
 from __future__ import annotations
 
 import base64
 import gzip
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,15 @@ VALUES_OF_AN_IMAGE = 150_000
 KERNEL_VALUES = 80_000
 WEIGHT_VALUES = 120_000
 ALL_IMAGES = 900_000
+# A layer with so few values is carried even where the page could compute it.
+SMALL = 2500
+# Products that a browser adds up for all layers of an image in about a second.
+MOST_PRODUCTS = 300_000_000
+# Of a kernel that is too large, so many units at most.
+MOST_UNITS = 8
+WEIGHTED = ("convolution", "depthwise", "dense", "normalization")
+# The functions that the page's script computes for single numbers.
+PAGE_ACTIVATIONS = ("linear", "relu", "relu6", "sigmoid", "tanh", "elu", "silu", "softplus")
 
 
 @dataclass(frozen=True)
@@ -84,22 +94,23 @@ def walk(contents: Contents, evaluation: Evaluation) -> dict[str, Any] | None:
     chosen = chosen_images(evaluation, IMAGES)
     inputs = preprocess.apply(contents.images[chosen])
     maps = [feature_maps(model, image) for image in inputs]
-    kept = _kept(graph, maps[0])
     units = _units(evaluation, chosen)
     weights, places = _weights(stages, units)
+    supply = _supply(stages, maps[0], places, graph)
+    carried = [place for place, how in supply.items() if how == "carried" and place >= 0]
     album = Album(contents.images)
     images: list[dict[str, Any]] = []
     room = ALL_IMAGES
     for index, image, layers in zip(chosen, inputs, maps, strict=True):
         first = np.moveaxis(image, 0, -1) if graph.channels_first else image  # (h, w, c)
-        values = pack([first, *(layers[place].values for place in kept)])
+        values = pack([first, *(layers[place].values for place in carried), *_checks(layers, supply)])
         if images and len(values) > room:
             break
         room -= len(values)
         described = _image(evaluation, index, album)
         images.append({**described, "values": values, "logits": _logits(stages, layers)})
     layers_json = [
-        _layer(place, stage, maps[0][place], place in kept, places.get(place), graph)
+        _layer(place, stage, maps[0][place], supply.get(place), places.get(place), graph)
         for place, stage in enumerate(stages)
     ]
     return {
@@ -190,21 +201,82 @@ def _kind(call: Call, graph: Graph) -> str:
     foreign = order is not None and (order == "channels_first") != graph.channels_first
     turned = call.type == "Flatten" and graph.channels_first
     rows = call.type == "Dense" and len(call.input_shapes[0]) != 1
+    # A batch normalization along another axis than the channels' is none that the page knows.
+    across = call.type == "BatchNormalization" and call.operation.axis not in _channel_axes(call, graph)
     kind = LAYERS.get(call.type)
-    return "other" if foreign or turned or rows or kind is None or kind.page is None else kind.page
+    known = kind is not None and not (foreign or turned or rows or across)
+    return kind.page or "other" if kind is not None and known else "other"
 
 
-def _kept(graph: Graph, maps: Sequence[FeatureMaps]) -> list[int]:
-    """Choose the layers whose values are carried, the smallest first until there is no room left."""
-    kinds = [_kind(call, graph) for call in graph.calls]
-    own = [place for place, kind in enumerate(kinds) if kind != "same"]
-    room, kept = VALUES_OF_AN_IMAGE, []
-    for place in sorted(own, key=lambda place: maps[place].values.size):
-        if maps[place].values.size > room:
-            break
-        room -= maps[place].values.size
-        kept.append(place)
-    return sorted(kept)
+def _channel_axes(call: Call, graph: Graph) -> tuple[int, int]:
+    """Name the channel axis of what enters a layer as Keras does, from 0 (the batch) and from −1."""
+    rank = len(call.input_shapes[0]) + 1
+    axis = 1 if graph.channels_first else rank - 1
+    return axis, axis - rank
+
+
+def _supply(
+    stages: Sequence[Stage], maps: Sequence[FeatureMaps], weights: Mapping[int, Any], graph: Graph
+) -> dict[int, str]:
+    """Choose how the page gets each layer's values: carried, computed there, or the same as what enters.
+
+    Small layers are carried, so that the network's own numbers stand behind most of the page; large ones
+    are computed by the page from the image and the weights, which are smaller; a layer without either is
+    left out.
+    """
+    supply = {-1: "carried"}
+    room, products = VALUES_OF_AN_IMAGE, 0
+    for place, stage in enumerate(stages):
+        size = maps[place].values.size
+        entered = stage.parent in supply
+        cost = _products(stage, size, graph) if entered and _computable(stage, weights.get(place)) else None
+        if stage.kind == "same" and entered:
+            supply[place] = "same"
+        elif size <= min(SMALL, room):
+            supply[place] = "carried"
+            room -= size
+        elif cost is not None and products + cost <= MOST_PRODUCTS:
+            supply[place] = "computed"
+            products += cost
+        elif size <= room:
+            supply[place] = "carried"
+            room -= size
+    return supply
+
+
+def _computable(stage: Stage, weights: Any) -> bool:
+    """Say whether the page can compute every value of a layer from what enters it."""
+    if stage.kind in ("convolution", "depthwise", "dense"):
+        whole = weights is not None and weights["units"] is None
+        return whole and _activation(stage.call) in PAGE_ACTIVATIONS
+    if stage.kind == "activation":
+        return _activation(stage.call) in PAGE_ACTIVATIONS
+    return stage.kind in ("normalization", "max", "average")
+
+
+def _products(stage: Stage, size: int, graph: Graph) -> int:
+    """Count the steps in which the page computes a layer of so many values."""
+    if stage.kind in ("convolution", "depthwise", "dense"):
+        kernel = stage.call.operation.get_weights()[0]
+        depth = 1 if stage.kind == "depthwise" else kernel.shape[-2]
+        return size * depth * math.prod(kernel.shape[:-2])
+    return size * (math.prod(_window_size(stage, graph)) if stage.kind in ("max", "average") else 1)
+
+
+def _checks(maps: Sequence[FeatureMaps], supply: Mapping[int, str]) -> list[FloatArray]:
+    """Take the largest value of each channel of the computed layers, and where it stands.
+
+    The page holds what it computes against these numbers of the network's own.
+    """
+    arrays: list[FloatArray] = []
+    for place, how in supply.items():
+        if how != "computed":
+            continue
+        values = maps[place].values
+        channels = values.reshape(-1, values.shape[-1])  # (places, channels)
+        flat = channels.argmax(axis=0) * channels.shape[1] + np.arange(channels.shape[1])
+        arrays.extend((flat.astype(np.float32), values.ravel()[flat]))
+    return arrays
 
 
 def _units(evaluation: Evaluation, chosen: Sequence[int]) -> list[int]:
@@ -214,47 +286,56 @@ def _units(evaluation: Evaluation, chosen: Sequence[int]) -> list[int]:
 
 
 def _weights(stages: Sequence[Stage], units: Sequence[int]) -> tuple[list[FloatArray], dict[int, Any]]:
-    """Collect the weights that are carried: whole kernels, or a few columns of a large dense one."""
+    """Collect the weights that are carried: small kernels whole, of large ones those of a few units."""
+    own = {place: _kernel_and_bias(stage) for place, stage in enumerate(stages) if stage.kind in WEIGHTED}
+    room = WEIGHT_VALUES
+    whole = set()
+    for place in sorted(own, key=lambda place: own[place][0].size):
+        if own[place][0].size <= min(KERNEL_VALUES, room):
+            room -= own[place][0].size
+            whole.add(place)
     arrays: list[FloatArray] = []
     places: dict[int, Any] = {}
-    room, position = WEIGHT_VALUES, 0
-    for place, stage in enumerate(stages):
-        if stage.kind not in ("convolution", "depthwise", "dense"):
-            continue
-        kernel, bias = _kernel_and_bias(stage)
+    position = 0
+    for place, (kernel, bias) in own.items():
         columns = None
-        if kernel.size > min(KERNEL_VALUES, room):
-            if stage.kind != "dense":
+        carried = kernel, bias
+        if place not in whole:
+            columns = _columns(stages[place] is stages[-1], kernel, units, room)
+            if stages[place].kind == "depthwise" or not columns:
                 continue
-            columns = _columns(stage, stages, kernel, units, room)
-            kernel, bias = kernel[:, columns], bias[columns]
-        room -= kernel.size
-        places[place] = {
-            "start": position,
-            "kernel": list(kernel.shape),
-            "units": columns,
-            "bias": bias.size > 0,
-        }
-        arrays.extend((kernel, bias))
-        position += kernel.size + bias.size
+            carried = kernel[..., columns], bias[columns]
+            room -= carried[0].size
+        places[place] = {"start": position, "kernel": list(carried[0].shape), "units": columns}
+        places[place]["bias"] = len(stages[place].call.operation.get_weights()) > 1
+        arrays.extend(carried)
+        position += sum(array.size for array in carried)
     return arrays, places
 
 
-def _columns(
-    stage: Stage, stages: Sequence[Stage], kernel: FloatArray, units: Sequence[int], room: int
-) -> list[int]:
-    """Choose units of a large dense layer: those of the classes at the end, the first few elsewhere."""
-    most = max(1, min(room, 3 * KERNEL_VALUES) // kernel.shape[0])
-    wanted = list(units) if stage is stages[-1] else list(range(kernel.shape[1]))
-    return sorted(wanted[: min(most, 4 if stage is not stages[-1] else most)])
+def _columns(last: bool, kernel: FloatArray, units: Sequence[int], room: int) -> list[int]:
+    """Choose units of a large layer: those of the classes at the end, the first few elsewhere."""
+    wanted = list(units) if last else list(range(min(MOST_UNITS, kernel.shape[-1])))
+    return sorted(wanted[: room // math.prod(kernel.shape[:-1])])
 
 
 def _kernel_and_bias(stage: Stage) -> tuple[FloatArray, FloatArray]:
-    """Read a layer's weights; one without biases gets zeros."""
+    """Read a layer's weights; one without biases gets zeros, a normalization its four rows as a kernel."""
+    if stage.kind == "normalization":
+        return _normalization(stage.call.operation), np.zeros(0, np.float32)
     kernel, *rest = stage.call.operation.get_weights()
     # A depthwise kernel is (h, w, channels, multiplier): each channel has filters of its own.
     outputs = kernel.shape[-1] * (kernel.shape[2] if stage.kind == "depthwise" else 1)
     return kernel, rest[0] if rest else np.zeros(outputs, np.float32)
+
+
+def _normalization(layer: Any) -> FloatArray:
+    """Read gamma, beta, mean and variance of a batch normalization: (4, channels)."""
+    mean, variance = (np.asarray(value, np.float32) for value in layer.get_weights()[-2:])
+    learned = iter(layer.get_weights()[:-2])
+    gamma = next(learned) if layer.scale else np.ones_like(mean)
+    beta = next(learned) if layer.center else np.zeros_like(mean)
+    return np.stack([gamma, beta, mean, variance]).astype(np.float32)
 
 
 def _logits(stages: Sequence[Stage], layers: Sequence[FeatureMaps]) -> list[float] | None:
@@ -277,7 +358,7 @@ def _activation(call: Call) -> str:
 
 
 def _layer(
-    place: int, stage: Stage, maps: FeatureMaps, kept: bool, weights: Any, graph: Graph
+    place: int, stage: Stage, maps: FeatureMaps, supply: str | None, weights: Any, graph: Graph
 ) -> dict[str, Any]:
     """Describe a layer for the page."""
     described: dict[str, Any] = {
@@ -286,13 +367,15 @@ def _layer(
         "shape": list(maps.values.shape),
         "parent": stage.parent,
         "kind": stage.kind,
-        "kept": kept,
+        "supply": supply,
         "place": place,
     }
     if stage.kind in ("convolution", "depthwise", "dense"):
         described |= {"activation": _activation(stage.call), "weights": weights}
     elif stage.kind == "activation":
         described |= {"activation": _activation(stage.call)}
+    elif stage.kind == "normalization":
+        described |= {"weights": weights, "epsilon": float(stage.call.operation.epsilon)}
     if stage.kind in ("convolution", "depthwise", "max", "average"):
         described |= _window(stage, graph)
     return described
@@ -302,10 +385,10 @@ def _window(stage: Stage, graph: Graph) -> dict[str, Any]:
     """Say where a window begins for each output: size, strides, dilation, padding above and left."""
     operation = stage.call.operation
     height, width = _spatial(stage.call.input_shapes[0], graph)
+    size = _window_size(stage, graph)
     if stage.call.type.startswith("Global"):
-        size, strides, dilation, padding = (height, width), (1, 1), (1, 1), "valid"
+        strides, dilation, padding = (1, 1), (1, 1), "valid"
     else:
-        size = operation.kernel_size if "Conv" in stage.call.type else operation.pool_size
         strides = operation.strides
         dilation = getattr(operation, "dilation_rate", (1, 1))
         padding = operation.padding
@@ -321,6 +404,14 @@ def _window(stage: Stage, graph: Graph) -> dict[str, Any]:
         "groups": int(getattr(operation, "groups", 1) or 1),
         "multiplier": int(getattr(operation, "depth_multiplier", 1) or 1),
     }
+
+
+def _window_size(stage: Stage, graph: Graph) -> tuple[int, ...]:
+    """Read how many places a window covers down and across."""
+    if stage.call.type.startswith("Global"):
+        return _spatial(stage.call.input_shapes[0], graph)
+    operation = stage.call.operation
+    return tuple(operation.kernel_size if "Conv" in stage.call.type else operation.pool_size)
 
 
 def _spatial(shape: tuple[int | None, ...], graph: Graph) -> tuple[int, int]:

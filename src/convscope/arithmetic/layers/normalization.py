@@ -167,7 +167,9 @@ def _recompute_normalized(
 
 
 KINDS = (
-    LayerKind("BatchNormalization", batch_normalization, _recompute_batch_normalization),
+    LayerKind(
+        "BatchNormalization", batch_normalization, _recompute_batch_normalization, page="normalization"
+    ),
     LayerKind("LayerNormalization", layer_normalization, _recompute_layer_normalization),
     LayerKind("GroupNormalization", group_normalization, _recompute_group_normalization),
     LayerKind("Normalization", normalization),

@@ -138,7 +138,7 @@
     let best = -1;
     values.forEach((value, flat) => {
       if (channel !== null && flat % depth !== channel) return;
-      if (!spatial(place) && units && !units.includes(flat)) return;
+      if (units && !units.includes(flat % depth)) return;
       if (spatial(place) && flat % depth >= MOST_MAPS) return;
       if (best < 0 || value > values[best]) best = flat;
     });
@@ -282,6 +282,7 @@
 
   function explain(layer, found) {
     if (layer.kind === "same") return [element("p", {}, `${layer.type} hands its input on unchanged when the network is used.`)];
+    if (layer.kind === "normalization") return explainNormalization(layer, found);
     if (layer.kind === "activation") return [equation([["enters", found.sum], [layer.activation, found.result]])];
     if (layer.kind === "dense") return [contributions(layer, found), sumUp(layer, found)];
     if (layer.kind === "max" || layer.kind === "average") return explainPooling(layer, found);
@@ -293,6 +294,12 @@
     const grid = layer.window[0] * layer.window[1] <= LARGEST_GRID ? [table("what enters", found.terms[0].patch, layer.kind === "max" ? found.result : null)] : [];
     const sum = layer.kind === "max" ? [["max", found.result]] : [["Σ", found.sum], [`Σ / ${found.count}`, found.result]];
     return [element("p", {}, `${words} under the window.`), element("div", { class: "tables" }, ...grid), equation(sum)];
+  }
+
+  function explainNormalization(layer, found) {
+    const words = `(x − mean) ÷ √(variance + ${scientific(layer.epsilon)}) × gamma + beta, with the mean and variance of the training:`;
+    const lines = [["x, what enters", found.sum], ["mean", found.mean], ["variance", found.variance], ["normalized", found.scaled], ["× gamma", found.gamma], ["+ beta", found.beta], ["=", found.result]];
+    return [element("p", {}, words), equation(lines)];
   }
 
   function explainConvolution(layer, found) {
@@ -369,13 +376,22 @@
   }
 
   function verdict(found) {
-    const equal = found.difference <= TOLERANCE * Math.max(1, Math.abs(found.own));
-    const words = equal ? "equal to the network’s own number" : "not equal to the network’s own number";
-    return element(
-      "p",
-      { class: equal ? "verdict equal" : "verdict different", "data-difference": found.difference },
-      `${equal ? "✓" : "✗"} Recomputed here: ${precise(found.result)}, ${words}, ${precise(found.own)} (they differ by ${found.difference === 0 ? "0" : scientific(found.difference)}).`,
-    );
+    const close = (difference, own) => difference <= TOLERANCE * Math.max(1, Math.abs(own));
+    const apart = (difference) => (difference === 0 ? "0" : scientific(difference));
+    if (found.own !== null) {
+      const equal = close(found.difference, found.own);
+      const words = `${equal ? "equal" : "not equal"} to the network’s own number, ${precise(found.own)}`;
+      return judged(equal, `Recomputed here: ${precise(found.result)}, ${words} (they differ by ${apart(found.difference)}).`, found);
+    }
+    const { count, largest, worst } = passage.agreement(state.layer);
+    const equal = worst <= TOLERANCE && close(found.difference, found.result);
+    const words = `of this layer’s own numbers the page carries the largest of each map, and ${equal ? "computes the same" : "computes others"}`;
+    return judged(equal, `Computed here: ${precise(found.result)}; ${words} (${plural(count, "number")}, at most ${apart(largest)} apart).`, found);
+  }
+
+  function judged(equal, words, found) {
+    const style = `verdict ${equal ? "equal" : "different"}`;
+    return element("p", { class: style, "data-difference": found.difference }, `${equal ? "✓" : "✗"} ${words}`);
   }
 
   async function start(image) {
