@@ -137,9 +137,9 @@ def train(
     """
     from convscope.data.loading import load
     from convscope.experiment import ExperimentConfig
+    from convscope.experiment.several import run_several
     from convscope.recipes import recipe as find_recipe
     from convscope.recipes import suggest, with_small_batches
-    from convscope.teaching.exercise import run_several
 
     if seeds < 1:
         raise UsageError(sentence("seeds of at least 1", seeds))
@@ -285,7 +285,7 @@ def _with_seeds(config: ExperimentConfig, seeds: int) -> dict[str, ExperimentCon
 
 
 def _as_json(data: str | None, results: list[Result]) -> dict[str, Any]:
-    from convscope.teaching.exercise import spread
+    from convscope.experiment.several import spread
 
     return {
         **({"data": data} if data else {}),
@@ -305,7 +305,7 @@ def _as_json(data: str | None, results: list[Result]) -> dict[str, Any]:
 
 
 def _show_spread(data: str, results: list[Result]) -> None:
-    from convscope.teaching.exercise import spread
+    from convscope.experiment.several import spread
 
     forms = {"test_accuracy": "{:.3%}", "test_loss": "{:.4f}", "seconds": "{:.2f} s"}
     keys = ("mean", "deviation", "minimum", "maximum")

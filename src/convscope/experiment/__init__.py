@@ -5,6 +5,7 @@
 - ``preparation``: data and network of a training; ``model`` builds and adapts the network.
 - ``trials``: what is tried on copies of the network before it is trained.
 - ``fitting``: the training: schedule, stops, checkpoints, orderly ends.
+- ``several``: several experiments on the same data in one folder, such as several seeds.
 - ``results``: evaluations, figures and files; ``convscope.evaluate`` in a notebook.
 
 The names below are loaded on first use, so that a configuration is checked before Keras is loaded for it.

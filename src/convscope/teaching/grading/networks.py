@@ -330,7 +330,8 @@ def _require_compiled(model: Any) -> None:
         if sparse
         else "For one probability per class and one-hot targets it is the cross-entropy over the classes.",
     )
-    from_logits = getattr(loss, "get_config", dict)().get("from_logits", False)
+    settings: dict[str, Any] = getattr(loss, "get_config", dict)()
+    from_logits = settings.get("from_logits", False)
     require(
         not from_logits,
         sentence("a loss of probabilities", "from_logits=True"),
