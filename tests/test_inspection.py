@@ -9,7 +9,7 @@ import torch
 from odd_networks import ODD_NETWORKS, nested
 
 from convscope.errors import UnknownNameError, UsageError
-from convscope.inspection import describe, explain_kernel_layouts
+from convscope.inspection import describe, explain_kernel_layouts, feature_maps
 from convscope.lowering.graph import read_graph
 from convscope.networks import NETWORKS, build
 
@@ -275,3 +275,16 @@ def test_published_architectures_are_described(name):
     description = describe(model)
     assert description.parameters == model.count_params()
     assert not [layer.name for layer in description.layers if "Keras reports" in layer.arithmetic[0]]
+
+
+def test_a_nested_model_that_does_more_than_its_graph_stays_one_call():
+    """Its layers one by one would not give what the network gives."""
+    layers = keras.layers
+    inner = keras.Sequential([keras.Input((6, 6, 1)), layers.Conv2D(2, 3, name="inside")], name="inner")
+    model = keras.Sequential([keras.Input((6, 6, 1)), inner, layers.Flatten(name="flat")])
+    assert [call.name for call in read_graph(model).calls] == ["inner/inside", "flat"]
+    inner.register_forward_hook(lambda _module, _inputs, output: 2 * output)
+    assert [call.name for call in read_graph(model).calls] == ["inner", "flat"]
+    image = np.ones((6, 6, 1), "float32")
+    shown = feature_maps(model, image)[-1].values
+    np.testing.assert_allclose(shown, np.asarray(model(image[None]).detach())[0], rtol=1e-6)

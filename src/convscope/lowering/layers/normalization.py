@@ -1,4 +1,4 @@
-"""Normalizations."""
+"""Normalizations: by the statistics of a batch, of each example, or of groups of its channels."""
 
 from __future__ import annotations
 
@@ -25,22 +25,41 @@ from convscope.lowering.shapes import require
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchNormalization(Op):
-    """Normalization by batch statistics (training) or moving statistics (``frozen``, or inference)."""
+class Normalization(Op):
+    """What all have in common: a scale and an offset that are learned, where the layer has them."""
 
-    axis: int
-    moving_mean: str
-    moving_variance: str
     gamma: str | None = None
     beta: str | None = None
-    momentum: float = 0.99
     epsilon: float = 1e-3
-    frozen: bool = False
 
     @property
     def weights(self) -> tuple[str, ...]:
         """Return scale and offset, where the layer has them."""
         return tuple(path for path in (self.gamma, self.beta) if path is not None)
+
+    def scale_and_offset(self, network: WeightSource) -> tuple[Tensor | None, Tensor | None]:
+        """Return what the weights are now."""
+        gamma = None if self.gamma is None else network.tensor(self.gamma)
+        return gamma, None if self.beta is None else network.tensor(self.beta)
+
+
+def _common(builder: ProgramBuilder, layer: Any) -> dict[str, Any]:
+    return {
+        "gamma": builder.path(layer.gamma) if layer.scale else None,
+        "beta": builder.path(layer.beta) if layer.center else None,
+        "epsilon": float(layer.epsilon),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchNormalization(Normalization):
+    """Normalization by batch statistics (training) or moving statistics (``frozen``, or inference)."""
+
+    axis: int
+    moving_mean: str
+    moving_variance: str
+    momentum: float = 0.99
+    frozen: bool = False
 
     @property
     def state(self) -> tuple[str, ...]:
@@ -53,52 +72,6 @@ class BatchNormalization(Op):
         return shape
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayerNormalization(Op):
-    """Normalization over ``axes`` of each example."""
-
-    axes: tuple[int, ...]
-    gamma: str | None = None
-    beta: str | None = None
-    epsilon: float = 1e-3
-
-    @property
-    def weights(self) -> tuple[str, ...]:
-        """Return scale and offset, where the layer has them."""
-        return tuple(path for path in (self.gamma, self.beta) if path is not None)
-
-    def _output_shape(self, shapes: Sequence[Shape]) -> Shape:
-        (shape,) = shapes
-        require(all(0 < axis < len(shape) for axis in self.axes), f"axes {self.axes} do not exist in {shape}")
-        return shape
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroupNormalization(Op):
-    """Normalization of groups of channels, along ``axis``, over all positions of each example."""
-
-    axis: int
-    groups: int
-    gamma: str | None = None
-    beta: str | None = None
-    epsilon: float = 1e-3
-
-    @property
-    def weights(self) -> tuple[str, ...]:
-        """Return scale and offset, where the layer has them."""
-        return tuple(path for path in (self.gamma, self.beta) if path is not None)
-
-    def _output_shape(self, shapes: Sequence[Shape]) -> Shape:
-        (shape,) = shapes
-        require(0 < self.axis < len(shape), f"axis {self.axis} does not exist in {shape}")
-        channels = shape[self.axis]
-        require(
-            channels is not None and channels % self.groups == 0,
-            f"{self.groups} groups do not share {channels} channels evenly",
-        )
-        return shape
-
-
 @reads("BatchNormalization")
 def _read_batch_normalization(builder: ProgramBuilder, layer: Any, inputs: Sequence[Value]) -> Value:
     return builder.add(
@@ -108,33 +81,16 @@ def _read_batch_normalization(builder: ProgramBuilder, layer: Any, inputs: Seque
         axis=layer.axis % inputs[0].rank,
         moving_mean=builder.path(layer.moving_mean),
         moving_variance=builder.path(layer.moving_variance),
-        gamma=builder.path(layer.gamma) if layer.scale else None,
-        beta=builder.path(layer.beta) if layer.center else None,
         momentum=float(layer.momentum),
-        epsilon=float(layer.epsilon),
         frozen=not layer.trainable,
-    )
-
-
-@reads("LayerNormalization")
-def _read_layer_normalization(builder: ProgramBuilder, layer: Any, inputs: Sequence[Value]) -> Value:
-    axes = (layer.axis,) if isinstance(layer.axis, int) else tuple(layer.axis)
-    return builder.add(
-        LayerNormalization,
-        layer,
-        inputs,
-        axes=tuple(sorted(axis % inputs[0].rank for axis in axes)),
-        gamma=builder.path(layer.gamma) if layer.scale else None,
-        beta=builder.path(layer.beta) if layer.center else None,
-        epsilon=float(layer.epsilon),
+        **_common(builder, layer),
     )
 
 
 @runs(BatchNormalization)
 def _run_batch_normalization(op: BatchNormalization, network: WeightSource) -> Runner:
     def run(step: Step, x: Tensor) -> Tensor:
-        gamma = None if op.gamma is None else network.tensor(op.gamma)
-        beta = None if op.beta is None else network.tensor(op.beta)
+        gamma, beta = op.scale_and_offset(network)
         mean, variance = network.tensor(op.moving_mean), network.tensor(op.moving_variance)
         images = x.movedim(op.axis, -1)
         if not step.training or op.frozen:
@@ -199,11 +155,29 @@ def _normalize_by_torch(
     return result.movedim(1, -1), mean, biased
 
 
+@dataclass(frozen=True, kw_only=True)
+class LayerNormalization(Normalization):
+    """Normalization over ``axes`` of each example."""
+
+    axes: tuple[int, ...]
+
+    def _output_shape(self, shapes: Sequence[Shape]) -> Shape:
+        (shape,) = shapes
+        require(all(0 < axis < len(shape) for axis in self.axes), f"axes {self.axes} do not exist in {shape}")
+        return shape
+
+
+@reads("LayerNormalization")
+def _read_layer_normalization(builder: ProgramBuilder, layer: Any, inputs: Sequence[Value]) -> Value:
+    axes = (layer.axis,) if isinstance(layer.axis, int) else tuple(layer.axis)
+    axes = tuple(sorted(axis % inputs[0].rank for axis in axes))
+    return builder.add(LayerNormalization, layer, inputs, axes=axes, **_common(builder, layer))
+
+
 @runs(LayerNormalization)
 def _run_layer_normalization(op: LayerNormalization, network: WeightSource) -> Runner:
     def run(_step: Step, x: Tensor) -> Tensor:
-        gamma = None if op.gamma is None else network.tensor(op.gamma)
-        beta = None if op.beta is None else network.tensor(op.beta)
+        gamma, beta = op.scale_and_offset(network)
         rank = x.dim()
         if op.axes == tuple(range(rank - len(op.axes), rank)):
             sizes = [x.shape[axis] for axis in op.axes]
@@ -219,29 +193,37 @@ def _run_layer_normalization(op: LayerNormalization, network: WeightSource) -> R
     return run
 
 
+@dataclass(frozen=True, kw_only=True)
+class GroupNormalization(Normalization):
+    """Normalization of groups of channels, along ``axis``, over all positions of each example."""
+
+    axis: int
+    groups: int
+
+    def _output_shape(self, shapes: Sequence[Shape]) -> Shape:
+        (shape,) = shapes
+        require(0 < self.axis < len(shape), f"axis {self.axis} does not exist in {shape}")
+        channels = shape[self.axis]
+        shared = channels is not None and channels % self.groups == 0
+        require(shared, f"{self.groups} groups do not share {channels} channels evenly")
+        return shape
+
+
 @reads("GroupNormalization")
 def _read_group_normalization(builder: ProgramBuilder, layer: Any, inputs: Sequence[Value]) -> Value | None:
     axis = layer.axis % inputs[0].rank
     channels = inputs[0].shape[axis]
     if channels is None:
         return None
-    return builder.add(
-        GroupNormalization,
-        layer,
-        inputs,
-        axis=axis,
-        groups=channels if layer.groups == -1 else layer.groups,
-        gamma=builder.path(layer.gamma) if layer.scale else None,
-        beta=builder.path(layer.beta) if layer.center else None,
-        epsilon=float(layer.epsilon),
-    )
+    groups = channels if layer.groups == -1 else layer.groups
+    common = _common(builder, layer)
+    return builder.add(GroupNormalization, layer, inputs, axis=axis, groups=groups, **common)
 
 
 @runs(GroupNormalization)
 def _run_group_normalization(op: GroupNormalization, network: WeightSource) -> Runner:
     def run(_step: Step, x: Tensor) -> Tensor:
-        gamma = None if op.gamma is None else network.tensor(op.gamma)
-        beta = None if op.beta is None else network.tensor(op.beta)
+        gamma, beta = op.scale_and_offset(network)
         moved = x.movedim(op.axis, 1).float()  # (n, c, ...)
         # With one of the two alone, the backward pass of torch's operation fails.
         both = gamma is not None and beta is not None
