@@ -444,10 +444,10 @@ def test_a_path_to_nothing_and_an_unknown_name_are_told_apart(tmp_path):
         load("mnits")
 
 
-def test_an_archive_is_to_be_unpacked(tmp_path):
-    (tmp_path / "photos.zip").write_bytes(b"PK\x03\x04")
+def test_an_archive_of_another_kind_is_to_be_unpacked(tmp_path):
+    (tmp_path / "photos.7z").write_bytes(b"7z")
     with pytest.raises(DataError, match="Unpack it first"):
-        load(tmp_path / "photos.zip")
+        load(tmp_path / "photos.7z")
 
 
 def surveyed(*sizes, channels=3):

@@ -916,7 +916,7 @@ def test_flat_rows_that_are_no_square_have_no_layout():
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(DataError, match=r"a folder of images, \.csv, \.npz, \.parquet or IDX files, got"):
+    with pytest.raises(DataError, match=r"a folder of images, \.zip, .*\.parquet or IDX files, got"):
         find_source(tmp_path / "notes.txt")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from convscope.data.sources.archive import SUFFIXES_OF_ARCHIVES, read_archive
 from convscope.data.sources.arrays import find_idx, read_npz
 from convscope.data.sources.base import Finding, Source, count, split_in_name
 from convscope.data.sources.folder import is_clutter, read_folder
@@ -13,10 +14,11 @@ from convscope.data.sources.parquet import read_parquet
 from convscope.data.sources.table import SUFFIXES_OF_TABLES, NoImagesError, is_form, read_tables
 from convscope.errors import DataError, DataNotFoundError, sentence
 
-KINDS = "a folder of images, .csv, .npz, .parquet or IDX files"
+KINDS = "a folder of images, .zip, .tar, .csv, .npz, .parquet or IDX files"
 # The ending of a file → what reads files with it: it takes the files, a name, and what names are relative to.
 READERS: dict[str, Callable[[Sequence[Path], str, Path | None], Source]] = {
     **dict.fromkeys(SUFFIXES_OF_TABLES, read_tables),
+    **dict.fromkeys(SUFFIXES_OF_ARCHIVES, lambda files, _name, _root: read_archive(files[0])),
     ".npz": lambda files, _name, _root: read_npz(files[0]),
     ".parquet": lambda files, name, _root: read_parquet(files, name),
 }
@@ -28,11 +30,12 @@ def find_source(path: Path) -> Source:
         return _source_of_folder(path)
     if not path.is_file():
         raise DataNotFoundError(sentence(KINDS, f"nothing at {path}", "Check the path."))
-    if reader := READERS.get(path.suffix.lower()):
-        return reader([path], path.stem, None)
+    for ending, reader in READERS.items():
+        if path.name.lower().endswith(ending):
+            return reader([path], path.stem, None)
     if "idx" in path.name.lower() and (source := find_idx(path.parent)):
         return source
-    hint = "Unpack it first." if path.suffix.lower() in {".zip", ".tar", ".gz", ".tgz", ".7z"} else ""
+    hint = "Unpack it first." if path.suffix.lower() in {".gz", ".bz2", ".xz", ".7z", ".rar"} else ""
     raise DataError(sentence(KINDS, str(path), hint))
 
 

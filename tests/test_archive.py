@@ -1,0 +1,161 @@
+"""Archives of folders of images: they give what the folder gives, and nothing is unpacked."""
+
+import io
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+from photographs import encoded, photograph, tree_of, write_classes
+
+from convscope.data.ingest import open_path
+from convscope.data.loading import load
+from convscope.data.quality import check_folder
+from convscope.data.sources import archive
+from convscope.errors import DataError
+
+ENDINGS = {
+    ".zip": "w",
+    ".tar": "w",
+    ".tar.gz": "w:gz",
+    ".tgz": "w:gz",
+    ".tar.bz2": "w:bz2",
+    ".tar.xz": "w:xz",
+}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONVSCOPE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for seed, split in enumerate(("train", "test")):
+        write_classes(tmp_path / "photos" / split, count=6 - 2 * seed, seed=seed)
+    return tmp_path / "photos"
+
+
+def content_of(folder):
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in sorted(folder.rglob("*.*"))}
+
+
+def pack(path, files):
+    """Write files, by name and in that order, into an archive."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+            for name, raw in files:
+                packed.writestr(name, raw)
+    else:
+        with tarfile.open(
+            path, ENDINGS["".join(path.suffixes[-2:]) if ".tar" in path.name else path.suffix]
+        ) as tape:
+            for name, raw in files:
+                entry = tarfile.TarInfo(name)
+                entry.size = len(raw)
+                tape.addfile(entry, io.BytesIO(raw))
+    return path
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_an_archive_gives_what_its_folder_gives(tmp_path, photos, ending):
+    packed = load(pack(tmp_path / f"photos{ending}", content_of(photos).items()))
+    folder = load(photos)
+    assert packed.fingerprint == folder.fingerprint
+    assert packed.name == "photos"
+    assert list(packed.test.names) == list(folder.test.names)
+
+
+def test_a_tar_is_read_in_any_order_and_a_few_images_at_a_time(tmp_path, photos, monkeypatch):
+    files = content_of(photos)
+    monkeypatch.setattr(archive, "CHUNK_BYTES", 8_000)
+    order = np.random.default_rng(0).permutation(len(files))
+    dataset = load(pack(tmp_path / "photos.tgz", [list(files.items())[i] for i in order]), workers=3)
+    folder = load(photos)
+    ours, theirs = (dict(zip(one.train.names, one.train.images, strict=True)) for one in (dataset, folder))
+    assert ours.keys() == theirs.keys()
+    assert all((ours[name] == theirs[name]).all() for name in ours)
+
+
+def test_what_is_wrapped_around_or_left_behind_is_passed_over(tmp_path, photos):
+    files = {f"./download/{name}": raw for name, raw in content_of(photos).items()}
+    files |= {f"__MACOSX/{name}": b"\0" for name in files} | {"download/.DS_Store": b"x"}
+    odd = encoded(photograph(9), "PNG")
+    files |= {"download/train/cat/odd.dat": odd, "download/train/cat/notes.txt": b"miaow"}
+    collection = open_path(pack(tmp_path / "photos.tar", files.items()))
+    assert len(collection) == 21
+    assert "download/train/cat/odd.dat" in set(collection.names)
+    assert [(one.kind, one.names) for one in collection.findings] == [
+        ("other_file", ("download/train/cat/notes.txt",))
+    ]
+
+
+@pytest.mark.parametrize("ending", [".zip", ".tar"])
+def test_names_that_lead_elsewhere_are_not_used_and_nothing_is_written(tmp_path, photos, ending):
+    image = encoded(photograph(9), "PNG")
+    astray = ["../evil.png", "/train/cat/evil.png", "train/cat/../../../evil.png", "train\\cat\\evil.png"]
+    path = pack(
+        tmp_path / f"photos{ending}", [*content_of(photos).items(), *((name, image) for name in astray)]
+    )
+    before = {name: row for name, row in tree_of(tmp_path).items() if b"/cache" not in name}
+    report = check_folder(path)
+    assert report.used == 20
+    found = report.find("astray").names
+    assert set(found) <= set(astray) and len(found) >= 3  # on Windows Python turns backslashes itself
+    assert {name: row for name, row in tree_of(tmp_path).items() if b"/cache" not in name} == before
+
+
+def test_links_in_a_tar_are_not_followed(tmp_path, photos):
+    path = pack(tmp_path / "photos.tar", content_of(photos).items())
+    with tarfile.open(path, "a") as tape:
+        for kind, name in ((tarfile.SYMTYPE, "soft"), (tarfile.LNKTYPE, "hard"), (tarfile.FIFOTYPE, "pipe")):
+            entry = tarfile.TarInfo(f"train/cat/{name}.png")
+            entry.type, entry.linkname = kind, "/etc/passwd"
+            tape.addfile(entry)
+    assert len(open_path(path)) == 20
+
+
+def test_a_file_that_unpacks_to_more_than_an_image_may_have_is_left_out(tmp_path, photos, monkeypatch):
+    monkeypatch.setattr(archive, "BYTE_CAP", 100_000)
+    files = content_of(photos) | {"train/cat/bomb.png": bytes(50_000_000)}
+    path = pack(tmp_path / "photos.zip", files.items())
+    assert path.stat().st_size < 1_000_000
+    assert dict(load(path).left_out) == {"train/cat/bomb.png": "0 MB"}
+
+
+def test_of_two_files_with_one_name_the_last_counts(tmp_path, photos):
+    files = content_of(photos)
+    newer = encoded(photograph(77), "PNG")
+    dataset = load(pack(tmp_path / "photos.tar", [*files.items(), ("train/cat/000.png", newer)]))
+    images = dict(zip(dataset.train.names, dataset.train.images, strict=True))
+    assert len(images) == 12
+    assert (images["train/cat/000.png"] == photograph(77)).all()
+
+
+@pytest.mark.parametrize("ending", [".zip", ".tar", ".tar.gz", ".tar.xz"])
+def test_an_archive_that_is_cut_short_is_refused(tmp_path, photos, ending):
+    path = pack(tmp_path / f"photos{ending}", content_of(photos).items())
+    raw = path.read_bytes()
+    path.write_bytes(raw[: len(raw) // 2 + 100])
+    with pytest.raises(DataError, match="to be a whole archive"):
+        load(path)
+    path.write_bytes(b"something else" * 100)
+    with pytest.raises(DataError, match="to be a whole archive"):
+        load(path)
+
+
+def test_a_damaged_place_in_a_zip_costs_one_image(tmp_path, photos):
+    path = pack(tmp_path / "photos.zip", content_of(photos).items())
+    with zipfile.ZipFile(path) as packed:
+        info = packed.getinfo("train/cat/003.png")
+    raw = bytearray(path.read_bytes())
+    raw[info.header_offset + 100] ^= 0xFF
+    path.write_bytes(raw)
+    [(name, reason)] = load(path).left_out
+    assert name == "train/cat/003.png" and "a damaged place in its archive" in reason
+
+
+def test_an_archive_without_classes_says_why(tmp_path):
+    path = pack(tmp_path / "flat.zip", [("1.png", encoded(photograph(1), "PNG"))])
+    with pytest.raises(DataError, match="1 image that lie in no class's folder"):
+        load(path)
