@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 
 from convscope import inspection
 from convscope.errors import UnknownNameError, UsageError
-from convscope.inspection.running import fitting_batch, run
+from convscope.inspection.forward import fitting_batch, run
 from convscope.lowering.graph import read_graph
 from convscope.networks import build
 

@@ -1,40 +1,56 @@
 """A look inside a network: shapes and arithmetic, activations, attribution, health. Arrays, no drawing.
 
-- ``graph``, ``running``: a Keras model as a list of calls, and how to run it.
-- ``layers``, ``layouts``: shapes, weights, costs and their arithmetic.
+- ``forward``: a network run layer by layer, every value at hand.
+- ``description``: shapes, weights, costs and their arithmetic; how kernels are laid out.
 - ``recomputation``: one activation recomputed by hand.
-- ``activations``, ``neighbours``: filters, feature maps, embeddings; images that the network finds alike.
-- ``attribution``, ``faithfulness``: which pixels speak for a class, and whether that is true.
+- ``representations``: filters, feature maps, embeddings; images that the network finds alike.
+- ``attribution``: which pixels speak for a class, and whether that is true.
 - ``synthesis``: what a filter or a class responds to most.
-- ``health``: scales, dead units, curves and confidence, with verdicts in words.
+- ``layer_health``, ``verdicts``: scales and dead units; layers, curves and confidence judged in words.
 """
 
 from convscope.arithmetic.recomputed import Recomputed
-from convscope.inspection.activations import FILTERED, FeatureMaps, Filters, embeddings, feature_maps, filters
 from convscope.inspection.attribution import (
     Attribution,
     Completeness,
+    FaithfulnessCurve,
+    check_attributions,
+    deletion,
     grad_cam,
     grad_cam_plus_plus,
+    insertion,
     integrated_gradients,
     occlusion,
 )
-from convscope.inspection.faithfulness import FaithfulnessCurve, check_attributions, deletion, insertion
-from convscope.inspection.health import (
-    LayerHealth,
+from convscope.inspection.description import (
+    LayerDescription,
+    NetworkDescription,
+    describe,
+    explain_kernel_layouts,
+)
+from convscope.inspection.layer_health import LayerHealth, layer_health
+from convscope.inspection.recomputation import Recomputation, recompute
+from convscope.inspection.representations import (
+    FILTERED,
+    EmbeddingMap,
+    FeatureMaps,
+    Filters,
+    Neighbours,
+    embedding_map,
+    embeddings,
+    feature_maps,
+    filters,
+    nearest,
+)
+from convscope.inspection.synthesis import Synthesis, maximise_class, maximise_filter
+from convscope.inspection.verdicts import (
     TrainingHealth,
     Verdict,
     judge_confidence,
     judge_curves,
     judge_layers,
-    layer_health,
     training_health,
 )
-from convscope.inspection.layers import LayerDescription, NetworkDescription, describe
-from convscope.inspection.layouts import explain_kernel_layouts
-from convscope.inspection.neighbours import EmbeddingMap, Neighbours, embedding_map, nearest
-from convscope.inspection.recomputation import Recomputation, recompute
-from convscope.inspection.synthesis import Synthesis, maximise_class, maximise_filter
 
 __all__ = [
     "FILTERED",

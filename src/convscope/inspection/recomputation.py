@@ -15,7 +15,7 @@ from convscope.arithmetic import LayerContext
 from convscope.arithmetic.layers import LAYERS
 from convscope.arithmetic.recomputed import ActivationContext, Array, Recomputed
 from convscope.errors import UsageError, sentence
-from convscope.inspection.running import FloatArray, channels_last, find_activation, one_image, run, to_numpy
+from convscope.inspection.forward import FloatArray, channels_last, find_activation, one_image, run, to_numpy
 from convscope.lowering.graph import Call, read_graph
 
 

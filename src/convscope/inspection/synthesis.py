@@ -11,7 +11,7 @@ import torch
 
 from convscope.arithmetic import show_shape
 from convscope.errors import UsageError, sentence
-from convscope.inspection.running import (
+from convscope.inspection.forward import (
     FloatArray,
     Values,
     channels_last,
@@ -31,16 +31,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Synthesis:
-    """An image made to excite one filter or class.
+    """An image (h, w, c), channels last, made to excite one filter or class.
 
-    Parameters
-    ----------
-    target : str
-        What it was made for, e.g. ``"conv2d_2, filter 5"`` or ``"class 3"``.
-    image : numpy.ndarray of shape (height, width, channels), float32
-        The image, channels last, in the range of preprocessed pixels.
-    scores : numpy.ndarray of shape (steps + 1,), float32
-        The score before each step, and at the end.
+    ``target`` says what it was made for (``"conv2d_2, filter 5"``, ``"class 3"``), ``scores`` (steps + 1,)
+    are those before each step, and at the end.
     """
 
     target: str

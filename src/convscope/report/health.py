@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from convscope.evaluation import Evaluation
-from convscope.inspection.health import (
+from convscope.inspection import (
     LayerHealth,
     Verdict,
     judge_confidence,

@@ -10,8 +10,8 @@ import numpy as np
 
 from convscope.errors import UsageError
 from convscope.evaluation import Evaluation
-from convscope.inspection.activations import filters
 from convscope.inspection.attribution import Attribution, grad_cam, integrated_gradients
+from convscope.inspection.representations import filters
 from convscope.report.mistakes import image as describe_image
 from convscope.report.pictures import Album, heat_picture, kernel_picture
 from convscope.report.source import Contents

@@ -21,8 +21,8 @@ from convscope.arithmetic.activations import ACTIVATIONS
 from convscope.arithmetic.formulas import same_margins
 from convscope.arithmetic.layers import LAYERS
 from convscope.evaluation import Evaluation
-from convscope.inspection.activations import FeatureMaps, feature_maps
-from convscope.inspection.running import find_activation
+from convscope.inspection.forward import find_activation
+from convscope.inspection.representations import FeatureMaps, feature_maps
 from convscope.lowering.graph import Call, Graph, read_graph
 from convscope.report.pictures import Album
 from convscope.report.source import Contents

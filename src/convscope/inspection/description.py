@@ -1,7 +1,8 @@
-"""What a network is made of: shapes, weights and costs of each layer, with the arithmetic."""
+"""What a network is made of: shapes, weights and costs of each layer with their arithmetic; layouts."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,34 +20,19 @@ from convscope.lowering.graph import Call, Graph, read_graph
 if TYPE_CHECKING:
     import keras
 
+_KERNELS = ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense")
+
 
 @dataclass(frozen=True)
 class LayerDescription:
     """One layer of a network. Shapes have no batch axis; None is a length that the network leaves open.
 
-    Parameters
-    ----------
-    name, type : str
-        The layer's name, and the name of its Keras class.
-    input_shape, output_shape : tuple of int or None, or a tuple of such tuples
-        Several shapes where several arrays go in or come out.
-    weight_names : tuple of str
-        Keras's names of the weights.
-    weight_shapes : tuple of tuple of int
-        Their shapes in Keras's layout.
-    parameters : int
-        Numbers in the weights, those that are not trained included; 0 at a shared layer's later uses.
-    trainable_parameters : int
-        Those that training changes.
-    macs : int or None
-        Multiply-accumulates for one image (convolutions and dense layers; biases and activations are not
-        counted); None where they are not known.
-    receptive_field : tuple of int or None
-        Height and width, in pixels of the input image, of what one output sees.
-    arithmetic : tuple of str
-        The formulas with their numbers.
-    fields : pair of ReceptiveField or None
-        The receptive field with its jump and start.
+    Where several arrays go in or come out there are several shapes. Weights have Keras's names and layout;
+    ``parameters`` are their elements, those that are not trained included, and 0 at a shared layer's later
+    uses. ``macs`` are the multiply-accumulates for one image (of convolutions and dense layers, without
+    biases and activations), ``receptive_field`` is the height and width, in pixels of the input image, of
+    what one output sees (``fields`` with its jump and start); both are None where they are not known.
+    ``arithmetic`` holds the formulas with their numbers.
     """
 
     name: str
@@ -81,22 +67,9 @@ class LayerDescription:
 
 @dataclass(frozen=True)
 class NetworkDescription:
-    """A network and its layers.
+    """A network and its layers, without input layers; sums over all layers.
 
-    Parameters
-    ----------
-    name : str
-        The model's name.
-    input_shape : tuple of int or None, or a tuple of such tuples
-        Without the batch axis.
-    channels_first : bool
-        The order of an image's axes.
-    layers : tuple of LayerDescription
-        Input layers are left out.
-    parameters, trainable_parameters : int
-        In all layers.
-    macs : int or None
-        In all layers whose multiply-accumulates are known; None if lengths are left open.
+    ``macs`` counts the layers for which they are known, and is None if lengths are left open.
     """
 
     name: str
@@ -176,11 +149,11 @@ def describe(model: keras.Model) -> NetworkDescription:
 
 def _describe_call(call: Call, graph: Graph, values: dict[int, _Value]) -> LayerDescription:
     entering = [values[number] for number in call.inputs]
-    worked_out = _arithmetic(call, graph, entering)
+    arithmetic = _arithmetic(call, graph, entering)
     weights = list(getattr(call.operation, "weights", []))
     shapes = tuple(tuple(weight.shape) for weight in weights)
-    lines = _lines(call, worked_out, shapes)
-    trusted = worked_out if worked_out is not None and _agrees(worked_out, call, shapes) else None
+    lines = _lines(call, arithmetic, shapes)
+    trusted = arithmetic if arithmetic is not None and _agrees(arithmetic, call, shapes) else None
     fields = trusted.fields if trusted else None
     first = entering[0] if entering else _Value(None, None, -1)
     values.update(dict.fromkeys(call.outputs, replace(first, fields=fields)))
@@ -201,7 +174,7 @@ def _describe_call(call: Call, graph: Graph, values: dict[int, _Value]) -> Layer
 
 
 def _arithmetic(call: Call, graph: Graph, entering: list[_Value]) -> LayerArithmetic | None:
-    """Work a layer out, if it is one of Keras's own."""
+    """Analyse a layer, if it is one of Keras's own."""
     if not internals.is_of_keras(call.operation) or not entering:
         return None
     one_image = len({value.origin for value in entering}) == 1
@@ -215,26 +188,26 @@ def _arithmetic(call: Call, graph: Graph, entering: list[_Value]) -> LayerArithm
     )
 
 
-def _agrees(worked_out: LayerArithmetic, call: Call, shapes: tuple[tuple[int, ...], ...]) -> bool:
+def _agrees(arithmetic: LayerArithmetic, call: Call, shapes: tuple[tuple[int, ...], ...]) -> bool:
     """Compare with Keras's own shapes; a layer changed by hand or quantized may differ."""
-    expected = tuple(shape for _, shape in worked_out.weight_shapes)
-    return worked_out.output_shape == call.output_shapes[0] and expected == shapes
+    expected = tuple(shape for _, shape in arithmetic.weight_shapes)
+    return arithmetic.output_shape == call.output_shapes[0] and expected == shapes
 
 
 def _lines(
-    call: Call, worked_out: LayerArithmetic | None, shapes: tuple[tuple[int, ...], ...]
+    call: Call, arithmetic: LayerArithmetic | None, shapes: tuple[tuple[int, ...], ...]
 ) -> tuple[str, ...]:
-    if worked_out is None:
+    if arithmetic is None:
         return (f"no arithmetic known for {call.type}; shapes and weights are as Keras reports them",)
-    if not _agrees(worked_out, call, shapes):
+    if not _agrees(arithmetic, call, shapes):
         listed = ", ".join(show_shape(shape) or "one number" for shape in shapes) or "none"
         return (
             f"Keras reports output {show_shape(call.output_shapes[0])} and weights {listed}, "
             f"which the arithmetic of {call.type} does not give; only Keras's numbers are shown",
         )
     if not call.first_use and shapes:
-        return (*worked_out.lines, "the weights are shared with the layer's first use and counted there")
-    return worked_out.lines
+        return (*arithmetic.lines, "the weights are shared with the layer's first use and counted there")
+    return arithmetic.lines
 
 
 def _input_value(origin: int, shape: Shape, channels_first: bool) -> _Value:
@@ -252,13 +225,7 @@ def _total_macs(layers: list[LayerDescription], graph: Graph) -> int | None:
 
 
 def _count(weights: list[Any]) -> int:
-    count = 0
-    for weight in weights:
-        size = 1
-        for length in weight.shape:
-            size *= int(length)
-        count += size
-    return count
+    return sum(math.prod(map(int, weight.shape)) for weight in weights)
 
 
 def _one_or_all(shapes: tuple[Shape, ...]) -> Any:
@@ -268,3 +235,71 @@ def _one_or_all(shapes: tuple[Shape, ...]) -> Any:
 def _plain(value: Any) -> Any:
     """Turn tuples into lists, as JSON would."""
     return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def explain_kernel_layouts(description: NetworkDescription) -> tuple[str, ...]:
+    """Explain how Keras and torch (or Theano) lay out the kernels of a network.
+
+    Lines: the rule, then each layer's shapes in both layouts and the transposition between them. Empty for a
+    network without convolutions and dense layers.
+
+    Examples
+    --------
+    >>> from convscope.networks import build
+    >>> lines = explain_kernel_layouts(describe(build("deep")))
+    >>> print(lines[2])
+    conv2d_1: Keras (3, 3, 1, 32), torch (32, 1, 3, 3); keras_kernel.transpose(3, 2, 0, 1)
+    """
+    layers = [layer for layer in description.layers if layer.type in _KERNELS and layer.weight_shapes]
+    if not layers:
+        return ()
+    rules: tuple[str, ...] = ()
+    if any(layer.type != "Dense" for layer in layers):
+        rules = (
+            "Keras keeps a convolution's kernel as (height, width, input channels, filters).",
+            "torch keeps it as (filters, input channels, height, width), and so did Theano, which also "
+            "turned each kernel by 180°: it computed a convolution proper, the others a cross-correlation.",
+        )
+    explained = [line for layer in layers for line in _explain(layer)]
+    return (*rules, *explained, *_flatten_order(description))
+
+
+def _explain(layer: LayerDescription) -> list[str]:
+    shapes = [shape for shape in layer.weight_shapes if len(shape) > 1]
+    if layer.type == "SeparableConv2D":
+        return [_depthwise(layer.name, shapes[0]), _convolution(layer.name, shapes[1])]
+    if layer.type == "DepthwiseConv2D":
+        return [_depthwise(layer.name, shapes[0])]
+    if layer.type == "Dense":
+        inputs, units = shapes[0]
+        return [f"{layer.name}: Keras {(inputs, units)}, torch {(units, inputs)}; keras_kernel.T"]
+    return [_convolution(layer.name, shapes[0])]
+
+
+def _convolution(name: str, shape: tuple[int, ...]) -> str:
+    height, width, channels, filters = shape
+    torch_shape = (filters, channels, height, width)
+    return f"{name}: Keras {shape}, torch {torch_shape}; keras_kernel.transpose(3, 2, 0, 1)"
+
+
+def _depthwise(name: str, shape: tuple[int, ...]) -> str:
+    height, width, channels, multiplier = shape
+    filters = channels * multiplier
+    torch_shape = (filters, 1, height, width)
+    return (
+        f"{name} (each channel alone): Keras {shape}, torch {torch_shape} with groups={channels}; "
+        f"keras_kernel.reshape({height}, {width}, 1, {filters}).transpose(3, 2, 0, 1)"
+    )
+
+
+def _flatten_order(description: NetworkDescription) -> tuple[str, ...]:
+    """Say in which order Flatten, and with it the next dense kernel, runs through an image."""
+    flat = [layer for layer in description.layers if layer.type == "Flatten" and len(layer.input_shape) == 3]
+    if not flat or description.channels_first or None in flat[0].input_shape:
+        return ()
+    height, width, channels = flat[0].input_shape
+    return (
+        f"{flat[0].name} runs through {show_shape((height, width, channels))} with the channels fastest: the "
+        f"number at (y, x, c) goes to row (y·{width} + x)·{channels} + c of the next dense kernel. torch "
+        f"flattens ({channels}, {height}, {width}), where it is row (c·{height} + y)·{width} + x.",
+    )
