@@ -80,20 +80,6 @@ class InterruptedRunError(ConvscopeError):
 def sentence(expected: str, got: object, hint: str = "") -> str:
     """Say what was expected, what was found and what to do, in the project's one form.
 
-    Parameters
-    ----------
-    expected : str
-        What should have been there, without a full stop.
-    got : object
-        What was there; shown as it prints.
-    hint : str
-        What the reader can do about it, a sentence of its own.
-
-    Returns
-    -------
-    str
-        One line.
-
     Examples
     --------
     >>> sentence("epochs of at least 1", -3, "Leave it out for 10.")
@@ -104,23 +90,7 @@ def sentence(expected: str, got: object, hint: str = "") -> str:
 
 
 def unknown_name(kind: str, name: str, valid: Iterable[str], hint: str = "") -> UnknownNameError:
-    """Make the error for a name that does not exist, with the nearest valid name.
-
-    Parameters
-    ----------
-    kind : str
-        What the name should have named, e.g. ``"network"``.
-    name : str
-        The name as it was given.
-    valid : iterable of str
-        The names that exist.
-    hint : str
-        Said where no valid name is near.
-
-    Returns
-    -------
-    UnknownNameError
-        To be raised by the caller.
+    """Make the error for a name that does not exist, with the nearest valid one, or else a hint.
 
     Examples
     --------

@@ -100,18 +100,8 @@ def with_small_batches(config: ExperimentConfig, dataset: Dataset) -> Experiment
     """Make the batches of a small set so small that an epoch has at least eight steps.
 
     The learning rate, where there is one, falls with the square root of the batch size, as it suits Adam
-    (S. Malladi et al., "On the SDEs and scaling rules for adaptive gradient algorithms", 2022).
-
-    Parameters
-    ----------
-    config : ExperimentConfig
-        Its batch size is lowered as far as it takes.
-    dataset : Dataset
-        One of the catalogue's keeps the batch size.
-
-    Returns
-    -------
-    ExperimentConfig
+    (S. Malladi et al., "On the SDEs and scaling rules for adaptive gradient algorithms", 2022). A dataset of
+    the catalogue keeps its batch size.
     """
     training, labels = config.training, dataset.train.labels
     if dataset.name in CATALOG:
@@ -138,21 +128,7 @@ def _are_photographs(dataset: Dataset) -> bool:
 
 
 def recipe(name: str) -> ExperimentConfig:
-    """Return the configuration of a recipe.
-
-    Parameters
-    ----------
-    name : str
-        One of ``RECIPES``.
-
-    Returns
-    -------
-    ExperimentConfig
-
-    Raises
-    ------
-    UnknownNameError
-        If there is no such recipe.
+    """Return the configuration of one of ``RECIPES``.
 
     Examples
     --------

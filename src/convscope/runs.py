@@ -45,14 +45,9 @@ _LEFTOVER = re.compile(r"\.(.+)-partial-[a-z0-9_]{8}")
 
 
 class RunDirectory:
-    """A directory with the files of one run.
+    """A directory with the files of one run; ``target`` is where it belongs once it is readable.
 
-    Parameters
-    ----------
-    path : str or Path
-        An existing directory.
-    target : Path, optional
-        Where it belongs once it is readable.
+    Reading raises RunError where a file is missing or damaged, writing where the file system refuses.
 
     Examples
     --------
@@ -80,13 +75,7 @@ class RunDirectory:
             self.path, self._target = self._target, None
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Write a file so that it is there whole or not at all, also after a power cut.
-
-        Raises
-        ------
-        RunError
-            If the file system refuses (no permission, no room); what was there before is there still.
-        """
+        """Write a file so that it is there whole or as it was before, also after a power cut."""
         target = self.path / name
         with write_errors_named(target):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -110,13 +99,7 @@ class RunDirectory:
     def update_json(
         self, name: str, change: Callable[[dict[str, Any] | None], Mapping[str, Any]]
     ) -> dict[str, Any]:
-        """Read a JSON object (None where there is none), change it and write it, one process at a time.
-
-        Raises
-        ------
-        RunError
-            If it is damaged, cannot be written, or another process does not let go of it.
-        """
+        """Read a JSON object (None where there is none), change it and write it, one process at a time."""
         with locked(self.path / name, _CHANGE_SECONDS):
             value = dict(change(self.read_json(name) if (self.path / name).is_file() else None))
             self.write_json(name, value)
@@ -137,26 +120,14 @@ class RunDirectory:
         self.write_bytes(name, buffer.getvalue().encode())
 
     def read_bytes(self, name: str) -> bytes:
-        """Read a file.
-
-        Raises
-        ------
-        RunError
-            If it is not there or cannot be read.
-        """
+        """Read a file."""
         try:
             return (self.path / name).read_bytes()
         except OSError as error:
             raise RunError(sentence(f"{name} in the run {self.path}", error.strerror)) from error
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Read a JSON object.
-
-        Raises
-        ------
-        RunError
-            If it is not there or not a JSON object.
-        """
+        """Read a JSON object."""
         try:
             value = json.loads(self.read_bytes(name))
         except ValueError as error:
@@ -166,13 +137,7 @@ class RunDirectory:
         return value
 
     def read_arrays(self, name: str) -> dict[str, NDArray[Any]]:
-        """Read the arrays of an npz file; pickled content is refused.
-
-        Raises
-        ------
-        RunError
-            If it is not there or damaged.
-        """
+        """Read the arrays of an npz file; pickled content is refused."""
         try:
             with np.load(io.BytesIO(self.read_bytes(name)), allow_pickle=False) as file:
                 return {key: file[key] for key in file.files}
@@ -180,13 +145,7 @@ class RunDirectory:
             raise RunError(sentence(f"{name} in {self.path} to be whole", error)) from error
 
     def read_table(self, name: str) -> dict[str, list[float]]:
-        """Read a CSV of numbers as columns.
-
-        Raises
-        ------
-        RunError
-            If it is not there or holds something else.
-        """
+        """Read a CSV of numbers as columns."""
         rows = list(csv.reader(io.StringIO(self.read_bytes(name).decode("utf-8", "replace"))))
         try:
             header, *body = rows
@@ -199,24 +158,9 @@ class RunDirectory:
 def create_run(target: Path) -> Iterator[RunDirectory]:
     """Write a run: it appears at the target when the block ends well, and not at all when it raises.
 
-    A block that calls ``publish`` itself, because what it has written so far is worth keeping, keeps it. The
-    run is locked, under its final name, until the block ends.
-
-    Parameters
-    ----------
-    target : Path
-        Where the run will be; must not exist yet. Missing parents are made, and unmade on failure.
-
-    Yields
-    ------
-    RunDirectory
-        A folder beside the target to write into.
-
-    Raises
-    ------
-    RunError
-        If the target exists, another process is writing it, or the file system refuses (no permission, no
-        room).
+    The target must not exist; missing parents are made, and unmade on failure. A block that calls ``publish``
+    itself, because what it has written so far is worth keeping, keeps it. The run is locked, under its final
+    name, until the block ends.
     """
     made: list[Path] = []
     try:
@@ -245,22 +189,7 @@ def create_run(target: Path) -> Iterator[RunDirectory]:
 def new_folder(out: Path, name: str) -> Iterator[Path]:
     """Make a folder for runs that no other process has: with a number behind its name where one has it.
 
-    Parameters
-    ----------
-    out : Path
-        Where it will lie; made if needed. What killed processes left in its folders is removed.
-    name : str
-        What it should be called.
-
-    Yields
-    ------
-    Path
-        The folder; removed in the end if it is empty.
-
-    Raises
-    ------
-    RunError
-        If the file system refuses.
+    It is removed in the end if it is empty, and so is what killed processes left in the folders of ``out``.
     """
     made: list[Path] = []
     try:
@@ -316,18 +245,7 @@ class _LogFile(logging.Handler):
 
 @contextmanager
 def lock_run(path: str | Path) -> Iterator[None]:
-    """Let one process at a time train or write a run; a dead process's lock frees itself.
-
-    Parameters
-    ----------
-    path : str or Path
-        The run's final place, where it need not be yet.
-
-    Raises
-    ------
-    RunError
-        If another process has it, or the folder around it cannot be written to.
-    """
+    """Let one process at a time train or write the run that has, or will have, this path."""
     with locked(Path(path).resolve(), _LOOK_SECONDS):
         yield
 
@@ -336,17 +254,8 @@ def lock_run(path: str | Path) -> Iterator[None]:
 def locked(path: Path, seconds: float = 0.0) -> Iterator[None]:
     """Hold the lock of a path, of which one process at a time has it; a dead process's lock frees itself.
 
-    Parameters
-    ----------
-    path : Path
-        What is locked, by a file beside it; need not be there, but the folder around it.
-    seconds : float
-        How long to wait for another process; below 0 for ever.
-
-    Raises
-    ------
-    RunError
-        If another process has it, or the folder cannot be written to.
+    The lock is a file beside the path, which need not exist. Another process is waited for so many seconds;
+    below 0 for ever.
     """
     file = _lock_file(path)
     lock = FileLock(file, timeout=seconds)
@@ -376,13 +285,7 @@ def is_lock_left(path: Path) -> bool:
 
 @contextmanager
 def write_errors_named(path: Path, hint: str = "") -> Iterator[None]:
-    """Say in our words what the file system refuses.
-
-    Raises
-    ------
-    RunError
-        For an OSError; it names the file where that is another one.
-    """
+    """Turn an OSError into a RunError that names the path, and the file where that is another one."""
     try:
         yield
     except ConnectionError:  # nothing of the disk's: whoever read our output is gone
@@ -395,23 +298,7 @@ def write_errors_named(path: Path, hint: str = "") -> Iterator[None]:
 
 
 def open_run(path: str | Path) -> RunDirectory:
-    """Open an existing run.
-
-    Parameters
-    ----------
-    path : str or Path
-        The run's directory.
-
-    Returns
-    -------
-    RunDirectory
-        Whose ``run.json`` is readable.
-
-    Raises
-    ------
-    RunError
-        If there is no run.
-    """
+    """Open an existing run, whose ``run.json`` is there."""
     run = RunDirectory(path)
     if not (run.path / RUN_FILE).is_file():
         raise RunError(
@@ -442,13 +329,7 @@ def _when(run: Path) -> tuple[float, str]:
 
 
 def find_run(name: str | Path) -> Path:
-    """Find the run that a person means, which ``matching_runs`` says.
-
-    Raises
-    ------
-    RunError
-        If there is no such run, or several; these are named.
-    """
+    """Find the one run that a person means; several are named, by ``matching_runs``."""
     found = matching_runs(name)
     if len(found) == 1:
         return found[0]
@@ -511,23 +392,7 @@ def _within(record: Mapping[str, Any], part: str, name: str) -> object:
 
 
 def open_unfinished(path: str | Path) -> RunDirectory:
-    """Open a run whose training can still go on.
-
-    Parameters
-    ----------
-    path : str or Path
-        The run's directory.
-
-    Returns
-    -------
-    RunDirectory
-        Of a run that is not completed.
-
-    Raises
-    ------
-    RunError
-        If there is no run, or a completed one.
-    """
+    """Open a run whose training can still go on."""
     run = open_run(path)
     if run.read_json(RUN_FILE).get("status") == "completed":
         raise RunError(sentence(f"an unfinished run at {run.path}", "a completed one"))
