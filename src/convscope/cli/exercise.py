@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convscope.cli import lessons, waiting
-from convscope.cli.output import explain, say, show_json, table, warn
+from convscope.cli.output import say, show_json, table, warn
 from convscope.cli.parsing import Device, Json
+from convscope.cli.training import show_data, show_next, show_result
 from convscope.errors import unknown_name
 
 if TYPE_CHECKING:
@@ -117,17 +117,6 @@ def _as_json(dataset: Dataset, results: list[Result], versions: dict[str, str]) 
     }
 
 
-def show_data(dataset: Dataset) -> None:
-    """Say in one line what will be trained on."""
-    height, width, channels = dataset.input_shape
-    say(
-        f"Data: {dataset.name}, {len(dataset.train):,} training and {len(dataset.test):,} test images of "
-        f"{height}×{width}×{channels}, {len(dataset.class_names)} classes, "
-        f"fingerprint {dataset.fingerprint[:12]}"
-    )
-    explain("fingerprint")
-
-
 def _show_network(name: str, config: Any, dataset: Dataset) -> None:
     from convscope.cli.inspecting import show_description
     from convscope.inspection import describe
@@ -139,32 +128,6 @@ def _show_network(name: str, config: Any, dataset: Dataset) -> None:
     model = build(name, shape, len(dataset.class_names), config.data_format)
     say("")
     show_description(describe(model), f"{name} on {dataset.name}", arithmetic=False)
-
-
-def show_result(result: Result) -> None:
-    """Print what came out of one network."""
-    say(f"\n{result.network} on {result.data}, {result.test.images:,} test images:")
-    say(str(result.test))
-    say(f"Run: {result.run}", whole=True)
-
-
-def show_next(result: Result) -> None:
-    """Say what can be done with a run: its report, and commands that can be pasted."""
-    run, report = shlex.quote(str(result.run)), result.run / "report.html"
-    if report.is_file():
-        say(f"Report: {report.absolute().as_uri()}", whole=True)
-    say("Next:")
-    say(f"  convscope report {run} --open", whole=True)
-    say(f"  convscope predict {run} {shlex.quote(_example_image(result))}", whole=True)
-
-
-def _example_image(result: Result) -> str:
-    """Find a test image that is a file of its own; where there is none, the person has to name one."""
-    from convscope.runs import RUN_FILE, RunDirectory
-
-    source = Path(RunDirectory(result.run).read_json(RUN_FILE)["data"]["source"])
-    file = source / result.test.name_of(0)
-    return str(file) if file.is_file() else "IMAGE.png"
 
 
 def _show_comparison(dataset: Dataset, results: list[Result]) -> None:

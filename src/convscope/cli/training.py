@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,8 +13,7 @@ import typer
 
 from convscope.cli import waiting
 from convscope.cli.datasets import check_first
-from convscope.cli.exercise import show_data, show_next, show_result
-from convscope.cli.output import say, show_json, table
+from convscope.cli.output import explain, say, show_json, table
 from convscope.cli.parsing import DataNow, Device, Json, Run, read_augmentation, read_duration, read_share
 from convscope.errors import UsageError, sentence
 
@@ -21,6 +21,7 @@ from convscope.errors import UsageError, sentence
 _BEGAN = time.perf_counter()
 
 if TYPE_CHECKING:
+    from convscope.data.dataset import Dataset
     from convscope.experiment import ExperimentConfig, Result
 
 
@@ -137,7 +138,6 @@ def train(
     """
     from convscope.data.loading import load
     from convscope.experiment import ExperimentConfig
-    from convscope.experiment.several import run_several
     from convscope.recipes import recipe as find_recipe
     from convscope.recipes import suggest, with_small_batches
 
@@ -145,14 +145,14 @@ def train(
         raise UsageError(sentence("seeds of at least 1", seeds))
     _refuse_both("--within", within, "--epochs", epochs)
     _refuse_both("--find-learning-rate", find_learning_rate, "--learning-rate", learning_rate)
-    chosen = _Choices(
-        experiment={
+    chosen: tuple[dict[str, Any], dict[str, Any]] = (
+        {
             "network": _absolute(network), "data": _absolute(data), "resize": resize, "scaling": scaling,
             "validation_share": validation_share, "data_format": data_format, "preflight": preflight,
             "reading": {"size": size} if size else {},
             "augmentation": read_augmentation(augment) if augment else None,
         },
-        training={
+        {
             "epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "schedule": schedule,
             "learning_rate": learning_rate, "find_learning_rate": find_learning_rate,
             "label_smoothing": label_smoothing, "class_weights": class_weights, "patience": patience,
@@ -162,7 +162,7 @@ def train(
         },
     )  # fmt: skip
     base = find_recipe(recipe) if recipe else None
-    early = chosen.applied_to(base or ExperimentConfig())  # a wrong name is told before images are read
+    early = _applied(base or ExperimentConfig(), *chosen)  # a wrong name is told before images are read
     if early.training.precision == "bfloat16":
         from convscope.lowering.devices import current_device
         from convscope.lowering.processor import require_precision
@@ -175,10 +175,11 @@ def train(
     if batch_size is None:
         share = base.validation_share if validation_share is None else validation_share
         base = with_small_batches(replace(base, validation_share=share), dataset)
-    config = chosen.applied_to(base)
-    config = replace(config, reading=reading)
+    config = replace(_applied(base, *chosen), reading=reading)
     if not json:
         show_data(dataset)
+    from convscope.experiment import run_several  # it loads Keras
+
     results = run_several(
         _with_seeds(config, seeds),
         dataset,
@@ -224,6 +225,43 @@ def resume(
         show_next(result)
 
 
+def show_data(dataset: Dataset) -> None:
+    """Say in one line what will be trained on."""
+    height, width, channels = dataset.input_shape
+    say(
+        f"Data: {dataset.name}, {len(dataset.train):,} training and {len(dataset.test):,} test images of "
+        f"{height}×{width}×{channels}, {len(dataset.class_names)} classes, "
+        f"fingerprint {dataset.fingerprint[:12]}"
+    )
+    explain("fingerprint")
+
+
+def show_result(result: Result) -> None:
+    """Print what came out of one network."""
+    say(f"\n{result.network} on {result.data}, {result.test.images:,} test images:")
+    say(str(result.test))
+    say(f"Run: {result.run}", whole=True)
+
+
+def show_next(result: Result) -> None:
+    """Say what can be done with a run: its report, and commands that can be pasted."""
+    run, report = shlex.quote(str(result.run)), result.run / "report.html"
+    if report.is_file():
+        say(f"Report: {report.absolute().as_uri()}", whole=True)
+    say("Next:")
+    say(f"  convscope report {run} --open", whole=True)
+    say(f"  convscope predict {run} {shlex.quote(_example_image(result))}", whole=True)
+
+
+def _example_image(result: Result) -> str:
+    """Find a test image that is a file of its own; where there is none, the person has to name one."""
+    from convscope.runs import RUN_FILE, RunDirectory
+
+    source = Path(RunDirectory(result.run).read_json(RUN_FILE)["data"]["source"])
+    file = source / result.test.name_of(0)
+    return str(file) if file.is_file() else "IMAGE.png"
+
+
 def _size_of_network(config: ExperimentConfig, data: str) -> dict[str, Any]:
     """Read own images in the size of a network from a file: resized once, as they will be for prediction."""
     from convscope.data.builtin import CATALOG
@@ -252,24 +290,19 @@ def _refuse_both(name: str, value: object, other: str, value_of_other: object) -
         raise UsageError(sentence(f"{name} or {other}", "both", "Leave out one of the two."))
 
 
-@dataclass(frozen=True)
-class _Choices:
-    """What a person has set on the command line; None stands for what they left open."""
-
-    experiment: dict[str, Any]
-    training: dict[str, Any]
-
-    def applied_to(self, base: ExperimentConfig) -> ExperimentConfig:
-        """Replace in a configuration what was set."""
-        training = {name: value for name, value in self.training.items() if value is not None}
-        if "within" in training and base.training.schedule == "constant":
-            training = {"schedule": "one-cycle", **training}  # a deadline is there to be annealed to
-        if "until" in training:
-            training = {"monitor": "accuracy", **training}  # the epoch that reaches it has to be the best
-        if "find_learning_rate" in training:
-            training["learning_rate"] = None
-        given = {name: value for name, value in self.experiment.items() if value is not None}
-        return replace(base, training=replace(base.training, **training), **given)
+def _applied(
+    base: ExperimentConfig, experiment: dict[str, Any], training: dict[str, Any]
+) -> ExperimentConfig:
+    """Replace in a configuration what was set; None stands for what was left open."""
+    training = {name: value for name, value in training.items() if value is not None}
+    if "within" in training and base.training.schedule == "constant":
+        training = {"schedule": "one-cycle", **training}  # a deadline is there to be annealed to
+    if "until" in training:
+        training = {"monitor": "accuracy", **training}  # the epoch that reaches it has to be the best
+    if "find_learning_rate" in training:
+        training["learning_rate"] = None
+    given = {name: value for name, value in experiment.items() if value is not None}
+    return replace(base, training=replace(base.training, **training), **given)
 
 
 def _with_seeds(config: ExperimentConfig, seeds: int) -> dict[str, ExperimentConfig]:
@@ -285,7 +318,7 @@ def _with_seeds(config: ExperimentConfig, seeds: int) -> dict[str, ExperimentCon
 
 
 def _as_json(data: str | None, results: list[Result]) -> dict[str, Any]:
-    from convscope.experiment.several import spread
+    from convscope.experiment import spread
 
     return {
         **({"data": data} if data else {}),
@@ -305,7 +338,7 @@ def _as_json(data: str | None, results: list[Result]) -> dict[str, Any]:
 
 
 def _show_spread(data: str, results: list[Result]) -> None:
-    from convscope.experiment.several import spread
+    from convscope.experiment import spread
 
     forms = {"test_accuracy": "{:.3%}", "test_loss": "{:.4f}", "seconds": "{:.2f} s"}
     keys = ("mean", "deviation", "minimum", "maximum")

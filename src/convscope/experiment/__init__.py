@@ -29,6 +29,8 @@ _PUBLIC = {
     "prepare": "preparation",
     "resume_experiment": "running",
     "run_experiment": "running",
+    "run_several": "running",
+    "spread": "running",
     "train": "fitting",
 }
 
@@ -38,7 +40,13 @@ if TYPE_CHECKING:
     from convscope.experiment.model import build_model
     from convscope.experiment.preparation import Prepared, prepare
     from convscope.experiment.results import Assessment, draw_figures, evaluate, evaluate_parts
-    from convscope.experiment.running import Result, resume_experiment, run_experiment
+    from convscope.experiment.running import (
+        Result,
+        resume_experiment,
+        run_experiment,
+        run_several,
+        spread,
+    )
 
 __all__ = [
     "Assessment",
@@ -52,6 +60,8 @@ __all__ = [
     "prepare",
     "resume_experiment",
     "run_experiment",
+    "run_several",
+    "spread",
     "train",
 ]
 

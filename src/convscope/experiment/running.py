@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import shlex
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,7 @@ from convscope.runs import (
     create_run,
     lock_run,
     log_into,
+    new_folder,
     open_unfinished,
     write_errors_named,
 )
@@ -125,6 +128,59 @@ def run_experiment(
         record["with_report"] = with_report
         session = try_out(session, run, record, listeners, began=began, with_report=with_report)
         return _train_and_finish(run, session, record, listeners, began=began)
+
+
+def run_several(
+    configs: Mapping[str, ExperimentConfig],
+    dataset: Dataset,
+    out: Path,
+    kind: str,
+    *,
+    command: Sequence[str] = (),
+    listeners: Sequence[Listener] = (),
+    on_begin: Callable[[str], None] = lambda _name: None,
+    on_result: Callable[[Result], None] = lambda _result: None,
+    with_report: bool = True,
+    began: float | None = None,
+) -> list[Result]:
+    """Run experiments one after the other, each under its name in a folder of their own below ``out``.
+
+    The folder's name has time, ``kind`` and dataset. ``on_begin`` and ``on_result`` are called before and
+    after each; a deadline counts from ``began`` for the first one. What was finished stays when a later one
+    fails.
+    """
+    results = []
+    with new_folder(out, f"{datetime.now():%Y%m%d-%H%M%S}-{kind}-{dataset.name}") as folder:
+        for name, config in configs.items():
+            on_begin(name)
+            result = run_experiment(
+                config, dataset, folder / name, listeners, command, with_report=with_report, began=began
+            )
+            began = None
+            results.append(result)
+            on_result(result)
+    return results
+
+
+def spread(results: Sequence[Result]) -> dict[str, dict[str, float]]:
+    """Condense the results of several seeds: of test accuracy and loss and of the seconds, mean and spread.
+
+    ``deviation`` is that of the sample, with n − 1; 0 for a single result.
+    """
+    quantities = {
+        "test_accuracy": [result.test.accuracy for result in results],
+        "test_loss": [result.test.loss for result in results],
+        "seconds": [result.seconds for result in results],
+    }
+    return {
+        name: {
+            "mean": statistics.fmean(values),
+            "deviation": statistics.stdev(values) if len(values) > 1 else 0.0,
+            "minimum": min(values),
+            "maximum": max(values),
+        }
+        for name, values in quantities.items()
+    }
 
 
 def resume_experiment(

@@ -12,7 +12,6 @@ from convscope.data.dataset import Dataset
 from convscope.data.loading import load
 from convscope.errors import DataNotFoundError
 from convscope.experiment.config import ExperimentConfig
-from convscope.experiment.several import run_several
 from convscope.networks import NETWORKS, PUBLISHED
 from convscope.runs import RunDirectory
 
@@ -59,6 +58,9 @@ def run_exercise(
 
     The configuration's network is replaced by each name in turn; runs that were finished stay.
     """
+    # Keras is loaded only once everything that can be checked without it is known to be right.
+    from convscope.experiment import run_several
+
     configs = {name: replace(config, network=name) for name in names}
     results = run_several(
         configs, dataset, out, "exercise", command=command, listeners=listeners, on_begin=on_begin,
