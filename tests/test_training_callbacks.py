@@ -1,17 +1,22 @@
-"""Keras callbacks on the fast engine: called as Keras calls them, seeing and setting what they do there."""
+"""Keras's callbacks on the fast engine: their calls, their memory, and those that end a training."""
 
 # The hooks have Keras's own signatures.
 # ruff: noqa: ARG002
 
 import json
+import math
 
 import keras
 import numpy as np
 import pytest
-from training_cases import assert_close, identical, images, network, weights
+from training_cases import assert_close, identical, images, network, optimizer_values, weights
 
 import convscope
-from convscope.errors import UsageError
+from convscope.errors import RunError, UsageError
+from convscope.training.callbacks import CallbackMemory, Deadline, Until
+from convscope.training.checkpoint import TrainingState
+from convscope.training.events import EpochEnd, StepEnd
+from convscope.training.schedules import Cosine, OneCycle
 
 X, Y = images()
 ENGINES = ("fast", "keras")
@@ -363,3 +368,258 @@ def test_a_dropout_rate_that_a_callback_sets_counts():
     losses = convscope.fit(model, ones, targets, epochs=3, callbacks=[callback], verbose=0).history["loss"]
     assert losses[0] > 100
     assert losses[1:] == [0.0, 0.0]
+
+
+SETTINGS = {
+    "batch_size": 16,
+    "epochs": 8,
+    "verbose": 0,
+    "seed": 7,
+    "validation_split": 0.2,
+    "deterministic": True,
+}
+
+
+class Counting(keras.callbacks.Callback):
+    """Stops after a number of steps, and remembers things of several kinds."""
+
+    def __init__(self, last):
+        super().__init__()
+        self.last = last
+
+    def on_train_begin(self, logs=None):
+        self.seen, self.notes, self.sums, self.pair = 0, {"a": [None]}, np.zeros(2), (1, 2.5)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.seen += 1
+        self.sums = np.add(self.sums, [batch, 1.5])
+        self.notes["a"].append(batch)
+        self.pair = (self.seen, float("inf"))
+        if self.seen >= self.last:
+            self.model.stop_training = True
+
+
+CALLBACKS = {
+    "early-stopping": lambda: [keras.callbacks.EarlyStopping(patience=1, restore_best_weights=True)],
+    "plateau": lambda: [keras.callbacks.ReduceLROnPlateau(patience=1, factor=0.3, cooldown=1)],
+    "counting": lambda: [Counting(17), Counting(99)],
+}
+
+
+def run(callbacks, engine="fast", **arguments):
+    model = network(dropout=0.3, optimizer=keras.optimizers.Adam(0.2))
+    settings = SETTINGS | {"engine": engine, "callbacks": callbacks} | arguments
+    return model, convscope.fit(model, X, Y, **settings)
+
+
+def broken_off(callbacks, epoch, step=0, engine="fast"):
+    """Train until the position, and take the state through its arrays as a checkpoint would."""
+    kept = []
+
+    def listen(event):
+        here = (event.epoch + 1, 0) if isinstance(event, EpochEnd) else None
+        if isinstance(event, StepEnd):
+            here = (event.epoch, event.step + 1)
+        if here == (epoch, step):
+            kept.append(TrainingState.from_arrays(event.snapshot().to_arrays()))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(callbacks, engine, listeners=[listen])
+    return kept[0]
+
+
+@pytest.mark.parametrize("position", [(1, 0), (2, 3), (4, 0)], ids=str)
+@pytest.mark.parametrize("name", CALLBACKS)
+def test_a_resumed_training_has_the_memory_of_its_callbacks(name, position):
+    whole, expected = run(CALLBACKS[name]())
+    model, history = run(CALLBACKS[name](), resume_from=broken_off(CALLBACKS[name](), *position))
+    assert history.history == expected.history
+    assert identical(weights(model), weights(whole))
+    assert identical(optimizer_values(model), optimizer_values(whole))
+
+
+def test_early_stopping_in_these_tests_does_stop():
+    _, history = run(CALLBACKS["early-stopping"]())
+    assert 3 <= len(history.history["loss"]) < SETTINGS["epochs"]
+
+
+def test_kerass_own_fit_remembers_too():
+    whole, expected = run(CALLBACKS["early-stopping"](), "keras")
+    state = broken_off(CALLBACKS["early-stopping"](), 2, engine="keras")
+    model, history = run(CALLBACKS["early-stopping"](), "keras", resume_from=state)
+    assert history.history == expected.history
+    assert identical(weights(model), weights(whole))
+
+
+@pytest.mark.parametrize("engine", ["fast", "keras"])
+def test_a_training_that_was_told_to_stop_is_not_taken_up_again(engine):
+    """A crash after the last checkpoint, before the results are written."""
+    whole, expected = run([Counting(17)], engine)
+    state = broken_off([Counting(17)], 5, engine=engine)
+    assert state.stopped
+    model, history = run([Counting(17)], engine, resume_from=state)
+    assert identical(weights(model), weights(whole))
+    assert history.history == expected.history
+
+
+def test_an_epoch_that_was_cut_short_is_still_validated_after_a_crash():
+    whole, expected = run([Counting(17)])
+    state = broken_off([Counting(17)], 4, 1)
+    assert state.stopped
+    model, history = run([Counting(17)], resume_from=state)
+    assert history.history == expected.history
+    assert identical(weights(model), weights(whole))
+
+
+def test_only_what_has_changed_is_kept():
+    state = broken_off(CALLBACKS["early-stopping"](), 2)
+    attributes = {key.split("/")[1] for key in state.callbacks}
+    assert {"best", "best_weights"} <= attributes
+    assert "patience" not in attributes and "restore_best_weights" not in attributes
+
+
+def test_a_training_without_its_callbacks_is_refused():
+    state = broken_off(CALLBACKS["early-stopping"](), 2)
+    with pytest.raises(RunError, match=r"^Expected the callbacks .* EarlyStopping-0 among them, got none\.$"):
+        run([], resume_from=state)
+
+
+def test_what_cannot_be_written_down_is_left_alone():
+    class Open:
+        def __init__(self):
+            self.file, self.count = object(), 0
+
+    callback = Open()
+    memory = CallbackMemory([callback])
+    memory.begin()
+    callback.file, callback.count = object(), 4
+    kept = memory.read()
+    assert list(kept) == ["Open-0/count/values"]
+    assert json.loads(kept["Open-0/count/values"].tobytes()) == 4
+
+
+STEP, VALIDATION_STEP = 1.0, 3.0  # seconds of the test's clock
+STEPS, VALIDATION_STEPS = 4, 1  # 56 and 14 rows in batches of 16
+STOPPING = {
+    "batch_size": 16,
+    "verbose": 0,
+    "seed": 7,
+    "validation_split": 0.2,
+    "deterministic": True,
+    "epochs": Deadline.EPOCHS,
+}
+
+
+class Time:
+    """Seconds that no checkpoint knows of."""
+
+    now = 0.0
+
+
+class Clock(keras.callbacks.Callback):
+    """Goes on with each step, not with the machine; may become slower on the way."""
+
+    def __init__(self, slower_after=math.inf, factor=1.0):
+        super().__init__()
+        self._time, self._steps = Time(), 0
+        self._slower_after, self._factor = slower_after, factor
+
+    def __call__(self):
+        return self._time.now
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._steps += 1
+        self._time.now += STEP * (self._factor if self._steps > self._slower_after else 1.0)
+
+    def on_test_batch_end(self, batch, logs=None):
+        self._time.now += VALIDATION_STEP
+
+
+def run_on(seconds, clock=None, engine="fast", schedule=None, **arguments):
+    clock = clock or Clock()
+    model = network(dropout=0.3, optimizer=keras.optimizers.Adam(0.01))
+    deadline = Deadline(
+        seconds, schedule or Cosine(0.01, Deadline.STEPS), validation_seconds=VALIDATION_STEP, clock=clock
+    )
+    rates = []
+
+    class Rates(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            rates.append(None)
+
+        def on_train_batch_end(self, batch, logs=None):
+            rates[-1] = float(self.model.optimizer.learning_rate)
+
+    callbacks = [clock, deadline, Rates()]
+    settings = STOPPING | arguments
+    history = convscope.fit(
+        model, X, Y, engine=engine, schedule=deadline, callbacks=callbacks, **settings
+    )  # fmt: skip
+    return model, history, rates, clock()
+
+
+@pytest.mark.parametrize("engine", ["fast", "keras"])
+@pytest.mark.parametrize("seconds", [6.0, 23.0, 60.0], ids=lambda value: f"{value:g}s")
+def test_a_deadline_is_met_with_the_rate_annealed(engine, seconds):
+    _, history, rates, ended = run_on(seconds, engine=engine)
+    assert seconds - STEP - VALIDATION_STEP <= ended <= seconds + STEP
+    assert rates[-1] == 0
+    assert rates == sorted(rates, reverse=True)
+    assert all(len(values) == math.ceil(len(rates) / STEPS) for values in history.history.values())
+
+
+@pytest.mark.parametrize("factor", [0.25, 4.0], ids=["faster", "slower"])
+def test_a_deadline_is_met_by_a_machine_whose_speed_drifts(factor):
+    _, _, rates, ended = run_on(60.0, Clock(20, factor))
+    assert 60 - STEP * factor - VALIDATION_STEP <= ended <= 60 + STEP * factor
+    assert rates[-1] == 0
+
+
+def test_a_deadline_carries_any_schedule_to_its_end():
+    peak = 0.02
+    _, _, rates, _ = run_on(60.0, schedule=OneCycle(peak, Deadline.STEPS))
+    assert max(rates) == pytest.approx(peak, rel=0.02)
+    assert rates[-1] == pytest.approx(peak / 1e4)
+
+
+def test_a_deadline_that_is_over_at_once_trains_one_step():
+    _, history, rates, _ = run_on(0.1)
+    assert len(rates) <= 2
+    assert len(history.history["val_loss"]) == 1
+
+
+@pytest.mark.parametrize("position", [(2, 0), (3, 2), (5, 0)], ids=str)
+def test_a_resumed_training_has_the_rest_of_its_time(position):
+    kept = []
+
+    def interrupt(event):
+        here = (event.epoch + 1, 0) if isinstance(event, EpochEnd) else None
+        if isinstance(event, StepEnd):
+            here = (event.epoch, event.step + 1)
+        if here == position:
+            kept.append(TrainingState.from_arrays(event.snapshot().to_arrays()))
+            raise KeyboardInterrupt
+
+    whole, expected, _, _ = run_on(40.0)
+    with pytest.raises(KeyboardInterrupt):
+        run_on(40.0, listeners=[interrupt])
+    model, history, _, _ = run_on(40.0, resume_from=kept[0])
+    assert history.history == expected.history
+    assert identical(weights(model), weights(whole))
+
+
+@pytest.mark.parametrize("seconds", [0, -1.0])
+def test_a_deadline_in_the_past_is_refused(seconds):
+    with pytest.raises(UsageError, match=r"^Expected seconds above 0 until the deadline, got"):
+        Deadline(seconds, Cosine(0.1, 10))
+
+
+@pytest.mark.parametrize("engine", ["fast", "keras"])
+def test_until_stops_at_the_first_epoch_that_reaches_it(engine):
+    settings = STOPPING | {"epochs": 5, "engine": engine}
+    whole = convscope.fit(network(), X, Y, **settings).history["accuracy"]
+    target = max(whole[1:])
+    broken_off = convscope.fit(network(), X, Y, callbacks=[Until(target, "accuracy")], **settings)
+    expected = next(epoch for epoch, value in enumerate(whole) if value >= target)
+    assert broken_off.history["accuracy"] == whole[: expected + 1]

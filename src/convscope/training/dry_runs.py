@@ -188,8 +188,8 @@ def preflight(
     Raises
     ------
     UsageError
-        When the output is not what the loss expects, nothing is left to train, or the network cannot learn
-        a batch by heart.
+        When the output is not what the loss expects, nothing is left to train, or the network does
+        not overfit one batch.
 
     Examples
     --------
@@ -211,7 +211,7 @@ def preflight(
     for number, rate in enumerate(_RATES, start=1):
         share = left - seconds * (1 - number / len(_RATES))
         batch = np.asarray(x[rows]), targets[rows]
-        trial = _learn_by_heart(model, *batch, rate, preprocess, engine, clock, share)
+        trial = _overfit_one_batch(model, *batch, rate, preprocess, engine, clock, share)
         if trial.learned:
             return replace(trial, warning=warning)
         trials.append(trial)
@@ -225,7 +225,7 @@ def preflight(
     hint = (
         warning or "Its loss, output and labels do not fit together; --no-preflight trains it all the same."
     )
-    expected = f"a network that can learn {found.images} images by heart"
+    expected = f"a network that overfits one batch of {found.images} images"
     got = f"a loss of {found.last_loss:.3g} after {found.steps} steps, {found.first_loss:.3g} before them"
     raise UsageError(sentence(expected, got, hint))
 
@@ -320,7 +320,7 @@ def _has_weights(operation: Any) -> bool:
     return bool(getattr(operation, "weights", ())) and not isinstance(operation, keras.layers.Normalization)
 
 
-def _learn_by_heart(
+def _overfit_one_batch(
     model: keras.Model,
     images: NDArray[Any],
     targets: NDArray[Any],
@@ -330,7 +330,7 @@ def _learn_by_heart(
     clock: Callable[[], float],
     seconds: float,
 ) -> Preflight:
-    """Train a copy on one batch until it knows it, or the steps or the seconds are used up."""
+    """Train a copy on one batch until it is overfitted, or the steps or the seconds are used up."""
     losses: list[float] = []
     accuracies: list[float] = []
     chance = math.log(model.output_shape[-1]) if loss_name(model) in _CATEGORICAL else math.inf
@@ -346,7 +346,7 @@ def _learn_by_heart(
                 losses.append(event.logs["loss"])
                 accuracies.append(event.logs["accuracy"])
                 late = len(losses) >= _STEPS_MEANT and now - began > seconds
-                copy.stop_training = late or _knows(losses, accuracies, chance)
+                copy.stop_training = late or _has_overfit(losses, accuracies, chance)
 
         fit(
             copy,
@@ -361,7 +361,7 @@ def _learn_by_heart(
             preprocess=preprocess,
             listeners=[listen],
         )
-    learned = True if _knows(losses, accuracies, chance) else None
+    learned = True if _has_overfit(losses, accuracies, chance) else None
     if (
         learned is None
         and len(losses) >= _FEWEST_TOLD
@@ -371,7 +371,7 @@ def _learn_by_heart(
     return Preflight(len(images), len(losses), losses[0], losses[-1], accuracies[-1], learned, now - began)
 
 
-def _knows(losses: list[float], accuracies: list[float], chance: float) -> bool:
+def _has_overfit(losses: list[float], accuracies: list[float], chance: float) -> bool:
     """Say whether the batch is learned; the means of three steps, because dropout makes single ones jump.
 
     The loss is held against the first one and against that of a network that guesses, the lower of them.
