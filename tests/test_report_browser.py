@@ -394,3 +394,41 @@ def test_the_contents_follow_the_reader(open_page, report):
     page = open_page(report)
     page.locator("a[href='#calibration']").click()
     page.wait_for_function("document.querySelector('.toc [aria-current]')?.hash === '#calibration'")
+
+
+def test_images_enlarge_by_pointer_and_keyboard_and_esc_closes(open_page, report):
+    page = open_page(report)
+    dialog = page.locator("dialog.zoom")
+    small = page.locator("#errors .cards img").first
+    small.click()
+    assert dialog.is_visible()
+    enlarged = dialog.locator("img")
+    assert enlarged.get_attribute("src") == small.get_attribute("src")
+    assert enlarged.bounding_box()["width"] > 5 * small.bounding_box()["width"]
+    assert "true" in dialog.inner_text()
+    page.keyboard.press("ArrowRight")
+    assert enlarged.get_attribute("src") == page.locator("#errors .cards img").nth(1).get_attribute("src")
+    page.keyboard.press("Escape")
+    assert not dialog.is_visible()
+    small.focus()
+    page.keyboard.press("Enter")
+    assert dialog.is_visible()
+    dialog.get_by_role("button", name="Close").click()
+    assert not dialog.is_visible()
+    assert page.locator("#matrix-pane img[role=button]").count() > 0
+
+
+def test_an_enlarged_image_has_nothing_against_accessibility_on_a_phone(open_page, report):
+    from axe_playwright_python.sync_playwright import Axe
+
+    page = open_page(report, NARROW)
+    page.locator("#errors .cards img").first.click()
+    assert [one["id"] for one in Axe().run(page).response["violations"]] == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= NARROW
+
+
+def test_the_first_screen_of_a_phone_says_how_good_compared_with_what_and_where_wrong(open_page, report):
+    page = open_page(report, NARROW)
+    for words in ("90.00", "most frequent class", "Most often wrong:"):
+        lines = page.locator("#answer").get_by_text(words).first.bounding_box()
+        assert lines["y"] + lines["height"] < 844

@@ -15,6 +15,7 @@ from convscope.report.words import THIN, count, name, percent, plural, points
 
 # The published results are those of MNIST after this many epochs.
 PUBLISHED_DATA, PUBLISHED_EPOCHS = "mnist", 10
+WORST_CONFUSIONS = 3
 OUTCOMES = {
     "interrupted": "The training was interrupted",
     "diverged": "The training diverged",
@@ -84,15 +85,27 @@ def _result(contents: Contents, part: str, evaluation: Evaluation) -> str:
 
 
 def _comparisons(contents: Contents, part: str, evaluation: Evaluation) -> list[str]:
-    sentences = []
-    known = published(contents)
-    if known is not None and part == "test":
-        sentences.append(_beside_published(contents, evaluation, known))
+    """Say what guessing would reach, where the network is wrong, and what others reached."""
     majority = _majority(evaluation)
     frequent = evaluation.class_names[int(evaluation.support.argmax())]
     guess = f"Always answering “{name(frequent)}”, the most frequent class,"
-    sentences.append(f"{guess} would be right for {percent(majority)}.")
+    sentences = [f"{guess} would be right for {percent(majority)}."]
+    if evaluation.errors:
+        sentences.append(f"Most often wrong: {_confusions(evaluation)}.")
+    known = published(contents)
+    if known is not None and part == "test":
+        sentences.append(_beside_published(contents, evaluation, known))
     return sentences
+
+
+def _confusions(evaluation: Evaluation) -> str:
+    """Name the most frequent confusions, each with how many images of its class it takes."""
+    names = [name(class_name) for class_name in evaluation.class_names]
+    return ", ".join(
+        f"“{names[pair.true]}” taken for “{names[pair.predicted]}” "
+        f"({pair.images} of {evaluation.support[pair.true]})"
+        for pair in evaluation.confused_pairs(WORST_CONFUSIONS)
+    )
 
 
 def _beside_published(contents: Contents, evaluation: Evaluation, known: Published) -> str:

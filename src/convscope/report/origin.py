@@ -13,6 +13,8 @@ from convscope.report.words import count, percent
 
 PART_NAMES = ("train", "validation", "test")
 CLASSES_WITH_PICTURES = 12
+# Ways to bring an image to size that are explained where they are named.
+PREPARATION_WORDS = ("letterbox", "crop", "stretch")
 PICTURES_OF_A_CLASS = 6
 MANY_CLASSES = 20
 # Where the run's files are described; others are listed without a word.
@@ -70,6 +72,7 @@ def data(contents: Contents, album: Album) -> dict[str, Any]:
         "part": judged[0] if judged else "",
         "counts": [(part, counts[part]) for part in PART_NAMES if part in counts],
         "preparation": record.get("preparation", []),
+        "words": [word for word in PREPARATION_WORDS if word in " ".join(record.get("preparation", []))],
         "fingerprint": record.get("fingerprint", ""),
         "class_names": contents.class_names,
         "classes": classes,

@@ -19,6 +19,7 @@ import convscope
 from convscope.data.dataset import Dataset
 from convscope.errors import ConvscopeError
 from convscope.evaluation import Evaluation, test_set_log
+from convscope.glossary import GLOSSARY
 from convscope.report.answer import answer
 from convscope.report.architecture import architecture
 from convscope.report.certainty import certainty
@@ -161,6 +162,7 @@ def _fill(sections: dict[str, Any]) -> str:
         script=Markup(script),  # noqa: S704  the package's own files
         style_hash=_hash(style),
         script_hash=_hash(script),
+        glossary=GLOSSARY,
         version=convscope.__version__,
         written=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
         **sections,

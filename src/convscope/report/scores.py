@@ -9,6 +9,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from convscope.evaluation import Curve, Evaluation, wilson_interval
+from convscope.glossary import GLOSSARY
 from convscope.report.charts import Chart, as_percent, interval_bar, thin
 from convscope.report.words import name, number, percent
 
@@ -58,17 +59,18 @@ def _summary(evaluation: Evaluation) -> list[tuple[str, str, str]]:
             for k, share in evaluation.top_k.items()
             if k > 1
         ),
-        ("balanced accuracy", percent(evaluation.balanced_accuracy), "every class counts the same"),
-        ("Cohen’s kappa", number(evaluation.kappa), "agreement beyond chance; 1 is full, 0 is chance"),
-        ("loss", number(evaluation.loss), "cross-entropy as Keras computes it, in nats"),
-        ("log loss", number(evaluation.log_loss), "the same, not forgiving to be certain and wrong"),
-        ("Brier score", number(evaluation.brier_score), "squared distance to the truth, 0 to 2"),
+        ("balanced accuracy", percent(evaluation.balanced_accuracy), GLOSSARY["balanced accuracy"]),
+        ("Cohen’s kappa", number(evaluation.kappa), GLOSSARY["Cohen's kappa"]),
+        ("loss", number(evaluation.loss), f"cross-entropy as Keras computes it: {GLOSSARY['cross-entropy']}"),
+        ("log loss", number(evaluation.log_loss), GLOSSARY["log loss"]),
+        ("Brier score", number(evaluation.brier_score), GLOSSARY["Brier score"]),
     ]
     areas = evaluation.areas
-    for what, values in (("mean ROC area", areas.roc), ("mean average precision", areas.average_precision)):
+    for what, values in (("ROC area", areas.roc), ("average precision", areas.average_precision)):
         defined = values[np.isfinite(values)]
         if defined.size:
-            rows.append((what, number(float(defined.mean())), "one class against the rest, over all classes"))
+            meaning = f"over all classes, each against the rest: {GLOSSARY[what]}"
+            rows.append((f"mean {what}", number(float(defined.mean())), meaning))
     return rows
 
 

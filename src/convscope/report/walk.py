@@ -257,9 +257,9 @@ def _computable(stage: Stage, weights: Any) -> bool:
 def _products(stage: Stage, size: int, graph: Graph) -> int:
     """Count the steps in which the page computes a layer of so many values."""
     if stage.kind in ("convolution", "depthwise", "dense"):
-        kernel = stage.call.operation.get_weights()[0]
-        depth = 1 if stage.kind == "depthwise" else kernel.shape[-2]
-        return size * depth * math.prod(kernel.shape[:-2])
+        kernel = tuple(map(int, stage.call.operation.get_weights()[0].shape))
+        depth = 1 if stage.kind == "depthwise" else kernel[-2]
+        return size * depth * math.prod(kernel[:-2])
     return size * (math.prod(_window_size(stage, graph)) if stage.kind in ("max", "average") else 1)
 
 

@@ -40,6 +40,7 @@
       element("p", {}, `${plural(count, "image")}${share}${more}${examples.length > 1 ? `; ${order}` : ""}.`),
       list,
     );
+    enlarge(pane);
     for (const cell of document.querySelectorAll("[data-cell]")) {
       cell.classList.toggle("chosen", cell.dataset.cell === key);
     }

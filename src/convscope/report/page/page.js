@@ -93,3 +93,62 @@ function asPercent(share, digits = 1) {
 function plural(count, one, many = `${one}s`) {
   return `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
 }
+
+// Images are enlarged by a click, or by Enter on the first of each group; in the window that opens, the arrow keys
+// go on to the images beside it, and Esc closes it. An image inside a label or a button chooses something else.
+const enlarge = (() => {
+  const page = document.querySelector("main");
+  const picture = element("img", { alt: "" });
+  const words = element("p", { "aria-live": "polite" });
+  const step = (label, by) => {
+    const button = element("button", { type: "button" }, label);
+    button.addEventListener("click", () => move(by));
+    return button;
+  };
+  const close = element("button", { type: "button", autofocus: true }, "Close");
+  const dialog = element("dialog", { class: "zoom", "aria-label": "Enlarged image" }, picture, words, element("p", { class: "controls" }, step("Previous", -1), step("Next", 1), close));
+  const large = (image) => image?.matches?.("main img:not(label img)") && !image.closest("dialog");
+  const all = () => [...page.querySelectorAll("img")].filter((image) => large(image) && image.offsetParent);
+  let from = null;
+
+  function show(image) {
+    from = image;
+    picture.src = image.src;
+    picture.alt = image.alt;
+    words.textContent = (image.closest(".cards li, figure, .tiny") ?? image).innerText?.trim().replace(/\s*\n\s*/g, ", ") || image.alt;
+    if (!dialog.open) dialog.showModal();
+  }
+  function move(by) {
+    const images = all();
+    const place = images.indexOf(from) + by;
+    if (images[place]) show(images[place]);
+  }
+  page.append(dialog);
+  close.addEventListener("click", () => dialog.close());
+  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+  dialog.addEventListener("close", () => from?.focus());
+  dialog.addEventListener("keydown", (event) => {
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (by) move(by);
+  });
+  page.addEventListener("click", (event) => large(event.target) && show(event.target));
+  page.addEventListener("keydown", (event) => {
+    if ((event.key !== "Enter" && event.key !== " ") || !large(event.target)) return;
+    event.preventDefault();
+    show(event.target);
+  });
+
+  // Of neighbours only the first is a stop for the tabulator.
+  return (part) => {
+    const groups = new Set();
+    for (const image of part.querySelectorAll("img")) {
+      if (!large(image)) continue;
+      const group = image.closest("td, ul");
+      image.setAttribute("role", "button");
+      image.setAttribute("aria-label", `Enlarge ${image.alt || "the image"}`);
+      image.tabIndex = groups.has(group) && group ? -1 : 0;
+      groups.add(group);
+    }
+  };
+})();
+enlarge(document);
