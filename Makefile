@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PEERS := .venv-peers
+CPU_TORCH := https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # Data that stands beside the checkout is used in the place of a download.
@@ -49,13 +50,21 @@ $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "convscope needs Python 3.11 or newer, this is " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 
-# A stamp file for each set of packages: the second call starts at once.
-$(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) --editable .
+# Linux without an NVIDIA driver gets torch without CUDA, which is several gigabytes smaller. Where the index of
+# these builds cannot be reached, torch comes with the other packages.
+$(VENV)/.torch: constraints.txt | $(VENV)/bin/python
+	@[ "$$(uname -s)" != Linux ] || command -v nvidia-smi >/dev/null || [ -e /proc/driver/nvidia ] || \
+		$(PIP) --no-deps --timeout 10 --retries 0 --index-url $(CPU_TORCH) torch || \
+		echo "$(CPU_TORCH) could not be reached: torch will be the build that the package registry has."
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) --editable '.[dev,onnx,notebooks]'
+# A stamp file for each set of packages: the second call starts at once.
+$(VENV)/.run: pyproject.toml constraints.txt $(VENV)/.torch
+	$(PIP) --editable '.[attribution,labels]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.torch
+	$(PIP) --editable '.[dev,all]'
 	@touch $@ $(VENV)/.run
 
 # JAX and TensorFlow are there to be compared with; convscope itself never sees them.

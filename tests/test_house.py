@@ -164,7 +164,9 @@ def test_whatever_is_imported_is_declared():
     project = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     known = declared(project["dependencies"]) | {
-        name for extra in ("parquet", "notebooks", "onnx", "heic") for name in declared(extras[extra])
+        name
+        for extra in ("attribution", "labels", "parquet", "notebooks", "onnx", "heic")
+        for name in declared(extras[extra])
     }
     of_module = packages_distributions()
     imported = {name.split(".")[0] for path in modules() for name in imports_of(path)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
 import platform
 import shutil
@@ -85,7 +86,7 @@ def examine() -> Diagnosis:
     facts = {
         "processor": _processor_facts(),
         "engine": _engine_facts(),
-        "versions": {**versions(), **_versions_of("numba", "llvmlite", "pillow")},
+        "versions": {**versions(), **_versions_of("numba", "llvmlite", "pillow", "captum", "cleanlab")},
         "places": _places(),
     }
     return Diagnosis(facts, tuple(_self_test()))
@@ -109,11 +110,19 @@ def _engine_facts() -> dict[str, str]:
         "devices": ", ".join(devices.device_names()),
         "bfloat16 in prediction": _bfloat16(training=False),
         "bfloat16 in training": _bfloat16(training=True),
-        "compiled loops": f"yes, for {compiled.target()}" if compiled.available() else "no: torch's own",
+        "compiled loops": _compiled_loops(),
         "fused convolution": "yes" if processor.fused_convolution() is not None else "no",
         "OpenMP": team.library if team else "not found; the compiled loops use one thread",
         "threads": str(devices.describe_device()["torch_threads"]),
     }
+
+
+def _compiled_loops() -> str:
+    if compiled.available():
+        return f"yes, for {compiled.target()}"
+    known = importlib.util.find_spec("numba") is None
+    why = "numba is not installed" if known else "`convscope --debug doctor` says why"
+    return f"no: torch's own operations, which take longer ({why})"
 
 
 def _bfloat16(training: bool) -> str:

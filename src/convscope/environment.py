@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import random
@@ -18,6 +19,7 @@ import numpy as np
 import platformdirs
 
 from convscope import __version__
+from convscope.errors import UsageError, sentence
 
 PACKAGES = ("keras", "torch", "numpy", "scipy", "scikit-learn", "matplotlib")
 
@@ -34,6 +36,19 @@ def versions() -> dict[str, str]:
     """
     packages = {name: metadata.version(name) for name in PACKAGES}
     return {"python": platform.python_version(), "convscope": __version__, **packages}
+
+
+def missing(package: str, extra: str) -> str:
+    """Say what to install where an optional package is missing; nothing where it is there."""
+    if importlib.util.find_spec(package) is not None:
+        return ""
+    return sentence(f"the package {package}", "none", f"Install it: pip install 'convscope[{extra}]'.")
+
+
+def require_package(package: str, extra: str) -> None:
+    """Refuse to go on without a package, and say what to install."""
+    if text := missing(package, extra):
+        raise UsageError(text)
 
 
 def source_commit() -> str | None:

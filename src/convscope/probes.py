@@ -15,6 +15,7 @@ from convscope import inspection, plotting
 from convscope.data.decode import ImageError, decode, read_bytes
 from convscope.data.loading import load_again
 from convscope.data.splits import split_indices
+from convscope.environment import missing, require_package
 from convscope.errors import DataError, UsageError, sentence
 from convscope.evaluation import test_set_log
 from convscope.export import load_bundle
@@ -301,9 +302,12 @@ def _draw_map(bundle: Bundle, test: Split) -> Figure:
 
 def _methods(maps: Sequence[FeatureMaps]) -> list[Any]:
     """List the ways of attribution that a network allows: Grad-CAM needs a convolution."""
-    everywhere = [inspection.integrated_gradients, inspection.occlusion]
     convolutional = any("Conv" in one.type for one in maps)
-    return [inspection.grad_cam, inspection.grad_cam_plus_plus, *everywhere] if convolutional else everywhere
+    if not convolutional:
+        require_package("captum", "attribution")
+    everywhere = [inspection.integrated_gradients, inspection.occlusion]
+    by_maps = [inspection.grad_cam, inspection.grad_cam_plus_plus] if convolutional else []
+    return by_maps + ([] if missing("captum", "attribution") else everywhere)
 
 
 def _draw_layers(

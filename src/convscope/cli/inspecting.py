@@ -163,6 +163,7 @@ def _show_probe(probe: Probe) -> None:
 
 def _show_attributions(probe: Probe) -> None:
     """Print how well each method of attribution stands its checks."""
+    from convscope.environment import missing
     from convscope.plotting.attributions import METHOD_NAMES
 
     rows = [
@@ -182,6 +183,8 @@ def _show_attributions(probe: Probe) -> None:
         "(deletion: small is good) and comes (insertion: large is good):"
     )
     table("", columns, rows)
+    if lacking := missing("captum", "attribution"):
+        say(f"Integrated gradients and occlusion were left out: {lacking}")
     for one in probe.attributions:
         if one.completeness is not None:
             whole = one.completeness

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from convscope.environment import own_warning_filters
+from convscope.environment import own_warning_filters, require_package
 from convscope.errors import UsageError, sentence
 from convscope.evaluation.input_checks import as_labels, as_probabilities
 from convscope.evaluation.metrics import FloatArray, IntArray
@@ -52,6 +52,7 @@ def check_labels(probabilities: FloatArray, labels: IntArray) -> LabelCheck:
     >>> check_labels(table, np.array([0, 1, 1, 1])).ranking
     array([1, 2, 0, 3])
     """
+    require_package("cleanlab", "labels")
     # cleanlab takes two seconds to load, and only this needs it.
     from cleanlab.rank import get_label_quality_scores
 

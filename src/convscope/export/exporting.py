@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.environment import versions
+from convscope.environment import require_package, versions
 from convscope.errors import RunError, UsageError, sentence, unknown_name
 from convscope.export.bundle import Bundle, Forward
 from convscope.export.checking import CheckImages, compare, find_images, measure_latency, require_agreement
 from convscope.export.formats import FORMATS, ExportFormat
 from convscope.export.loading import BUNDLE_FILE, BUNDLE_VERSION, STATISTICS_FILE, load_bundle
-from convscope.export.onnx_graph import INPUT, OUTPUT, require_packages
+from convscope.export.onnx_graph import INPUT, OUTPUT
 from convscope.model_files.models import CONFIG, WEIGHTS_FILE, write_weights
 from convscope.runs import RUN_FILE, RunDirectory, create_run, open_run
 
@@ -99,7 +99,8 @@ def _require_possible(format: str, int8: bool) -> None:
         raise unknown_name("export format", format, FORMATS)
     if int8 and not FORMATS[format].write_int8:
         raise UsageError(sentence("--format onnx with --int8", format, "ONNX Runtime does the quantising."))
-    require_packages(*FORMATS[format].packages)
+    for package in FORMATS[format].packages:
+        require_package(package, "onnx")
 
 
 def _write(

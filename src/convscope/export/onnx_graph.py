@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import os
 import tempfile
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.errors import DataError, ExportError, UsageError, reason, sentence
+from convscope.environment import require_package
+from convscope.errors import DataError, ExportError, reason, sentence
 from convscope.export.bundle import Bundle, Forward
 
 if TYPE_CHECKING:
@@ -31,14 +31,6 @@ BATCH = 256
 LOG_ERRORS = 3
 # No file can be below a device.
 NOWHERE = os.path.join(os.devnull, "nowhere")  # noqa: PTH118  a string for the runtime
-
-
-def require_packages(*names: str) -> None:
-    """Refuse to go on without packages of the ``onnx`` extra, and say what to install."""
-    for name in names:
-        if importlib.util.find_spec(name) is None:
-            hint = "Install it with: pip install 'convscope[onnx]'"
-            raise UsageError(sentence(f"the package {name}", "none", hint))
 
 
 def write(program: torch.export.ExportedProgram, bundle: Bundle, file: Path) -> None:
@@ -133,7 +125,7 @@ def _metadata(bundle: Bundle) -> dict[str, str]:
 
 def open_session(file: Path, shape: tuple[int, int, int], classes: int) -> Forward:
     """Open a file that takes images of a shape (h, w, c) and gives so many probabilities; refuse others."""
-    require_packages("onnxruntime")
+    require_package("onnxruntime", "onnx")
     runtime: Any = importlib.import_module("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = LOG_ERRORS

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from convscope.arithmetic import show_shape
+from convscope.environment import require_package
 from convscope.errors import UsageError, sentence
 from convscope.inspection.forward import (
     FloatArray,
@@ -197,6 +198,7 @@ def integrated_gradients(
     >>> integrated_gradients(build("simple"), np.ones((28, 28, 1))).completeness.holds
     True
     """
+    require_package("captum", "attribution")
     from captum.attr import IntegratedGradients
 
     graph = read_graph(model)
@@ -273,6 +275,7 @@ def occlusion(
     >>> occlusion(build("simple"), np.ones((28, 28, 1)), window=14, stride=7).values.shape
     (28, 28)
     """
+    require_package("captum", "attribution")
     from captum.attr import Occlusion
 
     graph = read_graph(model)

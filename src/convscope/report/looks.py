@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from convscope.environment import missing
 from convscope.errors import UsageError
 from convscope.evaluation import Evaluation
 from convscope.inspection.attribution import Attribution, grad_cam, integrated_gradients
@@ -36,7 +37,8 @@ def looks(contents: Contents, evaluation: Evaluation) -> dict[str, Any] | None:
     Returns
     -------
     dict or None
-        ``images`` with their ``maps``; None when the run's images are not at hand.
+        ``images`` with their ``maps``, ``lacking`` (what to install for more of them); None when the run's
+        images are not at hand.
 
     Raises
     ------
@@ -45,6 +47,7 @@ def looks(contents: Contents, evaluation: Evaluation) -> dict[str, Any] | None:
     """
     if contents.images is None:
         return None
+    lacking = missing("captum", "attribution")
     model, preprocess = contents.bundle.model, contents.bundle.preprocess
     album = Album(contents.images)
     rows: list[dict[str, Any]] = []
@@ -55,14 +58,14 @@ def looks(contents: Contents, evaluation: Evaluation) -> dict[str, Any] | None:
         pixels = preprocess.resize_to_input(contents.images[[index]])[0]  # (h, w, c)
         array = preprocess.apply(pixels[None])[0]
         predicted, true = int(evaluation.predictions[index]), int(evaluation.labels[index])
-        maps = [_map(pixels, integrated_gradients(model, array, predicted), evaluation)]
+        classes = [] if lacking else [predicted] if true == predicted else [predicted, true]
+        maps = [_map(pixels, integrated_gradients(model, array, one), evaluation) for one in classes]
         with suppress(UsageError):  # a network without feature maps has no Grad-CAM
             maps.insert(0, _map(pixels, grad_cam(model, array, predicted), evaluation))
-        if true != predicted:
-            maps.append(_map(pixels, integrated_gradients(model, array, true), evaluation))
         rows.append({**describe_image(evaluation, index, album), "maps": maps})
     return {
         "images": rows,
+        "lacking": lacking,
         "complete": all(entry["holds"] for row in rows for entry in row["maps"]),
     }
 

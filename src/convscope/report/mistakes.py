@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from convscope.environment import missing
 from convscope.evaluation import Evaluation
 from convscope.evaluation.label_check import LEAST_ACCURACY
 from convscope.report.pictures import Album
@@ -30,18 +31,21 @@ def mistakes(evaluation: Evaluation, album: Album) -> dict[str, Any]:
     -------
     dict
         ``errors``, ``worst``, ``suspected`` (a number of labels; None where it would mean nothing),
-        ``accuracy``, ``classes``; see `image` for what is known of each image.
+        ``unsearched`` (why they were not looked for), ``accuracy``, ``classes``; see `image` for what is
+        known of each image.
     """
     order = (
         np.argsort(evaluation.f1, kind="stable")
         if evaluation.classes > CLASSES
         else range(evaluation.classes)
     )
+    unsearched = missing("cleanlab", "labels") if evaluation.errors else ""
     present = [int(index) for index in order if evaluation.support[index]]
     return {
         "errors": evaluation.errors,
         "worst": [image(evaluation, int(index), album) for index in evaluation.worst_errors(WORST)],
-        "suspected": evaluation.label_check.suspects if evaluation.errors else 0,
+        "suspected": evaluation.label_check.suspects if evaluation.errors and not unsearched else 0,
+        "unsearched": unsearched,
         "accuracy": evaluation.accuracy,
         "least_accuracy": LEAST_ACCURACY,
         "classes": [_extremes(evaluation, index, album) for index in present[:CLASSES]],

@@ -242,7 +242,10 @@ def available() -> bool:
     """Say whether the loops can be compiled here; where they cannot, torch's operations do the work."""
     try:
         _loops()
-    except Exception:  # a missing package, or whatever LLVM says of this processor
+    except ImportError:
+        _log.info("numba is not installed; torch's operations are used.")
+        return False
+    except Exception:  # whatever LLVM says of this processor
         _log.warning("The compiled loops are not available here; torch's operations are used.", exc_info=True)
         return False
     return True
