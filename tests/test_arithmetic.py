@@ -270,3 +270,18 @@ def test_what_is_said_to_increase_does(name):
     y = getattr(keras.activations, name)(torch.linspace(-8, 8, 400, dtype=torch.float64)[None])
     if ACTIVATIONS[name].is_increasing({}):
         assert bool((y.diff() >= -1e-12).all())
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("relu", {"negative_slope": -0.1}),
+        ("relu", {"threshold": -1.0}),
+        ("relu", {"max_value": 1.0, "threshold": 2.0}),
+        ("leaky_relu", {"negative_slope": -0.1}),
+        ("elu", {"alpha": -1.0}),
+        ("gelu", {}),
+    ],
+)
+def test_what_falls_somewhere_does_not_commute_with_the_maximum(name, settings):
+    assert not ACTIVATIONS[name].is_increasing(settings)

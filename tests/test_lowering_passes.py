@@ -197,8 +197,9 @@ def changed(program, index, **fields):
         (2, {"kernel_shape": (15, 15, 8, 8)}, "is larger than"),
         (1, {"inputs": ("nowhere",)}, "it reads 'nowhere', which nothing has written before"),
         (2, {"name": "conv"}, "its name is used twice"),
+        (2, {"output": "conv:out"}, "it writes 'conv:out', which was written before"),
     ],
-    ids=["shape", "channels", "size", "order", "name"],
+    ids=["shape", "channels", "size", "order", "name", "output"],
 )
 def test_a_wrong_program_is_refused(index, fields, what):
     image = keras.Input((12, 12, 1), name="image")
