@@ -9,11 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from photographs import photograph
 from scipy import ndimage
-from sklearn.utils.class_weight import compute_class_weight
 
 from convscope.augmentation import PRESETS, Augmentation, warp
-from convscope.data.splits import balanced_class_weights
-from convscope.errors import DataError, UnknownNameError, UsageError
+from convscope.errors import UnknownNameError, UsageError
 
 PHOTOS = np.stack([photograph([4, number], 24) for number in range(32)])[:, :18]  # (32, 18, 24, 3)
 LABELS = np.eye(4, dtype=np.float32)[np.arange(32) % 4]
@@ -264,20 +262,3 @@ def test_unknown_names_get_the_nearest_one():
 @pytest.mark.parametrize("augmentation", [*PRESETS.values(), STRONG], ids=[*PRESETS, "all"])
 def test_settings_survive_json(augmentation):
     assert Augmentation.from_dict(json.loads(json.dumps(augmentation.to_dict()))) == augmentation
-
-
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=50))
-def test_balanced_weights_are_scikit_learns_and_average_one(values):
-    labels = np.array(values)
-    weights = balanced_class_weights(labels, 7)
-    present = np.unique(labels)
-    theirs = compute_class_weight("balanced", classes=present, y=labels)
-    assert [weights[label] for label in present.tolist()] == pytest.approx(theirs.tolist())
-    assert np.mean([weights[label] for label in values]) == pytest.approx(1)
-    assert weights[6] == 1
-    assert len(weights) == 7
-
-
-def test_without_images_there_is_nothing_to_weigh():
-    with pytest.raises(DataError, match="training images to weigh classes by, got none"):
-        balanced_class_weights(np.array([], np.int64), 2)

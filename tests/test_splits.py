@@ -1,11 +1,12 @@
-"""Splits: seeded, stratified, nothing lost and nothing twice."""
+"""Splits, seeded and stratified, nothing lost and nothing twice; class weights."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.utils.class_weight import compute_class_weight
 
-from convscope.data.splits import split_indices
+from convscope.data.splits import balanced_class_weights, split_indices
 from convscope.errors import DataError, UsageError
 
 
@@ -52,3 +53,20 @@ def test_a_lone_example_of_a_class_is_named():
 def test_too_few_examples_are_refused():
     with pytest.raises(DataError, match="enough examples to split, got 4"):
         split_indices(np.array([0, 0, 1, 1]), 0.1, 0)
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=50))
+def test_balanced_weights_are_scikit_learns_and_average_one(values):
+    labels = np.array(values)
+    weights = balanced_class_weights(labels, 7)
+    present = np.unique(labels)
+    theirs = compute_class_weight("balanced", classes=present, y=labels)
+    assert [weights[label] for label in present.tolist()] == pytest.approx(theirs.tolist())
+    assert np.mean([weights[label] for label in values]) == pytest.approx(1)
+    assert weights[6] == 1
+    assert len(weights) == 7
+
+
+def test_without_images_there_is_nothing_to_weigh():
+    with pytest.raises(DataError, match="training images to weigh classes by, got none"):
+        balanced_class_weights(np.array([], np.int64), 2)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 FLIPS = ("none", "horizontal", "vertical", "both")
 # Keeps these draws apart from others that follow the same seed and epoch.
 _STREAM = 0x4155474D
-# Random erasing: share of the area, and logarithm of the aspect ratio (Zhong et al., 2020, section 4.2).
+# Random erasing: fraction of the area, and logarithm of the aspect ratio (Zhong et al., 2020, section 4.2).
 _ERASED_AREA = (0.02, 0.33)
 _ERASED_ASPECT = float(np.log(1 / 0.3))
 
@@ -45,7 +45,7 @@ class Augmentation:
     Parameters
     ----------
     shift : float
-        Largest shift along each axis, as a share of the side, 0 to 0.5; whole pixels.
+        Largest shift along each axis, as a fraction of the side, 0 to 0.5; whole pixels.
     rotate : float
         Largest rotation either way, in degrees, 0 to 180.
     zoom : float
@@ -53,7 +53,7 @@ class Augmentation:
     flip : {"none", "horizontal", "vertical", "both"}
         Mirrors every second image, along each of the axes. Digits and letters do not bear it.
     erase : float
-        Share of the images, 0 to 1, of which a rectangle is painted over in their mean colour (Zhong et
+        Fraction of the images, 0 to 1, of which a rectangle is painted over in their mean colour (Zhong et
         al., "Random Erasing Data Augmentation", 2020).
     contrast : float
         Largest change, 0 to 1: 0.2 makes an image up to 1.2 times more or less contrasted.
@@ -104,7 +104,7 @@ class Augmentation:
 
     @property
     def mixes_labels(self) -> bool:
-        """Whether labels come out as shares of several classes."""
+        """Whether labels come out as fractions of several classes."""
         return self.mixup > 0 or self.cutmix > 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -221,8 +221,8 @@ class Augmentation:
         count, _, height, width = values.shape
         angles = np.deg2rad(draw.uniform(-self.rotate, self.rotate, count))
         zooms = _factors(draw, self.zoom, count)
-        shares = draw.uniform(-self.shift, self.shift, (2, count))
-        return warp(values, angles, zooms, np.rint(shares[0] * width), np.rint(shares[1] * height))
+        fractions = draw.uniform(-self.shift, self.shift, (2, count))
+        return warp(values, angles, zooms, np.rint(fractions[0] * width), np.rint(fractions[1] * height))
 
     def _contrasted(self, values: torch.Tensor, draw: np.random.Generator) -> torch.Tensor:
         """Pull pixels from or to the image's mean."""
@@ -260,14 +260,14 @@ class Augmentation:
             return values, targets
         use_cutmix = self.cutmix > 0 and (self.mixup == 0 or draw.random() < 0.5)
         alpha = self.cutmix if use_cutmix else self.mixup
-        share = float(draw.beta(alpha, alpha))
+        fraction = float(draw.beta(alpha, alpha))
         others = torch.from_numpy(draw.permutation(len(values))).to(values.device)
         if use_cutmix:
-            inside, share = _box(values, share, draw)
+            inside, fraction = _box(values, fraction, draw)
             values = torch.where(inside, values[others], values)
         else:
-            values = values * share + values[others] * (1 - share)
-        return values, targets * share + targets[others] * (1 - share)
+            values = values * fraction + values[others] * (1 - fraction)
+        return values, targets * fraction + targets[others] * (1 - fraction)
 
 
 def warp(
@@ -277,23 +277,10 @@ def warp(
     right: NDArray[np.float64],
     down: NDArray[np.float64],
 ) -> torch.Tensor:
-    """Rotate, zoom and shift images about their centres; beyond the edge its pixels are repeated.
+    """Rotate, zoom and shift images (n, c, h, w) about their centres; beyond the edge pixels are repeated.
 
-    Parameters
-    ----------
-    values : torch.Tensor of shape (n, c, h, w), float32
-        Images.
-    angles : ndarray of shape (n,)
-        Counter-clockwise as seen on the screen, in radians.
-    zooms : ndarray of shape (n,)
-        Above 1 enlarges.
-    right, down : ndarray of shape (n,)
-        Shifts in pixels.
-
-    Returns
-    -------
-    torch.Tensor of shape (n, c, h, w), float32
-        Interpolated bilinearly.
+    For each image: an angle counter-clockwise as seen on the screen, in radians; a zoom, above 1 to enlarge;
+    shifts in pixels. Interpolated bilinearly.
 
     Examples
     --------
@@ -348,10 +335,10 @@ def _rectangles(
     return marks[0] & marks[1]
 
 
-def _box(values: torch.Tensor, share: float, draw: np.random.Generator) -> tuple[torch.Tensor, float]:
-    """Place one rectangle for the whole batch; return it and the share of the image that it leaves."""
+def _box(values: torch.Tensor, fraction: float, draw: np.random.Generator) -> tuple[torch.Tensor, float]:
+    """Place one rectangle for the whole batch; return it and the fraction of the image that it leaves."""
     height, width = values.shape[2:]
-    side = np.sqrt(1 - share)
+    side = np.sqrt(1 - fraction)
     middle_row, middle_column = draw.integers(height), draw.integers(width)
     top, bottom = (int(np.clip(middle_row + sign * side * height / 2, 0, height)) for sign in (-1, 1))
     left, right = (int(np.clip(middle_column + sign * side * width / 2, 0, width)) for sign in (-1, 1))

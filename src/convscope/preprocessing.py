@@ -291,24 +291,7 @@ class Preprocess:
 
 
 def one_hot(labels: NDArray[np.int64], classes: int) -> NDArray[np.float32]:
-    """Turn class numbers into target vectors.
-
-    Parameters
-    ----------
-    labels : ndarray of shape (n,), int64
-        From 0.
-    classes : int
-        How many classes there are.
-
-    Returns
-    -------
-    ndarray of shape (n, classes), float32
-        1 at the label, 0 elsewhere.
-
-    Raises
-    ------
-    UsageError
-        If a label is outside the classes.
+    """Turn class numbers (n,) into target vectors (n, classes): 1 at the label, 0 elsewhere.
 
     Examples
     --------
@@ -422,9 +405,9 @@ def _fit_standard(images: NDArray[np.uint8]) -> Fitted:
     """Give each channel mean 0 and standard deviation 1, exactly, from counts of the 256 grey levels."""
     levels = np.arange(256)
     counts = np.stack([_level_counts(images, channel) for channel in range(images.shape[-1])])  # (c, 256)
-    shares = counts / counts.sum(axis=1, keepdims=True)
-    mean = shares @ levels  # (c,)
-    deviation = np.sqrt(shares @ levels**2 - mean**2)
+    fractions = counts / counts.sum(axis=1, keepdims=True)
+    mean = fractions @ levels  # (c,)
+    deviation = np.sqrt(fractions @ levels**2 - mean**2)
     deviation[deviation == 0] = 1  # a constant channel is shifted, not scaled
     return (1 / deviation).astype(np.float32), (-mean / deviation).astype(np.float32), None
 

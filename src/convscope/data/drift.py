@@ -71,22 +71,7 @@ class TrainingStatistics:
 
     @classmethod
     def fit(cls, images: NDArray[np.uint8]) -> TrainingStatistics:
-        """Measure training images, or an even sample of them.
-
-        Parameters
-        ----------
-        images : ndarray of shape (n, h, w, c), uint8
-            At least one, in the size that the network takes.
-
-        Returns
-        -------
-        TrainingStatistics
-
-        Raises
-        ------
-        DataError
-            If there is no image.
-        """
+        """Measure training images (n, h, w, c) in the size of the network's input, or an even sample."""
         if len(images) == 0:
             raise DataError(sentence("at least one training image", "none"))
         chosen = np.unique(np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).astype(np.int64))
@@ -96,17 +81,9 @@ class TrainingStatistics:
         return cls(len(images), ranges)
 
     def drift_warnings(self, images: NDArray[np.uint8]) -> list[tuple[str, ...]]:
-        """Say what about each image is unlike the training images.
+        """Say what about each image (n, h, w, c) is unlike the training images.
 
-        Parameters
-        ----------
-        images : ndarray of shape (n, h, w, c), uint8
-            In the size that the network takes.
-
-        Returns
-        -------
-        list of n tuples of str
-            Sentences without a full stop, the most telling first; empty for an image like any other.
+        A tuple for each: sentences without a full stop, the most telling first; empty for one like any other.
         """
         upright, inverted = measure(images), measure(255 - images)
         return [
@@ -123,19 +100,7 @@ class TrainingStatistics:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> TrainingStatistics:
-        """Read what ``to_json`` gave.
-
-        Raises
-        ------
-        DataError
-            If something is missing or impossible.
-
-        Examples
-        --------
-        >>> statistics = TrainingStatistics.fit(np.zeros((1, 8, 8, 1), np.uint8))
-        >>> TrainingStatistics.from_json(statistics.to_json()) == statistics
-        True
-        """
+        """Read what ``to_json`` gave; refuse what is missing or impossible."""
         try:
             images = int(value["images"])
             ranges = {name: tuple(float(bound) for bound in value["ranges"][name]) for name in _NAMES}
@@ -210,25 +175,7 @@ _SUBJECTS = {
 
 
 def measure(images: NDArray[np.uint8]) -> dict[str, FloatArray]:
-    """Measure the features of images.
-
-    Parameters
-    ----------
-    images : ndarray of shape (n, h, w, c), uint8
-
-    Returns
-    -------
-    dict of str to ndarray of shape (n,), float64
-        A column for each of ``FEATURES``.
-
-    Examples
-    --------
-    >>> image = np.zeros((1, 10, 10, 1), np.uint8)
-    >>> image[:, :, 5:] = 100
-    >>> features = measure(image)
-    >>> float(features["brightness"][0]), float(features["brightest"][0])
-    (50.0, 100.0)
-    """
+    """Measure the features of images (n, h, w, c): a column (n,) for each of ``FEATURES``."""
     grey = images.mean(axis=3, dtype=np.float32)  # (n, h, w, c) → (n, h, w)
     flat = grey.reshape(len(grey), -1)  # (n, h·w)
     last = flat.shape[1] - 1
@@ -266,7 +213,7 @@ def _sharpness(grey: NDArray[np.float32]) -> FloatArray:
 
 
 def _place(grey: NDArray[np.float32], ground: NDArray[np.float32]) -> tuple[FloatArray, ...]:
-    """Find centre (row, column) and spread of what differs from the ground, as shares of the image's size."""
+    """Find centre (row, column) and spread of what differs from the ground, as fractions of the size."""
     weights = np.abs(grey - ground[:, None, None]).astype(np.float64)  # (n, h, w)
     total = weights.sum(axis=(1, 2))
     rows, columns = (_positions(length) for length in grey.shape[1:])

@@ -32,22 +32,7 @@ _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
 def thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Shrink or enlarge an image to 32×32.
-
-    Parameters
-    ----------
-    image : ndarray of shape (h, w, c), uint8
-        Grey or RGB.
-
-    Returns
-    -------
-    ndarray of shape (32, 32, c), uint8
-
-    Examples
-    --------
-    >>> thumbnail(np.zeros((5, 90, 3), np.uint8)).shape
-    (32, 32, 3)
-    """
+    """Shrink or enlarge an image (h, w, c) to 32×32."""
     if image.shape[:2] == (SIDE, SIDE):
         return image
     picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
@@ -55,22 +40,9 @@ def thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def perceptual_hash(thumbnails: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """Condense images into 64 bits each, few of which differ between copies of the same image.
+    """Condense thumbnails (n, 32, 32, c) into 64 bits each, few of which differ between copies of an image.
 
-    Parameters
-    ----------
-    thumbnails : ndarray of shape (n, 32, 32, c), uint8
-        As ``thumbnail`` makes them.
-
-    Returns
-    -------
-    ndarray of shape (n,), uint64
-        Images that are one flat colour have the hash 0.
-
-    Examples
-    --------
-    >>> perceptual_hash(np.full((1, 32, 32, 1), 7, np.uint8)).tolist()
-    [0]
+    Images that are one flat colour have the hash 0.
     """
     grey = _grey(thumbnails)  # (n, 32, 32)
     frequencies, positions = np.arange(8)[:, None], np.arange(SIDE)
@@ -83,22 +55,10 @@ def perceptual_hash(thumbnails: NDArray[np.uint8]) -> NDArray[np.uint64]:
 
 
 def near_duplicates(images: NDArray[np.uint8], hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Put images that show the same thing into one group.
+    """Put images (n, h, w, c) that show the same thing into one group, by their hashes and then their pixels.
 
-    Every member of a group is a near-duplicate of its first image, so that a chain of small steps does not
-    join images that differ.
-
-    Parameters
-    ----------
-    images : ndarray of shape (n, h, w, c), uint8
-        Of any size, in memory or not.
-    hashes : ndarray of shape (n,), uint64
-        Their perceptual hashes.
-
-    Returns
-    -------
-    ndarray of shape (n,), int64
-        For each image the position of the first image of its group: its own, if nothing before it is like it.
+    Gives for each image the position of the first of its group. Every member is a near-duplicate of that one,
+    so that a chain of small steps does not join images that differ.
 
     Examples
     --------
@@ -116,17 +76,7 @@ def near_duplicates(images: NDArray[np.uint8], hashes: NDArray[np.uint64]) -> ND
 
 
 def members_of(groups: NDArray[np.int64]) -> Iterator[list[int]]:
-    """Yield the members of each group of more than one.
-
-    Parameters
-    ----------
-    groups : ndarray of shape (n,), int64
-        As ``near_duplicates`` gives it.
-
-    Yields
-    ------
-    list of int
-        Positions, in order.
+    """Yield the positions of the members of each group of more than one.
 
     Examples
     --------

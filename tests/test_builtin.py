@@ -2,17 +2,15 @@
 
 import gzip
 import hashlib
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pooch
 import pytest
 import requests
-from test_formats import idx
+from test_arrays import idx
 
 from convscope.data import builtin
-from convscope.data.dataset import Split, fingerprint
 from convscope.data.loading import load
 from convscope.errors import DataError, DataNotFoundError, UnknownNameError
 
@@ -168,33 +166,6 @@ def test_an_unknown_name_gets_the_nearest_one():
         load("mnits")
 
 
-@pytest.mark.parametrize(
-    ("images", "labels", "names", "message"),
-    [
-        pytest.param(np.zeros((2, 4, 4, 1)), [0, 1], ["a", "b"], "as uint8 .* got float64", id="float"),
-        pytest.param(np.zeros((2, 4, 4), np.uint8), [0, 1], ["a", "b"], r"got uint8 of shape", id="rank"),
-        pytest.param(np.zeros((2, 4, 4, 1), np.uint8), [0], ["a", "b"], "as many labels", id="labels"),
-        pytest.param(np.zeros((2, 4, 4, 1), np.uint8), [0, 1], ["a"], "as many labels", id="names"),
-    ],
-)
-def test_a_split_whose_parts_do_not_fit_is_refused(images, labels, names, message):
-    with pytest.raises(DataError, match=message):
-        Split(images, np.array(labels), names)
-
-
-def test_the_fingerprint_follows_every_part():
-    split = Split(np.zeros((2, 2, 2, 1), np.uint8), np.array([0, 1]), ["a", "b"])
-    other_pixel = Split(np.eye(4, dtype=np.uint8)[:2].reshape(2, 2, 2, 1), split.labels, split.names)
-    other_label = Split(split.images, np.array([1, 0]), split.names)
-    prints = {
-        fingerprint(split, class_names=["x", "y"]),
-        fingerprint(other_pixel, class_names=["x", "y"]),
-        fingerprint(other_label, class_names=["x", "y"]),
-        fingerprint(split, class_names=["x", "z"]),
-    }
-    assert len(prints) == 4
-
-
 def test_real_mnist_where_it_is_at_hand(real_mnist):
     assert real_mnist.train.images.shape == (60_000, 28, 28, 1)
     assert real_mnist.test.images.shape == (10_000, 28, 28, 1)
@@ -210,13 +181,3 @@ def test_real_mnist_where_it_is_at_hand(real_mnist):
         974,
         1009,
     ]  # the support that the exercise's classification report shows
-
-
-def test_data_are_equal_by_their_content_and_can_be_put_into_a_set():
-    first, again = (load("digits") for _ in range(2))
-    assert first == again and first.test == again.test and len({first, again, first.train}) == 2
-    images = first.test.images.copy()
-    images[0, 0, 0] += 1
-    assert first.test != replace(first.test, images=images)
-    assert first.test != replace(first.test, groups=np.arange(len(first.test)))
-    assert first != replace(first, test=first.train) and first.test != first.train
