@@ -365,6 +365,27 @@ def test_targets_that_keras_stretches_are_taken(compiled, targets):
     assert_same_history(found, expected, 1e-4)
 
 
+WEIGHTS = {
+    "pixels": ({}, (20, 6, 6)),
+    "pixel-column": ({}, (20, 6, 6, 1)),
+    "images": ({}, (20, 1, 1)),
+    "another-axis": ({"axis": 1}, (20, 6, 5)),
+}
+
+
+@pytest.mark.parametrize(("settings", "shape"), WEIGHTS.values(), ids=list(WEIGHTS))
+def test_weights_that_keras_takes_are_taken(settings, shape):
+    found = []
+    for engine in ("fast", "keras"):
+        keras.utils.set_random_seed(1)
+        model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(5, 3, activation="sigmoid")])
+        model.compile("sgd", keras.losses.CategoricalCrossentropy(**settings))
+        y, weights = (np.random.default_rng(0).random(shape) for shape in ((20, 6, 6, 5), shape))
+        x = images(20)[0]
+        found.append(convscope.fit(model, x, y, sample_weight=weights, engine=engine, **CALM))
+    assert_same_history(*found, 1e-4)
+
+
 def twice(original):
     def patched(self, *args, **kwargs):
         return 2 * original(self, *args, **kwargs)

@@ -253,7 +253,7 @@ def predict(
     steps : int or None
         Batches after which to stop; None for all that there are.
     callbacks : list of keras.callbacks.Callback, CallbackList or None
-        Told of each batch, as by Keras.
+        Called for each batch, as by Keras.
     preprocess : Preprocess or None
         Applied batch by batch.
     precision : {"float32", "bfloat16", "auto"}

@@ -137,7 +137,7 @@ class CallbackMemory:
                 setattr(self._callbacks[name], attribute, _decode(arrays))
 
     def read(self) -> Arrays:
-        """Copy what the callbacks remember now; one that has an ``on_snapshot`` is told before."""
+        """Copy what the callbacks remember now; ``on_snapshot`` is called before, where there is one."""
         for callback in self._callbacks.values():
             getattr(callback, "on_snapshot", lambda: None)()
         return {

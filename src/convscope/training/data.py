@@ -447,7 +447,7 @@ class StreamFeed:
         raise UsageError(sentence("at least one batch", "none"))
 
     def reset(self) -> None:
-        """Begin anew after a look, as Keras does: a PyDataset is told that an epoch ends."""
+        """Begin anew after a look, as Keras does: a PyDataset's ``on_epoch_end`` is called."""
         self._iterator.reset()
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:

@@ -134,7 +134,7 @@ class Preflight:
     accuracy : float
         On the batch, at the end.
     learned : bool or None
-        None where it could not be told: the loss fell, but not far in the steps that there was time for.
+        None where nothing can be said: the loss fell, but not far in the steps that there was time for.
     seconds : float
         What the steps after the first one took, in which everything is prepared.
     warning : str or None

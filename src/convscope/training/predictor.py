@@ -85,7 +85,7 @@ class Predictor:
             batches, count = self._prepared(x, batch_size or default, preprocess, steps)
         with computing_on(self._network.device):
             if verbose or callbacks:
-                outputs = list(self._told(batches, count, verbose, callbacks))
+                outputs = list(self._with_callbacks(batches, count, verbose, callbacks))
             else:
                 outputs = [self._compute(batch) for batch in batches]
         if len(outputs) == 1:
@@ -120,10 +120,10 @@ class Predictor:
             feed = ArrayFeed(data, plan_batches(data.rows, batch_size, steps, False, 0), None, device)
         return (batch[0] for batch in feed.epoch(0)), feed.steps
 
-    def _told(
+    def _with_callbacks(
         self, batches: Iterator[Any], count: int | None, verbose: str | int, callbacks: Any
     ) -> Iterator[Any]:
-        """Compute batch by batch and tell Keras's callbacks, as its ``predict`` does."""
+        """Compute batch by batch and call Keras's callbacks, as its ``predict`` does."""
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = keras.callbacks.CallbackList(
                 callbacks,

@@ -160,7 +160,6 @@ _ELEMENTWISE = (  # these compare each target with its output, and take the mean
     "poisson",
     "squared_hinge",
 )
-_ROWS = 1009  # stands for any number of rows: a prime, so that it is no side of an image
 
 Shape = tuple[int | None, ...]
 
@@ -199,7 +198,7 @@ def require_fitting(model: keras.Model, data: Input | None) -> None:
             _require_fitting_loss(loss, y, shape)
     weight = first_leaf(data.sample_weight)
     if shape is not None and weight is not None and not keras.tree.is_nested(model.loss):
-        _require_fitting_weight(_named(model.loss, tuple(first_leaf(data.y).shape), shape)[0], weight, shape)
+        _require_fitting_weight(model.loss, first_leaf(data.y), weight, shape)
 
 
 def _pairs(loss: Any, y: Any) -> list[tuple[Any, Any]]:
@@ -246,27 +245,23 @@ def _require_fitting_shape(name: str, found: tuple[int, ...], shape: Shape) -> N
         raise UsageError(sentence(f"class numbers of shape {_with_rows(elements)} for {name}", found, hint))
 
 
-def _require_fitting_weight(name: str, weight: Any, shape: Shape) -> None:
+def _require_fitting_weight(loss: Any, y: Any, weight: Any, shape: Shape) -> None:
     """Hold the examples' weights against the losses, one for each element of all axes but the last."""
-    elements = shape[:-1]
-    found = tuple(weight.shape)
-    if name not in (*_ELEMENTWISE, _CATEGORICAL, _SPARSE) or _combine(found[1:], elements):
+    name, settings = _named(loss, tuple(y.shape), shape)
+    if name not in (*_ELEMENTWISE, _CATEGORICAL, _SPARSE) or settings.get("axis", -1) != -1:
         return
-    expected = "sample_weight of shape (n,)"
-    if elements:
-        expected += f" times that of the losses, {_with_rows(elements)}"
-    raise UsageError(sentence(expected, found))
+    if not _combine(tuple(weight.shape[1:]), shape[:-1]):
+        raise UsageError(sentence(f"sample_weight of shape {_with_rows(shape[:-1])}", tuple(weight.shape)))
 
 
 def _combine(found: tuple[int, ...], shape: Shape) -> bool:
     """Say whether Keras can compute with arrays of these shapes, element by element; rows left out."""
-    sides = [(_ROWS, *found), (_ROWS, *shape)]
-    longer, shorter = sorted(sides, key=len, reverse=True)
+    longer, shorter = sorted([(None, *found), (None, *shape)], key=len, reverse=True)
     if len(longer) == len(shorter) + 1 and longer[-1] == 1:
         longer = longer[:-1]  # (n, ..., 1) beside (n, ...)
-    if len(longer) != len(shorter):
-        return False
-    return all(a is None or b is None or a == b or 1 in (a, b) for a, b in zip(longer, shorter, strict=True))
+    return len(longer) == len(shorter) and all(
+        a is None or b is None or a == b or 1 in (a, b) for a, b in zip(longer, shorter, strict=True)
+    )
 
 
 def _require_class_numbers(y: Any, classes: int) -> None:
