@@ -97,7 +97,7 @@ def load(
     if (dataset := load_mnist_like(location)) is not None:
         return dataset
     if isinstance(name, str) and os.sep not in name and not location.exists():
-        raise unknown_name("dataset", name, CATALOG)
+        raise unknown_name("dataset", name, CATALOG, "There is no file or folder of that name.")
     options = ReadOptions(size, channels, resize, workers)
     return to_dataset(open_path(location, options, progress or no_progress), seed)
 
