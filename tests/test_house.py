@@ -1,6 +1,7 @@
 """The house keeps its walls: who may import whom, what the public door shows, what loads with it."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -15,63 +16,7 @@ import convscope
 
 SOURCE = Path(convscope.__file__).parent
 
-# Each room and its floor; a module imports only from a lower floor, or from its own folder.
-FLOORS = {
-    "errors": 0,
-    "_keras_internals": 0,
-    "_torch_internals": 0,
-    "glossary": 0,
-    "runs": 1,
-    "arithmetic": 1,
-    "environment": 1,
-    "preprocessing": 1,
-    "data": 2,  # brings images to one size by preprocessing's own function: there is no second one
-    "augmentation": 1,
-    "networks": 2,
-    "lowering": 2,
-    "training": 3,
-    "evaluation": 3,
-    "model_files": 3,
-    "inspection": 3,
-    "export": 4,
-    "plotting": 4,
-    "prediction": 5,
-    "probes": 5,
-    "report": 5,
-    "experiment": 6,
-    "recipes": 7,
-    "teaching": 7,
-    "doctor": 7,
-    "lessons": 8,
-    "grading": 8,
-    "cli": 8,
-}
-# Where the heavy libraries may be imported: a room, or one module of it.
-KERAS = (
-    "_keras_internals",
-    "networks",
-    "lowering",
-    "training",
-    "inspection",
-    "model_files",
-    "export",
-    "experiment",
-    "doctor",
-)
-TORCH = (
-    "_torch_internals",
-    "preprocessing",
-    "augmentation",
-    "lowering",
-    "training",
-    "inspection",
-    "model_files",
-    "export",
-    "prediction",
-    "environment",
-)
-MATPLOTLIB = ("plotting",)
-HEAVY = {"keras": KERAS, "torch": TORCH, "matplotlib": MATPLOTLIB, "numba": ("lowering",)}
+PROJECT = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 def modules():
@@ -108,52 +53,41 @@ def imports_of(path):
     return found
 
 
-def rooms_imported(path):
-    own = [name.split(".")[1] for name in imports_of(path) if name.startswith("convscope.")]
-    return {room for room in own if room in FLOORS}
+def test_modules_import_in_the_order_of_the_packages():
+    """And heavy libraries where they belong; pyproject.toml has the contracts."""
+    done = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache", "--no-logo"],
+        cwd=SOURCE.parents[1],
+        env=os.environ | {"PYTHONPATH": str(SOURCE.parent)},
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_architecture_page_names_every_room_on_its_floor():
-    page = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text()
+def test_the_architecture_page_names_every_package_on_its_floor():
+    page = (SOURCE.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d) \| (.+?) \|", page, re.MULTILINE)
     named = {
         room.removesuffix("/").removesuffix(".py"): int(floor)
         for floor, rooms in rows
         for room in re.findall(r"`([\w./]+)`", rooms)
     }
-    assert named == FLOORS
+    contract = next(one for one in PROJECT["tool"]["importlinter"]["contracts"] if one["id"] == "layers")
+    layers = enumerate(reversed(contract["layers"]))
+    assert named == {room: floor for floor, layer in layers for room in layer.split(" | ")}
 
 
-every_module = pytest.mark.parametrize("path", modules(), ids=name_of)
-
-
-@every_module
-def test_a_module_imports_only_from_below_or_from_its_own_folder(path):
-    room = name_of(path).split(".")[0]
-    if room in ("__init__", "__main__"):
-        return  # the public door points at every floor, by name, and loads none
-    assert room in FLOORS, f"give {room} a floor"
-    upward = {other for other in rooms_imported(path) if other != room and FLOORS[other] >= FLOORS[room]}
-    assert not upward
-
-
-@every_module
-def test_heavy_libraries_stay_in_their_rooms(path):
-    roots = {name.split(".")[0] for name in imports_of(path)}
-    room = name_of(path).split(".")[0]
-    assert not [library for library in roots & set(HEAVY) if room not in HEAVY[library]]
-
-
-@every_module
-def test_only_the_command_line_prints_or_exits(path):
-    calls = {
-        node.func.id
+def test_only_the_command_line_prints_or_exits():
+    speaking = [
+        f"{name_of(path)}:{node.lineno}"
+        for path in modules()
+        if not name_of(path).startswith("cli.")
         for node in ast.walk(tree_of(path))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-    }
-    if name_of(path).split(".")[0] != "cli":
-        assert not calls & {"print", "exit", "quit"}
-        assert "sys.exit" not in path.read_text()
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "exit", "quit", "sys.exit")
+    ]
+    assert not speaking
 
 
 def declared(requirements):
@@ -161,7 +95,7 @@ def declared(requirements):
 
 
 def test_whatever_is_imported_is_declared():
-    project = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = PROJECT["project"]
     extras = project["optional-dependencies"]
     known = declared(project["dependencies"]) | {
         name
@@ -178,11 +112,13 @@ def test_whatever_is_imported_is_declared():
     assert {"requests", "llvmlite", "h5py", "threadpoolctl", "markupsafe"} <= strangers  # the walk sees them
 
 
-@every_module
-def test_a_frozen_class_that_holds_arrays_says_what_makes_two_of_it_the_same(path):
+def test_a_frozen_class_that_holds_arrays_says_what_makes_two_of_it_the_same():
     """The == that dataclasses make takes arrays for numbers, and raises; so does their hash."""
-    for node in ast.walk(tree_of(path)):
-        made = [ast.unparse(one) for one in getattr(node, "decorator_list", ())]
+    classes = [
+        node for path in modules() for node in ast.walk(tree_of(path)) if isinstance(node, ast.ClassDef)
+    ]
+    for node in classes:
+        made = [ast.unparse(one) for one in node.decorator_list]
         if not any(one.startswith("dataclass(frozen=True") and "eq=False" not in one for one in made):
             continue
         types = " ".join(ast.unparse(one.annotation) for one in node.body if isinstance(one, ast.AnnAssign))
