@@ -426,7 +426,7 @@ def test_a_reader_that_dies_takes_nobody_with_it(small_file, tmp_path, monkeypat
     code, message = READERS[name]
     script = tmp_path / "reader.py"
     script.write_text(code)
-    monkeypatch.setattr(hdf5, "__file__", str(script))
+    monkeypatch.setattr(models, "HDF5_READER", script)
     monkeypatch.setattr(models, "READ_SECONDS", 1)
     refuse(small_file, message)
 

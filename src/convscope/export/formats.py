@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.export import onnx_graph
 from convscope.export.bundle import Bundle, Forward
+from convscope.export.onnx_graph import open_session, quantise, write_onnx
 from convscope.model_files.models import MODEL_FILE, load_model
 
 
@@ -36,16 +36,16 @@ class ExportFormat:
 
 
 def _write_onnx(bundle: Bundle, folder: Path) -> Forward:
-    from convscope.export import torch_graph
+    from convscope.export.torch_graph import trace
 
-    onnx_graph.write(torch_graph.trace(bundle), bundle, folder / ONNX.files[0])
-    return onnx_graph.open_session(folder / ONNX.files[0], *_form(bundle))
+    write_onnx(trace(bundle), bundle, folder / ONNX.files[0])
+    return open_session(folder / ONNX.files[0], *_form(bundle))
 
 
 def _write_int8(bundle: Bundle, folder: Path, images: NDArray[np.uint8] | None) -> tuple[str, Forward]:
     target = folder / ONNX.int8_file
-    how = onnx_graph.quantise(folder / ONNX.files[0], target, images)
-    return how, onnx_graph.open_session(target, *_form(bundle))
+    how = quantise(folder / ONNX.files[0], target, images)
+    return how, open_session(target, *_form(bundle))
 
 
 def _form(bundle: Bundle) -> tuple[tuple[int, int, int], int]:
@@ -61,16 +61,17 @@ def _write_keras(bundle: Bundle, folder: Path) -> Forward:
 
 
 def _write_torch(bundle: Bundle, folder: Path) -> Forward:
-    from convscope.export import torch_graph
+    from convscope.export.torch_graph import trace, write_program
 
-    return torch_graph.write_program(torch_graph.trace(bundle), folder / TORCH.files[0])
+    return write_program(trace(bundle), folder / TORCH.files[0])
 
 
 def _write_module(bundle: Bundle, folder: Path) -> Forward:
-    from convscope.export import torch_graph, torch_source
+    from convscope.export.torch_graph import on_cpu, trace
+    from convscope.export.torch_source import write_module
 
-    here = replace(bundle, network=torch_graph.on_cpu(bundle.model))
-    return torch_source.write(torch_graph.trace(here), here, *(folder / name for name in MODULE.files))
+    here = replace(bundle, network=on_cpu(bundle.model))
+    return write_module(trace(here), here, *(folder / name for name in MODULE.files))
 
 
 ONNX = ExportFormat(
@@ -84,7 +85,7 @@ pixels = np.zeros((1, {height}, {width}, {channels}), np.uint8)  # your images, 
 probabilities = session.run(["probabilities"], {{"pixels": pixels}})[0]  # (n, {classes}), float32
 """,
     write=_write_onnx,
-    open=onnx_graph.open_session,
+    open=open_session,
     packages=("onnx", "onnxscript", "onnxruntime"),
     int8_file="model-int8.onnx",
     write_int8=_write_int8,

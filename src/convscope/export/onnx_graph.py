@@ -33,19 +33,15 @@ LOG_ERRORS = 3
 NOWHERE = os.path.join(os.devnull, "nowhere")  # noqa: PTH118  a string for the runtime
 
 
-def write(program: torch.export.ExportedProgram, bundle: Bundle, file: Path) -> None:
+def write_onnx(program: torch.export.ExportedProgram, bundle: Bundle, file: Path) -> None:
     """Write a traced bundle as an ONNX file that carries class names and preprocessing in its metadata."""
     import torch
 
-    from convscope.export import torch_graph
+    from convscope.export.torch_graph import TRACED_BATCH, quiet
 
-    shape = (
-        torch_graph.TRACED_BATCH,
-        bundle.preprocess.height,
-        bundle.preprocess.width,
-        bundle.preprocess.channels,
-    )
-    with torch_graph.quiet():
+    settings = bundle.preprocess
+    shape = (TRACED_BATCH, settings.height, settings.width, settings.channels)
+    with quiet():
         try:
             exported = torch.onnx.export(
                 program,
@@ -70,11 +66,11 @@ def quantise(source: Path, target: Path, pixels: NDArray[np.uint8] | None) -> st
     Training images (n, h, w, c) give the range of each activation (static quantisation); None leaves it to
     the moment of prediction (dynamic quantisation), which is slower.
     """
-    from convscope.export import torch_graph
+    from convscope.export.torch_graph import quiet
 
     quantization: Any = importlib.import_module("onnxruntime.quantization")
     fusing: Any = importlib.import_module("onnxruntime.quantization.shape_inference")
-    with torch_graph.quiet(), tempfile.TemporaryDirectory() as folder:
+    with quiet(), tempfile.TemporaryDirectory() as folder:
         fused = Path(folder) / source.name
         # Biases become part of their convolutions, and neighbouring transpositions cancel.
         fusing.quant_pre_process(source, fused, skip_symbolic_shape=True)

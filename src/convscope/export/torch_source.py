@@ -49,7 +49,9 @@ def load(file="network.safetensors"):
 _CHECKS = ("_assert_tensor_metadata", "_guards_fn", "sym_constrain", "_assert_scalar", "_assert_async")
 
 
-def write(program: torch.export.ExportedProgram, bundle: Bundle, weights: Path, source: Path) -> Forward:
+def write_module(
+    program: torch.export.ExportedProgram, bundle: Bundle, weights: Path, source: Path
+) -> Forward:
     """Write weights and source of a traced bundle, whose model is on the CPU; return what the two compute."""
     module: Any = program.module()
     _simplify(module)

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from convscope import networks
 from convscope.errors import ConvscopeError, DataError, reason, sentence
-from convscope.model_files import hdf5
 from convscope.model_files.allowed import read_config
 from convscope.runs import RUN_FILE, RunDirectory, open_run
 
@@ -138,6 +137,7 @@ REHEARSED_BATCH = 89
 # The values in one layer's output for one image; VGG16 at 1,000×1,000 pixels has as many.
 MOST_VALUES = 2**26
 READ_SECONDS = 120
+HDF5_READER = Path(__file__).with_name("hdf5.py")
 
 # A network that was loaded from a run carries the run's path under this name.
 _SOURCE = "_convscope_run"
@@ -346,7 +346,7 @@ def _read_hdf5(content: bytes, file: Path) -> dict[str, NDArray[Any]]:
     with tempfile.TemporaryDirectory() as scratch:
         source, target = Path(scratch) / WEIGHTS, Path(scratch) / WEIGHTS_FILE
         source.write_bytes(content)
-        command = [sys.executable, "-I", hdf5.__file__, str(source), str(target), str(len(content))]
+        command = [sys.executable, "-I", str(HDF5_READER), str(source), str(target), str(len(content))]
         # Each thread of a linear algebra library reserves address space, and none is needed here.
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         try:
