@@ -237,6 +237,15 @@ def test_occlusion_averages_over_patches(linear):
     assert found.values[1, 1] == pytest.approx(np.mean(windows), rel=1e-4)
 
 
+@pytest.mark.parametrize(("side", "window"), [(28, 4), (56, 8)], ids=str)
+def test_the_patch_grows_with_the_image(side, window):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((side, side, 1)), layers.Flatten(), layers.Dense(3)])
+    image = image_for(model)
+    expected = inspection.occlusion(model, image, window=window, stride=window // 2)
+    np.testing.assert_array_equal(inspection.occlusion(model, image).values, expected.values)
+
+
 def test_occlusion_works_with_channels_first():
     model = channels_first()
     found = inspection.occlusion(model, image_for(model), window=4, stride=4)

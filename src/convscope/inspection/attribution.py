@@ -234,8 +234,8 @@ def occlusion(
     model: keras.Model,
     image: npt.ArrayLike,
     class_index: int | None = None,
-    window: int = 4,
-    stride: int = 2,
+    window: int | None = None,
+    stride: int | None = None,
     fill: float = 0.0,
 ) -> Attribution:
     """Cover one patch of the image after another and see how far the score falls.
@@ -248,8 +248,9 @@ def occlusion(
         One preprocessed image.
     class_index : int, optional
         The class asked about; the predicted one when left out.
-    window, stride : int
-        Side of the patch, and how far it moves, in pixels.
+    window, stride : int, optional
+        Side of the patch, and how far it moves, in pixels; a seventh of the image's shorter side (at least
+        4), and half the window, when left out.
     fill : float
         What covers it.
 
@@ -281,6 +282,8 @@ def occlusion(
     graph = read_graph(model)
     batch = one_image(graph, image)
     spatial = tuple(channels_last(graph, batch).shape[1:3])
+    window = max(4, min(spatial) // 7) if window is None else window
+    stride = max(1, window // 2) if stride is None else stride
     if not 1 <= window <= min(spatial) or not 1 <= stride <= window:
         raise UsageError(
             sentence(
