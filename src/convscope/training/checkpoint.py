@@ -34,39 +34,19 @@ _STOPPED = "stopped"
 
 @dataclass(frozen=True, eq=False)
 class TrainingState:
-    """A training, stopped between two steps.
+    """A training, stopped between two steps; arrays by the paths of Keras's variables, in its order."""
 
-    Attributes
-    ----------
-    seed : int
-        The seed that order and masks follow.
-    epoch : int
-        Epochs that are over, counted from 0 whatever ``initial_epoch`` was.
-    step : int
-        Steps done inside the epoch that has begun; 0 between two epochs.
-    weights : dict of str to ndarray
-        The model's variables in Keras's order, moving statistics included, by path.
-    optimizer : dict of str to ndarray
-        The optimizer's variables in Keras's order, by path.
-    metrics : dict of str to ndarray
-        Running sums of loss and metrics inside the epoch; empty between two epochs.
-    history : dict of str to list of float
-        What Keras's History has recorded, one value for each epoch.
-    callbacks : dict of str to ndarray
-        What the callbacks remember, see :mod:`convscope.training.callbacks`.
-    stopped : bool
-        Whether somebody has set ``model.stop_training``: no further step is to be done.
-    """
-
-    seed: int
-    epoch: int
-    step: int
-    weights: Mapping[str, np.ndarray] = field(repr=False)
+    seed: int  # that order and masks follow
+    epoch: int  # epochs that are over, counted from 0 whatever initial_epoch was
+    step: int  # done inside the epoch that has begun; 0 between two epochs
+    weights: Mapping[str, np.ndarray] = field(repr=False)  # moving statistics included
     optimizer: Mapping[str, np.ndarray] = field(repr=False)
-    metrics: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
-    history: Mapping[str, list[float]] = field(default_factory=dict)
-    callbacks: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
-    stopped: bool = False
+    metrics: Mapping[str, np.ndarray] = field(
+        default_factory=dict, repr=False
+    )  # running sums inside the epoch
+    history: Mapping[str, list[float]] = field(default_factory=dict)  # one value for each epoch
+    callbacks: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)  # what they remember
+    stopped: bool = False  # whether model.stop_training was set: no further step is to be done
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Flatten the state into one dictionary of arrays."""

@@ -42,7 +42,7 @@ def run(request: FitRequest) -> keras.callbacks.History:
     """Train with Keras's ``fit``."""
     first_epoch = _first_epoch(request)
     train = _training_batches(request, first_epoch)
-    conductor = _Conductor(request, train, first_epoch)
+    setup = _EpochSetup(request, train, first_epoch)
     stopped = request.resume_from is not None and request.resume_from.stopped
     if isinstance(train, PreparedDataset):
         internals.build(request.model, _look(train, request.class_weight))
@@ -51,7 +51,7 @@ def run(request: FitRequest) -> keras.callbacks.History:
             x=train,
             epochs=first_epoch if stopped else request.epochs,
             verbose=0,
-            callbacks=[conductor, *request.callbacks, request.history, _Reporter(request, conductor)],
+            callbacks=[setup, *request.callbacks, request.history, _Reporter(request, setup)],
             validation_data=_validation_batches(request),
             shuffle=False,
             class_weight=request.class_weight,
@@ -63,7 +63,7 @@ def run(request: FitRequest) -> keras.callbacks.History:
 
 
 class PlannedBatches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras is untyped
-    """Arrays as a PyDataset of one pass whose batches follow a plan; the conductor sets the epoch."""
+    """Arrays as a PyDataset of one pass whose batches follow a plan; the setup sets the epoch."""
 
     def __init__(self, data: ArrayInput, plan: BatchPlan, augment: Augmentation | None = None) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class PlannedBatches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras is u
         return (x, y) if weight is None else (x, y, weight)
 
 
-class _Conductor(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untyped
+class _EpochSetup(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untyped
     """First of the callbacks: sets order, randomness and learning rate before anybody else looks."""
 
     def __init__(self, request: FitRequest, train: Any, first_epoch: int) -> None:
@@ -117,9 +117,9 @@ class _Conductor(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is un
 class _Reporter(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untyped
     """Last of the callbacks: turns Keras's calls into events, when the others have had their say."""
 
-    def __init__(self, request: FitRequest, conductor: _Conductor) -> None:
+    def __init__(self, request: FitRequest, setup: _EpochSetup) -> None:
         super().__init__()
-        self._request, self._conductor = request, conductor
+        self._request, self._setup = request, setup
         self._memory = CallbackMemory(request.callbacks)
         self._training_began = self._epoch_began = 0.0
 
@@ -127,7 +127,7 @@ class _Reporter(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is unt
         self._training_began = time.perf_counter()
         request = self._request
         self._memory.begin(request.resume_from.callbacks if request.resume_from else None)
-        first_epoch = internals.initial_epoch(self.model) or self._conductor.epoch
+        first_epoch = internals.initial_epoch(self.model) or self._setup.epoch
         request.notify(TrainBegin("keras", first_epoch, request.epochs, self.params.get("steps")))
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:  # noqa: ARG002
@@ -137,8 +137,8 @@ class _Reporter(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is unt
     def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
         logs = dict(logs or {})
         if self._request.stop_on_divergence and not math.isfinite(logs.get("loss", 0.0)):
-            raise diverged(self._conductor.epoch, batch, logs["loss"])
-        epoch, steps = self._conductor.epoch, self.params.get("steps")
+            raise diverged(self._setup.epoch, batch, logs["loss"])
+        epoch, steps = self._setup.epoch, self.params.get("steps")
         self._request.notify(
             StepEnd(epoch, batch, steps, lambda: logs, lambda: self._snapshot(epoch, batch + 1))
         )

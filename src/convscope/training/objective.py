@@ -42,36 +42,16 @@ _NO_CLASS = -100  # what torch ignores unless told otherwise
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """A cross-entropy, with what Keras's loss object says about it.
+    """A cross-entropy, with what Keras's loss object says about it."""
 
-    Attributes
-    ----------
-    kind : function
-        Keras's function of the same name.
-    folded : bool
-        Whether it is given logits in place of the network's outputs.
-    from_logits : bool
-        Whether Keras's loss takes the network's outputs as logits.
-    label_smoothing : float
-        Share of the target that is spread evenly.
-    ignore_class : int or None
-        Class number whose elements do not count.
-    axis : int
-        The axis of the classes, at least 1.
-    reduction : str
-        Keras's word for how the elements' losses become one.
-    weight : float
-        The compiled loss weight.
-    """
-
-    kind: Callable[..., Any]
-    folded: bool = True
-    from_logits: bool = False
+    kind: Callable[..., Any]  # Keras's function
+    folded: bool = True  # whether it is given logits in place of the network's outputs
+    from_logits: bool = False  # whether Keras's loss takes the network's outputs as logits
     label_smoothing: float = 0.0
     ignore_class: int | None = None
-    axis: int = 1
-    reduction: str = "mean"
-    weight: float = 1.0
+    axis: int = 1  # of the classes, at least 1
+    reduction: str = "mean"  # Keras's word for how the elements' losses become one
+    weight: float = 1.0  # the compiled loss weight
 
     def takes(self, scores: torch.Tensor, y: torch.Tensor, sample_weight: torch.Tensor | None) -> bool:
         """Say whether these shapes are the usual ones; others are left to Keras's own loss object."""

@@ -8,7 +8,7 @@ in which Keras computes them, so that rounding agrees too. What has no rule here
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import keras
 import numpy as np
@@ -201,17 +201,9 @@ _NEGLIGIBLE = 1e-30
 _SWEEP_EVERY = 32
 
 
-class Rule(Protocol):
-    """One optimizer's update of all weights at once."""
-
-    def __call__(
-        self, chosen: Sequence[int] | None, weights: Tensors, grads: Tensors, learning_rate: float, step: int
-    ) -> None:
-        """Update the weights in place; ``step`` counts the updates from 1.
-
-        Gradients are float32, or bfloat16 where the rule is among ``TAKES_NARROW_GRADIENTS``.
-        """
-        ...
+# One optimizer's update of all weights in place: takes which ones have a gradient, weights, gradients, rate,
+# and the number of the update, from 1. Gradients are float32; TAKES_NARROW_GRADIENTS names who takes bfloat16.
+Rule = Callable[[Sequence[int] | None, Tensors, Tensors, float, int], None]
 
 
 def pick(tensors: Tensors, chosen: Sequence[int] | None) -> Tensors:
