@@ -357,6 +357,7 @@ def test_without_a_command_there_is_help(tmp_path, typed, command):
     done = typed(*command, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == typed(*command, "--help", cwd=tmp_path).stdout
+    assert "..." not in done.stdout.partition("Commands:")[2]  # none is cut off
 
 
 def test_runs_are_listed(exercise, typed):

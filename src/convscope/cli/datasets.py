@@ -44,7 +44,7 @@ def list_datasets(json: Json = False) -> None:
 
 @app.command()
 def fetch(name: Annotated[str, typer.Argument(help="A dataset's name.")], json: Json = False) -> None:
-    """Make sure that a dataset is on this machine, downloading what is missing.
+    """Download what is missing of a dataset.
 
     Example: convscope data fetch mnist
     """
@@ -72,7 +72,7 @@ def check(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Look at your images before an hour is spent on them; nothing of yours is changed.
+    """Look for what is wrong with your images; changes nothing.
 
     Example: convscope data check photos/ --sheet photos.png
     """

@@ -51,7 +51,9 @@ def exercise(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Do the whole exercise: prepare, train, evaluate, draw, compare with the published results.
+    """Do the exercise, and compare it with what is published.
+
+    Prepare, train, evaluate, draw.
 
     Example: convscope exercise --network simple --epochs 1
     """

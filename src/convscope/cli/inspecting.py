@@ -54,7 +54,9 @@ def inspect(
     _device: Device = None,
     json: Json = False,
 ) -> None:
-    """Show a network's layers with their arithmetic, or what one image does inside a run's network.
+    """Show a network's layers, or what one image does in them.
+
+    With the arithmetic behind each number.
 
     Example: convscope inspect deep --input 32x32x3 --classes 5
     """
@@ -281,7 +283,9 @@ def doctor(
     _device: Device = None,
     json: Json = False,
 ) -> None:
-    """Show what this machine can do and what convscope makes of it, and test it against Keras in seconds.
+    """Show what this machine can do, and test it against Keras.
+
+    It takes seconds.
 
     The tables are made to be pasted into a bug report. Exits with 1 if the self-test fails.
 

@@ -28,7 +28,9 @@ def evaluate(
     ] = "test",
     json: Json = False,
 ) -> None:
-    """Show what a finished run is worth: intervals, classes, calibration, confused pairs, worst errors.
+    """Show what a run is worth: accuracy, classes, calibration.
+
+    With intervals, confused pairs and the worst errors.
 
     Example: convscope evaluate runs/20260131-120000-exercise-mnist/deep --part validation
     """
@@ -82,7 +84,7 @@ def compare(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Compare two runs on the same test images: better, worse, or could be chance.
+    """Compare runs on the same images: better, worse, or chance.
 
     Example: convscope compare runs/a/simple runs/a/deep
     """
@@ -126,7 +128,7 @@ def report(
     _device: Device = None,
     json: Json = False,
 ) -> None:
-    """Write a run's report anew: one HTML file that needs nothing but itself.
+    """Write a run's report: one HTML file that needs no other.
 
     Example: convscope report latest --open
     """
@@ -147,7 +149,9 @@ def list_runs(
     folder: Annotated[Path, typer.Argument(help="Where to look, two folders deep.")] = Path("runs"),
     json: Json = False,
 ) -> None:
-    """List the runs in a folder, the newest first; the accuracy is that on the validation images.
+    """List the runs in a folder, the newest first.
+
+    The accuracy is that on the validation images, by which one chooses.
 
     Example: convscope runs
     """

@@ -165,7 +165,9 @@ def grade(
     time_limit: TimeLimit = 1800,
     json: Json = False,
 ) -> None:
-    """Mark notebooks: run each in a process of its own, with the lesson's own checks.
+    """Mark notebooks by the lessons' own checks.
+
+    Each is run in a process of its own.
 
     The notebooks' code runs with your rights; grade what strangers send you inside a container.
 

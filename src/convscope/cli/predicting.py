@@ -45,7 +45,9 @@ def predict(
     _device: Device = None,
     json: Json = False,
 ) -> None:
-    """Predict image files: label, probability, the next two, and what looks unlike the training images.
+    """Predict image files: label, probability, doubts.
+
+    The doubts are the next two classes, and what looks unlike the training images.
 
     Example: convscope predict runs/my-run photo.jpg more-photos/ --abstain 0.8
     """
@@ -180,7 +182,9 @@ def export(
     _device: Device = None,
     json: Json = False,
 ) -> None:
-    """Export a run as a folder that can be used elsewhere, checked against the run on its test images.
+    """Export a run to ONNX, Keras or torch, checked against it.
+
+    It becomes a folder that can be used elsewhere; the check is made on the run's test images.
 
     Example: convscope export runs/my-run --format onnx --int8
     """

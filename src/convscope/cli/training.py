@@ -129,7 +129,7 @@ def train(
     _device: Device = None,
     json: Json = False,
 ) -> None:
-    """Train a network on a dataset and write a run; with --seeds, show mean and spread.
+    """Train a network and write a run; with --seeds, several.
 
     Some defaults are others for images of your own. With a --network they keep epochs, batch size, learning
     rate and schedule of mnist and digits; grey ones of 28×28 pixels keep all of their settings.
@@ -208,7 +208,7 @@ def resume(
     _device: Device = None,
     json: Json = False,
 ) -> None:
-    """Go on with a training that was interrupted, as if nothing had happened.
+    """Go on with a training that was interrupted, bit for bit.
 
     Example: convscope resume runs/20260131-120000-train-mnist/deep
     """
