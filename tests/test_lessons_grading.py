@@ -15,7 +15,7 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from convscope.cli import main
 from convscope.errors import DataError, DataNotFoundError, UsageError
-from convscope.teaching.grading import MIME_TYPE, marking, sign, tasks_of
+from convscope.teaching.grading import MIME_TYPE, execution, marking, sign, tasks_of
 from convscope.teaching.grading.execution import Execution, execute
 from convscope.teaching.grading.marking import find_hand_ins, grade, grade_all
 from convscope.teaching.lessons.notebooks import build_notebook, lesson_names, read_lesson
@@ -107,6 +107,17 @@ def test_a_kernel_that_dies_is_told(tmp_path):
     marks = grade(hand_in(tmp_path / "dying.ipynb", "import os\nos._exit(1)"), time_limit=120)
     assert (marks.points, marks.timed_out) == (0, False)
     assert all("Kernel died" in task["message"] for task in marks.tasks)
+
+
+@pytest.mark.slow
+def test_of_a_notebook_that_prints_without_end_the_beginning_is_kept_and_every_verdict(monkeypatch):
+    monkeypatch.setattr(execution, "OUTPUT_CAP", 100_000)
+    shown = f"display({{{MIME_TYPE!r}: {{'task': '1.1'}}}}, raw=True)"
+    cells = ["for _ in range(3000): print('x' * 999, flush=True)", shown]
+    done = execute(new_notebook(cells=[new_code_cell(source) for source in cells]), time_limit=120)
+    printed, verdict = done.notebook.cells
+    assert 10_000 < sum(len(output.text) for output in printed.outputs) <= 200_000
+    assert MIME_TYPE in verdict.outputs[0].data
 
 
 @pytest.mark.slow
