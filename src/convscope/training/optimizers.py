@@ -202,7 +202,7 @@ _SWEEP_EVERY = 32
 
 
 # One optimizer's update of all weights in place: takes which ones have a gradient, weights, gradients, rate,
-# and the number of the update, from 1. Gradients are float32; TAKES_NARROW_GRADIENTS names who takes bfloat16.
+# and the number of the update, from 1. Gradients are float32, or bfloat16 where the rule takes those too.
 Rule = Callable[[Sequence[int] | None, Tensors, Tensors, float, int], None]
 
 
