@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from convscope.arithmetic import explain_failure
 from convscope.errors import ArchitectureError, UsageError, sentence, unknown_name
 
 if TYPE_CHECKING:
@@ -270,4 +269,6 @@ def _add(model: keras.Sequential, kind: str, settings: dict[str, Any], input_sha
     try:
         model.add(getattr(keras.layers, kind)(**settings))
     except ValueError as error:
+        from convscope.arithmetic import explain_failure  # it loads NumPy, the names of networks do not
+
         raise ArchitectureError(explain_failure(kind, settings, shape) or str(error)) from error
