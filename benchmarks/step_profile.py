@@ -31,7 +31,7 @@ RESULTS = Path(__file__).parent / "results"
 KINDS = {
     "convolutions and matrix products": (
         "aten::convolution", "mkldnn", "aten::mm", "aten::addmm", "aten::bmm", "aten::linear",
-        "loop::shallow",
+        "loop::few_channel",
     ),
     "max-pooling with ReLU and dropout, forward and back": ("loop::tile_max", "max_pool"),
     "ReLU elsewhere, forward and back": ("relu", "clamp_min", "threshold"),

@@ -100,7 +100,7 @@ WORK = {
         torch.Size((16, 13, 12, 32)),
     ),
     "few-channel convolution": lambda dtype: convolved(dtype)[0],
-    "shallow gradient": lambda dtype: torch.cat(
+    "few-channel gradient": lambda dtype: torch.cat(
         compiled.few_channel_gradient(photographs(), numbers(16, 12, 11, 32, dtype=dtype), None, windows())
         [:1]
     ),
@@ -363,7 +363,7 @@ def test_a_copy_keeps_what_is_not_a_number():
 # Narrow copies
 
 
-def test_a_narrow_copy_follows_its_weight():
+def test_a_bfloat16_copy_follows_its_weight():
     weight = torch.ones(3)
     first = bfloat16_copy(weight)
     assert first.dtype is torch.bfloat16

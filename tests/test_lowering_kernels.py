@@ -76,7 +76,7 @@ def test_convolution(dtype, epilogue, groups, biased):
 @pytest.mark.parametrize("strides", [(1, 1), (2, 1), (1, 3)], ids=str)
 @pytest.mark.parametrize(("channels", "filters"), [(1, 16), (2, 32), (3, 16)])
 @pytest.mark.parametrize("biased", [True, False], ids=["bias", "no bias"])
-def test_shallow_convolution(dtype, epilogue, strides, channels, filters, biased):
+def test_few_channel_convolution(dtype, epilogue, strides, channels, filters, biased):
     image = random(3, 9, 8, channels)
     kernel, bias = random(3, 2, channels, filters, seed=1), random(filters, seed=2) if biased else None
     geometry = Geometry(strides, dilation=(1, 2))
@@ -109,7 +109,7 @@ def test_a_first_convolution_needs_no_gradient_of_its_images(dtype, epilogue, sc
 
 @pytest.mark.parametrize("size", [(3, 2), (3, 3), (4, 8), (17, 5)], ids=str)
 @pytest.mark.parametrize("count", [1, 2, 70])
-def test_shallow_convolution_of_any_size(dtype, size, count):
+def test_few_channel_convolution_of_any_size(dtype, size, count):
     image, kernel = random(count, *size, 1), random(3, 2, 1, 16, seed=1)
     result = apply(FewChannelConvolution, image, kernel, None, Geometry(), Epilogue(), dtype)
 
@@ -119,7 +119,7 @@ def test_shallow_convolution_of_any_size(dtype, size, count):
     compare(result, [image, kernel], reference, dtype)
 
 
-def test_a_shallow_convolution_rounds_as_torch_does():
+def test_a_few_channel_convolution_rounds_as_torch_does():
     image = torch.rand(2, 8, 8, 1, generator=torch.Generator().manual_seed(0))
     image[1, :, :, 0] = torch.tensor(
         [1.0, 1.00390625, 1.01171875, -1.00390625, 3e38, torch.inf, torch.nan, 0.0]

@@ -106,16 +106,16 @@ def test_inference_drops_nothing(network):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("rate", [0.25, 0.3])
-@pytest.mark.parametrize("place", ["pool", "convolution", "dense", "shallow"])
+@pytest.mark.parametrize("place", ["pool", "convolution", "dense", "few channels"])
 def test_dropout_fused_behind_relu_keeps_the_mean_and_its_gradient(precision, rate, place):
     require_precision_here(precision)
     layers = {
         "pool": [L.Conv2D(8, 3), L.ReLU(), L.MaxPooling2D(2), L.Dropout(rate), L.Flatten()],
         "convolution": [L.Conv2D(8, 3, activation="relu"), L.Dropout(rate), L.Flatten()],
         "dense": [L.Flatten(), L.Dense(64, activation="relu"), L.Dropout(rate)],
-        "shallow": [L.Conv2D(16, 3, activation="relu"), L.Dropout(rate), L.Flatten()],
+        "few channels": [L.Conv2D(16, 3, activation="relu"), L.Dropout(rate), L.Flatten()],
     }[place]
-    shape = (10, 10, 1) if place == "shallow" else (10, 10, 2)
+    shape = (10, 10, 1) if place == "few channels" else (10, 10, 2)
     model = built([*layers, L.Dense(4, use_bias=False)], shape)
     program, _ = optimise(lower(model), deterministic=True, precision=precision)
     assert "Dropout" not in [op.kind for op in program]

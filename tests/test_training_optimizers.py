@@ -172,7 +172,7 @@ def test_other_rules_get_float32_gradients():
     assert all(weight.grad_dtype is torch.float32 for weight in weights)
 
 
-def test_adam_writes_the_narrow_copies_of_its_weights():
+def test_adam_writes_the_bfloat16_copies_of_its_weights():
     variables, optimizer = make_variables(), optimizers.Adam(0.01)
     optimizer.build(variables)
     update = RuleStep(optimizer, variables, [variable.value.detach() for variable in variables])
