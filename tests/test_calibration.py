@@ -1,18 +1,113 @@
-"""The one decision about a run's temperature, and that everything reads it."""
+"""Reliability and temperatures against their definitions; one decision for a run, which everything reads."""
 
 import json
 
 import numpy as np
 import pytest
-from prediction_cases import random_case
+import scipy.special
+from hypothesis import given
+from hypothesis import strategies as st
+from prediction_cases import case, predictions, random_case
 from report_runs import make_dataset, make_evaluation, make_run
 
+from convscope.errors import UsageError
 from convscope.evaluation import Calibration, Evaluation, apply_temperature, fit_temperature
-from convscope.evaluation.calibration import FEWEST_ERRORS, FEWEST_IMAGES
+from convscope.evaluation.calibration import FEWEST_ERRORS, FEWEST_IMAGES, reliability
 from convscope.export import load_bundle, load_calibration
 from convscope.report import render_report
 from convscope.report.source import read_record
 from convscope.runs import RunDirectory
+
+# float64 sums in another order
+TIGHT = {"rtol": 1e-11, "atol": 1e-12}
+
+
+def binned_by_hand(probabilities, labels, bins):
+    """The definition, image by image and bin by bin."""
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    expected = largest = 0.0
+    for number in range(bins):
+        low, high = number / bins, (number + 1) / bins
+        inside = (confidence > low) & (confidence <= high)
+        if inside.any():
+            gap = abs(right[inside].mean() - confidence[inside].mean())
+            expected += inside.mean() * gap
+            largest = max(largest, gap)
+    return expected, largest
+
+
+class TestCalibration:
+    @case
+    @pytest.mark.parametrize("bins", [1, 7, 15], ids=str)
+    def test_reliability_equals_its_definition(self, probabilities, labels, bins):
+        found = reliability(probabilities, labels, bins)
+        expected, largest = binned_by_hand(probabilities, labels, bins)
+        np.testing.assert_allclose(found.expected_error, expected, **TIGHT)
+        np.testing.assert_allclose(found.largest_error, largest, **TIGHT)
+        assert found.counts.sum() == len(labels)
+
+    def test_a_bin_holds_its_upper_edge(self):
+        found = reliability(np.array([[0.6, 0.4], [0.8, 0.2], [1.0, 0.0]]), np.array([0, 0, 0]), bins=5)
+        assert found.counts.tolist() == [0, 0, 1, 1, 1]
+        assert np.isnan(found.confidence[0])
+
+    def test_no_bins_are_refused(self):
+        with pytest.raises(UsageError, match="Expected at least one bin, got 0"):
+            reliability(np.array([[1.0, 0.0]]), np.array([0]), 0)
+
+    def test_temperature_is_that_of_the_logits(self):
+        rng = np.random.default_rng(1)
+        logits = rng.normal(size=(50, 5)) * 6
+        scaled = apply_temperature(scipy.special.softmax(logits, axis=1), 2.5)
+        np.testing.assert_allclose(scaled, scipy.special.softmax(logits / 2.5, axis=1), rtol=1e-9)
+
+    @pytest.mark.parametrize("true", [0.4, 1.0, 3.0], ids=str)
+    def test_the_temperature_that_made_the_data_is_found(self, true):
+        rng = np.random.default_rng(2)
+        calibrated = scipy.special.softmax(rng.normal(size=(20_000, 5)) * 2, axis=1)
+        labels = (calibrated.cumsum(axis=1) > rng.random((20_000, 1))).argmax(axis=1)
+        distorted = apply_temperature(calibrated, 1 / true)
+        assert fit_temperature(distorted, labels) == pytest.approx(true, rel=0.03)
+
+    def test_the_temperature_minimises_the_loss(self):
+        probabilities, labels = random_case(500, 6, skill=0.5)
+        found = fit_temperature(probabilities, labels)
+        grid = np.geomspace(0.05, 20, 401)
+        losses = [
+            Evaluation.from_probabilities(apply_temperature(probabilities, t), labels).log_loss for t in grid
+        ]
+        assert found == pytest.approx(grid[np.argmin(losses)], rel=1.6e-2)  # one step of the grid
+
+    def test_without_errors_the_lowest_temperature_is_kept(self):
+        assert fit_temperature(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 1])) == pytest.approx(0.05)
+
+    def test_with_errors_only_the_highest_is_kept(self):
+        assert fit_temperature(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([1, 0])) == pytest.approx(20)
+
+    def test_probabilities_of_zero_stay_finite(self):
+        table = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+        assert np.isfinite(fit_temperature(table, np.array([0, 1, 1])))
+        assert np.isfinite(apply_temperature(table, 3.0)).all()
+
+    @pytest.mark.parametrize("temperature", [0, -1, float("nan")], ids=str)
+    def test_impossible_temperatures_are_refused(self, temperature):
+        with pytest.raises(UsageError, match="Expected a temperature above 0, got"):
+            apply_temperature(np.array([[0.5, 0.5]]), temperature)
+
+    @given(predictions(), st.floats(0.1, 10))
+    def test_temperature_keeps_predictions_and_one_changes_nothing(self, drawn, temperature):
+        table, _, _ = drawn
+        scaled = apply_temperature(table, temperature)
+        np.testing.assert_allclose(scaled.sum(axis=1), 1, rtol=1e-9)
+        best = np.take_along_axis(scaled, table.argmax(axis=1)[:, None], axis=1)[:, 0]
+        assert (best >= scaled.max(axis=1) - 1e-12).all()
+        np.testing.assert_allclose(apply_temperature(table, 1.0), table, atol=1e-9)
+
+    @given(predictions())
+    def test_bounds(self, drawn):
+        table, labels, _ = drawn
+        found = Evaluation.from_probabilities(table, labels).reliability
+        assert 0 <= found.expected_error <= found.largest_error + 1e-12 <= 1 + 1e-9
 
 
 def drawn(seed, temperature=0.4, count=4000):

@@ -1,4 +1,4 @@
-"""Evaluation: the basic numbers against scikit-learn and Keras, on random and degenerate predictions."""
+"""Evaluation: scores, report and JSON against scikit-learn and Keras, on degenerate predictions too."""
 
 import json
 import re
@@ -8,10 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from prediction_cases import case, predictions, random_case
-from sklearn import metrics as sklearn_metrics
+from sklearn import metrics as oracle
 
-from convscope.errors import DataError, UsageError
-from convscope.evaluation import Evaluation, as_labels, as_probabilities, worst_errors
+from convscope.evaluation import (
+    Evaluation,
+)
+
+
+def evaluate(probabilities, labels):
+    return Evaluation.from_probabilities(probabilities, labels)
 
 
 @case
@@ -19,23 +24,19 @@ def test_counts_and_scores_equal_scikit_learn(probabilities, labels):
     result = Evaluation.from_probabilities(probabilities, labels)
     predictions = probabilities.argmax(axis=1)
     classes = range(probabilities.shape[1])
-    expected = sklearn_metrics.precision_recall_fscore_support(
-        labels, predictions, labels=classes, zero_division=0.0
-    )
-    assert result.accuracy == sklearn_metrics.accuracy_score(labels, predictions)
+    expected = oracle.precision_recall_fscore_support(labels, predictions, labels=classes, zero_division=0.0)
+    assert result.accuracy == oracle.accuracy_score(labels, predictions)
     np.testing.assert_array_equal(
-        result.confusion, sklearn_metrics.confusion_matrix(labels, predictions, labels=classes)
+        result.confusion, oracle.confusion_matrix(labels, predictions, labels=classes)
     )
-    for own, oracle in zip(
-        (result.precision, result.recall, result.f1, result.support), expected, strict=True
-    ):
-        np.testing.assert_allclose(own, oracle, rtol=1e-12)
+    for own, true in zip((result.precision, result.recall, result.f1, result.support), expected, strict=True):
+        np.testing.assert_allclose(own, true, rtol=1e-12)
 
 
 @case
 def test_report_is_scikit_learns(probabilities, labels):
     names = [f"class number {index}" for index in range(probabilities.shape[1])]
-    expected = sklearn_metrics.classification_report(
+    expected = oracle.classification_report(
         labels,
         probabilities.argmax(axis=1),
         labels=range(len(names)),
@@ -70,74 +71,10 @@ def test_json_holds_only_plain_finite_values(probabilities, labels):
     assert json.loads(text)["images"] == len(labels)
 
 
-@pytest.mark.parametrize("column", [False, True], ids=["flat", "column"])
-@pytest.mark.parametrize("kind", [np.uint8, np.int32, np.float32], ids=str)
-def test_integer_labels_of_every_type_are_accepted(column, kind):
-    labels = np.array([0, 2, 1], dtype=kind)
-    found = as_labels(labels[:, None] if column else labels, classes=3)
-    assert found.dtype == np.int64
-    assert found.tolist() == [0, 2, 1]
-
-
 def test_one_hot_and_integer_labels_give_the_same_evaluation():
     probabilities, labels = random_case(100, 5)
     integer = Evaluation.from_probabilities(probabilities, labels).to_json()
     assert Evaluation.from_probabilities(probabilities, np.eye(5)[labels]).to_json() == integer
-
-
-BAD_PROBABILITIES = {
-    "flat": ([0.1, 0.9], UsageError, r"shape \(images, classes\), got \(2,\).*np.column_stack"),
-    "one column": ([[0.1], [0.9]], UsageError, r"got \(2, 1\)\. A single sigmoid output"),
-    "three axes": (np.zeros((2, 2, 2)), UsageError, r"got \(2, 2, 2\)"),
-    "no images": (np.zeros((0, 3)), UsageError, "at least one image to evaluate, got none"),
-    "no classes": (np.zeros((3, 0)), UsageError, r"got \(3, 0\)"),
-    "text": ([["a", "b"]], UsageError, "Expected probabilities as a table of numbers"),
-    "ragged": ([[0.1, 0.9], [1.0]], UsageError, "Expected probabilities as a table of numbers"),
-    "NaN": ([[0.5, 0.5], [np.nan, 1.0]], DataError, "NaN or infinity in row 1. Did the training diverge"),
-    "logits": ([[3.0, -2.0]], DataError, r"from -2 to 3 \(row 0\)\. Logits need a softmax first\."),
-    "sums": ([[0.6, 0.6], [0.7, 0.7]], DataError, r"got a sum of 1.2 \(row 0 and 1 more\)"),
-}
-
-
-@pytest.mark.parametrize(
-    ("probabilities", "error", "message"), BAD_PROBABILITIES.values(), ids=BAD_PROBABILITIES.keys()
-)
-def test_bad_probabilities_are_refused(probabilities, error, message):
-    with pytest.raises(error, match=message):
-        as_probabilities(probabilities)
-
-
-BAD_LABELS = {
-    "out of range": ([0, 3, 1], DataError, r"Expected labels from 0 to 2, one of 3 classes, got 3 \(row 1\)"),
-    "negative": ([0, -1, 1], DataError, "got -1"),
-    "fraction": ([0, 0.5, 1], DataError, "got 0.5"),
-    "NaN": ([0, np.nan, 1], DataError, "got nan"),
-    "too few": ([0, 1], UsageError, "Expected 3 labels, one for each image, got 2"),
-    "text": (
-        ["a", "b", "c"],
-        UsageError,
-        "Expected labels as class indices or one-hot rows, got values of type",
-    ),
-    "soft": ([[0.9, 0.1, 0], [0, 1, 0], [0, 0, 1]], DataError, "Expected one-hot labels with a single 1"),
-    "two ones": ([[1, 1, 0], [0, 1, 0], [0, 0, 1]], DataError, "Expected one-hot labels with a single 1"),
-    "wrong width": (np.eye(4)[:3], UsageError, r"shape \(n,\) or \(n, 3\), got \(3, 4\)"),
-}
-
-
-@pytest.mark.parametrize(("labels", "error", "message"), BAD_LABELS.values(), ids=BAD_LABELS.keys())
-def test_bad_labels_are_refused(labels, error, message):
-    with pytest.raises(error, match=message):
-        Evaluation.from_probabilities(np.full((3, 3), 1 / 3), labels)
-
-
-def test_names_must_fit():
-    table = [[0.5, 0.5], [0.5, 0.5]]
-    with pytest.raises(UsageError, match="Expected 2 class names, got 1"):
-        Evaluation.from_probabilities(table, [0, 1], ["cat"])
-    with pytest.raises(UsageError, match="Expected 2 image names, got 3"):
-        Evaluation.from_probabilities(table, [0, 1], names=["a", "b", "c"])
-    with pytest.raises(UsageError, match="Expected a list of class names, got the text 'ab'"):
-        Evaluation.from_probabilities(table, [0, 1], "ab")
 
 
 def test_an_evaluation_cannot_be_changed():
@@ -147,15 +84,6 @@ def test_an_evaluation_cannot_be_changed():
         result.probabilities[0, 0] = 1
     probabilities[:] = 0  # the caller's own array stays the caller's
     assert result.probabilities.sum() == pytest.approx(10)
-
-
-def test_worst_errors_are_sorted_by_their_gap():
-    probabilities, labels = random_case(500, 6)
-    found = worst_errors(probabilities, labels, 8)
-    predicted = probabilities.argmax(axis=1)
-    rows = np.arange(500)
-    gaps = np.where(predicted != labels, probabilities.max(axis=1) - probabilities[rows, labels], -1)
-    assert found.tolist() == np.argsort(-gaps, kind="stable")[:8].tolist()
 
 
 @pytest.mark.parametrize(("wrong", "expected"), [(0, 0), (1, 1), (4, 4), (9, 6)], ids=str)
@@ -233,3 +161,38 @@ def test_a_thousand_classes_are_evaluated_quickly_too():
     start = time.process_time()
     Evaluation.from_probabilities(probabilities, labels).to_json()
     assert time.process_time() - start < 10
+
+
+class TestExamples:
+    @case
+    def test_confused_pairs_are_the_largest_cells_off_the_diagonal(self, probabilities, labels):
+        result = evaluate(probabilities, labels)
+        pairs = result.confused_pairs(5)
+        off = result.confusion.copy()
+        np.fill_diagonal(off, 0)
+        largest = np.sort(off, axis=None)[::-1][:5]
+        assert [pair.images for pair in pairs] == [count for count in largest if count]
+        assert all(off[pair.true, pair.predicted] == pair.images for pair in pairs)
+        assert all(pair.share == pytest.approx(pair.images / result.support[pair.true]) for pair in pairs)
+
+    def test_hardest_and_easiest_images_of_a_class(self):
+        probabilities, labels = random_case(200, 3)
+        result = evaluate(probabilities, labels)
+        own = np.flatnonzero(labels == 1)
+        by_probability = own[np.argsort(probabilities[own, 1], kind="stable")]
+        assert result.hardest(1, 4).tolist() == by_probability[:4].tolist()
+        assert result.easiest(1, 4).tolist() == by_probability[::-1][:4].tolist()
+        assert sorted(result.hardest(1, 999)) == own.tolist()
+
+    def test_a_class_without_images_has_none(self):
+        assert evaluate([[0.5, 0.5]], [0]).hardest(1).size == 0
+
+
+@case
+def test_json_says_none_for_what_does_not_exist(probabilities, labels):
+    content = json.loads(json.dumps(evaluate(probabilities, labels).to_json(), allow_nan=False))
+    assert len(content["calibration"]["edges"]) == 16
+    assert content["coverage"]["coverage"][-1] == 1
+    assert len(content["coverage"]["accuracy"]) <= 101
+    empty = [row for row in content["per_class"] if row["support"] == 0]
+    assert all(row["roc_area"] is None and row["average_precision"] is None for row in empty)
