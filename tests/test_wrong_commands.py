@@ -24,7 +24,7 @@ WRONG = {
     ("train", "one-class"): (3, "at least 2 classes"),
     ("train", "unreadable"): (3, "at least one usable image in unreadable, got 4 images: empty"),
     ("train", "table.csv"): (3, "table.csv"),
-    ("train", "photos.zip"): (3, "Unpack it first."),
+    ("train", "photos.zip"): (3, "photos.zip to be a whole archive"),
     (*TRAIN, "--network", "deeep"): (2, "Did you mean 'deep'?"),
     (*TRAIN, "--recipe", "swfit"): (2, "Did you mean 'swift'?"),
     (*TRAIN, "--epochs", "0"): (2, "epochs of at least 1, a whole number, got 0"),
