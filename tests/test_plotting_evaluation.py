@@ -57,7 +57,8 @@ class TestReliability:
     def test_bars_are_the_accuracies_of_the_bins(self):
         found = evaluate("ten classes").reliability
         figure = plot_reliability(found)
-        heights = [bar.get_height() for bar in figure.axes[0].containers[0]]
+        bars = [bar for container in figure.axes[0].containers for bar in container]
+        heights = [bar.get_height() for bar in sorted(bars, key=lambda bar: bar.get_x())]
         np.testing.assert_allclose(heights, found.accuracy[found.counts > 0])
         assert f"expected calibration error {found.expected_error:.2%}" in figure.axes[0].get_title()
 
@@ -75,7 +76,7 @@ class TestCurves:
         result = evaluate("ten classes")
         figure = plot_roc(result)
         smallest = np.argsort(result.areas.roc)[:7]
-        texts = [text.get_text() for text in figure.legends[0].texts]
+        texts = [text.get_text() for text in figure.axes[0].get_legend().texts]
         assert texts == [f"{index}: {result.areas.roc[index]:.4f}" for index in smallest]
 
     def test_chosen_classes_are_drawn_as_they_are(self):

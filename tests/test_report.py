@@ -18,7 +18,7 @@ from convscope.errors import RunError
 from convscope.evaluation import Evaluation
 from convscope.inspection import feature_maps
 from convscope.networks import build
-from convscope.report import charts, page, render_report, words, write_report
+from convscope.report import page, render_report, words, write_report
 from convscope.report.origin import reproduction
 from convscope.report.source import TEST_SET_LOG, read_contents, read_record
 from convscope.report.walk import chosen_images, walk
@@ -449,33 +449,14 @@ def test_an_unwritable_run_is_an_error_with_its_reason(tmp_path, monkeypatch):
 # Charts and words.
 
 
-@pytest.mark.parametrize(
-    ("low", "high"), [(0, 1), (1, 10), (-3, 4), (0.97, 0.99), (1e-9, 3e-9), (0, 123456)], ids=str
-)
-def test_ticks_are_round_and_inside(low, high):
-    found = charts.ticks(low, high)
-    assert 2 <= len(found) <= 7
-    assert all(low - 1e-9 <= tick <= high + 1e-9 for tick in found)
-    steps = np.diff(found)
-    np.testing.assert_allclose(steps, steps[0], rtol=1e-6)
-    assert f"{steps[0]:.0e}"[0] in "125"
-
-
-def test_a_line_breaks_where_a_number_is_missing():
-    chart = charts.Chart((0, 3), (0, 1), "x", "y")
-    chart.line([0, 1, 2, 3], [0.1, float("nan"), 0.3, 0.4], "series-1")
-    path = re.search(r'class="line series-1" d="([^"]*)"', chart.svg("t", "d"))[1]
-    assert path.count("M") == 2
-    assert path.count("L") == 1
-
-
-def test_what_a_chart_says_is_text():
-    chart = charts.Chart((0, 1), (0, 1), "<x>", "y & z")
-    chart.markers([0.5], [0.5], "series-1", ["<note>"])
-    svg = chart.svg('a "title"', "<description>")
-    assert "&lt;x&gt;" in svg
-    assert "<title>&lt;note&gt;</title>" in svg
-    assert "<description>" not in svg
+def test_charts_are_drawn_in_colours_that_the_theme_replaces(reports):
+    _, _, report = reports("plain")
+    drawn = re.findall(r'<svg class="chart".*?</svg>', report.html, re.DOTALL)
+    assert len(drawn) >= 7
+    style = "".join(report.styles)
+    colours = set(re.findall(r'(?:fill|stroke)="(#\w+)"', "".join(drawn)))
+    ours = {"#e69f00", "#cc79a7"}  # orange and pink are seen on a light and a dark ground
+    assert {colour for colour in colours - ours if f'"{colour}"' not in style} == set()
 
 
 @pytest.mark.parametrize(

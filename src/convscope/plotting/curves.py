@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -25,6 +26,9 @@ from convscope.plotting.style import (
 
 # More coloured lines than these cannot be told apart.
 LINE_COLOURS = (RED, BLUE, GREEN, ORANGE, SKY, PINK, BLACK)
+LINE_STYLES = ("-", "--", "-.", ":")
+# The accuracy of a bin with fewer images is mostly luck; it is drawn pale.
+FEW, PALE = 10, "#DCEEF8"
 MARKED_ACCURACIES = (0.99, 0.995, 0.999)
 
 
@@ -67,7 +71,12 @@ def _draw_reliability(axes: Axes, found: Reliability) -> None:
     filled = found.counts > 0
     centres, width = _bins(found)
     accuracy, confidence = found.accuracy[filled], found.confidence[filled]
-    axes.bar(centres[filled], accuracy, width, color=SKY, edgecolor="white", label="accuracy of the bin")
+    for which, colour, label in (
+        (found.counts >= FEW, SKY, "accuracy of the bin"),
+        (filled & (found.counts < FEW), PALE, f"of fewer than {FEW} images"),
+    ):
+        if which.any():
+            axes.bar(centres[which], found.accuracy[which], width, color=colour, label=label)
     axes.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1.2, label="confidence = accuracy")
     axes.plot(confidence, confidence, "o", color=RED, markersize=4, label="mean confidence of the bin")
     axes.vlines(confidence, accuracy, confidence, color=RED, linewidth=1.2)
@@ -124,8 +133,8 @@ def plot_roc(result: Evaluation, classes: Sequence[int] | None = None) -> Figure
             axes.set(xlabel="false positive rate", ylabel="true positive rate (recall)")
         panels[0].plot([0, 1], [0, 1], "--", color=GREY, linewidth=1.2)
         panels[0].set_title("ROC curve of each class against the rest")
-        panels[1].set_title("its upper left corner")
-        _legend(figure, panels[0], "area")
+        panels[1].set_title("Its upper left corner")
+        _legend(panels[0], "area", "lower right")
     return figure
 
 
@@ -168,8 +177,8 @@ def plot_precision_recall(result: Evaluation, classes: Sequence[int] | None = No
         for axes in panels:
             axes.set(xlabel="recall", ylabel="precision")
         panels[0].set_title("Precision and recall of each class against the rest")
-        panels[1].set_title("its upper right corner")
-        _legend(figure, panels[0], "average precision")
+        panels[1].set_title("Its upper right corner")
+        _legend(panels[0], "average precision", "lower left")
     return figure
 
 
@@ -188,7 +197,7 @@ def _draw_classes(
         if not (np.isfinite(x).all() and np.isfinite(y).all()):
             continue
         colour = LINE_COLOURS[place % len(LINE_COLOURS)]
-        style = "-" if place < len(LINE_COLOURS) else ":"
+        style = LINE_STYLES[place % len(LINE_STYLES)]
         label = f"{shorten(result.class_names[index], 18)}: {areas[index]:.4f}"
         for axes in panels:
             axes.plot(x, y, style, color=colour, linewidth=1.5, label=label)
@@ -210,10 +219,9 @@ def _frame(panels: Sequence[Axes], *limits: tuple[float, float, float, float]) -
         axes.grid(visible=True)
 
 
-def _legend(figure: Figure, axes: Axes, title: str) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, title=title, loc="outside right center")
+def _legend(axes: Axes, title: str, place: Literal["lower left", "lower right"]) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(title=title, loc=place)
 
 
 def _first_reach(x: np.ndarray, y: np.ndarray) -> float:
@@ -257,7 +265,7 @@ def plot_coverage(coverage: Coverage) -> Figure:
     """
     if not coverage.coverage.size:
         raise UsageError(sentence("a coverage curve with at least one point", "none"))
-    with new_figure(7, 4.4) as figure:
+    with new_figure(5.4, 4) as figure:
         axes = figure.subplots()
         axes.plot(100 * coverage.coverage, 100 * coverage.accuracy, color=BLUE)
         _mark_accuracies(axes, coverage)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
 from convscope.evaluation import Evaluation, Interval
 from convscope.networks import PUBLISHED, Published
-from convscope.report.charts import interval_bar
+from convscope.plotting import plot_intervals
+from convscope.report.charts import chart
 from convscope.report.source import Contents
 from convscope.report.words import THIN, count, name, percent, plural, points
 
@@ -34,8 +35,8 @@ def answer(contents: Contents) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``headline`` (a share and its interval, or None), ``sentences``, ``rows`` of the comparison and
-        ``facts``.
+        ``headline`` (a share and its interval, or None), ``sentences``, ``rows`` of the comparison, its
+        ``chart`` and ``facts``.
     """
     judged = contents.judged
     if judged is None:
@@ -43,13 +44,16 @@ def answer(contents: Contents) -> dict[str, Any]:
             "headline": None,
             "sentences": _unfinished(contents),
             "rows": [],
+            "chart": None,
             "facts": _facts(contents, None),
         }
     part, evaluation = judged
+    rows = _rows(contents, evaluation, part)
     return {
         "headline": {"share": evaluation.accuracy, "interval": evaluation.accuracy_interval, "part": part},
         "sentences": [_result(contents, part, evaluation), *_comparisons(contents, part, evaluation)],
-        "rows": _rows(contents, evaluation, part),
+        "rows": rows,
+        "chart": _chart(rows),
         "facts": _facts(contents, evaluation),
     }
 
@@ -143,15 +147,12 @@ class Row:
         Its 95 % interval, where the images behind it are known.
     own : bool
         Whether it is the number that the report is about.
-    bar : Markup
-        The same as a drawing.
     """
 
     what: str
     share: float
     interval: Interval | None = None
     own: bool = False
-    bar: Markup = Markup()  # noqa: RUF009  immutable
 
 
 def _rows(contents: Contents, evaluation: Evaluation, part: str) -> list[Row]:
@@ -163,15 +164,20 @@ def _rows(contents: Contents, evaluation: Evaluation, part: str) -> list[Row]:
     known = published(contents)
     if known is not None:
         rows.append(Row("the exercise’s published result", known.test_accuracy))
-    edges = [edge for row in rows for edge in (row.share, *(row.interval or ()))]
-    bounds = (max(0.0, min(edges) - 0.1 * (1 - min(edges))), 1.0)
-    drawn = [replace(row, bar=_bar(row, bounds)) for row in rows]
-    return [*drawn, Row("always the most frequent class", _majority(evaluation))]
+    return [*rows, Row("always the most frequent class", _majority(evaluation))]
 
 
-def _bar(row: Row, bounds: tuple[float, float]) -> Markup:
-    low, high = row.interval or (row.share, row.share)
-    return interval_bar(low, row.share, high, bounds)
+def _chart(rows: list[Row]) -> Markup:
+    """Draw the comparison on one scale; its last row is the baseline."""
+    *own, guess = rows
+    figure = plot_intervals(
+        [row.what for row in own],
+        [row.share for row in own],
+        [row.interval for row in own],
+        (guess.what, guess.share),
+    )
+    described = "; ".join(f"{row.what} {percent(row.share)}" for row in rows)
+    return chart(figure, "Accuracy with its 95 % interval", f"{described}.", figure.axes)
 
 
 def _majority(evaluation: Evaluation) -> float:

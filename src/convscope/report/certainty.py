@@ -8,15 +8,14 @@ import numpy as np
 from markupsafe import Markup
 
 from convscope.evaluation import Evaluation, Reliability
-from convscope.report.charts import Chart, as_percent, padded, thin
+from convscope.plotting import plot_coverage, plot_reliability
+from convscope.report.charts import chart
 from convscope.report.source import Contents
 from convscope.report.words import number, percent
 
-# Bins with fewer images are drawn pale: their accuracy is mostly luck.
-FEW = 10
 TARGETS = (0.95, 0.99, 0.995, 0.999)
-# Below these shares of answers, accuracy is mostly luck, and a network that abstains so often is no use.
-LEAST_DRAWN, LEAST_ANSWERED = 0.02, 0.05
+# A network that abstains more often is no use.
+LEAST_ANSWERED = 0.05
 
 
 def certainty(contents: Contents, part: str, evaluation: Evaluation) -> dict[str, Any]:
@@ -87,24 +86,13 @@ def _scaling(contents: Contents, part: str, own: Evaluation, scaled: Evaluation)
 
 
 def _diagram(found: Reliability, temperature: float | None = None) -> Markup:
-    chart = Chart((0, 1), (0, 1), "confidence", "accuracy", as_percent, as_percent)
-    enough = found.counts >= FEW
-    chart.bars(found.edges.tolist(), np.where(enough, found.accuracy, np.nan).tolist(), "series-1")
-    chart.bars(found.edges.tolist(), np.where(enough, np.nan, found.accuracy).tolist(), "few")
-    chart.rule((0, 0), (1, 1))
-    notes = [
-        f"{percent(low, 0)} to {percent(high, 0)}: {count:,} images, {percent(accuracy, 1)} right"
-        for low, high, count, accuracy in zip(
-            found.edges[:-1], found.edges[1:], found.counts, found.accuracy, strict=True
-        )
-    ]
-    chart.markers(found.confidence.tolist(), found.accuracy.tolist(), "series-2", notes)
     what = "Confidence against accuracy" + (f" at temperature {temperature:.3f}" if temperature else "")
-    return chart.svg(
-        what,
+    figure = plot_reliability(found)
+    described = (
         f"The expected calibration error is {percent(found.expected_error)}, the largest gap of a bin "
-        f"{percent(found.largest_error)}.",
+        f"{percent(found.largest_error)}."
     )
+    return chart(figure, what, described, figure.axes)
 
 
 def _confidence(own: Evaluation) -> str:
@@ -126,24 +114,12 @@ def _confidence(own: Evaluation) -> str:
 
 
 def _coverage_chart(evaluation: Evaluation) -> Markup:
-    curve = evaluation.coverage
-    drawn = curve.coverage >= LEAST_DRAWN
-    xs, ys = thin(curve.coverage[drawn].tolist(), curve.accuracy[drawn].tolist(), 0.002)
-    low, high = padded(ys)
-    chart = Chart(
-        x_range=(0, 1),
-        y_range=(max(0.0, low), min(1.0, high)),
-        x_label="share answered",
-        y_label="accuracy of the answers",
-        x_format=as_percent,
-        y_format=as_percent,
-    )
-    chart.line(xs, ys, "series-1")
-    return chart.svg(
-        "Accuracy against coverage",
+    figure = plot_coverage(evaluation.coverage)
+    described = (
         f"Answering everything gives {percent(evaluation.accuracy)}; answering only the surest half gives "
-        f"{percent(curve.for_coverage(0.5).accuracy)}.",
+        f"{percent(evaluation.coverage.for_coverage(0.5).accuracy)}."
     )
+    return chart(figure, "Accuracy against coverage", described, figure.axes)
 
 
 def _abstaining(evaluation: Evaluation) -> list[dict[str, str]]:

@@ -5,15 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from markupsafe import Markup
-
-from convscope.report.charts import Chart, as_percent, padded
+from convscope.plotting import plot_history
+from convscope.report.charts import chart
 from convscope.report.source import Contents
 from convscope.report.words import number, percent, plural
-
-# A column of the history, its counterpart on validation data, what both are called, and an axis label.
-PANELS = (("loss", "val_loss", "loss", "loss (nats)"), ("accuracy", "val_accuracy", "accuracy", "accuracy"))
-MOST_MARKERS = 30
 
 
 def learning(contents: Contents) -> dict[str, Any]:
@@ -30,14 +25,6 @@ def learning(contents: Contents) -> dict[str, Any]:
         ``charts`` (title, svg), ``columns`` and ``rows`` of all numbers, ``sentences``.
     """
     history = contents.history
-    charts = [
-        {
-            "title": f"{title.capitalize()} after each epoch",
-            "svg": _panel(history, first, second, title, label),
-        }
-        for first, second, title, label in PANELS
-        if first in history or second in history
-    ]
     epochs = max((len(values) for values in history.values()), default=0)
     rows = [
         [
@@ -47,37 +34,27 @@ def learning(contents: Contents) -> dict[str, Any]:
         for epoch in range(epochs)
     ]
     return {
-        "charts": charts,
+        "charts": _charts(history),
         "columns": ["epoch", *(_title(column) for column in history)],
         "rows": rows,
         "sentences": _sentences(history, epochs, contents.record.get("kept_epoch")),
     }
 
 
-def _panel(history: dict[str, list[float]], first: str, second: str, title: str, label: str) -> Markup:
-    training, validation = history.get(first, []), history.get(second, [])
-    epochs = max(len(training), len(validation))
-    share = title == "accuracy"
-    low, high = padded([*training, *validation])
-    chart = Chart(
-        x_range=(0.5, 1.5) if epochs == 1 else (1, epochs),
-        y_range=(max(low, 0.0), min(high, 1.0)) if share else (max(low, 0.0), high),
-        x_label="epoch",
-        y_label=label,
-        y_format=as_percent if share else lambda value: f"{value:.6g}",
-        x_ticks=_epoch_ticks(epochs),
-    )
-    write = percent if share else number
-    for values, style, what in ((training, "series-1", "training"), (validation, "series-2", "validation")):
-        epochs_of = list(range(1, len(values) + 1))
-        chart.line(epochs_of, values, style)
-        if len(values) <= MOST_MARKERS:
-            notes = [
-                f"epoch {epoch}, {what}: {write(value)}"
-                for epoch, value in zip(epochs_of, values, strict=True)
-            ]
-            chart.markers(epochs_of, values, style, notes)
-    return chart.svg(f"{title.capitalize()} after each epoch", _described(training, validation, title, write))
+def _charts(history: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """Draw loss and accuracy, each as a chart of its own, where they were recorded."""
+    if not history.get("loss"):
+        return []
+    figure = plot_history(history)
+    drawn = [(axes, axes.get_title()) for axes in figure.axes if axes.lines]
+    charts = []
+    for axes, title in drawn:
+        name = title.lower()
+        write = percent if name == "accuracy" else number
+        described = _described(history.get(name, []), history.get(f"val_{name}", []), name, write)
+        heading = f"{title} after each epoch"
+        charts.append({"title": heading, "svg": chart(figure, heading, described, [axes])})
+    return charts
 
 
 def _described(training: list[float], validation: list[float], title: str, write: Any) -> str:
@@ -89,12 +66,6 @@ def _described(training: list[float], validation: list[float], title: str, write
         if values
     ]
     return "; ".join(parts).capitalize() + "."
-
-
-def _epoch_ticks(epochs: int) -> list[float]:
-    """Choose whole epochs, at most eight of them."""
-    step = max(1, math.ceil(epochs / 8))
-    return [1.0, *(float(epoch) for epoch in range(step, epochs + 1, step) if epoch > 1)]
 
 
 def _title(column: str) -> str:

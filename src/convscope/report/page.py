@@ -20,6 +20,7 @@ from convscope.data.dataset import Dataset
 from convscope.errors import ConvscopeError
 from convscope.evaluation import Evaluation, test_set_log
 from convscope.glossary import GLOSSARY
+from convscope.plotting import embedded
 from convscope.report.answer import answer
 from convscope.report.architecture import architecture
 from convscope.report.certainty import certainty
@@ -134,7 +135,8 @@ def render_report(
 
 def _render(contents: Contents) -> str:
     """Make the page; what is not needed to judge the run is left out where it would become too heavy."""
-    sections = _sections(contents)
+    with embedded():
+        sections = _sections(contents)
     text = _fill(sections)
     for name in HEAVIEST:
         if len(text) > LARGEST and sections[name]:
