@@ -58,6 +58,7 @@ def _show_evaluation(contents: Contents, part: str, evaluation: Evaluation) -> N
     )
     explain("balanced accuracy", "Cohen's kappa", "Brier score", "expected calibration error")
     say(contents.calibration.sentence())
+    explain("temperature")
     _show_confused(evaluation)
     worst = evaluation.worst_errors(10)
     rows = [
