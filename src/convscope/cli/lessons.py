@@ -43,7 +43,9 @@ def notebooks(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
     json: Json = False,
 ) -> None:
-    """Write the exercise as notebooks: a version for students, and the solutions. What is there is kept.
+    """Write the exercise as notebooks, for students and solved.
+
+    What is there is kept.
 
     Example: convscope exercise notebooks course --quiz
     """
