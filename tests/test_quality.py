@@ -13,6 +13,7 @@ from photographs import encoded, photograph, tree_of, write_classes
 from PIL import Image
 
 from convscope.cli.datasets import check, check_first
+from convscope.data import sources
 from convscope.data.ingest import open_path
 from convscope.data.loading import load
 from convscope.data.quality import (
@@ -24,6 +25,7 @@ from convscope.data.quality import (
     measure,
     tree_accuracy,
 )
+from convscope.data.sources.folder import read_folder
 from convscope.errors import DataError, DataNotFoundError
 
 
@@ -94,6 +96,15 @@ def test_before_training_every_file_that_is_left_out_is_named(photos, capsys):
     check_first(str(photos), {"resize": "letterbox"}, quiet=False)
     said = {line.split(":")[0].strip() for line in capsys.readouterr().out.splitlines()}
     assert said >= set().union(*(planted[kind] for kind in UNUSABLE))
+
+
+def test_the_look_before_training_gives_the_images_so_that_they_are_read_once(photos, monkeypatch):
+    seen = []
+    monkeypatch.setattr(sources, "read_folder", lambda root: seen.append(root) or read_folder(root))
+    dataset = check_first(str(photos), {"size": 16}, quiet=True)
+    assert seen == [photos]
+    assert dataset == load(photos, size=16)
+    assert check_first("digits", {}, quiet=True) is None
 
 
 def test_before_training_meaningless_data_are_refused(photos):

@@ -229,11 +229,12 @@ def test_the_parts_of_a_table_are_in_its_paths_where_no_column_tells_them(tmp_pa
         lambda rows: (("path", "label"), [(name, f"the {label}") for name, label in rows[3:]]),
         lambda rows: (("id", "class"), [("0", "cat"), ("1", "dog")]),
         lambda rows: (("word", "meaning"), [("cat", "miaow")]),
+        lambda rows: ((), [[n * 0.5 for n in range(20)] for _ in rows]),
         lambda rows: ((), []),
         lambda rows: (("filename", "class", "left", "top"), [(*row, 3, 4) for row in rows + rows]),
         lambda rows: (("path", "label"), [*rows[:-1], (rows[-1][0], "")]),
     ],
-    ids=["same", "other-names", "classes", "words", "empty", "boxes", "no-label"],
+    ids=["same", "other-names", "classes", "words", "numbers", "empty", "boxes", "no-label"],
 )
 def test_a_table_that_says_nothing_else_leaves_a_good_folder_as_it_is(tmp_path, photos, table):
     root, alone = tmp_path / "photos", load(tmp_path / "photos")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from convscope.data.sources.archive import SUFFIXES_OF_ARCHIVES, read_archive
 from convscope.data.sources.arrays import find_idx, read_npz
-from convscope.data.sources.base import Finding, Source, count, split_in_name
+from convscope.data.sources.base import Finding, Index, Source, count, index_of, split_in_name
 from convscope.data.sources.folder import is_clutter, read_folder
 from convscope.data.sources.parquet import read_parquet
 from convscope.data.sources.table import SUFFIXES_OF_TABLES, NoImagesError, is_form, read_tables
@@ -93,10 +93,11 @@ def _labelled_by_tables(source: Source, folder: Path) -> Source:
     if not files:
         return source
     try:
-        found = read_tables(files, source.name, folder)
-        if found.index is None or _says_the_same(found, source):
+        found = read_tables(files, source.name, folder, only_paths=True)
+        index = index_of(found)
+        if _says_the_same(index, index_of(source)):
             return source
-        if len(set(found.index.names)) == len(found.index):
+        if len(set(index.names)) == len(index):
             return found
         reason = f"Expected each image once in {found.layout}, got some several times."
     except NoImagesError:
@@ -110,16 +111,13 @@ def _labelled_by_tables(source: Source, folder: Path) -> Source:
     )
 
 
-def _says_the_same(table: Source, folders: Source) -> bool:
+def _says_the_same(table: Index, folders: Index) -> bool:
     """Tell whether a table gives its images the splits and, under any names, the classes of their folders."""
-    if table.index is None or folders.index is None:
-        return False
-    known = {name: i for i, name in enumerate(folders.index.names)}
-    rows = zip(table.index.names, table.index.labels.tolist(), table.index.splits.tolist(), strict=True)
+    known = {name: i for i, name in enumerate(folders.names)}
     pairs = set()
-    for name, label, split in rows:
+    for name, label, split in zip(table.names, table.labels.tolist(), table.splits.tolist(), strict=True):
         position = known.get(name)
-        if position is None or folders.index.splits[position] != split:
+        if position is None or folders.splits[position] != split:
             return False
-        pairs.add((label, int(folders.index.labels[position])))
+        pairs.add((label, int(folders.labels[position])))
     return len(pairs) == len({label for label, _ in pairs}) == len({label for _, label in pairs})

@@ -117,11 +117,13 @@ class Table:
         return settle_splits(found)
 
 
-def read_tables(files: Sequence[Path], name: str, root: Path | None = None) -> Source:
+def read_tables(
+    files: Sequence[Path], name: str, root: Path | None = None, *, only_paths: bool = False
+) -> Source:
     """Read tables of pixels, else of paths, but none that only shows the form of an answer.
 
     There may be one for each split, by their names or those of their folders. Names of images are relative to
-    ``root``, or else to the first table's folder.
+    ``root``, or else to the first table's folder. With ``only_paths`` tables of numbers are passed over.
     """
     forms = [file for file in files if len(files) > 1 and is_form(file)]
     if len(forms) == len(files):
@@ -129,6 +131,10 @@ def read_tables(files: Sequence[Path], name: str, root: Path | None = None) -> S
         raise DataError(sentence(f"a table of images and labels in {name}", found))
     tables = _look_at([file for file in files if file not in forms])
     of_pixels = [table for table in tables if is_of_pixels(table)]
+    if only_paths:
+        tables, of_pixels = [table for table in tables if table not in of_pixels], []
+    if not tables:
+        raise NoImagesError(sentence(f"a table of paths and labels in {name}", "numbers"))
     source = _read_pixels(of_pixels, name) if of_pixels else _read_paths(tables, name, root)
     if not forms:
         return source
