@@ -19,7 +19,7 @@ from sklearn.model_selection import train_test_split
 from convscope import lessons
 from convscope.environment import versions
 
-TARGET = Path(convscope.__file__).parent / "grading" / "bands.json"
+TARGET = Path(convscope.__file__).parent / "teaching" / "grading" / "bands.json"
 NETWORKS = ("simple", "dense", "deep")
 SETTINGS = ("digits", "digits,quick", "mnist,quick", "mnist")
 BATCH_SIZE = 128
