@@ -73,14 +73,14 @@ def test_a_folder_means_the_images_below_it_in_order(bundle, folder):
 
 
 def test_what_looks_unlike_the_training_images_is_named(bundle, folder):
-    odd = {one.name: one.oddities for one in predict_files(bundle, [folder]) if one.oddities}
+    odd = {one.name: one.drift_warnings for one in predict_files(bundle, [folder]) if one.drift_warnings}
     assert list(odd) == [str(folder / "more" / "inverted.png")]
     assert odd[str(folder / "more" / "inverted.png")][0].startswith("inverted: ")
 
 
 def test_a_run_without_statistics_compares_nothing(bundle, folder):
     bare = Bundle(bundle.preprocess, bundle.class_names, forward=bundle.forward)
-    assert all(one.oddities == () for one in predict_files(bare, [folder]))
+    assert all(one.drift_warnings == () for one in predict_files(bare, [folder]))
 
 
 @pytest.mark.parametrize(("threshold", "abstains"), [(0.01, 0), (1.0, 8)], ids=["never", "always"])

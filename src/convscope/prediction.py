@@ -56,7 +56,7 @@ class Prediction:
         The most probable classes with their probabilities, up to three, the most probable first.
     abstained : bool
         Whether the highest probability is below the threshold that was asked for.
-    oddities : tuple of str
+    drift_warnings : tuple of str
         What about the image is unlike the training images.
     pixels : ndarray of shape (height, width, channels), uint8
         The image in the size that the network takes.
@@ -65,7 +65,7 @@ class Prediction:
     name: str
     ranked: tuple[tuple[str, float], ...]
     abstained: bool
-    oddities: tuple[str, ...]
+    drift_warnings: tuple[str, ...]
     pixels: NDArray[np.uint8] = field(repr=False, compare=False)
 
     @property
@@ -86,7 +86,7 @@ class Prediction:
             "probability": self.probability,
             "abstained": self.abstained,
             "ranked": [{"label": label, "probability": value} for label, value in self.ranked],
-            "warnings": list(self.oddities),
+            "warnings": list(self.drift_warnings),
         }
 
 
@@ -221,9 +221,9 @@ def _judge(bundle: Bundle, inputs: Sequence[_Input], threshold: float) -> list[P
         return []
     pixels = np.stack([one.pixels for one in inputs])  # (n, h, w, c)
     probabilities = bundle.predict(pixels)
-    oddities = bundle.statistics.drift_warnings(pixels) if bundle.statistics else [()] * len(pixels)
+    drift_warnings = bundle.statistics.drift_warnings(pixels) if bundle.statistics else [()] * len(pixels)
     predictions = []
-    for one, row, odd in zip(inputs, probabilities, oddities, strict=True):
+    for one, row, odd in zip(inputs, probabilities, drift_warnings, strict=True):
         order = np.argsort(-row, kind="stable")[:RANKED]
         ranked = tuple((bundle.class_names[index], float(row[index])) for index in order)
         predictions.append(Prediction(one.name, ranked, ranked[0][1] < threshold, odd, one.pixels))
@@ -309,5 +309,5 @@ def draw_sheet(bundle: Bundle, predictions: Sequence[Prediction]) -> Figure:
         f"{title}\nblue: like the training images; red: unlike them; grey: abstains",
         COLUMNS,
         below=[shorten(one.name, 26, keep_end=True) for one in shown],
-        colours=[GREY if one.abstained else RED if one.oddities else BLUE for one in shown],
+        colours=[GREY if one.abstained else RED if one.drift_warnings else BLUE for one in shown],
     )

@@ -123,7 +123,7 @@ def _print_rows(results: Iterable[Prediction | Failure]) -> Iterator[Prediction 
             rest = [cell for label, value in one.ranked[1:] for cell in (label, f"{value:.6f}")]
             rest += [""] * (len(ranks) - len(rest))
             label = "" if one.abstained else one.label
-            odd = "; ".join(one.oddities)
+            odd = "; ".join(one.drift_warnings)
             writer.writerow([one.name, label, f"{one.probability:.6f}", *rest, one.abstained, odd, ""])
         yield one
 
@@ -143,13 +143,13 @@ def _show(bundle: Bundle, predictions: list[Prediction], sheet: Path | None) -> 
         ]
         columns = ["file", "label", "probability", "then", "then"]
         table(f"{len(predictions):,} predicted", columns, rows, left=(0, 1, 3, 4))
-    odd = [one for one in predictions if one.oddities]
+    odd = [one for one in predictions if one.drift_warnings]
     if odd:
         subject = f"{len(odd):,} of {len(predictions):,} unlike the training images"
         say(f"{subject}; read their labels with doubt:", style="bold yellow")
     for one in odd:
-        for oddity in one.oddities:
-            say(f"  {one.name}: {oddity}")
+        for warning in one.drift_warnings:
+            say(f"  {one.name}: {warning}")
     if bundle.statistics is None:
         say("This run did not record what training images look like; no input was compared with them.")
     if sheet:
