@@ -10,6 +10,7 @@ import convscope
 from convscope.errors import UsageError
 from convscope.lowering import LoweredNetwork
 from convscope.training import engine_fast
+from convscope.training.events import EngineChange
 from convscope.training.step import Trainer
 
 CALM = {"verbose": 0, "seed": 5, "shuffle": False, "precision": "float32", "deterministic": True}
@@ -170,6 +171,7 @@ def breaking(moment):
 def test_where_the_fast_engine_fails_keras_gets_every_batch_and_no_call_comes_twice(moment, monkeypatch):
     x, y = images()
     seen = []
+    events = []
     for engine in ("auto", "keras"):
         model, diary = network(), Diary()
         stream, asked = counted(x, y)
@@ -177,14 +179,17 @@ def test_where_the_fast_engine_fails_keras_gets_every_batch_and_no_call_comes_tw
         if engine == "auto":
             breaking(moment)(monkeypatch)
         history = convscope.fit(
-            model, stream, validation_data=validation, engine=engine, callbacks=[diary], **CALM
-        )
+            model, stream, validation_data=validation, engine=engine, callbacks=[diary],
+            listeners=[events.append], **CALM,
+        )  # fmt: skip
         assert history.engine == "keras"
         seen.append((asked, checked, diary.calls, history.history, weights(model)))
         monkeypatch.undo()
     assert seen[0][:3] == seen[1][:3]
     assert seen[0][2].count(("on_train_begin",)) == 1
     assert seen[0][3] == seen[1][3]
+    changes = [event.engine for event in events if isinstance(event, EngineChange)]
+    assert changes == (["keras"] if moment == "first step" else [])
     assert identical(seen[0][4], seen[1][4])
 
 

@@ -22,7 +22,7 @@ from convscope.preprocessing import one_hot
 from convscope.runs import RunDirectory, write_errors_named
 from convscope.training.checkpoint import TrainingState, save_checkpoint
 from convscope.training.config import TrainingConfig
-from convscope.training.events import EpochEnd, Event, Listener, StepEnd, TrainBegin, notify
+from convscope.training.events import EngineChange, EpochEnd, Event, Listener, StepEnd, TrainBegin, notify
 from convscope.training.schedules import Constant, Schedule, make_schedule
 
 if TYPE_CHECKING:
@@ -201,6 +201,7 @@ class CheckpointListener:
         self._run, self._record, self._stop_asked = run, record, stop_asked
         self._seconds_before = seconds_before
         self._begin = self._last = time.perf_counter()
+        self._saves_inside = False
 
     def __call__(self, event: Event) -> None:
         """Take an event."""
@@ -208,11 +209,15 @@ class CheckpointListener:
             self._begin = self._last = time.perf_counter()
             self._record["engine"] = event.engine
             self._record["plan"] = event.plan
+            self._saves_inside = (
+                event.engine == "fast"
+            )  # Keras's own fit can go on only where an epoch begins
+        elif isinstance(event, EngineChange):
+            self._record["engine"] = event.engine
         elif isinstance(event, StepEnd | EpochEnd):
             stop = self._stop_asked()
             long_ago = time.perf_counter() - self._last > SECONDS_BETWEEN_CHECKPOINTS
-            # Keras's own fit can go on only where an epoch begins.
-            inside = self._record["engine"] == "fast" and (stop or long_ago)
+            inside = self._saves_inside and (stop or long_ago)
             if inside or isinstance(event, EpochEnd):
                 self._save(event.snapshot())
             if stop:

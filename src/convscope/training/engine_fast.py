@@ -23,7 +23,7 @@ from convscope.training.callbacks import CallbackBridge, CallbackMemory
 from convscope.training.checkpoint import load_state
 from convscope.training.data import ArrayFeed, ArrayInput, StreamFeed, make_feed
 from convscope.training.engine_keras import seed_layers
-from convscope.training.events import Notice, is_mistake, reason_of
+from convscope.training.events import EngineChange, Notice, is_mistake, reason_of
 from convscope.training.loop import LoopRange, train
 from convscope.training.request import FitRequest, own_method, require_fitting
 from convscope.training.step import Trainer
@@ -196,6 +196,7 @@ class FastEngine:
             raise error
         self._reason = reason_of(error)
         self._request.say_that_keras_trains(self._reason)
+        self._request.notify(EngineChange("keras", self._reason))
         if self._request.seeded:
             self._leave.enter_context(forked_generators(self._network.device))
         self._trainer.use_keras()

@@ -43,6 +43,14 @@ class TrainBegin(Event):
 
 
 @dataclass(frozen=True)
+class EngineChange(Event):
+    """Another engine goes on in the middle: Keras's own steps, where the fast engine cannot."""
+
+    engine: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class EpochBegin(Event):
     """An epoch starts."""
 
