@@ -182,6 +182,18 @@ def test_a_temperature_that_does_not_hold_on_other_images_is_not_used():
     assert "does not improve" in found.sentence()
 
 
+def test_a_temperature_that_costs_calibration_is_not_used():
+    # The first class is right as often as it says; of the others, the third is far more likely than that.
+    labels = np.repeat([0, 1, 2], [600, 200, 200])[np.random.default_rng(0).permutation(1000)]
+    evaluation = Evaluation.from_probabilities(np.tile([0.6, 0.39, 0.01], (1000, 1)), labels)
+    found = Calibration.fit(evaluation)
+    softened = evaluation.calibrated(found.fitted)
+    assert found.fitted > 1.2 and softened.log_loss < evaluation.log_loss
+    assert softened.reliability.expected_error > evaluation.reliability.expected_error
+    assert not found.used
+    assert "does not improve the calibration" in found.sentence()
+
+
 def test_the_decision_survives_its_file():
     found = Calibration.fit(drawn(1))
     assert Calibration.from_json(json.loads(json.dumps(found.to_json(), allow_nan=False))) == found
