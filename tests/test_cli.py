@@ -286,6 +286,16 @@ def test_an_interrupted_import_is_no_traceback(tmp_path, code):
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted.\n")
 
 
+def test_a_part_that_cannot_be_loaded_is_no_traceback(tmp_path):
+    (tmp_path / "typer.py").write_text("raise ImportError('half of it is missing')", encoding="utf-8")
+    start = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from convscope.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "Error: ImportError: half of it is missing\nA part of convscope cannot be loaded. Install it again.\n"
+    )
+
+
 def test_what_a_locale_has_no_character_for_is_written_all_the_same(tmp_path):
     """As on Windows, where a pipe has the encoding of the region."""
     locale = {

@@ -68,11 +68,22 @@ def main() -> None:
             sys.stderr.write("Interrupted.\n")
             code = INTERRUPTED
         else:
-            code = program.fail_unexpectedly(error)
+            code = _fail(error)
     finally:
         if ours:
             signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(code)
+
+
+def _fail(error: Exception) -> int:
+    """Say what nobody foresaw, also where a part of the program cannot be loaded."""
+    try:
+        from convscope.cli import program
+    except Exception:  # the same again; rich and the log may be what is missing
+        found = " ".join(f"{type(error).__name__}: {error}".split())
+        sys.stderr.write(f"Error: {found}\nA part of convscope cannot be loaded. Install it again.\n")
+        return 1
+    return program.fail_unexpectedly(error)
 
 
 def _write_what_we_say() -> None:
