@@ -209,9 +209,8 @@ class CheckpointListener:
             self._begin = self._last = time.perf_counter()
             self._record["engine"] = event.engine
             self._record["plan"] = event.plan
-            self._saves_inside = (
-                event.engine == "fast"
-            )  # Keras's own fit can go on only where an epoch begins
+            # Keras's own fit can go on only where an epoch begins.
+            self._saves_inside = event.engine == "fast"
         elif isinstance(event, EngineChange):
             self._record["engine"] = event.engine
         elif isinstance(event, StepEnd | EpochEnd):
