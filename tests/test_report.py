@@ -18,10 +18,10 @@ from convscope.errors import RunError
 from convscope.evaluation import Evaluation
 from convscope.inspection import feature_maps
 from convscope.networks import build
-from convscope.report import page, render_report, words, write_report
-from convscope.report.origin import reproduction
+from convscope.report import formatting, page, render_report, write_report
+from convscope.report.explorer import chosen_images, walk
+from convscope.report.provenance import reproduction
 from convscope.report.source import TEST_SET_LOG, read_contents, read_record
-from convscope.report.walk import chosen_images, walk
 
 HOSTILE = ["<script>alert(1)</script>", "</script><!--", '"><img src=x onerror=alert(1)>']
 
@@ -99,7 +99,7 @@ class Page(HTMLParser):
 
     @property
     def text(self):
-        return re.sub(r"\s+", " ", "".join(self.texts)).replace(words.THIN, " ")
+        return re.sub(r"\s+", " ", "".join(self.texts)).replace(formatting.THIN, " ")
 
     def data(self, name):
         return next(json.loads(text) for attributes, text in self.scripts if attributes.get("id") == name)
@@ -468,7 +468,7 @@ def test_charts_are_drawn_in_colours_that_the_theme_replaces(reports):
     ids=["all", "none", "nearly all", "hardly any", "rounded", "not a number", "missing"],
 )  # fmt: skip
 def test_a_share_is_not_rounded_to_all_or_nothing(share, shown):
-    assert words.percent(share).split(words.THIN)[0] == shown
+    assert formatting.percent(share).split(formatting.THIN)[0] == shown
 
 
 def test_labels_are_not_accused_by_a_network_that_is_often_wrong(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from report_runs import make_dataset, make_run
 
 from convscope.networks import NETWORKS, build
-from convscope.report import walk, write_report
+from convscope.report import explorer, write_report
 
 pytestmark = pytest.mark.browser
 
@@ -278,7 +278,7 @@ def test_numbers_recomputed_in_the_page_equal_the_networks(
 ):
     model = make(data_format)
     if supply == "computed":
-        monkeypatch.setattr(walk, "SMALL", 0)
+        monkeypatch.setattr(explorer, "SMALL", 0)
     dataset = make_dataset(4, (12, 12, 3), 40)
     for layer in model.layers:  # biases of zero would hide a bias that is left out
         moved = [w + 0.05 * (1 + i) if w.ndim == 1 else w for i, w in enumerate(layer.get_weights())]

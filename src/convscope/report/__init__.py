@@ -1,12 +1,12 @@
-"""A run → one self-contained HTML file: nothing is fetched, nothing is built, everything is in it.
+r"""A run → one self-contained HTML file: nothing is fetched, nothing is built, everything is in it.
 
 In the order in which they build on each other:
 
-    words, charts, pictures    numbers, drawings and images for a page
+    formatting, pictures       numbers, charts and images for a page
     source                     what lies in a run
-    answer, origin, architecture, learning, health    \
-    scores, confusion, mistakes, certainty             a section each: what the template shows
-    walk, looks, example                              /
+    summary, provenance, architecture, training      \
+    scores, errors, calibration                       a section each: what the template shows
+    explorer, attribution                            /
     page                       the sections, the template in ``page/``, its style and its scripts
 
 A section that cannot be made says why, and the others stay.

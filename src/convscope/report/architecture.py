@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from convscope.inspection import describe, explain_kernel_layouts
+from convscope.report.formatting import count, shape
 from convscope.report.source import Contents
-from convscope.report.words import count, shape
 
 # A longer table is folded.
 LONG = 24

@@ -21,21 +21,18 @@ from convscope.errors import ConvscopeError
 from convscope.evaluation import Evaluation, test_set_log
 from convscope.glossary import GLOSSARY
 from convscope.plotting import embedded
-from convscope.report.answer import answer
 from convscope.report.architecture import architecture
-from convscope.report.certainty import certainty
-from convscope.report.confusion import cells, confusion
-from convscope.report.example import example
-from convscope.report.health import health
-from convscope.report.learning import learning
-from convscope.report.looks import first_filters, looks
-from convscope.report.mistakes import mistakes
-from convscope.report.origin import data, reproduction
+from convscope.report.attribution import first_filters, looks
+from convscope.report.calibration import certainty
+from convscope.report.errors import cells, confusion, mistakes
+from convscope.report.explorer import example, walk
+from convscope.report.formatting import FILTERS
 from convscope.report.pictures import Album
+from convscope.report.provenance import data, reproduction
 from convscope.report.scores import scores
 from convscope.report.source import Contents, read_contents
-from convscope.report.walk import walk
-from convscope.report.words import FILTERS
+from convscope.report.summary import answer
+from convscope.report.training import health, learning
 from convscope.runs import LOG_FILE, RunDirectory, log_into
 
 _LOG = logging.getLogger(__name__)

@@ -1,13 +1,28 @@
-"""Arrays → pictures that a page carries with it, as data addresses."""
+"""Figures and arrays → charts and pictures that a page carries with it."""
 
 from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
+
+from convscope.plotting import as_svg
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def chart(figure: Figure, title: str, description: str, axes: Sequence[Axes] = ()) -> Markup:
+    """Draw a figure, or some of its axes, for the page, which gives it its colours."""
+    return Markup(as_svg(figure, f"{title.rstrip('.')}. {description}", axes))  # noqa: S704  escaped there
+
 
 # Larger images are shown smaller; the report is a page, not an archive.
 LARGEST_SIDE = 96

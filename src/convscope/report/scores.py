@@ -10,8 +10,8 @@ from markupsafe import Markup
 from convscope.evaluation import Evaluation, wilson_interval
 from convscope.glossary import GLOSSARY
 from convscope.plotting import plot_intervals, plot_precision_recall, plot_roc
-from convscope.report.charts import chart
-from convscope.report.words import name, number, percent
+from convscope.report.formatting import name, number, percent
+from convscope.report.pictures import chart
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,9 +10,9 @@ from markupsafe import Markup
 from convscope.evaluation import Evaluation, Interval
 from convscope.networks import PUBLISHED, Published
 from convscope.plotting import plot_intervals
-from convscope.report.charts import chart
+from convscope.report.formatting import THIN, count, name, percent, plural, points
+from convscope.report.pictures import chart
 from convscope.report.source import Contents
-from convscope.report.words import THIN, count, name, percent, plural, points
 
 # The published results are those of MNIST after this many epochs.
 PUBLISHED_DATA, PUBLISHED_EPOCHS = "mnist", 10

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from convscope.report.formatting import count, percent
 from convscope.report.pictures import Album
 from convscope.report.source import Contents
-from convscope.report.words import count, percent
 
 PART_NAMES = ("train", "validation", "test")
 CLASSES_WITH_PICTURES = 12

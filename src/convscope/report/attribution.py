@@ -13,10 +13,10 @@ from convscope.errors import UsageError
 from convscope.evaluation import Evaluation
 from convscope.inspection.attribution import Attribution, grad_cam, integrated_gradients
 from convscope.inspection.representations import filters
-from convscope.report.mistakes import image as describe_image
+from convscope.report.errors import image as describe_image
+from convscope.report.explorer import chosen_images
 from convscope.report.pictures import Album, heat_picture, kernel_picture
 from convscope.report.source import Contents
-from convscope.report.walk import chosen_images
 
 IMAGES = 4
 # A large network is slow to look into; after so long, the images so far must do.

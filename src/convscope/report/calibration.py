@@ -9,9 +9,9 @@ from markupsafe import Markup
 
 from convscope.evaluation import Evaluation, Reliability
 from convscope.plotting import plot_coverage, plot_reliability
-from convscope.report.charts import chart
+from convscope.report.formatting import number, percent
+from convscope.report.pictures import chart
 from convscope.report.source import Contents
-from convscope.report.words import number, percent
 
 TARGETS = (0.95, 0.99, 0.995, 0.999)
 # A network that abstains more often is no use.

@@ -1,0 +1,234 @@
+"""Draw how a training went: loss and accuracy, the search for a learning rate, the health of each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter
+from numpy.typing import ArrayLike
+
+from convscope.errors import UsageError, sentence
+from convscope.plotting.style import BLUE, GREEN, GREY, ORANGE, RED, new_figure, shorten
+
+if TYPE_CHECKING:
+    # Inspection loads torch and Keras; drawing needs only the numbers that it gives.
+    from convscope.inspection import LayerHealth
+
+
+# What Keras calls accuracy depends on its version and on the loss.
+ACCURACY_NAMES = ("accuracy", "acc", "categorical_accuracy", "sparse_categorical_accuracy", "binary_accuracy")
+
+
+def plot_history(history: Any) -> Figure:
+    """Draw loss and accuracy of each epoch, for training and validation data.
+
+    Parameters
+    ----------
+    history : keras.callbacks.History, mapping, or any object with a ``history`` mapping
+        Names (``loss``, ``accuracy``, ``val_loss``, ``val_accuracy``) to one number per epoch. Without
+        validation data, or without accuracy, what is there is drawn.
+
+    Returns
+    -------
+    Figure
+        Two panels.
+
+    Raises
+    ------
+    UsageError
+        When there is no loss in it.
+
+    Examples
+    --------
+    >>> figure = plot_history({"loss": [0.5, 0.2], "accuracy": [0.8, 0.9]})
+    >>> [axes.get_ylabel() for axes in figure.axes]
+    ['loss (cross-entropy, nats)', 'accuracy (%)']
+    """
+    curves = _curves(history)
+    epochs = _epochs(history, len(curves["loss"]))
+    accuracy = next((name for name in ACCURACY_NAMES if name in curves), "accuracy")
+    with new_figure(9, 3.6) as figure:
+        left, right = figure.subplots(1, 2)
+        _draw(left, epochs, curves, "loss", 1.0)
+        left.set(title="Loss", ylabel="loss (cross-entropy, nats)")
+        left.set_ylim(bottom=min(0.0, left.get_ylim()[0]))
+        _draw(right, epochs, curves, accuracy, 100.0)
+        right.set(title="Accuracy", ylabel="accuracy (%)")
+    return figure
+
+
+def _curves(history: Any) -> dict[str, list[float]]:
+    table = history if isinstance(history, Mapping) else getattr(history, "history", None)
+    if not isinstance(table, Mapping):
+        raise UsageError(sentence("a Keras History or a mapping of names to numbers", type(history).__name__))
+    if not len(table.get("loss", ())):
+        found = f"the names {', '.join(map(str, table))}" if table else "an empty history"
+        raise UsageError(sentence("a history with a loss for each epoch", found))
+    return {name: [float(value) for value in values] for name, values in table.items() if _is_curve(values)}
+
+
+def _is_curve(values: Any) -> bool:
+    return isinstance(values, Sequence) or hasattr(values, "__array__")
+
+
+def _epochs(history: Any, count: int) -> list[int]:
+    """Count epochs from 1; a resumed Keras History knows at which epoch it began."""
+    known = getattr(history, "epoch", None)
+    return [int(epoch) + 1 for epoch in known] if known and len(known) == count else list(range(1, count + 1))
+
+
+def _draw(axes: Axes, epochs: list[int], curves: dict[str, list[float]], name: str, scale: float) -> None:
+    styles = {name: ("training", BLUE, "-", "o"), f"val_{name}": ("validation", RED, "--", "s")}
+    for key, (label, colour, line, marker) in styles.items():
+        if key in curves:
+            values = [scale * value for value in curves[key]]
+            first = len(epochs) - len(values)  # validation every few epochs gives fewer values
+            axes.plot(epochs[first:], values, line, color=colour, marker=marker, markersize=4, label=label)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.grid(visible=True, axis="y")
+    if axes.lines:
+        axes.legend()
+    else:
+        axes.set(xticks=[], yticks=[])
+        axes.text(0.5, 0.5, f"no {name} was recorded", ha="center", va="center", transform=axes.transAxes)
+
+
+def plot_rate_search(rates: ArrayLike, losses: ArrayLike, smoothed: ArrayLike, found: float) -> Figure:
+    """Draw the loss of each step against its learning rate, and the rate that was chosen.
+
+    Parameters
+    ----------
+    rates, losses, smoothed : array of shape (n,)
+        Rate, loss and averaged loss of each step.
+    found : float
+        The chosen rate.
+
+    Returns
+    -------
+    Figure
+        With a logarithmic rate; losses far above the first one are cut off.
+
+    Raises
+    ------
+    UsageError
+        When the three are not of one length, or there are none.
+
+    Examples
+    --------
+    >>> figure = plot_rate_search([0.01, 0.1, 1.0], [2.0, 1.0, 4.0], [2.0, 1.5, 3.0], 0.01)
+    >>> figure.axes[0].get_xlabel()
+    'learning rate'
+    """
+    x, raw, mean = (np.asarray(values, np.float64) for values in (rates, losses, smoothed))
+    if not len(x) or not len(x) == len(raw) == len(mean):
+        expected = "as many losses as rates, at least one"
+        raise UsageError(sentence(expected, f"{len(x)} rates, {len(raw)} and {len(mean)} losses"))
+    with new_figure(7, 4.2) as figure:
+        axes = figure.subplots()
+        axes.plot(x, raw, ".", color=GREY, markersize=4, label="loss of a step")
+        axes.plot(x, mean, color=BLUE, label="averaged over its neighbours")
+        axes.axvline(found, color=RED, linestyle="--", label=f"chosen: {found:.2g}")
+        axes.set_xscale("log")
+        low, high = float(mean.min()), float(mean[0])
+        margin = 0.15 * max(high - low, 0.1)
+        axes.set_ylim(low - 2 * margin, high + 3 * margin)
+        axes.set(xlabel="learning rate", ylabel="training loss (cross-entropy, nats)")
+        axes.legend(loc="lower left")
+        axes.grid(visible=True)
+        figure.suptitle("Search for a learning rate")
+    return figure
+
+
+def plot_health(layers: Sequence[LayerHealth]) -> Figure:
+    """Draw, layer by layer, the spread of activations, the scale of gradients, and dead units.
+
+    Parameters
+    ----------
+    layers : sequence of LayerHealth
+        From ``convscope.inspection.layer_health``.
+
+    Returns
+    -------
+    Figure
+        Three panels; a layer without a number has a dash in its place.
+
+    Raises
+    ------
+    UsageError
+        When there is no layer.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> layer = SimpleNamespace(layer="conv2d_1", activation_std=0.5, relative_gradient=1e-3, units=32,
+    ...                         dead=(3,), zero_share=0.4)
+    >>> [axes.get_title() for axes in plot_health([layer]).axes]
+    ['Activations', 'Gradients', 'Silent outputs']
+    """
+    if not layers:
+        raise UsageError(sentence("at least one layer", "none"))
+    with new_figure(10.5, 1.5 + 0.4 * len(layers)) as figure:
+        panels = figure.subplots(1, 3, sharey=True)
+        names = [shorten(layer.layer, 20) for layer in layers]
+        _draw_scales(panels[0], [layer.activation_std for layer in layers], BLUE)
+        panels[0].set(title="Activations", xlabel="standard deviation")
+        panels[0].set_yticks(range(len(layers)), names)
+        panels[0].set_ylim(len(layers) - 0.4, -0.6)
+        _draw_scales(panels[1], [layer.relative_gradient for layer in layers], GREEN)
+        panels[1].set(title="Gradients", xlabel="gradient's scale / weights' scale")
+        _draw_silence(panels[2], layers)
+        figure.suptitle("Training health, layer by layer")
+    return figure
+
+
+def _draw_scales(axes: Axes, values: Sequence[float | None], colour: str) -> None:
+    """Draw scales as points on a logarithmic axis, which has no zero for bars to begin at."""
+    drawn = False
+    for place, value in enumerate(values):
+        if value is None or not 0 < value < float("inf"):
+            axes.text(0.02, place, "–", va="center", transform=axes.get_yaxis_transform(), color=GREY)
+        else:
+            drawn = True
+            axes.plot(value, place, "o", color=colour)
+            axes.annotate(
+                f"{value:.2g}", (value, place), (6, 0), textcoords="offset points", va="center", fontsize=8
+            )
+    if drawn:
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())  # the numbers stand beside the points
+    axes.margins(x=0.25)
+    axes.grid(visible=True, axis="y")
+
+
+def _draw_silence(axes: Axes, layers: Sequence[LayerHealth]) -> None:
+    for place, layer in enumerate(layers):
+        axes.barh(
+            place - 0.18,
+            100 * layer.zero_share,
+            0.34,
+            color=ORANGE,
+            label="_" if place else "outputs that are 0",
+        )
+        if layer.dead is None:
+            continue
+        share = 100 * len(layer.dead) / layer.units
+        axes.barh(place + 0.18, share, 0.34, color=RED, label="units that are always 0")
+        axes.annotate(
+            f"{len(layer.dead)} of {layer.units} dead",
+            (share, place + 0.18),
+            (3, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7,
+        )
+    handles, labels = axes.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    axes.legend(
+        unique.values(), unique.keys(), loc="upper center", bbox_to_anchor=(0.5, -0.25), fontsize=8, ncols=2
+    )
+    axes.set(title="Silent outputs", xlabel="share (%)", xlim=(0, 105))
