@@ -230,6 +230,13 @@ def test_resuming_refuses_what_has_changed_and_names_it(interrupted, change, mes
         resume_experiment(interrupted)
 
 
+def test_the_command_resumes_and_says_what_can_be_done_next(interrupted, typed):
+    done = typed("resume", interrupted.name, "--no-report", cwd=interrupted.parent)
+    assert done.returncode == 0, done.stderr
+    commands = [line.strip() for line in done.stdout.splitlines()[-2:]]
+    assert commands == ["convscope report cut --open", "convscope predict cut IMAGE.png"]
+
+
 def notices(told):
     return [event.text for event in told if isinstance(event, Notice)]
 
