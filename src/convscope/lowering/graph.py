@@ -222,6 +222,7 @@ def computing_methods(kind: Any) -> tuple[str, ...]:
     return tuple(name for name in _COMPUTING if isinstance(getattr(kind, name, None), FunctionType))
 
 
+@cache  # classes and functions of Keras: a few
 def _is_of_a_library(thing: Any) -> bool:
     return str(thing.__module__).startswith(("keras.", "torch."))
 
