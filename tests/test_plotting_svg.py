@@ -4,10 +4,13 @@ import re
 from xml.etree import ElementTree
 
 import matplotlib as mpl
+import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from convscope.errors import UsageError
 from convscope.plotting import as_svg, plot_history, plot_intervals
+from convscope.plotting.images import image_grid
 
 
 def parsed(svg):
@@ -71,3 +74,17 @@ def test_intervals_share_one_scale_with_the_baseline():
 def test_intervals_without_a_row_are_refused():
     with pytest.raises(UsageError, match="a name, a share and an interval"):
         plot_intervals([], [], [])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_long_title_is_not_cut_at_the_sides_of_a_small_figure(count):
+    title = "The first images of a folder with a long name, and what the network says about each of them"
+    figure = image_grid(np.zeros((count, 8, 8)), ["cat"] * count, title, columns=2)
+    FigureCanvasAgg(figure).draw()
+    (drawn,) = figure.texts
+    box = drawn.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width
+    assert box.y1 <= figure.bbox.height
+    below = min(axes.get_tightbbox().y1 for axes in figure.axes)
+    assert below <= box.y0 + 1  # no line of it lies over an image

@@ -54,7 +54,7 @@ def plot_intervals(
     if not len(names) == len(shares) == len(intervals) > 0:
         expected = "a name, a share and an interval for each row"
         raise UsageError(sentence(expected, f"{len(names)}, {len(shares)} and {len(intervals)}"))
-    with new_figure(4.8, 0.85 + 0.3 * len(names)) as figure:
+    with new_figure(4.4, 0.85 + 0.3 * len(names)) as figure:
         axes = figure.subplots()
         for place, (share, interval) in enumerate(zip(shares, intervals, strict=True)):
             if interval is not None:
@@ -100,7 +100,7 @@ def plot_comparison(found: Comparison) -> Figure:
         left.set(ylim=(1.6, -0.6), xlabel="accuracy (%), 95 % interval")
         left.set_title(f"Accuracy on {found.images:,} images")
         _draw_difference(right, found, names)
-        figure.suptitle(_verdict_title(found.verdict, *names))
+        figure.suptitle(_verdict_title(found.verdict, *names), wrap=True)
     return figure
 
 
@@ -134,7 +134,7 @@ def plot_seed_comparison(found: SeedComparison) -> Figure:
         left.set(ylim=(1.6, -0.6), xlabel="accuracy (%); line: mean")
         left.set_title(f"Each seed on {found.images:,} images")
         _draw_difference(right, found, names)
-        figure.suptitle(_verdict_title(found.verdict, *names))
+        figure.suptitle(_verdict_title(found.verdict, *names), wrap=True)
     return figure
 
 

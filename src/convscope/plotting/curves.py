@@ -336,16 +336,9 @@ def plot_coverage(coverage: Coverage) -> Figure:
         axes = figure.subplots()
         axes.plot(100 * coverage.coverage, 100 * coverage.accuracy, color=BLUE)
         _mark_accuracies(axes, coverage)
-        axes.plot(100, 100 * coverage.accuracy[-1], "o", color=BLACK)
-        axes.annotate(
-            f"all answered: {coverage.accuracy[-1]:.2%}",
-            (100, 100 * coverage.accuracy[-1]),
-            (-10, -4),
-            textcoords="offset points",
-            ha="right",
-            va="top",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-        )
+        label = f"all answered: {coverage.accuracy[-1]:.2%}"
+        axes.plot(100, 100 * coverage.accuracy[-1], "o", color=BLACK, label=label)
+        axes.legend(loc="lower left")
         low = min(99.0, 100 * coverage.accuracy[coverage.coverage >= 0.2].min())
         axes.set(xlim=(0, 102), ylim=(low - 0.12 * (100.5 - low), 100 + 0.06 * (100.5 - low)))
         axes.set(xlabel="images answered (%)", ylabel="accuracy of the answers (%)")
@@ -360,5 +353,3 @@ def _mark_accuracies(axes: Axes, coverage: Coverage) -> None:
         if point is not None and coverage.accuracy[-1] < target:
             label = f"{target:.1%} of {point.coverage:.1%}, from confidence {point.threshold:.5f}"
             axes.plot(100 * point.coverage, 100 * point.accuracy, "o", color=colour, label=label)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="lower left")

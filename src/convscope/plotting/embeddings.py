@@ -80,7 +80,8 @@ def plot_neighbours(
     with new_figure(1.25 * (count + 1) + 0.3, 0.6 + 1.6 * rows) as figure:
         grid = figure.subplots(rows, count + 1, squeeze=False)
         figure.suptitle(
-            "Left: the image asked about; then the training images most like it, with cosine similarity"
+            "Left: the image asked about; then the training images most like it, with cosine similarity",
+            wrap=True,
         )
         for row in range(rows):
             _draw(grid[row, 0], asked[row], "?" if query_labels is None else query_labels[row], BLACK)

@@ -73,7 +73,7 @@ def _signed_grid(maps: NDArray[Any], title: str, label: str) -> Figure:
             shown = axes.imshow(values, cmap=SIGNED, vmin=-limit, vmax=limit)
             axes.set_title(str(number), fontsize=7, color=GREY, pad=2)
         figure.colorbar(shown, ax=grid, label=label, shrink=min(1.0, 2.4 / rows), aspect=15)
-        figure.suptitle(title)
+        figure.suptitle(title, wrap=True)
     return figure
 
 
@@ -132,7 +132,7 @@ def _one_layer(layer: FeatureMaps, image: Any, count: int) -> Figure:
             _draw_image(places.pop(0), image)
         for number, axes in enumerate(places[: chosen.shape[2]]):
             _draw_map(axes, chosen[:, :, number], f"channel {number}")
-        figure.suptitle(title)
+        figure.suptitle(title, wrap=True)
     return figure
 
 
@@ -154,7 +154,7 @@ def _all_layers(layers: Sequence[FeatureMaps], image: Any, count: int) -> Figure
                     _draw_map(figure.add_subplot(grid[row, number + 1]), layer.values[:, :, number], "")
             else:
                 _draw_strip(figure.add_subplot(grid[row, 1:]), layer.values)
-        figure.suptitle("What each layer makes of the image")
+        figure.suptitle("What each layer makes of the image", wrap=True)
     return figure
 
 

@@ -223,7 +223,7 @@ def image_grid(
     high = 1.6 + 0.2 * len(lines) / max(1, len(captions)) + 0.3 * (below is not None)
     gap = 0.06 if below is not None else 0.02
     with new_figure(max(3.4, wide * columns), 0.5 + rows * high, gap) as figure:
-        figure.suptitle(title)
+        figure.suptitle(title, wrap=True)
         for index, picture in enumerate(pictures):
             axes = figure.add_subplot(rows, columns, index + 1)
             draw_picture(axes, picture)
@@ -391,7 +391,9 @@ def plot_examples(
         )
     pictures = as_pictures(images, result.images)
     with new_figure(1.0 + 2 * count * 1.05, 0.7 + 1.25 * len(rows)) as figure:
-        figure.suptitle("Hardest (left) and easiest (right) images of each class, probability of that class")
+        figure.suptitle(
+            "Hardest (left) and easiest (right) images of each class, probability of that class", wrap=True
+        )
         for row, index in enumerate(rows):
             hard, easy = result.hardest(index, count), result.easiest(index, count)[::-1]
             places = [*enumerate(hard), *((2 * count - easy.size + n, image) for n, image in enumerate(easy))]
@@ -427,7 +429,7 @@ def plot_contact_sheet(sheet: ContactSheet, title: str = "") -> Figure:
     """
     classes, columns = sheet.images.shape[:2]
     with new_figure(1.2 + 1.1 * columns, 0.5 + 1.25 * classes) as figure:
-        figure.suptitle(title or "A random choice of the images of each class")
+        figure.suptitle(title or "A random choice of the images of each class", wrap=True)
         for row in range(classes):
             for column in range(columns):
                 axes = figure.add_subplot(classes, columns, 1 + row * columns + column)

@@ -65,7 +65,7 @@ def plot_recomputed(found: Recomputed) -> Figure:
         elif found.inputs.size > 1:
             _draw_row(upper.subplots(), found)
         _write(lower.subplots(), lines)
-        figure.suptitle(f"{plain(found.layer)} ({found.type}) {_place(found)}: {found.value:.6g}")
+        figure.suptitle(f"{plain(found.layer)} ({found.type}) {_place(found)}: {found.value:.6g}", wrap=True)
     return figure
 
 

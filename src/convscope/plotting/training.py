@@ -140,7 +140,7 @@ def plot_rate_search(rates: ArrayLike, losses: ArrayLike, smoothed: ArrayLike, f
         axes.set(xlabel="learning rate", ylabel="training loss (cross-entropy, nats)")
         axes.legend(loc="lower left")
         axes.grid(visible=True)
-        figure.suptitle("Search for a learning rate")
+        figure.suptitle("Search for a learning rate", wrap=True)
     return figure
 
 
@@ -182,7 +182,7 @@ def plot_health(layers: Sequence[LayerHealth]) -> Figure:
         _draw_scales(panels[1], [layer.relative_gradient for layer in layers], GREEN)
         panels[1].set(title="Gradients", xlabel="gradient's scale / weights' scale")
         _draw_silence(panels[2], layers)
-        figure.suptitle("Training health, layer by layer")
+        figure.suptitle("Training health, layer by layer", wrap=True)
     return figure
 
 

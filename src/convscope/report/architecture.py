@@ -15,20 +15,7 @@ LONG = 24
 def architecture(contents: Contents) -> dict[str, Any]:
     """Describe the network of a run.
 
-    Parameters
-    ----------
-    contents : Contents
-        The run.
-
-    Returns
-    -------
-    dict
-        ``layers``, ``parameters``, ``macs``, ``layouts`` and whether the table is ``long``.
-
-    Raises
-    ------
-    ConvscopeError
-        When the network cannot be loaded or has no graph to read.
+    Gives ``layers``, ``parameters``, ``macs``, ``layouts`` and whether the table is ``long``.
     """
     network = describe(contents.bundle.model)
     layers = [

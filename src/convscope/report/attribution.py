@@ -27,23 +27,8 @@ MOST_FILTERS = 64
 def looks(contents: Contents, evaluation: Evaluation) -> dict[str, Any] | None:
     """Show what the network looks at in a few test images.
 
-    Parameters
-    ----------
-    contents : Contents
-        The run.
-    evaluation : Evaluation
-        Of its test images.
-
-    Returns
-    -------
-    dict or None
-        ``images`` with their ``maps``, ``lacking`` (what to install for more of them); None when the run's
-        images are not at hand.
-
-    Raises
-    ------
-    ConvscopeError
-        When the network cannot be loaded or attributed.
+    Gives ``images`` with their ``maps``, ``lacking`` (what to install for more of them); None when the
+    run's images are not at hand.
     """
     if contents.images is None:
         return None
@@ -73,20 +58,7 @@ def looks(contents: Contents, evaluation: Evaluation) -> dict[str, Any] | None:
 def first_filters(contents: Contents) -> dict[str, Any] | None:
     """Draw the kernels of the first convolution, averaged over its input channels.
 
-    Parameters
-    ----------
-    contents : Contents
-        The run.
-
-    Returns
-    -------
-    dict or None
-        ``layer``, ``shape``, ``kernels`` (pictures), ``all``; None for a network without a convolution.
-
-    Raises
-    ------
-    ConvscopeError
-        When the network cannot be loaded.
+    Gives ``layer``, ``shape``, ``kernels`` (pictures), ``all``; None for a network without a convolution.
     """
     try:
         found = filters(contents.bundle.model)

@@ -21,19 +21,7 @@ LEAST_ANSWERED = 0.05
 def certainty(contents: Contents, part: str, evaluation: Evaluation) -> dict[str, Any]:
     """Compare confidence with accuracy, before and after temperature scaling, and accuracy with coverage.
 
-    Parameters
-    ----------
-    contents : Contents
-        The run.
-    part : str
-        What the report is about: ``test`` or ``validation``.
-    evaluation : Evaluation
-        Of that part, calibrated.
-
-    Returns
-    -------
-    dict
-        ``charts`` (title, svg, caption), ``rows`` before and after, ``sentences``, ``abstaining``.
+    Gives ``charts`` (title, svg, caption), ``rows`` before and after, ``sentences``, ``abstaining``.
     """
     calibration = contents.calibration
     own = contents.uncalibrated.get(part, evaluation)

@@ -30,17 +30,7 @@ DIAGONAL_CLASSES = 12
 def confusion(evaluation: Evaluation, album: Album) -> dict[str, Any]:
     """Lay out the confusion matrix.
 
-    Parameters
-    ----------
-    evaluation : Evaluation
-        On the part of the data that the report is about.
-    album : Album
-        Its images.
-
-    Returns
-    -------
-    dict
-        ``table`` (rows of cells) or ``drawing`` (an SVG), ``pairs`` with their ``pictures``.
+    Gives ``table`` (rows of cells) or ``drawing`` (an SVG), ``pairs`` with their ``pictures``.
     """
     few = evaluation.classes <= LARGEST_TABLE
     pairs = _pairs(evaluation, album)
@@ -55,17 +45,7 @@ def confusion(evaluation: Evaluation, album: Album) -> dict[str, Any]:
 def cells(evaluation: Evaluation, album: Album) -> dict[str, Any]:
     """Gather the images behind the cells, for the page's script.
 
-    Parameters
-    ----------
-    evaluation : Evaluation
-        On the part of the data that the report is about.
-    album : Album
-        Its images; those that no longer fit are left out.
-
-    Returns
-    -------
-    dict
-        ``classes``, ``support``, ``counts`` (cell → images in it) and ``images`` (cell → examples).
+    Gives ``classes``, ``support``, ``counts`` (cell → images in it) and ``images`` (cell → examples).
     """
     counts, images, room = {}, {}, MOST_EXAMPLES
     for true, predicted in np.argwhere(evaluation.confusion).tolist():
@@ -203,19 +183,9 @@ CLASSES = 12
 def mistakes(evaluation: Evaluation, album: Album) -> dict[str, Any]:
     """Gather the images that say where the network fails.
 
-    Parameters
-    ----------
-    evaluation : Evaluation
-        On the part of the data that the report is about.
-    album : Album
-        Its images.
-
-    Returns
-    -------
-    dict
-        ``errors``, ``worst``, ``suspected`` (a number of labels; None where it would mean nothing),
-        ``unsearched`` (why they were not looked for), ``accuracy``, ``classes``; see `image` for what is
-        known of each image.
+    Gives ``errors``, ``worst``, ``suspected`` (a number of labels; None where it would mean nothing),
+    ``unsearched`` (why they were not looked for), ``accuracy``, ``classes``; see `image` for what is known
+    of each image.
     """
     order = (
         np.argsort(evaluation.f1, kind="stable")
@@ -239,19 +209,7 @@ def mistakes(evaluation: Evaluation, album: Album) -> dict[str, Any]:
 def image(evaluation: Evaluation, index: int, album: Album) -> dict[str, Any]:
     """Describe one image and what the network says about it.
 
-    Parameters
-    ----------
-    evaluation : Evaluation
-        Knows its name, label and probabilities.
-    index : int
-        Its place.
-    album : Album
-        Has its picture.
-
-    Returns
-    -------
-    dict
-        ``name``, ``true``, ``predicted``, ``p_true``, ``p_predicted``, ``right``, ``picture``.
+    Gives ``name``, ``true``, ``predicted``, ``p_true``, ``p_predicted``, ``right``, ``picture``.
     """
     true, predicted = int(evaluation.labels[index]), int(evaluation.predictions[index])
     return {

@@ -70,22 +70,7 @@ class Stage:
 def walk(contents: Contents, evaluation: Evaluation) -> dict[str, Any] | None:
     """Gather what the page needs for walking through the network.
 
-    Parameters
-    ----------
-    contents : Contents
-        The run.
-    evaluation : Evaluation
-        Of its test images.
-
-    Returns
-    -------
-    dict or None
-        ``layers``, ``weights``, ``images``; None when the run's images are not at hand.
-
-    Raises
-    ------
-    ConvscopeError
-        When the network cannot be loaded, or has no graph to read.
+    Gives ``layers``, ``weights``, ``images``; None when the run's images are not at hand.
     """
     if contents.images is None:
         return None
@@ -126,18 +111,6 @@ def walk(contents: Contents, evaluation: Evaluation) -> dict[str, Any] | None:
 def chosen_images(evaluation: Evaluation, most: int) -> list[int]:
     """Choose test images worth a closer look: the worst errors of different classes, and sure right answers.
 
-    Parameters
-    ----------
-    evaluation : Evaluation
-        Of the images.
-    most : int
-        How many to choose at most.
-
-    Returns
-    -------
-    list of int
-        Places of the images.
-
     Examples
     --------
     >>> chosen_images(Evaluation.from_probabilities([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]], [0, 1, 1]), 2)
@@ -161,16 +134,6 @@ def pack(arrays: Sequence[FloatArray]) -> str:
 
     The bytes are sorted by their significance first (all lowest bytes, then all second ones, …), which
     compresses better.
-
-    Parameters
-    ----------
-    arrays : sequence of ndarray
-        Of any shape.
-
-    Returns
-    -------
-    str
-        Base64 of gzip.
 
     Examples
     --------
@@ -437,23 +400,8 @@ LARGEST_WINDOW = 7
 def example(contents: Contents, evaluation: Evaluation) -> dict[str, Any] | None:
     """Recompute the strongest activation of the first convolution for one test image.
 
-    Parameters
-    ----------
-    contents : Contents
-        The run.
-    evaluation : Evaluation
-        Of its test images.
-
-    Returns
-    -------
-    dict or None
-        ``grids`` (patch, kernel, products of the input channel that adds most) and the sums; None without
-        images, or for a network without a convolution.
-
-    Raises
-    ------
-    ConvscopeError
-        When the network cannot be loaded or recomputed.
+    Gives ``grids`` (patch, kernel, products of the input channel that adds most) and the sums; None without
+    images, or for a network without a convolution.
     """
     if contents.images is None:
         return None

@@ -28,17 +28,6 @@ def is_number(value: Any) -> bool:
 def percent(share: float | None, digits: int = 2) -> str:
     """Write a share as a percentage; 100 only when nothing is missing, 0 only when nothing is there.
 
-    Parameters
-    ----------
-    share : float or None
-        From 0 to 1; anything that is no finite number becomes a dash.
-    digits : int
-        Decimal places.
-
-    Returns
-    -------
-    str
-
     Examples
     --------
     >>> percent(0.98765).replace(THIN, " "), percent(0.99999, 1).replace(THIN, " ")

@@ -106,18 +106,6 @@ def encoded(picture: Image.Image, lossless: bool = True) -> str:
 def heat_picture(image: NDArray[np.uint8], values: NDArray[np.floating]) -> str:
     """Lay values over a pale grey copy of their image: orange speaks for the class, blue against it.
 
-    Parameters
-    ----------
-    image : ndarray of shape (h, w, c), uint8
-        What the values are about.
-    values : ndarray of shape (h, w)
-        0 stays uncoloured; the largest absolute value is coloured fully.
-
-    Returns
-    -------
-    str
-        A data address.
-
     Examples
     --------
     >>> heat_picture(np.zeros((4, 4, 1), np.uint8), np.ones((4, 4)))[:22]

@@ -37,17 +37,7 @@ FILES = {
 def data(contents: Contents, album: Album) -> dict[str, Any]:
     """Describe the data of a run.
 
-    Parameters
-    ----------
-    contents : Contents
-        The run.
-    album : Album
-        The test images.
-
-    Returns
-    -------
-    dict
-        ``counts``, ``preparation``, ``fingerprint``, ``classes`` with examples, ``images_missing``.
+    Gives ``counts``, ``preparation``, ``fingerprint``, ``classes`` with examples, ``images_missing``.
     """
     record = contents.record["data"]
     judged = contents.judged
@@ -85,15 +75,7 @@ def data(contents: Contents, album: Album) -> dict[str, Any]:
 def reproduction(contents: Contents) -> dict[str, Any]:
     """Gather what somebody needs to repeat the run.
 
-    Parameters
-    ----------
-    contents : Contents
-        The run.
-
-    Returns
-    -------
-    dict
-        ``command``, ``settings``, ``versions``, ``device``, ``files``, ``plan``.
+    Gives ``command``, ``settings``, ``versions``, ``device``, ``files``, ``plan``.
     """
     record = contents.record
     config = dict(record["config"])

@@ -25,16 +25,8 @@ CURVES = 3
 def scores(evaluation: Evaluation) -> dict[str, Any]:
     """Gather the numbers of an evaluation.
 
-    Parameters
-    ----------
-    evaluation : Evaluation
-        On the part of the data that the report is about.
-
-    Returns
-    -------
-    dict
-        ``summary`` (name, value, meaning), ``classes`` (rows, the weakest first where there are many),
-        ``charts`` (title, svg).
+    Gives ``summary`` (name, value, meaning), ``classes`` (rows, the weakest first where there are many),
+    ``charts`` (title, svg).
     """
     order = np.argsort(evaluation.f1, kind="stable")
     many = evaluation.classes > SHORT_TABLE

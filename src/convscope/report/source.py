@@ -96,26 +96,7 @@ class Contents:
 def read_contents(
     run_path: str | Path, dataset: Dataset | None = None, data: str | Path | None = None
 ) -> Contents:
-    """Read a run and find its test images again.
-
-    Parameters
-    ----------
-    run_path : str or Path
-        The run's directory.
-    dataset : Dataset, optional
-        The run's data, where they are at hand; without it they are loaded again.
-    data : str or Path, optional
-        Where the data are now, if no longer where the run found them.
-
-    Returns
-    -------
-    Contents
-
-    Raises
-    ------
-    RunError
-        If there is no run, or one of its files is damaged.
-    """
+    """Read a run and find its test images again."""
     contents = read_record(run_path)
     recorded = contents.record["data"]
     if contents.test is None:
@@ -134,22 +115,7 @@ def read_contents(
 
 
 def read_record(run_path: str | Path) -> Contents:
-    """Read what a run recorded and predicted, without looking for its images.
-
-    Parameters
-    ----------
-    run_path : str or Path
-        The run's directory.
-
-    Returns
-    -------
-    Contents
-
-    Raises
-    ------
-    RunError
-        If there is no run, or one of its files is damaged.
-    """
+    """Read what a run recorded and predicted, without looking for its images."""
     run = open_run(run_path)
     record = _record(run)
     own = _evaluations(run, tuple(record["data"].get("class_names", ())))

@@ -27,16 +27,8 @@ OUTCOMES = {
 def answer(contents: Contents) -> dict[str, Any]:
     """Say how good the network is.
 
-    Parameters
-    ----------
-    contents : Contents
-        The run.
-
-    Returns
-    -------
-    dict
-        ``headline`` (a share and its interval, or None), ``sentences``, ``rows`` of the comparison, its
-        ``chart`` and ``facts``.
+    Gives ``headline`` (a share and its interval, or None), ``sentences``, ``rows`` of the comparison, its
+    ``chart`` and ``facts``.
     """
     judged = contents.judged
     if judged is None:

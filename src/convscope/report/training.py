@@ -25,15 +25,7 @@ from convscope.report.source import Contents
 def learning(contents: Contents) -> dict[str, Any]:
     """Draw the history of the training.
 
-    Parameters
-    ----------
-    contents : Contents
-        The run.
-
-    Returns
-    -------
-    dict
-        ``charts`` (title, svg), ``columns`` and ``rows`` of all numbers, ``sentences``.
+    Gives ``charts`` (title, svg), ``columns`` and ``rows`` of all numbers, ``sentences``.
     """
     history = contents.history
     epochs = max((len(values) for values in history.values()), default=0)
@@ -125,21 +117,8 @@ SEED = 0
 def health(contents: Contents) -> dict[str, Any] | None:
     """Judge the training of a run.
 
-    Parameters
-    ----------
-    contents : Contents
-        The run; with its images, every layer is measured too.
-
-    Returns
-    -------
-    dict or None
-        ``raised`` (the worst first) and ``good`` verdicts, ``layers`` and on how many ``images``; None when
-        there is nothing to judge by.
-
-    Raises
-    ------
-    ConvscopeError
-        When the network cannot be loaded or measured.
+    Gives ``raised`` (the worst first) and ``good`` verdicts, ``layers`` and on how many ``images``; None
+    when there is nothing to judge by.
     """
     judged = contents.judged
     usable = contents.history if contents.history.get("loss") else None
