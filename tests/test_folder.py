@@ -136,6 +136,14 @@ def test_two_folders_for_one_part_are_said(tmp_path):
     assert found["united_part"].names == ("eval", "test")
 
 
+def test_two_folders_for_each_of_two_parts_are_said_apart(tmp_path):
+    for seed, name in enumerate(("train", "training", "test", "testing")):
+        write_classes(tmp_path / "photos" / name, count=4, seed=seed)
+    report = check_folder(tmp_path / "photos", quick=True)
+    said = [finding.names for finding in report.findings if finding.kind == "united_part"]
+    assert said == [("train", "training"), ("test", "testing")]
+
+
 def test_a_class_in_a_folder_that_is_no_part_gets_its_own_advice(tmp_path):
     for seed, name in enumerate(("train", "test")):
         write_classes(tmp_path / "photos" / name, count=4, seed=seed)

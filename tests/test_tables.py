@@ -212,6 +212,12 @@ def test_a_table_beside_folders_of_images_gives_the_labels(tmp_path, batches, wh
     }
 
 
+def test_images_that_the_table_leaves_out_are_named(batches):
+    rows = rows_of(batches)
+    write_csv(batches / "labels.csv", rows[:15], ("path", "label"))
+    assert load(batches).left_out == tuple((name, "not in table") for name, _ in rows[15:])
+
+
 def test_the_parts_of_a_table_are_in_its_paths_where_no_column_tells_them(tmp_path):
     for seed, part in enumerate(("train", "val", "test")):
         write_classes(tmp_path / "photos" / part, ("monday", "tuesday"), count=6 - seed, seed=seed)
@@ -533,6 +539,13 @@ def test_a_table_of_something_else_is_refused(tmp_path, spoil, message):
 def save_npz(path, **content):
     np.savez_compressed(path, **content)
     return path
+
+
+def test_of_several_files_of_arrays_none_is_chosen_in_silence(tmp_path):
+    for name in ("train", "test"):
+        save_npz(tmp_path / f"{name}.npz", x=GREY, y=LABELS)
+    with pytest.raises(DataError, match=r"one \.npz file in .*, got test\.npz, train\.npz\. Give the path"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize(

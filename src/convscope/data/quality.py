@@ -300,15 +300,15 @@ def _sorted(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 
 
 def _merged(findings: Iterable[Finding]) -> Iterable[Finding]:
-    """Make one row of findings of the same kind: walking a folder and reading its files may meet the same."""
-    merged: dict[str, Finding] = {}
-    for finding in findings:
-        kind, first = finding.kind, merged.get(finding.kind)
-        merged[kind] = (
-            finding
-            if first is None
-            else _problem(kind, first.names + finding.names, first.details + finding.details)
-        )
+    """Make one row of each kind of unusable file, which walking a folder and reading its files may meet."""
+    merged: dict[str | int, Finding] = {}
+    for number, finding in enumerate(findings):
+        kind = finding.kind
+        if kind in merged:
+            first = merged[kind]
+            merged[kind] = _problem(kind, first.names + finding.names, first.details + finding.details)
+        else:
+            merged[kind if kind in PROBLEMS else number] = finding
     return merged.values()
 
 

@@ -49,6 +49,9 @@ def _source_of_folder(folder: Path) -> Source:
         raise DataError(sentence(f"{folder} to be readable", error.strerror or str(error))) from error
     except DataError as problem:
         files = _files_with_images(folder)
+        if not files and (archives := _files_of(folder, SUFFIXES_OF_ARCHIVES)):
+            hint = f"An archive is read by its own path: {archives[0]}; or unpack it."
+            raise DataError(f"{problem}\n{hint}") from problem
         if not files:
             raise
         try:
@@ -61,7 +64,12 @@ def _source_of_folder(folder: Path) -> Source:
 def _files_with_images(folder: Path) -> list[Path]:
     """List the files in a folder that may hold images: all Parquet files, else one ``.npz``, else tables."""
     parquet = sorted(file for file in folder.rglob("*.parquet") if file.is_file())
-    return parquet or _files_of(folder, (".npz",))[:1] or _tables_of(folder)
+    npz = _files_of(folder, (".npz",))
+    if not parquet and len(npz) > 1:
+        found = ", ".join(file.name for file in npz)
+        hint = "Give the path of one of them, or save the arrays of all in one."
+        raise DataError(sentence(f"one .npz file in {folder}", found, hint))
+    return parquet or npz or _tables_of(folder)
 
 
 def _tables_of(folder: Path) -> list[Path]:
@@ -78,7 +86,7 @@ def _tables_of(folder: Path) -> list[Path]:
 
 def _files_of(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """List the files of a folder with one of these endings."""
-    return [entry for entry in _entries(folder) if entry.suffix.lower() in suffixes and entry.is_file()]
+    return [entry for entry in _entries(folder) if entry.name.lower().endswith(suffixes) and entry.is_file()]
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -98,7 +106,7 @@ def _labelled_by_tables(source: Source, folder: Path) -> Source:
         if _says_the_same(index, index_of(source)):
             return source
         if len(set(index.names)) == len(index):
-            return found
+            return replace(found, findings=(*found.findings, *_not_in_table(index, index_of(source))))
         reason = f"Expected each image once in {found.layout}, got some several times."
     except NoImagesError:
         return source
@@ -109,6 +117,15 @@ def _labelled_by_tables(source: Source, folder: Path) -> Source:
     return replace(
         source, findings=(*source.findings, Finding("unused_table", "warning", message, "", names))
     )
+
+
+def _not_in_table(table: Index, folders: Index) -> list[Finding]:
+    """Report images of which the tables that give the labels do not speak."""
+    known = set(table.names)
+    names = tuple(name for name in folders.names if name not in known)
+    message = f"{count(len(names), 'image')} in no table: not used."
+    advice = "Add a row for each; or take the table away if the folders are the classes."
+    return [Finding("not_in_table", "warning", message, advice, names)] if names else []
 
 
 def _says_the_same(table: Index, folders: Index) -> bool:

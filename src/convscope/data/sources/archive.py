@@ -7,14 +7,18 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from convscope.data.dataset import printable
 from convscope.data.decode import BYTE_CAP, HEAD, SUFFIXES, ImageError, refusal, too_many_bytes
 from convscope.data.sources.base import CHUNK, Finding, Index, Reader, Source, count, sign
 from convscope.data.sources.folder import Listing, arrange, is_clutter
+from convscope.data.sources.table import SUFFIXES_OF_TABLES, is_form
 from convscope.errors import DataError, sentence
 
 SUFFIXES_OF_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -22,16 +26,23 @@ SUFFIXES_OF_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"
 CHUNK_BYTES = 64 * 2**20
 _DAMAGED = (
     *(OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile),
-    *(RuntimeError, NotImplementedError, ValueError),  # of a ZIP that is encrypted, or packed in another way
+    *(RuntimeError, ValueError),  # as zipfile has them for what its other errors do not cover
 )
+# What lies in an archive without being read there.
+_NOT_READ = (*SUFFIXES_OF_TABLES, *SUFFIXES_OF_ARCHIVES, ".npz", ".parquet")
+_WAYS_OF_PACKING = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
+# Bits of the flags of a file in a ZIP (APPNOTE.TXT, 4.4.4).
+_IS_ENCRYPTED, _SAYS_UTF8 = 0x1, 0x800
+_UNPACK = "Unpack it, and give the folder."
 
 
 @dataclass(frozen=True)
 class _Member:
-    """A file inside an archive; it can be opened until the next one is asked for."""
+    """A file inside an archive; it can be opened until the next one is asked for, unless it is a link."""
 
     name: str
     open: Callable[[], IO[bytes] | None]
+    is_link: bool = False
 
     def read(self, most: int) -> bytes:
         """Read at most so many bytes, whatever the archive says about its size."""
@@ -47,21 +58,40 @@ def read_archive(path: Path) -> Source:
     places: dict[str, int] = {}
     heads: dict[str, bytes] = {}
     astray: list[str] = []
+    links: list[str] = []
     for place, member in enumerate(_members(path)):
         steps = member.name.split("/")
-        if member.name.startswith("/") or ".." in steps or "\\" in member.name:
-            astray.append(member.name)
-        elif not any(is_clutter(step) for step in steps if step != "."):
-            name = "/".join(step for step in steps if step != ".")
+        name = "/".join(step for step in steps if step != ".")
+        if any(is_clutter(step) for step in steps if step not in {".", ".."}):
+            continue
+        if member.name.startswith("/") or ".." in steps:
+            astray.append(printable(member.name))
+        elif member.is_link:
+            links.append(printable(name))
+        else:
             places.pop(name, None)  # of two with one name the last counts, as in unpacking
             places[name] = place
             if PurePosixPath(name).suffix.lower() not in SUFFIXES:
-                heads[name] = member.read(HEAD)
+                with suppress(*_DAMAGED):  # whatever it was, it is no image
+                    heads[name] = member.read(HEAD)
     listing = Listing(str(path), list(places), lambda file: heads.get(file, b""))
-    index, files, layout, findings = arrange(listing)
-    if astray:
-        message = f"{count(len(astray), 'entry')} with a name that leads out of the archive: not used."
-        findings.append(Finding("astray", "warning", message, "Do not unpack it.", tuple(astray)))
+    others = [
+        printable(name) for name in places if name.lower().endswith(_NOT_READ) and not is_form(Path(name))
+    ]
+    try:
+        index, files, layout, findings = arrange(listing)
+    except DataError as error:
+        if not others:
+            raise
+        raise DataError(f"{error}\nIn an archive {others[0]} is not read. {_UNPACK}") from error
+    for kind, severity, names, words, detail, advice in (
+        ("astray", "error", astray, "not used", "leads out of the archive", "Do not unpack it."),
+        ("link", "error", links, "not used", "only links to another", _UNPACK),
+        ("unused_table", "warning", others, "the folders give the labels", "not read in an archive", _UNPACK),
+    ):
+        if names:
+            message = f"{count(len(names), 'entry')} of the archive: {words}."
+            findings.append(Finding(kind, severity, message, advice, tuple(names), (detail,) * len(names)))
     return Source(
         name=path.name.removesuffix(path.suffix).removesuffix(".tar"),
         layout=f"an archive; {layout}",
@@ -77,17 +107,38 @@ def _members(path: Path) -> Iterator[_Member]:
     try:
         if path.suffix.lower() == ".zip":
             with zipfile.ZipFile(path) as archive:
-                for info in sorted(archive.infolist(), key=lambda info: info.filename):
-                    if not info.is_dir():
-                        yield _Member(info.filename, partial(archive.open, info))
+                files = [
+                    (name, info) for info in archive.infolist() if not (name := _name(info)).endswith("/")
+                ]
+                for name, info in sorted(files, key=itemgetter(0)):
+                    _require_readable(path, info)
+                    yield _Member(name, partial(archive.open, info))
         else:
             with tarfile.open(path, "r|*") as tape:
                 for entry in tape:
-                    if entry.isreg():
-                        yield _Member(entry.name, partial(tape.extractfile, entry))
+                    if entry.isreg() or entry.issym() or entry.islnk():
+                        yield _Member(entry.name, partial(tape.extractfile, entry), not entry.isreg())
     except _DAMAGED as error:
         found = str(error) or "one that is cut short"
         raise DataError(sentence(f"{path} to be a whole archive", found, "Get it again.")) from error
+
+
+def _name(info: zipfile.ZipInfo) -> str:
+    """Name a file of a ZIP: some programs write UTF-8 without saying so, some of Windows backslashes."""
+    name = info.filename
+    if not info.flag_bits & _SAYS_UTF8:
+        with suppress(UnicodeError):
+            name = name.encode("cp437").decode("utf-8")
+    return name.replace("\\", "/")
+
+
+def _require_readable(path: Path, info: zipfile.ZipInfo) -> None:
+    """Refuse a ZIP that Python cannot unpack."""
+    if info.flag_bits & _IS_ENCRYPTED:
+        raise DataError(sentence(f"{path} to need no password", "an encrypted archive", _UNPACK))
+    if info.compress_type not in _WAYS_OF_PACKING:
+        expected = f"{path} to be packed by Deflate, bzip2 or LZMA"
+        raise DataError(sentence(expected, f"method {info.compress_type} of ZIP", _UNPACK))
 
 
 def _chunks(path: Path, places: list[int], index: Index) -> Iterator[list[Reader]]:

@@ -37,7 +37,7 @@ SPLIT_NAMES = {
 # Kinds of findings whose files are not used.
 UNUSABLE = (
     *("missing", "unreadable", "empty", "not_an_image", "unsupported", "truncated", "damaged", "too_large"),
-    *("symlink_loop", "repeated_link", "no_class", "no_part"),
+    *("symlink_loop", "repeated_link", "no_class", "no_part", "astray", "link", "not_in_table"),
 )
 # Images handed to the decoders at a time.
 CHUNK = 512
