@@ -10,7 +10,6 @@ marking      handed-in notebooks → marks
 """
 
 from convscope.teaching.grading.checking import check, seal, sign
-from convscope.teaching.grading.pictures import photograph
 from convscope.teaching.grading.tasks import TASKS, Task, tasks_of
 from convscope.teaching.grading.verdict import MIME_TYPE, CheckFailed, Verdict
 
@@ -21,7 +20,6 @@ __all__ = [
     "Task",
     "Verdict",
     "check",
-    "photograph",
     "seal",
     "sign",
     "tasks_of",

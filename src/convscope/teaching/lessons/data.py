@@ -19,7 +19,7 @@ from convscope.data.dataset import Dataset, Split, fingerprint
 from convscope.data.decode import read_image
 from convscope.data.loading import load
 from convscope.errors import DataError, DataNotFoundError, UsageError, sentence
-from convscope.teaching.grading import photograph
+from convscope.teaching.photographs import photograph
 
 VARIABLE = "CONVSCOPE_LESSONS"
 DATASETS = ("mnist", "digits")
