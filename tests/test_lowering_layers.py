@@ -3,13 +3,14 @@
 from itertools import combinations, product
 
 import keras
+import numpy as np
 import pytest
 import torch
 from covering import case_id, covering
 from lowering_cases import assert_parity, built, image_batch, scrambled
 
 from convscope.arithmetic.layers import LAYERS
-from convscope.lowering import emit, lower
+from convscope.lowering import emit, lower, optimise
 from convscope.lowering.layers import base
 
 L = keras.layers
@@ -178,6 +179,25 @@ def test_layer_in_bfloat16(case):
 def test_a_batch_of_one(case, training):
     layers, shape = CASES[case]
     assert_parity(built([make() for make in layers], shape), [image_batch((1, *shape))], training)
+
+
+@pytest.mark.parametrize("spoilt", ["image", "kernel", "bias"])
+@pytest.mark.parametrize("case", ["conv relu", "conv one channel", "depthwise"])
+def test_what_is_not_a_number_stays_none_behind_a_relu(case, spoilt, training):
+    layers, shape = CASES[case]
+    model, images = built([make() for make in layers], shape), image_batch((3, *shape))
+    if spoilt == "image":
+        images[1, 3, 3, 0] = np.nan
+    else:
+        weight = getattr(model.layers[-1], spoilt)
+        values = weight.numpy()
+        values[..., 0] = np.nan
+        weight.assign(values)
+    program, _ = optimise(lower(model), training=training, deterministic=True)
+    with torch.set_grad_enabled(training):
+        found = emit(program, model)(torch.from_numpy(images), training=training)
+    assert model(images).isnan().any()
+    assert found.isnan().any()
 
 
 def test_statistics_of_a_single_element(training):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,10 +80,15 @@ def _convolved(
     strides, padding = geometry.strides, geometry.padding
     dilation, groups = geometry.dilation, geometry.groups
     fused = fused_convolution(image.device.type) if epilogue.relu and kernel.device == image.device else None
-    if fused is not None:
+    if fused is not None and _are_finite(image, kernel, bias):
         result = fused(image, kernel, bias, padding, strides, dilation, groups, "relu", [], "")
         return epilogue.finish(result, activated=True)
     return epilogue.finish(torch.conv2d(image, kernel, bias, strides, padding, dilation, groups))
+
+
+def _are_finite(*tensors: Tensor | None) -> bool:
+    """Say whether no NaN can come out: oneDNN's fused ReLU makes 0 of one, and would hide a divergence."""
+    return math.isfinite(sum(float(tensor.detach().sum()) for tensor in tensors if tensor is not None))
 
 
 class Convolution(torch.autograd.Function):
