@@ -103,6 +103,14 @@ class TestCoverage:
         point = result.coverage.for_accuracy(0.999)
         assert texts[-2] == f"99.9% of {point.coverage:.1%}, from confidence {point.threshold:.5f}"
 
+    def test_a_point_that_answers_next_to_nothing_is_not_marked(self):
+        table, labels = random_case(2000, 10, skill=0.2)
+        table[0] = np.eye(10)[labels[0]]  # one image that is sure and right
+        result = Evaluation.from_probabilities(table, labels)
+        assert 0 < result.coverage.for_accuracy(0.99).coverage < 0.05
+        (text,) = plot_coverage(result.coverage).axes[0].get_legend().texts
+        assert text.get_text().startswith("all answered: ")
+
     def test_without_errors_nothing_needs_marking(self):
         axes = drawn(plot_coverage(evaluate("no errors").coverage)).axes[0]
         assert [text.get_text() for text in axes.get_legend().texts] == ["all answered: 100.00%"]

@@ -19,7 +19,7 @@ from convscope.evaluation import Evaluation
 from convscope.inspection import feature_maps
 from convscope.networks import build
 from convscope.report import formatting, page, render_report, write_report
-from convscope.report.explorer import chosen_images, walk
+from convscope.report.explorer import PAGE_ACTIVATIONS, chosen_images, walk
 from convscope.report.provenance import reproduction
 from convscope.report.source import TEST_SET_LOG, read_contents, read_record
 
@@ -491,3 +491,35 @@ def test_errors_come_before_the_arithmetic_which_is_folded(reports):
     assert listed[:3] == ["answer", "confusion", "errors"]
     folded = report.html.index("<summary>The arithmetic of each layer</summary>")
     assert folded > report.html.index('<section id="errors"')
+
+
+def test_the_numbers_of_the_reliability_chart_are_a_table_below_it(reports):
+    path, dataset, report = reports("plain")
+    bins = read_contents(path, dataset).test.reliability
+    section = re.search(r'<section id="calibration".*?</section>', report.html, re.DOTALL)[0]
+    folded = section[section.index("<summary>The numbers") : section.index("</details>")]
+    rows = re.findall(r"<td>([^<]+)</td><td>([^<]+)</td><td>([^<]+)</td></tr>", folded)
+    filled = bins.counts > 0
+    assert 1 < filled.sum() < filled.size
+    assert rows == [
+        (str(count), formatting.percent(confidence), formatting.percent(accuracy))
+        for count, confidence, accuracy in zip(
+            bins.counts[filled], bins.confidence[filled], bins.accuracy[filled], strict=True
+        )
+    ]
+
+
+@pytest.mark.parametrize("use_bias", [True, False], ids=["bias", "no bias"])
+def test_a_kernel_without_a_bias_is_recomputed_without_one(tmp_path, use_bias):
+    layers = [keras.layers.Conv2D(4, 3, use_bias=use_bias), keras.layers.Flatten(), keras.layers.Dense(10)]
+    model = keras.Sequential([keras.Input((12, 12, 1)), *layers, keras.layers.Softmax()])
+    path, dataset = make_run(tmp_path / "run", model=model)
+    page = render_report(path, dataset=dataset)
+    assert "Σ of all 9 products" in page
+    assert ("<dt>+ bias</dt>" in page) is use_bias
+
+
+def test_the_activations_of_the_page_are_those_that_the_walk_counts_on():
+    script = (page.PAGE / "arithmetic.js").read_text(encoding="utf-8")
+    functions = re.search(r"const ACTIVATIONS = \{\n(.*?)\n\};", script, re.DOTALL)[1]
+    assert tuple(re.findall(r"^  (\w+):", functions, re.MULTILINE)) == PAGE_ACTIVATIONS

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import keras
+import numpy as np
 import pytest
 from report_runs import make_dataset, make_run
 
+from convscope.arithmetic.activations import ACTIVATIONS
 from convscope.networks import NETWORKS, build
 from convscope.report import explorer, write_report
 
@@ -292,6 +294,14 @@ def test_numbers_recomputed_in_the_page_equal_the_networks(
     assert supply in {layer["supply"] for layer in known}
     assert all(layer["count"] > 0 for layer in known)
     assert max(layer["worst"] for layer in known) <= TOLERANCE
+
+
+def test_the_activations_of_the_page_are_the_networks(open_page, report):
+    x = [-30.0, -2.5, -0.1, 0.0, 0.3, 5.0, 7.0, 30.0]
+    compute = "([names, x]) => names.map((name) => x.map((one) => ACTIVATIONS[name](one)))"
+    found = open_page(report).evaluate(compute, [explorer.PAGE_ACTIVATIONS, x])
+    for name, values in zip(explorer.PAGE_ACTIVATIONS, found, strict=True):
+        np.testing.assert_allclose(values, ACTIVATIONS[name](np.array(x)), rtol=1e-12, err_msg=name)
 
 
 # Goes from every layer to every other, from a corner of the one to all corners of the other; what the pane

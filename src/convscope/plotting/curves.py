@@ -97,6 +97,8 @@ LINE_STYLES = ("-", "--", "-.", ":")
 # The accuracy of a bin with fewer images is mostly luck; it is drawn pale.
 FEW, PALE = 10, "#DCEEF8"
 MARKED_ACCURACIES = (0.99, 0.995, 0.999)
+# A network that abstains more often is no use.
+LEAST_ANSWERED = 0.05
 
 
 def plot_reliability(before: Reliability, after: Reliability | None = None) -> Figure:
@@ -322,7 +324,7 @@ def plot_coverage(coverage: Coverage) -> Figure:
     Returns
     -------
     Figure
-        The largest coverage with an accuracy of 99, 99.5 and 99.9 % is marked where it exists.
+        The largest coverage with an accuracy of 99, 99.5 and 99.9 % is marked where it is at least 5 %.
 
     Examples
     --------
@@ -350,6 +352,8 @@ def plot_coverage(coverage: Coverage) -> Figure:
 def _mark_accuracies(axes: Axes, coverage: Coverage) -> None:
     for target, colour in zip(MARKED_ACCURACIES, (ORANGE, RED, PINK), strict=True):
         point = coverage.for_accuracy(target)
-        if point is not None and coverage.accuracy[-1] < target:
+        if point is None or point.coverage < LEAST_ANSWERED:
+            continue
+        if coverage.accuracy[-1] < target:
             label = f"{target:.1%} of {point.coverage:.1%}, from confidence {point.threshold:.5f}"
             axes.plot(100 * point.coverage, 100 * point.accuracy, "o", color=colour, label=label)

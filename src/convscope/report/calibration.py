@@ -9,32 +9,27 @@ from markupsafe import Markup
 
 from convscope.evaluation import Evaluation, Reliability
 from convscope.plotting import plot_coverage, plot_reliability
-from convscope.report.formatting import number, percent
+from convscope.plotting.curves import LEAST_ANSWERED
+from convscope.report.formatting import count, number, percent
 from convscope.report.pictures import chart
 from convscope.report.source import Contents
 
 TARGETS = (0.95, 0.99, 0.995, 0.999)
-# A network that abstains more often is no use.
-LEAST_ANSWERED = 0.05
 
 
 def certainty(contents: Contents, part: str, evaluation: Evaluation) -> dict[str, Any]:
     """Compare confidence with accuracy, before and after temperature scaling, and accuracy with coverage.
 
-    Gives ``charts`` (title, svg, caption), ``rows`` before and after, ``sentences``, ``abstaining``.
+    Gives ``charts`` (title, svg, and the ``bins`` that it draws), ``rows`` before and after, ``sentences``,
+    ``coverage`` (a chart) and ``abstaining``.
     """
     calibration = contents.calibration
     own = contents.uncalibrated.get(part, evaluation)
-    charts = [{"title": "Confidence against accuracy", "svg": _diagram(own.reliability)}]
+    charts = [_reliability("Confidence against accuracy", own.reliability)]
     rows = [_row("as predicted", own)]
     if calibration.used:
         temperature = calibration.temperature
-        charts.append(
-            {
-                "title": "The same after temperature scaling",
-                "svg": _diagram(evaluation.reliability, temperature),
-            }
-        )
+        charts.append(_reliability("The same after temperature scaling", evaluation.reliability, temperature))
         rows.append(_row(f"after temperature scaling (T = {temperature:.3f})", evaluation))
     return {
         "charts": charts,
@@ -73,14 +68,27 @@ def _scaling(contents: Contents, part: str, own: Evaluation, scaled: Evaluation)
     return sentences
 
 
-def _diagram(found: Reliability, temperature: float | None = None) -> Markup:
+def _reliability(title: str, found: Reliability, temperature: float | None = None) -> dict[str, Any]:
+    """Draw the bins of confidence, and list those that hold images."""
     what = "Confidence against accuracy" + (f" at temperature {temperature:.3f}" if temperature else "")
     figure = plot_reliability(found)
     described = (
         f"The expected calibration error is {percent(found.expected_error)}, the largest gap of a bin "
         f"{percent(found.largest_error)}."
     )
-    return chart(figure, what, described, figure.axes)
+    bins = [
+        (
+            f"{percent(low, 1)} – {percent(high, 1)}",
+            count(int(images)),
+            percent(confidence),
+            percent(accuracy),
+        )
+        for low, high, images, confidence, accuracy in zip(
+            found.edges[:-1], found.edges[1:], found.counts, found.confidence, found.accuracy, strict=True
+        )
+        if images
+    ]
+    return {"title": title, "svg": chart(figure, what, described, figure.axes), "bins": bins}
 
 
 def _confidence(own: Evaluation) -> str:

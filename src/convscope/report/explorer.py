@@ -44,7 +44,7 @@ MOST_PRODUCTS = 300_000_000
 # Of a kernel that is too large, so many units at most.
 MOST_UNITS = 8
 WEIGHTED = ("convolution", "depthwise", "dense", "normalization")
-# The functions that the page's script computes for single numbers.
+# The functions that ``arithmetic.js`` computes for single numbers.
 PAGE_ACTIVATIONS = ("linear", "relu", "relu6", "sigmoid", "tanh", "elu", "silu", "softplus")
 
 
@@ -419,6 +419,8 @@ def example(contents: Contents, evaluation: Evaluation) -> dict[str, Any] | None
     strongest = int(np.abs(products.sum(axis=(0, 1))).argmax())
     return {
         "found": found,
+        "biased": getattr(read_graph(contents.bundle.model).call(found.layer).operation, "bias", None)
+        is not None,
         "image": evaluation.name_of(index),
         "row": found.position[0],
         "column": found.position[1],
