@@ -202,7 +202,10 @@ def test_the_module_is_source_that_runs_without_this_package_and_can_be_trained(
     assert "import convscope" not in source and "lifted_tensor" not in source
     weights = load_bundle(own_run).model.trainable_weights
     assert source.count("torch.nn.Parameter") == len(weights)
-    assert all(f"self.{weight.path.split('/', 1)[1].replace('/', '_')} = " in source for weight in weights)
+    model = load_bundle(own_run).model
+    paths = [weight.path.removeprefix(f"{model.name}/") for weight in weights]
+    assert all("/" in path for path in paths)  # a layer's name stands before the weight's
+    assert all(f"self.{path.replace('/', '_')} = " in source for path in paths)
     code = "import torch\nfrom network import load\nnetwork = load('network.safetensors')\n"
     code += "p = network(torch.zeros((3, 28, 28, 1), dtype=torch.uint8))\np[:, 0].sum().backward()\n"
     code += "print([*p.shape], all(w.grad is not None for w in network.parameters()))\n"

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -296,9 +297,11 @@ def test_a_notebook_with_a_byte_order_mark_is_read(tmp_path, monkeypatch, encodi
 
 
 NO_NOTEBOOKS = {
-    "text": (b"x = 1", "a Jupyter notebook at"),
-    "empty": (b"", "a Jupyter notebook at"),
-    "other-json": (b"[1, 2]", "a Jupyter notebook at"),
+    "text": (b"x = 1", "a Jupyter notebook at a.ipynb, got no JSON from line 1 on."),
+    "empty": (b"", "a Jupyter notebook at a.ipynb, got an empty file."),
+    "other-json": (b"[1, 2]", "a Jupyter notebook at a.ipynb, got JSON that is no notebook."),
+    "cells-are-a-number": (b'{"cells": 3}', "a Jupyter notebook at a.ipynb, got JSON that is no notebook."),
+    "picture": (b"\x89PNG\x00", "a Jupyter notebook at a.ipynb, got bytes that are no text."),
     "merge": (
         b'{"cells": [\n<<<<<<< HEAD\n 1\n=======\n 2\n>>>>>>> theirs\n]}',
         "a Jupyter notebook at",
@@ -307,6 +310,10 @@ NO_NOTEBOOKS = {
     "broken-cells": (b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [3]}', "a Jupyter note"),
     "no-lesson": (
         b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": []}',
+        "a lesson's notebook",
+    ),
+    "metadata-of-others": (
+        b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {"convscope": "x"}, "cells": []}',
         "a lesson's notebook",
     ),
     "lesson-99": (
@@ -318,7 +325,8 @@ NO_NOTEBOOKS = {
 
 @pytest.mark.parametrize(("content", "message"), NO_NOTEBOOKS.values(), ids=NO_NOTEBOOKS)
 def test_what_is_no_notebook_is_told_in_a_line(tmp_path, monkeypatch, capsys, content, message):
-    path = tmp_path / "a.ipynb"
+    monkeypatch.chdir(tmp_path)
+    path = Path("a.ipynb")
     path.write_bytes(content)
     code, printed = program(monkeypatch, capsys, "grade", path)
     assert code == 3
@@ -335,6 +343,12 @@ def test_a_merge_marker_is_named_with_its_line(tmp_path, marker, line):
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DataNotFoundError, match=r"a Jupyter notebook at .*a\.ipynb, got no such file"):
+        grade(tmp_path / "a.ipynb")
+
+
+def test_a_folder_with_the_name_of_a_notebook_is_called_one(tmp_path):
+    (tmp_path / "a.ipynb").mkdir()
+    with pytest.raises(DataNotFoundError, match=r"a Jupyter notebook at .*a\.ipynb, got a folder"):
         grade(tmp_path / "a.ipynb")
 
 

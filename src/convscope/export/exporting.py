@@ -167,7 +167,9 @@ def _write_companions(
         scratch.write_bytes(name, content)
     if bundle.statistics:
         scratch.write_json(STATISTICS_FILE, bundle.statistics.to_json())
-    scratch.write_bytes(GUIDE_FILE, _page(bundle, FORMATS[format]).encode())
+    form = FORMATS[format]
+    int8 = (scratch.path / form.int8_file).is_file()
+    scratch.write_bytes(GUIDE_FILE, _page(bundle, form, int8).encode())
     settings, record = bundle.preprocess, run.read_json(RUN_FILE)
     files = sorted(file for file in scratch.path.iterdir() if file.is_file())
     scratch.write_json(
@@ -203,16 +205,17 @@ def _data(record: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def _page(bundle: Bundle, form: ExportFormat) -> str:
+def _page(bundle: Bundle, form: ExportFormat, int8: bool) -> str:
     """Write the page that an export carries: what its files are, and the lines of code that use it."""
     settings, classes = bundle.preprocess, len(bundle.class_names)
     code = form.example.format(
         height=settings.height, width=settings.width, channels=settings.channels, classes=classes
     )
     steps = "\n".join(f"- {step}" for step in settings.describe())
+    smaller = f"`{form.int8_file}` is used alike: in 8 bits, smaller and less exact.\n" if int8 else ""
     return (
         f"# An image classifier with {classes} classes\n\n"
-        f"{form.holds} The names of the classes, in the order of the probabilities, stand in\n"
+        f"{form.holds}\n{smaller}The names of the classes, in the order of the probabilities, stand in "
         f"`bundle.json`; so do the temperature ({bundle.temperature:g}) and the hash of every file.\n\n"
         f"```python\n{code}```\n\n"
         f"What is done to an image:\n\n{steps}\n"

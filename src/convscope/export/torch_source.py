@@ -94,7 +94,8 @@ def _name_tensors(module: GraphModule, bundle: Bundle) -> dict[str, torch.Tensor
     """Call each tensor of a graph as Keras calls its weight; others, of the preprocessing, constants."""
     known: dict[int, str] = {}
     for weight in bundle.model.weights:
-        name = _identifier(weight.path)
+        # A network that was loaded does not begin its weights' paths with its own name.
+        name = _identifier(weight.path.removeprefix(f"{bundle.model.name}/"))
         while name in known.values():  # nested networks may have layers of the same name
             name += "_"
         known[weight.value.data_ptr()] = name
@@ -111,8 +112,8 @@ def _name_tensors(module: GraphModule, bundle: Bundle) -> dict[str, torch.Tensor
 
 
 def _identifier(path: str) -> str:
-    """Write ``simple/conv2d_1/kernel`` as a name that Python knows."""
-    return re.sub(r"\W+", "_", path.split("/", 1)[-1])
+    """Write ``conv2d_1/kernel`` as a name that Python knows."""
+    return re.sub(r"\W+|^(?=\d)", "_", path)
 
 
 def _simplify(module: GraphModule) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import hmac
+import json
 import logging
 import os
 import re
@@ -207,7 +208,7 @@ def _read(path: Path) -> Any:
     nbformat = require_tool("nbformat")
     expected = f"a Jupyter notebook at {path}"
     if not path.is_file():
-        raise DataNotFoundError(sentence(expected, "no such file"))
+        raise DataNotFoundError(sentence(expected, "a folder" if path.is_dir() else "no such file"))
     try:
         if path.stat().st_size > SIZE_CAP:
             raise DataError(
@@ -220,10 +221,21 @@ def _read(path: Path) -> Any:
             line = text.count("\n", 0, marker.start()) + 1
             hint = "Resolve the conflict and save the notebook again."
             raise DataError(sentence(expected, f"the merge marker {marker[0]} in line {line}", hint))
+        if not text.strip():
+            raise DataError(sentence(expected, "an empty file"))
+        value = json.loads(text)
+        if not isinstance(value, dict) or not isinstance(value.get("cells", []), list):
+            raise DataError(sentence(expected, "JSON that is no notebook"))
         notebook = nbformat.reads(text, as_version=4)
         nbformat.validate(notebook)
     except DataError:
         raise
+    except UnicodeDecodeError as error:
+        raise DataError(sentence(expected, "bytes that are no text")) from error
+    except json.JSONDecodeError as error:
+        found = f"no JSON from line {error.lineno} on"
+        hint = "The file may be cut off, or of another kind; ask for it again."
+        raise DataError(sentence(expected, found, hint)) from error
     except Exception as error:  # nbformat raises whatever JSON and its schema make of a file
         found = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise DataError(sentence(expected, found)) from error
@@ -232,7 +244,7 @@ def _read(path: Path) -> Any:
 
 def _lesson_of(notebook: Any, path: Path) -> int:
     """Find the lesson by the notebook's metadata, or by the checks in it."""
-    named = re.match(r"\d+", str(notebook.metadata.get("convscope", {}).get("lesson", "")))
+    named = re.match(r"\d+", str(_own_metadata(notebook).get("lesson", "")))
     called = re.findall(
         r'convscope\.check\("(\d+)\.\d+"\)', "\n".join(cell.source for cell in notebook.cells)
     )
@@ -240,6 +252,12 @@ def _lesson_of(notebook: Any, path: Path) -> int:
     if not numbers or not tasks_of(numbers[0]):
         raise DataError(sentence(f"a lesson's notebook in {path}", "one without a lesson's tasks"))
     return numbers[0]
+
+
+def _own_metadata(part: Any) -> Mapping[str, Any]:
+    """Give what the lessons wrote into the metadata of a notebook or a cell; others may have changed it."""
+    own = part.metadata.get("convscope")
+    return own if isinstance(own, Mapping) else {}
 
 
 def _with_own_checks(notebook: Any, lesson: int, name: str, key: str) -> dict[str, int]:
@@ -262,7 +280,7 @@ def _task_of(cell: Any) -> str:
     """Name the task that a cell checks, by its metadata or its text; nothing for other cells."""
     if cell.cell_type != "code":
         return ""
-    own = cell.metadata.get("convscope", {})
+    own = _own_metadata(cell)
     if own.get("role") == "check":
         return str(own.get("task", ""))
     found = CHECK.match(cell.source.strip())
