@@ -541,6 +541,12 @@ def save_npz(path, **content):
     return path
 
 
+def test_arrays_without_labels_are_named(tmp_path):
+    path = save_npz(tmp_path / "a.npz", x_train=GREY, y_train=LABELS, x_test=GREY[:4], masks=GREY)
+    [finding] = open_path(path).findings
+    assert (finding.kind, finding.names) == ("no_labels", ("x_test",))
+
+
 def test_of_several_files_of_arrays_none_is_chosen_in_silence(tmp_path):
     for name in ("train", "test"):
         save_npz(tmp_path / f"{name}.npz", x=GREY, y=LABELS)
@@ -777,6 +783,14 @@ def test_idx_files_of_other_names(tmp_path, compress):
     assert_same(dataset, GREY, LABELS)
     single = load(tmp_path / f"letters-train-images-idx3-ubyte{ending}")
     assert single.fingerprint == dataset.fingerprint
+
+
+def test_idx_images_without_labels_are_named(tmp_path):
+    for part in ("train", "t10k"):
+        (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(idx(GREY[..., 0]))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(LABELS.astype(np.uint8)))
+    [finding] = open_path(tmp_path).findings
+    assert (finding.kind, finding.names) == ("no_labels", ("t10k-images-idx3-ubyte",))
 
 
 def test_idx_labels_that_do_not_fit_are_refused(tmp_path):

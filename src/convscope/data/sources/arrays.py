@@ -21,7 +21,16 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.data.sources.base import SPLIT_NAMES, SPLITS, Pixels, Source, read_label, settle_splits, sign
+from convscope.data.sources.base import (
+    SPLIT_NAMES,
+    SPLITS,
+    Pixels,
+    Source,
+    read_label,
+    settle_splits,
+    sign,
+    without_labels,
+)
 from convscope.errors import DataError, sentence
 
 AXES = "images as (n, h, w), (n, h, w, c), (n, c, h, w) or flat squares, 1 or 3 channels"
@@ -190,6 +199,8 @@ def read_npz(path: Path) -> Source:
     """
     members = _members(path)
     pairs, class_names = _pair(members, path), _class_names(members)
+    used = {images.name for images, _ in pairs.values()}
+    unused = [name for name in _splits_of(members, IMAGE_WORDS) if name not in used]
     return Source(
         name=path.stem,
         layout=f"arrays {', '.join(images.name for images, _ in pairs.values())}",
@@ -198,6 +209,7 @@ def read_npz(path: Path) -> Source:
         chunks=partial(_npz_chunks, pairs, class_names),
         class_names=class_names,
         is_table=True,
+        findings=without_labels(unused, "array", "Add an array of labels for each split."),
     )
 
 
@@ -251,14 +263,19 @@ def _pair(members: Sequence[_Member], path: Path) -> dict[int, tuple[_Member, _M
 
 
 def _by_split(members: Sequence[_Member], words: set[str]) -> dict[int, _Member]:
-    """Pick the arrays whose names say images, or labels, and for which split; the first of each."""
+    """Pick the arrays of images, or of labels, of each split; the first of each."""
+    settled = _splits_of(members, words)
+    return {settled[member.name]: member for member in reversed(members) if member.name in settled}
+
+
+def _splits_of(members: Sequence[_Member], words: set[str]) -> dict[str, int]:
+    """Tell the split of each array whose name says images, or labels."""
     found: dict[str, int] = {}
     for member in members:
         pieces = re.split(r"[_\-. ]+", member.name.lower())
         if "".join(piece for piece in pieces if piece not in SPLIT_NAMES) in words:
             found[member.name] = next((SPLIT_NAMES[piece] for piece in pieces if piece in SPLIT_NAMES), 0)
-    settled = settle_splits(found)
-    return {settled[member.name]: member for member in reversed(members) if member.name in settled}
+    return settle_splits(found)
 
 
 def _labels(member: _Member, images: _Member, class_names: tuple[str, ...] | None) -> NDArray[Any]:
@@ -468,6 +485,8 @@ def find_idx(folder: Path) -> Source | None:
     if not pairs:
         return None
     files = tuple(file for pair in pairs.values() for file in pair)
+    used = {file.name for file in files}
+    unused = [name for name in found["images"] if name not in used]
     return Source(
         name=folder.resolve().name,
         layout=f"IDX: {', '.join(SPLITS[split] for split in pairs)}",
@@ -475,6 +494,7 @@ def find_idx(folder: Path) -> Source | None:
         signature=sign(folder, [file.name for file in files]),
         chunks=partial(_idx_chunks, pairs),
         is_table=True,
+        findings=without_labels(unused, "file", "Add a file of labels for each split."),
     )
 
 

@@ -369,11 +369,10 @@ def present(splits: Iterable[int]) -> str:
     return ", ".join(SPLITS[split] for split in sorted(set(splits)))
 
 
-def unlabelled_tables(names: Sequence[str]) -> tuple[Finding, ...]:
-    """Report tables that are not used because nothing can be learned from them."""
-    message = f"{count(len(names), 'table')} without labels: not used."
-    finding = Finding("no_labels", "warning", message, "Add a column 'label'.", tuple(names))
-    return (finding,) if names else ()
+def without_labels(names: Sequence[str], noun: str, advice: str) -> tuple[Finding, ...]:
+    """Report tables or files of images that are not used because nothing can be learned from them."""
+    message = f"{count(len(names), noun)} without labels: not used."
+    return (Finding("no_labels", "warning", message, advice, tuple(names)),) if names else ()
 
 
 def count(number: int, noun: str) -> str:

@@ -26,7 +26,7 @@ from convscope.data.sources.base import (
     sign,
     splits_of_table,
     united_classes,
-    unlabelled_tables,
+    without_labels,
 )
 from convscope.errors import DataError, sentence
 
@@ -67,7 +67,7 @@ def read_parquet(files: Sequence[Path], name: str) -> Source:
         are_files=False,
         is_table=True,
         findings=(
-            *unlabelled_tables([file.name for file in files if file not in used]),
+            *without_labels([file.name for file in files if file not in used], "file", "Add the labels."),
             *united_classes(united),
         ),
     )

@@ -6,7 +6,7 @@ import codecs
 import csv
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -34,7 +34,7 @@ from convscope.data.sources.base import (
     sign,
     split_in_name,
     splits_of_table,
-    unlabelled_tables,
+    without_labels,
 )
 from convscope.errors import DataError, sentence
 
@@ -226,6 +226,12 @@ def _readable(file: Path) -> Iterator[None]:
         raise DataError(sentence(f"{file} to be a CSV file", str(error))) from error
 
 
+def _unlabelled(tables: Iterable[Table], used: Container[Table]) -> tuple[Finding, ...]:
+    """Report tables that lack labels."""
+    names = [table.name for table in tables if table not in used]
+    return without_labels(names, "table", "Add a column 'label'.")
+
+
 def _other_encodings(tables: Iterable[Table]) -> tuple[Finding, ...]:
     """Report tables whose letters had to be guessed."""
     names = tuple(table.name for table in tables if table.encoding == OTHER_ENCODING)
@@ -318,7 +324,7 @@ def _read_paths(tables: Sequence[Table], name: str, root: Path | None) -> Source
         chunks=partial(file_chunks, root, rows.files, index.names),
         is_table=True,
         findings=(
-            *unlabelled_tables([table.name for table in tables if table not in columns]),
+            *_unlabelled(tables, columns),
             *_lost_tables([table.name for table in columns if table not in ways]),
             *_other_encodings(ways),
             *united,
@@ -437,7 +443,6 @@ def _read_pixels(tables: Sequence[Table], name: str) -> Source:
         expected = f"a column 'label' in {name}"
         raise DataError(sentence(expected, "pixels only", "Without labels there is nothing to learn."))
     files = tuple(table.file for table in columns)
-    unlabelled = [table.name for table in tables if table not in columns]
     return Source(
         name=name,
         layout=f"a table of pixels: {present(table.split for table in columns)}",
@@ -445,7 +450,7 @@ def _read_pixels(tables: Sequence[Table], name: str) -> Source:
         signature=sign(files[0].parent, [file.resolve() for file in files]),
         chunks=partial(_pixel_chunks, columns),
         is_table=True,
-        findings=(*unlabelled_tables(unlabelled), *_other_encodings(columns)),
+        findings=(*_unlabelled(tables, columns), *_other_encodings(columns)),
     )
 
 
