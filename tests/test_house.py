@@ -66,17 +66,17 @@ def test_modules_import_in_the_order_of_the_packages():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_architecture_page_names_every_package_on_its_floor():
+def test_the_architecture_page_names_every_package_in_its_layer():
     page = (SOURCE.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d) \| (.+?) \|", page, re.MULTILINE)
     named = {
-        room.removesuffix("/").removesuffix(".py"): int(floor)
-        for floor, rooms in rows
-        for room in re.findall(r"`([\w./]+)`", rooms)
+        package.removesuffix("/").removesuffix(".py"): int(layer)
+        for layer, packages in rows
+        for package in re.findall(r"`([\w./]+)`", packages)
     }
     contract = next(one for one in PROJECT["tool"]["importlinter"]["contracts"] if one["id"] == "layers")
     layers = enumerate(reversed(contract["layers"]))
-    assert named == {room: floor for floor, layer in layers for room in layer.split(" | ")}
+    assert named == {package: number for number, layer in layers for package in layer.split(" | ")}
 
 
 def test_only_the_command_line_prints_or_exits():
