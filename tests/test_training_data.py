@@ -2,6 +2,7 @@
 
 import mmap
 
+import keras
 import numpy as np
 import pytest
 import torch
@@ -42,6 +43,22 @@ def test_class_weights_equal_keras(y):
 def test_class_weights_need_one_array_of_targets():
     with pytest.raises(UsageError, match=r"^Expected one array of targets beside class_weight, got dict.$"):
         class_weights_to_sample_weights({"a": np.zeros(3)}, None, {0: 1.0})
+
+
+@pytest.mark.parametrize(
+    ("y", "weight", "found"),
+    [
+        ({"a": np.zeros(3), "b": np.zeros(3)}, {"b": np.ones(3)}, "a dict of b"),
+        ([np.zeros(3), np.zeros(3)], [np.ones(3)], "a list of 1"),
+        (np.zeros(3), {"a": np.ones(3)}, "a dict of a"),
+    ],
+    ids=["names", "length", "single"],
+)
+def test_weights_of_another_structure_than_the_targets_are_refused(y, weight, found):
+    expected = f"^Expected sample_weight as one array, or nested as y is, got {found}. Write None"
+    with pytest.raises(UsageError, match=expected):
+        read_input(np.zeros((3, 2)), y, weight, None)
+    assert read_input(np.zeros((3, 2)), y, keras.tree.map_structure(lambda _: None, y), None).rows == 3
 
 
 @pytest.fixture

@@ -199,6 +199,7 @@ def read_input(x: Any, y: Any, sample_weight: Any, preprocess: Preprocess | None
     x, y, sample_weight = (map_leaves(_as_array, part) for part in (x, y, sample_weight))
     data = ArrayInput(x, y, sample_weight, preprocess)
     data.require_rows()
+    _require_a_weight_for_each_output(y, sample_weight)
     if preprocess is not None:
         _require_raw_images(x)
     return data
@@ -298,6 +299,21 @@ def _require_stream(x: Any, y: Any, sample_weight: Any) -> None:
         name = "y" if y is not None else "sample_weight"
         hint = "Let each batch hold (x, y) or (x, y, sample_weight)."
         raise UsageError(sentence(f"no {name} beside a stream of batches", type(x).__name__, hint))
+
+
+def _require_a_weight_for_each_output(y: Any, sample_weight: Any) -> None:
+    """Refuse nested weights of another structure than the targets, as Keras does."""
+    if not keras.tree.is_nested(sample_weight):
+        return
+    try:
+        keras.tree.assert_same_structure(y, sample_weight)
+    except (TypeError, ValueError):
+        names = (
+            ", ".join(map(str, sample_weight)) if isinstance(sample_weight, Mapping) else len(sample_weight)
+        )
+        found = f"a {type(sample_weight).__name__} of {names}"
+        hint = "Write None for an output without weights."
+        raise UsageError(sentence("sample_weight as one array, or nested as y is", found, hint)) from None
 
 
 def first_leaf(structure: Any) -> Any:
