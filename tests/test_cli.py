@@ -376,7 +376,9 @@ def test_runs_are_listed(exercise, typed):
     assert one["run"] == printed["networks"]["simple"]["run"]
     assert (one["data"], one["network"], one["status"]) == ("digits", "simple", "completed")
     assert 0 < one["validation_accuracy"] <= 1 and one["bytes"] > 1e6
-    assert one["run"] in typed("runs", cwd=folder).stdout
+    shown = typed("runs", cwd=folder).stdout
+    assert Path(one["run"]).relative_to("runs").as_posix() in shown and one["run"] not in shown
+    assert "validation" in shown and "accuracy" not in shown
 
 
 def test_a_report_that_is_there_is_opened_and_not_written_anew(exercise, typed, monkeypatch):

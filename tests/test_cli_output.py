@@ -51,6 +51,8 @@ def test_what_is_pasted_is_not_broken(printed):
     command = f"convscope predict runs/deep {PATH}"
     assert printed(40, lambda: output.say(command, whole=True)) == [command]
     assert printed(40, lambda: output.say(f"See {PATH}.")) == ["See", f"{PATH}."]
+    within = f"`{command}` goes on after 3 epochs."
+    assert printed(40, lambda: output.say(within)) == [f"`{command}`", "goes on after 3 epochs."]
 
 
 TABLE = (

@@ -139,12 +139,12 @@ def test_a_training_that_was_stopped_before_its_first_checkpoint_begins_again(
 ):
     training = TrainingConfig(epochs=1, batch_size=256, deterministic=True, engine=engine)
     config = replace(SHORT, training=training, preflight=False)
-    with pytest.raises(InterruptedRunError, match=r"`convscope resume .*cut` begins again"):
-        run_experiment(config, digits, tmp_path / "cut", [moment], with_report=False)
-    resumed = resume_experiment(tmp_path / "cut")
+    with pytest.raises(InterruptedRunError, match=r"`convscope resume '.*a cut'` begins again"):
+        run_experiment(config, digits, tmp_path / "a cut", [moment], with_report=False)
+    resumed = resume_experiment(tmp_path / "a cut")
     whole = run_experiment(config, digits, tmp_path / "whole", with_report=False)
     assert_same_training(whole.run, resumed.run)
-    assert not (tmp_path / "cut/report.html").exists()  # as it was said when it began
+    assert not (tmp_path / "a cut/report.html").exists()  # as it was said when it began
 
 
 def once(monkeypatch, name, error):

@@ -99,6 +99,7 @@ def test_a_run_that_cannot_be_written_costs_the_count_and_not_the_export(
     read_only(run)
     done = typed("export", "small", "--format", "keras", "--out", "exported", cwd=tmp_path)
     assert done.returncode == 3
+    assert "convscope predict exported IMAGE.png" in done.stdout
     assert "Export: exported" in done.stdout and (tmp_path / "exported" / "bundle.json").is_file()
     assert "small/test_consultations.json, got Read-only file system. The answer is complete" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from convscope.errors import RunError
-from convscope.runs import RunDirectory, create_run, describe_runs, find_run, lock_run, new_folder, open_run
+from convscope.runs import (
+    RunDirectory,
+    create_run,
+    describe_runs,
+    find_run,
+    list_runs,
+    lock_run,
+    new_folder,
+    open_run,
+)
 
 
 def entries(folder):
@@ -250,6 +259,15 @@ def test_what_stands_for_several_runs_names_them(several, name, named):
 def test_what_stands_for_no_run_is_refused(several, name):
     with pytest.raises(RunError, match=f"a run directory with run.json, got {name}. .*convscope runs"):
         find_run(name)
+
+
+def test_runs_are_found_four_folders_deep_but_not_in_a_run(several, tmp_path):
+    for name in ("1/2/3/deep", "1/2/3/4/too-deep", "a-mnist/deep/copy", "1/.hidden/deep"):
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text("{}")
+    found = {run.path.relative_to("runs").as_posix() for run in list_runs("runs")}
+    assert found == {"a-mnist/deep", "b-mnist/deep", "b-mnist/simple", "1/2/3/deep"}
 
 
 def test_runs_are_described_newest_first_and_damaged_ones_too(several, tmp_path):

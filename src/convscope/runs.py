@@ -37,6 +37,8 @@ RUN_FILE = "run.json"
 RUNS_FOLDER = "runs"
 # So many runs are named where one was meant.
 MOST_NAMED = 5
+# So many folders below the one that a person names, runs are looked for.
+MOST_DEEP = 4
 LOG_FILE = "log.txt"
 # How long to wait for a process that changes a file, and for one that looks whether a run is locked.
 _CHANGE_SECONDS, _LOOK_SECONDS = 10.0, 1.0
@@ -308,15 +310,20 @@ def open_run(path: str | Path) -> RunDirectory:
 
 
 def list_runs(folder: str | Path) -> list[RunDirectory]:
-    """List the runs in a folder and in its folders, the newest first."""
-    top = Path(folder)
-    files = [file for depth in ("", "*/", "*/*/") for file in top.glob(depth + RUN_FILE)]
-    runs = [file.parent for file in files if not _is_hidden(file.relative_to(top))]
+    """List the runs in a folder and below it, the newest first."""
+    runs = _runs_below(Path(folder), MOST_DEEP)
     return [RunDirectory(path) for path in sorted(runs, key=_when, reverse=True)]
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _runs_below(folder: Path, levels: int) -> Iterator[Path]:
+    """Look for runs so many levels deep, not in a run and in nothing hidden."""
+    if (folder / RUN_FILE).is_file():
+        yield folder
+    elif levels:
+        with suppress(OSError):  # no folder, or one that may not be read
+            for entry in os.scandir(folder):
+                if not entry.name.startswith(".") and entry.is_dir():
+                    yield from _runs_below(folder / entry.name, levels - 1)
 
 
 def _when(run: Path) -> tuple[float, str]:
@@ -395,7 +402,9 @@ def open_unfinished(path: str | Path) -> RunDirectory:
     """Open a run whose training can still go on."""
     run = open_run(path)
     if run.read_json(RUN_FILE).get("status") == "completed":
-        raise RunError(sentence(f"an unfinished run at {run.path}", "a completed one"))
+        raise RunError(
+            sentence(f"an unfinished run at {run.path}", "a completed one", "Nothing is left to do.")
+        )
     return run
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -120,7 +121,7 @@ def check_first(name: str, reading: dict[str, Any], quiet: bool) -> Dataset | No
         _show_findings(finding for finding in report.findings if finding.severity != "info")
         if report.left_out:
             say(f"Left out: {len(report.left_out):,} files, named above. "
-                f"`convscope data check {name}` looks closer.")  # fmt: skip
+                f"`convscope data check {shlex.quote(name)}` looks closer.")  # fmt: skip
     _refuse_meaningless(report)
     return None if collection is None or collection.survey is None else to_dataset(collection)
 

@@ -140,7 +140,9 @@ def _probe(
             show_json({**probe.to_json(), "figures": written})
         else:
             _show_probe(probe)
-            say("Figures: " + (", ".join(written) or "none"))
+            say("Figures:" if written else "Figures: none")
+            for file in written:
+                say(f"  {file}", whole=True)
 
 
 def _show_probe(probe: Probe) -> None:

@@ -147,12 +147,12 @@ def report(
 
 
 def list_runs(
-    folder: Annotated[Path, typer.Argument(help="Where to look, two folders deep.")] = Path("runs"),
+    folder: Annotated[Path, typer.Argument(help="Where to look, four folders deep.")] = Path("runs"),
     json: Json = False,
 ) -> None:
     """List the runs in a folder, the newest first.
 
-    The accuracy is that on the validation images, by which one chooses.
+    Runs are named from there on. The accuracy is that on the validation images, by which one chooses.
 
     Example: convscope runs
     """
@@ -166,7 +166,7 @@ def list_runs(
     else:
         rows = [
             [
-                one["run"],
+                Path(one["run"]).relative_to(folder).as_posix(),
                 one["began"][:16].replace("T", " "),
                 one["data"],
                 one["network"],
@@ -176,8 +176,9 @@ def list_runs(
             ]
             for one in found
         ]
-        columns = ["run", "began", "data", "network", "accuracy", "size", "status"]
-        table(f"{len(rows)} in {folder}", columns, rows, left=(0, 1, 2, 3, 6), spare=(5, 1, 2, 3))
+        columns = ["run", "began", "data", "network", "validation", "size", "status"]
+        # The names that runs are given hold date, network and data; the narrow terminal does without these.
+        table(f"{len(rows)} in {folder}", columns, rows, left=(0, 1, 2, 3, 6), spare=(1, 3, 2, 5))
 
 
 def _open(run: Path) -> Contents:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -14,6 +16,7 @@ import typer
 
 from convscope.cli.output import say, show_json, table
 from convscope.cli.parsing import Json
+from convscope.cli.waiting import PROGRESS
 from convscope.errors import UsageError, sentence
 
 if TYPE_CHECKING:
@@ -49,6 +52,7 @@ def notebooks(
 
     Example: convscope exercise notebooks course --quiz
     """
+    logging.getLogger(PROGRESS).info("Writing the notebooks")
     from convscope.teaching.lessons.notebooks import write_notebooks
 
     _require_sense(execute, student_only, data, quick)
@@ -70,7 +74,7 @@ def notebooks(
         say(str(path))
     for path in kept:
         say(f"{path} is there already and was kept; --overwrite replaces it.")
-    say(f"Open them with: jupyter lab {folder}")
+    say(f"Open them with: jupyter lab {shlex.quote(str(folder))}", whole=True)
 
 
 def _require_sense(execute: bool, student_only: bool, data: str | None, quick: bool) -> None:

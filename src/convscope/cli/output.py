@@ -73,13 +73,15 @@ def _print(
 
 
 def _filled(line: str, width: int) -> str:
-    """Break a line between words; what follows is indented as its beginning is."""
+    """Break a line between words, but not in a `command`; what follows is indented as its beginning is."""
     indent = line[: len(line) - len(line.lstrip())]
     if len(line) <= width:
         return line
-    return textwrap.fill(
-        line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    held = re.sub("`[^`]+`", lambda command: command[0].replace(" ", "\0"), line)
+    filled = textwrap.fill(
+        held, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
+    return filled.replace("\0", " ")
 
 
 def show_help(context: typer.Context) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -217,7 +218,9 @@ def _show_export(report: ExportReport) -> None:
     table(f"Checked on {report.images}", columns, rows)
     for note in report.notes:
         say(note)
-    say(f"Export: {report.path}")
+    say(f"Export: {report.path}", whole=True)
+    say("Next:")
+    say(f"  convscope predict {shlex.quote(str(report.path))} IMAGE.png", whole=True)
 
 
 def _size(size: int) -> str:

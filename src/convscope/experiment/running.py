@@ -356,7 +356,9 @@ def _report(run: RunDirectory, session: Session, listeners: Sequence[Listener]) 
         write_report(run.path, dataset=session.dataset)
     except KeyboardInterrupt as error:
         kept = f"Interrupted. {run.path} is complete but for its report."
-        raise InterruptedRunError(f"{kept} `convscope report {run.path}` writes it.") from error
+        raise InterruptedRunError(
+            f"{kept} `convscope report {shlex.quote(str(run.path))}` writes it."
+        ) from error
     # Whatever goes wrong in a page must not cost an hour of training.
     except Exception as error:
         _LOG.warning("The report could not be written.", exc_info=error)
@@ -382,10 +384,11 @@ def _how_to_go_on(run: RunDirectory) -> str:
         state, _ = _resumable(run)
     except RunError as error:
         return f"It cannot be resumed: {error}"
+    command = f"`convscope resume {shlex.quote(str(run.path))}`"
     if state is None:
-        return f"`convscope resume {run.path}` begins again: it had not come far enough to go on from there."
+        return f"{command} begins again: it had not come far enough to go on from there."
     steps = f" and {state.step} steps" if state.step else ""
-    return f"`convscope resume {run.path}` goes on after {state.epoch} epochs{steps}."
+    return f"{command} goes on after {state.epoch} epochs{steps}."
 
 
 def _refuse_differences(recorded: dict[str, Any], now: dict[str, Any]) -> None:
