@@ -1,5 +1,6 @@
 """Progress in a pipe, a terminal and a notebook."""
 
+import builtins
 import io
 import re
 import sys
@@ -155,6 +156,7 @@ def test_a_notebook_updates_its_own_output(monkeypatch):
         return handle
 
     display = types.SimpleNamespace(display=show)
+    monkeypatch.setattr(builtins, "get_ipython", lambda: shell, raising=False)  # as a kernel has it
     monkeypatch.setitem(sys.modules, "IPython", ipython)
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LOOKS", 0)

@@ -176,7 +176,8 @@ class _Notebook:
 
     def draw(self, line: Table) -> None:
         """Replace the line that changes."""
-        console = Console(file=io.StringIO(), width=_NOTEBOOK_COLUMNS)
+        # Without force_jupyter, rich would add an empty output to the cell each time.
+        console = Console(file=io.StringIO(), width=_NOTEBOOK_COLUMNS, force_jupyter=False)
         with console.capture() as capture:
             console.print(line)
         self._show([*self._kept, capture.get().rstrip()])
