@@ -196,3 +196,13 @@ def test_what_a_processor_supports_is_answered():
 def test_the_library_of_the_operations_is_found():
     [library] = internals.cpu_libraries()
     assert ctypes.CDLL(str(library))
+
+
+@pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_a_hook_on_a_gradient_is_seen_until_it_is_removed(register):
+    weight = torch.zeros(2, requires_grad=True)
+    assert not internals.has_gradient_hooks(weight)
+    handle = getattr(weight, register)(lambda _: None)
+    assert internals.has_gradient_hooks(weight)
+    handle.remove()
+    assert not internals.has_gradient_hooks(weight)

@@ -90,6 +90,7 @@ def unfreeze(model):
 LATE = {
     "compile": lambda model: model.compile("adam", "categorical_crossentropy"),
     "hook": lambda model: model.register_forward_hook(lambda *_: None),
+    "gradient hook": lambda model: model.get_layer("conv").kernel.value.register_hook(lambda g: g * 2),
     "trainable": unfreeze,
 }
 

@@ -95,3 +95,9 @@ def cpu_supports(name: str) -> bool:
 def cpu_libraries() -> list[Path]:
     """List the file of torch's CPU operations, through which its OpenMP library can be reached."""
     return sorted((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"))
+
+
+def has_gradient_hooks(tensor: Tensor) -> bool:
+    """Say whether somebody put a hook on a tensor's gradient; torch has no documented way to ask."""
+    hooks = tensor._backward_hooks, getattr(tensor, "_post_accumulate_grad_hooks", None)
+    return any(map(bool, hooks))

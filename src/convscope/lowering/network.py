@@ -15,7 +15,14 @@ from convscope.lowering.kernels import forget_copy
 from convscope.lowering.layers import KerasCall
 from convscope.lowering.layers.base import Prepared, Runner, Step, runner_of
 from convscope.lowering.planner import apply_plan, plan_of
-from convscope.lowering.variables import is_seed, named_variables, owners, parameter_of, tensor_of
+from convscope.lowering.variables import (
+    is_gradient_hooked,
+    is_seed,
+    named_variables,
+    owners,
+    parameter_of,
+    tensor_of,
+)
 
 Tensor = torch.Tensor
 
@@ -262,6 +269,8 @@ def _collect(program: Program, model: Any) -> tuple[dict[str, Tensor], dict[str,
     frozen = [path for op in program for path in op.weights if path not in paths]
     # A Keras layer computes with its own parameters: only there can their gradients be found.
     shared = {path for op in program if isinstance(op, KerasCall) for path in op.weights}
+    # And only there does a hook on the gradient hear of it.
+    shared |= {path for path in paths if is_gradient_hooked(variables[path])}
 
     def owner(path: str) -> Any:
         return layers.get(id(variables[path]))

@@ -14,6 +14,7 @@ from convscope._keras_internals import is_trainable, own_variables, sublayers, v
 from convscope._torch_internals import HOOKS, version_of
 from convscope.lowering.graph import computing_methods, graph_of
 from convscope.lowering.layers.base import reader_of
+from convscope.lowering.variables import is_gradient_hooked
 
 # What Keras and torch note down in every layer; it changes by mere use, or is looked at elsewhere.
 _BOOKKEEPING = frozenset(vars(keras.layers.Layer(name="bare"))) - {
@@ -116,7 +117,7 @@ def _variable(variable: Any) -> tuple[Any, ...]:
     value = value_of(variable)
     place = value.data_ptr() if isinstance(value, torch.Tensor) else id(value)
     rules = _rule(variable.regularizer), _rule(variable.constraint)
-    return id(variable), variable, is_trainable(variable), place, rules
+    return id(variable), variable, is_trainable(variable), place, rules, is_gradient_hooked(variable)
 
 
 def _rule(rule: Any) -> tuple[Any, ...] | None:

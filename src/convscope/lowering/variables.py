@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from convscope._keras_internals import all_layers, own_variables
+from convscope._keras_internals import all_layers, own_variables, value_of
+from convscope._torch_internals import has_gradient_hooks
 from convscope.errors import LoweringError, sentence
 
 
@@ -46,6 +47,12 @@ def parameter_of(variable: Any, layer: Any = None) -> torch.Tensor:
     _require_float32(variable.value, variable, layer)
     parameter: torch.Tensor = variable.value
     return parameter
+
+
+def is_gradient_hooked(variable: Any) -> bool:
+    """Say whether somebody put a hook on the gradient of a variable's parameter."""
+    value = value_of(variable)
+    return isinstance(value, torch.Tensor) and has_gradient_hooks(value)
 
 
 def owners(model: Any) -> dict[int, Any]:
