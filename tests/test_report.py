@@ -202,7 +202,7 @@ def test_the_contents_list_the_sections_that_are_there(reports, kind):
     _, _, report = reports(kind)
     listed = [link["href"][1:] for link in report.all("a") if link.get("class") != "skip"]
     assert listed == [section["id"] for section in report.all("section")]
-    assert {"answer", "data", "network", "training", "reproduce"} <= set(listed)
+    assert {"summary", "data", "network", "training", "reproduce"} <= set(listed)
     assert ("evaluation" in listed) == (not kind.startswith("interrupted"))
 
 
@@ -212,7 +212,7 @@ def test_no_number_is_shown_as_it_is_missing(reports, kind):
     assert not re.search(r"\b(nan|inf|None|undefined|Undefined)\b", report.text)
 
 
-def test_the_answer_comes_first_and_is_that_of_the_evaluation(reports):
+def test_the_summary_comes_first_and_is_that_of_the_evaluation(reports):
     path, _, report = reports("plain")
     evaluation = read_record(path).test
     low, high = evaluation.accuracy_interval
@@ -381,7 +381,7 @@ def test_a_section_that_cannot_be_made_says_why_and_the_others_stay(tmp_path):
 
 def test_an_unforeseen_failure_costs_only_its_section(tmp_path, monkeypatch):
     path, dataset = make_run(tmp_path / "run")
-    monkeypatch.setattr(page, "looks", lambda *_: 1 / 0)
+    monkeypatch.setattr(page, "attribution", lambda *_: 1 / 0)
     report = Page(render_report(path, dataset=dataset))
     assert "What the network looks at cannot be shown. ZeroDivisionError: division by zero" in report.text
     assert "A walk inside" in report.text
@@ -403,7 +403,7 @@ def test_an_unforeseen_failure_costs_only_its_section(tmp_path, monkeypatch):
         "a list for an object",
         "half an archive",
         "words for numbers",
-        "a list of consultations",
+        "a list instead of a log",
     ],
 )
 def test_a_damaged_run_is_refused_by_name(tmp_path, file, content, message):
@@ -429,7 +429,7 @@ def test_the_report_is_written_into_the_run_and_looking_again_is_counted(tmp_pat
     assert len(json.loads((path / TEST_SET_LOG).read_text())["consultations"]) == 2
 
 
-def test_a_run_without_a_record_of_consultations_says_so(tmp_path):
+def test_a_run_without_a_log_of_test_set_uses_says_so(tmp_path):
     path, dataset = make_run(tmp_path / "run")
     (path / TEST_SET_LOG).unlink()
     assert "keeps no record of how often" in Page(render_report(path, dataset=dataset)).text
@@ -488,7 +488,7 @@ def test_what_was_left_open_is_no_setting(tmp_path):
 def test_errors_come_before_the_arithmetic_which_is_folded(reports):
     _, _, report = reports("plain")
     listed = [section["id"] for section in report.all("section")]
-    assert listed[:3] == ["answer", "confusion", "errors"]
+    assert listed[:3] == ["summary", "confusion", "errors"]
     folded = report.html.index("<summary>The arithmetic of each layer</summary>")
     assert folded > report.html.index('<section id="errors"')
 

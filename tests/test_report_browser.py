@@ -440,5 +440,5 @@ def test_an_enlarged_image_has_nothing_against_accessibility_on_a_phone(open_pag
 def test_the_first_screen_of_a_phone_says_how_good_compared_with_what_and_where_wrong(open_page, report):
     page = open_page(report, NARROW)
     for words in ("90.00", "most frequent class", "Most often wrong:"):
-        lines = page.locator("#answer").get_by_text(words).first.bounding_box()
+        lines = page.locator("#summary").get_by_text(words).first.bounding_box()
         assert lines["y"] + lines["height"] < 844

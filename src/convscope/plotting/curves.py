@@ -340,8 +340,10 @@ def plot_coverage(coverage: Coverage) -> Figure:
         _mark_accuracies(axes, coverage)
         label = f"all answered: {coverage.accuracy[-1]:.2%}"
         axes.plot(100, 100 * coverage.accuracy[-1], "o", color=BLACK, label=label)
-        axes.legend(loc="lower left")
         low = min(99.0, 100 * coverage.accuracy[coverage.coverage >= 0.2].min())
+        # The curve of a weak network falls early: its free corner is the upper right one.
+        weak = 100 * coverage.for_coverage(0.5).accuracy < (low + 100) / 2
+        axes.legend(loc="upper right" if weak else "lower left")
         axes.set(xlim=(0, 102), ylim=(low - 0.12 * (100.5 - low), 100 + 0.06 * (100.5 - low)))
         axes.set(xlabel="images answered (%)", ylabel="accuracy of the answers (%)")
         axes.set_title("Accuracy when the network may abstain")

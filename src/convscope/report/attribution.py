@@ -22,9 +22,11 @@ IMAGES = 4
 # A large network is slow to look into; after so long, the images so far must do.
 SECONDS = 6.0
 MOST_FILTERS = 64
+# Where even the least of a map is above this share of its largest, it looks the same everywhere.
+EVEN = 0.3
 
 
-def looks(contents: Contents, evaluation: Evaluation) -> dict[str, Any] | None:
+def attribution(contents: Contents, evaluation: Evaluation) -> dict[str, Any] | None:
     """Show what the network looks at in a few test images.
 
     Gives ``images`` with their ``maps``, ``lacking`` (what to install for more of them); None when the
@@ -85,5 +87,6 @@ def _map(pixels: Any, found: Attribution, evaluation: Evaluation) -> dict[str, A
         "error": found.completeness.error if found.completeness else None,
         "empty": not found.values.any(),
         "flat": bool(found.values.any() and np.ptp(found.values) == 0),
+        "even": bool(found.values.min() > EVEN * found.values.max()),
         "holds": found.completeness.holds if found.completeness else True,
     }

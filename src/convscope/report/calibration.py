@@ -17,18 +17,17 @@ from convscope.report.source import Contents
 TARGETS = (0.95, 0.99, 0.995, 0.999)
 
 
-def certainty(contents: Contents, part: str, evaluation: Evaluation) -> dict[str, Any]:
+def calibration(contents: Contents, part: str, evaluation: Evaluation) -> dict[str, Any]:
     """Compare confidence with accuracy, before and after temperature scaling, and accuracy with coverage.
 
     Gives ``charts`` (title, svg, and the ``bins`` that it draws), ``rows`` before and after, ``sentences``,
     ``coverage`` (a chart) and ``abstaining``.
     """
-    calibration = contents.calibration
     own = contents.uncalibrated.get(part, evaluation)
     charts = [_reliability("Confidence against accuracy", own.reliability)]
     rows = [_row("as predicted", own)]
-    if calibration.used:
-        temperature = calibration.temperature
+    if contents.calibration.used:
+        temperature = contents.calibration.temperature
         charts.append(_reliability("The same after temperature scaling", evaluation.reliability, temperature))
         rows.append(_row(f"after temperature scaling (T = {temperature:.3f})", evaluation))
     return {
@@ -47,9 +46,8 @@ def _row(what: str, evaluation: Evaluation) -> tuple[str, float, float, float]:
 
 def _scaling(contents: Contents, part: str, own: Evaluation, scaled: Evaluation) -> list[str]:
     """Say which temperature the run uses and what it does to the images that the report is about."""
-    calibration = contents.calibration
-    sentences = [calibration.sentence()]
-    if not calibration.used:
+    sentences = [contents.calibration.sentence()]
+    if not contents.calibration.used:
         return sentences
     before, after = own.reliability.expected_error, scaled.reliability.expected_error
     sentences.append(

@@ -22,8 +22,8 @@ from convscope.evaluation import Evaluation, test_set_log
 from convscope.glossary import GLOSSARY
 from convscope.plotting import embedded
 from convscope.report.architecture import architecture
-from convscope.report.attribution import first_filters, looks
-from convscope.report.calibration import certainty
+from convscope.report.attribution import attribution, first_filters
+from convscope.report.calibration import calibration
 from convscope.report.errors import cells, confusion, mistakes
 from convscope.report.explorer import example, walk
 from convscope.report.formatting import FILTERS
@@ -31,7 +31,7 @@ from convscope.report.pictures import Album
 from convscope.report.provenance import data, reproduction
 from convscope.report.scores import scores
 from convscope.report.source import Contents, read_contents
-from convscope.report.summary import answer
+from convscope.report.summary import summary
 from convscope.report.training import health, learning
 from convscope.runs import LOG_FILE, RunDirectory, log_into
 
@@ -90,7 +90,7 @@ def write_report(
         contents = read_contents(run_path, dataset, data)
         if consulted_by and contents.test is not None:
             record = test_set_log.log_use(run, "report", by=consulted_by)
-            contents = replace(contents, consultations=record)
+            contents = replace(contents, test_set_uses=record)
         _PROGRESS.info("Writing the report")
         run.write_bytes(REPORT_FILE, _render(contents).encode("utf-8", "backslashreplace"))
     return run.path / REPORT_FILE
@@ -173,16 +173,16 @@ def _sections(contents: Contents) -> dict[str, Any]:
     gallery = Album(contents.images, GALLERY)
     sections = {
         "run": contents,
-        "consultations": _consultations(contents),
-        "answer": _attempt(partial(answer, contents)),
+        "test_set_uses": _test_set_uses(contents),
+        "summary": _attempt(partial(summary, contents)),
         "data": _attempt(partial(data, contents, gallery)),
         "network": _attempt(partial(architecture, contents)),
         "learning": _attempt(partial(learning, contents)),
         "health": _attempt(partial(health, contents)),
         "filters": _attempt(partial(first_filters, contents)),
         "reproduction": _attempt(partial(reproduction, contents)),
-        **dict.fromkeys(("scores", "confusion", "cells", "mistakes", "certainty")),
-        **dict.fromkeys(("looks", "example", "walk")),
+        **dict.fromkeys(("scores", "confusion", "cells", "mistakes", "calibration")),
+        **dict.fromkeys(("attribution", "example", "walk")),
     }
     if contents.judged is None:
         return sections
@@ -195,14 +195,14 @@ def _sections(contents: Contents) -> dict[str, Any]:
         "mistakes": _attempt(partial(mistakes, evaluation, gallery)),
         "confusion": _attempt(partial(confusion, evaluation, gallery)),
         "cells": _attempt(partial(cells, evaluation, behind)),
-        "certainty": _attempt(partial(certainty, contents, part, evaluation)),
+        "calibration": _attempt(partial(calibration, contents, part, evaluation)),
     }
     return sections | (_probes(contents, evaluation) if part == "test" else {})
 
 
 def _probes(contents: Contents, evaluation: Evaluation) -> dict[str, Any]:
     return {
-        "looks": _attempt(partial(looks, contents, evaluation)),
+        "attribution": _attempt(partial(attribution, contents, evaluation)),
         "example": _attempt(partial(example, contents, evaluation)),
         "walk": _attempt(partial(walk, contents, evaluation)),
     }
@@ -227,16 +227,16 @@ def _attempt(make: Callable[[], Any]) -> Any:
         return Problem(f"{type(error).__name__}: {error} (see {LOG_FILE} in the run)")
 
 
-def _consultations(contents: Contents) -> str:
-    """Say how often the test set was consulted."""
+def _test_set_uses(contents: Contents) -> str:
+    """Say how often the test set was used."""
     if contents.test is None:
         return ""
-    if contents.consultations is None:
+    if contents.test_set_uses is None:
         return (
             "The run keeps no record of how often its test set was used: at least once, for the final "
             "evaluation."
         )
-    return test_set_log.describe(contents.consultations)
+    return test_set_log.describe(contents.test_set_uses)
 
 
 def _hash(text: str) -> str:

@@ -48,8 +48,8 @@ class Contents:
         The test images, in the order of the predictions.
     images_missing : str
         Why there are no images, a sentence; empty when there are.
-    consultations : dict or None
-        The record of the test set's consultations, where the run has one.
+    test_set_uses : dict or None
+        The log of the uses of the test set, where the run has one.
     """
 
     path: Path
@@ -60,7 +60,7 @@ class Contents:
     calibration: Calibration
     images: NDArray[np.uint8] | None = field(default=None, repr=False)
     images_missing: str = ""
-    consultations: dict[str, Any] | None = None
+    test_set_uses: dict[str, Any] | None = None
 
     @cached_property
     def bundle(self) -> Bundle:
@@ -121,9 +121,9 @@ def read_record(run_path: str | Path) -> Contents:
     own = _evaluations(run, tuple(record["data"].get("class_names", ())))
     calibration = load_calibration(run) if own else Calibration()
     calibrated = {part: one.calibrated(calibration.temperature) for part, one in own.items()}
-    consultations = run.read_json(TEST_SET_LOG) if (run.path / TEST_SET_LOG).is_file() else None
+    test_set_uses = run.read_json(TEST_SET_LOG) if (run.path / TEST_SET_LOG).is_file() else None
     return Contents(
-        run.path, record, _history(run), calibrated, own, calibration, consultations=consultations
+        run.path, record, _history(run), calibrated, own, calibration, test_set_uses=test_set_uses
     )
 
 

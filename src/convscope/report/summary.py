@@ -1,4 +1,4 @@
-"""The answer first: how good the network is, how sure that is, and against what it was compared."""
+"""The summary first: how good the network is, how sure that is, and against what it was compared."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OUTCOMES = {
 }
 
 
-def answer(contents: Contents) -> dict[str, Any]:
+def summary(contents: Contents) -> dict[str, Any]:
     """Say how good the network is.
 
     Gives ``headline`` (a share and its interval, or None), ``sentences``, ``rows`` of the comparison, its
@@ -177,7 +177,7 @@ def _majority(evaluation: Evaluation) -> float:
 
 
 def _unfinished(contents: Contents) -> list[str]:
-    """Say why there is no answer, and what there is instead."""
+    """Say why there is no evaluation, and what there is instead."""
     status = str(contents.record.get("status", "unknown"))
     happened = OUTCOMES.get(status, f"The run’s status is “{name(status)}”")
     done, planned = epochs_done(contents), epochs_planned(contents)
