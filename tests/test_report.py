@@ -3,23 +3,27 @@
 import base64
 import gzip
 import hashlib
+import io
 import itertools
 import json
 import os
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 from report_runs import HISTORY, make_dataset, make_run
 
 from convscope.errors import RunError
 from convscope.evaluation import Evaluation
 from convscope.inspection import feature_maps
 from convscope.networks import build
-from convscope.report import formatting, page, render_report, write_report
+from convscope.report import attribution, formatting, page, render_report, write_report
 from convscope.report.explorer import PAGE_ACTIVATIONS, chosen_images, walk
+from convscope.report.pictures import heat_picture
 from convscope.report.provenance import reproduction
 from convscope.report.source import TEST_SET_LOG, read_contents, read_record
 
@@ -483,6 +487,28 @@ def test_what_was_left_open_is_no_setting(tmp_path):
     path, dataset = make_run(tmp_path / "run", record={"config": config})
     settings = dict(reproduction(read_contents(path, dataset))["settings"])
     assert settings == {"network": "simple", "epochs": "4", "seed": "0"}
+
+
+def test_settings_are_written_as_a_person_reads_them(tmp_path):
+    config = {"augmentation": {"shift": 0.12, "erase": 0.0, "flip": None}, "stratify": True}
+    record = {"config": config, "device": {"instruction_sets": ["avx", "avx2"]}}
+    path, dataset = make_run(tmp_path / "run", record=record)
+    found = reproduction(read_contents(path, dataset))
+    assert found["settings"] == [("augmentation", "shift 0.12"), ("stratify", "yes")]
+    assert found["device"] == [("instruction sets", "avx, avx2")]
+
+
+def test_a_smooth_map_keeps_its_contrast_and_an_even_one_has_its_reason(tmp_path, monkeypatch):
+    grey = np.full((2, 1, 1), 255, np.uint8)
+    address = heat_picture(grey, np.array([[0.25], [1.0]]))
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))), float)
+    least, most = 255 - pixels[:, 0, 2]  # orange takes the blue away
+    assert least < 0.4 * most
+    even = np.linspace(0.6, 1, 144).reshape(12, 12)
+    grad_cam = attribution.grad_cam
+    monkeypatch.setattr(attribution, "grad_cam", lambda *given: replace(grad_cam(*given), values=even))
+    path, dataset = make_run(tmp_path / "run")
+    assert "much the same everywhere, because no place" in render_report(path, dataset=dataset)
 
 
 def test_errors_come_before_the_arithmetic_which_is_folded(reports):

@@ -23,7 +23,7 @@ IMAGES = 4
 SECONDS = 6.0
 MOST_FILTERS = 64
 # Where even the least of a map is above this share of its largest, it looks the same everywhere.
-EVEN = 0.3
+EVEN = 0.5
 
 
 def attribution(contents: Contents, evaluation: Evaluation) -> dict[str, Any] | None:

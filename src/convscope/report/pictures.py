@@ -114,7 +114,9 @@ def heat_picture(image: NDArray[np.uint8], values: NDArray[np.floating]) -> str:
     grey = image.mean(axis=2, keepdims=True)  # (h, w, 1)
     pale = 255 - (255 - grey) * 0.25 if grey.mean() > 127 else 255 - grey * 0.35
     largest = float(np.abs(values).max()) or 1.0
-    strength = np.sqrt(np.abs(values) / largest)[:, :, None] * 0.9  # (h, w, 1)
+    share = np.abs(values) / largest
+    # Of signed values a few are large, and the root shows the others too; a smooth map it would make solid.
+    strength = 0.9 * (np.sqrt(share) if values.min() < 0 else share)[:, :, None]  # (h, w, 1)
     colour = np.where(values[:, :, None] >= 0, FOR, AGAINST)  # (h, w, 3)
     mixed = (1 - strength) * pale + strength * colour
     picture = Image.fromarray(mixed.round().astype(np.uint8))

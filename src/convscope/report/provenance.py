@@ -107,10 +107,12 @@ def _examples(labels: Any, label: int, album: Album) -> list[str]:
 def _value(value: Any) -> str:
     if value is None:
         return "default"
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_value(one)}" for key, one in value.items()) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, dict):  # what is 0 or left open is not done
+        return ", ".join(f"{key} {_value(one)}" for key, one in value.items() if one) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_value, value)) or "none"
     return str(value)
 
 
