@@ -52,12 +52,18 @@ def accuracy():
     return metric
 
 
+def gradient_hooked(model):
+    model.get_layer("conv").kernel.value.register_hook(lambda gradient: gradient * 2)
+    return model
+
+
 ALTERED = {
     "loss class": lambda: network(loss=Doubled()),
     "loss": lambda: network(loss=double(keras.losses.CategoricalCrossentropy(), "call")),
     "optimizer": lambda: network(optimizer=still(keras.optimizers.SGD(0.1))),
     "convolution": lambda: doubled_layer("conv", "convolution_op"),
     "metric": lambda: network(metrics=[accuracy()]),
+    "gradient hook": lambda: gradient_hooked(network()),
 }
 
 
@@ -90,7 +96,6 @@ def unfreeze(model):
 LATE = {
     "compile": lambda model: model.compile("adam", "categorical_crossentropy"),
     "hook": lambda model: model.register_forward_hook(lambda *_: None),
-    "gradient hook": lambda model: model.get_layer("conv").kernel.value.register_hook(lambda g: g * 2),
     "trainable": unfreeze,
 }
 
