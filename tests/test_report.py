@@ -490,7 +490,7 @@ def test_what_was_left_open_is_no_setting(tmp_path):
 
 
 def test_settings_are_written_as_a_person_reads_them(tmp_path):
-    config = {"augmentation": {"shift": 0.12, "erase": 0.0, "flip": None}, "stratify": True}
+    config = {"augmentation": {"shift": 0.12, "erase": 0.0, "flip": "none"}, "stratify": True}
     record = {"config": config, "device": {"instruction_sets": ["avx", "avx2"]}}
     path, dataset = make_run(tmp_path / "run", record=record)
     found = reproduction(read_contents(path, dataset))

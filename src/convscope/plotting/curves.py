@@ -247,7 +247,8 @@ def plot_precision_recall(result: Evaluation, classes: Sequence[int] | None = No
             axes.set(xlabel="recall", ylabel="precision")
         panels[0].set_title("Precision and recall of each class against the rest")
         panels[1].set_title("Its upper right corner")
-        _legend(panels[0], "average precision", "lower left")
+        weak = max(reach, default=1.0) < 0.5  # the curves are in the lower left corner themselves
+        _legend(panels[0], "average precision", "upper right" if weak else "lower left")
     return figure
 
 
@@ -288,7 +289,7 @@ def _frame(panels: Sequence[Axes], *limits: tuple[float, float, float, float]) -
         axes.grid(visible=True)
 
 
-def _legend(axes: Axes, title: str, place: Literal["lower left", "lower right"]) -> None:
+def _legend(axes: Axes, title: str, place: Literal["lower left", "lower right", "upper right"]) -> None:
     if axes.get_legend_handles_labels()[0]:
         axes.legend(title=title, loc=place)
 

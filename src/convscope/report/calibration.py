@@ -60,7 +60,7 @@ def _scaling(contents: Contents, part: str, own: Evaluation, scaled: Evaluation)
             "they do not make it."
         )
     sentences.append(
-        "The probabilities of single images on this page are scaled, as those of `convscope predict` and "
+        "The probabilities of single images on this page are scaled, as those of convscope predict and "
         "of exports are; the loss and the walk inside are the network’s own."
     )
     return sentences

@@ -110,7 +110,8 @@ def _value(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, dict):  # what is 0 or left open is not done
-        return ", ".join(f"{key} {_value(one)}" for key, one in value.items() if one) or "none"
+        done = {key: one for key, one in value.items() if one and one != "none"}
+        return ", ".join(f"{key} {_value(one)}" for key, one in done.items()) or "none"
     if isinstance(value, list | tuple):
         return ", ".join(map(_value, value)) or "none"
     return str(value)
