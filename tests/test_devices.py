@@ -43,6 +43,7 @@ def run_on_the_pretended_device(file, *arguments):
     assert " passed" in done.stdout
 
 
+@pytest.mark.slow
 def test_what_a_gpu_is_asked_for_works_on_a_pretended_one():
     run_on_the_pretended_device("test_gpu.py", "-m", "gpu", "-k", QUICK)
 
