@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from convscope.cli.parsing import read_shape
+from convscope.cli.program import run
 from convscope.errors import UsageError
 
 PROGRAM = Path(sys.executable).with_name("convscope")
@@ -410,3 +411,19 @@ def test_shapes_are_read(text, shape):
 def test_what_is_no_shape_is_refused(text):
     with pytest.raises(UsageError, match="a shape such as 28x28x1"):
         read_shape(text)
+
+
+@pytest.mark.parametrize(
+    ("typed", "code", "advice"),
+    [
+        (["train", "digits", "--schedule", "foo"], 2, "Try `convscope train --help`."),
+        (["report", "latest", "--open=3"], 2, "Try `convscope report --help`."),
+        (["data", "check", "a", "--nothing"], 2, "Try `convscope data check --help`."),
+        (["runs", "no-such-folder"], 3, "no-such-folder, which is none"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_an_error_points_to_the_help_of_its_own_command(typed, code, advice, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["convscope", *typed])
+    assert run() == code
+    assert advice in " ".join(capsys.readouterr().err.split())

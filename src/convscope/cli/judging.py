@@ -158,6 +158,8 @@ def list_runs(
     """
     from convscope.runs import describe_runs
 
+    if folder != Path("runs") and not folder.is_dir():
+        raise RunError(sentence("a folder in which runs are", f"{folder}, which is none"))
     found = describe_runs(folder)
     if json:
         show_json({"runs": found})

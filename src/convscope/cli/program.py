@@ -26,7 +26,7 @@ from convscope.cli import (
     training,
 )
 from convscope.cli.output import fail, say, show_help
-from convscope.errors import ConvscopeError
+from convscope.errors import ConvscopeError, UsageError
 
 UNFORESEEN, NO_DISK = 1, 3
 LARGEST_LOG = 2**20
@@ -106,12 +106,13 @@ def run() -> int:
             code = app(prog_name="convscope", standalone_mode=False)
         except ConvscopeError as error:
             _LOG.debug("The error below was raised here:", exc_info=error)
-            fail(str(error))
+            hint = f" Try `{_typed_command()} --help`." if isinstance(error, UsageError) else ""
+            fail(f"{error}{hint}")
             return error.exit_code
         except TyperException as error:
             message, context = error.format_message(), getattr(error, "ctx", None)
             stop = "" if message.endswith((".", "?", "!")) else "."
-            command = context.command_path if context else "convscope"
+            command = context.command_path if context else _typed_command()
             fail(f"{message}{stop} Try `{command} --help`.")
             return error.exit_code
         except Abort as error:
@@ -124,6 +125,16 @@ def run() -> int:
         if code == INTERRUPTED:  # that is how typer says it
             raise KeyboardInterrupt
         return code or 0
+
+
+def _typed_command() -> str:
+    """Give the command that was typed with its group, such as ``convscope data check``."""
+    words, group = ["convscope"], typer.main.get_command(app)
+    for word in sys.argv[1:]:
+        commands = getattr(group, "commands", {})
+        if word in commands:
+            words, group = [*words, word], commands[word]
+    return " ".join(words)
 
 
 def fail_unexpectedly(error: Exception) -> int:

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from convscope.augmentation import Augmentation
     from convscope.preprocessing import Preprocess
 
-    pass
-
 
 def fit(
     model: keras.Model,
