@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.errors import UsageError, sentence, unknown_name
+from convscope.errors import UsageError, expected_got, unknown_name
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +93,7 @@ class Augmentation:
         for name, (largest, unit) in _LIMITS.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= largest:
-                raise UsageError(sentence(f"{name} from 0 to {largest:g} {unit}", repr(value)))
+                raise UsageError(expected_got(f"{name} from 0 to {largest:g} {unit}", repr(value)))
         if self.flip not in FLIPS:
             raise unknown_name("flip", self.flip, FLIPS)
 
@@ -197,12 +197,14 @@ class Augmentation:
         if images.dtype != torch.uint8 or images.ndim != 4:
             found = f"{images.dtype} of shape {tuple(images.shape)}"
             hint = "Augment raw pixels, before Preprocess.apply_tensor."
-            raise UsageError(sentence("images as uint8 of shape (n, height, width, channels)", found, hint))
+            raise UsageError(
+                expected_got("images as uint8 of shape (n, height, width, channels)", found, hint)
+            )
         if len(targets) != len(images):
-            raise UsageError(sentence(f"a label for each of {len(images)} images", len(targets)))
+            raise UsageError(expected_got(f"a label for each of {len(images)} images", len(targets)))
         if self.mixes_labels and (targets.ndim != 2 or not targets.is_floating_point()):
             found = f"{targets.dtype} of shape {tuple(targets.shape)}"
-            raise UsageError(sentence("one-hot labels as floating point for mixup and cutmix", found))
+            raise UsageError(expected_got("one-hot labels as floating point for mixup and cutmix", found))
 
     def _flipped(self, values: torch.Tensor, draw: np.random.Generator) -> torch.Tensor:
         """Mirror every second image."""

@@ -19,7 +19,7 @@ import numpy as np
 import platformdirs
 
 from convscope import __version__
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 
 PACKAGES = ("keras", "torch", "numpy", "scipy", "scikit-learn", "matplotlib")
 
@@ -42,7 +42,7 @@ def missing(package: str, extra: str) -> str:
     """Say what to install where an optional package is missing; nothing where it is there."""
     if importlib.util.find_spec(package) is not None:
         return ""
-    return sentence(f"the package {package}", "none", f"Install it: pip install 'convscope[{extra}]'.")
+    return expected_got(f"the package {package}", "none", f"Install it: pip install 'convscope[{extra}]'.")
 
 
 def require_package(package: str, extra: str) -> None:

@@ -77,12 +77,12 @@ class InterruptedRunError(ConvscopeError):
     exit_code = 130
 
 
-def sentence(expected: str, got: object, hint: str = "") -> str:
+def expected_got(expected: str, got: object, hint: str = "") -> str:
     """Say what was expected, what was found and what to do, in the project's one form.
 
     Examples
     --------
-    >>> sentence("epochs of at least 1", -3, "Leave it out for 10.")
+    >>> expected_got("epochs of at least 1", -3, "Leave it out for 10.")
     'Expected epochs of at least 1, got -3. Leave it out for 10.'
     """
     text = f"Expected {expected}, got {got}."
@@ -100,7 +100,7 @@ def unknown_name(kind: str, name: str, valid: Iterable[str], hint: str = "") -> 
     options = list(valid)
     near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     hint = f"Did you mean {near[0]!r}?" if near else hint
-    return UnknownNameError(sentence(f"one of the {kind}s {', '.join(options)}", repr(name), hint))
+    return UnknownNameError(expected_got(f"one of the {kind}s {', '.join(options)}", repr(name), hint))
 
 
 def reason(error: BaseException) -> str:

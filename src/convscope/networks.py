@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from convscope.errors import ArchitectureError, UsageError, sentence, unknown_name
+from convscope.errors import ArchitectureError, UsageError, expected_got, unknown_name
 
 if TYPE_CHECKING:
     import keras
@@ -164,10 +164,10 @@ Save it in the new format: keras.models.load_model('cats.h5').save('cats.keras')
     hints |= {".hdf5": hints[".h5"], **dict.fromkeys((".pt", ".pth", ".pb", ".tflite"), hints[".onnx"])}
     if name.endswith(".weights.h5"):
         hint = f"It holds weights alone: build the network, model.load_weights({name!r}), model.{target}."
-        raise UsageError(sentence("the name of a network or a .keras file", name, hint))
+        raise UsageError(expected_got("the name of a network or a .keras file", name, hint))
     if path.suffix.lower() in hints or len(path.parts) > 1:
         hint = hints.get(path.suffix.lower(), f"Save the network as a .keras file: model.{target}.")
-        raise UsageError(sentence("the name of a network or a .keras file", name, hint))
+        raise UsageError(expected_got("the name of a network or a .keras file", name, hint))
     raise unknown_name("network", name, NETWORKS)
 
 
@@ -198,7 +198,7 @@ def layers_of(name: str, classes: int = 10) -> list[LayerSpec]:
     """
     require_network(name)
     if classes < 2:
-        raise UsageError(sentence("at least 2 classes", classes))
+        raise UsageError(expected_got("at least 2 classes", classes))
     return NETWORKS[name].layers(classes)
 
 

@@ -30,7 +30,7 @@ from convscope.data.decode import (
     sniff,
 )
 from convscope.data.sources.folder import walk
-from convscope.errors import DataError, UsageError, sentence
+from convscope.errors import DataError, UsageError, expected_got
 from convscope.export import Bundle
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def require_threshold(value: float | None) -> None:
     >>> require_threshold(0.8)
     """
     if value is not None and not 0 < value <= 1:
-        raise UsageError(sentence("a threshold above 0 and up to 1", value, "0.8 is a common choice."))
+        raise UsageError(expected_got("a threshold above 0 and up to 1", value, "0.8 is a common choice."))
 
 
 def _predict(
@@ -249,7 +249,9 @@ def _from_standard_input(content: bytes) -> Iterator[_Source | Failure]:
     lines = content.split(b"\0") if b"\0" in content else content.splitlines()
     paths = [os.fsdecode(line) for line in lines if line.strip()]
     if not paths:
-        yield Failure(STANDARD_INPUT, sentence("an image or a list of paths on standard input", "nothing"))
+        yield Failure(
+            STANDARD_INPUT, expected_got("an image or a list of paths on standard input", "nothing")
+        )
     for path in paths:
         yield from _from_path(Path(path))
 
@@ -258,7 +260,7 @@ def _from_path(path: Path) -> Iterator[_Source | Failure]:
     """Find the images of a file or a folder."""
     name = printable(str(path))
     if "\0" in str(path):
-        yield Failure(name, sentence("the path of an image", f"{name}, with a zero byte in it"))
+        yield Failure(name, expected_got("the path of an image", f"{name}, with a zero byte in it"))
         return
     if not path.is_dir():
         yield _Source(name, lambda: read_bytes(path, name))
@@ -274,9 +276,11 @@ def _from_path(path: Path) -> Iterator[_Source | Failure]:
     for finding in found.findings:
         if finding.kind != "repeated_link":  # what it leads to has been predicted
             for entry, detail in zip(finding.names, finding.details, strict=True):
-                yield Failure(f"{name}/{entry}", sentence("a file or a folder", detail))
+                yield Failure(f"{name}/{entry}", expected_got("a file or a folder", detail))
     if not images:
-        yield Failure(name, sentence(f"images in {name}", "none", f"Endings: {' '.join(sorted(SUFFIXES))}."))
+        yield Failure(
+            name, expected_got(f"images in {name}", "none", f"Endings: {' '.join(sorted(SUFFIXES))}.")
+        )
 
 
 def draw_sheet(bundle: Bundle, predictions: Sequence[Prediction]) -> Figure:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convscope.errors import DataError, UsageError, sentence, unknown_name
+from convscope.errors import DataError, UsageError, expected_got, unknown_name
 
 if TYPE_CHECKING:
     import torch
@@ -129,7 +129,7 @@ class Preprocess:
                 raise unknown_name(kind, value, valid)
         _require_images(images)
         if len(images) == 0:
-            raise DataError(sentence("at least one training image", "none"))
+            raise DataError(expected_got("at least one training image", "none"))
         scale, offset, limits = _FITS[scaling](images)
         _, height, width, channels = images.shape
         return cls(height, width, channels, scaling, scale, offset, limits, data_format, resize, depth)
@@ -287,7 +287,7 @@ class Preprocess:
             settings["limits"] = tuple(settings["limits"]) if settings["limits"] else None
             return cls(**settings)
         except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(sentence("preprocess.json and preprocess.npz of a run", error)) from error
+            raise DataError(expected_got("preprocess.json and preprocess.npz of a run", error)) from error
 
 
 def one_hot(labels: NDArray[np.int64], classes: int) -> NDArray[np.float32]:
@@ -300,7 +300,7 @@ def one_hot(labels: NDArray[np.int64], classes: int) -> NDArray[np.float32]:
     """
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
         found = f"{labels.min()} to {labels.max()}"
-        raise UsageError(sentence(f"labels from 0 to {classes - 1}", found))
+        raise UsageError(expected_got(f"labels from 0 to {classes - 1}", found))
     targets = np.zeros((len(labels), classes), np.float32)
     targets[np.arange(len(labels)), labels] = 1
     return targets
@@ -339,7 +339,7 @@ def resize_to_input(
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
         found = f"{image.dtype} of shape {image.shape}"
-        raise DataError(sentence("an image as uint8 of shape (height, width, 1 or 3)", found))
+        raise DataError(expected_got("an image as uint8 of shape (height, width, 1 or 3)", found))
     picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
     picture = picture.convert("L" if channels == 1 else "RGB")
     if image.shape[:2] != size:
@@ -367,7 +367,7 @@ def _require_images(images: NDArray[np.uint8]) -> None:
     if images.dtype != np.uint8 or images.ndim != 4:
         found = f"{images.dtype} of shape {images.shape}"
         expected = "images as uint8 (0 to 255) of shape (n, height, width, channels)"
-        raise DataError(sentence(expected, found, "Hand over the pixels as they were read."))
+        raise DataError(expected_got(expected, found, "Hand over the pixels as they were read."))
 
 
 Fitted = tuple[NDArray[np.float32], NDArray[np.float32], tuple[float, float] | None]

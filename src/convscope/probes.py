@@ -16,7 +16,7 @@ from convscope.data.decode import ImageError, decode, read_bytes
 from convscope.data.loading import load_again
 from convscope.data.splits import split_indices
 from convscope.environment import missing, require_package
-from convscope.errors import DataError, UsageError, sentence
+from convscope.errors import DataError, UsageError, expected_got
 from convscope.evaluation import test_set_log
 from convscope.export import load_bundle
 from convscope.runs import RUN_FILE, open_run
@@ -214,7 +214,7 @@ def _pixels(image: int | Path, test: Split, bundle: Bundle) -> NDArray[np.uint8]
     """Take a test image, or read a file and bring it to size: (1, h, w, c)."""
     if isinstance(image, int):
         if not 0 <= image < len(test):
-            raise UsageError(sentence(f"a test image from 0 to {len(test) - 1}", image))
+            raise UsageError(expected_got(f"a test image from 0 to {len(test) - 1}", image))
         return test.images[image : image + 1]
     name = str(image)
     try:

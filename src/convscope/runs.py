@@ -30,7 +30,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from convscope.errors import RunError, sentence
+from convscope.errors import RunError, expected_got
 
 RUN_FILE = "run.json"
 # Where the command line writes runs, and looks for them, unless told otherwise.
@@ -126,16 +126,16 @@ class RunDirectory:
         try:
             return (self.path / name).read_bytes()
         except OSError as error:
-            raise RunError(sentence(f"{name} in the run {self.path}", error.strerror)) from error
+            raise RunError(expected_got(f"{name} in the run {self.path}", error.strerror)) from error
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a JSON object."""
         try:
             value = json.loads(self.read_bytes(name))
         except ValueError as error:
-            raise RunError(sentence(f"{name} in {self.path} to be JSON", error)) from error
+            raise RunError(expected_got(f"{name} in {self.path} to be JSON", error)) from error
         if not isinstance(value, dict):
-            raise RunError(sentence(f"{name} in {self.path} to hold a JSON object", type(value).__name__))
+            raise RunError(expected_got(f"{name} in {self.path} to hold a JSON object", type(value).__name__))
         return value
 
     def read_arrays(self, name: str) -> dict[str, NDArray[Any]]:
@@ -144,7 +144,7 @@ class RunDirectory:
             with np.load(io.BytesIO(self.read_bytes(name)), allow_pickle=False) as file:
                 return {key: file[key] for key in file.files}
         except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise RunError(sentence(f"{name} in {self.path} to be whole", error)) from error
+            raise RunError(expected_got(f"{name} in {self.path} to be whole", error)) from error
 
     def read_table(self, name: str) -> dict[str, list[float]]:
         """Read a CSV of numbers as columns."""
@@ -153,7 +153,7 @@ class RunDirectory:
             header, *body = rows
             return {key: [float(row[i]) for row in body] for i, key in enumerate(header)}
         except (ValueError, IndexError) as error:
-            raise RunError(sentence(f"{name} in {self.path} to be a table of numbers", error)) from error
+            raise RunError(expected_got(f"{name} in {self.path} to be a table of numbers", error)) from error
 
 
 @contextmanager
@@ -172,7 +172,7 @@ def create_run(target: Path) -> Iterator[RunDirectory]:
             with lock_run(target):
                 if target.exists():
                     found, hint = "one that is already there", "Choose another --out."
-                    raise RunError(sentence(f"a new run at {target}", found, hint))
+                    raise RunError(expected_got(f"a new run at {target}", found, hint))
                 folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-partial-"))
                 run = RunDirectory(folder, target)
                 try:
@@ -266,7 +266,7 @@ def locked(path: Path, seconds: float = 0.0) -> Iterator[None]:
             lock.acquire()
         except Timeout as error:
             found, hint = "another process at it", "Wait for it, or stop it."
-            raise RunError(sentence(f"nobody else to work on {path}", found, hint)) from error
+            raise RunError(expected_got(f"nobody else to work on {path}", found, hint)) from error
     try:
         yield
     finally:
@@ -296,7 +296,7 @@ def write_errors_named(path: Path, hint: str = "") -> Iterator[None]:
         found = str(error.strerror or error)
         if error.filename is not None and path.absolute().parent not in Path(str(error.filename)).parents:
             found = f"{found}: {error.filename}"
-        raise RunError(sentence(f"to be able to write {path}", found, hint)) from error
+        raise RunError(expected_got(f"to be able to write {path}", found, hint)) from error
 
 
 def open_run(path: str | Path) -> RunDirectory:
@@ -304,7 +304,7 @@ def open_run(path: str | Path) -> RunDirectory:
     run = RunDirectory(path)
     if not (run.path / RUN_FILE).is_file():
         raise RunError(
-            sentence(f"a run directory with {RUN_FILE}", f"{path}", "Name the directory of a run.")
+            expected_got(f"a run directory with {RUN_FILE}", f"{path}", "Name the directory of a run.")
         )
     return run
 
@@ -342,10 +342,10 @@ def find_run(name: str | Path) -> Path:
         return found[0]
     if not found:
         hint = "Name the directory of a run; `convscope runs` lists them."
-        raise RunError(sentence(f"a run directory with {RUN_FILE}", str(name), hint))
+        raise RunError(expected_got(f"a run directory with {RUN_FILE}", str(name), hint))
     more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
     several = ", ".join(map(str, found[:MOST_NAMED])) + more
-    raise RunError(sentence(f"one run for {name}", several, "Name one of them."))
+    raise RunError(expected_got(f"one run for {name}", several, "Name one of them."))
 
 
 def matching_runs(name: str | Path) -> list[Path]:
@@ -403,7 +403,7 @@ def open_unfinished(path: str | Path) -> RunDirectory:
     run = open_run(path)
     if run.read_json(RUN_FILE).get("status") == "completed":
         raise RunError(
-            sentence(f"an unfinished run at {run.path}", "a completed one", "Nothing is left to do.")
+            expected_got(f"an unfinished run at {run.path}", "a completed one", "Nothing is left to do.")
         )
     return run
 

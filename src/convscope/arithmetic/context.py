@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from convscope.arithmetic.formulas import Length, ReceptiveField, Shape, show_shape
-from convscope.errors import ArchitectureError, sentence
+from convscope.errors import ArchitectureError, expected_got
 
 # Height and width, in this order; None where it is not known what an output sees.
 Fields = tuple[ReceptiveField, ReceptiveField] | None
@@ -96,7 +96,7 @@ class LayerContext:
 
     def failure(self, expected: str, got: object, hint: str) -> ArchitectureError:
         """Make the error for a layer that cannot stand here."""
-        return ArchitectureError(sentence(expected, got, hint))
+        return ArchitectureError(expected_got(expected, got, hint))
 
 
 def by_axis(title: str, height: str, width: str) -> tuple[str, ...]:

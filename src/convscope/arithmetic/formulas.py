@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from convscope.errors import ArchitectureError, UsageError, sentence
+from convscope.errors import ArchitectureError, UsageError, expected_got
 
 # A length of None is one that the network leaves open (an image of any size).
 Length = int | None
@@ -313,7 +313,7 @@ Dilate with strides=1 and shrink the image in a layer of its own, for example Ma
     """
     if max(strides) > 1 and max(dilation) > 1:
         raise ArchitectureError(
-            sentence(
+            expected_got(
                 f"strides of 1 or a dilation_rate of 1 for {layer}",
                 f"strides={tuple(strides)} with dilation_rate={tuple(dilation)}",
                 "Dilate with strides=1 and shrink the image in a layer of its own, for example MaxPooling2D.",
@@ -329,9 +329,9 @@ def _result(value: Length, length: Length) -> str:
 def _check_window(window: int, stride: int, padding: str, dilation: int) -> None:
     for name, number in (("window", window), ("stride", stride), ("dilation", dilation)):
         if number < 1:
-            raise UsageError(sentence(f"a {name} of at least 1", number))
+            raise UsageError(expected_got(f"a {name} of at least 1", number))
     if padding not in ("valid", "same"):
-        raise UsageError(sentence("padding 'valid' or 'same'", repr(padding)))
+        raise UsageError(expected_got("padding 'valid' or 'same'", repr(padding)))
 
 
 def known_lengths(shape: Shape) -> tuple[int, ...]:

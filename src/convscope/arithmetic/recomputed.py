@@ -12,7 +12,7 @@ import numpy.typing as npt
 from convscope.arithmetic.activations import ActivationFunction
 from convscope.arithmetic.context import LayerContext
 from convscope.arithmetic.formulas import Shape
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 
 Array = npt.NDArray[np.float64]
 
@@ -144,7 +144,9 @@ class ActivationContext:
             return self.inputs[0]
         if self.channels_first:
             raise UsageError(
-                sentence("channels last for a layer that works along the last axis of an image", self.name)
+                expected_got(
+                    "channels last for a layer that works along the last axis of an image", self.name
+                )
             )
         row: Array = self.inputs[0][self.position]
         return row
@@ -168,7 +170,7 @@ class ActivationContext:
     def place(self) -> tuple[int, int]:
         """Take row and column of an output that is an image."""
         if self.position is None:
-            raise UsageError(sentence(f"a row and a column for {self.name}", "none"))
+            raise UsageError(expected_got(f"a row and a column for {self.name}", "none"))
         return self.position
 
     def at(self, array: Array) -> float:
@@ -212,7 +214,7 @@ class ActivationContext:
         """Put together a sum of products, a bias and an activation that looks at this number alone."""
         if self.activation.over_row:
             raise UsageError(
-                sentence(
+                expected_got(
                     f"an activation of {self.name} that looks at one number",
                     self.activation.name,
                     "Put it into a layer of its own, and recompute that.",

@@ -11,7 +11,7 @@ import typer
 
 from convscope.cli.output import explain, say, show_help, show_json, table
 from convscope.cli.parsing import Json
-from convscope.errors import ConvscopeError, DataError, sentence
+from convscope.errors import ConvscopeError, DataError, expected_got
 
 if TYPE_CHECKING:
     from convscope.data.dataset import Dataset
@@ -131,7 +131,7 @@ def _refuse_meaningless(report: DataReport) -> None:
         return
     if report.meaningless.startswith("Expected"):  # an error on the way to the images, a sentence already
         raise DataError(report.meaningless)
-    raise DataError(sentence("data that a network can learn from", "none", report.meaningless))
+    raise DataError(expected_got("data that a network can learn from", "none", report.meaningless))
 
 
 def _show_report(report: DataReport) -> None:

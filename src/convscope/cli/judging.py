@@ -11,7 +11,7 @@ import typer
 
 from convscope.cli.output import explain, say, show_json, table
 from convscope.cli.parsing import DataNow, Device, Json, Run, find_run
-from convscope.errors import RunError, UsageError, sentence
+from convscope.errors import RunError, UsageError, expected_got
 
 if TYPE_CHECKING:
     from convscope.evaluation import Comparison, Evaluation
@@ -35,7 +35,7 @@ def evaluate(
     Example: convscope evaluate runs/20260131-120000-exercise-mnist/deep --part validation
     """
     if part not in ("validation", "test"):
-        raise UsageError(sentence("the part validation or test", repr(part)))
+        raise UsageError(expected_got("the part validation or test", repr(part)))
     contents = _open(run)
     evaluation = _part(contents, part)
     uncounted = _count([contents] if part == "test" else [], "error analysis", "evaluate")
@@ -91,7 +91,7 @@ def compare(
     """
     if second is None and len(first) != 2:
         hint = "With several seeds: convscope compare A1 A2 --with B1 --with B2."
-        raise UsageError(sentence("two runs", len(first), hint))
+        raise UsageError(expected_got("two runs", len(first), hint))
     sides = [[_open(run) for run in side] for side in (first[:1], first[1:])]
     if second is not None:
         sides = [[_open(run) for run in side] for side in (first, second)]
@@ -159,7 +159,7 @@ def list_runs(
     from convscope.runs import describe_runs
 
     if folder != Path("runs") and not folder.is_dir():
-        raise RunError(sentence("a folder in which runs are", f"{folder}, which is none"))
+        raise RunError(expected_got("a folder in which runs are", f"{folder}, which is none"))
     found = describe_runs(folder)
     if json:
         show_json({"runs": found})
@@ -194,7 +194,7 @@ def _part(contents: Contents, part: str) -> Evaluation:
     if part not in contents.evaluations:
         status = contents.record.get("status", "unknown")
         expected = f"predictions for the {part} images in {contents.path}"
-        raise RunError(sentence(expected, f"none (status: {status})"))
+        raise RunError(expected_got(expected, f"none (status: {status})"))
     return contents.evaluations[part]
 
 
@@ -212,7 +212,7 @@ def _refuse_other_data(runs: list[Contents]) -> None:
     prints = {run.record.get("data", {}).get("fingerprint"): run.data_name for run in runs}
     if len(prints) > 1:
         found = " and ".join(f"{name} ({str(value)[:12]})" for value, name in prints.items())
-        raise UsageError(sentence("runs on the same data", found))
+        raise UsageError(expected_got("runs on the same data", found))
 
 
 def _differing_settings(sides: list[list[Contents]]) -> dict[str, tuple[list[Any], list[Any]]]:

@@ -17,7 +17,7 @@ import typer
 from convscope.cli.output import say, show_json, table
 from convscope.cli.parsing import Json
 from convscope.cli.waiting import PROGRESS
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 
 if TYPE_CHECKING:
     from convscope.teaching.grading.execution import CellError
@@ -80,10 +80,10 @@ def notebooks(
 def _require_sense(execute: bool, student_only: bool, data: str | None, quick: bool) -> None:
     """Refuse options that would do nothing beside each other."""
     if execute and student_only:
-        raise UsageError(sentence("--execute or --student-only", "both", "Only solutions are executed."))
+        raise UsageError(expected_got("--execute or --student-only", "both", "Only solutions are executed."))
     if not execute and (data is not None or quick):
         hint = "Notebooks choose their data when they run; see CONVSCOPE_LESSONS in docs/teaching.md."
-        raise UsageError(sentence("--data and --quick beside --execute", "no --execute", hint))
+        raise UsageError(expected_got("--data and --quick beside --execute", "no --execute", hint))
 
 
 def _lesson_name(word: str) -> str:
@@ -111,7 +111,7 @@ def _seed_beside(folder: Path, seed: int | None) -> int:
     there = seed_of_quiz_in(folder)
     if there is not None and seed not in (None, there):
         hint = "Choose another folder, or replace the quiz with --overwrite."
-        raise UsageError(sentence(f"--seed {there}, as the quiz in {folder} has", seed, hint))
+        raise UsageError(expected_got(f"--seed {there}, as the quiz in {folder} has", seed, hint))
     return _seed(seed if there is None else there)
 
 
@@ -188,7 +188,7 @@ def grade(
         show_json(marks.to_json()) if json else _show_marks(marks)
         return
     if csv is not None and not csv.absolute().parent.is_dir():
-        raise UsageError(sentence(f"a folder for {csv.name}", f"none at {csv.parent}", "Make it first."))
+        raise UsageError(expected_got(f"a folder for {csv.name}", f"none at {csv.parent}", "Make it first."))
     done: list[Marks] = []
 
     def keep(marks: Marks) -> None:
@@ -327,7 +327,7 @@ def _ask(what: str, answer: tuple[int, ...]) -> bool:
         except UsageError as error:
             say(f"  {error}")
             continue
-        say("  right" if found == answer else f"  {sentence(shown, '×'.join(f'{n:,}' for n in found))}")
+        say("  right" if found == answer else f"  {expected_got(shown, '×'.join(f'{n:,}' for n in found))}")
         return found == answer
 
 

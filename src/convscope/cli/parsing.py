@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from convscope.errors import DataError, UsageError, sentence, unknown_name
+from convscope.errors import DataError, UsageError, expected_got, unknown_name
 
 if TYPE_CHECKING:
     from convscope.augmentation import Augmentation
@@ -52,7 +52,7 @@ def require_inputs(names: Sequence[str]) -> None:
         return
     others = f" and {len(names) - 1} more" if len(names) > 1 else ""
     found = f"no such file{'s' if others else ''}"
-    raise DataError(sentence(f"{names[0]}{others} to be an image", found, "Check its path."))
+    raise DataError(expected_got(f"{names[0]}{others} to be an image", found, "Check its path."))
 
 
 def _compute_on(context: typer.Context, name: str | None) -> str | None:
@@ -88,7 +88,7 @@ def read_duration(text: str) -> float:
     parts = re.findall(r"(\d+(?:\.\d+)?)(min|[smh]?)", plain)
     seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
     if "".join(number + unit for number, unit in parts) != plain or not seconds > 0:
-        raise UsageError(sentence("a time such as 60s, 2m or 1h", repr(text)))
+        raise UsageError(expected_got("a time such as 60s, 2m or 1h", repr(text)))
     return seconds
 
 
@@ -104,11 +104,11 @@ def read_share(text: str) -> float:
     try:
         value = float(number)
     except ValueError as error:
-        raise UsageError(sentence("an accuracy such as 99%", repr(text))) from error
+        raise UsageError(expected_got("an accuracy such as 99%", repr(text))) from error
     if text.strip().endswith("%") or value > 1:
         value /= 100
     if not 0 < value <= 1:
-        raise UsageError(sentence("an accuracy above 0% and up to 100%", repr(text)))
+        raise UsageError(expected_got("an accuracy above 0% and up to 100%", repr(text)))
     return value
 
 
@@ -140,7 +140,7 @@ def _amount(name: str, text: str) -> float:
     try:
         return float(text)
     except ValueError as error:
-        raise UsageError(sentence(f"a number as {name}", repr(text))) from error
+        raise UsageError(expected_got(f"a number as {name}", repr(text))) from error
 
 
 def read_position(text: str) -> tuple[int, int]:
@@ -153,7 +153,7 @@ def read_position(text: str) -> tuple[int, int]:
     """
     parts = re.fullmatch(r"(\d{1,5})\s*[,x×]\s*(\d{1,5})", text)
     if parts is None:
-        raise UsageError(sentence("a row and a column such as 3,4", repr(text)))
+        raise UsageError(expected_got("a row and a column such as 3,4", repr(text)))
     return int(parts[1]), int(parts[2])
 
 
@@ -167,6 +167,6 @@ def read_shape(text: str) -> tuple[int, int, int]:
     """
     parts = re.fullmatch(r"([1-9]\d{0,4})[x×,]([1-9]\d{0,4})[x×,]([1-9]\d{0,4})", text)
     if parts is None:
-        raise UsageError(sentence("a shape such as 28x28x1", repr(text)))
+        raise UsageError(expected_got("a shape such as 28x28x1", repr(text)))
     first, second, third = map(int, parts.groups())
     return first, second, third

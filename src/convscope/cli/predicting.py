@@ -16,7 +16,7 @@ import typer
 from convscope.cli import waiting
 from convscope.cli.output import answered_all_the_same, say, show_json, table, warn
 from convscope.cli.parsing import DataNow, Device, Json, Run, find_run_or_export, require_inputs
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 
 if TYPE_CHECKING:
     from convscope.export import Bundle
@@ -53,7 +53,7 @@ def predict(
     Example: convscope predict runs/my-run photo.jpg more-photos/ --abstain 0.8
     """
     if csv and json:
-        raise UsageError(sentence("--csv or --json", "both"))
+        raise UsageError(expected_got("--csv or --json", "both"))
     _require_new(show)
     if not json:
         require_inputs(files)
@@ -97,11 +97,13 @@ def _require_new(file: Path | None) -> None:
     if file is None:
         return
     if file.suffix.lower() != ".png":
-        raise UsageError(sentence("a file that ends in .png for --show", file))
+        raise UsageError(expected_got("a file that ends in .png for --show", file))
     if file.exists():
-        raise UsageError(sentence("a new file for --show", f"{file}, which is there", "Choose another name."))
+        raise UsageError(
+            expected_got("a new file for --show", f"{file}, which is there", "Choose another name.")
+        )
     if not file.absolute().parent.is_dir():
-        raise UsageError(sentence("a file in an existing folder for --show", file))
+        raise UsageError(expected_got("a file in an existing folder for --show", file))
 
 
 def _read_standard_input() -> bytes:

@@ -15,7 +15,7 @@ from convscope.cli import waiting
 from convscope.cli.datasets import check_first
 from convscope.cli.output import explain, say, show_json, table
 from convscope.cli.parsing import DataNow, Device, Json, Run, read_augmentation, read_duration, read_share
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 
 # When the program began, all but its first moments: a deadline is a promise about the whole command.
 _BEGAN = time.perf_counter()
@@ -142,7 +142,7 @@ def train(
     from convscope.recipes import suggest, with_small_batches
 
     if seeds < 1:
-        raise UsageError(sentence("seeds of at least 1", seeds))
+        raise UsageError(expected_got("seeds of at least 1", seeds))
     _refuse_both("--within", within, "--epochs", epochs)
     _refuse_both("--find-learning-rate", find_learning_rate, "--learning-rate", learning_rate)
     chosen: tuple[dict[str, Any], dict[str, Any]] = (
@@ -287,7 +287,7 @@ def _absolute(name: str | None) -> str | None:
 def _refuse_both(name: str, value: object, other: str, value_of_other: object) -> None:
     """Refuse two options of which each decides what the other one does."""
     if value is not None and value_of_other is not None:
-        raise UsageError(sentence(f"{name} or {other}", "both", "Leave out one of the two."))
+        raise UsageError(expected_got(f"{name} or {other}", "both", "Leave out one of the two."))
 
 
 def _applied(

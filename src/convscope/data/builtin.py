@@ -22,7 +22,7 @@ from convscope.data.dataset import Dataset, Split, fingerprint
 from convscope.data.sources.arrays import read_decompressed, read_idx
 from convscope.data.splits import split_indices
 from convscope.environment import cache_folder
-from convscope.errors import DataError, DataNotFoundError, sentence
+from convscope.errors import DataError, DataNotFoundError, expected_got
 
 # SHA-256 of the decompressed files.
 MNIST_FILES = {
@@ -81,7 +81,7 @@ def _find_mnist(stem: str, path: Path | None, download: bool) -> Path:
     if path or not download:
         looked = ", ".join(str(folder) for folder in folders)
         hint = "Set CONVSCOPE_DATA, or run `convscope data fetch mnist`."
-        raise DataNotFoundError(sentence(f"{stem}.gz in {looked}", "no such file", hint))
+        raise DataNotFoundError(expected_got(f"{stem}.gz in {looked}", "no such file", hint))
     return fetch(f"{stem}.gz", MNIST_MIRRORS, MNIST_FILES[stem], cache_folder() / "mnist")
 
 
@@ -99,7 +99,7 @@ def _assemble(name: str, contents: dict[str, bytes]) -> Dataset:
         images = read_idx(contents[images_file], images_file, dimensions=3)
         if images.dtype != np.uint8:
             expected = f"{images_file} to hold unsigned bytes (IDX type 08)"
-            raise DataError(sentence(expected, str(images.dtype)))
+            raise DataError(expected_got(expected, str(images.dtype)))
         labels = read_idx(contents[labels_file], labels_file, dimensions=1).astype(np.int64)
         names = [f"{name}/{split}/{number:05d}" for number in range(len(labels))]
         splits.append(Split(images.astype(np.uint8, copy=False)[..., None], labels, names))  # (n, h, w, 1)
@@ -145,7 +145,7 @@ def verify(content: bytes, sha256: str, source: str) -> bytes:
     if found != sha256:
         expected = f"{source} to have the SHA-256 {sha256[:12]}…"
         hint = "The file is damaged or another one; get it again."
-        raise DataError(sentence(expected, f"{found[:12]}…", hint))
+        raise DataError(expected_got(expected, f"{found[:12]}…", hint))
     return content
 
 
@@ -166,7 +166,7 @@ def fetch(filename: str, mirrors: Sequence[str], sha256: str, folder: Path) -> P
             except (requests.RequestException, DataError) as error:
                 failures.append(f"{mirror}: {str(error).splitlines()[0]}")
     expected = f"{filename} from one of {len(mirrors)} mirrors"
-    raise DataNotFoundError(sentence(expected, "; ".join(failures), "Is there a network?"))
+    raise DataNotFoundError(expected_got(expected, "; ".join(failures), "Is there a network?"))
 
 
 def _fetch_once(url: str, sha256: str, scratch: Path, target: Path) -> Path:

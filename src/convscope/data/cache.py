@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope.environment import cache_folder
-from convscope.errors import DataError, RunError, UsageError, sentence
+from convscope.errors import DataError, RunError, UsageError, expected_got
 from convscope.runs import is_lock_left, locked
 
 LIMIT_VARIABLE = "CONVSCOPE_CACHE_GB"
@@ -92,7 +92,7 @@ def disk_errors_named() -> Iterator[None]:
             raise _no_space("free space", "a full disk") from error
         found = error.strerror or str(error)
         hint = "Set CONVSCOPE_CACHE to a folder of your own."
-        raise DataError(sentence(f"to write into the cache {cache_folder()}", found, hint)) from error
+        raise DataError(expected_got(f"to write into the cache {cache_folder()}", found, hint)) from error
 
 
 def _require_space(size: int) -> None:
@@ -108,7 +108,7 @@ def _require_space(size: int) -> None:
 def _no_space(expected: str, found: str) -> DataError:
     """Make the error for a disk that is full."""
     hint = "Make room, or set CONVSCOPE_CACHE to a folder on another disk."
-    return DataError(sentence(f"{expected} in the cache {cache_folder()}", found, hint))
+    return DataError(expected_got(f"{expected} in the cache {cache_folder()}", found, hint))
 
 
 # Stores: decoded images and what was noted beside them
@@ -179,7 +179,7 @@ def open_or_write(key: str, write: Callable[[], None]) -> Store:
                 store = open_store(key)
     if store is None:
         hint = "Is another program clearing it?"
-        raise DataError(sentence(f"the cache {cache_folder()} to keep what is written", "nothing", hint))
+        raise DataError(expected_got(f"the cache {cache_folder()} to keep what is written", "nothing", hint))
     return store
 
 
@@ -261,7 +261,7 @@ def cache_limit() -> int:
         size = float(text)
         if 0 <= size < float("inf"):
             return int(size * 2**30)
-    raise UsageError(sentence(f"a number of GB in {LIMIT_VARIABLE}", repr(text)))
+    raise UsageError(expected_got(f"a number of GB in {LIMIT_VARIABLE}", repr(text)))
 
 
 def evict(stores: Path, keep: str) -> list[str]:
@@ -322,7 +322,7 @@ class _Reader:
             count = os.preadv(self._descriptor, [view], start)
             if count == 0:
                 expected = "the cached images to be whole"
-                raise DataError(sentence(expected, "a file that was cut", "Start again."))
+                raise DataError(expected_got(expected, "a file that was cut", "Start again."))
             view, start = view[count:], start + count
 
 

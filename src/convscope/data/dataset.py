@@ -10,7 +10,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.errors import DataError, sentence
+from convscope.errors import DataError, expected_got
 
 FINGERPRINT_CHUNK = 4096
 
@@ -50,11 +50,11 @@ class Split:
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 4:
             found = f"{self.images.dtype} of shape {self.images.shape}"
-            raise DataError(sentence("images as uint8 of shape (n, height, width, channels)", found))
+            raise DataError(expected_got("images as uint8 of shape (n, height, width, channels)", found))
         lengths = (len(self.images), len(self.labels), len(self.names))
         if len(set(lengths)) != 1:
             raise DataError(
-                sentence("as many labels and names as images", "{}, {} and {}".format(*lengths[::-1]))
+                expected_got("as many labels and names as images", "{}, {} and {}".format(*lengths[::-1]))
             )
 
     def __len__(self) -> int:

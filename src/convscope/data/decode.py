@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, features
 
 from convscope.environment import own_warning_filters
-from convscope.errors import DataError, sentence
+from convscope.errors import DataError, expected_got
 
 # Pillow's name of each format → the endings that its files go by.
 FORMATS = {
@@ -234,7 +234,7 @@ def read_peak(raw: bytes, source: str) -> int:
 
 def refusal(kind: str, source: str, found: str, hint: str = "") -> ImageError:
     """Make the error for an image that cannot be used."""
-    return ImageError(kind, sentence(f"{source} to be an image", found, hint), found)
+    return ImageError(kind, expected_got(f"{source} to be an image", found, hint), found)
 
 
 def too_many_bytes(source: str, size: int) -> ImageError:
@@ -314,7 +314,7 @@ def _failures_named(raw: bytes, source: str) -> Iterator[None]:
 def _too_many_pixels(source: str, found: str) -> ImageError:
     """Make the error for an image that would fill the memory."""
     expected = f"{source} to have at most {PIXEL_CAP:,} pixels"
-    return ImageError("too_large", sentence(expected, found, "Make it smaller."), found)
+    return ImageError("too_large", expected_got(expected, found, "Make it smaller."), found)
 
 
 def _ends_early(raw: bytes, kind: str) -> bool:

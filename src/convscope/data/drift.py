@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.errors import DataError, sentence
+from convscope.errors import DataError, expected_got
 
 FloatArray = NDArray[np.float64]
 
@@ -73,7 +73,7 @@ class TrainingStatistics:
     def fit(cls, images: NDArray[np.uint8]) -> TrainingStatistics:
         """Measure training images (n, h, w, c) in the size of the network's input, or an even sample."""
         if len(images) == 0:
-            raise DataError(sentence("at least one training image", "none"))
+            raise DataError(expected_got("at least one training image", "none"))
         chosen = np.unique(np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).astype(np.int64))
         parts = [measure(images[chosen[start : start + CHUNK]]) for start in range(0, len(chosen), CHUNK)]
         values = {name: np.concatenate([part[name] for part in parts]) for name in _NAMES}
@@ -105,10 +105,10 @@ class TrainingStatistics:
             images = int(value["images"])
             ranges = {name: tuple(float(bound) for bound in value["ranges"][name]) for name in _NAMES}
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise DataError(sentence("statistics of training images", repr(error))) from error
+            raise DataError(expected_got("statistics of training images", repr(error))) from error
         for name, bounds in ranges.items():
             if len(bounds) != len(QUANTILES) or not np.isfinite(bounds).all():
-                raise DataError(sentence(f"three bounds for {name} in the training statistics", bounds))
+                raise DataError(expected_got(f"three bounds for {name} in the training statistics", bounds))
         return cls(images, {name: (low, mid, high) for name, (low, mid, high) in ranges.items()})
 
     def _bounds(self, name: str) -> tuple[float, float]:

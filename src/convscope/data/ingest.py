@@ -47,7 +47,7 @@ from convscope.data.sources.base import (
     splits_of_table,
     united_classes,
 )
-from convscope.errors import DataError, UsageError, sentence, unknown_name
+from convscope.errors import DataError, UsageError, expected_got, unknown_name
 from convscope.preprocessing import RESIZES, resize_to_input
 
 # The longest side that a folder's images get unless another size is asked for.
@@ -82,11 +82,11 @@ class ReadOptions:
         if self.resize not in RESIZES:
             raise unknown_name("way to resize", self.resize, RESIZES)
         if self.channels not in {None, 1, 3}:
-            raise UsageError(sentence("1 or 3 channels", self.channels))
+            raise UsageError(expected_got("1 or 3 channels", self.channels))
         if self.shape and not all(1 <= side <= 4096 for side in self.shape):
-            raise UsageError(sentence("a height and a width from 1 to 4096 pixels", self.size))
+            raise UsageError(expected_got("a height and a width from 1 to 4096 pixels", self.size))
         if self.workers is not None and not 0 <= self.workers <= MOST_WORKERS:
-            raise UsageError(sentence(f"from 0 to {MOST_WORKERS} workers", self.workers))
+            raise UsageError(expected_got(f"from 0 to {MOST_WORKERS} workers", self.workers))
 
     @property
     def shape(self) -> tuple[int, int] | None:
@@ -277,7 +277,7 @@ def require_usable(survey: Survey, where: str) -> None:
     if not survey.usable.any():
         kinds = sorted({kind.replace("_", " ") for kind, *_ in survey.problems.values()})
         found = f"{count(len(survey.problems), 'image')}: {', '.join(kinds)}" if kinds else "none"
-        raise NothingUsableError(sentence(f"at least one usable image in {where}", found), survey)
+        raise NothingUsableError(expected_got(f"at least one usable image in {where}", found), survey)
 
 
 def _decode_into(
@@ -391,7 +391,7 @@ def _write_pixels(source: Source, options: ReadOptions, key: str) -> None:
     chunks = (chunk for chunk in source.chunks() if isinstance(chunk, Pixels) and len(chunk.images))
     first = next(chunks, None)
     if first is None:
-        raise DataError(sentence(f"images in {source.name}", "none"))
+        raise DataError(expected_got(f"images in {source.name}", "none"))
     height, width, channels = first.images.shape[1:]
     size, channels = options.shape or (height, width), options.channels or channels
     labels, splits, hashes = [], [], []

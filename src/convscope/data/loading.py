@@ -17,7 +17,7 @@ from convscope.data.decode import DEPTH
 from convscope.data.ingest import Collection, ReadOptions, no_progress, open_path
 from convscope.data.sources.base import SPLITS, UNUSABLE, count
 from convscope.data.splits import split_indices
-from convscope.errors import DataError, UsageError, sentence, unknown_name
+from convscope.errors import DataError, UsageError, expected_got, unknown_name
 
 _PROGRESS = logging.getLogger("convscope.progress")
 
@@ -91,7 +91,9 @@ def load(
     _PROGRESS.info("Reading %s", name)
     if name in CATALOG:
         if size is not None or channels is not None:
-            raise UsageError(sentence(f"no size or channels for {name}, which has its own", size or channels))
+            raise UsageError(
+                expected_got(f"no size or channels for {name}, which has its own", size or channels)
+            )
         return CATALOG[str(name)].loader(Path(path) if path else None, download)
     location = Path(name)
     if (dataset := load_mnist_like(location)) is not None:
@@ -107,7 +109,7 @@ def load_again(recorded: Mapping[str, Any]) -> Dataset:
     dataset = load(recorded.get("source", recorded.get("name", "")), **recorded.get("reading", {}))
     if dataset.fingerprint != recorded["fingerprint"]:
         expected = f"data with the fingerprint {recorded['fingerprint'][:12]}…, as the run saw them"
-        raise DataError(sentence(expected, f"{dataset.fingerprint[:12]}…", "They have changed since."))
+        raise DataError(expected_got(expected, f"{dataset.fingerprint[:12]}…", "They have changed since."))
     return dataset
 
 
@@ -121,7 +123,7 @@ def to_dataset(collection: Collection, seed: int = TEST_SEED) -> Dataset:
             f"The images of more than 8 bits have {collection.depth} in use: the upper 8 of these are kept."
         )
     if not len(rows[0]):
-        raise DataError(sentence(f"training images in {name}", "none", "Add a folder 'train'."))
+        raise DataError(expected_got(f"training images in {name}", "none", "Add a folder 'train'."))
     if not len(rows[2]):
         train = rows[0]
         first, second = split_indices(labels[train], TEST_FRACTION, seed, groups=collection.groups[train])
@@ -138,7 +140,7 @@ def to_dataset(collection: Collection, seed: int = TEST_SEED) -> Dataset:
         if len(positions) and trained.isdisjoint(labels[positions].tolist()):
             expected = f"{split} images of classes that {name} has training images of"
             hint = "Call each class the same in every part."
-            raise DataError(sentence(expected, collection.class_names[labels[positions[0]]], hint))
+            raise DataError(expected_got(expected, collection.class_names[labels[positions[0]]], hint))
     train_split, validation, test = [_split(collection, positions) for positions in rows]
     present = [split for split in (train_split, test, validation) if len(split)]
     if left_out := _left_out(collection):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.errors import DataError, UsageError, sentence
+from convscope.errors import DataError, UsageError, expected_got
 
 
 def split_indices(
@@ -31,7 +31,7 @@ def split_indices(
     if groups is not None:
         return _split_groups(labels, fraction, seed, stratify, groups)
     if not 0 < fraction < 1:
-        raise UsageError(sentence("a fraction between 0 and 1 for the split", fraction))
+        raise UsageError(expected_got("a fraction between 0 and 1 for the split", fraction))
     # Loading scikit-learn takes a second, which a wrong command should not cost.
     from sklearn.model_selection import train_test_split
 
@@ -40,7 +40,9 @@ def split_indices(
         if (counts[counts > 0] < 2).any():
             lone = int(np.flatnonzero(counts == 1)[0])
             expected = "at least 2 examples of each class for a stratified split"
-            raise DataError(sentence(expected, f"1 of class {lone}", "Add examples or leave the class out."))
+            raise DataError(
+                expected_got(expected, f"1 of class {lone}", "Add examples or leave the class out.")
+            )
     try:
         first, second = train_test_split(
             np.arange(len(labels)),
@@ -49,7 +51,7 @@ def split_indices(
             stratify=labels if stratify else None,
         )
     except ValueError as error:
-        message = sentence("enough examples to split", f"{len(labels)} ({error})", "Add examples.")
+        message = expected_got("enough examples to split", f"{len(labels)} ({error})", "Add examples.")
         raise DataError(message) from error
     return first, second
 
@@ -89,7 +91,7 @@ def balanced_class_weights(labels: NDArray[np.int64], classes: int) -> dict[int,
     from sklearn.utils.class_weight import compute_class_weight
 
     if not len(labels):
-        raise DataError(sentence("training images to weigh classes by", "none"))
+        raise DataError(expected_got("training images to weigh classes by", "none"))
     present = np.unique(labels)
     weights = compute_class_weight("balanced", classes=present, y=labels)
     return dict.fromkeys(range(classes), 1.0) | dict(zip(present.tolist(), weights.tolist(), strict=True))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 from convscope.evaluation.metrics import FloatArray, IntArray, true_class_probabilities
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def reliability(probabilities: FloatArray, labels: IntArray, bins: int = BINS) -
     section 2.)
     """
     if bins < 1:
-        raise UsageError(sentence("at least one bin", bins))
+        raise UsageError(expected_got("at least one bin", bins))
     confidence = np.clip(probabilities.max(axis=1), 0, 1)  # (n,)
     right = np.argmax(probabilities, axis=1) == labels
     edges = np.linspace(0, 1, bins + 1)
@@ -75,7 +75,7 @@ def apply_temperature(probabilities: FloatArray, temperature: float) -> FloatArr
     array([[0.6667, 0.3333]])
     """
     if not temperature > 0:
-        raise UsageError(sentence("a temperature above 0", temperature))
+        raise UsageError(expected_got("a temperature above 0", temperature))
     # In NumPy, as scipy.special.log_softmax does it: a prediction needs nothing else of SciPy.
     shifted = _logits(probabilities) / temperature
     shifted -= shifted.max(axis=1, keepdims=True)

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 from convscope.evaluation.metrics import FloatArray, IntArray, Interval
 from convscope.evaluation.result import Evaluation
 
@@ -199,18 +199,18 @@ def check_same_test(a: Evaluation, b: Evaluation, fingerprints: tuple[str, str] 
     expected, hint = "two evaluations of the same test images", "Evaluate both networks on the same data."
     if fingerprints is not None and fingerprints[0] != fingerprints[1]:
         found = f"data with the fingerprints {fingerprints[0][:12]}… and {fingerprints[1][:12]}…"
-        raise UsageError(sentence(expected, found, hint))
+        raise UsageError(expected_got(expected, found, hint))
     if a.images != b.images:
-        raise UsageError(sentence(expected, f"{a.images:,} and {b.images:,} images", hint))
+        raise UsageError(expected_got(expected, f"{a.images:,} and {b.images:,} images", hint))
     if a.class_names != b.class_names:
-        raise UsageError(sentence(expected, "different class names", hint))
+        raise UsageError(expected_got(expected, "different class names", hint))
     if a.names is not None and b.names is not None and a.names != b.names:
         place = next(index for index in range(a.images) if a.names[index] != b.names[index])
         found = f"{a.names[place]!r} and {b.names[place]!r} as image {place}"
-        raise UsageError(sentence(expected, found, hint))
+        raise UsageError(expected_got(expected, found, hint))
     differing = np.flatnonzero(a.labels != b.labels)
     if differing.size:
-        raise UsageError(sentence(expected, f"different labels for {differing.size:,} images", hint))
+        raise UsageError(expected_got(expected, f"different labels for {differing.size:,} images", hint))
 
 
 def mcnemar_exact(only_a: int, only_b: int) -> float:
@@ -366,7 +366,9 @@ def compare_seeds(
     if not a or not b or len(a) + len(b) < 3:
         found = f"{len(a)} and {len(b)}"
         raise UsageError(
-            sentence("a run on each side and at least two on one", found, "Compare two runs with compare.")
+            expected_got(
+                "a run on each side and at least two on one", found, "Compare two runs with compare."
+            )
         )
     for other in [*a[1:], *b]:
         check_same_test(a[0], other)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from convscope.errors import DataError, UsageError, sentence
+from convscope.errors import DataError, UsageError, expected_got
 
 # Rows that come out of a bfloat16 softmax miss 1 by up to about 0.4 %.
 ROW_SUM_TOLERANCE = 1e-2
@@ -24,7 +24,7 @@ def as_probabilities(probabilities: ArrayLike) -> NDArray[np.float64]:
     try:
         table = np.array(probabilities, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise UsageError(sentence("probabilities as a table of numbers", _short(error))) from error
+        raise UsageError(expected_got("probabilities as a table of numbers", _short(error))) from error
     _check_probability_shape(table)
     _check_probability_values(table)
     return table
@@ -33,28 +33,30 @@ def as_probabilities(probabilities: ArrayLike) -> NDArray[np.float64]:
 def _check_probability_shape(table: NDArray[np.float64]) -> None:
     if table.ndim == 1 or (table.ndim == ONE_HOT_RANK and table.shape[1] == 1):
         hint = "A single sigmoid output p becomes np.column_stack([1 - p, p])."
-        raise UsageError(sentence("probabilities of shape (images, classes)", table.shape, hint))
+        raise UsageError(expected_got("probabilities of shape (images, classes)", table.shape, hint))
     if table.ndim != ONE_HOT_RANK or table.shape[1] == 0:
-        raise UsageError(sentence("probabilities of shape (images, classes)", table.shape))
+        raise UsageError(expected_got("probabilities of shape (images, classes)", table.shape))
     if table.shape[0] == 0:
-        raise UsageError(sentence("at least one image to evaluate", "none"))
+        raise UsageError(expected_got("at least one image to evaluate", "none"))
 
 
 def _check_probability_values(table: NDArray[np.float64]) -> None:
     bad = np.flatnonzero(~np.isfinite(table).all(axis=1))
     if bad.size:
         hint = "Did the training diverge?"
-        raise DataError(sentence("finite probabilities", f"NaN or infinity in {_rows(bad)}", hint))
+        raise DataError(expected_got("finite probabilities", f"NaN or infinity in {_rows(bad)}", hint))
     bad = np.flatnonzero(((table < 0) | (table > 1 + ROW_SUM_TOLERANCE)).any(axis=1))
     if bad.size:
         found = f"values from {table.min():.4g} to {table.max():.4g} ({_rows(bad)})"
-        raise DataError(sentence("probabilities from 0 to 1", found, "Logits need a softmax first."))
+        raise DataError(expected_got("probabilities from 0 to 1", found, "Logits need a softmax first."))
     sums = table.sum(axis=1)
     bad = np.flatnonzero(np.abs(sums - 1) > ROW_SUM_TOLERANCE)
     if bad.size:
         found = f"a sum of {sums[bad[0]]:.4g} ({_rows(bad)})"
         raise DataError(
-            sentence("probabilities that sum to 1 in each row", found, "Does the network end in a softmax?")
+            expected_got(
+                "probabilities that sum to 1 in each row", found, "Does the network end in a softmax?"
+            )
         )
 
 
@@ -71,15 +73,17 @@ def as_labels(labels: ArrayLike, classes: int, images: int | None = None) -> NDA
     """
     table = np.asarray(labels)
     if table.dtype.kind not in "iufb":
-        raise UsageError(sentence("labels as class indices or one-hot rows", f"values of type {table.dtype}"))
+        raise UsageError(
+            expected_got("labels as class indices or one-hot rows", f"values of type {table.dtype}")
+        )
     if table.ndim == ONE_HOT_RANK and table.shape[1] == classes and classes > 1:
         indices = _from_one_hot(table)
     elif table.ndim == 1 or (table.ndim == ONE_HOT_RANK and table.shape[1] == 1):
         indices = _from_indices(table.reshape(-1), classes)  # (n, 1) → (n,)
     else:
-        raise UsageError(sentence(f"labels of shape (n,) or (n, {classes})", table.shape))
+        raise UsageError(expected_got(f"labels of shape (n,) or (n, {classes})", table.shape))
     if images is not None and indices.size != images:
-        raise UsageError(sentence(f"{images} labels, one for each image", indices.size))
+        raise UsageError(expected_got(f"{images} labels, one for each image", indices.size))
     return indices
 
 
@@ -87,7 +91,7 @@ def _from_one_hot(table: NDArray[Any]) -> NDArray[np.int64]:
     bad = np.flatnonzero(((table != 0) & (table != 1)).any(axis=1) | (table.sum(axis=1) != 1))
     if bad.size:
         raise DataError(
-            sentence("one-hot labels with a single 1 in each row", f"{table[bad[0]]} ({_rows(bad)})")
+            expected_got("one-hot labels with a single 1 in each row", f"{table[bad[0]]} ({_rows(bad)})")
         )
     indices: NDArray[np.int64] = np.argmax(table, axis=1).astype(np.int64)  # (n, k) → (n,)
     return indices
@@ -97,7 +101,7 @@ def _from_indices(values: NDArray[Any], classes: int) -> NDArray[np.int64]:
     bad = np.flatnonzero(~((values >= 0) & (values < classes) & (values == np.floor(values))))
     if bad.size:
         expected = f"labels from 0 to {classes - 1}, one of {classes} classes"
-        raise DataError(sentence(expected, f"{values[bad[0]]} ({_rows(bad)})"))
+        raise DataError(expected_got(expected, f"{values[bad[0]]} ({_rows(bad)})"))
     indices: NDArray[np.int64] = values.astype(np.int64)
     return indices
 
@@ -107,10 +111,10 @@ def as_names(names: Sequence[str] | None, count: int, what: str) -> tuple[str, .
     if names is None:
         return None
     if isinstance(names, str):
-        raise UsageError(sentence(f"a list of {what} names", f"the text {names!r}"))
+        raise UsageError(expected_got(f"a list of {what} names", f"the text {names!r}"))
     frozen = tuple(str(name) for name in names)
     if len(frozen) != count:
-        raise UsageError(sentence(f"{count} {what} names", len(frozen)))
+        raise UsageError(expected_got(f"{count} {what} names", len(frozen)))
     return frozen
 
 

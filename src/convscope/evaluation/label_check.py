@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from convscope.environment import own_warning_filters, require_package
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 from convscope.evaluation.input_checks import as_labels, as_probabilities
 from convscope.evaluation.metrics import FloatArray, IntArray
 
@@ -108,7 +108,7 @@ def out_of_sample_probabilities(
     truth = as_labels(labels, classes)
     most = int(np.bincount(truth).max())
     if not 2 <= folds <= most:
-        raise UsageError(sentence(f"from 2 to {most} folds, the images of the largest class", folds))
+        raise UsageError(expected_got(f"from 2 to {most} folds, the images of the largest class", folds))
     table = np.zeros((truth.size, classes))
     with own_warning_filters():
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -49,9 +49,9 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> In
     from scipy.special import ndtri
 
     if not 0 <= successes <= trials:
-        raise UsageError(sentence(f"from 0 to {trials} successes", successes))
+        raise UsageError(expected_got(f"from 0 to {trials} successes", successes))
     if not 0 < confidence < 1:
-        raise UsageError(sentence("a confidence between 0 and 1", confidence))
+        raise UsageError(expected_got("a confidence between 0 and 1", confidence))
     if trials == 0:
         return Interval(0.0, 1.0)
     z = float(ndtri((1 + confidence) / 2))

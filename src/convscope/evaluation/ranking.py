@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 from convscope.evaluation.metrics import FloatArray, IntArray
 
 
@@ -60,7 +60,7 @@ class Coverage(NamedTuple):
         (0.8, 0.667)
         """
         if not 0 <= target <= 1:
-            raise UsageError(sentence("an accuracy from 0 to 1", target))
+            raise UsageError(expected_got("an accuracy from 0 to 1", target))
         good = np.flatnonzero(self.accuracy >= target)
         return self._point(int(good[-1])) if good.size else None
 
@@ -74,7 +74,7 @@ class Coverage(NamedTuple):
         0.8
         """
         if not 0 <= share <= 1:
-            raise UsageError(sentence("a share from 0 to 1", share))
+            raise UsageError(expected_got("a share from 0 to 1", share))
         return self._point(int(np.searchsorted(self.coverage, share - 1e-12)))
 
     def _point(self, place: int) -> OperatingPoint:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 from convscope.evaluation import metrics
 from convscope.evaluation.calibration import Reliability, apply_temperature, reliability
 from convscope.evaluation.input_checks import as_labels, as_names, as_probabilities
@@ -360,7 +360,7 @@ class Evaluation:
 
     def _class(self, index: int) -> int:
         if not 0 <= index < self.classes:
-            raise UsageError(sentence(f"a class from 0 to {self.classes - 1}", index))
+            raise UsageError(expected_got(f"a class from 0 to {self.classes - 1}", index))
         return index
 
     def report(self, digits: int = 4) -> str:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
-from convscope.errors import RunError, UsageError, sentence, unknown_name
+from convscope.errors import RunError, UsageError, expected_got, unknown_name
 from convscope.runs import RunDirectory
 
 FORMAT = 1
@@ -85,7 +85,7 @@ def add_use(
         hint = f"Use the validation data: {CHOICES[purpose]}."
         article = "an" if purpose[0] in "aeiou" else "a"
         raise UsageError(
-            sentence("the test set to be asked for a final answer only", f"{article} {purpose}", hint)
+            expected_got("the test set to be asked for a final answer only", f"{article} {purpose}", hint)
         )
     if purpose not in PURPOSES:
         raise unknown_name("purpose", purpose, [*PURPOSES, *CHOICES])
@@ -140,10 +140,10 @@ def _uses(log: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
         return []
     entries = log.get("consultations")
     if log.get("format") != FORMAT or not isinstance(entries, list):
-        raise RunError(sentence(f"a log of the test set's uses in format {FORMAT}", _shown(log)))
+        raise RunError(expected_got(f"a log of the test set's uses in format {FORMAT}", _shown(log)))
     for entry in entries:
         if not isinstance(entry, Mapping) or entry.get("purpose") not in PURPOSES:
-            raise RunError(sentence("a use of the test set with a known purpose", _shown(entry)))
+            raise RunError(expected_got("a use of the test set with a known purpose", _shown(entry)))
     return entries
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from convscope.augmentation import Augmentation
-from convscope.errors import UsageError, sentence, unknown_name
+from convscope.errors import UsageError, expected_got, unknown_name
 from convscope.networks import require_network
 from convscope.preprocessing import DATA_FORMATS, RESIZES, SCALINGS
 from convscope.training.config import TrainingConfig
@@ -78,7 +78,7 @@ class ExperimentConfig:
         if not self.network_file:
             require_network(self.network)
         if not 0 <= self.validation_share < 1:
-            raise UsageError(sentence("a validation share from 0 to below 1", self.validation_share))
+            raise UsageError(expected_got("a validation share from 0 to below 1", self.validation_share))
 
     @property
     def network_file(self) -> Path | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from convscope import networks
 from convscope.environment import own_random_numbers
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 from convscope.experiment.config import ExperimentConfig
 from convscope.model_files import load_model
 
@@ -32,13 +32,15 @@ def settle_input(config: ExperimentConfig, model: keras.Model) -> tuple[Experime
     other = "channels_first" if config.data_format == "channels_last" else "channels_last"
     shape = model.input_shape
     if isinstance(shape, list | dict) or len(shape) != 4:
-        raise UsageError(sentence("a network whose input is one batch of images", f"input shape {shape}"))
+        raise UsageError(expected_got("a network whose input is one batch of images", f"input shape {shape}"))
     if _channels(shape, config.data_format) not in (1, 3) and _channels(shape, other) in (1, 3):
         config = replace(config, data_format=other)
         notes.append(f"The network takes its images {other}: they are given to it so.")
     if _channels(shape, config.data_format) not in (1, 3):
         hint = "Give the network an input such as keras.Input((64, 64, 3))."
-        raise UsageError(sentence(f"1 or 3 channels ({config.data_format})", f"input shape {shape}", hint))
+        raise UsageError(
+            expected_got(f"1 or 3 channels ({config.data_format})", f"input shape {shape}", hint)
+        )
     if config.scaling != "raw" and scales_its_input(model):
         instead = f"in place of {config.scaling} scaling"
         notes.append(f"The network scales its input itself: it gets raw pixels, 0 to 255, {instead}.")
@@ -86,10 +88,12 @@ def adapt_network(
     if model.output_shape != (None, classes):
         expected = f"a network with {classes} outputs, one for each class"
         hint = f"End it in keras.layers.Dense({classes}, activation='softmax')."
-        raise UsageError(sentence(expected, f"output shape {model.output_shape}", hint))
+        raise UsageError(expected_got(expected, f"output shape {model.output_shape}", hint))
     if (name := getattr(_activation(model), "__name__", "softmax")) != "softmax":
         hint = f"End it in keras.layers.Dense({classes}, activation='softmax')."
-        raise UsageError(sentence("a network whose outputs are probabilities that add up to 1", name, hint))
+        raise UsageError(
+            expected_got("a network whose outputs are probabilities that add up to 1", name, hint)
+        )
     return model, notes
 
 
@@ -153,7 +157,7 @@ def _clone(
         clone = keras.models.clone_model(model, input_tensors=inputs, clone_function=copy)
     except ValueError as error:  # a Flatten and a Dense behind it make the size a part of the network
         expected = f"a network that takes images of shape {input_shape}"
-        raise UsageError(sentence(expected, f"one for {model.input_shape} ({error})")) from error
+        raise UsageError(expected_got(expected, f"one for {model.input_shape} ({error})")) from error
     for old, new in zip(_with_weights(model), _with_weights(clone), strict=True):
         weights = old.get_weights()
         if old in head and old.units < classes:
@@ -193,7 +197,7 @@ def build_model(
     try:
         optimizer = keras.optimizers.get({"class_name": training.optimizer, "config": settings})
     except (TypeError, ValueError) as error:
-        raise UsageError(sentence(f"settings that {training.optimizer} knows", error)) from error
+        raise UsageError(expected_got(f"settings that {training.optimizer} knows", error)) from error
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=training.label_smoothing)
     model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"])
     return model

@@ -14,7 +14,7 @@ from convscope import environment
 from convscope.data.cache import map_pixels
 from convscope.data.dataset import Dataset, Split
 from convscope.data.splits import split_indices
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 from convscope.experiment.config import ExperimentConfig
 from convscope.experiment.model import (
     adapt_network,
@@ -136,7 +136,7 @@ def prepare(
     if dataset.resize not in (None, config.resize):
         expected = f"images brought to their size by {config.resize}, as the network's inputs will be"
         hint = f"Load them with resize={config.resize!r}."
-        raise UsageError(sentence(expected, f"by {dataset.resize}", hint))
+        raise UsageError(expected_got(expected, f"by {dataset.resize}", hint))
     train, validation = _hold_back(dataset, config)
     height, width, channels = (
         own if wanted is None else wanted

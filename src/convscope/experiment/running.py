@@ -16,7 +16,7 @@ import numpy as np
 
 from convscope.data.dataset import Dataset
 from convscope.data.loading import load_again
-from convscope.errors import ConvscopeError, DivergedError, InterruptedRunError, RunError, sentence
+from convscope.errors import ConvscopeError, DivergedError, InterruptedRunError, RunError, expected_got
 from convscope.evaluation import Evaluation, test_set_log
 from convscope.experiment.config import ExperimentConfig
 from convscope.experiment.fitting import (
@@ -373,7 +373,7 @@ def _resumable(run: RunDirectory) -> tuple[TrainingState | None, float]:
     if arrays is None:
         if (run.path / HISTORY_FILE).is_file() and not run.read_table(HISTORY_FILE)["epoch"]:
             return None, 0.0
-        raise RunError(sentence(f"a checkpoint in {run.path}", "none", "Train anew."))
+        raise RunError(expected_got(f"a checkpoint in {run.path}", "none", "Train anew."))
     seconds = arrays.pop("seconds", np.zeros(1))
     return TrainingState.from_arrays(arrays), float(seconds[0])
 
@@ -405,7 +405,7 @@ def _refuse_differences(recorded: dict[str, Any], now: dict[str, Any]) -> None:
         before, found = read(recorded), read(now)
         if before != found:
             hint = "Restore it, or train anew."
-            raise RunError(sentence(f"the {field} of the run, {before}", found, hint))
+            raise RunError(expected_got(f"the {field} of the run, {before}", found, hint))
 
 
 def _version(name: str) -> Callable[[dict[str, Any]], Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from convscope import plotting
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 from convscope.experiment.fitting import Timetable, fit_arguments, training_arrays
 from convscope.experiment.preparation import Session
 from convscope.runs import RunDirectory
@@ -55,7 +55,7 @@ def try_out(
     for name, value in (("until", training.until), ("patience", training.patience)):
         if value is not None and session.prepared.validation is None:
             hint = "Give a validation share above 0."
-            raise UsageError(sentence(f"validation images to stop by with {name}", "none", hint))
+            raise UsageError(expected_got(f"validation images to stop by with {name}", "none", hint))
     if session.config.preflight:
         _preflight(session, say)
     elif session.config.network_file:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope.data.drift import TrainingStatistics
-from convscope.errors import DataError, UsageError, sentence
+from convscope.errors import DataError, UsageError, expected_got
 from convscope.evaluation import apply_temperature
 from convscope.preprocessing import Preprocess
 
@@ -70,7 +70,7 @@ class Bundle:
         expected_shapes = ((None, *preprocess.input_shape), (None, len(class_names)))
         if (model.input_shape, model.output_shape) != expected_shapes:
             expected = "a network from {} to {}".format(*expected_shapes)
-            raise DataError(sentence(expected, f"one from {model.input_shape} to {model.output_shape}"))
+            raise DataError(expected_got(expected, f"one from {model.input_shape} to {model.output_shape}"))
 
         def forward(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
             from convscope.training.api import predict
@@ -83,7 +83,9 @@ class Bundle:
     def model(self) -> keras.Model:
         """The Keras model, which an ONNX export has not."""
         if self.network is None:
-            raise UsageError(sentence("a run or a Keras export", "an ONNX export", "It can only predict."))
+            raise UsageError(
+                expected_got("a run or a Keras export", "an ONNX export", "It can only predict.")
+            )
         return self.network
 
     def predict(self, images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
@@ -109,7 +111,7 @@ class Bundle:
         probabilities = self.forward(pixels)
         if not np.isfinite(probabilities).all():
             raise DataError(
-                sentence("probabilities", "NaN", "The weights are damaged; train or export again.")
+                expected_got("probabilities", "NaN", "The weights are damaged; train or export again.")
             )
         return probabilities
 

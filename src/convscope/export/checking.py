@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from convscope.data.dataset import Dataset, Split
 from convscope.data.loading import load, load_again
-from convscope.errors import ConvscopeError, DataError, ExportError, RunError, sentence
+from convscope.errors import ConvscopeError, DataError, ExportError, RunError, expected_got
 from convscope.evaluation import test_set_log
 from convscope.export.bundle import Bundle, Forward
 from convscope.runs import RUN_FILE, RunDirectory
@@ -92,7 +92,7 @@ def find_images(run: RunDirectory, bundle: Bundle, data: str | None = None) -> C
     try:
         dataset = _load_verified(data, recorded) if data else load_again(recorded)
         if dataset.class_names != bundle.class_names:
-            raise DataError(sentence("the classes of the run", ", ".join(dataset.class_names[:5])))
+            raise DataError(expected_got("the classes of the run", ", ".join(dataset.class_names[:5])))
     # A damaged record can make any argument of ``load`` impossible.
     except (ConvscopeError, TypeError, ValueError, KeyError, AttributeError) as error:
         if data:
@@ -112,7 +112,7 @@ def _load_verified(data: str, recorded: Mapping[str, Any]) -> Dataset:
     dataset = load(data, **reading if isinstance(reading, dict) else {})
     if dataset.fingerprint != recorded.get("fingerprint"):
         hint = "Name the data that it was trained on."
-        raise DataError(sentence("the data of the run", f"another fingerprint for {data}", hint))
+        raise DataError(expected_got("the data of the run", f"another fingerprint for {data}", hint))
     return dataset
 
 
@@ -148,7 +148,7 @@ def require_agreement(
         agreement = compare(reference[:count], run_in_batches(forward, pixels[:count], batch))
         if not agreement.holds:
             expected = f"{name} to agree with its source, {batch} images at a time"
-            raise ExportError(sentence(expected, agreement, "Nothing was written."))
+            raise ExportError(expected_got(expected, agreement, "Nothing was written."))
         largest = max(largest, agreement.largest_difference)
     return replace(agreement, largest_difference=largest)
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope.environment import require_package, versions
-from convscope.errors import RunError, UsageError, sentence, unknown_name
+from convscope.errors import RunError, UsageError, expected_got, unknown_name
 from convscope.export.bundle import Bundle, Forward
 from convscope.export.checking import CheckImages, compare, find_images, measure_latency, require_agreement
 from convscope.export.formats import FORMATS, ExportFormat
@@ -85,7 +85,7 @@ def export_run(
     run = open_run(path)
     folder = target or run.path.resolve().with_name(f"{run.path.resolve().name}-{format}")
     if folder.exists():
-        raise RunError(sentence(f"a new folder {folder}", "one that is there", "Choose another --out."))
+        raise RunError(expected_got(f"a new folder {folder}", "one that is there", "Choose another --out."))
     _PROGRESS.info("Loading %s", path)
     bundle = load_bundle(path)
     images = find_images(run, bundle, data)
@@ -98,7 +98,9 @@ def _require_possible(format: str, int8: bool) -> None:
     if format not in FORMATS:
         raise unknown_name("export format", format, FORMATS)
     if int8 and not FORMATS[format].write_int8:
-        raise UsageError(sentence("--format onnx with --int8", format, "ONNX Runtime does the quantising."))
+        raise UsageError(
+            expected_got("--format onnx with --int8", format, "ONNX Runtime does the quantising.")
+        )
     for package in FORMATS[format].packages:
         require_package(package, "onnx")
 

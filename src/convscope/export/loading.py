@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from convscope.data.drift import TrainingStatistics
-from convscope.errors import ConvscopeError, DataError, RunError, UsageError, reason, sentence
+from convscope.errors import ConvscopeError, DataError, RunError, UsageError, expected_got, reason
 from convscope.evaluation import Calibration, Evaluation
 from convscope.export.bundle import Bundle
 from convscope.export.formats import FORMATS
@@ -58,7 +58,7 @@ def load_bundle(path: str | Path, *, int8: bool = False) -> Bundle:
         return _load_export(RunDirectory(folder), int8)
     run = open_run(folder)
     if int8:
-        raise UsageError(sentence("an ONNX export with int8", f"the run {path}", "Export it first."))
+        raise UsageError(expected_got("an ONNX export with int8", f"the run {path}", "Export it first."))
     model = load_run_model(run)
     preprocess = load_preprocess(run)
     return Bundle.from_model(
@@ -76,7 +76,7 @@ def load_preprocess(run: RunDirectory) -> Preprocess:
     except ConvscopeError:
         raise
     except Exception as error:  # a damaged value of any type fails in the comparison that meets it first
-        raise DataError(sentence(f"the preprocessing of {run.path}", reason(error))) from error
+        raise DataError(expected_got(f"the preprocessing of {run.path}", reason(error))) from error
     return preprocess
 
 
@@ -100,7 +100,7 @@ def _require_possible(preprocess: Preprocess) -> None:
     }
     for expected, holds in checks.items():
         if not holds():
-            raise DataError(sentence(f"preprocessing with {expected}", "another value"))
+            raise DataError(expected_got(f"preprocessing with {expected}", "another value"))
 
 
 def _is_side(length: object) -> bool:
@@ -132,7 +132,7 @@ def load_calibration(run: RunDirectory) -> Calibration:
             arrays["validation_probabilities"], arrays["validation_labels"]
         )
     except (ConvscopeError, ValueError, TypeError, IndexError) as error:
-        raise DataError(sentence(f"predictions in {source}", reason(error))) from error
+        raise DataError(expected_got(f"predictions in {source}", reason(error))) from error
     return Calibration.fit(validation)
 
 
@@ -148,20 +148,20 @@ def _load_export(folder: RunDirectory, int8: bool) -> Bundle:
     record = folder.read_json(BUNDLE_FILE)
     where = folder.path / BUNDLE_FILE
     if record.get("version") != BUNDLE_VERSION or record.get("format") not in FORMATS:
-        raise RunError(sentence(f"an export of version {BUNDLE_VERSION} in {where}", "another one"))
+        raise RunError(expected_got(f"an export of version {BUNDLE_VERSION} in {where}", "another one"))
     names = _checked_names(record.get("class_names"), where)
     temperature = _checked_temperature(record, where)
     _verify_files(folder, record.get("files"))
     preprocess, statistics = load_preprocess(folder), load_statistics(folder)
     form = FORMATS[record["format"]]
     if int8 and not form.int8_file:
-        raise UsageError(sentence("an ONNX export with int8", f"a {record['format']} export"))
+        raise UsageError(expected_got("an ONNX export with int8", f"a {record['format']} export"))
     if form.open is None:
         return Bundle.from_model(load_run_model(folder), preprocess, names, temperature, statistics)
     file = folder.path / (form.int8_file if int8 else form.files[0])
     if not file.is_file():
         hint = "Export it with --int8." if int8 else ""
-        raise UsageError(sentence(f"{file.name} in {folder.path}", "no such file", hint))
+        raise UsageError(expected_got(f"{file.name} in {folder.path}", "no such file", hint))
     shape = (preprocess.height, preprocess.width, preprocess.channels)
     forward = form.open(file, shape, len(names))
     return Bundle(preprocess, names, temperature, statistics, forward=forward)
@@ -170,20 +170,20 @@ def _load_export(folder: RunDirectory, int8: bool) -> Bundle:
 def _verify_files(folder: RunDirectory, files: object) -> None:
     """Hold every file of an export against the hash that was written last."""
     if not isinstance(files, Mapping) or not all(isinstance(name, str) for name in files):
-        raise RunError(sentence(f"a list of files in {folder.path / BUNDLE_FILE}", "none"))
+        raise RunError(expected_got(f"a list of files in {folder.path / BUNDLE_FILE}", "none"))
     for name, digest in files.items():
         if Path(name).name != name:
-            raise RunError(sentence(f"files inside {folder.path}", repr(name)))
+            raise RunError(expected_got(f"files inside {folder.path}", repr(name)))
         if hashlib.sha256(folder.read_bytes(name)).hexdigest() != digest:
             raise DataError(
-                sentence(f"{folder.path / name} as it was exported", "other bytes", "Export it again.")
+                expected_got(f"{folder.path / name} as it was exported", "other bytes", "Export it again.")
             )
 
 
 def _checked_names(names: object, source: Path) -> tuple[str, ...]:
     """Require a list of at least two names."""
     if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
-        raise RunError(sentence(f"the names of the classes in {source}", "none"))
+        raise RunError(expected_got(f"the names of the classes in {source}", "none"))
     return tuple(names)
 
 
@@ -191,5 +191,5 @@ def _checked_temperature(record: Mapping[str, Any], source: Path) -> float:
     """Require a temperature that can be divided by."""
     value = record.get("temperature")
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0.01 <= value <= 100:
-        raise RunError(sentence(f"a temperature between 0.01 and 100 in {source}", value))
+        raise RunError(expected_got(f"a temperature between 0.01 and 100 in {source}", value))
     return float(value)

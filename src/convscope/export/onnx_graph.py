@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope.environment import require_package
-from convscope.errors import DataError, ExportError, reason, sentence
+from convscope.errors import DataError, ExportError, expected_got, reason
 from convscope.export.bundle import Bundle, Forward
 
 if TYPE_CHECKING:
@@ -53,9 +53,9 @@ def write_onnx(program: torch.export.ExportedProgram, bundle: Bundle, file: Path
                 verbose=False,
             )
         except Exception as error:  # as above
-            raise ExportError(sentence("a network that ONNX can express", reason(error))) from error
+            raise ExportError(expected_got("a network that ONNX can express", reason(error))) from error
         if exported is None:
-            raise ExportError(sentence("a network that ONNX can express", "nothing"))
+            raise ExportError(expected_got("a network that ONNX can express", "nothing"))
         exported.model.metadata_props.update(_metadata(bundle))
         exported.save(file)
 
@@ -134,16 +134,16 @@ def open_session(file: Path, shape: tuple[int, int, int], classes: int) -> Forwa
         given = [(one.name, one.type, list(one.shape[1:])) for one in session.get_inputs()]
         made = [(one.name, one.type, list(one.shape[1:])) for one in session.get_outputs()]
     except Exception as error:  # the runtime has an exception for each of its status codes
-        raise DataError(sentence(f"{file} to be an ONNX network", reason(error))) from error
+        raise DataError(expected_got(f"{file} to be an ONNX network", reason(error))) from error
     expected = ([(INPUT, "tensor(uint8)", list(shape))], [(OUTPUT, "tensor(float)", [classes])])
     if (given, made) != expected:
-        raise DataError(sentence(f"{file} with input and output {expected}", (given, made)))
+        raise DataError(expected_got(f"{file} with input and output {expected}", (given, made)))
 
     def forward(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         parts = [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
         try:
             return np.concatenate([session.run([OUTPUT], {INPUT: np.ascontiguousarray(p)})[0] for p in parts])
         except Exception as error:  # as above
-            raise DataError(sentence(f"{file} to compute probabilities", reason(error))) from error
+            raise DataError(expected_got(f"{file} to compute probabilities", reason(error))) from error
 
     return forward

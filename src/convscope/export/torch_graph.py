@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from convscope.environment import own_warning_filters
-from convscope.errors import ExportError, UsageError, reason, sentence
+from convscope.errors import ExportError, UsageError, expected_got, reason
 from convscope.evaluation.calibration import SMALLEST
 from convscope.export.bundle import Bundle, Forward
 from convscope.lowering.devices import computing_on, device_of
@@ -52,7 +52,7 @@ def trace(bundle: Bundle) -> torch.export.ExportedProgram:
 
     if keras.backend.backend() != "torch":
         hint = "Set KERAS_BACKEND=torch; the run stays the same."
-        raise UsageError(sentence("Keras on torch for this export", keras.backend.backend(), hint))
+        raise UsageError(expected_got("Keras on torch for this export", keras.backend.backend(), hint))
     settings = bundle.preprocess
     shape = (TRACED_BATCH, settings.height, settings.width, settings.channels)
     pixels = torch.zeros(shape, dtype=torch.uint8)
@@ -64,7 +64,7 @@ def trace(bundle: Bundle) -> torch.export.ExportedProgram:
                 RawNetwork(bundle).eval(), (pixels,), dynamic_shapes=({0: batch},), strict=False
             )
         except Exception as error:  # torch's tracer has many errors of its own
-            raise ExportError(sentence("a network that torch can trace", reason(error))) from error
+            raise ExportError(expected_got("a network that torch can trace", reason(error))) from error
     program.example_inputs = None  # they would be pickled into the file
     return program
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch.fx import GraphModule, Node
 from torch.fx.graph import CodeGen
 
-from convscope.errors import ExportError, reason, sentence
+from convscope.errors import ExportError, expected_got, reason
 from convscope.export.bundle import Bundle, Forward
 
 _SOURCE = '''\
@@ -79,7 +79,7 @@ def write_module(
         network = runpy.run_path(str(source))["load"](str(weights))  # what was just written, to check it
     except Exception as error:  # an operator whose printed form is no Python
         raise ExportError(
-            sentence("a network that can be written as PyTorch source", reason(error))
+            expected_got("a network that can be written as PyTorch source", reason(error))
         ) from error
 
     def forward(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

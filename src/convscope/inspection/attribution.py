@@ -13,7 +13,7 @@ import torch
 
 from convscope.arithmetic import show_shape
 from convscope.environment import require_package
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 from convscope.inspection.forward import (
     FloatArray,
     channels_last,
@@ -211,7 +211,7 @@ def integrated_gradients(
     method = IntegratedGradients(partial(scores, graph))
     size = fitting_batch(graph, 64)
     if steps < 1:
-        raise UsageError(sentence("steps of at least 1", steps))
+        raise UsageError(expected_got("steps of at least 1", steps))
     while True:
         values = to_float64(
             method.attribute(batch, baselines=start, target=target, n_steps=steps, internal_batch_size=size)
@@ -286,7 +286,7 @@ def occlusion(
     stride = max(1, window // 2) if stride is None else stride
     if not 1 <= window <= min(spatial) or not 1 <= stride <= window:
         raise UsageError(
-            sentence(
+            expected_got(
                 f"a window of 1 to {min(spatial)} pixels and a stride of 1 to the window",
                 f"window {window} and stride {stride}",
             )
@@ -512,7 +512,7 @@ def _importance(graph: Graph, batch: torch.Tensor, attribution: npt.ArrayLike) -
     size = tuple(batch.shape[2:] if graph.channels_first else batch.shape[1:3])
     if importance.shape != size:
         raise UsageError(
-            sentence(f"an attribution of {show_shape(size)}", show_shape(importance.shape) or "a number")
+            expected_got(f"an attribution of {show_shape(size)}", show_shape(importance.shape) or "a number")
         )
     return importance.ravel()
 

@@ -14,7 +14,7 @@ import torch
 
 from convscope.arithmetic import show_shape
 from convscope.arithmetic.activations import ACTIVATIONS, ActivationFunction, leaky_rectifier, rectifier
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 from convscope.lowering.devices import computing_on
 from convscope.lowering.graph import Call, Graph
 
@@ -35,14 +35,14 @@ def to_batch(graph: Graph, images: npt.ArrayLike) -> torch.Tensor:
     """
     if keras.backend.backend() != "torch":
         raise UsageError(
-            sentence(
+            expected_got(
                 "Keras on torch for looking inside a network",
                 f"Keras on {keras.backend.backend()}",
                 "Set KERAS_BACKEND=torch before the start.",
             )
         )
     if len(graph.input_shapes) != 1:
-        raise UsageError(sentence("a network with one input", f"{len(graph.input_shapes)} inputs"))
+        raise UsageError(expected_got("a network with one input", f"{len(graph.input_shapes)} inputs"))
     array = np.asarray(images, dtype=np.float32)
     expected = graph.input_shapes[0]
     if array.ndim == len(expected):
@@ -52,7 +52,7 @@ def to_batch(graph: Graph, images: npt.ArrayLike) -> torch.Tensor:
     )
     if not fits:
         raise UsageError(
-            sentence(
+            expected_got(
                 f"preprocessed images of {show_shape(expected)}",
                 show_shape(array.shape[1:] if array.ndim == len(expected) + 1 else array.shape),
                 "Apply the network's own preprocessing first.",
@@ -65,7 +65,7 @@ def one_image(graph: Graph, image: npt.ArrayLike) -> torch.Tensor:
     """Turn one preprocessed image into a batch of one."""
     batch = to_batch(graph, image)
     if len(batch) != 1:
-        raise UsageError(sentence("one image", f"{len(batch)}", "Choose one: images[0]."))
+        raise UsageError(expected_got("one image", f"{len(batch)}", "Choose one: images[0]."))
     return batch
 
 
@@ -127,7 +127,7 @@ def logits(graph: Graph, values: Values) -> torch.Tensor:
         found = values[graph.outputs[0]]
     if found.ndim != 2:
         raise UsageError(
-            sentence(
+            expected_got(
                 "a network that gives one score for each class", f"output of {show_shape(found.shape[1:])}"
             )
         )
@@ -163,7 +163,7 @@ def chosen_class(scores: torch.Tensor, class_index: int | None) -> int:
     if class_index is None:
         return int(scores[0].argmax())
     if not 0 <= class_index < scores.shape[1]:
-        raise UsageError(sentence(f"a class from 0 to {scores.shape[1] - 1}", class_index))
+        raise UsageError(expected_got(f"a class from 0 to {scores.shape[1] - 1}", class_index))
     return class_index
 
 
@@ -194,7 +194,7 @@ def image_call(graph: Graph, layer: str | int | None, kind: str = "an image") ->
         call = graph.call(layer)
         if len(call.output_shapes[0]) != 3:
             raise UsageError(
-                sentence(
+                expected_got(
                     f"a layer whose output is {kind}", f"{call.name} with {show_shape(call.output_shapes[0])}"
                 )
             )
@@ -202,5 +202,5 @@ def image_call(graph: Graph, layer: str | int | None, kind: str = "an image") ->
     maps = [call for call in graph.calls if len(call.output_shapes[0]) == 3]
     convolutions = [call for call in maps if hasattr(call.operation, "kernel_size")]
     if not maps:
-        raise UsageError(sentence("a network with feature maps", "dense layers only"))
+        raise UsageError(expected_got("a network with feature maps", "dense layers only"))
     return (convolutions or maps)[-1]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from convscope import _torch_internals as torch_internals
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 from convscope.inspection.forward import (
     Values,
     channels_last,
@@ -145,14 +145,14 @@ def _loss(graph: Graph, values: Values, targets: torch.Tensor) -> torch.Tensor:
             scores[:, 0], targets.float(), reduction="sum"
         )
     if int(targets.max()) >= scores.shape[1]:
-        raise UsageError(sentence(f"labels below {scores.shape[1]}", int(targets.max())))
+        raise UsageError(expected_got(f"labels below {scores.shape[1]}", int(targets.max())))
     return torch.nn.functional.cross_entropy(scores, targets, reduction="sum")
 
 
 def _targets(labels: npt.ArrayLike, count: int) -> torch.Tensor:
     array = class_indices(labels)
     if array.shape != (count,) or count == 0:
-        raise UsageError(sentence(f"a label for each of {count} images, at least one", f"{array.shape}"))
+        raise UsageError(expected_got(f"a label for each of {count} images, at least one", f"{array.shape}"))
     return torch.tensor(array)
 
 

@@ -14,7 +14,7 @@ from convscope import _keras_internals as internals
 from convscope.arithmetic import LayerContext
 from convscope.arithmetic.layers import LAYERS
 from convscope.arithmetic.recomputed import ActivationContext, Array, Recomputed
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 from convscope.inspection.forward import FloatArray, channels_last, find_activation, one_image, run, to_numpy
 from convscope.lowering.graph import Call, read_graph
 
@@ -104,7 +104,7 @@ class Recomputation:
         if compute is None:
             known = ", ".join(name for name, kind in LAYERS.items() if kind.recompute)
             raise UsageError(
-                sentence(
+                expected_got(
                     "a layer whose arithmetic is known", f"{call.name} ({call.type})", f"Known are {known}."
                 )
             )
@@ -184,18 +184,18 @@ def _check_place(
 ) -> tuple[int, int] | None:
     if len(shape) not in (1, 3):
         raise UsageError(
-            sentence("a layer that gives feature maps or a row of numbers", f"{call.name}, {shape}")
+            expected_got("a layer that gives feature maps or a row of numbers", f"{call.name}, {shape}")
         )
     if not 0 <= channel < shape[-1]:
-        raise UsageError(sentence(f"a channel of {call.name} from 0 to {shape[-1] - 1}", channel))
+        raise UsageError(expected_got(f"a channel of {call.name} from 0 to {shape[-1] - 1}", channel))
     if len(shape) == 1:
         if position is not None:
-            raise UsageError(sentence(f"no position for {call.name}, which gives a row", position))
+            raise UsageError(expected_got(f"no position for {call.name}, which gives a row", position))
         return None
     if position is None:
         return shape[0] // 2, shape[1] // 2
     if not (0 <= position[0] < shape[0] and 0 <= position[1] < shape[1]):
         raise UsageError(
-            sentence(f"a position in {call.name} from (0, 0) to {(shape[0] - 1, shape[1] - 1)}", position)
+            expected_got(f"a position in {call.name} from (0, 0) to {(shape[0] - 1, shape[1] - 1)}", position)
         )
     return position

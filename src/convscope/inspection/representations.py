@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from convscope.arithmetic import show_shape
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 from convscope.inspection.forward import (
     FloatArray,
     channels_last,
@@ -164,12 +164,12 @@ def _convolution(graph: Graph, layer: str | int | None) -> Call:
     if layer is None:
         found = [call for call in graph.calls if call.type in FILTERED]
         if not found:
-            raise UsageError(sentence("a network with a convolution", "none"))
+            raise UsageError(expected_got("a network with a convolution", "none"))
         return found[0]
     call = graph.call(layer)
     if call.type not in FILTERED:
         raise UsageError(
-            sentence(
+            expected_got(
                 "a convolution", f"{call.name} ({call.type}, output {show_shape(call.output_shapes[0])})"
             )
         )
@@ -230,9 +230,9 @@ def nearest(known: npt.ArrayLike, queries: npt.ArrayLike, count: int = 8) -> Nei
     """
     searched, asked = _unit_rows(known), _unit_rows(queries)
     if searched.shape[1] != asked.shape[1]:
-        raise UsageError(sentence(f"queries with {searched.shape[1]} features", asked.shape[1]))
+        raise UsageError(expected_got(f"queries with {searched.shape[1]} features", asked.shape[1]))
     if not 1 <= count <= len(searched):
-        raise UsageError(sentence(f"a count from 1 to {len(searched)}", count))
+        raise UsageError(expected_got(f"a count from 1 to {len(searched)}", count))
     similarities = asked @ searched.T  # (queries, n)
     order = np.argsort(-similarities, axis=1, kind="stable")[:, :count]
     return Neighbours(
@@ -274,9 +274,9 @@ def embedding_map(rows: npt.ArrayLike, method: str = "tsne", seed: int = 1338) -
     """
     array = np.asarray(rows, dtype=np.float64)
     if array.ndim != 2 or len(array) < 3:
-        raise UsageError(sentence("at least 3 rows of features", show_shape(array.shape)))
+        raise UsageError(expected_got("at least 3 rows of features", show_shape(array.shape)))
     if method not in ("tsne", "pca"):
-        raise UsageError(sentence("method 'tsne' or 'pca'", repr(method)))
+        raise UsageError(expected_got("method 'tsne' or 'pca'", repr(method)))
     return _pca(array, seed) if method == "pca" else _tsne(array, seed)
 
 
@@ -312,6 +312,6 @@ def _tsne(array: npt.NDArray[np.float64], seed: int) -> EmbeddingMap:
 def _unit_rows(rows: npt.ArrayLike) -> npt.NDArray[np.float64]:
     array = np.asarray(rows, dtype=np.float64)
     if array.ndim != 2:
-        raise UsageError(sentence("embeddings of shape (n, features)", show_shape(array.shape)))
+        raise UsageError(expected_got("embeddings of shape (n, features)", show_shape(array.shape)))
     lengths = np.linalg.norm(array, axis=1, keepdims=True)
     return array / np.where(lengths == 0, 1, lengths)

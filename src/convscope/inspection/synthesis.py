@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from convscope.arithmetic import show_shape
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 from convscope.inspection.forward import (
     FloatArray,
     Values,
@@ -104,7 +104,7 @@ def maximise_filter(
     call = image_call(graph, layer, "a set of feature maps")
     count = call.output_shapes[0][0 if graph.channels_first else -1] or 0
     if not 0 <= channel < count:
-        raise UsageError(sentence(f"a channel of {call.name} from 0 to {count - 1}", channel))
+        raise UsageError(expected_got(f"a channel of {call.name} from 0 to {count - 1}", channel))
 
     def score(values: Values) -> torch.Tensor:
         return channels_last(graph, values[call.outputs[0]])[0, ..., channel].mean()
@@ -187,10 +187,10 @@ def _noise(graph: Graph, limits: tuple[float, float], seed: int) -> torch.Tensor
     shape = graph.input_shapes[0]
     lengths = [length for length in shape if length is not None]
     if len(lengths) != 3 or len(shape) != 3:
-        raise UsageError(sentence("a network for images of a fixed size", show_shape(shape)))
+        raise UsageError(expected_got("a network for images of a fixed size", show_shape(shape)))
     low, high = limits
     if not low < high:
-        raise UsageError(sentence("limits in rising order", f"{low} to {high}"))
+        raise UsageError(expected_got("limits in rising order", f"{low} to {high}"))
     noise = np.random.default_rng(seed).uniform(-0.1, 0.1, size=lengths)
     return to_batch(graph, (low + high) / 2 + (high - low) * noise)
 

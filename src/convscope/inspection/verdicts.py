@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 from convscope.inspection.forward import fitting_batch, in_batches, scores, to_batch, to_numpy
 from convscope.inspection.layer_health import LayerHealth, class_indices, layer_health
 from convscope.lowering.graph import read_graph
@@ -271,12 +271,12 @@ def judge_curves(history: Mapping[str, Sequence[float]], chance: float | None = 
 def _check(columns: dict[str, list[float]]) -> None:
     if not columns.get("loss"):
         raise UsageError(
-            sentence("a history with a loss for each epoch", ", ".join(columns) or "an empty one")
+            expected_got("a history with a loss for each epoch", ", ".join(columns) or "an empty one")
         )
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
         shown = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        raise UsageError(sentence("columns of one length", shown))
+        raise UsageError(expected_got("columns of one length", shown))
 
 
 def _usable(columns: dict[str, list[float]], name: str) -> bool:
@@ -376,7 +376,9 @@ def judge_confidence(probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> tup
     truth = class_indices(labels)
     if scores.ndim != 2 or len(scores) == 0 or truth.shape != (len(scores),):
         raise UsageError(
-            sentence("probabilities of shape (n, classes) and n labels", f"{scores.shape} and {truth.shape}")
+            expected_got(
+                "probabilities of shape (n, classes) and n labels", f"{scores.shape} and {truth.shape}"
+            )
         )
     if scores.shape[1] == 1:
         scores = np.column_stack([1 - scores[:, 0], scores[:, 0]])  # one sigmoid: the second class

@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import torch
 
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 from convscope.lowering.processor import this_processor
 
 _HINT = "Leave the device out for the best one there is."
@@ -70,7 +70,7 @@ def require_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, ValueError) as error:
         here = ["cpu", *(name for name in ("cuda", "mps") if _is_available(name))]
         expected = f"a device of this machine ({' or '.join(here)})"
-        raise UsageError(sentence(expected, repr(name), _HINT)) from error
+        raise UsageError(expected_got(expected, repr(name), _HINT)) from error
     return device
 
 

@@ -18,7 +18,7 @@ import torch
 from convscope import _keras_internals as internals
 from convscope._torch_internals import HOOKS
 from convscope.arithmetic import Shape
-from convscope.errors import UsageError, sentence, unknown_name
+from convscope.errors import UsageError, expected_got, unknown_name
 from convscope.lowering.devices import current_device, device_of
 
 # Keras wraps the first two in each layer; how a model trains and predicts is looked at by who calls that.
@@ -87,7 +87,7 @@ class Graph:
         """Find a call by its layer's name or its number; raise UnknownNameError or UsageError."""
         if isinstance(layer, int):
             if not -len(self.calls) <= layer < len(self.calls):
-                raise UsageError(sentence(f"a layer number below {len(self.calls)}", layer))
+                raise UsageError(expected_got(f"a layer number below {len(self.calls)}", layer))
             return self.calls[layer]
         for call in self.calls:
             if call.name == layer:
@@ -103,7 +103,7 @@ def read_graph(model: keras.Model) -> Graph:
     functional = graph_of(model, even_altered=True)
     if functional is None:
         raise UsageError(
-            sentence(
+            expected_got(
                 "a Sequential or functional model that knows its input shape",
                 f"{type(model).__name__} {getattr(model, 'name', '')!r}",
                 "Begin a Sequential model with keras.Input(shape); "

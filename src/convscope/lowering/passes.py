@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 from convscope.lowering import layers as ops
 from convscope.lowering.ir import Activation, Op, Output, Program, Shape, Value, check
 from convscope.lowering.masks import keep_probability
@@ -75,7 +75,7 @@ def optimise(
     ['Conv2D', 'Pool2D', 'Flatten', 'Dense']
     """
     if precision not in PRECISIONS:
-        raise UsageError(sentence(f"precision {', '.join(PRECISIONS)}", repr(precision)))
+        raise UsageError(expected_got(f"precision {', '.join(PRECISIONS)}", repr(precision)))
     require_precision(precision, training, str(device))
     reports = []
     for name, rewrite in _passes(PlanContext(training, deterministic, precision, batch_size, str(device))):

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from convscope import __version__
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 from convscope.lowering import layers as ops
 from convscope.lowering import processor
 from convscope.lowering.cpu import LANES, compiled
@@ -104,7 +104,7 @@ def apply_plan(program: Program, plan: Mapping[str, Any]) -> Program:
     if set(planned) != set(entries):
         strange = ", ".join(sorted(set(planned).symmetric_difference(entries)))
         found = f"one that differs in {strange}"
-        raise UsageError(sentence(f"a plan for the ops of {program.name!r}", found))
+        raise UsageError(expected_got(f"a plan for the ops of {program.name!r}", found))
 
     def carried_out(op: Op) -> Op:
         if not isinstance(op, ConvOrDense):
@@ -128,12 +128,12 @@ _KNOWN = {
 def _choice_of(op: ConvOrDense, entry: Any) -> KernelChoice:
     """Read an op's entry of a plan."""
     if not isinstance(entry, Mapping) or set(entry) != set(_KNOWN):
-        raise UsageError(sentence(f"{', '.join(_KNOWN)} for {op.name}", repr(entry), _FOREIGN))
+        raise UsageError(expected_got(f"{', '.join(_KNOWN)} for {op.name}", repr(entry), _FOREIGN))
     for key, all_values in _KNOWN.items():
         values = [value for value in all_values if value != "shallow" or _has_few_channels(op)]
         if entry[key] not in values:
             known = " or ".join(map(repr, values))
-            raise UsageError(sentence(f"{key} {known} for {op.name}", repr(entry[key]), _FOREIGN))
+            raise UsageError(expected_got(f"{key} {known} for {op.name}", repr(entry[key]), _FOREIGN))
     return KernelChoice(**entry)
 
 

@@ -27,7 +27,7 @@ import torch
 
 from convscope import _torch_internals as torch_internals
 from convscope.environment import cache_folder
-from convscope.errors import UsageError, sentence, unknown_name
+from convscope.errors import UsageError, expected_got, unknown_name
 
 OVERRIDE = "CONVSCOPE_PROCESSOR"
 # bfloat16 this much slower than float32 on a typical convolution is not worth a candidate's time.
@@ -312,7 +312,7 @@ def refused_bfloat16(training: bool, device: str = "cpu") -> UsageError:
     else:
         found = f"{processor.name}, which lacks {processor.kind.missing or 'them in this build of torch'}"
     hint = "Use precision 'auto' or 'float32'."
-    return UsageError(sentence("a processor with bfloat16 convolutions", found, hint))
+    return UsageError(expected_got("a processor with bfloat16 convolutions", found, hint))
 
 
 def describe_bfloat16(training: bool, device: str = "cpu") -> str:

@@ -8,7 +8,7 @@ import torch
 
 from convscope._keras_internals import all_layers, own_variables, value_of
 from convscope._torch_internals import has_gradient_hooks
-from convscope.errors import LoweringError, sentence
+from convscope.errors import LoweringError, expected_got
 
 
 def named_variables(model: Any) -> dict[str, Any]:
@@ -68,4 +68,4 @@ def _require_float32(tensor: torch.Tensor, variable: Any, layer: Any) -> None:
         found = f"the {variable.name} of layer {layer.name!r} ({type(layer).__name__})"
     dtype = str(tensor.dtype).removeprefix("torch.")
     hint = "Give the layer dtype='float32'."
-    raise LoweringError(sentence("float32 variables", f"{found} of type {dtype}", hint))
+    raise LoweringError(expected_got("float32 variables", f"{found} of type {dtype}", hint))

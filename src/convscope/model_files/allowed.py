@@ -13,7 +13,7 @@ from typing import Any
 
 from convscope.arithmetic.activations import ACTIVATIONS
 from convscope.arithmetic.layers import LAYERS
-from convscope.errors import DataError, reason, sentence
+from convscope.errors import DataError, expected_got, reason
 
 DEEPEST = 100
 MOST_VALUES = 1_000_000
@@ -93,17 +93,17 @@ keras.layers.Lambda 'trap'. Load it with Keras itself if you trust whoever made 
     try:
         config = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise DataError(sentence(f"the configuration in {source} to be JSON", reason(error))) from error
+        raise DataError(expected_got(f"the configuration in {source} to be JSON", reason(error))) from error
     # As text, here and below: a list or an object in the place of a name cannot be looked up.
     if not isinstance(config, dict) or str(config.get("class_name")) not in MODELS:
-        raise DataError(sentence(f"{source} to hold a Keras model", "something else"))
+        raise DataError(expected_got(f"{source} to hold a Keras model", "something else"))
     layers = 0
     for value in _objects(config, source):
         _require_allowed(value, source)
         value.pop("compile_config", None)  # losses, metrics and optimizers are chosen anew, never loaded
         layers += value.get("module") == "keras.layers"
         if layers > MOST_LAYERS:
-            raise DataError(sentence(f"at most {MOST_LAYERS:,} layers in {source}", "more"))
+            raise DataError(expected_got(f"at most {MOST_LAYERS:,} layers in {source}", "more"))
     return config
 
 
@@ -115,7 +115,7 @@ def _objects(config: dict[str, Any], source: str) -> Iterator[dict[str, Any]]:
         value, depth = pending.pop()
         seen += 1
         if depth > DEEPEST or seen > MOST_VALUES:
-            raise DataError(sentence(f"the configuration in {source} to be that of a network", "a maze"))
+            raise DataError(expected_got(f"the configuration in {source} to be that of a network", "a maze"))
         if isinstance(value, dict):
             if "class_name" in value:
                 yield value
@@ -166,4 +166,4 @@ def _refusal(value: dict[str, Any], source: str) -> DataError:
     found = ".".join(parts) + (f" {own_name!r}" if isinstance(own_name, str) else "")
     hint = "Load it with Keras itself if you trust whoever made it."
     expected = f"only layers of image classifiers in {source}"
-    return DataError(sentence(expected, reason(ValueError(found)), hint))
+    return DataError(expected_got(expected, reason(ValueError(found)), hint))

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope import networks
-from convscope.errors import ConvscopeError, DataError, reason, sentence
+from convscope.errors import ConvscopeError, DataError, expected_got, reason
 from convscope.model_files.allowed import read_config
 from convscope.runs import RUN_FILE, RunDirectory, open_run
 
@@ -63,30 +63,32 @@ def read_arrays(content: bytes, name: str) -> dict[str, NDArray[Any]]:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             size = sum(member.file_size for member in archive.infolist())
         if size > ARRAY_BYTES:
-            raise DataError(sentence(f"{name} to hold at most {_megabytes(ARRAY_BYTES)}", _megabytes(size)))
+            raise DataError(
+                expected_got(f"{name} to hold at most {_megabytes(ARRAY_BYTES)}", _megabytes(size))
+            )
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return {key: arrays[key] for key in arrays.files}
     except DataError:
         raise
     except Exception as error:  # as above: zipfile and NumPy's header reader raise almost anything
-        raise DataError(sentence(f"{name} to hold NumPy arrays", reason(error))) from error
+        raise DataError(expected_got(f"{name} to hold NumPy arrays", reason(error))) from error
 
 
 def not_a_network(file: Path, error: BaseException) -> DataError:
     """Make the error for a file that holds no Keras network."""
-    return DataError(sentence(f"{file} to be a Keras model", reason(error), "Save it again."))
+    return DataError(expected_got(f"{file} to be a Keras model", reason(error), "Save it again."))
 
 
 def _open_regular(file: Path) -> IO[bytes]:
     """Open a file; a pipe or a device would never end."""
     try:
         if not stat.S_ISREG(file.stat().st_mode):
-            raise DataError(sentence(f"{file} to be a Keras model", "something that is no regular file"))
+            raise DataError(expected_got(f"{file} to be a Keras model", "something that is no regular file"))
         return file.open("rb")
     except FileNotFoundError as error:
-        raise DataError(sentence("a Keras model", f"no file {file}", "Check its path.")) from error
+        raise DataError(expected_got("a Keras model", f"no file {file}", "Check its path.")) from error
     except OSError as error:
-        raise DataError(sentence(f"to be able to read {file}", error.strerror)) from error
+        raise DataError(expected_got(f"to be able to read {file}", error.strerror)) from error
 
 
 def _checked_members(archive: zipfile.ZipFile, file: Path) -> dict[str, zipfile.ZipInfo]:
@@ -96,17 +98,17 @@ def _checked_members(archive: zipfile.ZipFile, file: Path) -> dict[str, zipfile.
     if strange := sorted(set(names) - set(MEMBERS)):
         expected = f"only {', '.join(MEMBERS)} in {file}"
         hint = "Layers that need more files are not those of image classifiers."
-        raise DataError(sentence(expected, reason(ValueError(strange[0])), hint))
+        raise DataError(expected_got(expected, reason(ValueError(strange[0])), hint))
     if len(set(names)) != len(names):
-        raise DataError(sentence(f"each member once in {file}", f"{len(names)} members"))
+        raise DataError(expected_got(f"each member once in {file}", f"{len(names)} members"))
     for info in infos:
         limit = MEMBERS[info.filename]
         if info.file_size > limit:
             expected = f"{info.filename} in {file} to have at most {_megabytes(limit)}"
-            raise DataError(sentence(expected, _megabytes(info.file_size)))
+            raise DataError(expected_got(expected, _megabytes(info.file_size)))
         if info.file_size > max(SMALL, LARGEST_RATIO * info.compress_size):
             expected = f"{info.filename} in {file} to be compressed at most {LARGEST_RATIO}-fold"
-            raise DataError(sentence(expected, f"{info.file_size:,} bytes out of {info.compress_size:,}"))
+            raise DataError(expected_got(expected, f"{info.file_size:,} bytes out of {info.compress_size:,}"))
     return {info.filename: info for info in infos}
 
 
@@ -115,12 +117,12 @@ def _read_member(
 ) -> bytes:
     """Read one member whole; zipfile checks its CRC at the end."""
     if name not in members:
-        raise DataError(sentence(f"{name} in {file}", "an archive without it", "Save the model again."))
+        raise DataError(expected_got(f"{name} in {file}", "an archive without it", "Save the model again."))
     with archive.open(members[name]) as stream:
         content = stream.read(members[name].file_size)
         # Asking for one byte more makes zipfile notice what is beyond the declared size, and check the CRC.
         if stream.read(1) or len(content) != members[name].file_size:
-            raise DataError(sentence(f"{name} in {file} to be whole", f"{len(content):,} bytes"))
+            raise DataError(expected_got(f"{name} in {file} to be whole", f"{len(content):,} bytes"))
     return content
 
 
@@ -182,10 +184,10 @@ def read_weights(content: bytes, source: str) -> dict[str, NDArray[Any]]:
     try:
         weights: dict[str, NDArray[Any]] = load(content)
     except Exception as error:  # safetensors raises its own error, but KeyError and others for odd headers
-        raise DataError(sentence(f"{source} to hold weights", reason(error))) from error
+        raise DataError(expected_got(f"{source} to hold weights", reason(error))) from error
     for name, value in weights.items():
         if not np.isfinite(value).all():
-            raise DataError(sentence(f"finite weights in {source}", f"NaN or infinity in {name}"))
+            raise DataError(expected_got(f"finite weights in {source}", f"NaN or infinity in {name}"))
     return weights
 
 
@@ -240,7 +242,7 @@ def _build(config: dict[str, Any], source: Path, available: int) -> keras.Model:
         needed = _rehearse(config)
         if needed > available:
             expected = f"as many weights in the file as {source} describes ({needed:,})"
-            raise DataError(sentence(expected, f"{available:,}", "The file is damaged; save it again."))
+            raise DataError(expected_got(expected, f"{available:,}", "The file is damaged; save it again."))
     return keras.saving.deserialize_keras_object(config, safe_mode=True)
 
 
@@ -259,7 +261,9 @@ def _build_without_memory(config: dict[str, Any]) -> int:
         model = keras.saving.deserialize_keras_object(config, safe_mode=True)
     if not model.built:
         hint = "Begin it with keras.Input((64, 64, 3)), or call model.build(...), and save it again."
-        raise DataError(sentence("a network that has been built", "one without the shape of its input", hint))
+        raise DataError(
+            expected_got("a network that has been built", "one without the shape of its input", hint)
+        )
     for shape in _output_shapes(model):
         _require_size(shape, math.prod(length or 1 for length in shape), MOST_VALUES)
     return int(model.count_params())
@@ -284,7 +288,7 @@ def _require_size(shape: Iterable[int | None], values: int, limit: int) -> None:
     """Refuse a result that would fill the memory."""
     if values > limit:
         expected = f"a network whose layers compute at most {MOST_VALUES:,} values for an image"
-        raise DataError(sentence(expected, "×".join("n" if one is None else f"{one}" for one in shape)))
+        raise DataError(expected_got(expected, "×".join("n" if one is None else f"{one}" for one in shape)))
 
 
 def _size_limit() -> Any:
@@ -321,11 +325,11 @@ def _assign_by_place(model: keras.Model, weights: Mapping[str, NDArray[Any]], so
     found = {f"{name.split('/')[0]}/{name.split('/')[-1]}": value for name, value in weights.items()}
     if odd := sorted(set(expected) ^ set(found)):
         what = f"{odd[0]} {'only in the file' if odd[0] in found else 'missing from the file'}"
-        raise DataError(sentence(f"the weights of the network in {source}", what))
+        raise DataError(expected_got(f"the weights of the network in {source}", what))
     for weight, name in zip(model.weights, expected, strict=True):
         if found[name].shape != tuple(weight.shape):
             shape = tuple(weight.shape)
-            raise DataError(sentence(f"{name} in {source} of shape {shape}", found[name].shape))
+            raise DataError(expected_got(f"{name} in {source} of shape {shape}", found[name].shape))
         weight.assign(found[name])
 
 

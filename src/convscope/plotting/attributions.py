@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 from convscope.plotting.images import as_pictures
 from convscope.plotting.style import BLUE, GREY, hide_axes, new_figure, shorten
 
@@ -59,10 +59,10 @@ def plot_attribution(
     maps = list(found) if isinstance(found, Sequence) else [found]
     (picture,) = as_pictures(np.asarray(image)[np.newaxis])
     if not maps:
-        raise UsageError(sentence("at least one attribution", "none"))
+        raise UsageError(expected_got("at least one attribution", "none"))
     for one in maps:
         if one.values.shape != picture.shape[:2]:
-            raise UsageError(sentence(f"attributions of shape {picture.shape[:2]}", one.values.shape))
+            raise UsageError(expected_got(f"attributions of shape {picture.shape[:2]}", one.values.shape))
     with new_figure(2.3 * (len(maps) + 1), 3.4) as figure:
         panels = figure.subplots(1, len(maps) + 1)
         shadow = _grey(picture)
@@ -157,9 +157,9 @@ def plot_faithfulness(
     Deletion: area 0.200 (random 0.500)
     """
     if not curves:
-        raise UsageError(sentence("at least one curve", "none"))
+        raise UsageError(expected_got("at least one curve", "none"))
     if methods is not None and len(methods) != len(curves):
-        raise UsageError(sentence(f"{len(curves)} methods, one for each curve", len(methods)))
+        raise UsageError(expected_got(f"{len(curves)} methods, one for each curve", len(methods)))
     columns = len(curves) if len(curves) <= MOST_PANELS_IN_A_ROW else 2
     rows = -(-len(curves) // columns)
     with new_figure(4.4 * columns, (3.2 if methods is None else 3.5) * rows) as figure:

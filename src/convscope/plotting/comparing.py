@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 from convscope.evaluation import Comparison, ConfusedPair, Evaluation, SeedComparison
 from convscope.plotting.images import as_pictures, image_grid, message_figure
 from convscope.plotting.style import BLACK, BLUE, GREY, RED, new_figure, shorten
@@ -53,7 +53,7 @@ def plot_intervals(
     """
     if not len(names) == len(shares) == len(intervals) > 0:
         expected = "a name, a share and an interval for each row"
-        raise UsageError(sentence(expected, f"{len(names)}, {len(shares)} and {len(intervals)}"))
+        raise UsageError(expected_got(expected, f"{len(names)}, {len(shares)} and {len(intervals)}"))
     with new_figure(4.4, 0.85 + 0.3 * len(names)) as figure:
         axes = figure.subplots()
         for place, (share, interval) in enumerate(zip(shares, intervals, strict=True)):

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import ArrayLike, NDArray
 
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 from convscope.plotting.style import new_figure, shorten
 
 # Beyond these, numbers and names would overlap.
@@ -81,9 +81,9 @@ def plot_confusion_matrix(
 def _as_counts(cm: ArrayLike, classes: Sequence[str]) -> NDArray[Any]:
     counts = np.asarray(cm)
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
-        raise UsageError(sentence("a square confusion matrix", f"shape {counts.shape}"))
+        raise UsageError(expected_got("a square confusion matrix", f"shape {counts.shape}"))
     if len(classes) != len(counts):
-        raise UsageError(sentence(f"{len(counts)} class names, one for each row", len(classes)))
+        raise UsageError(expected_got(f"{len(counts)} class names, one for each row", len(classes)))
     return counts
 
 

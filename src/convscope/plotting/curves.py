@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 from convscope.evaluation import Coverage, Curve, Evaluation, Reliability, as_labels, as_probabilities
 from convscope.plotting.style import (
     BLACK,
@@ -68,9 +68,9 @@ def plot_probability(
     images, classes = table.shape
     own = as_labels(labels, classes, images) == class_index
     if not 0 <= class_index < classes:
-        raise UsageError(sentence(f"a class from 0 to {classes - 1}", class_index))
+        raise UsageError(expected_got(f"a class from 0 to {classes - 1}", class_index))
     if bins < 1:
-        raise UsageError(sentence("at least one bin", bins))
+        raise UsageError(expected_got("at least one bin", bins))
     name = shorten(class_names[class_index]) if class_names is not None else f"class {class_index}"
     column = np.clip(table[:, class_index], 0, 1)
     with new_figure(7, 4) as figure:
@@ -334,7 +334,7 @@ def plot_coverage(coverage: Coverage) -> Figure:
     'images answered (%)'
     """
     if not coverage.coverage.size:
-        raise UsageError(sentence("a coverage curve with at least one point", "none"))
+        raise UsageError(expected_got("a coverage curve with at least one point", "none"))
     with new_figure(5.4, 4) as figure:
         axes = figure.subplots()
         axes.plot(100 * coverage.coverage, 100 * coverage.accuracy, color=BLUE)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 from convscope.evaluation import as_labels
 from convscope.plotting.images import as_pictures, draw_picture
 from convscope.plotting.style import (
@@ -76,7 +76,7 @@ def plot_neighbours(
     asked, searched = as_pictures(queries), as_pictures(known)
     rows, count = found.indices.shape
     if len(asked) != rows:
-        raise UsageError(sentence(f"{rows} queries, one for each row of neighbours", len(asked)))
+        raise UsageError(expected_got(f"{rows} queries, one for each row of neighbours", len(asked)))
     with new_figure(1.25 * (count + 1) + 0.3, 0.6 + 1.6 * rows) as figure:
         grid = figure.subplots(rows, count + 1, squeeze=False)
         figure.suptitle(

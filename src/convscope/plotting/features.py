@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 from convscope.plotting.images import as_pictures, image_grid
 from convscope.plotting.style import GREY, hide_axes, new_figure, plain, shorten
 
@@ -52,7 +52,7 @@ def plot_filters(filters: Filters, channel: int | None = None, count: int = 64) 
     """
     total, height, width, channels = filters.kernels.shape
     if channel is not None and not 0 <= channel < channels:
-        raise UsageError(sentence(f"a channel from 0 to {channels - 1}", channel))
+        raise UsageError(expected_got(f"a channel from 0 to {channels - 1}", channel))
     kernels = filters.kernels.mean(axis=3) if channel is None else filters.kernels[..., channel]  # (n, h, w)
     title = f"{plain(filters.layer)}: {total} filters of {height}×{width}×{channels}"
     if channels > 1:
@@ -110,7 +110,7 @@ def plot_feature_maps(
     """
     layers = list(maps) if isinstance(maps, Sequence) else [maps]
     if not layers:
-        raise UsageError(sentence("at least one layer", "none"))
+        raise UsageError(expected_got("at least one layer", "none"))
     if len(layers) == 1 and layers[0].values.ndim == IMAGE_RANK:
         return _one_layer(layers[0], image, count or 32)
     return _all_layers(layers, image, count or 8)
@@ -219,7 +219,7 @@ def plot_synthesis(found: Synthesis | Sequence[Synthesis]) -> Figure:
     """
     images = list(found) if isinstance(found, Sequence) else [found]
     if not images:
-        raise UsageError(sentence("at least one synthesised image", "none"))
+        raise UsageError(expected_got("at least one synthesised image", "none"))
     captions = [
         f"{shorten(one.target, 24)}\nscore {one.scores[0]:.3g} to {one.scores[-1]:.3g}" for one in images
     ]

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 from convscope.data.quality import ContactSheet
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 from convscope.evaluation import Evaluation, as_labels, as_probabilities, worst_errors
 from convscope.plotting.style import BLACK, BLUE, GREY, RED, hide_axes, new_figure, plain, shorten
 
@@ -169,9 +169,9 @@ def as_pictures(images: ArrayLike, count: int | None = None) -> NDArray[Any]:
     pictures = np.asarray(images)
     if pictures.ndim not in (3, 4):
         hint = "A single image x becomes x[None]."
-        raise UsageError(sentence("images of shape (n, h, w, c)", pictures.shape, hint))
+        raise UsageError(expected_got("images of shape (n, h, w, c)", pictures.shape, hint))
     if count is not None and len(pictures) != count:
-        raise UsageError(sentence(f"{count} images, one for each row of probabilities", len(pictures)))
+        raise UsageError(expected_got(f"{count} images, one for each row of probabilities", len(pictures)))
     if pictures.ndim == 3:
         return pictures
     if pictures.shape[3] not in CHANNEL_COUNTS and pictures.shape[1] in CHANNEL_COUNTS:
@@ -306,7 +306,7 @@ def _names_below(names: Sequence[str] | None, chosen: NDArray[np.int64], count: 
     if names is None:
         return None
     if len(names) != count:
-        raise UsageError(sentence(f"{count} image names", len(names)))
+        raise UsageError(expected_got(f"{count} image names", len(names)))
     return [shorten(names[index], 30, keep_end=True) for index in chosen]
 
 
@@ -387,7 +387,7 @@ def plot_examples(
     rows = present if classes is None else list(classes)
     if not rows or count < 1:
         raise UsageError(
-            sentence("at least one class and one image of each kind", f"{len(rows)} and {count}")
+            expected_got("at least one class and one image of each kind", f"{len(rows)} and {count}")
         )
     pictures = as_pictures(images, result.images)
     with new_figure(1.0 + 2 * count * 1.05, 0.7 + 1.25 * len(rows)) as figure:

@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from convscope.environment import own_warning_filters
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 
 # Colours that people with any common colour blindness tell apart (Okabe and Ito, "Color Universal
 # Design", 2008).
@@ -225,12 +225,12 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     """
     target = Path(path)
     if target.suffix.lower() != ".png":
-        raise UsageError(sentence("a path that ends in .png", str(target)))
+        raise UsageError(expected_got("a path that ends in .png", str(target)))
     try:
         _replace(target, png_bytes(figure))
     except OSError as error:
         raise UsageError(
-            sentence(f"a place to write {target.name}", f"{error.strerror}: {target}")
+            expected_got(f"a place to write {target.name}", f"{error.strerror}: {target}")
         ) from error
     return target
 

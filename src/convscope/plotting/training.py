@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike
 
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 from convscope.plotting.style import BLUE, GREEN, GREY, ORANGE, RED, new_figure, shorten
 
 if TYPE_CHECKING:
@@ -64,10 +64,12 @@ def plot_history(history: Any) -> Figure:
 def _curves(history: Any) -> dict[str, list[float]]:
     table = history if isinstance(history, Mapping) else getattr(history, "history", None)
     if not isinstance(table, Mapping):
-        raise UsageError(sentence("a Keras History or a mapping of names to numbers", type(history).__name__))
+        raise UsageError(
+            expected_got("a Keras History or a mapping of names to numbers", type(history).__name__)
+        )
     if not len(table.get("loss", ())):
         found = f"the names {', '.join(map(str, table))}" if table else "an empty history"
-        raise UsageError(sentence("a history with a loss for each epoch", found))
+        raise UsageError(expected_got("a history with a loss for each epoch", found))
     return {name: [float(value) for value in values] for name, values in table.items() if _is_curve(values)}
 
 
@@ -127,7 +129,7 @@ def plot_rate_search(rates: ArrayLike, losses: ArrayLike, smoothed: ArrayLike, f
     x, raw, mean = (np.asarray(values, np.float64) for values in (rates, losses, smoothed))
     if not len(x) or not len(x) == len(raw) == len(mean):
         expected = "as many losses as rates, at least one"
-        raise UsageError(sentence(expected, f"{len(x)} rates, {len(raw)} and {len(mean)} losses"))
+        raise UsageError(expected_got(expected, f"{len(x)} rates, {len(raw)} and {len(mean)} losses"))
     with new_figure(7, 4.2) as figure:
         axes = figure.subplots()
         axes.plot(x, raw, ".", color=GREY, markersize=4, label="loss of a step")
@@ -171,7 +173,7 @@ def plot_health(layers: Sequence[LayerHealth]) -> Figure:
     ['Activations', 'Gradients', 'Silent outputs']
     """
     if not layers:
-        raise UsageError(sentence("at least one layer", "none"))
+        raise UsageError(expected_got("at least one layer", "none"))
     with new_figure(10.5, 1.5 + 0.4 * len(layers)) as figure:
         panels = figure.subplots(1, 3, sharey=True)
         names = [shorten(layer.layer, 20) for layer in layers]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from convscope.data.dataset import Dataset
 from convscope.data.loading import load_again
-from convscope.errors import ConvscopeError, DataError, RunError, sentence
+from convscope.errors import ConvscopeError, DataError, RunError, expected_got
 from convscope.evaluation import Calibration, Evaluation
 from convscope.evaluation.test_set_log import TEST_SET_LOG
 from convscope.export import Bundle, load_bundle, load_calibration
@@ -104,14 +104,16 @@ def read_contents(
     try:
         found = _load(recorded, data) if dataset is None else _same(recorded, dataset)
         if not np.array_equal(found.test.labels, contents.test.labels):
-            raise DataError(sentence(f"the run's {contents.test.images} test images, in its order", "others"))
+            raise DataError(
+                expected_got(f"the run's {contents.test.images} test images, in its order", "others")
+            )
         return replace(contents, images=found.test.images)
     except ConvscopeError as error:
         return replace(contents, images_missing=str(error))
     except (KeyError, TypeError, ValueError) as error:  # somebody edited the record
         _LOG.warning("The run's images could not be found again.", exc_info=error)
         got = f"{type(error).__name__}: {error}"
-        return replace(contents, images_missing=sentence(f"a record of the data in {RUN_FILE}", got))
+        return replace(contents, images_missing=expected_got(f"a record of the data in {RUN_FILE}", got))
 
 
 def read_record(run_path: str | Path) -> Contents:
@@ -133,7 +135,7 @@ def _record(run: RunDirectory) -> dict[str, Any]:
     for part in RECORDED:
         if not isinstance(record.setdefault(part, {}), dict):
             expected = f"an object under {part!r} in {RUN_FILE} of {run.path}"
-            raise RunError(sentence(expected, type(record[part]).__name__))
+            raise RunError(expected_got(expected, type(record[part]).__name__))
     return record
 
 
@@ -161,7 +163,7 @@ def _evaluations(run: RunDirectory, class_names: tuple[str, ...]) -> dict[str, E
                 arrays[f"{part}_names"].tolist() if f"{part}_names" in arrays else None,
             )
         except (KeyError, ConvscopeError) as error:
-            raise RunError(sentence(f"predictions.npz in {run.path} to be whole", error)) from error
+            raise RunError(expected_got(f"predictions.npz in {run.path} to be whole", error)) from error
     return found
 
 
@@ -176,5 +178,5 @@ def _same(recorded: dict[str, Any], dataset: Dataset) -> Dataset:
     """Return a dataset if it is the one that the run used."""
     if dataset.fingerprint != recorded.get("fingerprint"):
         expected = f"the run's data with the fingerprint {str(recorded.get('fingerprint'))[:12]}…"
-        raise DataError(sentence(expected, f"{dataset.fingerprint[:12]}…"))
+        raise DataError(expected_got(expected, f"{dataset.fingerprint[:12]}…"))
     return dataset

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from convscope.arithmetic import LayerArithmetic, Shape, analyse, show_shape
-from convscope.errors import ArchitectureError, UsageError, sentence
+from convscope.errors import ArchitectureError, UsageError, expected_got
 from convscope.teaching.lessons.notebooks import Lesson, parse_lesson
 
 LETTERS = "abc"
@@ -162,7 +162,7 @@ def read_answer(text: str) -> tuple[int, ...]:
     plain = re.sub(r"(?<=\d)[,.](?=\d{3}\b)", "", text.strip())  # 216,650 is one number
     words = [word for word in re.split(r"[\s,x×X()\[\]]+", plain) if word]
     if not words or not all(word.isdecimal() for word in words):
-        raise UsageError(sentence("whole numbers such as 26x26x32 or 320", repr(text.strip())))
+        raise UsageError(expected_got("whole numbers such as 26x26x32 or 320", repr(text.strip())))
     return tuple(int(word) for word in words)
 
 

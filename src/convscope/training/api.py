@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.errors import LoweringError, UsageError, sentence, unknown_name
+from convscope.errors import LoweringError, UsageError, expected_got, unknown_name
 from convscope.training import engine_keras
 from convscope.training.checkpoint import TrainingState
 from convscope.training.config import ENGINES, PRECISIONS, require_count, require_engine_for
@@ -161,7 +161,7 @@ sample_weight, initial_epoch, steps_per_epoch, validation_steps, validation_batc
     train, validation = set_validation_apart(train, validation_split, validation_data)
     if augment is not None and not (isinstance(train, ArrayInput) and preprocess is not None):
         hint = "Give an array of uint8 images, and the preprocessing that follows."
-        raise UsageError(sentence("raw images and preprocess beside augment", type(x).__name__, hint))
+        raise UsageError(expected_got("raw images and preprocess beside augment", type(x).__name__, hint))
     for data in (train, validation):
         require_fitting(model, data)
     request = FitRequest(
@@ -327,7 +327,7 @@ def _on_the_device_of(model: keras.Model, wanted: str | None = None) -> Abstract
         found = require_device(wanted)
         if device is not None and device.type != found.type:
             hint = "Build the model inside `with keras.device(...)`, or set KERAS_TORCH_DEVICE."
-            raise UsageError(sentence(f"the device that holds the model, {device.type}", wanted, hint))
+            raise UsageError(expected_got(f"the device that holds the model, {device.type}", wanted, hint))
         device = device or found
     return computing_on(device)
 
@@ -335,7 +335,7 @@ def _on_the_device_of(model: keras.Model, wanted: str | None = None) -> Abstract
 def require_torch() -> None:
     """Refuse other back ends: only Keras on torch has anything to lower to."""
     if keras.backend.backend() != "torch":
-        raise LoweringError(sentence("Keras on torch", f"Keras on {keras.backend.backend()}"))
+        raise LoweringError(expected_got("Keras on torch", f"Keras on {keras.backend.backend()}"))
 
 
 def _check_arguments(
@@ -343,9 +343,9 @@ def _check_arguments(
 ) -> None:
     """Refuse what no engine can work with, before any work is done."""
     if not isinstance(model, keras.Model):
-        raise UsageError(sentence("a Keras model", type(model).__name__))
+        raise UsageError(expected_got("a Keras model", type(model).__name__))
     if not model.compiled:
-        raise UsageError(sentence("a compiled model", "one without a loss", "Call model.compile first."))
+        raise UsageError(expected_got("a compiled model", "one without a loss", "Call model.compile first."))
     _check_names(engine, precision)
     if on_divergence not in ("continue", "raise"):
         raise unknown_name("on_divergence setting", on_divergence, ("continue", "raise"))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope import _keras_internals as internals
-from convscope.errors import RunError, UsageError, sentence
+from convscope.errors import RunError, UsageError, expected_got
 from convscope.training.events import (
     EpochBegin,
     EpochEnd,
@@ -131,7 +131,7 @@ class CallbackMemory:
         missing = [name for name in states if name not in self._callbacks]
         if missing:
             expected = f"the callbacks of the training that is resumed, {', '.join(missing)} among them"
-            raise RunError(sentence(expected, ", ".join(self._callbacks) or "none"))
+            raise RunError(expected_got(expected, ", ".join(self._callbacks) or "none"))
         for name, attributes in states.items():
             for attribute, arrays in attributes.items():
                 setattr(self._callbacks[name], attribute, _decode(arrays))
@@ -275,7 +275,7 @@ class Deadline(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is unty
     ) -> None:
         super().__init__()
         if not seconds > 0:
-            raise UsageError(sentence("seconds above 0 until the deadline", seconds))
+            raise UsageError(expected_got("seconds above 0 until the deadline", seconds))
         self.seconds, self.spent = seconds, 0.0
         self.validation_seconds = validation_seconds
         self.step_seconds = 0.0

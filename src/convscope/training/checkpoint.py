@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.errors import RunError, sentence
+from convscope.errors import RunError, expected_got
 
 if TYPE_CHECKING:
     import keras
@@ -64,7 +64,9 @@ class TrainingState:
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> TrainingState:
         """Rebuild a state from what :meth:`to_arrays` gave."""
         if "position" not in arrays:
-            raise RunError(sentence("a training state with its position", f"the keys {sorted(arrays)[:3]}"))
+            raise RunError(
+                expected_got("a training state with its position", f"the keys {sorted(arrays)[:3]}")
+            )
         parts: dict[str, dict[str, np.ndarray]] = {part: {} for part in _PARTS}
         history: dict[str, list[float]] = {}
         for key in sorted(arrays):
@@ -74,7 +76,7 @@ class TrainingState:
             elif part in parts:
                 parts[part][rest.partition("/")[2]] = arrays[key]
             elif key not in ("position", _STOPPED):
-                raise RunError(sentence("a part of a training state", repr(key)))
+                raise RunError(expected_got("a part of a training state", repr(key)))
         seed, epoch, step = (int(number) for number in arrays["position"])
         return cls(seed, epoch, step, history=history, stopped=_STOPPED in arrays, **parts)
 
@@ -142,7 +144,7 @@ def _assign(owner: str, variables: Sequence[keras.Variable], values: Mapping[str
     found = [tuple(value.shape) for value in values.values()]
     expected = [tuple(variable.shape) for variable in variables]
     if found != expected:
-        raise RunError(sentence(f"a state of this {owner}, shapes {expected}", found))
+        raise RunError(expected_got(f"a state of this {owner}, shapes {expected}", found))
     for variable, value in zip(variables, values.values(), strict=True):
         variable.assign(value)
 
@@ -191,7 +193,7 @@ def load_checkpoint(run: Path) -> dict[str, NDArray[Any]] | None:
         if _is_whole(path):
             return dict(load((path / ARRAYS).read_bytes()))
     if found:
-        raise RunError(sentence(f"a whole checkpoint in {folder}", "damaged ones only", "Train anew."))
+        raise RunError(expected_got(f"a whole checkpoint in {folder}", "damaged ones only", "Train anew."))
     return None
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from convscope.errors import UsageError, sentence, unknown_name
+from convscope.errors import UsageError, expected_got, unknown_name
 from convscope.training import schedules
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", "adagrad", "nadam", "lion")
@@ -96,13 +96,13 @@ class TrainingConfig:
         if self.patience is not None:
             require_count("patience", self.patience, 1)
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise UsageError(sentence("a learning rate above 0", self.learning_rate))
+            raise UsageError(expected_got("a learning rate above 0", self.learning_rate))
         if self.within is not None and not 0 < self.within < math.inf:
-            raise UsageError(sentence("a time above 0 s", self.within))
+            raise UsageError(expected_got("a time above 0 s", self.within))
         if self.until is not None and not 0 < self.until <= 1:
-            raise UsageError(sentence("an accuracy above 0 % and up to 100 %", f"{self.until:.6g}"))
+            raise UsageError(expected_got("an accuracy above 0 % and up to 100 %", f"{self.until:.6g}"))
         if not 0 <= self.label_smoothing < 1:
-            raise UsageError(sentence("label smoothing from 0 to below 1", self.label_smoothing))
+            raise UsageError(expected_got("label smoothing from 0 to below 1", self.label_smoothing))
         for kind, name, valid in (
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("schedule", self.schedule, schedules.NAMES),
@@ -139,10 +139,10 @@ def require_engine_for(precision: str, engine: str) -> None:
     """Refuse bfloat16 where Keras's engine was asked for, which computes in the types of the model."""
     if engine == "keras" and precision == "bfloat16":
         hint = "Keras's computes in the model's own types."
-        raise UsageError(sentence("the fast engine for precision bfloat16", "engine keras", hint))
+        raise UsageError(expected_got("the fast engine for precision bfloat16", "engine keras", hint))
 
 
 def require_count(name: str, value: object, least: int) -> None:
     """Refuse anything but a whole number of at least ``least``."""
     if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < least:
-        raise UsageError(sentence(f"{name} of at least {least}, a whole number", repr(value)))
+        raise UsageError(expected_got(f"{name} of at least {least}, a whole number", repr(value)))

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from convscope import _keras_internals as internals
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 
 if TYPE_CHECKING:
     from convscope.augmentation import Augmentation
@@ -109,10 +109,10 @@ def plan_batches(
 ) -> BatchPlan:
     """Plan the batches as Keras's ``fit`` reads its arguments."""
     if rows < 1:
-        raise UsageError(sentence("at least one example", rows))
+        raise UsageError(expected_got("at least one example", rows))
     for name, value in (("batch_size", batch_size), ("steps_per_epoch", steps)):
         if value is not None and (isinstance(value, bool) or value != int(value) or value < 1):
-            raise UsageError(sentence(f"{name} of at least 1, a whole number", value))
+            raise UsageError(expected_got(f"{name} of at least 1, a whole number", value))
     size = batch_size or (math.ceil(rows / steps) if steps else 32)
     return BatchPlan(rows, int(size), shuffle, seed, steps, first_epoch)
 
@@ -142,7 +142,9 @@ class ArrayInput:
         leaves = keras.tree.flatten(self._parts())
         counts = {len(leaf) for leaf in leaves if leaf is not None}
         if len(counts) > 1:
-            raise UsageError(sentence("the same number of rows in x, y and sample_weight", sorted(counts)))
+            raise UsageError(
+                expected_got("the same number of rows in x, y and sample_weight", sorted(counts))
+            )
 
     def split(self, share: float) -> tuple[ArrayInput, ArrayInput]:
         """Set the last rows apart, as Keras does for ``validation_split``."""
@@ -150,7 +152,7 @@ class ArrayInput:
         if not 0 < border < self.rows:
             hint = "Give more data or another share."
             expected = f"a validation_split that leaves rows on both sides of {self.rows}"
-            raise UsageError(sentence(expected, share, hint))
+            raise UsageError(expected_got(expected, share, hint))
         first, last = slice(None, border), slice(border, None)
         return self._slice(first), self._slice(last)
 
@@ -179,7 +181,7 @@ class StreamInput:
             return self
         first = tuple(islice(self.batches, _BATCHES_LOOKED_AT))
         if not first:
-            raise UsageError(sentence("a generator of at least one batch", "an empty one"))
+            raise UsageError(expected_got("a generator of at least one batch", "an empty one"))
         return replace(self, first=first)
 
     def from_the_start(self) -> Any:
@@ -294,11 +296,11 @@ def _require_stream(x: Any, y: Any, sample_weight: Any) -> None:
         leaves = [leaf for leaf in keras.tree.flatten(part) if leaf is not None]
         if (name != "x" or keras.tree.is_nested(x)) and not all(_is_array(leaf) for leaf in leaves):
             found = f"a {type(part).__name__} of {type(leaves[0]).__name__}"
-            raise UsageError(sentence(f"arrays as {name}", found, "np.asarray makes an array of a list."))
+            raise UsageError(expected_got(f"arrays as {name}", found, "np.asarray makes an array of a list."))
     if y is not None or sample_weight is not None:
         name = "y" if y is not None else "sample_weight"
         hint = "Let each batch hold (x, y) or (x, y, sample_weight)."
-        raise UsageError(sentence(f"no {name} beside a stream of batches", type(x).__name__, hint))
+        raise UsageError(expected_got(f"no {name} beside a stream of batches", type(x).__name__, hint))
 
 
 def _require_a_weight_for_each_output(y: Any, sample_weight: Any) -> None:
@@ -313,7 +315,7 @@ def _require_a_weight_for_each_output(y: Any, sample_weight: Any) -> None:
         )
         found = f"a {type(sample_weight).__name__} of {names}"
         hint = "Write None for an output without weights."
-        raise UsageError(sentence("sample_weight as one array, or nested as y is", found, hint)) from None
+        raise UsageError(expected_got("sample_weight as one array, or nested as y is", found, hint)) from None
 
 
 def first_leaf(structure: Any) -> Any:
@@ -339,10 +341,10 @@ def _as_array(leaf: Any) -> NDArray[Any] | torch.Tensor:
 
 def _require_raw_images(x: Any) -> None:
     if keras.tree.is_nested(x):
-        raise UsageError(sentence("one array of images beside preprocess", f"a {type(x).__name__}"))
+        raise UsageError(expected_got("one array of images beside preprocess", f"a {type(x).__name__}"))
     if str(x.dtype).removeprefix("torch.") != "uint8":
         hint = "Leave preprocess out where the images are prepared already."
-        raise UsageError(sentence("uint8 images beside preprocess", x.dtype, hint))
+        raise UsageError(expected_got("uint8 images beside preprocess", x.dtype, hint))
 
 
 Batch = tuple[Any, Any, Any]  # x, y, sample_weight as tensors or structures of them; the last may be None
@@ -460,7 +462,7 @@ class StreamFeed:
             return
         for _, data in self._read():
             yield 0, 0, [self._unpack(data)]
-        raise UsageError(sentence("at least one batch", "none"))
+        raise UsageError(expected_got("at least one batch", "none"))
 
     def reset(self) -> None:
         """Begin anew after a look, as Keras does: a PyDataset's ``on_epoch_end`` is called."""
@@ -526,17 +528,17 @@ def class_weights_to_sample_weights(
 ) -> NDArray[np.float32]:
     """Give each example the weight of its class, 1 where its class has none."""
     if sample_weight is not None:
-        raise UsageError(sentence("class_weight or sample_weight", "both"))
+        raise UsageError(expected_got("class_weight or sample_weight", "both"))
     if keras.tree.is_nested(y) or y is None:
-        raise UsageError(sentence("one array of targets beside class_weight", type(y).__name__))
+        raise UsageError(expected_got("one array of targets beside class_weight", type(y).__name__))
     if not isinstance(class_weight, Mapping):
-        raise UsageError(sentence("class_weight as a dict of class numbers", type(class_weight).__name__))
+        raise UsageError(expected_got("class_weight as a dict of class numbers", type(class_weight).__name__))
     targets = as_array(y)
     if targets.ndim > 1:
         targets = targets.argmax(axis=-1) if targets.shape[-1] != 1 else targets[..., 0]
     if targets.ndim > 1:
         hint = "Give sample_weight of the shape of the class numbers."
-        raise UsageError(sentence("one class for each example beside class_weight", tuple(y.shape), hint))
+        raise UsageError(expected_got("one class for each example beside class_weight", tuple(y.shape), hint))
     classes, positions = np.unique(np.round(targets).astype(np.int32), return_inverse=True)
     weights = np.array([class_weight.get(int(number), 1.0) for number in classes], np.float32)
     return weights[positions.reshape(targets.shape)]
@@ -547,7 +549,7 @@ def as_tensor(leaf: NDArray[Any] | torch.Tensor) -> torch.Tensor:
     if isinstance(leaf, torch.Tensor):
         return leaf.detach()
     if leaf.dtype.kind not in "fiub":
-        raise UsageError(sentence("numbers as input", f"an array of type {leaf.dtype}"))
+        raise UsageError(expected_got("numbers as input", f"an array of type {leaf.dtype}"))
     if leaf.dtype.kind == "u" and leaf.dtype.itemsize > 1:  # torch can hardly do anything with these
         leaf = leaf.astype(np.int32 if leaf.dtype.itemsize == 2 else np.int64)
     if not leaf.dtype.isnative:

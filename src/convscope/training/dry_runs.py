@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from convscope import _keras_internals as internals
 from convscope.environment import own_random_numbers
-from convscope.errors import DivergedError, UsageError, sentence
+from convscope.errors import DivergedError, UsageError, expected_got
 from convscope.lowering.devices import computing_on, device_of
 from convscope.training.api import fit, predict
 from convscope.training.events import EpochEnd, Event, StepEnd, TrainBegin
@@ -227,7 +227,7 @@ def preflight(
     )
     expected = f"a network that overfits one batch of {found.images} images"
     got = f"a loss of {found.last_loss:.3g} after {found.steps} steps, {found.first_loss:.3g} before them"
-    raise UsageError(sentence(expected, got, hint))
+    raise UsageError(expected_got(expected, got, hint))
 
 
 def spread_rows(y: NDArray[Any], count: int) -> NDArray[np.int64]:
@@ -243,7 +243,7 @@ def spread_rows(y: NDArray[Any], count: int) -> NDArray[np.int64]:
 def _require_something_to_train(model: keras.Model) -> None:
     if not model.trainable_variables:
         hint = "Every layer is frozen, or has no weights: set trainable to True."
-        raise UsageError(sentence("a network with weights to train", "none", hint))
+        raise UsageError(expected_got("a network with weights to train", "none", hint))
 
 
 def require_fitting_outputs(
@@ -253,7 +253,7 @@ def require_fitting_outputs(
     outputs = predict(model, images, preprocess=preprocess, engine=engine)
     if not np.isfinite(outputs).all():
         hint = "Look at its weights and at the scaling of the images."
-        raise UsageError(sentence("finite outputs of the network", "NaN or infinity", hint))
+        raise UsageError(expected_got("finite outputs of the network", "NaN or infinity", hint))
     loss, from_logits = loss_name(model), internals.settings_of(model.loss).get("from_logits", False)
     if loss not in _CATEGORICAL:
         return
@@ -262,11 +262,13 @@ def require_fitting_outputs(
     shares = inside and bool(np.abs(sums - 1).max() <= _TOLERANCE * outputs.shape[-1])
     if from_logits and shares:
         hint = "Leave out its softmax, or from_logits=True."
-        raise UsageError(sentence(f"a network without softmax for {loss} from logits", "probabilities", hint))
+        raise UsageError(
+            expected_got(f"a network without softmax for {loss} from logits", "probabilities", hint)
+        )
     if not from_logits and not shares:
         found = f"numbers from {outputs.min():.3g} to {outputs.max():.3g} that add up to {sums.mean():.3g}"
         hint = "End the network with softmax over the classes."
-        raise UsageError(sentence(f"probabilities that add up to 1 for {loss}", found, hint))
+        raise UsageError(expected_got(f"probabilities that add up to 1 for {loss}", found, hint))
 
 
 def _warn_of_unscaled(model: keras.Model, inputs: NDArray[Any]) -> str | None:
@@ -275,7 +277,7 @@ def _warn_of_unscaled(model: keras.Model, inputs: NDArray[Any]) -> str | None:
     if max(-lowest, highest) <= _LARGEST_INPUT or _scales_first(model) or scales_its_input(model):
         return None
     hint = "Divide them by 255, or begin the network with keras.layers.Rescaling(1 / 255)."
-    return sentence("inputs scaled to about 0 to 1", f"numbers from {lowest:g} to {highest:g}", hint)
+    return expected_got("inputs scaled to about 0 to 1", f"numbers from {lowest:g} to {highest:g}", hint)
 
 
 def _scales_first(model: keras.Model) -> bool:
@@ -471,7 +473,7 @@ def choose_rate(rates: Sequence[float], losses: Sequence[float]) -> RateSearch:
     if count < _FEWEST_FINITE:
         expected = f"a finite loss in at least {_FEWEST_FINITE} steps of the search for a learning rate"
         hint = "Look at the images and at the network, or give --learning-rate."
-        raise DivergedError(sentence(expected, f"{count} steps", hint))
+        raise DivergedError(expected_got(expected, f"{count} steps", hint))
     chosen = np.asarray(rates[:count], np.float64), np.asarray(losses[:count], np.float64)
     smoothed = _averaged(chosen[1])
     return RateSearch(*chosen, smoothed, _rounded(float(chosen[0][np.argmin(smoothed)]) / _SAFETY))

@@ -13,7 +13,7 @@ import keras
 import torch
 
 from convscope import _keras_internals as internals
-from convscope.errors import LoweringError, UsageError, sentence
+from convscope.errors import LoweringError, UsageError, expected_got
 from convscope.lowering import LoweredNetwork, emit, lower, optimise, restore
 from convscope.lowering.cpu.memory import keep_memory
 from convscope.lowering.devices import current_device, device_of, forked_generators
@@ -178,7 +178,7 @@ class FastEngine:
         model = self._request.model
         if not all(map(operator.is_, _compiled(model), self._compiled)):
             hint = "Train in two calls, and compile between them."  # Keras's own fit breaks off, too
-            raise UsageError(sentence("callbacks that leave a model compiled as it is", "compile", hint))
+            raise UsageError(expected_got("callbacks that leave a model compiled as it is", "compile", hint))
         try:
             if self._structure.is_current:
                 self._trainer.refresh()
@@ -205,7 +205,9 @@ class FastEngine:
 def _require_no_obstacle(model: keras.Model) -> None:
     reason = obstacle(model)
     if reason is not None:
-        raise LoweringError(sentence("a model whose training can be lowered", f"one that cannot: {reason}"))
+        raise LoweringError(
+            expected_got("a model whose training can be lowered", f"one that cannot: {reason}")
+        )
 
 
 def _compiled(model: keras.Model) -> tuple[Any, ...]:
@@ -222,7 +224,7 @@ def _fitting(model: keras.Model, batches: Iterator[Any]) -> Iterator[Any]:
     """Refuse a batch that does not fit the model; nothing is read before somebody asks."""
     for first, last, data in batches:
         if data[0][1] is None:
-            raise UsageError(sentence("targets y for the loss", "none"))
+            raise UsageError(expected_got("targets y for the loss", "none"))
         require_fitting(model, ArrayInput(*data[0]))
         yield first, last, data
 

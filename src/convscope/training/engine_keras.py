@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from convscope import _keras_internals as internals
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 from convscope.lowering.devices import current_device, forked_generators
 from convscope.training.callbacks import CallbackMemory
 from convscope.training.checkpoint import TrainingState, load_state, snapshot
@@ -185,13 +185,13 @@ def _first_epoch(request: FitRequest) -> int:
     if state.step:
         hint = "Resume it with the fast engine, or from the end of an epoch."
         raise UsageError(
-            sentence("a state between two epochs for Keras's own fit", f"step {state.step}", hint)
+            expected_got("a state between two epochs for Keras's own fit", f"step {state.step}", hint)
         )
     if request.plan is not None and request.plan.offset_of(state.epoch):
         hint = "Resume it with the fast engine."
         found = f"step {request.plan.offset_of(state.epoch)} of a pass"
         raise UsageError(
-            sentence("a state between two passes over the data for Keras's own fit", found, hint)
+            expected_got("a state between two passes over the data for Keras's own fit", found, hint)
         )
     return state.epoch
 

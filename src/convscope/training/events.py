@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from convscope.errors import ConvscopeError, DivergedError, LoweringError, sentence
+from convscope.errors import ConvscopeError, DivergedError, LoweringError, expected_got
 
 if TYPE_CHECKING:
     from convscope.training.checkpoint import TrainingState
@@ -171,4 +171,4 @@ def is_mistake(error: Exception) -> bool:
 def diverged(epoch: int, step: int, loss: float) -> DivergedError:
     """Make the error for a mean loss that is no longer a number; epoch and step are counted from 0."""
     hint = "Lower the learning rate, or look at the input for values that are not finite."
-    return DivergedError(sentence(f"a finite loss in epoch {epoch + 1}, step {step + 1}", loss, hint))
+    return DivergedError(expected_got(f"a finite loss in epoch {epoch + 1}, step {step + 1}", loss, hint))

@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional
 
 from convscope import _keras_internals as internals
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 from convscope.lowering.graph import is_altered
 from convscope.training.data import first_leaf
 from convscope.training.optimizers import Tensors
@@ -133,7 +133,7 @@ class CrossEntropy:
             except IndexError:  # in a batch of a stream; arrays are looked at beforehand
                 expected = f"class numbers from 0 to {rows.shape[1] - 1}, one for each output"
                 found = f"{int(labels.min())} to {int(labels.max())}"
-                raise UsageError(sentence(expected, found)) from None
+                raise UsageError(expected_got(expected, found)) from None
             return losses.reshape(log_p.shape[:-1]) if log_p.ndim > 2 else losses
         return -(self._smoothed(y.to(log_p.dtype)) * log_p).sum(self.axis)
 

@@ -16,7 +16,7 @@ import torch
 
 from convscope import _keras_internals as internals
 from convscope import _torch_internals as torch_internals
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 from convscope.lowering.cpu import compiled
 from convscope.lowering.graph import is_altered
 from convscope.lowering.kernels import copy_of, declare_copy_current
@@ -462,13 +462,15 @@ def require_settable(optimizer: keras.optimizers.Optimizer, rate: Rate) -> None:
     if not isinstance(own, keras.Variable):
         hint = "Leave out one of the two."
         expected = "a number as the optimizer's learning rate beside schedule"
-        raise UsageError(sentence(expected, type(own).__name__, hint))
+        raise UsageError(expected_got(expected, type(own).__name__, hint))
     if rate.momentum is not None and keras.backend.backend() != "torch":
         hint = "Use a schedule without momentum: a compiled step keeps the one that it was compiled with."
-        raise UsageError(sentence("Keras on torch beside this schedule", keras.backend.backend(), hint))
+        raise UsageError(expected_got("Keras on torch beside this schedule", keras.backend.backend(), hint))
     if rate.momentum is not None and not getattr(optimizer, momentum_name(optimizer), 0.0):
         hint = "Compile it with a momentum, or use a schedule without one."
-        raise UsageError(sentence("an optimizer with momentum beside this schedule", optimizer.name, hint))
+        raise UsageError(
+            expected_got("an optimizer with momentum beside this schedule", optimizer.name, hint)
+        )
 
 
 def momentum_name(optimizer: keras.optimizers.Optimizer) -> str:

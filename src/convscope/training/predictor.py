@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from convscope.errors import LoweringError, sentence
+from convscope.errors import LoweringError, expected_got
 from convscope.lowering import emit, lower, optimise
 from convscope.lowering.devices import computing_on, current_device, device_of
 from convscope.lowering.structure import ModelStructure
@@ -175,7 +175,7 @@ def predictor_of(model: keras.Model, precision: str, strict: bool = False) -> Pr
     name = own_method(model, _OWN_METHODS)
     if name is not None:
         found = f"{type(model).__name__}, which has a {name} of its own"
-        raise LoweringError(sentence("a model that predicts as Keras's own do", found))
+        raise LoweringError(expected_got("a model that predicts as Keras's own do", found))
     known: dict[Any, Predictor] = model.__dict__.setdefault(_ATTRIBUTE, {})  # past Keras's tracking
     key = precision, strict
     if key not in known or not known[key].is_current:

@@ -19,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 from convscope.training.events import (
     EpochBegin,
     EpochEnd,
@@ -39,7 +39,7 @@ _SHORTEST_BAR, _LONGEST_BAR, _NOTEBOOK_COLUMNS = 4, 24, 110
 def progress_listener(verbose: str | int) -> tuple[Listener, ...]:
     """Choose the listener that Keras's ``verbose`` asks for."""
     if verbose not in ("auto", 0, 1, 2):
-        raise UsageError(sentence('verbose "auto", 0, 1 or 2', repr(verbose)))
+        raise UsageError(expected_got('verbose "auto", 0, 1 or 2', repr(verbose)))
     if verbose == 0:
         return ()
     if verbose == 2:

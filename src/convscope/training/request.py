@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from convscope import _keras_internals as internals
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 from convscope.training.checkpoint import TrainingState
 from convscope.training.config import require_count
 from convscope.training.data import (
@@ -107,14 +107,14 @@ def set_validation_apart(
         parts = validation_data if isinstance(validation_data, (tuple, list)) else (validation_data,)
         if len(parts) > 3:
             expected = "validation_data of x, y and sample_weight"
-            raise UsageError(sentence(expected, f"{len(parts)} parts"))
+            raise UsageError(expected_got(expected, f"{len(parts)} parts"))
         x, y, sample_weight = (*parts, None, None)[:3]
         return train, read_input(x, y, sample_weight, train.preprocess)
     if not validation_split:
         return train, None
     if isinstance(train, StreamInput):
         hint = "Give validation_data instead."
-        raise UsageError(sentence("arrays beside validation_split", type(train.batches).__name__, hint))
+        raise UsageError(expected_got("arrays beside validation_split", type(train.batches).__name__, hint))
     return train.split(validation_split)
 
 
@@ -178,7 +178,7 @@ def require_fitting_images(expected: Shape | None, data: Input | None) -> None:
     if not any(_matches(shape, expected) for shape in (found, with_channel, without_channel)):
         turned = len(found) == len(expected) and set(found) == set(expected)
         hint = "Look at the order of the axes: channels last or first?" if turned else ""
-        raise UsageError(sentence(f"images of shape {expected}", found, hint))
+        raise UsageError(expected_got(f"images of shape {expected}", found, hint))
 
 
 def require_fitting(model: keras.Model, data: Input | None) -> None:
@@ -191,7 +191,7 @@ def require_fitting(model: keras.Model, data: Input | None) -> None:
         return
     for y in keras.tree.flatten(data.y):
         if isinstance(y, np.ndarray) and y.dtype.kind not in "fiub":
-            raise UsageError(sentence("numbers as targets", f"an array of type {y.dtype}"))
+            raise UsageError(expected_got("numbers as targets", f"an array of type {y.dtype}"))
     shape = _single_shape(model, "outputs")
     for loss, y in _pairs(model.loss, data.y):
         if y is not None:
@@ -219,7 +219,7 @@ def _require_fitting_loss(loss: Any, y: Any, shape: Shape | None) -> None:
         return
     name, settings = _named(loss, tuple(y.shape), shape)
     if shape is not None and name in _ELEMENTWISE and not _combine(tuple(y.shape[1:]), shape):
-        raise UsageError(sentence(f"targets of shape {_with_rows(shape)} for {name}", tuple(y.shape)))
+        raise UsageError(expected_got(f"targets of shape {_with_rows(shape)} for {name}", tuple(y.shape)))
     classes = None
     if shape is not None and settings.get("axis", -1) == -1 and shape[-1] != 1:
         classes = shape[-1]
@@ -228,7 +228,9 @@ def _require_fitting_loss(loss: Any, y: Any, shape: Shape | None) -> None:
         lowest, highest = float(y.min()), float(y.max())
         if not (lowest >= 0 and highest <= 1):
             hint = "Give 0 and 1 for the two classes, or their probabilities." if name in _BINARY else ""
-            raise UsageError(sentence(f"targets from 0 to 1 for {name}", f"{lowest:g} to {highest:g}", hint))
+            raise UsageError(
+                expected_got(f"targets from 0 to 1 for {name}", f"{lowest:g} to {highest:g}", hint)
+            )
     if name == _SPARSE and classes is not None:
         ignored = settings.get("ignore_class")
         _require_class_numbers(y if ignored is None else y[y != ignored], classes)
@@ -239,10 +241,14 @@ def _require_fitting_shape(name: str, found: tuple[int, ...], shape: Shape) -> N
     elements = shape[:-1]
     if name == _CATEGORICAL and not _matches(found[1:], shape):
         hint = f"One-hot encode the labels, or compile with {_SPARSE}."
-        raise UsageError(sentence(f"one-hot targets of shape {_with_rows(shape)} for {name}", found, hint))
+        raise UsageError(
+            expected_got(f"one-hot targets of shape {_with_rows(shape)} for {name}", found, hint)
+        )
     if name == _SPARSE and not any(_matches(found[1:], fit) for fit in (elements, (*elements, 1))):
         hint = f"Give the class numbers, or compile with {_CATEGORICAL}."
-        raise UsageError(sentence(f"class numbers of shape {_with_rows(elements)} for {name}", found, hint))
+        raise UsageError(
+            expected_got(f"class numbers of shape {_with_rows(elements)} for {name}", found, hint)
+        )
 
 
 def _require_fitting_weight(loss: Any, y: Any, weight: Any, shape: Shape) -> None:
@@ -251,7 +257,9 @@ def _require_fitting_weight(loss: Any, y: Any, weight: Any, shape: Shape) -> Non
     if name not in (*_ELEMENTWISE, _CATEGORICAL, _SPARSE) or settings.get("axis", -1) != -1:
         return
     if not _combine(tuple(weight.shape[1:]), shape[:-1]):
-        raise UsageError(sentence(f"sample_weight of shape {_with_rows(shape[:-1])}", tuple(weight.shape)))
+        raise UsageError(
+            expected_got(f"sample_weight of shape {_with_rows(shape[:-1])}", tuple(weight.shape))
+        )
 
 
 def _combine(found: tuple[int, ...], shape: Shape) -> bool:
@@ -271,7 +279,7 @@ def _require_class_numbers(y: Any, classes: int) -> None:
     if not (lowest >= 0 and highest < classes):
         wrong = highest if lowest >= 0 else lowest
         expected = f"class numbers from 0 to {classes - 1}, one for each output"
-        raise UsageError(sentence(expected, f"{wrong:g}"))
+        raise UsageError(expected_got(expected, f"{wrong:g}"))
 
 
 def loss_name(model: keras.Model) -> str:

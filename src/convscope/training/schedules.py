@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from convscope.errors import UsageError, sentence, unknown_name
+from convscope.errors import UsageError, expected_got, unknown_name
 
 NAMES = ("constant", "one-cycle", "cosine", "plateau")
 
@@ -74,7 +74,7 @@ class Cosine:
         """Refuse a schedule that cannot be."""
         _require_length(self.steps)
         if not 0 <= self.warmup_steps < self.steps:
-            raise UsageError(sentence(f"warm-up of 0 to {self.steps - 1} steps", self.warmup_steps))
+            raise UsageError(expected_got(f"warm-up of 0 to {self.steps - 1} steps", self.warmup_steps))
 
     def __call__(self, step: int) -> Rate:
         """Give the rate of one step."""
@@ -123,7 +123,7 @@ class OneCycle:
         """Refuse a schedule that cannot be."""
         _require_length(self.steps)
         if not 0 < self.rising < 1:
-            raise UsageError(sentence("a rising share between 0 and 1", self.rising))
+            raise UsageError(expected_got("a rising share between 0 and 1", self.rising))
 
     def __call__(self, step: int) -> Rate:
         """Give the rate of one step."""
@@ -193,7 +193,7 @@ class Exponential:
         """Refuse a schedule that cannot be."""
         _require_length(self.steps - 1)
         if not 0 < self.low < self.high:
-            raise UsageError(sentence("a low rate above 0 and a higher one", (self.low, self.high)))
+            raise UsageError(expected_got("a low rate above 0 and a higher one", (self.low, self.high)))
 
     def __call__(self, step: int) -> Rate:
         """Give the rate of one step."""
@@ -205,7 +205,7 @@ def make_schedule(
 ) -> Schedule | None:
     """Make a schedule by name."""
     if learning_rate <= 0:
-        raise UsageError(sentence("a learning rate above 0", learning_rate))
+        raise UsageError(expected_got("a learning rate above 0", learning_rate))
     if name not in NAMES:
         raise unknown_name("schedule", name, NAMES)
     if name == "constant":
@@ -249,4 +249,4 @@ def _between(start: float, end: float, share: float) -> float:
 
 def _require_length(steps: int) -> None:
     if steps < 1:
-        raise UsageError(sentence("a schedule of at least 1 step", steps))
+        raise UsageError(expected_got("a schedule of at least 1 step", steps))

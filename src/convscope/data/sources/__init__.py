@@ -12,7 +12,7 @@ from convscope.data.sources.base import Finding, Index, Source, count, index_of,
 from convscope.data.sources.folder import is_clutter, read_folder
 from convscope.data.sources.parquet import read_parquet
 from convscope.data.sources.table import SUFFIXES_OF_TABLES, NoImagesError, is_form, read_tables
-from convscope.errors import DataError, DataNotFoundError, sentence
+from convscope.errors import DataError, DataNotFoundError, expected_got
 
 KINDS = "a folder of images, .zip, .tar, .csv, .npz, .parquet or IDX files"
 # The ending of a file → what reads files with it: it takes the files, a name, and what names are relative to.
@@ -29,14 +29,14 @@ def find_source(path: Path) -> Source:
     if path.is_dir():
         return _source_of_folder(path)
     if not path.is_file():
-        raise DataNotFoundError(sentence(KINDS, f"nothing at {path}", "Check the path."))
+        raise DataNotFoundError(expected_got(KINDS, f"nothing at {path}", "Check the path."))
     for ending, reader in READERS.items():
         if path.name.lower().endswith(ending):
             return reader([path], path.stem, None)
     if "idx" in path.name.lower() and (source := find_idx(path.parent)):
         return source
     hint = "Unpack it first." if path.suffix.lower() in {".gz", ".bz2", ".xz", ".7z", ".rar"} else ""
-    raise DataError(sentence(KINDS, str(path), hint))
+    raise DataError(expected_got(KINDS, str(path), hint))
 
 
 def _source_of_folder(folder: Path) -> Source:
@@ -46,7 +46,7 @@ def _source_of_folder(folder: Path) -> Source:
             return numbers
         source = read_folder(folder)
     except OSError as error:
-        raise DataError(sentence(f"{folder} to be readable", error.strerror or str(error))) from error
+        raise DataError(expected_got(f"{folder} to be readable", error.strerror or str(error))) from error
     except DataError as problem:
         files = _files_with_images(folder)
         if not files and (archives := _files_of(folder, SUFFIXES_OF_ARCHIVES)):
@@ -68,7 +68,7 @@ def _files_with_images(folder: Path) -> list[Path]:
     if not parquet and len(npz) > 1:
         found = ", ".join(file.name for file in npz)
         hint = "Give the path of one of them, or save the arrays of all in one."
-        raise DataError(sentence(f"one .npz file in {folder}", found, hint))
+        raise DataError(expected_got(f"one .npz file in {folder}", found, hint))
     return parquet or npz or _tables_of(folder)
 
 

@@ -19,7 +19,7 @@ from convscope.data.decode import BYTE_CAP, HEAD, SUFFIXES, ImageError, refusal,
 from convscope.data.sources.base import CHUNK, Finding, Index, Reader, Source, count, sign
 from convscope.data.sources.folder import Listing, arrange, is_clutter
 from convscope.data.sources.table import SUFFIXES_OF_TABLES, is_form
-from convscope.errors import DataError, sentence
+from convscope.errors import DataError, expected_got
 
 SUFFIXES_OF_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 # Bytes of image files that are in memory at a time.
@@ -120,7 +120,7 @@ def _members(path: Path) -> Iterator[_Member]:
                         yield _Member(entry.name, partial(tape.extractfile, entry), not entry.isreg())
     except _DAMAGED as error:
         found = str(error) or "one that is cut short"
-        raise DataError(sentence(f"{path} to be a whole archive", found, "Get it again.")) from error
+        raise DataError(expected_got(f"{path} to be a whole archive", found, "Get it again.")) from error
 
 
 def _name(info: zipfile.ZipInfo) -> str:
@@ -135,10 +135,10 @@ def _name(info: zipfile.ZipInfo) -> str:
 def _require_readable(path: Path, info: zipfile.ZipInfo) -> None:
     """Refuse a ZIP that Python cannot unpack."""
     if info.flag_bits & _IS_ENCRYPTED:
-        raise DataError(sentence(f"{path} to need no password", "an encrypted archive", _UNPACK))
+        raise DataError(expected_got(f"{path} to need no password", "an encrypted archive", _UNPACK))
     if info.compress_type not in _WAYS_OF_PACKING:
         expected = f"{path} to be packed by Deflate, bzip2 or LZMA"
-        raise DataError(sentence(expected, f"method {info.compress_type} of ZIP", _UNPACK))
+        raise DataError(expected_got(expected, f"method {info.compress_type} of ZIP", _UNPACK))
 
 
 def _chunks(path: Path, places: list[int], index: Index) -> Iterator[list[Reader]]:

@@ -31,7 +31,7 @@ from convscope.data.sources.base import (
     sign,
     without_labels,
 )
-from convscope.errors import DataError, sentence
+from convscope.errors import DataError, expected_got
 
 AXES = "images as (n, h, w), (n, h, w, c), (n, c, h, w) or flat squares, 1 or 3 channels"
 IMAGE_WORDS = {"x", "images", "image", "imgs", "data", "pixels", "arr0"}
@@ -137,7 +137,7 @@ def _shape(sample: NDArray[Any], source: str) -> tuple[tuple[int, int, int], boo
             return (sizes[0], sizes[1], sizes[2]), False
         if sizes[0] in {1, 3}:
             return (sizes[1], sizes[2], sizes[0]), True
-    raise DataError(sentence(f"{source} to hold {AXES}", f"shape {sample.shape}"))
+    raise DataError(expected_got(f"{source} to hold {AXES}", f"shape {sample.shape}"))
 
 
 def _flat_shape(sample: NDArray[Any]) -> tuple[tuple[int, int, int], bool] | None:
@@ -169,7 +169,9 @@ def _factor(dtype: np.dtype[Any], values: ValueRange, source: str) -> tuple[floa
         return 255.0, 8
     if not 0 <= values.low <= values.high <= (2**32 if dtype.kind in "iu" else 255):  # NaN neither
         found = f"{values.low:g} to {values.high:g}"
-        raise DataError(sentence(f"pixels of {source} from 0 to 255, or from 0 to 1", found, "Rescale them."))
+        raise DataError(
+            expected_got(f"pixels of {source} from 0 to 255, or from 0 to 1", found, "Rescale them.")
+        )
     return (255.0, 8) if values.high <= 1 else (1.0, values.depth)
 
 
@@ -221,7 +223,7 @@ def _members(path: Path) -> list[_Member]:
             return [_header(archive, path, name) for name in names]
     except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         hint = "Save it with np.savez."
-        raise DataError(sentence(f"{path} to be an .npz file", str(error), hint)) from error
+        raise DataError(expected_got(f"{path} to be an .npz file", str(error), hint)) from error
 
 
 def _header(archive: zipfile.ZipFile, path: Path, name: str) -> _Member:
@@ -232,13 +234,13 @@ def _header(archive: zipfile.ZipFile, path: Path, name: str) -> _Member:
     except Exception as error:
         # NumPy evaluates the header as a literal; damaged ones raise ValueError, SyntaxError, TokenError …
         found = str(error).partition("\n")[0]
-        raise DataError(sentence(f"{name} in {path} to be a NumPy array", found)) from error
+        raise DataError(expected_got(f"{name} in {path} to be a NumPy array", found)) from error
     if dtype.hasobject:
         hint = "Save it as numbers or as strings of fixed length."
-        raise DataError(sentence(f"plain numbers in {name} of {path}", "Python objects", hint))
+        raise DataError(expected_got(f"plain numbers in {name} of {path}", "Python objects", hint))
     if fortran and len(shape) > 1:
         hint = "Save it with np.ascontiguousarray."
-        raise DataError(sentence(f"{name} in {path} in row-major order", "column-major order", hint))
+        raise DataError(expected_got(f"{name} in {path} in row-major order", "column-major order", hint))
     return _Member(path, name.removesuffix(".npy"), shape, dtype)
 
 
@@ -258,7 +260,7 @@ def _pair(members: Sequence[_Member], path: Path) -> dict[int, tuple[_Member, _M
     pairs = {split: (images[split], labels[split]) for split in sorted(images) if split in labels}
     if not pairs:
         found = ", ".join(member.name for member in members) or "no arrays"
-        raise DataError(sentence(f"arrays x_train and y_train, or images and labels, in {path}", found))
+        raise DataError(expected_got(f"arrays x_train and y_train, or images and labels, in {path}", found))
     return pairs
 
 
@@ -281,18 +283,18 @@ def _splits_of(members: Sequence[_Member], words: set[str]) -> dict[str, int]:
 def _labels(member: _Member, images: _Member, class_names: tuple[str, ...] | None) -> NDArray[Any]:
     """Read labels whole: (n,), (n, 1), or one-hot (n, k); with class names, as positions in them."""
     if member.row_size * (member.shape[0] if member.shape else 1) > LABEL_BYTES:
-        raise DataError(sentence(f"labels in {member.name}", f"an array of shape {member.shape}"))
+        raise DataError(expected_got(f"labels in {member.name}", f"an array of shape {member.shape}"))
     labels = np.concatenate([*_rows(member)] or [np.empty(0, np.int64)])
     if labels.ndim == 2 and labels.shape[1] > 1:
         labels = _from_one_hot(labels, member.name)
     labels = labels.reshape(-1)
     if len(labels) != images.shape[0]:
         expected = f"a label in {member.name} for each of {images.shape[0]:,} images"
-        raise DataError(sentence(expected, len(labels)))
+        raise DataError(expected_got(expected, len(labels)))
     if labels.dtype.kind == "S":
         labels = np.char.decode(labels, "utf-8", "replace")
     if labels.dtype.kind not in "biufU":
-        raise DataError(sentence(f"whole numbers or names in {member.name}", str(labels.dtype)))
+        raise DataError(expected_got(f"whole numbers or names in {member.name}", str(labels.dtype)))
     values, rows, inverse = np.unique(labels, return_index=True, return_inverse=True)
     of_value: list[str | int] = [""] * len(values)
     for place in np.argsort(rows):  # so that the first row that has no class is the one refused
@@ -305,12 +307,12 @@ def _labels(member: _Member, images: _Member, class_names: tuple[str, ...] | Non
 def _from_one_hot(labels: NDArray[Any], name: str) -> NDArray[np.int64]:
     """Take the largest of each row, if the rows are fractions of which one is more than half."""
     if labels.dtype.kind not in "biuf":
-        raise DataError(sentence(f"one label for each image in {name}", f"shape {labels.shape}"))
+        raise DataError(expected_got(f"one label for each image in {name}", f"shape {labels.shape}"))
     clear = np.isclose(labels.sum(axis=1), 1) & (labels.max(axis=1) > 0.5)
     if not clear.all():
         row = int(np.flatnonzero(~clear)[0])
         found = f"{np.array2string(labels[row], threshold=8)} in {name}[{row}]"
-        raise DataError(sentence(f"one label for each image in {name}, or one-hot rows", found))
+        raise DataError(expected_got(f"one label for each image in {name}, or one-hot rows", found))
     largest: NDArray[np.int64] = np.argmax(labels, axis=1)
     return largest
 
@@ -325,7 +327,7 @@ def _position(label: str, dtype: np.dtype[Any], class_names: tuple[str, ...], wh
         expected = f"a label from 0 to {len(class_names) - 1}, as the file names its classes,"
         position = ("False", "True").index(label) if dtype.kind == "b" else int(label)
     if not 0 <= position < len(class_names):
-        raise DataError(sentence(f"{expected} in {where}", label))
+        raise DataError(expected_got(f"{expected} in {where}", label))
     return position
 
 
@@ -339,7 +341,7 @@ def _class_names(members: Sequence[_Member]) -> tuple[str, ...] | None:
             if len(set(names)) < len(names):
                 twice = next(name for name in names if names.count(name) > 1)
                 expected = f"a different name for each class in {member.name}"
-                raise DataError(sentence(expected, f"{twice!r} twice"))
+                raise DataError(expected_got(expected, f"{twice!r} twice"))
             return tuple(names)
     return None
 
@@ -350,10 +352,10 @@ def _layouts(members: Sequence[_Member]) -> list[Layout]:
     ranges = {True: ValueRange(), False: ValueRange()}  # of floating-point arrays, and of whole numbers
     for member in members:
         if member.dtype.kind not in "biuf":
-            raise DataError(sentence(f"numbers in {member.name}", str(member.dtype)))
+            raise DataError(expected_got(f"numbers in {member.name}", str(member.dtype)))
         sample = next(_rows(member), None)
         if sample is None or not sample.size:
-            raise DataError(sentence(f"images in {member.name}", f"shape {member.shape}"))
+            raise DataError(expected_got(f"images in {member.name}", f"shape {member.shape}"))
         samples.append(sample[:SAMPLE])
         value_range = ranges[member.dtype.kind == "f"]
         for chunk in _rows(member):
@@ -380,7 +382,7 @@ def _rows(member: _Member) -> Iterator[NDArray[Any]]:
                     raise EOFError("the array ends early")
                 yield np.frombuffer(raw, member.dtype).reshape(rows, *member.shape[1:])
     except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile) as error:
-        message = sentence(f"{member.name} in {member.file} to be whole", str(error), "Get it again.")
+        message = expected_got(f"{member.name} in {member.file} to be whole", str(error), "Get it again.")
         raise DataError(message) from error
 
 
@@ -409,11 +411,13 @@ def decompress(raw: bytes, source: str) -> bytes:
         with gzip.open(io.BytesIO(raw)) as stream:
             content = stream.read(CONTENT_CAP + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        message = sentence(f"{source} to be a whole gzip file", f"a damaged one ({error})", "Get it again.")
+        message = expected_got(
+            f"{source} to be a whole gzip file", f"a damaged one ({error})", "Get it again."
+        )
         raise DataError(message) from error
     if len(content) > CONTENT_CAP:
         expected = f"{source} to hold at most {CONTENT_CAP // 2**30} GiB"
-        raise DataError(sentence(expected, "more", "Unpack it."))
+        raise DataError(expected_got(expected, "more", "Unpack it."))
     return content
 
 
@@ -422,7 +426,7 @@ def read_decompressed(file: Path) -> bytes:
     try:
         return decompress(file.read_bytes(), str(file))
     except OSError as error:
-        raise DataError(sentence(f"{file} to be readable", error.strerror or str(error))) from error
+        raise DataError(expected_got(f"{file} to be readable", error.strerror or str(error))) from error
 
 
 def read_idx(content: bytes, source: str, dimensions: int | None = None) -> NDArray[np.generic]:
@@ -438,16 +442,16 @@ def read_idx(content: bytes, source: str, dimensions: int | None = None) -> NDAr
     """
     kind, rank = _idx_magic(content, source)
     if dimensions is not None and rank != dimensions:
-        raise DataError(sentence(f"{source} to have {dimensions} dimensions", f"{rank}"))
+        raise DataError(expected_got(f"{source} to have {dimensions} dimensions", f"{rank}"))
     start = 4 + 4 * rank
     if len(content) < start:
-        raise DataError(sentence(f"{source} to hold {rank} dimensions", "a file that ends before them"))
+        raise DataError(expected_got(f"{source} to hold {rank} dimensions", "a file that ends before them"))
     shape = struct.unpack(f">{rank}I", content[4:start])
     expected = start + math.prod(shape) * kind.itemsize
     if len(content) != expected:
         wanted = f"{source} of shape {shape} to have {expected:,} bytes"
         hint = "The file is truncated or not what its header says."
-        raise DataError(sentence(wanted, f"{len(content):,}", hint))
+        raise DataError(expected_got(wanted, f"{len(content):,}", hint))
     array = np.frombuffer(content, dtype=kind, offset=start).reshape(shape)
     return array.astype(kind.newbyteorder("="), copy=False)
 
@@ -456,12 +460,12 @@ def _idx_magic(content: bytes, source: str) -> tuple[np.dtype[Any], int]:
     """Check the four bytes that open an IDX file: value type and number of dimensions."""
     if len(content) < 4 or content[:2] != b"\x00\x00":
         found = content[:4].hex(" ") or "nothing"
-        raise DataError(sentence(f"{source} to begin with the IDX magic 00 00", found))
+        raise DataError(expected_got(f"{source} to begin with the IDX magic 00 00", found))
     if content[2] not in IDX_TYPES:
         valid = ", ".join(f"{code:02x}" for code in IDX_TYPES)
-        raise DataError(sentence(f"{source} to name an IDX type ({valid})", f"{content[2]:02x}"))
+        raise DataError(expected_got(f"{source} to name an IDX type ({valid})", f"{content[2]:02x}"))
     if content[3] == 0:
-        raise DataError(sentence(f"{source} to have at least one dimension", "0"))
+        raise DataError(expected_got(f"{source} to have at least one dimension", "0"))
     return IDX_TYPES[content[2]], content[3]
 
 
@@ -511,7 +515,7 @@ def _idx_chunks(files: dict[int, tuple[Path, Path]]) -> Iterator[Pixels]:
         images_file, labels_file = files[split]
         if labels.ndim != 1 or len(labels) != len(images):
             expected = f"a label in {labels_file.name} for each of {len(images):,} images"
-            raise DataError(sentence(expected, f"shape {labels.shape}"))
+            raise DataError(expected_got(expected, f"shape {labels.shape}"))
         if not images.size:
             continue
         layout = find_layout(images[:SAMPLE], value_range, images_file.name)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from convscope.data.dataset import Names, printable
 from convscope.data.decode import read_bytes
-from convscope.errors import DataError, sentence
+from convscope.errors import DataError, expected_got
 
 SPLITS = ("train", "validation", "test")
 # What people call the three splits.
@@ -246,7 +246,9 @@ def read_label(value: object, where: str, is_name: bool = False) -> str:
     ):
         return str(value if isinstance(value, int) else int(value))
     found = repr(value) if isinstance(value, str) else value
-    raise DataError(sentence(f"a whole number or a name as the label {where}", found, "Mend or remove it."))
+    raise DataError(
+        expected_got(f"a whole number or a name as the label {where}", found, "Mend or remove it.")
+    )
 
 
 def encode_labels(
@@ -298,7 +300,7 @@ def require_classes(class_names: Sequence[str], where: object) -> None:
     if len(class_names) < 2:
         found = f"only {class_names[0]!r}" if class_names else "none"
         hint = "Give each class a folder of its own."
-        raise DataError(sentence(f"at least 2 classes with images in {where}", found, hint))
+        raise DataError(expected_got(f"at least 2 classes with images in {where}", found, hint))
 
 
 def words_of(name: str) -> list[str]:

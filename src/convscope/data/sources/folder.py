@@ -29,7 +29,7 @@ from convscope.data.sources.base import (
     split_in_name,
     words_of,
 )
-from convscope.errors import DataError, DataNotFoundError, sentence
+from convscope.errors import DataError, DataNotFoundError, expected_got
 
 # What systems and storage boxes leave in folders without asking, in lower case.
 CLUTTER = {
@@ -109,12 +109,12 @@ def walk(root: Path) -> Walk:
         status = root.stat()
     except OSError as error:
         found = f"no folder at {root}"
-        raise DataNotFoundError(sentence("a folder with images", found, "Check the path.")) from error
+        raise DataNotFoundError(expected_got("a folder with images", found, "Check the path.")) from error
     walker = _Walker(root)
     try:
         walker.enter("", [(status.st_dev, status.st_ino)])
     except OSError as error:
-        raise DataError(sentence(f"{root} to be readable", error.strerror or str(error))) from error
+        raise DataError(expected_got(f"{root} to be readable", error.strerror or str(error))) from error
     findings = []
     for kind, rows in walker.problems.items():
         words, advice = _OBSTACLES[kind]
@@ -351,13 +351,13 @@ def _require_images(listing: Listing, placing: _Placing) -> None:
     formats = ", ".join(name.title() if name == "WEBP" else name for name in FORMATS if is_read(name))
     if placing.without_class:
         found = f"{count(len(placing.without_class), 'image')} that lie in no class's folder"
-        raise DataError(sentence(expected, found, "Move each class into a folder with its name."))
+        raise DataError(expected_got(expected, found, "Move each class into a folder with its name."))
     if placing.foreign:
         endings = Counter(PurePosixPath(file).suffix for file in placing.foreign)
         hint = _hint(placing.foreign, f"Save them as {formats}.")
-        raise DataError(sentence(expected, f"only {', '.join(endings)} files", hint))
+        raise DataError(expected_got(expected, f"only {', '.join(endings)} files", hint))
     found = f"{count(len(listing.files), 'file')}, none of them an image" if listing.files else "no files"
-    raise DataError(sentence(expected, found, f"Formats: {formats}."))
+    raise DataError(expected_got(expected, found, f"Formats: {formats}."))
 
 
 def _require_classes_of_images(where: str, placing: _Placing, layout: _Layout) -> None:
@@ -370,7 +370,7 @@ def _require_classes_of_images(where: str, placing: _Placing, layout: _Layout) -
             expected = f"images that can be read in each class's folder in {where}"
             folder = printable(os.path.dirname(file))  # noqa: PTH120  a name may be no UTF-8
             hint = _hint([file], "Save them as PNG, or move the folder away.")
-            raise DataError(sentence(expected, f"only {suffix} files and the like in {folder}", hint))
+            raise DataError(expected_got(expected, f"only {suffix} files and the like in {folder}", hint))
 
 
 def _require_no_splits(where: str, placing: _Placing, layout: _Layout) -> None:
@@ -384,14 +384,16 @@ def _require_no_splits(where: str, placing: _Placing, layout: _Layout) -> None:
         if any(not _NO_CLASSES.isdisjoint(said) for said in words.values()) or all(
             name in words or _NUMBERED_PART.fullmatch(name) for name in classes
         ):
-            raise DataError(sentence(expected, f"{shown}, which are called like parts", f"{advice}."))
+            raise DataError(expected_got(expected, f"{shown}, which are called like parts", f"{advice}."))
     inside = list(placing.inside.values())
     every = set().union(*inside)
     are_alike = 3 * sum(map(len, inside)) > 2 * len(inside) * len(every)  # one may lack a few of them
     if len(inside) > 1 and "" not in every and min(map(len, inside)) > 1 and are_alike:
         how = "all hold the same" if min(map(len, inside)) == len(every) else "hold nearly the same"
         found = f"{shown}, which {how} folders {printable(', '.join(sorted(every)[:4]))}"
-        raise DataError(sentence(expected, found, f"{advice}, or empty the inner folders into the outer."))
+        raise DataError(
+            expected_got(expected, found, f"{advice}, or empty the inner folders into the outer.")
+        )
 
 
 def _require_known_splits(where: str, placing: _Placing, layout: _Layout) -> None:
@@ -402,7 +404,9 @@ def _require_known_splits(where: str, placing: _Placing, layout: _Layout) -> Non
         if top not in layout.splits and (shared := [name for name in folders if name.lower() in known]):
             expected = f"the parts of {where} to be called train, val and test"
             found = f"{printable(top)}, which holds the class {printable(shared[0])} as they do"
-            raise DataError(sentence(expected, found, "Rename it to the part that it is, or move it away."))
+            raise DataError(
+                expected_got(expected, found, "Rename it to the part that it is, or move it away.")
+            )
 
 
 def _findings(listing: Listing, placing: _Placing, layout: _Layout) -> Iterator[Finding]:

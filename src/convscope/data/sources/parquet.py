@@ -28,7 +28,7 @@ from convscope.data.sources.base import (
     united_classes,
     without_labels,
 )
-from convscope.errors import DataError, sentence
+from convscope.errors import DataError, expected_got
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
@@ -102,13 +102,13 @@ def _opened(file: Path) -> Iterator[ParquetFile]:
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         hint = "Install it: pip install 'convscope[parquet]'."
-        raise DataError(sentence(f"pyarrow, to read {file.name}", "no such package", hint)) from error
+        raise DataError(expected_got(f"pyarrow, to read {file.name}", "no such package", hint)) from error
     try:
         with ParquetFile(file) as parquet:
             yield parquet
     except (ArrowException, OSError) as error:
         found = str(error).splitlines()[0]
-        raise DataError(sentence(f"{file} to be a whole Parquet file", found, "Get it again.")) from error
+        raise DataError(expected_got(f"{file} to be a whole Parquet file", found, "Get it again.")) from error
 
 
 def _columns(parquet: ParquetFile, file: Path) -> tuple[str, str]:
@@ -124,7 +124,7 @@ def _columns(parquet: ParquetFile, file: Path) -> tuple[str, str]:
     label = next((name for name in LABEL_COLUMNS if name in names), "")
     if not image or not label:
         expected = f"a column of image bytes and a column 'label' in {file.name}"
-        raise DataError(sentence(expected, f"the columns {', '.join(names)}"))
+        raise DataError(expected_got(expected, f"the columns {', '.join(names)}"))
     return image, label
 
 
@@ -159,14 +159,16 @@ def _encode(found: dict[Path, _Labels], rows: Sequence[str]) -> tuple[Any, tuple
         of_numbers = all(isinstance(label, int) for label in labels.values)
         if named and names is None and of_numbers:
             expected = f"the names of the classes in {file.name}, as in {next(iter(named)).name}"
-            raise DataError(sentence(expected, "numbers only", "Leave it out, or give it the same metadata."))
+            raise DataError(
+                expected_got(expected, "numbers only", "Leave it out, or give it the same metadata.")
+            )
         if names is None or not of_numbers:
             values += labels.values
             continue
         for row, label in enumerate(labels.values):
             if not 0 <= label < len(names):
                 expected = f"labels of {file.name} from 0 to {len(names) - 1}, as it names its classes"
-                raise DataError(sentence(expected, f"{label} in row {row:,}"))
+                raise DataError(expected_got(expected, f"{label} in row {row:,}"))
         values += [names[label] for label in labels.values]
     order = tuple(dict.fromkeys(name for names in named.values() for name in names))
     numbers, class_names, united = encode_labels(values, lambda position: f"of {printable(rows[position])}")
@@ -201,5 +203,5 @@ def _bytes(value: Any, name: str) -> bytes:
     """Give the bytes of one row."""
     raw = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(raw, bytes):
-        raise ImageError("missing", sentence(f"{name} to hold an image's bytes", "nothing"), "nothing")
+        raise ImageError("missing", expected_got(f"{name} to hold an image's bytes", "nothing"), "nothing")
     return raw

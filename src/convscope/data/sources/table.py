@@ -36,7 +36,7 @@ from convscope.data.sources.base import (
     splits_of_table,
     without_labels,
 )
-from convscope.errors import DataError, sentence
+from convscope.errors import DataError, expected_got
 
 SUFFIXES_OF_TABLES = (".csv", ".tsv")
 LABEL_COLUMNS = (
@@ -99,7 +99,7 @@ class Table:
             for number, row in enumerate(csv.reader(lines, delimiter=self.delimiter), 1):
                 if len(row) < width:
                     expected = f"{width} columns in row {number:,} of {self.name}"
-                    raise DataError(sentence(expected, len(row), "Mend or remove the row."))
+                    raise DataError(expected_got(expected, len(row), "Mend or remove the row."))
                 yield row
 
     def splits_in(self, column: int | None) -> dict[str, int]:
@@ -112,7 +112,7 @@ class Table:
                 if split is None:
                     where = f"in column {self.header[column or 0]!r} in row {number:,} of {self.name}"
                     hint = "Use these words, or give the column another name if it is no column of parts."
-                    raise DataError(sentence(f"train, validation or test {where}", repr(word), hint))
+                    raise DataError(expected_got(f"train, validation or test {where}", repr(word), hint))
                 found[word] = split
         return settle_splits(found)
 
@@ -128,13 +128,13 @@ def read_tables(
     forms = [file for file in files if len(files) > 1 and is_form(file)]
     if len(forms) == len(files):
         found = f"only {', '.join(file.name for file in forms)}, whose labels are invented"
-        raise DataError(sentence(f"a table of images and labels in {name}", found))
+        raise DataError(expected_got(f"a table of images and labels in {name}", found))
     tables = _look_at([file for file in files if file not in forms])
     of_pixels = [table for table in tables if is_of_pixels(table)]
     if only_paths:
         tables, of_pixels = [table for table in tables if table not in of_pixels], []
     if not tables:
-        raise NoImagesError(sentence(f"a table of paths and labels in {name}", "numbers"))
+        raise NoImagesError(expected_got(f"a table of paths and labels in {name}", "numbers"))
     source = _read_pixels(of_pixels, name) if of_pixels else _read_paths(tables, name, root)
     if not forms:
         return source
@@ -186,7 +186,7 @@ def _look(file: Path) -> Table:
     header = tuple(cell.strip().lower() for cell in rows[0]) if has_header else ()
     sample = rows[1:] if has_header else rows
     if not sample:
-        raise NoImagesError(sentence(f"rows in {file}", "none"))
+        raise NoImagesError(expected_got(f"rows in {file}", "none"))
     return Table(file, delimiter, header, sample, last_split_in(file.stem) or 0, encoding)
 
 
@@ -221,9 +221,9 @@ def _readable(file: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(sentence(f"{file} to be readable", error.strerror or str(error))) from error
+        raise DataError(expected_got(f"{file} to be readable", error.strerror or str(error))) from error
     except (csv.Error, UnicodeError) as error:
-        raise DataError(sentence(f"{file} to be a CSV file", str(error))) from error
+        raise DataError(expected_got(f"{file} to be a CSV file", str(error))) from error
 
 
 def _unlabelled(tables: Iterable[Table], used: Container[Table]) -> tuple[Finding, ...]:
@@ -379,7 +379,7 @@ def _read_rows(table: Table, columns: _Columns, way: _Way, root: Path, rows: _Ro
         label = row[columns.label].strip()
         if not label:
             expected = f"a label in row {number:,} of {table.name}"
-            raise DataError(sentence(expected, "an empty cell", "Fill or remove the row."))
+            raise DataError(expected_got(expected, "an empty cell", "Fill or remove the row."))
         file = os.path.join(offset, way.file(row[columns.path]))  # noqa: PTH118  strings, many
         rows.files.append(os.path.normpath(file).replace(os.sep, "/"))
         rows.labels.append(label)
@@ -407,14 +407,14 @@ def _no_columns(table: Table) -> DataError:
     first = table.sample[0]
     found = f"the columns {', '.join(table.header)}" if table.header else f"the row {', '.join(first)}"
     hint = "Name them 'path' and 'label'."
-    return NoImagesError(sentence(f"a column of paths and one of labels in {table.file}", found, hint))
+    return NoImagesError(expected_got(f"a column of paths and one of labels in {table.file}", found, hint))
 
 
 def _no_files(table: Table, columns: _Columns) -> DataError:
     """Say that none of the files is there."""
     expected = f"the files that {table.file} names, relative to its folder"
     cells = _cells(table, columns.path)
-    return NoImagesError(sentence(expected, f"no {cells[0] if cells else 'paths'}", "Check the paths."))
+    return NoImagesError(expected_got(expected, f"no {cells[0] if cells else 'paths'}", "Check the paths."))
 
 
 def _lost_tables(names: Sequence[str]) -> tuple[Finding, ...]:
@@ -441,7 +441,7 @@ def _read_pixels(tables: Sequence[Table], name: str) -> Source:
     columns = {table: found for table in tables if (found := _pixel_columns(table)) is not None}
     if not columns:
         expected = f"a column 'label' in {name}"
-        raise DataError(sentence(expected, "pixels only", "Without labels there is nothing to learn."))
+        raise DataError(expected_got(expected, "pixels only", "Without labels there is nothing to learn."))
     files = tuple(table.file for table in columns)
     return Source(
         name=name,
@@ -499,7 +499,7 @@ def _label_without_header(table: Table) -> int:
     if not ranked:
         expected = f"the label in the first or the last column of {table.name}, which has no header"
         found = f"{len(kinds) or 'no'} columns that might be it"
-        raise DataError(sentence(expected, found, "Name it: a first row with 'label' in its column."))
+        raise DataError(expected_got(expected, found, "Name it: a first row with 'label' in its column."))
     return ranked[0]
 
 
@@ -512,7 +512,7 @@ def _pixel_layouts(columns: dict[Table, _PixelColumns]) -> list[Layout]:
             sample = values[:SAMPLE] if sample is None else sample
             value_range.add(values)
         if sample is None or not sample.size:
-            raise DataError(sentence(f"pixels in {table.file}", "none"))
+            raise DataError(expected_got(f"pixels in {table.file}", "none"))
         samples.append(sample)
     return [
         find_layout(sample, value_range, table.name) for sample, table in zip(samples, columns, strict=True)
@@ -542,7 +542,7 @@ def _values(table: Table, columns: _PixelColumns) -> Iterator[tuple[list[list[st
         except (ValueError, IndexError) as error:
             expected = f"as many numbers in each row of {table.name}"
             found = f"something else in rows {first:,} to {first + len(chunk) - 1:,} ({error})"
-            raise DataError(sentence(expected, found)) from error
+            raise DataError(expected_got(expected, found)) from error
         first += len(chunk)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from convscope.environment import own_warning_filters
-from convscope.errors import ConvscopeError, sentence, unknown_name
+from convscope.errors import ConvscopeError, expected_got, unknown_name
 from convscope.teaching.grading.tasks import TASKS, Task
 from convscope.teaching.grading.verdict import MIME_TYPE, CheckFailed, Verdict
 
@@ -111,7 +111,7 @@ class _Sealed:
         changed = [name for name, function in self._functions.items() if now.get(name) is not function]
         if changed:
             entry = TASKS[task]
-            message = sentence(f"`{changed[0]}` as it is installed", "one that the notebook changed")
+            message = expected_got(f"`{changed[0]}` as it is installed", "one that the notebook changed")
             return SignedVerdict(Verdict(task, entry.title, 0, entry.points, message), key)
         return SignedVerdict(check(task, **answers), key)
 
@@ -162,7 +162,7 @@ def _judge(task: Task, found: Mapping[str, Any]) -> str:
     except ConvscopeError as error:
         raise CheckFailed(str(error)) from error
     except Exception as error:
-        message = sentence("an answer that can be checked", f"{type(error).__name__}: {error}")
+        message = expected_got("an answer that can be checked", f"{type(error).__name__}: {error}")
         raise CheckFailed(message, ("Look at the types and shapes of what you made.",)) from error
 
 
@@ -189,7 +189,7 @@ def _answers(task: Task, found: Mapping[str, Any]) -> dict[str, Any]:
         listed = ", ".join(f"`{name}`" for name in missing)
         answered = len(missing) < len(task.answers)
         raise CheckFailed(
-            sentence(listed, "nothing yet", "Fill in the cell above and run it."), answered=answered
+            expected_got(listed, "nothing yet", "Fill in the cell above and run it."), answered=answered
         )
     return {name: found[name] for name in task.answers}
 
@@ -199,5 +199,7 @@ def _given(task: Task, found: Mapping[str, Any]) -> dict[str, Any]:
     missing = [name for name in task.given if found.get(name, ...) is ...]
     if missing:
         hint = "Run the notebook from its top, and solve the tasks above first."
-        raise CheckFailed(sentence(f"`{missing[0]}` from the cells above", "nothing", hint), answered=False)
+        raise CheckFailed(
+            expected_got(f"`{missing[0]}` from the cells above", "nothing", hint), answered=False
+        )
     return {name: found[name] for name in task.given}

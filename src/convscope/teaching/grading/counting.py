@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from convscope.arithmetic import LayerArithmetic, Shape, analyse
-from convscope.errors import sentence
+from convscope.errors import expected_got
 from convscope.teaching.grading.verdict import CheckFailed, as_array, as_number, as_shape, as_table, require
 
 # A layer's settings and the shape of its input: what a student predicts from.
@@ -47,16 +47,20 @@ def _explain_shape(
     """Find the mistake that gives the shape found."""
     arithmetic = f"{key}: {worked_out.lines[0]}, and as many channels as filters."
     if len(found) != len(worked_out.output_shape):
-        message = sentence(f"the output shape of {key} as (height, width, channels)", found)
+        message = expected_got(f"the output shape of {key} as (height, width, channels)", found)
         return message, ("The output of a convolution is an image again, with a channel for each filter.",)
     expected = f"the output shape of {key}"
     for mistake, hint, shape in _mistaken_shapes(settings, input_shape, worked_out.output_shape):
         if found == shape != worked_out.output_shape:
-            return sentence(expected, f"{found}, which {mistake} would give"), (hint, SHAPE_RULE, arithmetic)
+            return expected_got(expected, f"{found}, which {mistake} would give"), (
+                hint,
+                SHAPE_RULE,
+                arithmetic,
+            )
     if found[:2] == worked_out.output_shape[:2]:
         hint = "Each filter makes one channel of the output, whatever the number of channels that come in."
-        return sentence(f"another number of channels for {key}", found[2]), (hint, arithmetic)
-    return sentence(expected, found), (SHAPE_RULE, arithmetic)
+        return expected_got(f"another number of channels for {key}", found[2]), (hint, arithmetic)
+    return expected_got(expected, found), (SHAPE_RULE, arithmetic)
 
 
 def _mistaken_shapes(
@@ -125,8 +129,8 @@ def _explain_count(
     if int(found) in mistakes and found == int(found):
         mistake, hint = mistakes[int(found)]
         found_text = f"{found:,.0f}, which comes of {mistake}"
-        return sentence(f"the number of parameters of {key}", found_text), (hint, *lines)
-    return sentence(f"the number of parameters of {key}", f"{found:,g}"), lines
+        return expected_got(f"the number of parameters of {key}", found_text), (hint, *lines)
+    return expected_got(f"the number of parameters of {key}", f"{found:,g}"), lines
 
 
 def _count_line(worked_out: LayerArithmetic) -> str:
@@ -140,7 +144,7 @@ def judge_layer_shapes(layers: Any, shapes: Any) -> str:
     for layer in layers:
         found = as_shape(table[layer.name], f"shapes[{layer.name!r}]")
         if found != tuple(layer.output_shape):
-            message = sentence(
+            message = expected_got(
                 f"another output shape of {layer.name} behind {tuple(layer.input_shape)}", found
             )
             raise CheckFailed(message, (_layer_rule(layer.type), layer.arithmetic[0]))
@@ -163,22 +167,22 @@ def _explain_layer_count(layer: Any, found: float) -> tuple[str, tuple[str, ...]
     arithmetic = next((line for line in layer.arithmetic if line.startswith("parameters")), "")
     if not layer.parameters:
         hint = f"{layer.type} learns nothing: it has no weights at all."
-        return sentence(f"no parameters of {layer.name}", f"{found:,g}"), (hint,)
+        return expected_got(f"no parameters of {layer.name}", f"{found:,g}"), (hint,)
     bias = layer.weight_shapes[1][0] if len(layer.weight_shapes) > 1 else 0
     if bias and found == layer.parameters - bias:
         hint = "Each filter and each unit of a dense layer has a bias as well."
-        return sentence(expected, f"{found:,g}, which leaves out the biases"), (hint, arithmetic)
+        return expected_got(expected, f"{found:,g}, which leaves out the biases"), (hint, arithmetic)
     if layer.type == "Conv2D":
         kernel_height, kernel_width, channels, filters = layer.weight_shapes[0]
         if found == kernel_height * kernel_width * filters + bias and channels > 1:
             hint = f"{channels} channels come in, and a filter has a kernel for each of them."
-            return sentence(expected, f"{found:,g}, which counts one input channel"), (hint, arithmetic)
+            return expected_got(expected, f"{found:,g}, which counts one input channel"), (hint, arithmetic)
         if not bias and found == layer.parameters + filters:
             hint = "With use_bias=False there is nothing to add."
-            return sentence(expected, f"{found:,g}, which counts biases"), (hint, arithmetic)
-        return sentence(expected, f"{found:,g}"), (COUNT_RULE, arithmetic)
+            return expected_got(expected, f"{found:,g}, which counts biases"), (hint, arithmetic)
+        return expected_got(expected, f"{found:,g}"), (COUNT_RULE, arithmetic)
     hint = "A dense layer has a weight for each pair of input and unit, and a bias for each unit."
-    return sentence(expected, f"{found:,g}"), (hint, arithmetic)
+    return expected_got(expected, f"{found:,g}"), (hint, arithmetic)
 
 
 def _layer_rule(kind: str) -> str:
@@ -201,23 +205,23 @@ def judge_kernel_layout(model: Any, torch_kernel: Any, layer_name: str = "conv2d
     answer = "keras_kernel.transpose(3, 2, 0, 1)"
     require(
         found.shape == expected.shape,
-        sentence(f"a kernel of shape {expected.shape}", found.shape),
+        expected_got(f"a kernel of shape {expected.shape}", found.shape),
         order,
         answer,
     )
     require(
         not _same(found, keras_kernel.T) or _same(keras_kernel.T, expected),
-        sentence("each 3×3 kernel as it was", "kernels with rows and columns exchanged"),
+        expected_got("each 3×3 kernel as it was", "kernels with rows and columns exchanged"),
         "Reversing all four axes also exchanges height and width.",
         answer,
     )
     require(
         not _same(found, keras_kernel.reshape(expected.shape)),
-        sentence("the axes in another order", "the numbers in their old order under a new shape"),
+        expected_got("the axes in another order", "the numbers in their old order under a new shape"),
         "reshape moves no number; it only counts them off anew. The axes themselves must move.",
         answer,
     )
-    require(_same(found, expected), sentence("the same weights", "other numbers"), order, answer)
+    require(_same(found, expected), expected_got("the same weights", "other numbers"), order, answer)
     return f"{keras_kernel.shape} in Keras, {expected.shape} in torch: the same weights."
 
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from convscope.errors import UsageError, sentence
+from convscope.errors import UsageError, expected_got
 from convscope.teaching.grading import MIME_TYPE
 from convscope.teaching.lessons.notebooks import require_tool
 
@@ -103,7 +103,7 @@ async def execute_async(
     this process's; the code runs in ``folder``, a temporary one unless given.
     """
     if time_limit <= 0:
-        raise UsageError(sentence("a time limit of more than 0 seconds", time_limit))
+        raise UsageError(expected_got("a time limit of more than 0 seconds", time_limit))
     require_tool("nbclient")
     with tempfile.TemporaryDirectory() as scratch:
         variables = {**os.environ, **_QUIET, **(environment or {})}

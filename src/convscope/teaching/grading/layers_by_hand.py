@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.errors import sentence
+from convscope.errors import expected_got
 from convscope.teaching.grading.verdict import CheckFailed, as_array, as_number, call_answer, close, require
 
 Array = NDArray[Any]
@@ -23,26 +23,26 @@ def judge_dropout(ones: Array, rate: float, dropped: Any, share_of_zeros: Any, k
     after = as_array(dropped, "dropped")
     require(
         after.shape == ones.shape,
-        sentence(f"`dropped` of shape {ones.shape}", after.shape),
+        expected_got(f"`dropped` of shape {ones.shape}", after.shape),
         "dropout(ones, training=True)",
     )
     require(
         not np.array_equal(after, ones),
-        sentence(f"about {rate:.0%} zeros in `dropped`", "none"),
+        expected_got(f"about {rate:.0%} zeros in `dropped`", "none"),
         "Dropout works in training only; when a network predicts, it lets everything through.",
         "dropout(ones, training=True)",
     )
     zeros, kept = float(np.mean(after == 0)), float(after.max())
     require(
         abs(zeros - rate) < SHARE_TOLERANCE,
-        sentence(f"about {rate:.0%} zeros in `dropped`", f"{zeros:.1%}"),
+        expected_got(f"about {rate:.0%} zeros in `dropped`", f"{zeros:.1%}"),
         "The argument of Dropout is the share that goes, not the share that stays.",
     )
     share = as_number(share_of_zeros, "share_of_zeros")
     counted = "count, not a share: divide by the number of values" if share > 1 else "share of what was kept"
     require(
         close(share, zeros, 1e-3),
-        sentence("`share_of_zeros` as the share of zeros in `dropped`", f"{share:g}"),
+        expected_got("`share_of_zeros` as the share of zeros in `dropped`", f"{share:g}"),
         f"That is the {counted}." if share > 1 or close(share, 1 - zeros, 1e-3) else "Compare with 0.",
         "np.mean(dropped == 0)",
     )
@@ -50,7 +50,7 @@ def judge_dropout(ones: Array, rate: float, dropped: Any, share_of_zeros: Any, k
     mean = close(value, float(after.mean()), 1e-3)
     require(
         close(value, kept, 1e-3),
-        sentence("`kept_value` as the value that the ones left over have now", f"{value:g}"),
+        expected_got("`kept_value` as the value that the ones left over have now", f"{value:g}"),
         "That is the mean of all values: it stays 1, and that is what the new value is for."
         if mean
         else "The values that stay are divided by the share that stays: look at dropped.max().",
@@ -63,7 +63,7 @@ def judge_max_pool(max_pool: Callable[..., Any]) -> str:
     """Judge a function that pools an image by maxima, on images of several sizes."""
     require(
         callable(max_pool),
-        sentence("`max_pool` as a function", type(max_pool).__name__),
+        expected_got("`max_pool` as a function", type(max_pool).__name__),
         "def max_pool(image, size): …",
     )
     generator = np.random.default_rng(1338)
@@ -82,14 +82,16 @@ def _require_pooled(max_pool: Callable[..., Any], image: Array, size: int) -> No
     odd = height % size or width % size
     require(
         found.shape == right.shape,
-        sentence(f"{called} to have shape {right.shape}", found.shape),
+        expected_got(f"{called} to have shape {right.shape}", found.shape),
         _pool_shape_hint(found.shape, image.shape, size, bool(odd)),
         "height // size rows, width // size columns, all channels",
     )
     averaged = np.allclose(found, _pool(image, size, np.mean), atol=1e-5)
     require(
         np.allclose(found, right, atol=1e-6),
-        sentence(f"the largest value of each window in {called}", "the mean" if averaged else "other values"),
+        expected_got(
+            f"the largest value of each window in {called}", "the mean" if averaged else "other values"
+        ),
         "Each channel is pooled alone, and each window starts where the last one ended.",
         "image[size * i : size * (i + 1), size * j : size * (j + 1)].max(axis=(0, 1))",
     )
@@ -122,14 +124,14 @@ def judge_activation(
     """
     require(
         callable(activation),
-        sentence("`activation` as a function", type(activation).__name__),
+        expected_got("`activation` as a function", type(activation).__name__),
         "def activation(image, kernel, bias, row, column, filter): …",
     )
     kernel, bias = (np.asarray(weight) for weight in model.get_layer(layer_name).get_weights())
     picture = np.asarray(image)
     require(
         picture.ndim == 3,
-        sentence("`image` of shape (height, width, channels)", picture.shape),
+        expected_got("`image` of shape (height, width, channels)", picture.shape),
         "image = x_test[0]",
     )
     # A bias far from 0 tells whether it is added, and makes some sums negative and others positive.
@@ -186,7 +188,7 @@ def _require_activation(
     answer = (
         "padded = np.pad(image, ((1, 1), (1, 1), (0, 0))); patch = padded[row : row + 3, column : column + 3]"
     )
-    raise CheckFailed(sentence(f"{right:.5f} for the {called}", f"{found:.5f}"), (first, answer))
+    raise CheckFailed(expected_got(f"{right:.5f} for the {called}", f"{found:.5f}"), (first, answer))
 
 
 def _weighted_sum(image: Array, kernel: Array, row: int, column: int, number: int) -> float:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from convscope.errors import ConvscopeError, DataError, DataNotFoundError, UsageError, sentence
+from convscope.errors import ConvscopeError, DataError, DataNotFoundError, UsageError, expected_got
 from convscope.teaching.grading import MIME_TYPE, TASKS, sign, tasks_of
 from convscope.teaching.grading.execution import CellError, Execution, cell_errors, execute_async, wait_for
 from convscope.teaching.lessons.data import LessonSettings
@@ -125,7 +125,7 @@ def find_hand_ins(paths: Iterable[Path]) -> list[Path]:
             ]
         if not inside or not path.exists():
             missing = "no notebook in it" if path.exists() else "no such file or folder"
-            raise DataNotFoundError(sentence(f"hand-ins (*.ipynb) at {path}", missing))
+            raise DataNotFoundError(expected_got(f"hand-ins (*.ipynb) at {path}", missing))
         found |= dict.fromkeys(inside)
     return list(found)
 
@@ -143,9 +143,9 @@ def grade_all(
     receives each hand-in's marks as soon as it is done, in another thread.
     """
     if workers < 1:
-        raise UsageError(sentence("at least 1 worker", workers))
+        raise UsageError(expected_got("at least 1 worker", workers))
     if time_limit <= 0:
-        raise UsageError(sentence("a time limit of more than 0 seconds", time_limit))
+        raise UsageError(expected_got("a time limit of more than 0 seconds", time_limit))
     for tool in ("nbformat", "nbclient", "ipykernel"):
         require_tool(tool)
     environment = settings.to_environment() if settings else {}
@@ -201,18 +201,18 @@ def write_marks(marks: Iterable[Marks], file: Path) -> None:
             table.writerows(rows)
         temporary.replace(file)
     except OSError as error:
-        raise UsageError(sentence("a place to write the table", f"{error.strerror}: {file}")) from error
+        raise UsageError(expected_got("a place to write the table", f"{error.strerror}: {file}")) from error
 
 
 def _read(path: Path) -> Any:
     nbformat = require_tool("nbformat")
     expected = f"a Jupyter notebook at {path}"
     if not path.is_file():
-        raise DataNotFoundError(sentence(expected, "a folder" if path.is_dir() else "no such file"))
+        raise DataNotFoundError(expected_got(expected, "a folder" if path.is_dir() else "no such file"))
     try:
         if path.stat().st_size > SIZE_CAP:
             raise DataError(
-                sentence(f"{expected} of at most {SIZE_CAP >> 20} MiB", f"{path.stat().st_size:,} bytes")
+                expected_got(f"{expected} of at most {SIZE_CAP >> 20} MiB", f"{path.stat().st_size:,} bytes")
             )
         content = path.read_bytes()
         # A byte-order mark is what some editors of Windows put before a text.
@@ -220,25 +220,25 @@ def _read(path: Path) -> Any:
         if marker := _MERGE_MARKER.search(text):
             line = text.count("\n", 0, marker.start()) + 1
             hint = "Resolve the conflict and save the notebook again."
-            raise DataError(sentence(expected, f"the merge marker {marker[0]} in line {line}", hint))
+            raise DataError(expected_got(expected, f"the merge marker {marker[0]} in line {line}", hint))
         if not text.strip():
-            raise DataError(sentence(expected, "an empty file"))
+            raise DataError(expected_got(expected, "an empty file"))
         value = json.loads(text)
         if not isinstance(value, dict) or not isinstance(value.get("cells", []), list):
-            raise DataError(sentence(expected, "JSON that is no notebook"))
+            raise DataError(expected_got(expected, "JSON that is no notebook"))
         notebook = nbformat.reads(text, as_version=4)
         nbformat.validate(notebook)
     except DataError:
         raise
     except UnicodeDecodeError as error:
-        raise DataError(sentence(expected, "bytes that are no text")) from error
+        raise DataError(expected_got(expected, "bytes that are no text")) from error
     except json.JSONDecodeError as error:
         found = f"no JSON from line {error.lineno} on"
         hint = "The file may be cut off, or of another kind; ask for it again."
-        raise DataError(sentence(expected, found, hint)) from error
+        raise DataError(expected_got(expected, found, hint)) from error
     except Exception as error:  # nbformat raises whatever JSON and its schema make of a file
         found = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise DataError(sentence(expected, found)) from error
+        raise DataError(expected_got(expected, found)) from error
     return notebook
 
 
@@ -250,7 +250,7 @@ def _lesson_of(notebook: Any, path: Path) -> int:
     )
     numbers = [int(named[0])] if named else [int(number) for number in called]
     if not numbers or not tasks_of(numbers[0]):
-        raise DataError(sentence(f"a lesson's notebook in {path}", "one without a lesson's tasks"))
+        raise DataError(expected_got(f"a lesson's notebook in {path}", "one without a lesson's tasks"))
     return numbers[0]
 
 
@@ -319,7 +319,7 @@ def _verdict(task: str, cell: Any, done: Execution, key: str) -> dict[str, Any]:
 
 def _without_points(task: str, reason: str) -> dict[str, Any]:
     """Make the verdict of a check that gave none."""
-    message = sentence(f"the check of task {task} to be reached", reason)
+    message = expected_got(f"the check of task {task} to be reached", reason)
     entry = TASKS[task]
     return {
         "task": task,

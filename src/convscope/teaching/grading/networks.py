@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.errors import sentence
+from convscope.errors import expected_got
 from convscope.evaluation import Evaluation
 from convscope.networks import layers_of
 from convscope.teaching.grading.verdict import require, row_counts
@@ -50,18 +50,18 @@ def judge_network(name: str, model: Any, input_shape: tuple[int, ...], classes: 
     """Judge whether a model is a named network: the same layers, settings and number of parameters."""
     require(
         hasattr(model, "layers") and hasattr(model, "count_params"),
-        sentence("`model` as a Keras model", type(model).__name__),
+        expected_got("`model` as a Keras model", type(model).__name__),
         "model = keras.Sequential([keras.Input(input_shape), …])",
     )
     require(
         getattr(model, "built", False) and _shape(model, "input_shape") is not None,
-        sentence("a network that knows its input shape", "one without"),
+        expected_got("a network that knows its input shape", "one without"),
         "Begin with keras.Input(x_train.shape[1:]).",
     )
     found_shape = _shape(model, "input_shape")
     require(
         found_shape == tuple(input_shape),
-        sentence(f"an input of shape {tuple(input_shape)}", found_shape),
+        expected_got(f"an input of shape {tuple(input_shape)}", found_shape),
         "keras.Input(x_train.shape[1:]): one image, without the batch axis.",
     )
     found = _read_layers(model)
@@ -139,20 +139,20 @@ def _require_output(model: Any, found: Sequence[_Layer], classes: int) -> None:
     flat = shape is not None and len(shape) == 1
     require(
         flat,
-        sentence(f"an output of shape ({classes},)", shape),
+        expected_got(f"an output of shape ({classes},)", shape),
         "A dense layer on an image works on its channels alone and leaves an image.",
         _HINTS["Flatten"],
     )
     require(
         shape == (classes,),
-        sentence(f"an output for each of the {classes} classes", shape),
+        expected_got(f"an output for each of the {classes} classes", shape),
         "The last layer has as many units as there are classes.",
     )
     last = found[-1].settings.get("activation")
     linear = last in (None, "linear")
     require(
         last == "softmax",
-        sentence('a last layer with activation="softmax"', "none" if linear else f'"{last}"'),
+        expected_got('a last layer with activation="softmax"', "none" if linear else f'"{last}"'),
         "Without it the outputs are any numbers, positive or negative: no probabilities, and the loss of "
         "one-hot targets makes no sense of them."
         if linear
@@ -171,15 +171,15 @@ def _require_kinds(found: Sequence[_Layer], wanted: Sequence[_Layer]) -> None:
         have, need = own.count(kind), right.count(kind)
         require(
             have >= need,
-            sentence(_count(need, kind), have or "none"),
+            expected_got(_count(need, kind), have or "none"),
             _HINTS.get(kind, ""),
             f"In this order: {order}",
         )
-        require(have <= need, sentence(_count(need, kind), have), f"In this order: {order}")
+        require(have <= need, expected_got(_count(need, kind), have), f"In this order: {order}")
     place = next(number for number, (a, b) in enumerate(zip(own, right, strict=True)) if a != b)
     require(
         False,
-        sentence(f"{right[place]} as layer {place + 1}", own[place]),
+        expected_got(f"{right[place]} as layer {place + 1}", own[place]),
         "The layers are right, their order is not.",
         f"In this order: {order}",
     )
@@ -194,7 +194,7 @@ def _require_settings(found: _Layer, wanted: _Layer) -> None:
         own = found.settings.get(key)
         require(
             own == value,
-            sentence(f"{key}={value!r} in {wanted}", repr(own)),
+            expected_got(f"{key}={value!r} in {wanted}", repr(own)),
             _setting_hint(key, found.kind),
             f"{wanted.kind}(…, {key}={value!r})",
         )
@@ -223,7 +223,7 @@ def _require_count(name: str, model: Any, input_shape: tuple[int, ...], classes:
     found = model.count_params()
     require(
         found == sum(counts),
-        sentence(f"{sum(counts):,} parameters", f"{found:,}"),
+        expected_got(f"{sum(counts):,} parameters", f"{found:,}"),
         "Compare model.summary() with the table of the task.",
     )
     return f"{' + '.join(f'{count:,}' for count in counts if count)} = {found:,} parameters."
@@ -317,7 +317,7 @@ def judge_training(
 def _require_compiled(model: Any) -> None:
     require(
         getattr(model, "compiled", False),
-        sentence("a compiled model", "one without a loss"),
+        expected_got("a compiled model", "one without a loss"),
         'model.compile("adam", "categorical_crossentropy", metrics=["accuracy"])',
     )
     loss = model.loss
@@ -325,7 +325,7 @@ def _require_compiled(model: Any) -> None:
     sparse = "sparse" in str(found)
     require(
         str(found).lower() in ONE_HOT_LOSSES,
-        sentence('the loss "categorical_crossentropy"', f'"{found}"'),
+        expected_got('the loss "categorical_crossentropy"', f'"{found}"'),
         "The sparse one takes class numbers; these targets are one-hot rows."
         if sparse
         else "For one probability per class and one-hot targets it is the cross-entropy over the classes.",
@@ -334,7 +334,7 @@ def _require_compiled(model: Any) -> None:
     from_logits = settings.get("from_logits", False)
     require(
         not from_logits,
-        sentence("a loss of probabilities", "from_logits=True"),
+        expected_got("a loss of probabilities", "from_logits=True"),
         "The network ends in a softmax already.",
     )
 
@@ -343,27 +343,27 @@ def _read_history(history: Any, epochs: int) -> Mapping[str, Any]:
     curves: Mapping[str, Any] = getattr(history, "history", history)
     require(
         isinstance(curves, Mapping) and "loss" in curves,
-        sentence("`history` as convscope.fit gives it back", type(history).__name__),
+        expected_got("`history` as convscope.fit gives it back", type(history).__name__),
         "history = convscope.fit(model, …)",
     )
     require(
         "accuracy" in curves,
-        sentence("the accuracy in the history", ", ".join(curves)),
+        expected_got("the accuracy in the history", ", ".join(curves)),
         'model.compile(…, metrics=["accuracy"])',
     )
     require(
         "val_loss" in curves and "val_accuracy" in curves,
-        sentence("the loss and accuracy of validation data in the history", ", ".join(curves)),
+        expected_got("the loss and accuracy of validation data in the history", ", ".join(curves)),
         "convscope.fit(…, validation_data=(x_val, y_val))",
     )
     require(
         len(curves["loss"]) == epochs,
-        sentence(f"{epochs} epochs", len(curves["loss"])),
+        expected_got(f"{epochs} epochs", len(curves["loss"])),
         "epochs=EPOCHS. To train anew, build and compile the model again first.",
     )
     require(
         np.isfinite(curves["loss"]).all(),
-        sentence("a finite loss", curves["loss"][-1]),
+        expected_got("a finite loss", curves["loss"][-1]),
         "Are the images scaled to 0 to 1?",
     )
     return curves
@@ -373,7 +373,7 @@ def _require_parts_apart(train: Array, val: Array) -> None:
     shared = sum((row_counts(train) & row_counts(val)).values())
     require(
         shared <= LEAKED_SHARE * len(val),
-        sentence("no validation image in `x_train`", f"{shared:,} of {len(val):,}"),
+        expected_got("no validation image in `x_train`", f"{shared:,} of {len(val):,}"),
         "The network knows these images already: their accuracy says nothing about new ones.",
     )
 
@@ -388,7 +388,7 @@ def _require_steps(history: Any, train: int, val: int, batch_size: int) -> None:
     found = f"{steps} steps" + (", as many as training and validation images together take" if leaked else "")
     require(
         steps == expected,
-        sentence(
+        expected_got(
             f"{expected} steps in an epoch, for {train:,} images in batches of {batch_size}",
             found,
         ),
@@ -421,7 +421,7 @@ def _require_validated_on(
         hint = "Was the model changed after its training? Build, compile and train it again."
     require(
         False,
-        sentence("validation with (x_val, y_val)", found),
+        expected_got("validation with (x_val, y_val)", found),
         hint,
         "validation_data=(x_val, y_val)",
     )
@@ -442,13 +442,13 @@ def _require_in_band(accuracy: float, name: str, data_name: str, images: int, ep
     seeds = f"{band.low:.1%} to {band.high:.1%} of the validation images right, as other seeds do"
     require(
         accuracy >= band.low,
-        sentence(seeds, f"{accuracy:.2%}"),
+        expected_got(seeds, f"{accuracy:.2%}"),
         "The network learns, but not what it could. Are the images scaled? Do images and targets belong "
         "together?",
         'Adam with its own learning rate: model.compile("adam", …).',
     )
     require(
         accuracy <= band.high,
-        sentence(seeds, f"{accuracy:.2%}, too good to be true"),
+        expected_got(seeds, f"{accuracy:.2%}, too good to be true"),
         "Has the network seen these images before?",
     )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.errors import sentence
+from convscope.errors import expected_got
 from convscope.teaching.grading.verdict import CheckFailed, as_array, as_number, call_answer, close, require
 from convscope.teaching.photographs import cut_out, photograph
 
@@ -25,7 +25,7 @@ def judge_prepare(prepare: Prepare, box: int) -> str:
 
     ``box`` is the longest side of a digit in the training images, in pixels.
     """
-    require(callable(prepare), sentence("`prepare` as a function", type(prepare).__name__))
+    require(callable(prepare), expected_got("`prepare` as a function", type(prepare).__name__))
     generator = np.random.default_rng(1338)
     drawings = _drawings()
     for name, drawing in drawings.items():
@@ -58,7 +58,7 @@ def _require_prepared(image: Array, name: str, drawing: Array, box: int) -> None
     brightness = float(np.median(border))
     require(
         brightness < INK / 2,
-        sentence(f"a black background for {name}", f"a brightness of {brightness:.0f} at the border"),
+        expected_got(f"a black background for {name}", f"a brightness of {brightness:.0f} at the border"),
         "Training images are bright on black; a photograph is dark on white: 255 − picture."
         if brightness > 127
         else "The paper must become black, not dark grey: subtract its brightness, and cut at 0.",
@@ -66,12 +66,12 @@ def _require_prepared(image: Array, name: str, drawing: Array, box: int) -> None
     ink = grey > INK
     require(
         ink.any() and grey.max() > 150,
-        sentence(f"bright ink for {name}", f"at most {grey.max():.0f}"),
+        expected_got(f"bright ink for {name}", f"at most {grey.max():.0f}"),
         "Stretch the contrast: the darkest ink becomes 255, the paper 0.",
     )
     require(
         ink.mean() < 0.5,
-        sentence(f"ink on less than half of the image for {name}", f"on {ink.mean():.0%}"),
+        expected_got(f"ink on less than half of the image for {name}", f"on {ink.mean():.0%}"),
         "Paper in the shade counts as ink: set everything below a threshold to 0.",
     )
     _require_size(ink, name, drawing, box)
@@ -79,7 +79,7 @@ def _require_prepared(image: Array, name: str, drawing: Array, box: int) -> None
     middle = (SIDE - 1) / 2
     require(
         max(abs(down - middle), abs(across - middle)) <= CENTRE_TOLERANCE,
-        sentence(f"the ink of {name} around the middle, at 13.5", f"around ({down:.1f}, {across:.1f})"),
+        expected_got(f"the ink of {name} around the middle, at 13.5", f"around ({down:.1f}, {across:.1f})"),
         "Training images are centred by the mean position of their ink, their centre of mass.",
         "Compute the centre of mass, and paste the digit so that it falls on the middle.",
     )
@@ -89,14 +89,14 @@ def _require_form(image: Array) -> None:
     shape = (SIDE, SIDE, 1)
     require(
         image.shape == shape,
-        sentence(f"prepare(picture) of shape {shape}", image.shape),
+        expected_got(f"prepare(picture) of shape {shape}", image.shape),
         "The channel axis is missing: image[..., np.newaxis]"
         if image.shape == shape[:2]
         else "A training image has 28×28 pixels and one channel.",
     )
     require(
         image.dtype == np.uint8,
-        sentence("prepare(picture) as uint8, 0 to 255", image.dtype),
+        expected_got("prepare(picture) as uint8, 0 to 255", image.dtype),
         "Give pixels, as the training images were before scaling; the scaling comes after, the same for all.",
         "np.rint(….clip(0, 255)).astype(np.uint8)",
     )
@@ -108,7 +108,7 @@ def _require_size(ink: Array, name: str, drawing: Array, box: int) -> None:
     longest = max(height, width)
     require(
         abs(longest - box) <= 2,
-        sentence(f"{name} {box} pixels long", f"{longest} pixels"),
+        expected_got(f"{name} {box} pixels long", f"{longest} pixels"),
         "Cut away the paper first, then bring the digit to size."
         if longest < box
         else "Leave a margin: a digit that fills the image is larger than any the network has seen.",
@@ -118,7 +118,7 @@ def _require_size(ink: Array, name: str, drawing: Array, box: int) -> None:
     wanted, found = cut.shape[1] / cut.shape[0], width / height
     require(
         abs(found - wanted) <= 0.2 * max(wanted, 0.5),
-        sentence(f"{name} {wanted:.2f} times as wide as high", f"{found:.2f} times"),
+        expected_got(f"{name} {wanted:.2f} times as wide as high", f"{found:.2f} times"),
         "One scale for both directions: otherwise a 1 becomes a block.",
     )
 
@@ -140,7 +140,7 @@ def judge_own_accuracy(
     if close(found, right, 1e-3):
         require(
             right > raw,
-            sentence(f"more than the {raw:.1%} that the pictures give as they are", f"{right:.1%}"),
+            expected_got(f"more than the {raw:.1%} that the pictures give as they are", f"{right:.1%}"),
             "Look at the prepared pictures beside a few training images: what differs?",
         )
         return f"{right:.1%} of {len(labels)} pictures; {raw:.1%} of them as they are."
@@ -152,7 +152,7 @@ def judge_own_accuracy(
     elif close(found, unscaled, 1e-3):
         hint = "The network was trained on scaled pixels: preprocess.apply comes after prepare."
     answer = "preprocess.apply(np.stack([prepare(picture) for picture in pictures]))"
-    raise CheckFailed(sentence("the accuracy of the prepared pictures", f"{found:g}"), (hint, answer))
+    raise CheckFailed(expected_got("the accuracy of the prepared pictures", f"{found:g}"), (hint, answer))
 
 
 def judge_shifts(
@@ -167,7 +167,7 @@ def judge_shifts(
     found = as_array(accuracy_by_shift, "accuracy_by_shift")
     require(
         found.shape == (len(shifts),),
-        sentence(f"{len(shifts)} accuracies, one for each shift", f"shape {found.shape}"),
+        expected_got(f"{len(shifts)} accuracies, one for each shift", f"shape {found.shape}"),
         "for shift in SHIFTS: …",
     )
     across = 2 if data_format == "channels_last" else 3
@@ -186,7 +186,7 @@ def judge_shifts(
         hint = "That axis runs down the image; the width is the next one."
     elif np.allclose(found, _accuracies(model, x_some, labels_some, shifts, 0, fill=False), atol=0.005):
         hint = "Axis 0 runs over the images: shifting it gives each image another one's label."
-    message = sentence("the accuracy at each shift", np.array2string(found, precision=3))
+    message = expected_got("the accuracy at each shift", np.array2string(found, precision=3))
     raise CheckFailed(message, (hint, f"np.roll(x_some, shift, axis={across})"))
 
 

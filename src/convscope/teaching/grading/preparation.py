@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.errors import sentence
+from convscope.errors import expected_got
 from convscope.teaching.grading.verdict import as_array, as_shape, require, row_counts
 
 VALIDATION_SHARE = 0.3
@@ -37,7 +37,7 @@ def judge_split(
     _require_share(len(train), len(val), len(images))
     require(
         train.shape[1:] == images.shape[1:],
-        sentence(f"images of shape {images.shape[1:]}", train.shape[1:]),
+        expected_got(f"images of shape {images.shape[1:]}", train.shape[1:]),
         "Split the images as they are; their shape changes later.",
     )
     _require_each_once(row_counts(images), row_counts(train), row_counts(val), row_counts(test_images))
@@ -45,7 +45,7 @@ def judge_split(
     kept = row_counts(train, own.astype(np.int64)) + row_counts(val, other.astype(np.int64))
     require(
         pairs == kept,
-        sentence("each image with its own label", "labels that belong to other images"),
+        expected_got("each image with its own label", "labels that belong to other images"),
         "Images and labels must be shuffled together.",
         "train_test_split(images, labels, …) takes both and keeps the pairs.",
     )
@@ -57,7 +57,7 @@ def judge_split(
 def _require_pairs(images: Array, labels: Array, part: str) -> None:
     require(
         labels.ndim == 1 and len(images) == len(labels),
-        sentence(
+        expected_got(
             f"one label for each image in `images_{part}`",
             f"{len(images):,} images and labels of shape {labels.shape}",
         ),
@@ -72,13 +72,13 @@ def _require_share(train: int, val: int, total: int) -> None:
     found = f"{share:.0%} ({val:,} of {train + val:,} images)"
     require(
         abs(share - VALIDATION_SHARE) < 0.01,
-        sentence("30 % of the images for validation", found),
+        expected_got("30 % of the images for validation", found),
         "The two parts are the wrong way round." if swapped else "See the argument test_size.",
         "test_size=0.3 gives the second part 30 %.",
     )
     require(
         abs(train + val - total) <= 1 or train + val > total,
-        sentence(f"all {total:,} images in one of the two parts", f"{train + val:,}"),
+        expected_got(f"all {total:,} images in one of the two parts", f"{train + val:,}"),
         "Split the whole of `images`.",
     )
 
@@ -93,29 +93,29 @@ def _require_each_once(
     from_test = sum((foreign & test).values())
     require(
         not from_test,
-        sentence("training images only", f"{from_test:,} test images among them"),
+        expected_got("training images only", f"{from_test:,} test images among them"),
         "The test images answer one question, at the very end. Nothing else may see them.",
     )
     shared = sum((train & val).values())
     require(
         not shared,
-        sentence("no image in both parts", f"{shared:,} images that are in both"),
+        expected_got("no image in both parts", f"{shared:,} images that are in both"),
         "What the network was trained on says nothing about images that are new to it.",
         "Take both parts from one call of train_test_split.",
     )
     require(
         not foreign,
-        sentence("the images as they were loaded", f"{sum(foreign.values()):,} that were changed"),
+        expected_got("the images as they were loaded", f"{sum(foreign.values()):,} that were changed"),
         "Split first; scaling comes in the next task.",
     )
-    require(train + val == everything, sentence("every image once", "some missing, others twice"))
+    require(train + val == everything, expected_got("every image once", "some missing, others twice"))
 
 
 def _require_random(images: Array, train: Array, val: Array) -> None:
     in_order = np.array_equal(train, images[: len(train)]) or np.array_equal(val, images[: len(val)])
     require(
         not in_order,
-        sentence("images taken at random", "the rows in the order of the file, cut in two"),
+        expected_got("images taken at random", "the rows in the order of the file, cut in two"),
         "Files are often sorted: by class, by writer, by date. Then the last rows are unlike the first.",
         "train_test_split shuffles, unless shuffle=False.",
     )
@@ -125,7 +125,9 @@ def _require_all_classes(train: Array, val: Array) -> None:
     missing = sorted(set(np.unique(train)) ^ set(np.unique(val)))
     require(
         not missing,
-        sentence("every class in both parts", f"class {missing[0] if missing else ''} in only one of them"),
+        expected_got(
+            "every class in both parts", f"class {missing[0] if missing else ''} in only one of them"
+        ),
         "See the argument stratify.",
     )
 
@@ -150,7 +152,7 @@ def judge_scaling(
     low, high = float(scaled["train"].min()), float(scaled["train"].max())
     require(
         abs(low) < FLOAT32_TOLERANCE and abs(high - 1) < FLOAT32_TOLERANCE,
-        sentence("training values from 0 to 1", f"{low:g} to {high:g}"),
+        expected_got("training values from 0 to 1", f"{low:g} to {high:g}"),
         "MinMaxScaler(feature_range=(0, 1)) brings each pixel's smallest value to 0 and its largest to 1.",
     )
     for part, values in scaled.items():
@@ -161,17 +163,17 @@ def judge_scaling(
 def _require_fitted_scaler(scaler: Any, images: Array) -> None:
     require(
         hasattr(scaler, "data_max_") and hasattr(scaler, "n_samples_seen_"),
-        sentence("`scaler` as a fitted MinMaxScaler", type(scaler).__name__),
+        expected_got("`scaler` as a fitted MinMaxScaler", type(scaler).__name__),
         "Fit it: scaler.fit_transform(…) on the training images.",
     )
     require(
         tuple(scaler.feature_range) == (0, 1),
-        sentence("a scaler to the range from 0 to 1", tuple(scaler.feature_range)),
+        expected_got("a scaler to the range from 0 to 1", tuple(scaler.feature_range)),
     )
     pixels = int(np.prod(images.shape[1:]))
     require(
         int(scaler.n_features_in_) == pixels,
-        sentence(f"a scaler for {pixels} pixels", f"one for {scaler.n_features_in_} features"),
+        expected_got(f"a scaler for {pixels} pixels", f"one for {scaler.n_features_in_} features"),
         "The scaler takes a table: one row for each image, one column for each pixel.",
         f"images_train.reshape(len(images_train), {pixels})",
     )
@@ -191,7 +193,7 @@ def _require_fitted_on_training(counts: Mapping[str, int], scaler: Any, train: A
     again = seen in (counts["val"], counts["test"])
     require(
         seen == counts["train"],
-        sentence("a scaler fitted on the training images only", f"one fitted on the {culprit}"),
+        expected_got("a scaler fitted on the training images only", f"one fitted on the {culprit}"),
         "fit_transform fits anew: what was learned from the training images is forgotten."
         if again
         else "A scaler that has seen other images carries knowledge of them into the training.",
@@ -200,7 +202,7 @@ def _require_fitted_on_training(counts: Mapping[str, int], scaler: Any, train: A
     flat = train.reshape(len(train), -1)
     require(
         np.allclose(scaler.data_max_, flat.max(axis=0)) and np.allclose(scaler.data_min_, flat.min(axis=0)),
-        sentence("the ranges of `images_train` in the scaler", "other ranges"),
+        expected_got("the ranges of `images_train` in the scaler", "other ranges"),
         "Fit the scaler on the raw training images, values 0 to 255.",
     )
 
@@ -209,7 +211,7 @@ def _require_scaled_part(values: Array, name: str, shape: tuple[int, ...]) -> No
     flat = values.ndim == 2
     require(
         values.shape == shape,
-        sentence(f"`{name}` of shape {shape}", values.shape),
+        expected_got(f"`{name}` of shape {shape}", values.shape),
         "The scaler works on a table; make images of its rows again."
         if flat
         else "Each part keeps its own images, no more and no fewer.",
@@ -217,7 +219,7 @@ def _require_scaled_part(values: Array, name: str, shape: tuple[int, ...]) -> No
     )
     require(
         values.dtype == np.float32,
-        sentence(f"`{name}` as float32", values.dtype),
+        expected_got(f"`{name}` as float32", values.dtype),
         "Whole numbers cannot hold what lies between 0 and 1, and float64 takes twice the memory.",
         'Convert with .astype("float32") before scaling.',
     )
@@ -230,7 +232,9 @@ def _require_same_scaler(values: Array, raw: Array, scaler: Any, name: str) -> N
     clipped = np.allclose(found, np.clip(expected, 0, 1), atol=1e-4)
     require(
         clipped or np.allclose(found, expected, atol=1e-4),
-        sentence(f"`{name}` as `scaler` transforms it", f"other values ({found.min():g} to {found.max():g})"),
+        expected_got(
+            f"`{name}` as `scaler` transforms it", f"other values ({found.min():g} to {found.max():g})"
+        ),
         "Every part goes through the same scaler, fitted once.",
         "scaler.transform(…), not a new scaler and not a division by hand.",
     )
@@ -252,7 +256,7 @@ def judge_channel_axis(
     expected = (height, width, 1) if last else (1, height, width)
     shape = as_shape(input_shape, "`input_shape`")
     place = f'image_data_format() is "{data_format}": the channel axis comes {"last" if last else "first"}.'
-    require(shape == expected, sentence(f"`input_shape` {expected}", shape), place)
+    require(shape == expected, expected_got(f"`input_shape` {expected}", shape), place)
     scaled = {"x_train": scaled_train, "x_val": scaled_val, "x_test": scaled_test}
     for (name, before), value in zip(scaled.items(), (x_train, x_val, x_test), strict=True):
         _require_channel_axis(as_array(value, name), before, (len(before), *expected), name, place)
@@ -269,7 +273,7 @@ def _require_channel_axis(
     }
     require(
         images.shape == expected,
-        sentence(f"`{name}` of shape {expected}", images.shape),
+        expected_got(f"`{name}` of shape {expected}", images.shape),
         hints.get(images.ndim, place),
         f"{name} = ….reshape((len(…), *input_shape))",
     )
@@ -278,11 +282,11 @@ def _require_channel_axis(
     )
     require(
         np.allclose(flat, wanted, atol=FLOAT32_TOLERANCE),
-        sentence(f"the same images in `{name}` as before", "pixels in other places"),
+        expected_got(f"the same images in `{name}` as before", "pixels in other places"),
         "An axis of length 1 moves no pixel. Plot one image before and after.",
         "Use reshape or np.expand_dims; transpose and swapaxes turn the images.",
     )
-    require(images.dtype == np.float32, sentence(f"`{name}` as float32", images.dtype))
+    require(images.dtype == np.float32, expected_got(f"`{name}` as float32", images.dtype))
 
 
 def judge_one_hot(
@@ -313,21 +317,21 @@ def _require_one_hot(targets: Array, labels: Array, classes: int, name: str) -> 
         hint = "Each part has its own labels."
     require(
         targets.shape == expected,
-        sentence(f"`{name}` of shape {expected}", targets.shape),
+        expected_got(f"`{name}` of shape {expected}", targets.shape),
         hint,
         f"keras.utils.to_categorical(…, {classes})",
     )
     single = ((targets == 0) | (targets == 1)).all() and (targets.sum(axis=1) == 1).all()
     require(
         single,
-        sentence(f"a single 1 in each row of `{name}`, and else 0", targets[0]),
+        expected_got(f"a single 1 in each row of `{name}`, and else 0", targets[0]),
         "One-hot rows are made of whole labels, before any scaling.",
     )
     found = targets.argmax(axis=1)
     shifted = len(labels) and len(set((found - labels) % classes)) == 1
     require(
         np.array_equal(found, labels),
-        sentence(f"the 1 of each row of `{name}` at its label", "ones in other places"),
+        expected_got(f"the 1 of each row of `{name}` at its label", "ones in other places"),
         "The first class is number 0, not 1." if shifted else "The rows are not in the order of the images.",
         "to_categorical(labels_train, …) for y_train, and so on for the other two.",
     )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.errors import sentence
+from convscope.errors import expected_got
 from convscope.evaluation import Evaluation, wilson_interval
 from convscope.evaluation.metrics import confusion_matrix, cross_entropy, worst_errors
 from convscope.teaching.grading.verdict import CheckFailed, as_array, as_number, call_answer, close, require
@@ -39,14 +39,14 @@ def _require_probabilities(model: Any, x_test: Array, table: Array) -> None:
     outputs = model.output_shape[-1]
     require(
         table.shape == (len(x_test), outputs),
-        sentence(f"`probabilities` of shape {(len(x_test), outputs)}", table.shape),
+        expected_got(f"`probabilities` of shape {(len(x_test), outputs)}", table.shape),
         "One row for each test image, one column for each class.",
         "convscope.predict(model, x_test)",
     )
     expected = _predict(model, x_test[:PREDICTED_ROWS])
     require(
         np.allclose(table[:PREDICTED_ROWS], expected, atol=PROBABILITY_TOLERANCE),
-        sentence("what `model` predicts for `x_test`", "other numbers"),
+        expected_got("what `model` predicts for `x_test`", "other numbers"),
         "Predict the test images, prepared as the training images were.",
         "convscope.predict(model, x_test)",
     )
@@ -56,7 +56,7 @@ def _require_classes(table: Array, classes: Array) -> None:
     along_images = classes.shape == table.shape[1:]
     require(
         classes.shape == (len(table),),
-        sentence(f"`predicted` of shape ({len(table)},), a class for each image", classes.shape),
+        expected_got(f"`predicted` of shape ({len(table)},), a class for each image", classes.shape),
         "axis=0 runs over the images; the classes are axis 1."
         if along_images
         else "The class with the largest probability in each row.",
@@ -64,7 +64,7 @@ def _require_classes(table: Array, classes: Array) -> None:
     )
     require(
         np.array_equal(classes, table.argmax(axis=1)),
-        sentence("the class with the largest probability of each image", "other classes"),
+        expected_got("the class with the largest probability of each image", "other classes"),
         "probabilities.argmax(axis=1)",
     )
 
@@ -80,7 +80,7 @@ def _require_share(found: float, share: float, images: int) -> None:
         hint = "That is the share of errors."
     elif close(found, hits, NUMBER_TOLERANCE):
         hint = "That is how many are right; divide by the number of images."
-    message = sentence("`accuracy` as the share of right predictions", f"{found:g}")
+    message = expected_got("`accuracy` as the share of right predictions", f"{found:g}")
     raise CheckFailed(message, (hint, "np.mean(predicted == test_labels)"))
 
 
@@ -91,7 +91,7 @@ def judge_confusion(test_labels: Array, predicted: Array, confusion: Any) -> str
     right = confusion_matrix(test_labels.astype(np.int64), np.asarray(predicted).astype(np.int64), classes)
     require(
         table.shape == right.shape,
-        sentence(f"a table of {classes} × {classes} classes", table.shape),
+        expected_got(f"a table of {classes} × {classes} classes", table.shape),
         "A row for each true class, a column for each predicted one.",
     )
     if np.array_equal(table, right):
@@ -105,7 +105,7 @@ def judge_confusion(test_labels: Array, predicted: Array, confusion: Any) -> str
         hint = "The right predictions belong in it too: they are its diagonal."
     elif table.sum() != right.sum():
         hint = f"The entries must add up to the {right.sum():,} test images."
-    message = sentence("a count of each pair of true and predicted class", "another table")
+    message = expected_got("a count of each pair of true and predicted class", "another table")
     raise CheckFailed(message, (hint, "sklearn.metrics.confusion_matrix(test_labels, predicted)"))
 
 
@@ -132,7 +132,7 @@ def judge_loss(probabilities: Array, test_labels: Array, loss: Any) -> str:
     }
     near = [hint for hint, value in mistakes.items() if close(found, value, NUMBER_TOLERANCE)]
     first = near[0] if near else "The probability of the true class of each image: its logarithm, the mean."
-    message = sentence("`loss` as the mean of −ln p(true class)", f"{found:g}")
+    message = expected_got("`loss` as the mean of −ln p(true class)", f"{found:g}")
     raise CheckFailed(
         message, (first, "-np.log(probabilities[np.arange(len(test_labels)), test_labels]).mean()")
     )
@@ -145,13 +145,15 @@ def judge_worst(probabilities: Array, test_labels: Array, worst: Any) -> str:
     found = as_array(worst, "worst")
     require(
         found.shape == right.shape and found.dtype.kind in "iu",
-        sentence(f"`worst` as the numbers of {len(right)} test images", f"{found.dtype} of {found.shape}"),
+        expected_got(
+            f"`worst` as the numbers of {len(right)} test images", f"{found.dtype} of {found.shape}"
+        ),
         "The worst six errors; positions in the test set, from 0.",
     )
     gaps = _gaps(table, labels)
     if found.min() >= 0 and found.max() < len(labels) and np.allclose(gaps[found], gaps[right]):
         return f"The worst is image {right[0]}, with a gap of {gaps[right[0]]:.2f}."
-    message = sentence("the six errors with the largest gap, the worst first", found.tolist())
+    message = expected_got("the six errors with the largest gap, the worst first", found.tolist())
     raise CheckFailed(
         message, (_worst_hint(found, gaps, table, labels), "np.argsort(-gap)[:6], over all images")
     )
@@ -182,7 +184,7 @@ def judge_interval(test_labels: Array, predicted: Array, interval: Any) -> str:
     found = as_array(interval, "interval")
     require(
         found.shape == (2,),
-        sentence("`interval` as (low, high)", found.shape if found.shape else found.item()),
+        expected_got("`interval` as (low, high)", found.shape if found.shape else found.item()),
         "Two numbers: accuracy minus and plus 1.96 standard errors.",
     )
     images, hits = len(test_labels), int(np.sum(predicted == test_labels))
@@ -202,7 +204,7 @@ def judge_interval(test_labels: Array, predicted: Array, interval: Any) -> str:
     if found.max() > 1.5:
         near = ["In per cent; a share lies between 0 and 1."]
     hint = near[0] if near else "accuracy ± 1.96·√(accuracy·(1 − accuracy)/n)"
-    message = sentence("the 95 % interval of the accuracy", f"({found[0]:.4g}, {found[1]:.4g})")
+    message = expected_got("the 95 % interval of the accuracy", f"({found[0]:.4g}, {found[1]:.4g})")
     raise CheckFailed(message, (hint, "error = np.sqrt(accuracy * (1 - accuracy) / len(test_labels))"))
 
 
@@ -210,7 +212,7 @@ def judge_evaluate(model: Any, x_test: Array, y_test: Array, evaluate: Callable[
     """Judge a function that evaluates: on other images than the whole test set it must give other numbers."""
     require(
         callable(evaluate),
-        sentence("`evaluate` as a function", type(evaluate).__name__),
+        expected_got("`evaluate` as a function", type(evaluate).__name__),
         "def evaluate(x, y): …",
     )
     half = len(x_test) // 2
@@ -228,7 +230,7 @@ def _require_result(result: Any, expected: Evaluation) -> None:
     pair = isinstance(result, tuple | list) and len(result) == 2
     require(
         pair,
-        sentence("(loss, accuracy) from evaluate(x, y)", type(result).__name__),
+        expected_got("(loss, accuracy) from evaluate(x, y)", type(result).__name__),
         "return loss, accuracy",
     )
     loss, accuracy = as_number(result[0], "loss"), as_number(result[1], "accuracy")
@@ -236,7 +238,7 @@ def _require_result(result: Any, expected: Evaluation) -> None:
     swapped = close(accuracy, expected.loss, 0.02) and close(loss, expected.accuracy, 0.005)
     require(
         right,
-        sentence(
+        expected_got(
             f"({expected.loss:.4f}, {expected.accuracy:.4f}) for half of the test images",
             f"({loss:.4f}, {accuracy:.4f})",
         ),

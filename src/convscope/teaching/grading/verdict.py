@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.errors import sentence
+from convscope.errors import expected_got
 
 # Grading reads this type back from a notebook's outputs.
 MIME_TYPE = "application/vnd.convscope.verdict+json"
@@ -49,9 +49,9 @@ def call_answer(
     try:
         result = function(*arguments)
     except Exception as error:
-        raise CheckFailed(sentence(expected, f"{type(error).__name__}: {error}"), (hint,)) from error
+        raise CheckFailed(expected_got(expected, f"{type(error).__name__}: {error}"), (hint,)) from error
     if result is None or result is ...:
-        raise CheckFailed(sentence(expected, "None", f"End the function with {ending}"), answered=False)
+        raise CheckFailed(expected_got(expected, "None", f"End the function with {ending}"), answered=False)
     return result
 
 
@@ -108,10 +108,10 @@ def as_array(value: Any, name: str) -> NDArray[Any]:
     try:
         array = np.asarray(value)
     except (TypeError, ValueError) as error:
-        raise CheckFailed(sentence(f"`{name}` as an array of numbers", type(value).__name__)) from error
+        raise CheckFailed(expected_got(f"`{name}` as an array of numbers", type(value).__name__)) from error
     require(
         array.dtype.kind in "biuf",
-        sentence(f"`{name}` as an array of numbers", type(value).__name__),
+        expected_got(f"`{name}` as an array of numbers", type(value).__name__),
     )
     return array
 
@@ -119,7 +119,7 @@ def as_array(value: Any, name: str) -> NDArray[Any]:
 def as_number(value: Any, name: str) -> float:
     """Read an answer as one number."""
     array = as_array(value, name)
-    require(array.size == 1, sentence(f"`{name}` as one number", f"an array of shape {array.shape}"))
+    require(array.size == 1, expected_got(f"`{name}` as one number", f"an array of shape {array.shape}"))
     return float(array.reshape(()))
 
 
@@ -127,16 +127,16 @@ def as_table(value: Any, name: str, keys: Sequence[str]) -> Mapping[str, Any]:
     """Read an answer as a dictionary with an entry for each key, none of them missing or still ``...``."""
     require(
         isinstance(value, Mapping),
-        sentence(f"`{name}` as a dictionary", type(value).__name__),
+        expected_got(f"`{name}` as a dictionary", type(value).__name__),
         "Keep the dictionary as it was given, and put your answers in the place of the dots.",
     )
     missing = [key for key in keys if key not in value]
-    require(not missing, sentence(f"an entry {missing[0]!r} in `{name}`" if missing else "", "none"))
+    require(not missing, expected_got(f"an entry {missing[0]!r} in `{name}`" if missing else "", "none"))
     unanswered = [key for key in keys if value[key] is ...]
     if unanswered:
         answered = len(unanswered) < len(keys)
         raise CheckFailed(
-            sentence(f"`{name}[{unanswered[0]!r}]` to be filled in", "the dots"), answered=answered
+            expected_got(f"`{name}[{unanswered[0]!r}]` to be filled in", "the dots"), answered=answered
         )
     return dict(value)
 
@@ -147,14 +147,14 @@ def as_shape(value: Any, name: str) -> tuple[int, ...]:
         value = (value,)
     require(
         isinstance(value, Sequence | np.ndarray) and not isinstance(value, str),
-        sentence(f"{name} as a shape such as (26, 26, 32)", repr(value)),
+        expected_got(f"{name} as a shape such as (26, 26, 32)", repr(value)),
     )
     shape = tuple(value)
     if shape[:1] == (None,):  # Keras writes the batch axis so
         shape = shape[1:]
     require(
         all(isinstance(length, int | np.integer) for length in shape),
-        sentence(f"{name} as a shape of whole numbers", repr(shape)),
+        expected_got(f"{name} as a shape of whole numbers", repr(shape)),
     )
     return tuple(int(length) for length in shape)
 

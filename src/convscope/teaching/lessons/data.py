@@ -18,7 +18,7 @@ from PIL import Image
 from convscope.data.dataset import Dataset, Split, fingerprint
 from convscope.data.decode import read_image
 from convscope.data.loading import load
-from convscope.errors import DataError, DataNotFoundError, UsageError, sentence
+from convscope.errors import DataError, DataNotFoundError, UsageError, expected_got
 from convscope.teaching.photographs import photograph
 
 VARIABLE = "CONVSCOPE_LESSONS"
@@ -43,7 +43,7 @@ class LessonSettings:
         known = (*DATASETS, "quick")
         unknown = [word for word in words if word not in known]
         if unknown:
-            raise UsageError(sentence(f"{VARIABLE} to hold {', '.join(known)}", repr(unknown[0])))
+            raise UsageError(expected_got(f"{VARIABLE} to hold {', '.join(known)}", repr(unknown[0])))
         chosen = [word for word in words if word in DATASETS]
         return cls(chosen[0] if chosen else None, "quick" in words)
 
@@ -153,7 +153,7 @@ def read_pictures(folder: str | Path) -> tuple[list[Picture], NDArray[np.int64]]
     for file in files:
         if not file.name[0].isdecimal():
             hint = "Rename it, for example to 3.png or 3-drawn.png."
-            raise DataError(sentence("a picture's name to begin with its digit", file.name, hint))
+            raise DataError(expected_got("a picture's name to begin with its digit", file.name, hint))
     digits = np.array([int(file.name[0]) for file in files], np.int64)
     return [_grey(read_image(file)) for file in files], digits
 

@@ -23,7 +23,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from convscope.errors import UsageError, sentence, unknown_name
+from convscope.errors import UsageError, expected_got, unknown_name
 
 ROLES = ("task", "hint", "answer", "check", "remark")
 CHECK = re.compile(r'^convscope\.check\("(?P<task>\d+\.\d+)"\)$')
@@ -64,7 +64,7 @@ def source_folder() -> Path:
     folder = _HERE / "sources"
     if not folder.is_dir():
         raise UsageError(
-            sentence("the lessons' sources in the package", f"none in {_HERE}", "Install it anew.")
+            expected_got("the lessons' sources in the package", f"none in {_HERE}", "Install it anew.")
         )
     return folder
 
@@ -102,7 +102,7 @@ def _with_tasks(name: str, cells: list[Cell]) -> list[Cell]:
             found = CHECK.match(cell.source)
             if found is None:
                 hint = "A check cell holds nothing else."
-                raise UsageError(sentence(f'convscope.check("…") in {name}', repr(cell.source), hint))
+                raise UsageError(expected_got(f'convscope.check("…") in {name}', repr(cell.source), hint))
             task = found["task"]
         own = task if cell.role in ("answer", "check") else ""
         numbered.append(Cell(cell.kind, cell.role, cell.source, own))
@@ -117,7 +117,7 @@ def require_tool(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         hint = "Install it: pip install 'convscope[notebooks]'"
-        raise UsageError(sentence(f"{name}, which makes notebooks", "no such package", hint)) from error
+        raise UsageError(expected_got(f"{name}, which makes notebooks", "no such package", hint)) from error
 
 
 VERSIONS = ("student", "solution")
@@ -246,4 +246,6 @@ def write_notebook(notebook: Any, path: Path) -> None:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
-        raise UsageError(sentence(f"a place to write {path.name}", f"{error.strerror}: {path}")) from error
+        raise UsageError(
+            expected_got(f"a place to write {path.name}", f"{error.strerror}: {path}")
+        ) from error
