@@ -215,7 +215,8 @@ def test_everything_that_steers_a_training_can_be_typed_and_is_recorded(tmp_path
 def test_the_shell_gets_the_exit_code_and_the_message_on_standard_error(tmp_path):
     done = in_a_process("inspect", "deep", "--input", "28", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "Error: Expected a shape such as 28x28x1, got '28'. Try `convscope inspect --help`.\n"
+    hint = "Try `convscope inspect --help`."
+    assert done.stderr == f"Error: Expected a shape such as 28x28x1, got '28'. {hint}\n"
 
 
 @pytest.mark.parametrize(
