@@ -268,9 +268,14 @@ def test_what_ended_a_training_is_said():
         "The validation loss was best in epoch 2 of 3: 0.3000. The network has the weights of that epoch.",
     ]
     assert say_how_it_ended(TrainingConfig(), history) == []
-    assert say_how_it_ended(TrainingConfig(), history, {"after": 59.96, "learning_rate": 1e-6}) == [
+    in_time = {"after": 59.96, "learning_rate": 1e-6, "passes": 2.5}
+    assert say_how_it_ended(TrainingConfig(), history, in_time) == [
         "The training ended 60.0 s after the start, at a learning rate of 1.0e-06."
     ]
+    assert (
+        "only 4% of the training images"
+        in say_how_it_ended(TrainingConfig(), history, in_time | {"passes": 0.04})[1]
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Run directories: whole or absent."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -278,3 +279,12 @@ def test_runs_are_described_newest_first_and_damaged_ones_too(several, tmp_path)
     assert [one["run"] for one in described[1:]] == [
         f"runs/{name}" for name in ("a-mnist/deep", "b-mnist/deep", "b-mnist/simple")
     ]
+
+
+def test_a_run_whose_process_is_gone_is_listed_as_interrupted(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text(json.dumps({"status": "running"}))
+    with lock_run(run):
+        assert [one["status"] for one in describe_runs(tmp_path)] == ["running"]
+    assert [one["status"] for one in describe_runs(tmp_path)] == ["interrupted"]

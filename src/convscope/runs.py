@@ -389,8 +389,18 @@ def _describe(run: RunDirectory) -> dict[str, Any]:
         "network": str(_within(record, "network", "name")),
         "validation_accuracy": validation.get("accuracy"),
         "bytes": sum(file.stat().st_size for file in run.path.rglob("*") if file.is_file()),
-        "status": str(record.get("status", "?")),
+        "status": _status(run.path, record),
     }
+
+
+def _status(run: Path, record: Mapping[str, Any]) -> str:
+    """Say how far a run has come; where nobody has its lock any more, nobody goes on with it."""
+    status = str(record.get("status", "?"))
+    if status != "running":
+        return status
+    with suppress(RunError), locked(run.resolve()):
+        return "interrupted"
+    return status
 
 
 def _within(record: Mapping[str, Any], part: str, name: str) -> object:

@@ -272,8 +272,8 @@ def say_how_it_ended(
 ) -> list[str]:
     """Say why a training ended when it did, and which epoch's weights the network has.
 
-    ``ended`` holds, where there was a deadline, the last ``learning_rate`` and the seconds ``after`` the
-    begin, which a resumed training does not know.
+    ``ended`` holds, where there was a deadline, the last ``learning_rate``, how many ``passes`` over the
+    training images were made, and the seconds ``after`` the begin, which a resumed training does not know.
 
     Examples
     --------
@@ -284,6 +284,9 @@ def say_how_it_ended(
     if ended is not None:
         after = f" {ended['after']:.1f} s after the start" if ended["after"] else ""
         lines.append(f"The training ended{after}, at a learning rate of {ended['learning_rate']:.1e}.")
+        if (ended["passes"] or 1.0) < 1.0:
+            seen = f"The network has seen only {100 * ended['passes']:.2g}% of the training images"
+            lines.append(f"{seen}: the time was too short. Give it more with --within, or a smaller network.")
     reached = history.get("val_accuracy", [])
     if training.until is not None and reached:
         best, goal = max(reached), f"{100 * training.until:.6g}% validation accuracy"

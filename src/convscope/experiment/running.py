@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shlex
 import statistics
 import time
@@ -260,9 +261,10 @@ def _train_and_finish(
         if training.interrupted:
             raise KeyboardInterrupt
         if "timetable" in record:
-            rate = float(session.model.optimizer.learning_rate)
+            optimizer, batch = session.model.optimizer, session.config.training.batch_size
             record["ended"] = {
-                "learning_rate": rate,
+                "learning_rate": float(optimizer.learning_rate),
+                "passes": int(optimizer.iterations) / math.ceil(len(session.prepared.train) / batch),
                 "after": time.perf_counter() - began if began else None,
             }
         record["kept_epoch"] = kept_epoch(session.config.training, training.history)
