@@ -284,8 +284,9 @@ def say_how_it_ended(
     if ended is not None:
         after = f" {ended['after']:.1f} s after the start" if ended["after"] else ""
         lines.append(f"The training ended{after}, at a learning rate of {ended['learning_rate']:.1e}.")
-        if (ended["passes"] or 1.0) < 1.0:
-            seen = f"The network has seen only {100 * ended['passes']:.2g}% of the training images"
+        passes = ended["passes"]
+        if passes is not None and passes < 1:
+            seen = f"The network has seen only {100 * passes:.2g}% of the training images"
             lines.append(f"{seen}: the time was too short. Give it more with --within, or a smaller network.")
     reached = history.get("val_accuracy", [])
     if training.until is not None and reached:
