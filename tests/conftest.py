@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,10 @@ os.environ.setdefault("KERAS_TORCH_DEVICE", "cpu")
 mpl.use("agg")
 
 import convscope  # it chooses Keras's back end, before a test imports Keras
+
+# A shell that starts tests in the background lets them ignore an interruption, which some are about.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine takes longer for an example than the 200 ms that hypothesis allows; that is no failure.
 settings.register_profile("busy", deadline=None)
