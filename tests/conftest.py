@@ -140,6 +140,25 @@ def digits_run(tmp_path_factory):
     return train_small_run(tmp_path_factory.mktemp("runs") / "small")
 
 
+@pytest.fixture(autouse=True)
+def unchanged_run(request):
+    """Name the test that changes the run which all tests of a process share."""
+    if "digits_run" not in request.fixturenames:
+        yield
+        return
+    run = request.getfixturevalue("digits_run")
+    before = _files(run)
+    yield
+    after = _files(run)
+    assert {name for name in before | after if before.get(name) != after.get(name)} == set(), "copy it first"
+
+
+def _files(folder):
+    """Tell each file in a folder with its size and when it was written."""
+    states = {file.relative_to(folder): file.stat() for file in folder.rglob("*") if file.is_file()}
+    return {name: (state.st_size, state.st_mtime_ns) for name, state in states.items()}
+
+
 @pytest.fixture(scope="session")
 def browser():
     """Start a headless Chromium, once for all browser tests."""

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from bundle_cases import copy_of
 
 from convscope.cli import waiting
 
@@ -91,12 +92,12 @@ def test_output_removes_it(shown, capsys):
     assert terminal.getvalue().endswith("\x1b[2K")
 
 
-def test_json_stays_alone_on_standard_output_while_standard_error_tells_what_is_done(digits_run):
+def test_json_stays_alone_on_standard_output_while_standard_error_tells_what_is_done(digits_run, tmp_path):
     code = (
         "from convscope.cli import start, waiting\nwaiting.PATIENCE = 0.0\n"
         "import sys; sys.argv = ['convscope', *sys.argv[1:]]\nstart()"
     )
-    command = [sys.executable, "-c", code, "report", str(digits_run), "--json"]
+    command = [sys.executable, "-c", code, "report", str(copy_of(digits_run, tmp_path / "run")), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("{")
     assert done.stderr.splitlines()[0] == "Loading torch and Keras …"
