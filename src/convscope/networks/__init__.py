@@ -1,0 +1,23 @@
+"""Networks by name: a name and the shape of an image → a Keras model."""
+
+from convscope.networks.named import (
+    NETWORKS,
+    PUBLISHED,
+    LayerSpec,
+    Network,
+    Published,
+    build,
+    layers_of,
+    require_network,
+)
+
+__all__ = [
+    "NETWORKS",
+    "PUBLISHED",
+    "LayerSpec",
+    "Network",
+    "Published",
+    "build",
+    "layers_of",
+    "require_network",
+]
