@@ -114,22 +114,22 @@ def test_random_generators_without_a_seed_are_found():
     assert [internals.is_unseeded(generator) for generator in seeds] == [True, False]
 
 
-def test_losses_of_a_call_are_taken_and_forgotten():
+def test_losses_of_a_call_are_taken():
     layer = Added()
     layer(torch.ones(2, 3))
     assert sorted(float(loss) for loss in internals.take_losses(layer)) == [3.0, 6.0]
-    internals.clear_losses(layer)
-    assert internals.take_losses(layer) == []
 
 
-def test_arguments_are_kept_as_they_are():
-    class Typed(keras.layers.Layer):
-        def call(self, x):
-            return x
-
-    layer = Typed()
-    internals.keep_arguments(layer)
-    assert layer(torch.zeros(1, dtype=torch.float64)).dtype is torch.float64
+def test_layers_called_in_an_outer_call_take_its_training_flag_and_leave_it_their_losses():
+    host, layer = keras.layers.Layer(), Added()
+    host.inner = layer
+    for training in (True, False):
+        with internals.outer_call(host, training):
+            dropped = layer.drop(layer(torch.ones(50, 3)))
+            assert len(internals.take_losses(host)) == 2
+        assert bool((dropped == 0).any()) == training
+        assert internals.take_losses(host) == []
+    assert not (layer.drop(torch.ones(50, 3)) == 0).any()
 
 
 def test_a_model_is_built_from_a_batch_that_is_read_only_then():

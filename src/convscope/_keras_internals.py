@@ -7,6 +7,7 @@ follows from this module. ``tests/test_keras_internals.py`` tests each, and fail
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -116,14 +117,18 @@ def take_losses(host: Any) -> list[Any]:
     return [loss for layer in host._flatten_layers() for loss in layer._get_own_losses()]
 
 
-def clear_losses(host: Any) -> None:
-    """Forget the losses of a call."""
-    host._clear_losses()
+@contextmanager
+def outer_call(host: Any, training: bool) -> Iterator[None]:
+    """Let layers called inside take the training flag as from the call of a layer that holds them.
 
-
-def keep_arguments(layer: keras.layers.Layer) -> None:
-    """Let a layer take its arguments as they are, whatever their types."""
-    layer._convert_input_args = False
+    The losses that they add are the host's, and are forgotten before and after.
+    """
+    host._get_call_context().set_value("training", training)
+    try:
+        yield
+    finally:
+        host._maybe_reset_call_context()
+        host._clear_losses()
 
 
 # Training: what `compile` has made, and what `fit` does before its first step.

@@ -62,6 +62,23 @@ def forked_generators(device: torch.device | None) -> AbstractContextManager[Non
     return torch.random.fork_rng(devices=[device], device_type=device.type)
 
 
+@contextmanager
+def seeded_generators(device: torch.device, seed: int) -> Iterator[None]:
+    """Let torch's random generators of the CPU and of a device begin at a seed, and put them back.
+
+    ``torch.manual_seed`` notes a stack trace for each kind of device that is not there, at each call.
+    """
+    with forked_generators(device):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            torch.cuda.default_generators[
+                torch.cuda.current_device() if device.index is None else device.index
+            ].manual_seed(seed)
+        elif device.type == "mps":
+            torch.mps.manual_seed(seed)
+        yield
+
+
 def require_device(name: str) -> torch.device:
     """Return a device by its name, ``cpu``, ``cuda:1`` …; raise UsageError if it is not there."""
     try:

@@ -11,7 +11,7 @@ import keras
 import torch
 
 from convscope import _keras_internals as internals
-from convscope.lowering.devices import forked_generators
+from convscope.lowering.devices import seeded_generators
 from convscope.lowering.graph import buffers_kept
 from convscope.lowering.ir import Op, Shape, Value
 from convscope.lowering.layers.base import (
@@ -116,15 +116,12 @@ class KerasRunner:
         if training:
             for number, generator in enumerate(self._generators()):
                 generator.state.assign([mix(seed, number) & SEED_BITS, 0])
-        self._host.arguments.args, self._host.arguments.kwargs = keras.tree.map_structure(
+        args, kwargs = keras.tree.map_structure(
             lambda leaf: tensors[leaf.name] if isinstance(leaf, Value) else leaf, (self._args, self._kwargs)
         )
-        try:
-            outputs = self._host(tensors[self.inputs[0]], training=training)
+        with internals.outer_call(self._host, training):
+            outputs = self._operation(*args, **kwargs)
             losses = internals.take_losses(self._host)
-        finally:
-            self._host.arguments.args, self._host.arguments.kwargs = (), {}
-            internals.clear_losses(self._host)
         return keras.tree.flatten(outputs), losses
 
     def _generators(self) -> list[Any]:
@@ -133,25 +130,11 @@ class KerasRunner:
 
 
 class _Host(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no type information
-    """Carries the training flag into operations that take none themselves, as an outer model's call does."""
+    """The outer layer in whose call an operation runs; layers below take the training flag from that call."""
 
     def __init__(self, operation: Any) -> None:
-        super().__init__(name="host", autocast=False)
-        internals.keep_arguments(self)
-        self.built = True
+        super().__init__(name="host")
         self.operation = operation
-        self.arguments = _Arguments()
-
-    def call(self, anchor: Any, training: bool | None = None) -> Any:  # noqa: ARG002  Keras reads both
-        """Call the operation; layers below take the training flag from the call's context."""
-        return self.operation(*self.arguments.args, **self.arguments.kwargs)
-
-
-class _Arguments:
-    """Hands arguments over that Keras must not inspect: it refuses some mixtures in the call of a layer."""
-
-    args: Any = ()
-    kwargs: Any = {}  # noqa: RUF012  replaced before each call, never changed
 
 
 @runs(KerasCall)
@@ -162,10 +145,7 @@ def _run_keras_call(op: KerasCall, _network: WeightSource) -> Runner:
             for name, tensor in zip(op.inputs, tensors, strict=True)
         }
         seed = mix(step.seed, step.number, op.stream) & SEED_BITS
-        with forked_generators(tensors[0].device) if step.training else nullcontext():
-            if step.training:
-                # Keras's unseeded dropout draws from torch's global generator.
-                torch.manual_seed(seed)
+        with seeded_generators(tensors[0].device, seed) if step.training else nullcontext():
             outputs, losses = op.call.run(named, step.training, seed)
         step.losses.extend(losses)
         return outputs if len(op.outputs) > 1 else outputs[0]
