@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-import torch
 
 from convscope import _keras_internals as internals
 from convscope.lowering.devices import seeded_generators
