@@ -22,7 +22,8 @@ from convscope.errors import DataError, UsageError, expected_got, unknown_name
 if TYPE_CHECKING:
     import torch
 
-SCALINGS = ("minmax", "unit", "standard", "raw")
+# Fitted on training images, all but the last: it comes with a network that was trained elsewhere.
+SCALINGS = ("minmax", "unit", "standard", "raw", "published")
 RESIZES = ("letterbox", "crop", "stretch")
 DATA_FORMATS = ("channels_last", "channels_first")
 # Images are converted to float32 this many at a time while fitting, so that memory stays flat.
@@ -45,10 +46,11 @@ class Preprocess:
     ----------
     height, width, channels : int
         Size of the images that the network takes, in pixels.
-    scaling : {"minmax", "unit", "standard", "raw"}
+    scaling : {"minmax", "unit", "standard", "raw", "published"}
         ``minmax``: scikit-learn's MinMaxScaler, fitted per pixel. ``unit``: divide by 255. ``standard``:
         subtract the mean of each channel and divide by its standard deviation. ``raw``: 0 to 255 as they
-        are, for a network that scales them itself.
+        are, for a network that scales them itself. ``published``: as the images were on which a network's
+        weights were trained; not fitted, it comes with the network.
     scale, offset : ndarray, float32
         Broadcast against ``(height, width, channels)``.
     limits : tuple of two float or None
@@ -121,7 +123,7 @@ class Preprocess:
             If the images are not uint8 of that shape, or none.
         """
         for kind, value, valid in (
-            ("scaling", scaling, SCALINGS),
+            ("scaling", scaling, _FITS),
             ("data format", data_format, DATA_FORMATS),
             ("way to resize", resize, RESIZES),
         ):
@@ -238,6 +240,7 @@ class Preprocess:
             "unit": "unit scaling: divided by 255",
             "standard": "standard scaling: mean 0, standard deviation 1 per channel over the training images",
             "raw": "raw scaling: 0 to 255 as they are, since the network scales them itself",
+            "published": f"published scaling: {self._formula()}, as the network's weights were trained",
         }[self.scaling]
         size = f"{self.height}×{self.width}×{self.channels}"
         deep = [f"files of more than 8 bits: the upper 8 of {self.depth}"] if self.depth != 16 else []
@@ -247,6 +250,16 @@ class Preprocess:
             scaling,
             f"channel axis: {self.data_format}, one image has shape {self.input_shape}",
         ]
+
+    def _formula(self) -> str:
+        """Write the scaling with its numbers: (pixel − 127) / 128, or a number for each channel."""
+
+        def written(values: NDArray[np.float64]) -> str:
+            numbers = [f"{value:.4g}" for value in values.ravel()]
+            return numbers[0] if len(set(numbers)) == 1 else f"[{', '.join(numbers)}]"
+
+        deviation = 1 / self.scale.astype(np.float64)
+        return f"(pixel − {written(-self.offset * deviation)}) / {written(deviation)}"
 
     def to_files(self) -> dict[str, bytes]:
         """Serialise to named files: the settings as JSON, the arrays as NumPy's npz.

@@ -15,7 +15,7 @@ from convscope.cli import waiting
 from convscope.cli.datasets import check_first
 from convscope.cli.output import explain, say, show_json, table
 from convscope.cli.parsing import DataNow, Device, Json, Run, read_augmentation, read_duration, read_share
-from convscope.errors import UsageError, expected_got
+from convscope.errors import DataNotFoundError, UsageError, expected_got
 
 # When the program began, all but its first moments: a deadline is a promise about the whole command.
 _BEGAN = time.perf_counter()
@@ -30,6 +30,10 @@ def train(
     network: Annotated[
         str | None,
         typer.Option(help="A network by name, or a .keras file. [default: deep; own images: normalized]"),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="A file of weights for a pretrained network, in the place of the published ones."),
     ] = None,
     recipe: Annotated[
         str | None, typer.Option(help="Settings under one name: exercise, swift, photographs, images.")
@@ -149,7 +153,7 @@ def train(
         {
             "network": _absolute(network), "data": _absolute(data), "resize": resize, "scaling": scaling,
             "validation_share": validation_share, "data_format": data_format, "preflight": preflight,
-            "reading": {"size": size} if size else {},
+            "reading": {"size": size} if size else {}, "size": size, "weights": _absolute(weights),
             "augmentation": read_augmentation(augment) if augment else None,
         },
         {
@@ -168,7 +172,8 @@ def train(
         from convscope.lowering.processor import require_precision
 
         require_precision("bfloat16", training=True, device=str(current_device()))
-    reading = early.reading or _size_of_network(early, data)
+    _require_weights(early, scaling)
+    reading = {**_size_of_network(early, data), **early.reading}
     reading_options = {"resize": early.resize, "workers": workers, **reading}
     dataset = check_first(data, reading_options, quiet=json) or load(data, **reading_options)
     base = base or suggest(dataset, early.network if network else None)
@@ -262,10 +267,29 @@ def _example_image(result: Result) -> str:
     return str(file) if file.is_file() else "IMAGE.png"
 
 
-def _size_of_network(config: ExperimentConfig, data: str) -> dict[str, Any]:
-    """Read own images in the size of a network from a file: resized once, as they will be for prediction."""
-    from convscope.data.builtin import CATALOG
+def _require_weights(config: ExperimentConfig, scaling: str | None) -> None:
+    """Refuse a pretrained network whose weights are missing, and settings that do not fit."""
+    from convscope.networks import pretrained
 
+    if not pretrained.is_pretrained(config.network):
+        if config.weights is not None:
+            found = f"{config.network} with --weights"
+            raise UsageError(expected_got(f"a pretrained network such as {pretrained.DEFAULT}", found))
+        return
+    if scaling is not None:
+        hint = "Leave it out: the network takes its images as its weights were trained."
+        raise UsageError(expected_got(f"no --scaling for {config.network}", scaling, hint))
+    if text := pretrained.find_weights(config.network, config.weights):
+        raise DataNotFoundError(text)
+
+
+def _size_of_network(config: ExperimentConfig, data: str) -> dict[str, Any]:
+    """Read own images in the size of their network: resized once, as they will be for prediction."""
+    from convscope.data.builtin import CATALOG
+    from convscope.networks import pretrained
+
+    if data not in CATALOG and pretrained.is_pretrained(config.network):
+        return {"size": config.size or pretrained.DEFAULT_SIZE, "channels": 3}
     if config.network_file is None or data in CATALOG:
         return {}
     from convscope.experiment.model import image_shape_of, load_network, settle_input

@@ -26,6 +26,10 @@ class ExperimentConfig:
         How images of one's own are read: ``size``, ``channels``, ``resize`` as in ``convscope.load``.
     network : str
         A name from ``convscope.networks``, or the path of a ``.keras`` file.
+    weights : str, optional
+        A file of weights for a pretrained network, in the place of the published ones.
+    size : int, optional
+        Height and width that a pretrained network takes; its own default when left out.
     scaling, data_format, resize : str
         As in ``Preprocess``.
     validation_share : float
@@ -57,6 +61,8 @@ class ExperimentConfig:
     network: str = "deep"
     data: str = "mnist"
     reading: Mapping[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    size: int | None = None
     scaling: str = "minmax"
     data_format: str = "channels_last"
     resize: str = "letterbox"

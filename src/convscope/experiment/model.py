@@ -190,7 +190,9 @@ def build_model(
     training = config.training
     with own_random_numbers():
         keras.utils.set_random_seed(training.seed)
-        model = loaded or networks.build(config.network, input_shape, classes, config.data_format)
+        model = loaded or networks.build(
+            config.network, input_shape, classes, config.data_format, config.weights
+        )
     settings = dict(config.optimizer_settings)
     if training.learning_rate is not None:
         settings["learning_rate"] = training.learning_rate

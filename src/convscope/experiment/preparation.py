@@ -24,6 +24,7 @@ from convscope.experiment.model import (
     settle_input,
 )
 from convscope.lowering.devices import describe_device, device_of
+from convscope.networks import pretrained
 from convscope.preprocessing import Preprocess, resize_to_input
 from convscope.training.events import Listener, Notice, notify
 
@@ -95,6 +96,10 @@ def begin_session(config: ExperimentConfig, dataset: Dataset, listeners: Sequenc
     """Prepare the data and build the network; listeners hear how."""
     loaded, notes = load_network(config), list(dataset.notes)
     image_shape = None
+    if pretrained.is_pretrained(config.network):
+        size = config.size or pretrained.DEFAULT_SIZE
+        config = replace(config, size=size, scaling="published", data_format="channels_last")
+        image_shape = (size, size, 3)
     if loaded is not None:
         config, settled = settle_input(config, loaded)
         image_shape, notes = image_shape_of(loaded, config.data_format), notes + settled
@@ -146,9 +151,12 @@ def prepare(
     train, validation, test = (
         _resized(part, shape, config.resize) for part in (train, validation, dataset.test)
     )
-    preprocess = Preprocess.fit(
-        train.images, config.scaling, config.data_format, config.resize, dataset.depth
-    )
+    if pretrained.is_pretrained(config.network):
+        preprocess = pretrained.preprocess_for(config.network, height, config.resize, dataset.depth)
+    else:
+        preprocess = Preprocess.fit(
+            train.images, config.scaling, config.data_format, config.resize, dataset.depth
+        )
     return Prepared(train, validation if len(validation) else None, test, preprocess, dataset.class_names)
 
 

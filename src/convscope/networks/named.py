@@ -1,7 +1,7 @@
 """Named networks: a name, an input shape and a class count → a Keras model.
 
-Each network is a list of layers and their settings, so that it can be shown, counted and explained before it
-is built.
+Each network but a pretrained one is a list of layers and their settings, so that it can be shown, counted and
+explained before it is built.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from convscope.errors import ArchitectureError, UsageError, expected_got, unknown_name
+from convscope.networks import pretrained
 
 if TYPE_CHECKING:
     import keras
@@ -134,7 +135,7 @@ _SPATIAL = ("Conv2D", "MaxPooling2D", "GlobalAveragePooling2D", "Flatten")
 
 
 def require_network(name: str) -> None:
-    """Refuse what is neither a named network nor a ``.keras`` file, and say what to do with other files.
+    """Refuse what is no named or pretrained network, and say what to do with other files.
 
     Raises
     ------
@@ -151,7 +152,7 @@ def require_network(name: str) -> None:
     convscope.errors.UsageError: Expected the name of a network or a .keras file, got cats.h5. \
 Save it in the new format: keras.models.load_model('cats.h5').save('cats.keras').
     """
-    if name in NETWORKS:
+    if name in NETWORKS or pretrained.is_pretrained(name):
         return
     path = PurePath(name)
     stem = path.name.split(".")[0]
@@ -168,7 +169,7 @@ Save it in the new format: keras.models.load_model('cats.h5').save('cats.keras')
     if path.suffix.lower() in hints or len(path.parts) > 1:
         hint = hints.get(path.suffix.lower(), f"Save the network as a .keras file: model.{target}.")
         raise UsageError(expected_got("the name of a network or a .keras file", name, hint))
-    raise unknown_name("network", name, NETWORKS)
+    raise unknown_name("network", name, [*NETWORKS, pretrained.DEFAULT])
 
 
 def layers_of(name: str, classes: int = 10) -> list[LayerSpec]:
@@ -196,10 +197,16 @@ def layers_of(name: str, classes: int = 10) -> list[LayerSpec]:
     >>> [kind for kind, settings in layers_of("simple")]
     ['Conv2D', 'Flatten', 'Dense']
     """
-    require_network(name)
+    if name not in NETWORKS:
+        require_network(name)
+        raise unknown_name("network", name, NETWORKS)  # a pretrained one is no list
+    _require_classes(classes)
+    return NETWORKS[name].layers(classes)
+
+
+def _require_classes(classes: int) -> None:
     if classes < 2:
         raise UsageError(expected_got("at least 2 classes", classes))
-    return NETWORKS[name].layers(classes)
 
 
 def build(
@@ -207,23 +214,27 @@ def build(
     input_shape: tuple[int, int, int] = (28, 28, 1),
     classes: int = 10,
     data_format: str | None = None,
+    weights: str | None = None,
 ) -> keras.Model:
     """Build a named network, not yet compiled.
 
     Parameters
     ----------
     name : str
-        One of ``NETWORKS``.
+        One of ``NETWORKS``, or a pretrained network: ``efficientnet-lite0``.
     input_shape : tuple of int
         Shape of one image in the order of the data format: ``(height, width, channels)`` for channels_last.
     classes : int
         How many classes the last layer tells apart.
     data_format : {"channels_last", "channels_first"}, optional
-        Keras's own setting (``keras.config.image_data_format()``) when left out.
+        Keras's own setting (``keras.config.image_data_format()``) when left out. A pretrained network is
+        always channels_last.
+    weights : str, optional
+        Of a pretrained network: a file in the place of the published weights.
 
     Returns
     -------
-    keras.Sequential
+    keras.Model
         With layers named after their kind and number: ``conv2d_1``, ``conv2d_2``, …
 
     Raises
@@ -238,6 +249,8 @@ def build(
     >>> build("simple").count_params()
     216650
     """
+    if pretrained.is_pretrained(name):
+        return _build_pretrained(name, input_shape, classes, weights)
     specification = layers_of(name, classes)  # a wrong name is told before Keras is loaded
 
     import keras
@@ -254,6 +267,17 @@ def build(
             settings["axis"] = -1 if data_format == "channels_last" else 1
         _add(model, kind, settings, input_shape)
     return model
+
+
+def _build_pretrained(
+    name: str, input_shape: tuple[int, int, int], classes: int, weights: str | None
+) -> keras.Model:
+    """Build a backbone with its weights, and a head with new ones."""
+    _require_classes(classes)
+    height, width, channels = input_shape
+    if height != width or channels != 3:
+        raise UsageError(expected_got(f"square colour images for {name}", f"the shape {input_shape}"))
+    return pretrained.classifier(pretrained.backbone(name, height, weights), classes)
 
 
 def _snake_case(kind: str) -> str:

