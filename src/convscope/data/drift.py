@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ FloatArray = NDArray[np.float64]
 # Enough for the quantiles below; they are spread evenly over the training images.
 SAMPLE = 5_000
 CHUNK = 256
+# Percentiles of an image of more pixels than this are those of some of them.
+RANKED = 16_384
 # One training image in a thousand lies below the first of these, and one above the last.
 QUANTILES = (0.001, 0.5, 0.999)
 # How far beyond those an input may lie, as a fraction of the distance between them.
@@ -85,14 +88,9 @@ class TrainingStatistics:
 
         A tuple for each: sentences without a full stop, the most telling first; empty for one like any other.
         """
-        upright, inverted = measure(images), measure(255 - images)
-        return [
-            self._judge(
-                {name: float(upright[name][index]) for name in _NAMES},
-                {name: float(inverted[name][index]) for name in _NAMES},
-            )
-            for index in range(len(images))
-        ]
+        measured = measure(images)
+        rows = [{name: float(measured[name][index]) for name in _NAMES} for index in range(len(images))]
+        return [self._judge(values, image) for values, image in zip(rows, images, strict=True)]
 
     def to_json(self) -> dict[str, Any]:
         """Give the statistics as JSON values."""
@@ -122,9 +120,9 @@ class TrainingStatistics:
         low, high = self._bounds(name)
         return int(values[name] > high) - int(values[name] < low)
 
-    def _judge(self, values: Mapping[str, float], inverted: Mapping[str, float]) -> tuple[str, ...]:
-        """Name what is odd about one image; one cause is named once."""
-        if self._side("border", values) and not any(self._side(name, inverted) for name in _TONES):
+    def _judge(self, values: Mapping[str, float], image: NDArray[np.uint8]) -> tuple[str, ...]:
+        """Name what is odd about one image (h, w, c); one cause is named once."""
+        if self._side("border", values) and self._fits_inverted(image):
             return (f"inverted: {self._compare('border', values)}; it would fit as 255 − pixel",)
         if self._side("contrast", values) < 0 and values["contrast"] < FLAT:
             return (f"empty: {self._compare('contrast', values)}",)
@@ -139,6 +137,11 @@ class TrainingStatistics:
             if sides[name]:
                 found.append(f"{below if sides[name] < 0 else above}: {self._compare(name, values)}")
         return tuple(found)
+
+    def _fits_inverted(self, image: NDArray[np.uint8]) -> bool:
+        """Tell whether the tones of 255 − image are those of training images."""
+        inverted = measure(255 - image[None])
+        return not any(self._side(name, {name: float(inverted[name][0])}) for name in _TONES)
 
     def _compare(self, name: str, values: Mapping[str, float]) -> str:
         """Hold a value of the image against those of training images."""
@@ -176,14 +179,18 @@ _SUBJECTS = {
 
 def measure(images: NDArray[np.uint8]) -> dict[str, FloatArray]:
     """Measure the features of images (n, h, w, c): a column (n,) for each of ``FEATURES``."""
-    grey = images.mean(axis=3, dtype=np.float32)  # (n, h, w, c) → (n, h, w)
+    # Channel by channel, which is several times faster than a reduction of the last axis.
+    channels = [images[..., channel] for channel in range(images.shape[3])]
+    grey = reduce(np.add, channels, np.zeros(images.shape[:3], np.float32)) / np.float32(len(channels))
     flat = grey.reshape(len(grey), -1)  # (n, h·w)
-    last = flat.shape[1] - 1
+    some = flat[:, :: flat.shape[1] // RANKED * 2 + 1]  # an odd step, so that it takes every column
+    last = some.shape[1] - 1
     low, high = round(0.02 * last), round(0.98 * last)
-    ordered = np.partition(flat, (low, high), axis=1)
+    ordered = np.partition(some, (low, high), axis=1)
     border = _border(grey)
     row, column, spread = _place(grey, np.median(border, axis=1))
-    colour = images.max(axis=3) - images.min(axis=3)  # (n, h, w); no overflow: the maximum is not below
+    # (n, h, w); no overflow: the maximum is not below
+    colour = reduce(np.maximum, channels) - reduce(np.minimum, channels)
     columns = {
         "brightness": flat.mean(axis=1),
         "contrast": flat.std(axis=1),

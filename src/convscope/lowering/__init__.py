@@ -2,7 +2,17 @@
 
 from convscope.lowering.ir import Program
 from convscope.lowering.network import LoweredNetwork, emit, restore
-from convscope.lowering.passes import PassReport, describe, optimise
+from convscope.lowering.passes import PassReport, describe, optimise, with_features
 from convscope.lowering.reader import lower
 
-__all__ = ["LoweredNetwork", "PassReport", "Program", "describe", "emit", "lower", "optimise", "restore"]
+__all__ = [
+    "LoweredNetwork",
+    "PassReport",
+    "Program",
+    "describe",
+    "emit",
+    "lower",
+    "optimise",
+    "restore",
+    "with_features",
+]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from convscope.errors import UsageError, expected_got
+from convscope.errors import LoweringError, UsageError, expected_got
 from convscope.lowering import layers as ops
 from convscope.lowering.ir import Activation, Op, Output, Program, Shape, Value, check
 from convscope.lowering.masks import keep_probability
@@ -98,6 +98,18 @@ def _passes(context: PlanContext) -> list[tuple[str, Callable[[Program], Rewritt
         ("dropout fused behind ReLU", fuse_dropouts),
         ("precision, layout and algorithm", lambda program: choose(program, context)),
     ]
+
+
+def with_features(program: Program) -> Program:
+    """Add a second output: the features, which enter the last convolution or matrix product.
+
+    Without any of these, what enters the last op. For a program of one output, before it is optimised.
+    """
+    if len(program.outputs) != 1:
+        raise LoweringError(expected_got("a network with one output", len(program.outputs)))
+    deciding = [op for op in program if isinstance(op, ops.ConvOrDense)] or program.ops
+    outputs = (*program.outputs, Output(deciding[-1].inputs[0]))
+    return program.replace(outputs=outputs, output_structure=[0, 1])
 
 
 def move_activations(program: Program) -> Rewritten:

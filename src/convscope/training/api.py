@@ -300,6 +300,21 @@ def predict(
     return outputs
 
 
+def predict_with_features(
+    model: keras.Model, x: Any, preprocess: Preprocess | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Compute a model's outputs as `predict` does and, in the same pass, its features (n, features).
+
+    The features enter the layer that decides between the classes. LoweringError where the model cannot be
+    lowered.
+    """
+    require_torch()
+    from convscope.training.predictor import predictor_of
+
+    outputs, features = predictor_of(model, "float32", features=True)(x, None, preprocess)
+    return outputs, features.reshape(len(features), -1)
+
+
 def _predict_with_keras(
     model: keras.Model, x: Any, batch_size: int | None, preprocess: Preprocess | None, **how: Any
 ) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from convscope.errors import LoweringError, expected_got
-from convscope.lowering import emit, lower, optimise
+from convscope.lowering import emit, lower, optimise, with_features
 from convscope.lowering.devices import computing_on, current_device, device_of
 from convscope.lowering.structure import ModelStructure
 from convscope.training.data import (
@@ -43,15 +43,17 @@ class Predictor:
     """A model's lowered inference program, ready to be called often.
 
     It reads the model's own weights at each call: after further training it predicts with the new ones.
+    With ``features`` it gives outputs and features, both from one pass; Keras cannot do that in its place.
     """
 
-    def __init__(self, model: keras.Model, precision: str = "float32", strict: bool = False) -> None:
+    def __init__(
+        self, model: keras.Model, precision: str = "float32", strict: bool = False, features: bool = False
+    ) -> None:
         device = str(device_of(model) or current_device())
-        program, _ = optimise(
-            lower(model), training=False, deterministic=True, precision=precision, device=device
-        )
+        program = with_features(lower(model)) if features else lower(model)
+        program, _ = optimise(program, training=False, deterministic=True, precision=precision, device=device)
         self._network = emit(program, model)
-        self._model, self._strict = model, strict
+        self._model, self._strict = model, strict or features
         # A layer that runs as it is may look at the whole batch: then it has to be Keras's.
         self._batch_size = KERAS_BATCH_SIZE if any(op.kind == "KerasCall" for op in program) else BATCH_SIZE
         self._structure = ModelStructure(model)
@@ -167,7 +169,9 @@ class Predictor:
         _LOG.info("Predicting with Keras's own predict. %s", reason)
 
 
-def predictor_of(model: keras.Model, precision: str, strict: bool = False) -> Predictor:
+def predictor_of(
+    model: keras.Model, precision: str, strict: bool = False, features: bool = False
+) -> Predictor:
     """Give the model's predictor, lowered at its first use.
 
     It lives as an attribute of the model, so that it goes when the model goes.
@@ -177,9 +181,9 @@ def predictor_of(model: keras.Model, precision: str, strict: bool = False) -> Pr
         found = f"{type(model).__name__}, which has a {name} of its own"
         raise LoweringError(expected_got("a model that predicts as Keras's own do", found))
     known: dict[Any, Predictor] = model.__dict__.setdefault(_ATTRIBUTE, {})  # past Keras's tracking
-    key = precision, strict
+    key = precision, strict, features
     if key not in known or not known[key].is_current:
-        known[key] = Predictor(model, precision, strict)
+        known[key] = Predictor(model, precision, strict, features)
     return known[key]
 
 
