@@ -202,6 +202,27 @@ BOMBS = {
 }
 
 
+@pytest.mark.parametrize(
+    "dtype",
+    ["complex64", "string", "int8_from_float32", "float8", "int8", "int32", "bool", ""],
+)
+@pytest.mark.parametrize("as_policy", [True, False], ids=["policy", "text"])
+def test_numbers_that_no_classifier_computes_with_are_refused(small_file, tmp_path, dtype, as_policy):
+    policy = {"module": "keras", "class_name": "DTypePolicy", "config": {"name": dtype}}
+    change = change_layer(1, dtype=policy if as_policy else dtype)
+    message = f"^Expected a dtype that images and weights can have, such as float32, in .*, got '{dtype}'"
+    refuse(rewrite_config(small_file, change, tmp_path / "odd.keras"), message)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "mixed_float16"])
+def test_floating_point_numbers_of_every_width_are_taken(small_file, tmp_path, dtype):
+    model = load_model(rewrite_config(small_file, change_layer(1, dtype=dtype), tmp_path / "other.keras"))
+    assert model.layers[0].dtype_policy.name == dtype
+    whole = keras.Sequential([keras.Input((4, 4, 1), dtype="uint8"), keras.layers.Rescaling(1 / 255)])
+    whole.save(tmp_path / "whole.keras")
+    assert load_model(tmp_path / "whole.keras").inputs[0].dtype == "uint8"
+
+
 @pytest.mark.posix("the peak of a process's memory")
 @pytest.mark.parametrize("name", BOMBS)
 def test_networks_that_would_fill_the_memory_are_refused_before_they_do(small_file, tmp_path, name):

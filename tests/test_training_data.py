@@ -268,3 +268,95 @@ def test_the_batch_size_is_found_as_in_keras(batch_size, steps, expected):
 def test_impossible_batches_are_refused(rows, batch_size, steps, message):
     with pytest.raises(UsageError, match=message):
         plan_batches(rows, batch_size, steps, True, 0)
+
+
+X, Y = np.random.default_rng(0).random((4, 8, 8, 1), np.float32), np.array([0, 1, 2, 0])
+WRONG_BATCHES = {
+    "shape": ((X[:, :, :6], Y), r"images of shape \(8, 8, 1\), got \(8, 6, 1\)"),
+    "channels": ((X.repeat(3, -1), Y), r"images of shape \(8, 8, 1\), got \(8, 8, 3\)"),
+    "class": ((X, Y + 5), "class numbers from 0 to 2, one for each output, got 7"),
+    "negative": ((X, Y - 1), "class numbers from 0 to 2, one for each output, got -1"),
+    "one-hot": ((X, np.eye(4)[Y]), r"class numbers of shape \(n,\) for sparse_categ"),
+    "rows": ((X, Y[:3]), r"the same number of rows in x, y and sample_weight, got \[3, 4\]"),
+    "weights": ((X, Y, np.ones(3)), r"the same number of rows in x, y and sample_weight, got \[3, 4\]"),
+    "no targets": ((X,), "targets y for the loss, got none"),
+    "text": ((X, np.array(["a", "b", "c", "d"])), "numbers as y, got an array of type <U1"),
+    "objects": ((X.astype(object), Y), "numbers as x, got an array of type object"),
+    "four": ((X, Y, None, None), r"a batch of \(x, y\) or \(x, y, sample_weight\), got a tuple of 4"),
+    "number": (5, "arrays as x, got a int"),
+    "nothing": (None, "an array as x, got None"),
+    "dict": ({"x": X, "y": Y}, "x as an array, or a dict of keras_tensor.*, got a dict of x, y"),
+    "lists": ((X.tolist(), Y.tolist()), "arrays as x, got a float"),
+    "empty": ((X[:0], Y[:0]), "at least one row, got none"),
+}
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches as they are given."""
+
+    def __init__(self, batches):
+        super().__init__()
+        self.batches = batches
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, index):
+        return self.batches[index]
+
+
+def small_network():
+    layers = [keras.layers.Conv2D(4, 3), keras.layers.Flatten(), keras.layers.Dense(3, activation="softmax")]
+    model = keras.Sequential([keras.Input((8, 8, 1)), *layers])
+    model.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+@pytest.mark.parametrize("engine", ["fast", "keras"])
+@pytest.mark.parametrize("name", WRONG_BATCHES)
+def test_a_wrong_batch_of_a_stream_is_named(name, engine):
+    batch, found = WRONG_BATCHES[name]
+    model = small_network()
+    with pytest.raises(UsageError, match=rf"^Batches\[1\] of the training data: Expected {found}"):
+        convscope.fit(model, Batches([(X, Y), batch]), engine=engine, shuffle=False, verbose=0)
+    with pytest.raises(UsageError, match=f"^Batch 2 of the training data: Expected {found}"):
+        batches = iter([(X, Y), batch, (X, Y)])
+        convscope.fit(model, (one for one in batches), steps_per_epoch=3, engine=engine, verbose=0)
+
+
+@pytest.mark.parametrize("engine", ["fast", "keras"])
+def test_a_wrong_batch_of_validation_prediction_or_loader_is_named(engine):
+    model, good, wrong = small_network(), (X, Y), (X[:, :, :6], Y)
+    with pytest.raises(UsageError, match=r"^Batches\[1\] of the validation data: Expected images of shape"):
+        convscope.fit(model, X, Y, validation_data=Batches([good, wrong]), engine=engine, verbose=0)
+    with pytest.raises(UsageError, match=r"^Batches\[0\] of the input: Expected images of shape"):
+        convscope.predict(model, Batches([(wrong[0],)]), engine=engine)
+    loader = torch.utils.data.DataLoader([tuple(map(torch.tensor, wrong))], batch_size=None)
+    with pytest.raises(UsageError, match=r"^Batch 1 of the training data: Expected images of shape"):
+        convscope.fit(model, loader, engine=engine, verbose=0)
+
+
+@pytest.mark.parametrize("engine", ["fast", "keras"])
+def test_a_loader_trains_as_the_stream_of_its_batches(engine):
+    rows = [(torch.tensor(x), int(y)) for x, y in zip(X, Y, strict=True)]
+    loader = torch.utils.data.DataLoader(rows, batch_size=2)
+    results = []
+    for data in (loader, Batches([(X[:2], Y[:2]), (X[2:], Y[2:])])):
+        keras.utils.set_random_seed(0)
+        history = convscope.fit(
+            small_network(), data, epochs=2, shuffle=False, engine=engine, precision="float32", verbose=0
+        )
+        results.append(history.history["loss"])
+    assert results[0] == pytest.approx(results[1], rel=1e-6)
+
+
+def test_a_model_that_trains_in_its_own_way_takes_what_it_likes():
+    class Sums(keras.Sequential):
+        def train_step(self, data):
+            return {"loss": sum(part.sum() for part in data)}
+
+    model = Sums([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    pair = np.full((1, 3), 1.0, np.float32), np.full((1, 5), 2.0, np.float32)
+    history = convscope.fit(model, (one for one in [pair] * 2), engine="keras", verbose=0)
+    assert history.history["loss"] == [13.0]

@@ -354,7 +354,7 @@ def test_data_that_do_not_fit_are_told_in_a_sentence(compiled, spoil, message, f
     data = {"arrays": dict(zip(("x", "y", "sample_weight"), parts, strict=False)),
             "generator": {"x": (batch for batch in [parts])}, "dataset": {"x": Batches(parts)}}  # fmt: skip
     before = weights(model)
-    with pytest.raises(UsageError, match=f"^Expected {message}"):
+    with pytest.raises(UsageError, match=f"Expected {message}"):
         convscope.fit(model, **data[form], **CALM)
     assert identical(before, weights(model))
 

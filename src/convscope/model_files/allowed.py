@@ -58,6 +58,8 @@ FUNCTION_MODULES = frozenset({"builtins", "keras.activations", "keras.src.activa
 # Values that JSON does not know.
 VALUES = frozenset({"__keras_tensor__", "__slice__", "__ellipsis__", "__numpy__"})
 NUMBERS = frozenset({"float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"})
+# What layers compute with; those without weights, and inputs, may have whole numbers too.
+FLOATS = frozenset({"float16", "bfloat16", "float32", "float64", "mixed_float16", "mixed_bfloat16"})
 
 
 def read_config(content: bytes, source: str) -> dict[str, Any]:
@@ -141,9 +143,23 @@ def _require_allowed(value: dict[str, Any], source: str) -> None:
         own_name = name
         if name not in _names_of(module):
             raise _refusal(value, source)
+    _require_real_numbers(value, source)
     # Keras looks a registered name up first, among everything that the program has registered.
     if value.get("registered_name") not in (None, name, own_name):
         raise _refusal(value, source)
+
+
+def _require_real_numbers(value: dict[str, Any], source: str) -> None:
+    """Refuse an object whose dtype, or policy, no network for images can compute with."""
+    settings = _inner(value)
+    dtype = settings.get("name" if value["class_name"] == "DTypePolicy" else "dtype")
+    if isinstance(dtype, dict):
+        dtype = _inner(dtype).get("name")
+    has_weights = any(key.endswith("_initializer") for key in settings)
+    if isinstance(dtype, str) and dtype not in (FLOATS if has_weights else FLOATS | NUMBERS):
+        expected = f"a dtype that images and weights can have, such as float32, in {source}"
+        hint = "Build the network anew with that dtype, load its weights into it, and save it."
+        raise DataError(expected_got(expected, reason(ValueError(repr(dtype))), hint))
 
 
 def _names_of(module: str | None) -> frozenset[str]:

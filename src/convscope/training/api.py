@@ -26,6 +26,7 @@ from convscope.training.request import (
     require_fitting,
     resolve_seed,
     set_validation_apart,
+    with_checks,
 )
 from convscope.training.schedules import Schedule
 
@@ -164,6 +165,8 @@ sample_weight, initial_epoch, steps_per_epoch, validation_steps, validation_batc
         raise UsageError(expected_got("raw images and preprocess beside augment", type(x).__name__, hint))
     for data in (train, validation):
         require_fitting(model, data)
+    train = with_checks(model, train, "training data")
+    validation = with_checks(model, validation, "validation data")
     request = FitRequest(
         model=model,
         train=train,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import chain, islice
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import keras
 import numpy as np
 import torch
+import torch.utils.data
 from numpy.typing import NDArray
 
 from convscope import _keras_internals as internals
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from convscope.preprocessing import Preprocess
 
 Shuffle = bool | Literal["batch"]
+Check = Callable[[Any, str], None]
 
 
 @lru_cache(maxsize=2)
@@ -169,11 +171,13 @@ class StreamInput:
     """A PyDataset, generator, DataLoader or other iterable that makes its own batches.
 
     ``first`` holds the batches that were read from a generator to look at; whoever trains gets them again.
+    ``check`` raises for a batch that cannot be used; it is told the batch's name too.
     """
 
     batches: Any
     preprocess: Preprocess | None = None
     first: tuple[Any, ...] = ()
+    check: Check | None = None
 
     def looked_at(self) -> StreamInput:
         """Read the batches from a generator that Keras looks at before it trains, and keep them."""
@@ -186,19 +190,45 @@ class StreamInput:
 
     def from_the_start(self) -> Any:
         """Give the batches, those that were looked at included; Keras takes only a generator for one."""
-        return (batch for batch in chain(self.first, self.batches)) if self.first else self.batches
+        if self.check is not None and isinstance(self.batches, torch.utils.data.DataLoader):
+            return CheckedLoader(self.batches, self.check)
+        if not isinstance(self.batches, GeneratorType):
+            return self.batches
+        return _checked(chain(self.first, self.batches), self.check)
 
 
 Input = ArrayInput | StreamInput
 
 
+def _checked(batches: Iterable[Any], check: Check | None) -> Iterator[Any]:
+    """Look at each batch before it goes on."""
+    for number, batch in enumerate(batches, start=1):
+        if check is not None:
+            check(batch, f"batch {number}")
+        yield batch
+
+
+class CheckedLoader(torch.utils.data.DataLoader[Any]):
+    """A user's loader whose batches are looked at; Keras knows a loader by its class."""
+
+    def __init__(self, loader: torch.utils.data.DataLoader[Any], check: Check) -> None:
+        self.__dict__ |= loader.__dict__
+        self.__dict__["_own"] = loader, check
+
+    def __len__(self) -> int:
+        return len(self.__dict__["_own"][0])
+
+    def __iter__(self) -> Any:
+        return _checked(*self.__dict__["_own"])
+
+
 def read_input(x: Any, y: Any, sample_weight: Any, preprocess: Preprocess | None) -> Input:
     """Sort what the user gave into rows or a stream."""
     leaves = keras.tree.flatten((x, y, sample_weight))
-    if x is None or not all(leaf is None or _is_array(leaf) for leaf in leaves):
+    if x is None or not all(leaf is None or is_array(leaf) for leaf in leaves):
         _require_stream(x, y, sample_weight)
         return StreamInput(x, preprocess)
-    x, y, sample_weight = (map_leaves(_as_array, part) for part in (x, y, sample_weight))
+    x, y, sample_weight = (map_leaves(to_array, part) for part in (x, y, sample_weight))
     data = ArrayInput(x, y, sample_weight, preprocess)
     data.require_rows()
     _require_a_weight_for_each_output(y, sample_weight)
@@ -217,10 +247,13 @@ class PreparedDataset(keras.utils.PyDataset):  # type: ignore[misc]  # Keras is 
         seed: int | None,
         steps: int | None = None,
         first_epoch: int = 0,
+        check: Check | None = None,
     ) -> None:
         super().__init__(dataset.workers, dataset.use_multiprocessing, dataset.max_queue_size)
         self._dataset, self._preprocess, self._seed = dataset, preprocess, seed
         self._steps, self._first_epoch, self._number = steps, first_epoch, first_epoch
+        # Another process would need a copy of the model to look at a batch.
+        self._check = None if dataset.use_multiprocessing else check
 
     def begin_epoch(self, epoch: int) -> None:
         """Take the order of the pass in which this epoch lies."""
@@ -239,7 +272,10 @@ class PreparedDataset(keras.utils.PyDataset):  # type: ignore[misc]  # Keras is 
         count = self.num_batches
         if self._seed is not None and count is not None:
             index = int(epoch_order(self._seed, self._number, count)[index])
-        return preprocess_batch(self._dataset[index], self._preprocess)
+        batch = self._dataset[index]
+        if self._check is not None:
+            self._check(batch, f"{type(self._dataset).__name__}[{index}]")
+        return preprocess_batch(batch, self._preprocess)
 
     def on_epoch_begin(self) -> None:
         """Hand it on to the user's dataset."""
@@ -278,7 +314,7 @@ def prepare_stream(
 ) -> Any:
     """Put preprocessing and order around a stream, in a form that Keras takes."""
     if isinstance(stream.batches, keras.utils.PyDataset):
-        return PreparedDataset(stream.batches, stream.preprocess, seed, steps, first_epoch)
+        return PreparedDataset(stream.batches, stream.preprocess, seed, steps, first_epoch, stream.check)
     batches = stream.from_the_start()
     return batches if stream.preprocess is None else preprocess_stream(batches, stream.preprocess)
 
@@ -294,7 +330,7 @@ def _require_stream(x: Any, y: Any, sample_weight: Any) -> None:
     """Refuse plain lists of numbers, and targets beside a stream: Keras takes neither."""
     for name, part in (("x", x), ("y", y), ("sample_weight", sample_weight)):
         leaves = [leaf for leaf in keras.tree.flatten(part) if leaf is not None]
-        if (name != "x" or keras.tree.is_nested(x)) and not all(_is_array(leaf) for leaf in leaves):
+        if (name != "x" or keras.tree.is_nested(x)) and not all(is_array(leaf) for leaf in leaves):
             found = f"a {type(part).__name__} of {type(leaves[0]).__name__}"
             raise UsageError(expected_got(f"arrays as {name}", found, "np.asarray makes an array of a list."))
     if y is not None or sample_weight is not None:
@@ -330,12 +366,14 @@ def as_array(leaf: Any) -> NDArray[Any]:
     return leaf.detach().cpu().numpy() if isinstance(leaf, torch.Tensor) else np.asarray(leaf)
 
 
-def _is_array(leaf: Any) -> bool:
+def is_array(leaf: Any) -> bool:
+    """Tell an array with rows, of whatever library, from what is none."""
     has_rows = len(getattr(leaf, "shape", ())) > 0
     return has_rows and (isinstance(leaf, (np.ndarray, torch.Tensor)) or hasattr(leaf, "__array__"))
 
 
-def _as_array(leaf: Any) -> NDArray[Any] | torch.Tensor:
+def to_array(leaf: Any) -> NDArray[Any] | torch.Tensor:
+    """Give an array of another library to NumPy; torch's tensors stay."""
     return leaf if isinstance(leaf, (np.ndarray, torch.Tensor)) else np.asarray(leaf)
 
 

@@ -32,7 +32,7 @@ from convscope.training.data import (
 )
 from convscope.training.events import EpochBegin, EpochEnd, StepEnd, TrainBegin, TrainEnd, diverged
 from convscope.training.optimizers import set_rate
-from convscope.training.request import FitRequest, input_shape, require_fitting_images
+from convscope.training.request import FitRequest, input_shape, require_fitting_images, with_checks
 
 if TYPE_CHECKING:
     from convscope.augmentation import Augmentation
@@ -233,7 +233,7 @@ def predict(
     if isinstance(data, ArrayInput):
         batches: Any = PlannedBatches(data, plan_batches(data.rows, batch_size, steps, False, 0))
     else:
-        batches = prepare_stream(data, None)
+        batches = prepare_stream(with_checks(model, data, "input", training=False), None)
     outputs = model.predict(batches, verbose=verbose, steps=steps, callbacks=callbacks)
     arrays: NDArray[np.float32] = keras.tree.map_structure(_as_float32, outputs)
     return arrays

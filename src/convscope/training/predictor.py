@@ -26,7 +26,7 @@ from convscope.training.data import (
     read_input,
 )
 from convscope.training.events import is_mistake, reason_of
-from convscope.training.request import input_shape, own_method, require_fitting_images
+from convscope.training.request import input_shape, own_method, require_fitting_images, with_checks
 from convscope.training.step import with_rank
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ class Predictor:
         require_fitting_images(self._shape, data)
         device = self._network.device
         if isinstance(data, StreamInput):
+            data = with_checks(self._model, data, "input", training=False)
             feed: StreamFeed | ArrayFeed = StreamFeed(
                 data, steps=steps, class_weight=None, seed=None, device=device, restarts=False
             )

@@ -7,7 +7,8 @@ import random
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import keras
 import numpy as np
@@ -23,14 +24,18 @@ from convscope.training.data import (
     Shuffle,
     StreamInput,
     first_leaf,
+    is_array,
+    map_leaves,
     plan_batches,
     read_input,
+    to_array,
 )
 from convscope.training.events import Event, Listener, Notice, notify
 from convscope.training.schedules import Schedule
 
 if TYPE_CHECKING:
     from convscope.augmentation import Augmentation
+    from convscope.preprocessing import Preprocess
 
 
 @dataclass(frozen=True)
@@ -140,6 +145,12 @@ def plan_validation(data: Input | None, batch_size: int | None, steps: int | Non
     return plan
 
 
+_METHODS_THAT_PREDICT = ("predict_step", "make_predict_function", "predict_function")
+_METHODS_THAT_TRAIN = (
+    *("train_step", "test_step", "make_train_function", "make_test_function"),
+    *("train_function", "test_function", "compute_loss", "compute_metrics"),
+)
+_NO_NUMBERS = tuple("OSU")  # kinds of NumPy's types: objects, bytes, text
 _CATEGORICAL = "categorical_crossentropy"
 _SPARSE = "sparse_categorical_crossentropy"
 _BINARY = ("binary_crossentropy", "binary_focal_crossentropy")
@@ -162,6 +173,7 @@ _ELEMENTWISE = (  # these compare each target with its output, and take the mean
 )
 
 Shape = tuple[int | None, ...]
+Looked = TypeVar("Looked", bound=Input | None)
 
 
 def input_shape(model: keras.Model) -> Shape | None:
@@ -199,6 +211,73 @@ def require_fitting(model: keras.Model, data: Input | None) -> None:
     weight = first_leaf(data.sample_weight)
     if shape is not None and weight is not None and not keras.tree.is_nested(model.loss):
         _require_fitting_weight(model.loss, first_leaf(data.y), weight, shape)
+
+
+def with_checks(model: keras.Model, data: Looked, part: str, *, training: bool = True) -> Looked:
+    """Let each batch of a stream be held against the model before an engine takes it.
+
+    A model that trains or predicts in a way of its own knows what it takes.
+    """
+    methods = _METHODS_THAT_TRAIN if training else _METHODS_THAT_PREDICT
+    if not isinstance(data, StreamInput) or own_method(model, methods) is not None:
+        return data
+    return replace(data, check=partial(_require_fitting_batch, model, data.preprocess, part, training))
+
+
+def _require_fitting_batch(
+    model: keras.Model, preprocess: Preprocess | None, part: str, training: bool, batch: Any, name: str
+) -> None:
+    """Refuse a batch that the model cannot work with; the message begins with the batch's name."""
+    try:
+        x, y, weight = _parts_of(batch) if training else (*_parts_of(batch)[:1], None, None)
+        for word, value in (("x", x), ("y", y), ("sample_weight", weight)):
+            _require_numbers(word, value)
+        _require_known_inputs(model, x)
+        x, y, weight = (map_leaves(to_array, value) for value in (x, y, weight))
+        data = ArrayInput(x, y, weight, preprocess)
+        if not training:
+            require_fitting_images(input_shape(model), data)
+            return
+        if y is None and any(loss is not None for loss in keras.tree.flatten(model.loss)):
+            raise UsageError(expected_got("targets y for the loss", "none", "Let each batch hold (x, y)."))
+        if data.rows == 0:
+            raise UsageError(expected_got("at least one row", "none"))
+        require_fitting(model, data)
+    except UsageError as error:
+        raise type(error)(f"{name[0].upper()}{name[1:]} of the {part}: {error}") from None
+
+
+def _parts_of(batch: Any) -> tuple[Any, Any, Any]:
+    """Take a batch apart as Keras does."""
+    parts = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+    if not 0 < len(parts) <= 3:
+        expected = "a batch of (x, y) or (x, y, sample_weight)"
+        raise UsageError(expected_got(expected, f"a {type(batch).__name__} of {len(parts)}"))
+    return (*parts, None, None)[:3]
+
+
+def _require_numbers(name: str, value: Any) -> None:
+    """Refuse what is no array of numbers; an optional input or output may be missing."""
+    if value is None and name == "x":
+        raise UsageError(expected_got("an array as x", "None"))
+    for leaf in keras.tree.flatten(value):
+        if leaf is not None and not is_array(leaf):
+            hint = "np.asarray makes an array of a list."
+            raise UsageError(expected_got(f"arrays as {name}", f"a {type(leaf).__name__}", hint))
+        if getattr(getattr(leaf, "dtype", None), "kind", "") in _NO_NUMBERS:
+            raise UsageError(expected_got(f"numbers as {name}", f"an array of type {leaf.dtype}"))
+
+
+def _require_known_inputs(model: keras.Model, x: Any) -> None:
+    """Refuse a dictionary that lacks one of a functional model's inputs."""
+    inputs = getattr(model, "inputs", None) if model.built else None
+    if not isinstance(x, Mapping) or not inputs:
+        return
+    names = [tensor.name for tensor in inputs]
+    named = getattr(model, "input", None)
+    if not set(names) <= set(x) and not (isinstance(named, Mapping) and set(named) <= set(x)):
+        expected = f"x as an array, or a dict of {', '.join(names)}"
+        raise UsageError(expected_got(expected, f"a dict of {', '.join(map(str, x))}"))
 
 
 def _pairs(loss: Any, y: Any) -> list[tuple[Any, Any]]:
