@@ -150,8 +150,11 @@ WRONG = {
     "inspect-no-file": (
         ["inspect", "x.keras"],
         3,
-        "Expected a Keras model, got no file x.keras. Check its path.",
+        "Expected the name of a network or a .keras file, got no file x.keras. Check its path.",
     ),
+    "inspect-no-such-h5": (["inspect", "x.h5"], 3, "got no file x.h5. Check its path."),
+    "train-no-such-h5": (["train", "digits", "--network", "x.h5"], 3, "got no file x.h5. Check its path."),
+    "train-no-such-file": (["train", "no-data", "--network", "x.keras"], 3, "got no file x.keras."),
     "inspect-too-small": (["inspect", "deep", "--input", "3x3x1"], 2, "⌊(1 − 3)/1⌋ + 1"),
     "inspect-no-shape": (["inspect", "deep", "--input", "28"], 2, "a shape such as 28x28x1"),
     "inspect-one-class": (["inspect", "deep", "--classes", "1"], 2, "at least 2 classes, got 1"),

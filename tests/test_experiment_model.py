@@ -212,7 +212,13 @@ def test_a_network_that_was_never_built_is_refused_with_what_to_do(tmp_path):
         ("saved/model", r"Save the network as a .keras file: model.save\('model.keras'\)"),
     ],
 )
-def test_a_file_of_another_kind_is_named_with_what_to_do(name, hint):
+def test_a_file_of_another_kind_is_named_with_what_to_do(name, hint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for refuse in (require_network, ExperimentConfig, build):
+        with pytest.raises(DataError, match=rf"got no file {name}. Check its path.$"):
+            refuse(name)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
     for refuse in (require_network, ExperimentConfig, build):
         with pytest.raises(UsageError, match=rf"the name of a network or a .keras file, got {name}.*{hint}"):
             refuse(name)

@@ -60,6 +60,42 @@ def assert_same(dataset, images, labels):
     assert ours[1] == theirs[1]
 
 
+# What is no table
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (encoded(COLOUR[0]), "a JPEG image. Get it again."),
+        (b"PK\x03\x04" + bytes(50), "a ZIP archive, such as an Excel workbook. Save it as CSV"),
+        (b"\xd0\xcf\x11\xe0" + bytes(50), "an Excel workbook. Save it as CSV"),
+        (gzip.compress(b"path,label\n"), "a gzip archive. Unpack it"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "a pointer of Git LFS. Get the file itself: git lfs",
+        ),
+        (b"\n<!DOCTYPE html><html>Sign in</html>", "an HTML page. Get it again."),
+        (np.random.default_rng(0).bytes(600), "binary data. Get it again."),
+        (bytes(600), "binary data. Get it again."),
+    ],
+    ids=["jpeg", "xlsx", "xls", "gzip", "lfs", "html", "noise", "zeros"],
+)
+def test_a_file_that_is_no_text_is_said_to_be_none(tmp_path, content, found):
+    (tmp_path / "labels.csv").write_bytes(content)
+    with pytest.raises(DataError, match=rf"labels.csv to be a text file, got {found}"):
+        load(tmp_path / "labels.csv")
+    write_classes(tmp_path / "photos", count=10)
+    (tmp_path / "photos" / "labels.csv").write_bytes(content)
+    source = find_source(tmp_path / "photos")
+    assert any(found in finding.message for finding in source.findings)
+
+
+def test_an_image_in_the_place_of_a_data_set_is_told_so(tmp_path):
+    (tmp_path / "cat.png").write_bytes(encoded(COLOUR[0]))
+    with pytest.raises(DataError, match=r"cat.png. Give the folder that holds a folder of images for each"):
+        find_source(tmp_path / "cat.png")
+
+
 # CSV of paths
 
 

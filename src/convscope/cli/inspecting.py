@@ -86,10 +86,11 @@ def inspect(
 
 def _find(target: str) -> str:
     """Find the run that was meant, unless a network or a file was."""
-    from convscope.networks import NETWORKS
+    from convscope.networks import NETWORKS, is_file_name, require_network
     from convscope.runs import matching_runs
 
-    if target in NETWORKS or target.endswith(".keras"):
+    if target in NETWORKS or (is_file_name(target) and not Path(target).is_dir()):
+        require_network(target)
         return target
     word = os.sep not in target and target != "latest" and not Path(target).exists()
     if word and not matching_runs(target):

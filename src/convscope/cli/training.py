@@ -151,7 +151,8 @@ def train(
     _refuse_both("--find-learning-rate", find_learning_rate, "--learning-rate", learning_rate)
     chosen: tuple[dict[str, Any], dict[str, Any]] = (
         {
-            "network": _absolute(network), "data": _absolute(data), "resize": resize, "scaling": scaling,
+            "network": _absolute(_known(network)), "data": _absolute(data),
+            "resize": resize, "scaling": scaling,
             "validation_share": validation_share, "data_format": data_format, "preflight": preflight,
             "reading": {"size": size} if size else {}, "size": size, "weights": _absolute(weights),
             "augmentation": read_augmentation(augment) if augment else None,
@@ -306,6 +307,15 @@ def _size_of_network(config: ExperimentConfig, data: str) -> dict[str, Any]:
 def _absolute(name: str | None) -> str | None:
     """Write a path so that the run can find it again from anywhere; a name stays as it is."""
     return str(Path(name).resolve()) if name and Path(name).exists() else name
+
+
+def _known(network: str | None) -> str | None:
+    """Refuse a network that is not there before its data are read."""
+    from convscope.networks import require_network
+
+    if network is not None:
+        require_network(network)
+    return network
 
 
 def _refuse_both(name: str, value: object, other: str, value_of_other: object) -> None:

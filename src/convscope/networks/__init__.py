@@ -7,6 +7,7 @@ from convscope.networks.named import (
     Network,
     Published,
     build,
+    is_file_name,
     layers_of,
     require_network,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "Network",
     "Published",
     "build",
+    "is_file_name",
     "layers_of",
     "require_network",
 ]

@@ -10,10 +10,10 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convscope.errors import ArchitectureError, UsageError, expected_got, unknown_name
+from convscope.errors import ArchitectureError, DataError, UsageError, expected_got, unknown_name
 from convscope.networks import pretrained
 
 if TYPE_CHECKING:
@@ -130,6 +130,7 @@ PUBLISHED = {
     "deep": Published(1_199_882, 0.9908, 0.0325),
 }
 
+_NETWORK_SUFFIXES = (".keras", ".h5", ".hdf5", ".json", ".onnx", ".pt", ".pth", ".pb", ".tflite")
 # The layers that care which axis holds the channels.
 _SPATIAL = ("Conv2D", "MaxPooling2D", "GlobalAveragePooling2D", "Flatten")
 
@@ -139,6 +140,8 @@ def require_network(name: str) -> None:
 
     Raises
     ------
+    DataError
+        If there is no such file.
     UsageError
         For a file of another kind.
     UnknownNameError
@@ -149,27 +152,34 @@ def require_network(name: str) -> None:
     >>> require_network("cats.h5")
     Traceback (most recent call last):
         ...
-    convscope.errors.UsageError: Expected the name of a network or a .keras file, got cats.h5. \
-Save it in the new format: keras.models.load_model('cats.h5').save('cats.keras').
+    convscope.errors.DataError: Expected the name of a network or a .keras file, got no file cats.h5. \
+Check its path.
     """
     if name in NETWORKS or pretrained.is_pretrained(name):
         return
-    path = PurePath(name)
-    stem = path.name.split(".")[0]
-    target = f"save('{stem}.keras')"
-    hints = {
-        ".h5": f"Save it in the new format: keras.models.load_model({name!r}).{target}.",
-        ".json": f"It has no weights: keras.models.model_from_json(...).{target}, once they are loaded.",
-        ".onnx": "Networks are read as Keras saves them.",
-    }
-    hints |= {".hdf5": hints[".h5"], **dict.fromkeys((".pt", ".pth", ".pb", ".tflite"), hints[".onnx"])}
+    if not is_file_name(name) and len(Path(name).parts) == 1:
+        raise unknown_name("network", name, [*NETWORKS, pretrained.DEFAULT])
+    expected = "the name of a network or a .keras file"
+    if not Path(name).exists():
+        raise DataError(expected_got(expected, f"no file {name}", "Check its path."))
+    suffix, target = Path(name).suffix.lower(), f"save('{Path(name).name.split('.')[0]}.keras')"
+    if suffix == ".keras":
+        return
+    hint = f"Save the network as a .keras file: model.{target}."
     if name.endswith(".weights.h5"):
         hint = f"It holds weights alone: build the network, model.load_weights({name!r}), model.{target}."
-        raise UsageError(expected_got("the name of a network or a .keras file", name, hint))
-    if path.suffix.lower() in hints or len(path.parts) > 1:
-        hint = hints.get(path.suffix.lower(), f"Save the network as a .keras file: model.{target}.")
-        raise UsageError(expected_got("the name of a network or a .keras file", name, hint))
-    raise unknown_name("network", name, [*NETWORKS, pretrained.DEFAULT])
+    elif suffix in (".h5", ".hdf5"):
+        hint = f"Save it in the new format: keras.models.load_model({name!r}).{target}."
+    elif suffix == ".json":
+        hint = f"It has no weights: keras.models.model_from_json(...).{target}, once they are loaded."
+    elif suffix in _NETWORK_SUFFIXES:
+        hint = "Networks are read as Keras saves them."
+    raise UsageError(expected_got(expected, name, hint))
+
+
+def is_file_name(name: str) -> bool:
+    """Tell the path of a network's file from the name of a network."""
+    return Path(name).suffix.lower() in _NETWORK_SUFFIXES
 
 
 def layers_of(name: str, classes: int = 10) -> list[LayerSpec]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from convscope.data.decode import SUFFIXES
 from convscope.data.sources.archive import SUFFIXES_OF_ARCHIVES, read_archive
 from convscope.data.sources.arrays import find_idx, read_npz
 from convscope.data.sources.base import Finding, Index, Source, count, index_of, split_in_name
@@ -36,6 +37,8 @@ def find_source(path: Path) -> Source:
     if "idx" in path.name.lower() and (source := find_idx(path.parent)):
         return source
     hint = "Unpack it first." if path.suffix.lower() in {".gz", ".bz2", ".xz", ".7z", ".rar"} else ""
+    if path.suffix.lower() in SUFFIXES:
+        hint = "Give the folder that holds a folder of images for each class."
     raise DataError(expected_got(KINDS, str(path), hint))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope.data.dataset import printable
-from convscope.data.decode import SUFFIXES
+from convscope.data.decode import FORMATS, HEAD, SUFFIXES, sniff
 from convscope.data.sources.arrays import SAMPLE, Layout, ValueRange, find_layout
 from convscope.data.sources.base import (
     SPLITS,
@@ -64,6 +64,18 @@ FEWEST_PIXELS = 16
 CLEARLY_LESS = 0.3
 # So many values of a pixel in grey or colour tell it from a label with far fewer.
 MANY_GREYS = 16
+
+
+# A text has at most one control character in so many.
+FEW_CONTROLS = 50
+# What is found under a table's name, and what to do.
+_AS_CSV = "Save it as CSV in the program that wrote it."
+_NO_TABLES = {
+    b"PK\x03\x04": ("a ZIP archive, such as an Excel workbook", _AS_CSV),
+    b"\xd0\xcf\x11\xe0": ("an Excel workbook", _AS_CSV),
+    b"\x1f\x8b": ("a gzip archive", "Unpack it: gunzip."),
+    b"version https://git-lfs": ("a pointer of Git LFS", "Get the file itself: git lfs pull."),
+}
 
 
 class NoImagesError(DataError):
@@ -179,6 +191,7 @@ def _look_at(files: Sequence[Path]) -> list[Table]:
 def _look(file: Path) -> Table:
     """Find out how a CSV file is laid out."""
     with _readable(file), _open(file, encoding := _encoding(file)) as stream:
+        _require_text(file, encoding)
         lines = [line for line in itertools.islice(stream, SAMPLE_ROWS + 1) if line.strip()]
         delimiter = max(DELIMITERS, key=lines[0].count) if lines else ","
         rows = list(csv.reader(lines, delimiter=delimiter))
@@ -207,6 +220,21 @@ def _encoding(file: Path) -> str:
         except UnicodeDecodeError:
             return OTHER_ENCODING
     return "utf-8-sig"
+
+
+def _require_text(file: Path, encoding: str) -> None:
+    """Refuse what is no text, whatever its name ends in."""
+    with file.open("rb") as stream:
+        head = stream.read(HEAD)
+    for magic, (kind, hint) in _NO_TABLES.items():
+        if head.startswith(magic):
+            raise DataError(expected_got(f"{file} to be a text file", kind, hint))
+    text = codecs.getincrementaldecoder(encoding)("replace").decode(head)
+    kind = sniff(head)
+    controls = sum(letter < " " and not letter.isspace() for letter in text)
+    if kind or FEW_CONTROLS * controls > len(text):
+        found = f"a {kind} image" if kind in FORMATS else kind or "binary data"
+        raise DataError(expected_got(f"{file} to be a text file", found, "Get it again."))
 
 
 def _open(file: Path, encoding: str) -> TextIO:
