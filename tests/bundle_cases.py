@@ -11,10 +11,16 @@ import numpy as np
 from keras import layers
 
 import convscope
-from convscope.evaluation import Evaluation
 from convscope.experiment.config import ExperimentConfig
 from convscope.experiment.preparation import prepare
-from convscope.experiment.results import write_evaluation, write_statistics, write_training
+from convscope.experiment.results import (
+    examine_parts,
+    write_evaluation,
+    write_novelty,
+    write_statistics,
+    write_training,
+)
+from convscope.export import load_statistics
 from convscope.runs import RunDirectory
 
 
@@ -39,17 +45,9 @@ def write_run(folder: Path, model, dataset, config, prepared) -> Path:
     run = RunDirectory(folder)
     write_training(run, model, prepared.preprocess, {"loss": [1.0]})
     write_statistics(run, prepared.train)
-    evaluations = {
-        name: Evaluation.from_probabilities(
-            convscope.predict(model, part.images, preprocess=prepared.preprocess),
-            part.labels,
-            prepared.class_names,
-            part.names,
-        )
-        for name, part in prepared.parts.items()
-        if name != "train"
-    }
-    write_evaluation(run, evaluations)
+    evaluations, distances, novelty = examine_parts(model, prepared, load_statistics(run))
+    write_novelty(run, novelty)
+    write_evaluation(run, evaluations, distances)
     data = {
         "name": dataset.name,
         "fingerprint": dataset.fingerprint,

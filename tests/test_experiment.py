@@ -161,7 +161,7 @@ def once(monkeypatch, name, error):
 def test_an_interrupted_evaluation_is_resumed_without_training_again(
     digits, tmp_path, monkeypatch, whole_run
 ):
-    once(monkeypatch, "evaluate_parts", KeyboardInterrupt())
+    once(monkeypatch, "examine_parts", KeyboardInterrupt())
     with pytest.raises(InterruptedRunError, match=r"`convscope resume .*cut` goes on after 3 epochs\."):
         run_experiment(SHORT, digits, tmp_path / "cut", with_report=False)
     resumed = resume_experiment(tmp_path / "cut")

@@ -220,8 +220,7 @@ def _judge(bundle: Bundle, inputs: Sequence[_Input], threshold: float) -> list[P
     if not inputs:
         return []
     pixels = np.stack([one.pixels for one in inputs])  # (n, h, w, c)
-    probabilities = bundle.predict(pixels)
-    drift_warnings = bundle.statistics.drift_warnings(pixels) if bundle.statistics else [()] * len(pixels)
+    probabilities, drift_warnings = bundle.predict_with_warnings(pixels)
     predictions = []
     for one, row, odd in zip(inputs, probabilities, drift_warnings, strict=True):
         order = np.argsort(-row, kind="stable")[:RANKED]

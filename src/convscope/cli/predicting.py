@@ -76,6 +76,7 @@ def predict(
                     "run": str(run),
                     "class_names": list(bundle.class_names),
                     "temperature": bundle.temperature,
+                    "novelty": bundle.novelty.to_json() if bundle.novelty else None,
                     "counts": {name: counts[name] for name in bundle.class_names},
                     "predictions": [one.to_json() for one in predictions],
                     "failures": [one.to_json() for one in failures],
@@ -153,6 +154,8 @@ def _show(bundle: Bundle, predictions: list[Prediction], sheet: Path | None) -> 
     for one in odd:
         for warning in one.drift_warnings:
             say(f"  {one.name}: {warning}")
+    if odd and bundle.novelty:
+        say(bundle.novelty.sentence())
     if bundle.statistics is None:
         say("This run did not record what training images look like; no input was compared with them.")
     if sheet:

@@ -135,7 +135,10 @@ class Novelty:
         if (
             known is None
             or numbers is None
-            or (known.ndim, known.dtype, numbers.shape, numbers.dtype.kind) != (2, np.float16, (4,), "f")
+            or known.ndim != 2
+            or known.dtype != np.float16
+            or numbers.shape != (4,)
+            or numbers.dtype != np.float64
             or not np.isfinite(known).all()
             or not np.isfinite(numbers).all()
             or numbers.min() < 0
@@ -151,7 +154,8 @@ class Novelty:
         count = min(NEIGHBOURS, len(self.known))
         cosines = rows @ self._columns  # (n, images)
         nearest = np.partition(cosines, -count, axis=1)[:, -count:]
-        return np.sqrt(np.maximum(2 - 2 * nearest, 0)).mean(axis=1, dtype=np.float32)
+        distances: FloatArray = np.sqrt(np.maximum(2 - 2 * nearest, 0)).mean(axis=1, dtype=np.float32)
+        return distances
 
     @cached_property
     def _columns(self) -> FloatArray:
@@ -172,7 +176,9 @@ def reduce(features: FloatArray) -> FloatArray:
         padded = np.zeros((count, signs.size), np.float32)
         padded[:, :length] = features
         features = np.einsum("nsd,sd->nd", padded.reshape(count, *signs.shape), signs)
-    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), np.float32(1e-12))
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    unit: FloatArray = features / np.maximum(lengths, np.float32(1e-12))
+    return unit
 
 
 def _signs(length: int) -> FloatArray:

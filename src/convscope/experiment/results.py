@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import html
+import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,10 +19,11 @@ from scipy.spatial import KDTree
 from convscope import plotting
 from convscope.data.dataset import Split
 from convscope.data.drift import TrainingStatistics
-from convscope.errors import RunError
+from convscope.errors import LoweringError, RunError
 from convscope.evaluation import Calibration, Evaluation, test_set_log
+from convscope.evaluation.novelty import SAMPLE, Novelty, reduce
 from convscope.experiment.preparation import Prepared
-from convscope.export import CALIBRATION_FILE, STATISTICS_FILE
+from convscope.export import CALIBRATION_FILE, NOVELTY_FILE, STATISTICS_FILE
 from convscope.model_files import WEIGHTS_FILE, run_of, write_weights
 from convscope.preprocessing import Preprocess
 from convscope.runs import RunDirectory
@@ -29,7 +32,10 @@ if TYPE_CHECKING:
     import keras
     from matplotlib.figure import Figure
 
+_LOG = logging.getLogger(__name__)
 HISTORY_FILE = "history.csv"
+# Images that are predicted at a time: a multiple of what the predictor takes.
+STRETCH = 256
 # Two answers of a network to the same image differ by rounding alone, in the logarithms of a few classes.
 _SMALLEST, _COLUMNS, _SAME = np.finfo(np.float32).tiny, 8, 1e-4
 
@@ -46,6 +52,66 @@ def evaluate_parts(model: keras.Model, prepared: Prepared) -> dict[str, Evaluati
                 probabilities, part.labels, prepared.class_names, part.names
             )
     return evaluations
+
+
+def examine_parts(
+    model: keras.Model, prepared: Prepared, statistics: TrainingStatistics | None
+) -> tuple[dict[str, Evaluation], dict[str, NDArray[np.float32]], Novelty | None]:
+    """Evaluate as `evaluate_parts`; measure in the same pass how far each image is from the training images.
+
+    The distances are by part, (n,). There is no `Novelty` without validation images, which set its limit, or
+    for a network that gives no features.
+    """
+    if prepared.validation is None:
+        return evaluate_parts(model, prepared), {}, None
+    train, validation = prepared.train.images, prepared.validation.images
+    places = np.unique(np.linspace(0, len(train) - 1, min(SAMPLE, len(train))).astype(np.int64))
+    try:
+        stretches = _stretches(model, train, prepared.preprocess, places)
+        rows, length = [], 0
+        for _, features in stretches:
+            rows.append(reduce(features).astype(np.float16))
+            length = features.shape[1]
+    except LoweringError as error:
+        _LOG.info("The network's features are not looked at. %s", error)
+        return evaluate_parts(model, prepared), {}, None
+    novelty = Novelty(np.concatenate(rows), length)
+    evaluations, distances = {}, {}
+    for name, part in prepared.parts.items():
+        if name != "train":
+            found = [
+                (probabilities, novelty.distances(features))
+                for probabilities, features in _stretches(model, part.images, prepared.preprocess)
+            ]
+            probabilities, distances[name] = map(np.concatenate, zip(*found, strict=True))
+            evaluations[name] = Evaluation.from_probabilities(
+                probabilities, part.labels, prepared.class_names, part.names
+            )
+    odd = np.zeros(len(validation), bool)
+    if statistics is not None:
+        for start in range(0, len(validation), STRETCH):
+            some = slice(start, start + STRETCH)
+            odd[some] = [bool(found) for found in statistics.drift_warnings(validation[some])]
+    novelty = novelty.calibrated(distances["validation"], odd)
+    return evaluations, distances, novelty if novelty.validation else None
+
+
+def _stretches(
+    model: keras.Model,
+    images: NDArray[np.uint8],
+    preprocess: Preprocess,
+    places: NDArray[np.int64] | None = None,
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Predict images some at a time, those in some places or all: probabilities and features of each stretch.
+
+    Features may be long, and there may be many images.
+    """
+    from convscope.training.api import predict_with_features
+
+    count = len(images) if places is None else len(places)
+    for start in range(0, count, STRETCH):
+        some = slice(start, start + STRETCH)
+        yield predict_with_features(model, images[some if places is None else places[some]], preprocess)
 
 
 def calibrate(evaluations: Mapping[str, Evaluation]) -> tuple[Calibration, dict[str, Evaluation]]:
@@ -89,16 +155,29 @@ def write_statistics(run: RunDirectory, train: Split) -> None:
     run.write_json(STATISTICS_FILE, TrainingStatistics.fit(train.images).to_json())
 
 
-def write_evaluation(run: RunDirectory, evaluations: Mapping[str, Evaluation]) -> dict[str, Evaluation]:
+def write_novelty(run: RunDirectory, novelty: Novelty | None) -> None:
+    """Write by what prediction will know images that the network has never seen the like of."""
+    if novelty is not None:
+        run.write_arrays(NOVELTY_FILE, novelty.to_arrays())
+
+
+def write_evaluation(
+    run: RunDirectory,
+    evaluations: Mapping[str, Evaluation],
+    distances: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
+) -> dict[str, Evaluation]:
     """Write predictions, their temperature, and what they are then worth; give that back.
 
     The evaluations are of the network's own probabilities; those given back, of what ``predict`` will answer.
+    Beside them stand the distances from the training images, where they were measured.
     """
     arrays: dict[str, NDArray[Any]] = {}
     for part, evaluation in evaluations.items():
         arrays[f"{part}_probabilities"] = evaluation.probabilities.astype(np.float32)
         arrays[f"{part}_labels"] = evaluation.labels
         arrays[f"{part}_names"] = np.array(evaluation.names)
+        if part in distances:
+            arrays[f"{part}_distances"] = distances[part]
     run.write_arrays("predictions.npz", arrays)
     calibration, calibrated = calibrate(evaluations)
     if "validation" in evaluations:

@@ -33,13 +33,15 @@ from convscope.experiment.preparation import Session, begin_session
 from convscope.experiment.results import (
     HISTORY_FILE,
     calibrate,
-    evaluate_parts,
+    examine_parts,
     write_evaluation,
     write_figures,
+    write_novelty,
     write_statistics,
     write_training,
 )
 from convscope.experiment.trials import try_out
+from convscope.export import load_statistics
 from convscope.lowering.devices import current_device, device_of
 from convscope.lowering.processor import takes_bfloat16
 from convscope.model_files import WEIGHTS_FILE
@@ -336,10 +338,11 @@ def _evaluate(
     model, prepared = session.model, session.prepared
     subject = f"{session.config.network_name} on {record['data']['name']}"
     _PROGRESS.info("Evaluating %s", subject)
-    raw = evaluate_parts(model, prepared)
+    raw, distances, novelty = examine_parts(model, prepared, load_statistics(run))
     try:
         test_set_log.log_use(run, "final evaluation", by="train")
-        evaluations = write_evaluation(run, raw)
+        write_novelty(run, novelty)
+        evaluations = write_evaluation(run, raw, distances)
         _PROGRESS.info("Drawing figures")
         write_figures(run, evaluations["test"], prepared.test, training.history, subject)
         run.write_json(RUN_FILE, record | {"status": "completed"})

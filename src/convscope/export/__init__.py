@@ -10,6 +10,21 @@ checking      whether an export does what its source does, and how fast
 """
 
 from convscope.export.bundle import Bundle
-from convscope.export.loading import CALIBRATION_FILE, STATISTICS_FILE, load_bundle, load_calibration
+from convscope.export.loading import (
+    CALIBRATION_FILE,
+    NOVELTY_FILE,
+    STATISTICS_FILE,
+    load_bundle,
+    load_calibration,
+    load_statistics,
+)
 
-__all__ = ["CALIBRATION_FILE", "STATISTICS_FILE", "Bundle", "load_bundle", "load_calibration"]
+__all__ = [
+    "CALIBRATION_FILE",
+    "NOVELTY_FILE",
+    "STATISTICS_FILE",
+    "Bundle",
+    "load_bundle",
+    "load_calibration",
+    "load_statistics",
+]

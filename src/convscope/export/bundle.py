@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope.data.drift import TrainingStatistics
-from convscope.errors import DataError, UsageError, expected_got
+from convscope.errors import DataError, LoweringError, UsageError, expected_got
 from convscope.evaluation import apply_temperature
+from convscope.evaluation.novelty import Novelty
 from convscope.preprocessing import Preprocess
 
 if TYPE_CHECKING:
@@ -35,6 +37,9 @@ class Bundle:
         What the probabilities are calibrated with; 1 leaves them as they are.
     statistics : TrainingStatistics or None
         What training images look like; None for runs that did not record it.
+    novelty : Novelty or None
+        Where they lie in feature space, and how far from them an image is unlike them; None for runs that
+        did not record it, and where the network runs outside Keras.
     forward : callable
         uint8 images ``(n, height, width, channels)`` of the right size → calibrated probabilities.
     network : keras.Model or None
@@ -54,6 +59,7 @@ class Bundle:
     class_names: tuple[str, ...]
     temperature: float = 1.0
     statistics: TrainingStatistics | None = field(default=None, repr=False)
+    novelty: Novelty | None = field(default=None, repr=False)
     forward: Forward = field(kw_only=True, repr=False)
     network: keras.Model | None = field(default=None, kw_only=True, repr=False)
 
@@ -65,6 +71,7 @@ class Bundle:
         class_names: Sequence[str],
         temperature: float = 1.0,
         statistics: TrainingStatistics | None = None,
+        novelty: Novelty | None = None,
     ) -> Bundle:
         """Put a Keras model together with what it needs; refuse what does not fit together."""
         expected_shapes = ((None, *preprocess.input_shape), (None, len(class_names)))
@@ -77,7 +84,8 @@ class Bundle:
 
             return calibrate(predict(model, pixels, preprocess=preprocess), temperature)
 
-        return cls(preprocess, tuple(class_names), temperature, statistics, forward=forward, network=model)
+        names = tuple(class_names)
+        return cls(preprocess, names, temperature, statistics, novelty, forward=forward, network=model)
 
     @property
     def model(self) -> keras.Model:
@@ -108,12 +116,62 @@ class Bundle:
         pixels = self.preprocess.resize_to_input(images)
         if len(pixels) == 0:
             return np.empty((0, len(self.class_names)), np.float32)
-        probabilities = self.forward(pixels)
-        if not np.isfinite(probabilities).all():
-            raise DataError(
-                expected_got("probabilities", "NaN", "The weights are damaged; train or export again.")
-            )
-        return probabilities
+        return _finite(self.forward(pixels))
+
+    def predict_with_warnings(
+        self, images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
+    ) -> tuple[NDArray[np.float32], list[tuple[str, ...]]]:
+        """Compute what `predict` does, and say what about each image is unlike the training images.
+
+        Parameters
+        ----------
+        images : ndarray of shape (n, h, w, c), uint8, or a sequence of (h, w, c) arrays
+            As for `predict`.
+
+        Returns
+        -------
+        ndarray of shape (n, classes), float32
+            The probabilities.
+        list of tuple of str
+            Sentences for each image, the most telling first; empty for one like the training images. Where
+            its pixels say nothing, its distance from them in the network's features does.
+
+        Examples
+        --------
+        >>> import convscope
+        >>> images = np.zeros((2, 8, 8, 1), np.uint8)
+        >>> model = convscope.build("simple", (8, 8, 1), classes=3)
+        >>> bundle = Bundle.from_model(model, Preprocess.fit(images), ("a", "b", "c"))
+        >>> probabilities, warnings = bundle.predict_with_warnings(images)
+        >>> warnings
+        [(), ()]
+        """
+        pixels = self.preprocess.resize_to_input(images)
+        probabilities, unfamiliar = self._predict_and_compare(pixels)
+        odd = self.statistics.drift_warnings(pixels) if self.statistics else [()] * len(pixels)
+        # What is visibly wrong with an image is also why the network does not know it: said once.
+        found = zip(odd, unfamiliar, strict=True)
+        return probabilities, [warnings or ((last,) if last else ()) for warnings, last in found]
+
+    def _predict_and_compare(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], list[str]]:
+        """Compute probabilities of pixels (n, h, w, c), and a warning for each by its features, or ''."""
+        if self.novelty is not None and self.network is not None and len(pixels):
+            from convscope.training.api import predict_with_features
+
+            # A network that Keras has to predict gives no features.
+            with suppress(LoweringError):
+                outputs, features = predict_with_features(self.network, pixels, self.preprocess)
+                return _finite(calibrate(outputs, self.temperature)), self.novelty.warnings(features)
+        return self.predict(pixels), [""] * len(pixels)
+
+
+def _finite(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Refuse NaN."""
+    if not np.isfinite(probabilities).all():
+        raise DataError(
+            expected_got("probabilities", "NaN", "The weights are damaged; train or export again.")
+        )
+    return probabilities
 
 
 def calibrate(probabilities: NDArray[Any], temperature: float) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ from convscope.errors import RunError, UsageError, expected_got, unknown_name
 from convscope.export.bundle import Bundle, Forward
 from convscope.export.checking import CheckImages, compare, find_images, measure_latency, require_agreement
 from convscope.export.formats import FORMATS, ExportFormat
-from convscope.export.loading import BUNDLE_FILE, BUNDLE_VERSION, STATISTICS_FILE, load_bundle
+from convscope.export.loading import BUNDLE_FILE, BUNDLE_VERSION, NOVELTY_FILE, STATISTICS_FILE, load_bundle
 from convscope.export.onnx_graph import INPUT, OUTPUT
 from convscope.model_files.models import CONFIG, WEIGHTS_FILE, write_weights
 from convscope.runs import RUN_FILE, RunDirectory, create_run, open_run
@@ -165,6 +165,8 @@ def _write_companions(
     if FORMATS[format].open is None:  # what convscope itself loads
         scratch.write_bytes(CONFIG, bundle.model.to_json().encode())
         scratch.write_bytes(WEIGHTS_FILE, write_weights(bundle.model))
+        if bundle.novelty:
+            scratch.write_arrays(NOVELTY_FILE, bundle.novelty.to_arrays())
     for name, content in bundle.preprocess.to_files().items():
         scratch.write_bytes(name, content)
     if bundle.statistics:

@@ -13,6 +13,7 @@ import numpy as np
 from convscope.data.drift import TrainingStatistics
 from convscope.errors import ConvscopeError, DataError, RunError, UsageError, expected_got, reason
 from convscope.evaluation import Calibration, Evaluation
+from convscope.evaluation.novelty import Novelty
 from convscope.export.bundle import Bundle
 from convscope.export.formats import FORMATS
 from convscope.model_files.models import load_run_model, read_arrays
@@ -23,6 +24,7 @@ BUNDLE_FILE = "bundle.json"
 BUNDLE_VERSION = 1
 CALIBRATION_FILE = "calibration.json"
 STATISTICS_FILE = "statistics.json"
+NOVELTY_FILE = "novelty.npz"
 PREPROCESS_FILES = ("preprocess.json", "preprocess.npz")
 
 LARGEST_SIDE = 16_384
@@ -61,9 +63,8 @@ def load_bundle(path: str | Path, *, int8: bool = False) -> Bundle:
         raise UsageError(expected_got("an ONNX export with int8", f"the run {path}", "Export it first."))
     model = load_run_model(run)
     preprocess = load_preprocess(run)
-    return Bundle.from_model(
-        model, preprocess, load_class_names(run), load_calibration(run).temperature, load_statistics(run)
-    )
+    names, temperature = load_class_names(run), load_calibration(run).temperature
+    return Bundle.from_model(model, preprocess, names, temperature, load_statistics(run), load_novelty(run))
 
 
 def load_preprocess(run: RunDirectory) -> Preprocess:
@@ -143,6 +144,13 @@ def load_statistics(run: RunDirectory) -> TrainingStatistics | None:
     return TrainingStatistics.from_json(run.read_json(STATISTICS_FILE))
 
 
+def load_novelty(run: RunDirectory) -> Novelty | None:
+    """Load by what a run knows images unlike its training images, where it was recorded."""
+    if not (run.path / NOVELTY_FILE).is_file():
+        return None
+    return Novelty.from_arrays(read_arrays(run.read_bytes(NOVELTY_FILE), str(run.path / NOVELTY_FILE)))
+
+
 def _load_export(folder: RunDirectory, int8: bool) -> Bundle:
     """Load a folder that ``convscope export`` wrote, every file checked against its hash."""
     record = folder.read_json(BUNDLE_FILE)
@@ -157,7 +165,8 @@ def _load_export(folder: RunDirectory, int8: bool) -> Bundle:
     if int8 and not form.int8_file:
         raise UsageError(expected_got("an ONNX export with int8", f"a {record['format']} export"))
     if form.open is None:
-        return Bundle.from_model(load_run_model(folder), preprocess, names, temperature, statistics)
+        novelty = load_novelty(folder)
+        return Bundle.from_model(load_run_model(folder), preprocess, names, temperature, statistics, novelty)
     file = folder.path / (form.int8_file if int8 else form.files[0])
     if not file.is_file():
         hint = "Export it with --int8." if int8 else ""

@@ -29,6 +29,7 @@ FILES = {
     "evaluation.json": "every number of the evaluation",
     "calibration.json": "the temperature that calibrates probabilities",
     "statistics.json": "what the training images look like",
+    "novelty.npz": "where training images lie in feature space, and how far from them is unlike them",
     "test_consultations.json": "how often the test set was looked at, and why",
     "report.html": "this page",
 }
