@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812  the name that torch's own documen
 from lowering_cases import built
 
 from convscope.lowering import emit, kernels, lower, optimise
-from convscope.lowering.cpu import compiled, loops, vectors
+from convscope.lowering.cpu import compiled, loops, pooled, vectors
 from convscope.lowering.cpu.compiled import PackedMask, WindowGeometry
 from convscope.lowering.kernels import bfloat16_copy, copy_of, declare_copy_current
 from convscope.lowering.masks import Mask, MaskSource, hashed_fields, mix, threshold_of
@@ -104,6 +104,13 @@ WORK = {
         compiled.few_channel_gradient(photographs(), numbers(16, 12, 11, 32, dtype=dtype), None, windows())
         [:1]
     ),
+    "pooled gradients": lambda _dtype: torch.cat(
+        [part.flatten() for part in compiled.pooled_gradients(
+            numbers(16, 14, 12, 32), numbers(3, 3, 32, 8, seed=5), numbers(16, 6, 5, 8, seed=6),
+            torch.randint(0, 5, (16, 6, 5, 8), generator=torch.Generator().manual_seed(4)).to(torch.uint8),
+            (True, True),
+        )]
+    ),
     "adam": lambda dtype: adam_step(numbers(50_000, seed=2).to(dtype))[0],
 }  # fmt: skip
 
@@ -158,11 +165,12 @@ def test_without_a_folder_to_keep_them_in_loops_are_compiled_anew(monkeypatch):
     assert kept == ["a loop"]
 
 
-def test_what_numba_keeps_is_of_these_vectors():
-    """Change ``VECTORS`` in loops.py when vectors.py changes: users would go on with what is compiled."""
+@pytest.mark.parametrize("module", [loops, pooled], ids=lambda module: module.__name__)
+def test_what_numba_keeps_is_of_these_vectors(module):
+    """Change ``VECTORS`` where vectors.py is used, with it: users would go on with what is compiled."""
     text = Path(vectors.__file__).read_bytes()
-    assert hashlib.sha256(text).hexdigest().startswith(loops.VECTORS)
-    assert len(loops.VECTORS) == 16
+    assert hashlib.sha256(text).hexdigest().startswith(module.VECTORS)
+    assert len(module.VECTORS) == 16
 
 
 # Masks

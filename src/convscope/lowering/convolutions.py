@@ -17,6 +17,7 @@ from convscope.lowering.kernels import (
     Epilogue,
     Tensor,
     require_first_order,
+    tile_max,
 )
 from convscope.lowering.processor import fused_convolution
 
@@ -203,6 +204,40 @@ class FewChannelConvolution(torch.autograd.Function):
             image_gradient = found.to(ctx.images_type)
         bias_gradient = sums if ctx.needs_input_grad[2] else None
         return image_gradient, taps.view(ctx.kernel_shape), bias_gradient, None, None, None
+
+
+class PooledConvolution(torch.autograd.Function):
+    """epilogue(max-pooling by tiles of two by two(images ∗ kernel + bias)) in float32 on a CPU.
+
+    The pooling lets at most one gradient in four through: on the way back, loops multiply only those.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Context, images: Tensor, kernel: Tensor, bias: Tensor | None, epilogue: Epilogue
+    ) -> Tensor:
+        """Compute (n, h', w', out) from padded images (n, h, w, c) and a Keras kernel (k, k, c, out)."""
+        order = Order()
+        images = images.contiguous()
+        torch_order = torch_kernel(kernel, kernel.dtype, order.memory)
+        convolved = convolve(images, torch_order, bias, Geometry(), order, Epilogue()).contiguous()
+        result, places = tile_max(convolved, epilogue)
+        ctx.save_for_backward(images, kernel, places)
+        ctx.epilogue = epilogue
+        return result
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Tensor) -> tuple[Any, ...]:
+        """Multiply the gradients that get through with what their windows saw."""
+        require_first_order()
+        images, kernel, places = ctx.saved_tensors
+        wants_images, *wanted = ctx.needs_input_grad[:3]
+        image_gradient, kernel_gradient, bias_gradient = compiled.pooled_gradients(
+            images, kernel, ctx.epilogue.scaled_gradient(gradient).contiguous(), places,
+            (wants_images, any(wanted)),
+        )  # fmt: skip
+        bias_gradient = bias_gradient if wanted[1] else None
+        return image_gradient, kernel_gradient, bias_gradient, None
 
 
 def _image_gradient(gradient: Tensor, images: Tensor, kernel: Tensor, geometry: Geometry) -> Tensor:

@@ -58,6 +58,10 @@ class Epilogue:
         """Multiply in place by the scale of the dropout."""
         return x if self.keep is None or self.scale == 1.0 else x.mul_(self.scale)
 
+    def scaled_gradient(self, gradient: Tensor) -> Tensor:
+        """Multiply a gradient by the scale of the dropout."""
+        return gradient if self.keep is None or self.scale == 1.0 else gradient * self.scale
+
     def finish(self, result: Tensor, activated: bool = False) -> Tensor:
         """Compute ReLU (unless it is in the result already) and dropout in place."""
         if self.relu and not activated:
@@ -84,22 +88,26 @@ class TileMaxPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Context, images: Tensor, epilogue: Epilogue) -> Tensor:
         """Compute from contiguous images (n, h, w, c); an odd last row or column is ignored."""
-        count, height, width, channels = images.shape
-        mask = epilogue.mask((count, height // 2, width // 2, channels), images)
-        result, places = compiled.tile_max(images, epilogue.relu, None if mask is None else mask.lanes)
+        result, places = tile_max(images, epilogue)
         ctx.save_for_backward(places)
         ctx.epilogue, ctx.shape = epilogue, images.shape
-        return epilogue.scaled(result)
+        return result
 
     @staticmethod
     def backward(ctx: Context, gradient: Tensor) -> tuple[Any, ...]:
         """Give each tile's gradient to the element that was the maximum, the first of equal ones."""
         require_first_order()
         (places,) = ctx.saved_tensors
-        gradient = gradient.contiguous()
-        if ctx.epilogue.keep is not None and ctx.epilogue.scale != 1.0:
-            gradient = gradient * ctx.epilogue.scale
+        gradient = ctx.epilogue.scaled_gradient(gradient).contiguous()
         return compiled.tile_max_back(gradient, places, ctx.shape), None
+
+
+def tile_max(images: Tensor, epilogue: Epilogue) -> tuple[Tensor, Tensor]:
+    """Pool contiguous images (n, h, w, c) by tiles of two by two; return where each gradient goes, too."""
+    count, height, width, channels = images.shape
+    mask = epilogue.mask((count, height // 2, width // 2, channels), images)
+    result, places = compiled.tile_max(images, epilogue.relu, None if mask is None else mask.lanes)
+    return epilogue.scaled(result), places
 
 
 class BatchNormalization(torch.autograd.Function):

@@ -96,6 +96,7 @@ def _passes(context: PlanContext) -> list[tuple[str, Callable[[Program], Rewritt
         ("output activation folded into the loss", fold_outputs),
         ("dropout scale into the matrix product", fold_dropout_scales),
         ("dropout fused behind ReLU", fuse_dropouts),
+        ("max-pooling into the convolution", lambda program: fuse_poolings(program, context)),
         ("precision, layout and algorithm", lambda program: choose(program, context)),
     ]
 
@@ -253,6 +254,21 @@ def fuse_dropouts(program: Program) -> Rewritten:
         ):
             program = _absorb(program, before, op, drop=op)
             changes.append(f"{op.name} into {before.name}")
+    return program, changes
+
+
+def fuse_poolings(program: Program, context: PlanContext) -> Rewritten:
+    """Let a convolution pool its result, where the gradients that pooling stops need not be multiplied."""
+    changes: list[str] = []
+    if not (context.training and context.device.startswith("cpu")):
+        return program, changes
+    for op in program:
+        if not (isinstance(op, ops.Conv2D) and op.listed_gradients):
+            continue
+        pooling = _only_reader(program, op.output)
+        if isinstance(pooling, ops.Pool2D) and pooling.is_tiled and pooling.padding == "valid":
+            program = _absorb(program, op, pooling, pooling=pooling)
+            changes.append(f"{pooling.name} into {op.name}")
     return program, changes
 
 

@@ -121,7 +121,7 @@ def _unnumbered(name: str) -> str:
 _KNOWN = {
     "precision": ("float32", "bfloat16"),
     "layout": ("channels_last", "channels_first"),
-    "algorithm": ("direct", "shallow"),
+    "algorithm": ("direct", "shallow", "pooled"),
 }
 
 
@@ -130,7 +130,8 @@ def _choice_of(op: ConvOrDense, entry: Any) -> KernelChoice:
     if not isinstance(entry, Mapping) or set(entry) != set(_KNOWN):
         raise UsageError(expected_got(f"{', '.join(_KNOWN)} for {op.name}", repr(entry), _FOREIGN))
     for key, all_values in _KNOWN.items():
-        values = [value for value in all_values if value != "shallow" or _has_few_channels(op)]
+        possible = {"shallow": _has_few_channels(op), "pooled": _is_pooled(op)}
+        values = [value for value in all_values if possible.get(value, True)]
         if entry[key] not in values:
             known = " or ".join(map(repr, values))
             raise UsageError(expected_got(f"{key} {known} for {op.name}", repr(entry[key]), _FOREIGN))
@@ -154,7 +155,7 @@ def adapt_plan(
         if entry.get("precision") == "bfloat16" and not bfloat16:
             entry["precision"] = "float32"
             wide.append(name)
-        if entry.get("algorithm") == "shallow" and not loops:
+        if entry.get("algorithm") in ("shallow", "pooled") and not loops:
             entry["algorithm"] = "direct"
             direct.append(name)
     lines = []
@@ -225,12 +226,17 @@ def _choose_one(
 
 
 def _by_rule(op: ConvOrDense, context: PlanContext) -> KernelChoice:
-    """Choose without measuring: bfloat16 where it is multiplied in hardware, loops for a single channel."""
+    """Choose without measuring: bfloat16 where it is multiplied in hardware, loops for a single channel.
+
+    In float32 the loops that go back through a pooled convolution are the rule: they multiply a quarter.
+    """
     on_cpu = context.device.startswith("cpu")
     shallow = on_cpu and _has_few_channels(op, channels=1)
     # On Apple's mps, gradients in the other order fail in one version of torch or another.
     layout: DataFormat = "channels_first" if context.device.startswith("mps") else "channels_last"
-    return KernelChoice(context.precisions[0], layout, "shallow" if shallow else "direct")
+    precision = context.precisions[0]
+    pooled = on_cpu and precision == "float32" and _is_pooled(op)
+    return KernelChoice(precision, layout, "shallow" if shallow else "pooled" if pooled else "direct")
 
 
 def _has_few_channels(op: ConvOrDense, channels: int = _FEW_CHANNELS) -> bool:
@@ -241,6 +247,11 @@ def _has_few_channels(op: ConvOrDense, channels: int = _FEW_CHANNELS) -> bool:
     return fits and compiled.available()
 
 
+def _is_pooled(op: ConvOrDense) -> bool:
+    """Say whether the loops for a convolution with max-pooling behind it can compute this op here."""
+    return isinstance(op, ops.Conv2D) and op.pooling is not None and compiled.available()
+
+
 def _candidates(op: ConvOrDense, context: PlanContext) -> list[KernelChoice]:
     layouts: tuple[DataFormat, ...] = ("channels_last",)
     if isinstance(op, ops.Conv2D) and op.data_format == "channels_first":
@@ -249,6 +260,8 @@ def _candidates(op: ConvOrDense, context: PlanContext) -> list[KernelChoice]:
     for precision in context.precisions:
         if _has_few_channels(op):
             found.append(KernelChoice(precision, "channels_last", "shallow"))
+        if precision == "float32" and _is_pooled(op):
+            found.append(KernelChoice(precision, "channels_last", "pooled"))
         found += [KernelChoice(precision, layout, "direct") for layout in layouts]
     return found
 
@@ -267,7 +280,9 @@ def _measure(
     }
     described["bias"] = op.bias is not None
     described["folded"] = op.folded is not None
-    described["drop"] = None if op.drop is None else (op.drop.rate, op.drop.noise_shape, op.drop.scaled)
+    described["drop"] = _described_drop(op.drop)
+    if isinstance(op, ops.Conv2D) and op.pooling is not None:
+        described["pooling"] = (str(op.pooling.activation), _described_drop(op.pooling.drop))
     question = (
         __version__, op.kind, sorted(described.items()), shape, context, wants_gradient,
         [dataclasses.astuple(choice) for choice in candidates],
@@ -287,6 +302,10 @@ def _measure(
         for choice, time in zip(candidates, seconds, strict=True)
         if time is not None
     }
+
+
+def _described_drop(drop: ops.Dropout | None) -> tuple[Any, ...] | None:
+    return None if drop is None else (drop.rate, drop.noise_shape, drop.scaled)
 
 
 class _Bench:

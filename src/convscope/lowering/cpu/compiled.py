@@ -29,6 +29,8 @@ Tensor = torch.Tensor
 _ALONE = 1 << 14
 # Into so many parts the images of a batch are divided to sum gradients.
 _PARTS = 32
+# Bytes of the nearest cache that a loop may count on, of 32 KiB or more.
+_NEAREST = 28 << 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,6 +193,80 @@ def few_channel_gradient(
     return total[: windows.count], total[-1]
 
 
+def pooled_gradients(
+    images: Tensor, kernel: Tensor, gradient: Tensor, places: Tensor, wanted: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Compute the gradients of images, kernel and bias of a convolution behind which ``tile_max`` pools.
+
+    The images (n, h, w, c), padding included, and the kernel (k, k, c, filters) are float32, c a multiple of
+    sixteen; ``gradient`` and ``places`` are those of the tiles. ``wanted``: of the images, of the others.
+    """
+    if images.shape[0] == 0:
+        return torch.zeros_like(images), torch.zeros_like(kernel), images.new_zeros(kernel.shape[3])
+    tiles = _Tiles.of(images, kernel, gradient)
+    image_gradient = _pooled_image_gradient(tiles, images, kernel, gradient, places) if wanted[0] else None
+    if not wanted[1]:
+        return image_gradient, None, None
+    return image_gradient, *_pooled_kernel_gradient(tiles, images, kernel, gradient, places)
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """How the work on a pooled convolution is divided."""
+
+    parts: int
+    each: int  # images of a part
+    sizes: tuple[int, ...]  # images, their height, width, channels; tiles in a column and a row; the kernel's
+    work: int
+
+    @staticmethod
+    def of(images: Tensor, kernel: Tensor, gradient: Tensor) -> _Tiles:
+        """Divide a batch; the parts do not depend on the number of threads, so the sums do not either."""
+        count = images.shape[0]
+        each = -(-count // min(count, _PARTS))
+        high, wide = gradient.shape[1:3]
+        rows, columns, _, filters = kernel.shape
+        sizes = (*images.shape, high, wide, filters, rows, columns)
+        return _Tiles(-(-count // each), each, sizes, gradient.numel() * kernel.numel() // filters)
+
+    def rows_at_once(self, bytes_of_row: int, spare: int = 0) -> int:
+        """Return how many rows of tiles fit the nearest cache, so that what they need is read from there."""
+        return max(1, min(self.sizes[4], (_NEAREST - spare) // bytes_of_row))
+
+
+def _pooled_kernel_gradient(
+    tiles: _Tiles, images: Tensor, kernel: Tensor, gradient: Tensor, places: Tensor
+) -> tuple[Tensor, Tensor]:
+    rows, columns, channels, filters = kernel.shape
+    wide, line = gradient.shape[2], 4 * images.shape[2] * channels
+    sums = images.new_empty((tiles.parts, filters, rows, columns, channels))
+    bias = images.new_empty((tiles.parts, filters))
+    at_once = tiles.rows_at_once(2 * line, spare=(rows - 1) * line)
+    entries = images.new_empty((tiles.parts, at_once * wide, 2))
+    addresses = (tensor.data_ptr() for tensor in (images, gradient, places, sums, bias))
+    loop = _pooled_loops().pooled_kernel_gradient
+    _run(
+        loop, tiles.parts, tiles.each, *tiles.sizes, *addresses, at_once, entries.data_ptr(), work=tiles.work
+    )
+    return sums.sum(0).permute(1, 2, 3, 0).contiguous(), bias.sum(0)
+
+
+def _pooled_image_gradient(
+    tiles: _Tiles, images: Tensor, kernel: Tensor, gradient: Tensor, places: Tensor
+) -> Tensor:
+    filters, wide = kernel.shape[3], gradient.shape[2]
+    found = torch.empty_like(images)
+    by_filter = kernel.permute(3, 0, 1, 2).contiguous()
+    at_once = tiles.rows_at_once(8 * wide * filters)
+    entries = images.new_empty((tiles.parts, at_once * wide * filters + 1, 2))
+    begins = images.new_empty((tiles.parts, 4 * at_once * wide + 1), dtype=torch.int64)
+    addresses = (tensor.data_ptr() for tensor in (found, gradient, places, by_filter))
+    rooms = entries.data_ptr(), begins.data_ptr()
+    loop = _pooled_loops().pooled_image_gradient
+    _run(loop, tiles.parts, tiles.each, *tiles.sizes, *addresses, at_once, *rooms, work=tiles.work)
+    return found
+
+
 def adam(
     weights: Tensor,
     gradient: Tensor,
@@ -230,6 +306,12 @@ def _loops() -> Any:
     """Load the loops: the first time on a machine they are compiled, which takes some seconds."""
     _PROGRESS.info("Loading the compiled loops; on a machine's first use they are compiled")
     return importlib.import_module("convscope.lowering.cpu.loops")
+
+
+@functools.cache
+def _pooled_loops() -> Any:
+    """Load the loops of pooled convolutions, which most networks do without."""
+    return importlib.import_module("convscope.lowering.cpu.pooled")
 
 
 def target() -> str:

@@ -76,6 +76,51 @@ def pointer(_typing: Any, _address: Any) -> Any:
 
 
 @intrinsic
+def number_at(_typing: Any, _address: Any) -> Any:
+    """Read one float32 number."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return _load(builder, arguments[0], ir.FloatType(), align=4)
+
+    return types.float32(types.int64), generate
+
+
+@intrinsic
+def byte_at(_typing: Any, _address: Any) -> Any:
+    """Read one byte."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.zext(_load(builder, arguments[0], ir.IntType(8), align=1), ir.IntType(64))
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def offset_at(_typing: Any, _address: Any) -> Any:
+    """Read the offset of an entry, an integer of 32 bits."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.sext(_load(builder, arguments[0], ir.IntType(32), align=4), ir.IntType(64))
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def store_entry(_typing: Any, _address: Any, _offset: Any, _number: Any) -> Any:
+    """Write an integer of 32 bits, and a float32 number behind it."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        address, offset, number = arguments
+        half = ir.IntType(32)
+        _store(builder, builder.trunc(offset, half), address, half, align=4)
+        behind = builder.add(address, ir.Constant(ir.IntType(64), 4))
+        _store(builder, number, behind, ir.FloatType(), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.float32), generate
+
+
+@intrinsic
 def load(_typing: Any, _address: Any) -> Any:
     """Read sixteen float32 numbers."""
 

@@ -18,11 +18,12 @@ from convscope.lowering.convolutions import (
     FewChannelConvolution,
     Geometry,
     Order,
+    PooledConvolution,
     convolve,
     convolve_few_channels,
     torch_kernel,
 )
-from convscope.lowering.cpu import compiled
+from convscope.lowering.cpu import LANES, compiled
 from convscope.lowering.ir import Activation, DataFormat, Op, Padding, Pair, Shape, Value
 from convscope.lowering.layers.base import (
     Prepared,
@@ -42,8 +43,49 @@ from convscope.lowering.shapes import channel_axis, require, require_image, spat
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pool2D(Op):
+    """Max or average pooling, with what was fused behind it."""
+
+    mode: Literal["max", "average"]
+    pool: Pair
+    strides: Pair
+    padding: Padding = "valid"
+    data_format: DataFormat = "channels_last"
+    edge: Literal["ignore", "replicate"] = "ignore"
+    activation: Activation | None = None
+    drop: Dropout | None = None
+
+    @property
+    def is_tiled(self) -> bool:
+        """Say whether it takes the largest of tiles of two by two, where nothing is padded."""
+        tiles = self.pool == self.strides == (2, 2)
+        return tiles and self.mode == "max" and self.data_format == "channels_last"
+
+    def _output_shape(self, shapes: Sequence[Shape]) -> Shape:
+        (shape,) = shapes
+        return self.pooled_shape(shape)
+
+    def pooled_shape(self, shape: Shape) -> Shape:
+        """Compute the shape of its result from that of its images."""
+        require_image(self, shape)
+        sizes = [
+            window_positions(shape[axis], window, stride, self.padding)
+            for axis, window, stride in zip(
+                spatial_axes(self.data_format), self.pool, self.strides, strict=True
+            )
+        ]
+        require(
+            all(size is None or size > 0 for size in sizes), f"the pool {self.pool} is larger than {shape}"
+        )
+        return with_axes(shape, self.data_format, sizes)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Conv2D(ConvOrDense):
-    """A convolution; its kernel is ``(k, k, in/groups, out)``, or ``depthwise`` ``(k, k, in, times)``."""
+    """A convolution; its kernel is ``(k, k, in/groups, out)``, or ``depthwise`` ``(k, k, in, times)``.
+
+    ``pooling`` was fused behind it.
+    """
 
     kernel_shape: tuple[int, int, int, int]
     strides: Pair = (1, 1)
@@ -52,12 +94,20 @@ class Conv2D(ConvOrDense):
     groups: int = 1
     depthwise: bool = False
     data_format: DataFormat = "channels_last"
+    pooling: Pool2D | None = None
 
     @property
     def filters(self) -> int:
         """Return the number of output channels."""
         _, _, inner, outer = self.kernel_shape
         return inner * outer if self.depthwise else outer
+
+    @property
+    def listed_gradients(self) -> bool:
+        """Say whether loops can go back through it from the few gradients that a max-pooling lets through."""
+        plain = self.strides == self.dilation == (1, 1) and self.groups == 1 and not self.depthwise
+        alone = self.activation is None and self.drop is None
+        return plain and alone and self.data_format == "channels_last" and self.kernel_shape[2] % LANES == 0
 
     @property
     def scale_shape(self) -> tuple[int, ...]:
@@ -89,35 +139,7 @@ class Conv2D(ConvOrDense):
         )
         result = list(with_axes(shape, self.data_format, sizes))
         result[channel_axis(self.data_format)] = self.filters
-        return tuple(result)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pool2D(Op):
-    """Max or average pooling, with what was fused behind it."""
-
-    mode: Literal["max", "average"]
-    pool: Pair
-    strides: Pair
-    padding: Padding = "valid"
-    data_format: DataFormat = "channels_last"
-    edge: Literal["ignore", "replicate"] = "ignore"
-    activation: Activation | None = None
-    drop: Dropout | None = None
-
-    def _output_shape(self, shapes: Sequence[Shape]) -> Shape:
-        (shape,) = shapes
-        require_image(self, shape)
-        sizes = [
-            window_positions(shape[axis], window, stride, self.padding)
-            for axis, window, stride in zip(
-                spatial_axes(self.data_format), self.pool, self.strides, strict=True
-            )
-        ]
-        require(
-            all(size is None or size > 0 for size in sizes), f"the pool {self.pool} is larger than {shape}"
-        )
-        return with_axes(shape, self.data_format, sizes)
+        return tuple(result) if self.pooling is None else self.pooling.pooled_shape(tuple(result))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +255,8 @@ def _read_global_pool2d(builder: ProgramBuilder, layer: Any, inputs: Sequence[Va
 
 @runs(Conv2D)
 def _run_conv2d(op: Conv2D, network: WeightSource) -> Runner:
+    if op.pooling is not None:
+        return _pooled_convolution(op, op.pooling, network)
     if op.kernel_shape[:2] == (1, 1) and op.strides != (1, 1):
         return _sampled(op, network)
     direct = _convolution(op, network)
@@ -324,16 +348,35 @@ def _few_channel_convolution(op: Conv2D, network: WeightSource) -> Runner:
     return run
 
 
+def _pooled_convolution(op: Conv2D, pooling: Pool2D, network: WeightSource) -> Runner:
+    alone = dataclasses.replace(op, pooling=None, choice=dataclasses.replace(op.choice, algorithm="direct"))
+    convolve_alone, pool = _run_conv2d(alone, network), _run_pool2d(pooling, network)
+    window = (op.kernel_shape[0], op.kernel_shape[1])
+    fused = FusedEpilogue(pooling.activation, pooling.drop)
+
+    def run(step: Step, x: Tensor) -> Tensor:
+        on_cpu = x.device.type == network.tensor(op.kernel).device.type == "cpu"
+        if op.choice.algorithm != "pooled" or not on_cpu or not torch.is_grad_enabled():
+            separate: Tensor = pool(step, convolve_alone(step, x))
+            return separate
+        images = x.float()
+        rows, columns = padding_of(images, op, window)
+        if rows != (0, 0) or columns != (0, 0):
+            images = padded(images, rows, columns, op.data_format)
+        return fused.finish(kernels.apply(PooledConvolution, images, *folded(op, network), fused.at(step)))
+
+    return run
+
+
 @runs(Pool2D)
 def _run_pool2d(op: Pool2D, _network: WeightSource) -> Runner:
     fused = FusedEpilogue(op.activation, op.drop)
     pool = _max_pool if op.mode == "max" else _average_pool
-    tiled = op.mode == "max" and op.pool == op.strides == (2, 2) and op.data_format == "channels_last"
 
     def run(step: Step, x: Tensor) -> Tensor:
         rows, columns = padding_of(x, op, op.pool)
         epilogue = fused.at(step)
-        if tiled and rows == columns == (0, 0) and x.is_contiguous() and compiled.suits(x):
+        if op.is_tiled and rows == columns == (0, 0) and x.is_contiguous() and compiled.suits(x):
             return fused.finish(kernels.apply(kernels.TileMaxPool, x, epilogue))
         pooled = fused.finish(pool(op, to_torch_order(x, op.data_format), rows, columns))
         result = to_keras_order(pooled, op.data_format)

@@ -1,0 +1,215 @@
+"""Convolutions with max-pooling behind them: only the gradients that get through are multiplied."""
+
+import dataclasses
+
+import keras
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812  the name that torch's own documentation uses
+from lowering_cases import built, image_batch, keras_pass, lowered_pass
+from test_lowering_kernels import compare, finished, random
+
+from convscope.errors import UsageError
+from convscope.lowering import emit, lower, optimise, planner
+from convscope.lowering.convolutions import PooledConvolution
+from convscope.lowering.cpu import compiled
+from convscope.lowering.cpu.compiled import PackedMask
+from convscope.lowering.kernels import Epilogue, apply
+from convscope.lowering.masks import Mask
+from convscope.lowering.planner import PlanContext, adapt_plan, apply_plan, plan_of
+
+L = keras.layers
+
+
+@pytest.fixture(params=[Epilogue(), Epilogue(relu=True)], ids=["plain", "relu"])
+def epilogue(request):
+    return request.param
+
+
+def pooled(images, kernel, bias=None):
+    convolved = F.conv2d(images.permute(0, 3, 1, 2), kernel.permute(3, 2, 0, 1), bias)
+    return F.max_pool2d(convolved, 2).permute(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel_size", "channels", "filters"),
+    [
+        ((8, 8), (3, 3), 32, 64),
+        ((9, 12), (3, 3), 16, 5),  # an odd row of results is ignored
+        ((4, 4), (3, 3), 48, 16),  # one tile
+        ((31, 6), (2, 5), 16, 7),  # columns · channels is no multiple of three vectors
+        ((7, 40), (1, 1), 80, 3),
+        ((30, 30), (3, 3), 64, 40),  # rows of tiles in several blocks
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("count", [1, 3])
+def test_values_and_gradients_are_those_of_float64(size, kernel_size, channels, filters, count, epilogue):
+    images, kernel = random(count, *size, channels), random(*kernel_size, channels, filters, seed=1)
+    bias = random(filters, seed=2)
+    result = apply(PooledConvolution, images, kernel, bias, epilogue)
+    compare(
+        result, [images, kernel, bias], lambda x, k, b: finished(pooled(x, k, b), epilogue), torch.float32
+    )
+
+
+def test_more_images_than_parts():
+    images, kernel = random(70, 6, 6, 16), random(3, 3, 16, 4, seed=1)
+    compare(
+        apply(PooledConvolution, images, kernel, None, Epilogue()), [images, kernel], pooled, torch.float32
+    )
+
+
+def test_a_dropout_that_scales():
+    images, kernel = random(2, 8, 6, 16), random(3, 3, 16, 8, seed=1)
+    keep = (torch.arange(2 * 3 * 2 * 8) % 4 > 0).to(torch.int32)
+    epilogue = Epilogue(relu=True, keep=lambda *_: Mask(PackedMask(keep, 1), (2, 3, 2, 8)), scale=2.0)
+
+    def reference(x, k):
+        return torch.relu(pooled(x, k)) * keep.view(2, 3, 2, 8) * 2.0
+
+    compare(
+        apply(PooledConvolution, images, kernel, None, epilogue), [images, kernel], reference, torch.float32
+    )
+
+
+def test_frozen_weights_and_first_images_cost_no_gradient(monkeypatch):
+    images, kernel, bias = random(2, 6, 6, 16), random(3, 3, 16, 4, seed=1), random(4, seed=2)
+    apply(PooledConvolution, images, kernel.detach(), None, Epilogue()).sum().backward()
+    assert images.grad is not None
+    monkeypatch.setattr(compiled, "_pooled_image_gradient", lambda *_: pytest.fail("nobody wants it"))
+    apply(PooledConvolution, images.detach(), kernel.detach(), bias, Epilogue()).sum().backward()
+    assert kernel.grad is None
+    assert bias.grad.tolist() == [8.0] * 4
+
+
+def test_no_images_give_no_gradient():
+    images, kernel, bias = torch.zeros(0, 6, 6, 16), random(3, 3, 16, 4), random(4)
+    apply(PooledConvolution, images, kernel, bias, Epilogue()).sum().backward()
+    assert kernel.grad.count_nonzero() == bias.grad.count_nonzero() == 0
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_not_a_number_stays_visible(bad, epilogue):
+    images, kernel = random(1, 6, 6, 16), random(3, 3, 16, 4, seed=1)
+    result = apply(PooledConvolution, images, kernel, None, epilogue)
+    gradient = torch.zeros_like(result)
+    gradient[0, 1, 0] = bad
+    result.backward(gradient)
+    assert not images.grad.isfinite().all()
+    assert not kernel.grad.isfinite().all()
+
+
+def test_second_derivatives_are_refused():
+    images, kernel = random(1, 6, 6, 16), random(3, 3, 16, 4, seed=1)
+    total = apply(PooledConvolution, images, kernel, None, Epilogue()).square().sum()
+    with pytest.raises(NotImplementedError, match=r"^A lowered network has first derivatives only"):
+        torch.autograd.grad(total, kernel, create_graph=True)
+
+
+# In a program
+
+
+def small(*layers, channels=16):
+    return built([*layers, L.Flatten(), L.Dense(3)], (9, 8, channels))
+
+
+def optimised(model, **settings):
+    return optimise(lower(model), **{"deterministic": True, "precision": "float32", **settings})[0]
+
+
+PLAIN = [lambda: L.Conv2D(8, 3, activation="relu"), lambda: L.MaxPooling2D(2), lambda: L.Dropout(0.25)]
+SAME = [lambda: L.Conv2D(8, (3, 2), padding="same"), L.LeakyReLU, lambda: L.MaxPooling2D(2)]
+FROZEN = [
+    lambda: L.Conv2D(8, 3), lambda: L.BatchNormalization(trainable=False), lambda: L.MaxPooling2D(2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("layers", [PLAIN, SAME, FROZEN], ids=["valid, dropout", "same", "frozen batch norm"])
+def test_a_pooling_is_computed_with_its_convolution(layers):
+    model = small(*(layer() for layer in layers))
+    program = optimised(model)
+    assert [op.kind for op in program] == ["Conv2D", "Flatten", "Dense"]
+    assert program.ops[0].choice.algorithm == "pooled"
+    if layers is not PLAIN:  # dropout draws other numbers in Keras
+        images = [image_batch((3, 9, 8, 16))]
+        found, expected = lowered_pass(model, images, True, "float32"), keras_pass(model, images, True)
+        for path, gradient in expected.weight_gradients.items():
+            if gradient is not None:
+                torch.testing.assert_close(
+                    torch.tensor(found.weight_gradients[path]), torch.tensor(gradient), rtol=1e-4, atol=1e-4
+                )
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [L.Conv2D(8, 3, strides=2), L.MaxPooling2D(2)],
+        [L.Conv2D(8, 3, dilation_rate=2), L.MaxPooling2D(2)],
+        [L.Conv2D(8, 3, groups=2), L.MaxPooling2D(2)],
+        [L.DepthwiseConv2D(3), L.MaxPooling2D(2)],
+        [L.Conv2D(8, 3, activation="gelu"), L.MaxPooling2D(2)],
+        [L.Conv2D(8, 3), L.MaxPooling2D(3, strides=2)],
+        [L.Conv2D(8, 3), L.MaxPooling2D(2, padding="same")],
+        [L.Conv2D(8, 3), L.AveragePooling2D(2)],
+        [L.Conv2D(8, 3), L.BatchNormalization(), L.MaxPooling2D(2)],
+    ],
+    ids=lambda layers: " ".join(type(layer).__name__ for layer in layers),
+)
+def test_other_poolings_and_convolutions_stay_apart(layers):
+    assert any(op.kind == "Pool2D" for op in optimised(small(*layers)))
+
+
+def test_few_channels_prediction_and_other_devices_stay_apart():
+    apart = [
+        optimised(small(L.Conv2D(8, 3), L.MaxPooling2D(2), channels=20)),
+        optimised(small(L.Conv2D(8, 3), L.MaxPooling2D(2)), training=False),
+        optimised(small(L.Conv2D(8, 3), L.MaxPooling2D(2)), device="cuda"),
+    ]
+    assert all([op.kind for op in program] == ["Conv2D", "Pool2D", "Flatten", "Dense"] for program in apart)
+
+
+def test_a_convolution_that_others_read_stays_apart():
+    image = keras.Input((9, 8, 16))
+    convolved = L.Conv2D(8, 3)(image)
+    heads = [L.MaxPooling2D(2)(convolved), L.GlobalAveragePooling2D()(convolved)]
+    assert any(op.kind == "Pool2D" for op in optimised(keras.Model(image, heads)))
+
+
+def test_both_algorithms_give_the_same_network():
+    model = small(*(layer() for layer in PLAIN))
+    program = optimised(model)
+    pooled_plan = plan_of(program)
+    direct_plan = {name: {**choice, "algorithm": "direct"} for name, choice in pooled_plan.items()}
+    networks = [emit(program, model, plan) for plan in (direct_plan, pooled_plan)]
+    x = torch.tensor(image_batch((3, 9, 8, 16)), dtype=torch.float32)
+    gradients = []
+    for network in networks:
+        network.begin_step(1, 2)
+        network(x, training=True).sum().backward()
+        gradients.append([weight.grad.clone() for weight in network.weights.values()])
+    for direct, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(direct, other, rtol=1e-5, atol=1e-4)
+
+
+def test_it_is_measured_beside_torchs_own_and_the_rule_keeps_it():
+    op = optimised(small(*(layer() for layer in PLAIN))).ops[0]
+    context = PlanContext(True, False, "float32", 8, "cpu")
+    assert {choice.algorithm for choice in planner._candidates(op, context)} == {"direct", "pooled"}
+    bench = planner._Bench(op, (None, 9, 8, 16), context, wants_gradient=True)
+    assert len(bench.seconds(planner._candidates(op, context))) == 2
+    bfloat16 = dataclasses.replace(context, precision="bfloat16")
+    assert {choice.algorithm for choice in planner._candidates(op, bfloat16)} == {"direct"}
+
+
+def test_a_plan_with_it_is_refused_where_nothing_is_pooled_and_translated_where_nothing_compiles(monkeypatch):
+    program = optimised(small(*(layer() for layer in PLAIN)))
+    plan = plan_of(program)
+    monkeypatch.setattr(compiled, "available", lambda: False)
+    adapted, (line,) = adapt_plan(plan, training=True)
+    assert {choice["algorithm"] for choice in adapted.values()} == {"direct"}
+    assert "compiled loops" in line
+    apart = lower(small(L.Conv2D(8, 3)))
+    wrong = {name: {**choice, "algorithm": "pooled"} for name, choice in plan_of(apart).items()}
+    with pytest.raises(UsageError, match=r"^Expected algorithm 'direct' .* got 'pooled'"):
+        apply_plan(apart, wrong)
