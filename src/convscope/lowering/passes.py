@@ -349,7 +349,10 @@ def _shown(op: Op) -> dict[str, Any]:
     for key, value in op.settings().items():
         if key in hidden or value is None or (key in ("scale", "offset") and len(value) > 4):
             continue
-        if isinstance(value, Op):
+        if isinstance(value, ops.Pool2D):
+            behind = [str(value.activation)] if value.activation else []
+            shown[key] = ", ".join([value.name, *behind, *([value.drop.name] if value.drop else [])])
+        elif isinstance(value, Op):
             shown[key] = value.name
         elif isinstance(value, Activation):
             shown[key] = str(value)
