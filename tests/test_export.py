@@ -149,11 +149,13 @@ def test_a_report_measures_run_and_export(exports, own_run, images, format):
     assert json.loads(json.dumps(report.to_json()))["format"] == format
 
 
-def test_the_onnx_graph_takes_raw_pixels_in_any_number(exports, images):
+def test_the_onnx_graph_takes_raw_pixels_in_any_number_and_size(exports, images):
     session = onnxruntime.InferenceSession(exports["onnx"].path / "model.onnx")
     [given] = session.get_inputs()
-    assert (given.name, given.type, given.shape[1:]) == ("pixels", "tensor(uint8)", [28, 28, 1])
-    assert isinstance(given.shape[0], str)
+    assert (given.name, given.type) == ("pixels", "tensor(uint8)")
+    assert given.shape == ["n", "height", "width", "channels"]
+    assert session.run(None, {"pixels": np.zeros((2, 90, 40, 3), np.uint8)})[0].shape == (2, 10)
+    assert "model.onnx takes images of any size; resized by it" in exports["onnx"].notes[0]
     for count in (1, 2, 7, 64):
         [found] = session.run(None, {"pixels": images[:count]})
         assert found.shape == (count, 10)
@@ -173,7 +175,7 @@ def test_eight_bits_are_smaller_and_almost_as_good(exports):
     assert small.name == "model-int8.onnx"
     assert small.size < full.size
     assert small.accuracy > full.accuracy - 0.05
-    assert "static quantisation" in exports["onnx"].notes[0]
+    assert "static quantisation" in exports["onnx"].notes[1]
     assert load_bundle(exports["onnx"].path, int8=True).class_names == tuple("0123456789")
 
 
@@ -272,6 +274,17 @@ def test_an_export_that_disagrees_is_refused_and_leaves_nothing(own_run, tmp_pat
     with pytest.raises(ExportError, match=expected) as caught:
         export_run(own_run, "keras", tmp_path / "made" / "export")
     assert caught.value.exit_code == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_that_resizes_otherwise_is_refused(own_run, tmp_path, monkeypatch, quick):
+    def careless(bundle, folder):
+        (folder / "model.onnx").write_bytes(b"something")
+        return lambda pixels: bundle.predict(pixels[:, :28, :28])
+
+    monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], write=careless))
+    with pytest.raises(ExportError, match=r"Expected model\.onnx to resize images as its source does, got"):
+        export_run(own_run, "onnx", tmp_path / "made" / "export")
     assert list(tmp_path.iterdir()) == []
 
 

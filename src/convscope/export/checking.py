@@ -15,11 +15,14 @@ from convscope.data.loading import load, load_again
 from convscope.errors import ConvscopeError, DataError, ExportError, RunError, expected_got
 from convscope.evaluation import test_set_log
 from convscope.export.bundle import Bundle, Forward
+from convscope.preprocessing import resize_to_input
 from convscope.runs import RUN_FILE, RunDirectory
 
 # Two classes closer than this count as equally probable: either may come out first.
 TIE = 1e-4
 TOLERANCE = 1e-4
+# Where the graph resizes: its filter's weights are less exact than Pillow's.
+RESIZED_TOLERANCE = 0.02
 BATCHES = (1, 7, 64)
 # Images that go through one by one, and seven by seven; all of them go through by 64.
 FEW = 70
@@ -151,6 +154,21 @@ def require_agreement(
             raise ExportError(expected_got(expected, agreement, "Nothing was written."))
         largest = max(largest, agreement.largest_difference)
     return replace(agreement, largest_difference=largest)
+
+
+def require_same_resizing(forward: Forward, bundle: Bundle, pixels: NDArray[np.uint8], name: str) -> str:
+    """Run an export on images of other sizes, which it resizes itself; refuse it or say how close it is."""
+    settings, largest = bundle.preprocess, 0.0
+    for height, width in ((2 * settings.height + 1, settings.width), (settings.height // 2 + 1, 401)):
+        sizes = ((height, width), settings.channels, "stretch")
+        images = np.stack([resize_to_input(image, *sizes) for image in pixels[:FEW]])
+        largest = max(largest, compare(bundle.predict(images), forward(images)).largest_difference)
+    if largest > RESIZED_TOLERANCE:
+        expected = f"{name} to resize images as its source does"
+        raise ExportError(
+            expected_got(expected, f"probabilities up to {largest:.1e} apart", "Nothing was written.")
+        )
+    return f"{name} takes images of any size; resized by it, they get probabilities up to {largest:.1e} apart"
 
 
 def run_in_batches(forward: Forward, pixels: NDArray[np.uint8], batch: int) -> NDArray[np.float32]:

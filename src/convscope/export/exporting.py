@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 from convscope.environment import require_package, versions
 from convscope.errors import RunError, UsageError, expected_got, unknown_name
 from convscope.export.bundle import Bundle, Forward
-from convscope.export.checking import CheckImages, compare, find_images, measure_latency, require_agreement
+from convscope.export.checking import (
+    CheckImages,
+    compare,
+    find_images,
+    measure_latency,
+    require_agreement,
+    require_same_resizing,
+)
 from convscope.export.formats import FORMATS, ExportFormat
 from convscope.export.loading import BUNDLE_FILE, BUNDLE_VERSION, NOVELTY_FILE, STATISTICS_FILE, load_bundle
 from convscope.export.onnx_graph import INPUT, OUTPUT
@@ -123,7 +130,7 @@ def _write(
     reference = bundle.predict(images.pixels)
     agreement = require_agreement(forward, images.pixels, reference, name)
     forwards: dict[str, Forward] = {SOURCE: bundle.forward, name: forward}
-    notes = []
+    notes = [require_same_resizing(forward, bundle, images.pixels, name)] if form.resizes else []
     if int8 and form.write_int8:
         how, forwards[form.int8_file] = form.write_int8(bundle, scratch.path, images.calibration)
         notes.append(f"{form.int8_file}: {how} quantisation; what it costs is in its line above")

@@ -30,6 +30,7 @@ class ExportFormat:
     write: Callable[[Bundle, Path], Forward]
     open: Callable[[Path, tuple[int, int, int], int], Forward] | None = None
     packages: tuple[str, ...] = ()
+    resizes: bool = False  # whether the network in the file takes images of any size
     # A quantised network: its file, and what writes it from training images (or None) beside the first one.
     int8_file: str = ""
     write_int8: Callable[[Bundle, Path, NDArray[np.uint8] | None], tuple[str, Forward]] | None = None
@@ -76,17 +77,20 @@ def _write_module(bundle: Bundle, folder: Path) -> Forward:
 
 ONNX = ExportFormat(
     files=("model.onnx",),
-    holds="`model.onnx` holds everything: scaling, network and calibration.",
+    holds="`model.onnx` holds everything: resizing, scaling, network and calibration.",
     example="""\
 import numpy as np, onnxruntime
+from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession("model.onnx")
-pixels = np.zeros((1, {height}, {width}, {channels}), np.uint8)  # your images, 0 to 255
+image = Image.new("RGB", (640, 480))  # yours: Image.open("photo.jpg"), of any size
+pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))[np.newaxis]  # (1, h, w, 3), uint8
 probabilities = session.run(["probabilities"], {{"pixels": pixels}})[0]  # (n, {classes}), float32
 """,
     write=_write_onnx,
     open=open_session,
     packages=("onnx", "onnxscript", "onnxruntime"),
+    resizes=True,
     int8_file="model-int8.onnx",
     write_int8=_write_int8,
 )

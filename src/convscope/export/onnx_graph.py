@@ -1,4 +1,4 @@
-"""ONNX, an optional extra: a traced bundle → a file, also in 8 bits; a checked file → a function."""
+"""ONNX, an optional extra: a traced bundle → a file that takes images of any size; a file → a function."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,15 @@ from numpy.typing import NDArray
 from convscope.environment import require_package
 from convscope.errors import DataError, ExportError, expected_got, reason
 from convscope.export.bundle import Bundle, Forward
+from convscope.export.onnx_resizing import SIZED, to_resizing
 
 if TYPE_CHECKING:
     import torch
 
 # The exporter's own operators are of this version: no conversion, and every runtime since 2023 knows it.
 OPSET = 18
+# The sizes of the input, as names.
+ANY_SIZE = ["height", "width", "channels"]
 # Where arithmetic in 8 bits is fast; preprocessing and softmax stay in float32.
 INT8_OPERATORS = ["Conv", "Gemm", "MatMul"]
 INPUT, OUTPUT = "pixels", "probabilities"
@@ -34,7 +37,24 @@ NOWHERE = os.path.join(os.devnull, "nowhere")  # noqa: PTH118  a string for the 
 
 
 def write_onnx(program: torch.export.ExportedProgram, bundle: Bundle, file: Path) -> None:
-    """Write a traced bundle as an ONNX file that carries class names and preprocessing in its metadata."""
+    """Write a traced bundle as an ONNX file for pixels of any size, (n, h, w, 1 or 3).
+
+    Its metadata carry class names and preprocessing.
+    """
+    onnx: Any = importlib.import_module("onnx")
+    compose: Any = importlib.import_module("onnx.compose")
+    network = _to_network(program, bundle)
+    resizing = to_resizing(bundle.preprocess)
+    resizing.ir_version = network.ir_version
+    resizing = compose.add_prefix(resizing, "resize_", rename_inputs=False, rename_outputs=False)
+    model = compose.merge_models(resizing, network, io_map=[(SIZED, SIZED)], name="classifier")
+    del model.opset_import[1:]  # merging lists both models' own
+    onnx.helper.set_model_props(model, _metadata(bundle))
+    file.write_bytes(model.SerializeToString())
+
+
+def _to_network(program: torch.export.ExportedProgram, bundle: Bundle) -> Any:
+    """Convert a traced bundle to an ONNX model, as yet for images of the network's size."""
     import torch
 
     from convscope.export.torch_graph import TRACED_BATCH, quiet
@@ -46,7 +66,7 @@ def write_onnx(program: torch.export.ExportedProgram, bundle: Bundle, file: Path
             exported = torch.onnx.export(
                 program,
                 (torch.zeros(shape, dtype=torch.uint8),),
-                input_names=[INPUT],
+                input_names=[SIZED],
                 output_names=[OUTPUT],
                 opset_version=OPSET,
                 dynamo=True,
@@ -54,10 +74,70 @@ def write_onnx(program: torch.export.ExportedProgram, bundle: Bundle, file: Path
             )
         except Exception as error:  # as above
             raise ExportError(expected_got("a network that ONNX can express", reason(error))) from error
-        if exported is None:
-            raise ExportError(expected_got("a network that ONNX can express", "nothing"))
-        exported.model.metadata_props.update(_metadata(bundle))
-        exported.save(file)
+    if exported is None:
+        raise ExportError(expected_got("a network that ONNX can express", "nothing"))
+    _fold_normalizations(exported.model)
+    unused: Any = importlib.import_module("onnx_ir.passes.common")
+    unused.RemoveUnusedNodesPass()(exported.model)
+    return exported.model_proto
+
+
+def _fold_normalizations(model: Any) -> None:
+    """Make what only shifts and scales the channels of a convolution part of its weights and bias.
+
+    Normalizations come out of the tracer as a subtraction, a product and a sum, which runtimes do not fuse.
+    """
+    ir: Any = importlib.import_module("onnx_ir")
+    for convolution in [node for node in model.graph if node.op_type == "Conv"]:
+        weights = convolution.inputs[1]
+        if weights.const_value is None or len(weights.uses()) != 1:
+            continue
+        kernel = weights.const_value.numpy().astype(np.float64)  # (filters, channels, h, w)
+        scale, shift = np.ones(len(kernel)), np.zeros(len(kernel))
+        value, axis = convolution.outputs[0], 1
+        while len(value.uses()) == 1 and not value.is_graph_output():
+            node = value.uses()[0].node
+            made = node.outputs[0]
+            if node.op_type == "Transpose":
+                axis = list(node.attributes["perm"].as_ints()).index(axis)
+                value = made
+                continue
+            factor = _for_each_channel(node, value, axis, len(kernel))
+            if factor is None or made.is_graph_output():
+                break
+            scale, shift = _ARITHMETIC[node.op_type](scale, shift, factor)
+            ir.convenience.replace_all_uses_with(made, value)
+            model.graph.remove(node, safe=True)
+        before = convolution.inputs[2].const_value.numpy() if len(convolution.inputs) > 2 else 0.0
+        weights.const_value = ir.tensor((kernel * scale[:, None, None, None]).astype(np.float32))
+        bias = (before * scale + shift).astype(np.float32)
+        named = ir.Value(name=f"{weights.name}_bias", const_value=ir.tensor(bias))
+        model.graph.register_initializer(named)
+        convolution.resize_inputs(3)
+        convolution.replace_input_with(2, named)
+
+
+_ARITHMETIC: dict[str, Callable[..., tuple[Any, Any]]] = {
+    "Sub": lambda scale, shift, value: (scale, shift - value),
+    "Add": lambda scale, shift, value: (scale, shift + value),
+    "Mul": lambda scale, shift, value: (scale * value, shift * value),
+}
+
+
+def _for_each_channel(node: Any, value: Any, axis: int, channels: int) -> NDArray[np.float64] | None:
+    """Give the constant (channels,) that a node applies to the channels of a value, if it does."""
+    if node.op_type not in _ARITHMETIC or (node.op_type == "Sub" and node.inputs[0] is not value):
+        return None
+    [other] = [one for one in node.inputs if one is not value] or [value]
+    if other.const_value is None:
+        return None
+    constant = other.const_value.numpy().astype(np.float64)
+    shape = [1] * 4
+    shape[axis] = channels
+    try:
+        return np.broadcast_to(constant, shape).reshape(channels)
+    except ValueError:
+        return None
 
 
 def quantise(source: Path, target: Path, pixels: NDArray[np.uint8] | None) -> str:
@@ -113,14 +193,14 @@ def _metadata(bundle: Bundle) -> dict[str, str]:
     return {
         "class_names": json.dumps(list(bundle.class_names), ensure_ascii=False),
         "temperature": repr(bundle.temperature),
-        "input": f"uint8 pixels 0 to 255 (n, {settings.height}, {settings.width}, {settings.channels}), "
-        f"other sizes brought to it by {settings.resize}; scaling is part of the graph",
+        "input": f"uint8 pixels 0 to 255 (n, height, width, 1 or 3) of any size; the graph brings them to "
+        f"{settings.height}×{settings.width}×{settings.channels} by {settings.resize}, and scales them",
         "preprocessing": json.dumps(settings.describe(), ensure_ascii=False),
     }
 
 
 def open_session(file: Path, shape: tuple[int, int, int], classes: int) -> Forward:
-    """Open a file that takes images of a shape (h, w, c) and gives so many probabilities; refuse others."""
+    """Open a file that takes images of a shape (h, w, c), or any, and gives so many probabilities."""
     require_package("onnxruntime", "onnx")
     runtime: Any = importlib.import_module("onnxruntime")
     options = runtime.SessionOptions()
@@ -136,7 +216,8 @@ def open_session(file: Path, shape: tuple[int, int, int], classes: int) -> Forwa
     except Exception as error:  # the runtime has an exception for each of its status codes
         raise DataError(expected_got(f"{file} to be an ONNX network", reason(error))) from error
     expected = ([(INPUT, "tensor(uint8)", list(shape))], [(OUTPUT, "tensor(float)", [classes])])
-    if (given, made) != expected:
+    any_size = ([(INPUT, "tensor(uint8)", ANY_SIZE)], expected[1])
+    if (given, made) not in (expected, any_size):
         raise DataError(expected_got(f"{file} with input and output {expected}", (given, made)))
 
     def forward(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
