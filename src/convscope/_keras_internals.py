@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import keras
+from keras.src.backend.common import global_state
+from keras.src.backend.common.stateless_scope import StatelessScope
 from keras.src.models.functional import Functional
 from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
 from keras.src.trainers.trainer import Trainer
@@ -129,6 +131,44 @@ def outer_call(host: Any, training: bool) -> Iterator[None]:
     finally:
         host._maybe_reset_call_context()
         host._clear_losses()
+
+
+# Tracing: calls of a layer on symbols leave notes in the layers below, and in Keras's list of names.
+
+
+@contextmanager
+def traced_without_a_mark(layer: Any) -> Iterator[None]:
+    """Forget, afterwards, the calls of a layer's parts that were made inside, and which names were given."""
+    layers = all_layers(layer)
+    lengths = [(len(one._inbound_nodes), len(one._outbound_nodes)) for one in layers]
+    names = global_state.get_global_attribute("object_name_uids")
+    before = dict(names or {})
+    try:
+        yield
+    finally:
+        for one, (inbound, outbound) in zip(layers, lengths, strict=True):
+            del one._inbound_nodes[inbound:], one._outbound_nodes[outbound:]
+        if names is not None:
+            names.clear()
+            names.update(before)
+
+
+class NoVariableRead(StatelessScope):  # type: ignore[misc]  # Keras ships no type information
+    """A scope in which nobody reads or changes the value of a variable: who does raises a RuntimeError."""
+
+    def get_current_value(self, variable: Any) -> Any:
+        """Refuse."""
+        raise RuntimeError(f"{variable.path} is read")
+
+    def add_update(self, update: Any) -> None:
+        """Refuse."""
+        raise RuntimeError(f"{update[0].path} is changed")
+
+
+def settings_of_operation(operation: Any) -> dict[str, Any]:
+    """Give what an operation of ``keras.ops`` was made with."""
+    notes = ("_lock", "_auto_config", "_inbound_nodes", "_outbound_nodes", "_remat_mode", "name")
+    return {name: value for name, value in vars(operation).items() if name not in notes}
 
 
 # Training: what `compile` has made, and what `fit` does before its first step.

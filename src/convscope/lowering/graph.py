@@ -31,7 +31,7 @@ class Call:
     """One use of a layer or operation.
 
     Its name stands behind the names of the models it is nested in, before ``:2`` at its second use. Values
-    have numbers; shapes are without the batch axis.
+    have numbers; shapes are without the batch axis, ``specs`` are the outputs' whole shapes and types.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Call:
     outputs: tuple[int, ...]
     input_shapes: tuple[Shape, ...]
     output_shapes: tuple[Shape, ...]
+    specs: tuple[tuple[Shape, str], ...]
     first_use: bool
     _node: Any
     _keys: tuple[int, ...]
@@ -55,6 +56,11 @@ class Call:
     def makes_mask(self) -> bool:
         """Whether the layer makes or passes on a mask: Keras has left it on the symbolic output."""
         return any(map(internals.has_mask, self._node.outputs))
+
+    @property
+    def entering(self) -> tuple[Shape, ...]:
+        """The whole shapes of the values that enter."""
+        return tuple(tuple(tensor.shape) for tensor in self._node.input_tensors)
 
     @property
     def type(self) -> str:
@@ -123,6 +129,19 @@ def read_graph(model: keras.Model) -> Graph:
     )
 
 
+def calls_of(function: Any) -> tuple[tuple[Call, ...], tuple[int, ...], tuple[int, ...]]:
+    """Read the calls of a ``keras.Function``; the numbers of what enters it and what leaves it."""
+    reader = _Reader()
+    inputs = tuple(reader.number(_shape(tensor)) for tensor in function.inputs)
+    outputs = reader.read(function, inputs, prefix="")
+    return tuple(reader.calls), inputs, outputs
+
+
+def training_flags(function: Any) -> list[Any]:
+    """List what the calls of a ``keras.Function``, those of models included, were told of training."""
+    return [node.arguments.kwargs.get("training") for node in _nodes(function)]
+
+
 class _Reader:
     """Numbers values and collects calls, from the outermost model inwards."""
 
@@ -161,6 +180,10 @@ class _Reader:
                 outputs=outputs,
                 input_shapes=tuple(self._shapes[number] for number in inputs),
                 output_shapes=tuple(self._shapes[number] for number in outputs),
+                specs=tuple(
+                    ((tensor.shape[0], *self._shapes[number]) if tensor.shape else (), str(tensor.dtype))
+                    for tensor, number in zip(node.outputs, outputs, strict=True)
+                ),
                 first_use=uses == 1,
                 _node=node,
                 _keys=tuple(id(tensor) for tensor in node.input_tensors),
@@ -210,8 +233,8 @@ def is_altered(thing: Any) -> bool:
         any(own.get(hooks) for hooks in HOOKS)
         or any(callable(getattr(kind, name, None)) and name not in _NOT_COMPUTING for name in own)
         or (
-            _is_of_a_library(kind)
-            and not all(_is_of_a_library(getattr(kind, name)) for name in computing_methods(kind))
+            is_of_a_library(kind)
+            and not all(is_of_a_library(getattr(kind, name)) for name in computing_methods(kind))
         )
     )
 
@@ -223,7 +246,8 @@ def computing_methods(kind: Any) -> tuple[str, ...]:
 
 
 @cache  # classes and functions of Keras: a few
-def _is_of_a_library(thing: Any) -> bool:
+def is_of_a_library(thing: Any) -> bool:
+    """Say whether a class or function comes with Keras or torch."""
     return str(thing.__module__).startswith(("keras.", "torch."))
 
 

@@ -15,6 +15,8 @@ from convscope.lowering.layers.base import LayerReader, ProgramBuilder, reader_o
 from convscope.lowering.layers.elementwise import KERAS_FUNCTIONS
 from convscope.lowering.layers.keras_call import ActivityLoss, add_call
 from convscope.lowering.layers.merging import arithmetic_of, read_arithmetic
+from convscope.lowering.layers.operations import Broadcast, add_operation, is_plain, read_constant
+from convscope.lowering.tracing import Spread, trace
 from convscope.lowering.variables import named_variables
 
 _COMPUTE_DTYPES = ("float32", "bfloat16")
@@ -68,8 +70,10 @@ def lower(model: keras.Model) -> Program:
     return check(program)
 
 
-def _read(builder: ProgramBuilder, call: Call, values: dict[int, Value]) -> Sequence[Value]:
-    """Make ops of one call; return the values that leave it."""
+def _read(
+    builder: ProgramBuilder, call: Call, values: dict[int, Value], anchor: Value | None = None
+) -> Sequence[Value]:
+    """Make ops of one call; return the values that leave it. ``anchor`` is as long as a trace's batch."""
     operation = call.operation
     if call.makes_mask:
         raise LoweringError(
@@ -81,14 +85,43 @@ def _read(builder: ProgramBuilder, call: Call, values: dict[int, Value]) -> Sequ
     kwargs.pop("training", None)
     if kwargs.get("mask", 0) is None:
         del kwargs["mask"]
+    if isinstance(operation, Spread) and anchor is not None:
+        return [builder.add(Broadcast, operation, [*args, anchor], lengths=operation.lengths)]
     read = _reader_for(operation, args, kwargs)
     result = None if read is None else read(builder, operation, keras.tree.flatten(args))
+    if result is None and is_plain(operation):
+        return add_operation(builder, operation, args, kwargs, call.specs)
     if result is None:
-        return add_call(builder, operation, args, kwargs)
+        traced = _read_traced(builder, operation, args, kwargs)
+        return add_call(builder, operation, args, kwargs, call.specs) if traced is None else traced
     regularizer = getattr(operation, "activity_regularizer", None)
     if regularizer is not None:
         builder.add(ActivityLoss, operation, [result], part="activity_loss", regularizer=regularizer)
     return [result]
+
+
+def _read_traced(builder: ProgramBuilder, layer: Any, args: Any, kwargs: Any) -> Sequence[Value] | None:
+    """Make ops of what a layer's own ``call`` computes; None where the layer must run as it is."""
+    entering = {leaf.name for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, Value)}
+    if len(entering) > 1 and not builder.batches.issuperset(entering):
+        return None
+    if not all(map(builder.knows, getattr(layer, "variables", ()))):
+        return None
+    found = trace(layer, args, kwargs)
+    if found is None:
+        return None
+    read = {number for call in found.calls for number in call.inputs} | set(found.outputs)
+    numbers = found.inputs[len(found.values) :]
+    values = dict(zip(found.inputs, found.values, strict=False))
+    values |= {
+        number: read_constant(builder, constant)
+        for number, constant in zip(numbers, found.constants, strict=True)
+        if number in read
+    }
+    for call in found.calls:
+        leaving = _read(builder, call, values, anchor=found.values[0])
+        values.update(zip(call.outputs, leaving, strict=True))
+    return [values[number] for number in found.outputs]
 
 
 def _reader_for(operation: Any, args: Any, kwargs: dict[str, Any]) -> LayerReader | None:

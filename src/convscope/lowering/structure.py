@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
+from types import CodeType, FunctionType
 from typing import Any
 
 import keras
 import numpy as np
 import torch
 
-from convscope._keras_internals import is_trainable, own_variables, sublayers, value_of
+from convscope._keras_internals import all_layers, is_trainable, own_variables, sublayers, value_of
 from convscope._torch_internals import HOOKS, version_of
-from convscope.lowering.graph import computing_methods, graph_of
+from convscope.lowering.graph import computing_methods, graph_of, is_of_a_library
+from convscope.lowering.ir import Program
+from convscope.lowering.layers import KerasCall
 from convscope.lowering.layers.base import reader_of
+from convscope.lowering.layers.operations import is_plain
 from convscope.lowering.variables import is_gradient_hooked
 
 # What Keras and torch note down in every layer; it changes by mere use, or is looked at elsewhere.
@@ -32,19 +36,38 @@ class ModelStructure:
     settings, so only its variables are looked at.
     """
 
-    def __init__(self, model: keras.Model) -> None:
+    def __init__(self, model: keras.Model, program: Program) -> None:
         self._model = model
         self._operations = list(_operations(model))
         self._layers = _layers(model)
-        self._settings = [
-            _Settings(operation) for operation in dict.fromkeys(self._operations) if reader_of(operation)
-        ]
-        kinds = dict.fromkeys(map(type, filter(reader_of, self._operations)))
+        read = dict.fromkeys([*filter(reader_of, self._operations), *self._read(program)])
+        self._settings = [Settings(operation) for operation in read]
         self._methods = [
-            (kind, name, getattr(kind, name)) for kind in kinds for name in computing_methods(kind)
+            (kind, name, getattr(kind, name))
+            for kind in dict.fromkeys(map(type, read))
+            for name in (computing_methods(kind) if is_of_a_library(kind) else _own_methods(kind))
+        ]
+        self._names = [
+            (namespace, name, namespace[name])
+            for kind, _, method in self._methods
+            if not is_of_a_library(kind)
+            for namespace, name in _names_read(method)
         ]
         self._variables = [_variable(variable) for variable in _variables(self._layers)]
         self._globals = _globals()
+
+    def _read(self, program: Program) -> Iterator[Any]:
+        """List what the program computes itself: layers, also inside others, and plain functions."""
+        as_they_are = {
+            id(layer)
+            for op in program
+            if isinstance(op, KerasCall) and isinstance(op.call.operation, keras.layers.Layer)
+            for layer in all_layers(op.call.operation)
+        }
+        for layer in self._layers:
+            if id(layer) not in as_they_are and layer is not self._model and graph_of(layer) is None:
+                yield layer
+        yield from filter(is_plain, self._operations)
 
     @property
     def is_current(self) -> bool:
@@ -53,13 +76,14 @@ class ModelStructure:
             _are_same(self._operations, list(_operations(self._model)))
             and _are_same(self._layers, layers := _layers(self._model))
             and all(settings.are_current() for settings in self._settings)
-            and all(getattr(kind, name) is method for kind, name, method in self._methods)
+            and all(getattr(kind, name, None) is method for kind, name, method in self._methods)
+            and all(namespace.get(name) is thing for namespace, name, thing in self._names)
             and self._variables == [_variable(variable) for variable in _variables(layers)]
             and self._globals == _globals()
         )
 
 
-class _Settings:
+class Settings:
     """The attributes of one layer, by identity, and the contents of those that can change in place."""
 
     def __init__(self, layer: Any) -> None:
@@ -67,7 +91,8 @@ class _Settings:
         own = vars(layer)
         names = [name for name in own if name not in _BOOKKEEPING]
         self._count = len(own)
-        self._pick: Callable[[dict[str, Any]], Any] = operator.itemgetter(*names)
+        # Of fewer than two names an itemgetter makes no tuple.
+        self._pick: Callable[[dict[str, Any]], Any] = operator.itemgetter("name", "name", *names)
         self._values = self._pick(own)
         self._contents = [(value, _contents(value)) for value in self._values if _is_mutable(value)]
 
@@ -82,6 +107,23 @@ class _Settings:
             return False
         unchanged = all(map(operator.is_, values, self._values))
         return unchanged and all(_contents(value) == contents for value, contents in self._contents)
+
+
+def _own_methods(kind: type) -> Iterator[str]:
+    """Name the functions of a class that is not of a library, and of those that it comes from."""
+    for one in kind.__mro__:
+        if not is_of_a_library(one):
+            yield from (name for name, thing in vars(one).items() if isinstance(thing, FunctionType))
+
+
+def _names_read(method: Any) -> Iterator[tuple[dict[str, Any], str]]:
+    """List the names outside a class that one of its methods reads, with where they stand."""
+    code = getattr(method, "__code__", None)
+    waiting = [] if code is None else [code]
+    while waiting:
+        code = waiting.pop()
+        waiting.extend(constant for constant in code.co_consts if isinstance(constant, CodeType))
+        yield from ((method.__globals__, name) for name in code.co_names if name in method.__globals__)
 
 
 def _operations(model: Any) -> Iterator[Any]:

@@ -84,7 +84,7 @@ class FastEngine:
         internals.build(model, _fitting(model, self._feed.look()))
         self._network = _lowered(request, device)
         self._feed.reset()
-        self._structure, self._compiled = ModelStructure(model), _compiled(model)
+        self._structure, self._compiled = ModelStructure(model, self._network.program), _compiled(model)
         self._memory = CallbackMemory(request.callbacks)
         self._trainer = Trainer(
             model,
@@ -186,7 +186,7 @@ class FastEngine:
             _require_no_obstacle(model)
             self._network = _lowered(self._request, self._network.device, self._network.plan)
             self._trainer.use(self._network)
-            self._structure = ModelStructure(model)
+            self._structure = ModelStructure(model, self._network.program)
         except Exception as error:
             self._give_up(error)
 

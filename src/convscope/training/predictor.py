@@ -54,9 +54,10 @@ class Predictor:
         program, _ = optimise(program, training=False, deterministic=True, precision=precision, device=device)
         self._network = emit(program, model)
         self._model, self._strict = model, strict or features
-        # A layer that runs as it is may look at the whole batch: then it has to be Keras's.
-        self._batch_size = KERAS_BATCH_SIZE if any(op.kind == "KerasCall" for op in program) else BATCH_SIZE
-        self._structure = ModelStructure(model)
+        # What Keras itself computes may look at the whole batch: then it has to be Keras's.
+        by_keras = any(op.kind in ("KerasCall", "Operation") for op in program)
+        self._batch_size = KERAS_BATCH_SIZE if by_keras else BATCH_SIZE
+        self._structure = ModelStructure(model, program)
         self._shape = input_shape(model)
         self._samples: list[float] = []
         self.reason: str | None = None

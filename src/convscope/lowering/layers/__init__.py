@@ -8,6 +8,7 @@ from convscope.lowering.layers.elementwise import Activate, Affine, Dropout, PRe
 from convscope.lowering.layers.keras_call import ActivityLoss, KerasCall
 from convscope.lowering.layers.merging import Concatenate, Merge
 from convscope.lowering.layers.normalization import BatchNormalization, GroupNormalization, LayerNormalization
+from convscope.lowering.layers.operations import Broadcast, Constant, Operation, Weight
 from convscope.lowering.layers.reshaping import Crop2D, Flatten, Reshape, UpSample2D, ZeroPad2D
 from convscope.lowering.layers.windows import Conv2D, GlobalPool2D, Pool2D
 
@@ -16,7 +17,9 @@ __all__ = [
     "ActivityLoss",
     "Affine",
     "BatchNormalization",
+    "Broadcast",
     "Concatenate",
+    "Constant",
     "Conv2D",
     "ConvOrDense",
     "Crop2D",
@@ -28,9 +31,11 @@ __all__ = [
     "KerasCall",
     "LayerNormalization",
     "Merge",
+    "Operation",
     "PRelu",
     "Pool2D",
     "Reshape",
     "UpSample2D",
+    "Weight",
     "ZeroPad2D",
 ]

@@ -60,6 +60,8 @@ class ProgramBuilder:
     def __init__(self, paths: dict[int, str]) -> None:
         self.ops: list[Op] = []
         self.values: dict[str, Value] = {}
+        self.weights: dict[str, Value] = {}  # those that are values, by path
+        self.batches: set[str] = set()  # values known to be as long as the batch
         self._paths = paths
         self._streams = 0
         self._names: dict[str, int] = {}
@@ -68,7 +70,12 @@ class ProgramBuilder:
         """Name a value so that no other has the name."""
         value = Value(self.unique(name), (None, *shape[1:]), dtype)
         self.values[value.name] = value
+        self.batches.add(value.name)
         return value
+
+    def knows(self, variable: Any) -> bool:
+        """Say whether a variable is one of the model's."""
+        return id(variable) in self._paths
 
     def unique(self, name: str) -> str:
         """Make a name unique by a number behind it."""
@@ -116,7 +123,30 @@ class ProgramBuilder:
             return inputs[0]
         value = Value(op.output, shape)
         self.values[value.name] = value
+        if self.batches.issuperset(op.inputs) and op.inputs:
+            self.batches.add(value.name)
         return value
+
+    def add_keras(
+        self,
+        kind: Callable[..., Op],
+        operation: Any,
+        inputs: tuple[str, ...],
+        specs: Sequence[tuple[Shape, str]],
+        **settings: Any,
+    ) -> list[Value]:
+        """Append an op of which Keras has said the shapes and types that it gives; return its outputs."""
+        name = self.op_name(operation.name)
+        outputs = tuple(
+            Value(f"{name}:out{index or ''}", (None, *shape[1:]) if shape else (), dtype)
+            for index, (shape, dtype) in enumerate(specs)
+        )
+        self.values.update((value.name, value) for value in outputs)
+        layer = str(getattr(operation, "path", None) or operation.name)
+        self.ops.append(
+            kind(name=name, layer=layer, inputs=inputs, output=outputs[0].name, outputs=outputs, **settings)
+        )
+        return list(outputs)
 
 
 @dataclass

@@ -11,7 +11,6 @@ import keras
 
 from convscope import _keras_internals as internals
 from convscope.lowering.devices import seeded_generators
-from convscope.lowering.graph import buffers_kept
 from convscope.lowering.ir import Op, Shape, Value
 from convscope.lowering.layers.base import (
     ProgramBuilder,
@@ -25,18 +24,10 @@ from convscope.lowering.masks import mix
 
 
 @dataclass(frozen=True, kw_only=True)
-class KerasCall(Op):
-    """A Keras layer or operation that runs as it is, on its own variables; ``call`` knows how."""
+class KerasOp(Op):
+    """What Keras itself computes, into one or several values; it has said their shapes."""
 
-    call: Any
     outputs: tuple[Value, ...]
-    stream: int
-    trainable: tuple[str, ...] = ()
-
-    @property
-    def weights(self) -> tuple[str, ...]:
-        """Return the layer's trainable variables."""
-        return self.trainable
 
     @property
     def written(self) -> tuple[str, ...]:
@@ -44,7 +35,21 @@ class KerasCall(Op):
         return tuple(value.name for value in self.outputs)
 
     def _output_shape(self, shapes: Sequence[Shape]) -> None:
-        del shapes  # Keras has said it
+        del shapes
+
+
+@dataclass(frozen=True, kw_only=True)
+class KerasCall(KerasOp):
+    """A Keras layer or operation that runs as it is, on its own variables; ``call`` knows how."""
+
+    call: KerasRunner
+    stream: int
+    trainable: tuple[str, ...] = ()
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Return the layer's trainable variables."""
+        return self.trainable
 
     def settings(self) -> dict[str, Any]:
         """Return the type of the Keras layer."""
@@ -80,7 +85,7 @@ class KerasRunner:
     """
 
     def __init__(self, operation: Any, args: Any, kwargs: Any) -> None:
-        self._operation = operation
+        self.operation = operation
         self._args, self._kwargs = args, kwargs
         leaves = keras.tree.flatten((args, kwargs))
         self.inputs = tuple(dict.fromkeys(leaf.name for leaf in leaves if isinstance(leaf, Value)))
@@ -88,23 +93,11 @@ class KerasRunner:
 
     def __str__(self) -> str:
         """Show the type of the operation."""
-        return type(self._operation).__name__
+        return type(self.operation).__name__
 
     def __deepcopy__(self, memo: Any) -> KerasRunner:
         """Return the runner itself: it belongs to one model."""
         return self
-
-    def output_specs(self, values: Mapping[str, Value]) -> Any:
-        """Ask Keras for the shapes and types of the outputs."""
-
-        def symbol(leaf: Any) -> Any:
-            if not isinstance(leaf, Value):
-                return leaf
-            return keras.KerasTensor(values[leaf.name].shape, dtype=values[leaf.name].dtype)
-
-        args, kwargs = keras.tree.map_structure(symbol, (self._args, self._kwargs))
-        with buffers_kept(self._operation):
-            return self._operation.compute_output_spec(*args, **kwargs)
 
     def run(self, tensors: Mapping[str, Any], training: bool, seed: int) -> tuple[list[Any], list[Any]]:
         """Call the operation on its own variables: what it changes there is changed, as in Keras.
@@ -119,7 +112,7 @@ class KerasRunner:
             lambda leaf: tensors[leaf.name] if isinstance(leaf, Value) else leaf, (self._args, self._kwargs)
         )
         with internals.outer_call(self._host, training):
-            outputs = self._operation(*args, **kwargs)
+            outputs = self.operation(*args, **kwargs)
             losses = internals.take_losses(self._host)
         return keras.tree.flatten(outputs), losses
 
@@ -161,26 +154,17 @@ def _run_activity_loss(op: ActivityLoss, _network: WeightSource) -> Runner:
     return run
 
 
-def add_call(builder: ProgramBuilder, operation: Any, args: Any, kwargs: Any) -> list[Value]:
-    """Append an op that runs the Keras operation itself; return its outputs, flat."""
+def add_call(
+    builder: ProgramBuilder, operation: Any, args: Any, kwargs: Any, specs: Sequence[tuple[Shape, str]]
+) -> list[Value]:
+    """Append an op that runs the Keras operation itself; return its outputs, of these shapes and types."""
     runner = KerasRunner(operation, args, kwargs)
-    specs = runner.output_specs(builder.values)
-    name = builder.op_name(operation.name)
-    outputs = tuple(
-        Value(f"{name}:out{index or ''}", (None, *spec.shape[1:]), str(spec.dtype))
-        for index, spec in enumerate(keras.tree.flatten(specs))
+    return builder.add_keras(
+        KerasCall,
+        operation,
+        runner.inputs,
+        specs,
+        call=runner,
+        trainable=tuple(map(builder.path, getattr(operation, "trainable_variables", ()))),
+        stream=builder.next_stream(),
     )
-    builder.values.update((value.name, value) for value in outputs)
-    builder.ops.append(
-        KerasCall(
-            name=name,
-            layer=str(getattr(operation, "path", None) or operation.name),
-            inputs=runner.inputs,
-            output=outputs[0].name,
-            call=runner,
-            outputs=outputs,
-            trainable=tuple(map(builder.path, getattr(operation, "trainable_variables", ()))),
-            stream=builder.next_stream(),
-        )
-    )
-    return list(outputs)

@@ -1,0 +1,273 @@
+"""Layers with a call of their own, and functions between layers, are computed as what they are made of."""
+
+import keras
+import numpy as np
+import pytest
+import torch
+from keras import layers as L  # noqa: N812  as in the other tests of layers
+from keras import ops
+from lowering_cases import assert_parity, image_batch, scrambled
+
+import convscope
+from convscope.lowering import lower
+
+IMAGE = (8, 8, 6)
+
+
+class Patches(L.Layer):
+    """Cuts images into patches, by the batch's own length."""
+
+    def call(self, images):
+        shape = ops.shape(images)
+        patches = ops.image.extract_patches(images, size=2)
+        return ops.reshape(patches, (shape[0], 16, 4 * shape[3]))
+
+
+class Positions(L.Layer):
+    """Adds an embedding of positions that nothing but their number decides, and a token for the class."""
+
+    def __init__(self):
+        super().__init__()
+        self.projection, self.embedding = L.Dense(5), L.Embedding(16, 5)
+
+    def build(self, shape):
+        self.token = self.add_weight(shape=(1, 1, 5), initializer="zeros")
+        self.projection.build(shape)
+        self.embedding.build(())
+
+    def call(self, x):
+        x = self.projection(x) + self.embedding(ops.arange(16))
+        token = ops.broadcast_to(self.token, (ops.shape(x)[0], 1, 5))
+        return ops.concatenate([token, x], axis=1)
+
+
+class Scale(L.Layer):
+    """Layer scale."""
+
+    def build(self, shape):
+        self.gamma = self.add_weight(shape=(shape[-1],), initializer="ones")
+        self.shift = self.add_weight(shape=(), initializer="zeros")
+
+    def call(self, x):
+        return x * self.gamma + self.shift
+
+
+class Windows(L.Layer):
+    """Windows of an image as a batch of their own, attention in each (Liu et al., Swin, 3.2)."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out, self.drop, self.scale = L.Dense(18), L.Dense(6), L.Dropout(0.0), Scale()
+
+    def call(self, x, training=None):
+        _, height, width, channels = ops.shape(x)
+        x = ops.roll(x, shift=(-1, -1), axis=(1, 2))
+        x = ops.reshape(x, (-1, height // 4, 4, width // 4, 4, channels))
+        x = ops.reshape(ops.transpose(x, (0, 1, 3, 2, 4, 5)), (-1, 16, channels))
+        rows = ops.shape(x)[0]
+        qkv = ops.transpose(ops.reshape(self.qkv(x), (rows, 16, 3, 2, 3)), (2, 0, 3, 1, 4))
+        scores = ops.softmax((qkv[0] * 3**-0.5) @ ops.transpose(qkv[1], (0, 1, 3, 2)))
+        x = ops.transpose(self.drop(scores, training=training) @ qkv[2], (0, 2, 1, 3))
+        x = self.scale(self.out(ops.reshape(x, (rows, 16, channels))))
+        x = ops.reshape(x, (-1, height // 4, width // 4, 4, 4, channels))
+        return ops.reshape(ops.transpose(x, (0, 1, 3, 2, 4, 5)), (-1, height, width, channels))
+
+
+class Mixer(L.Layer):
+    """Mixes tokens, then channels (Tolstikhin et al., "MLP-Mixer"); parts of it are models."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens = keras.Sequential([L.Dense(8, activation="gelu"), L.Dense(16), L.Dropout(0.0)])
+        self.channels = keras.Sequential([L.Dense(8, activation="gelu"), L.Dense(24)])
+        self.norm = L.LayerNormalization()
+
+    def build(self, shape):
+        self.norm.build(shape)
+        self.tokens.build((None, shape[2], shape[1]))
+        self.channels.build(shape)
+
+    def call(self, x):
+        mixed = ops.transpose(self.tokens(ops.transpose(self.norm(x), (0, 2, 1))), (0, 2, 1))
+        x = x + mixed
+        return x + self.channels(self.norm(x))
+
+
+class Both(L.Layer):
+    """Two inputs and two outputs, one by its name."""
+
+    def build(self, x_shape, other_shape):
+        self.gate = self.add_weight(shape=(x_shape[-1], other_shape[-1]), initializer="ones")
+
+    def call(self, x, other):
+        return {"sum": x + other @ self.gate, "product": ops.tanh(x) * other}
+
+
+def of_functions(x):
+    first, second = ops.split(x, 2, axis=-1)
+    y = ops.concatenate([ops.square(first), second[..., 1:], first / (1.0 + ops.abs(second))], axis=-1)
+    y = ops.power(ops.sqrt(1.0 + ops.square(y)), 1.5) - ops.mean(y, axis=(1, 2), keepdims=True)
+    rows = ops.reshape(ops.transpose(y, (0, 3, 1, 2)), (-1, 8, 64))
+    return ops.matmul(rows, ops.transpose(rows, (0, 2, 1))) / ops.sum(ops.abs(rows))
+
+
+def both(x):
+    parts = Both()(x, L.Dense(6)(x))
+    return ops.stack([parts["sum"], parts["product"]], axis=1)
+
+
+def after(x, *made):
+    for layer in made:
+        x = layer(x)
+    return x
+
+
+MODELS = {
+    "functions": of_functions,
+    "patches and positions": lambda x: Positions()(Patches()(x)),
+    "scale": lambda x: after(x, Scale()),
+    "windows": lambda x: after(x, Windows()),
+    "mixer": lambda x: Mixer()(Patches()(x)),
+    "several": both,
+    "lambda": lambda x: after(x, L.Lambda(lambda y: ops.relu(y) * 2.0)),
+    "permute": lambda x: after(x, L.Permute((3, 1, 2))),
+    "repeated": lambda x: after(x, L.Flatten(), L.RepeatVector(3)),
+    "one-dimensional": lambda x: after(
+        x, L.Reshape((64, 6)), L.Conv1D(4, 3, padding="same", activation="gelu"), L.GlobalAveragePooling1D()
+    ),
+    "rms": lambda x: after(x, L.RMSNormalization()),
+    "einsum": lambda x: after(x, L.EinsumDense("abcd,de->abce", (None, None, 3), bias_axes="e")),
+}
+
+
+def made(make):
+    image = keras.Input(IMAGE)
+    return scrambled(keras.Model(image, make(image)))
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS.keys())
+def test_a_layer_is_computed_as_what_it_is_made_of(make, training):
+    model = made(make)
+    assert not [str(op.call) for op in lower(model) if op.kind == "KerasCall"]
+    assert_parity(model, [image_batch((5, *IMAGE))], training)
+
+
+class Custom(L.Layer):
+    def __init__(self, call):
+        super().__init__()
+        self.factor, self.count, self.drop = 2.0, 0, L.Dropout(0.5)
+        self.model = keras.Sequential([keras.Input((8,)), L.BatchNormalization()])
+        self._call = call
+
+    def build(self, shape):
+        self.weight = self.add_weight(shape=(shape[-1],), initializer="ones")
+        self.state = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+    def call(self, x, training=None):
+        return self._call(self, x, training)
+
+
+def counting(layer, x, training):
+    layer.count += 1
+    return x * layer.factor
+
+
+def assigning(layer, x, training):
+    layer.state.assign(1.0)
+    return x
+
+
+def always_dropping(layer, x, training):
+    return layer.drop(x, training=True)
+
+
+def reading(layer, x, training):
+    return x * float(layer.drop.rate + ops.convert_to_numpy(layer.state))
+
+
+def told_of_its_model(layer, x, training):
+    return layer.model(x, training=False)
+
+
+AS_THEY_ARE = {
+    "a model with a flag of its own": told_of_its_model,
+    "another branch in training": lambda layer, x, training: x * 2.0 if training else x,
+    "random numbers of Keras": lambda layer, x, training: x + keras.random.normal((8,)),
+    "random numbers of NumPy": lambda layer, x, training: x * np.random.rand(),  # noqa: NPY002
+    "random numbers of torch": lambda layer, x, training: x * float(torch.rand(1)),
+    "changes itself": counting,
+    "changes a variable": assigning,
+    "looks at a variable": reading,
+    "a flag of its own": always_dropping,
+    "looks at the batch": lambda layer, x, training: x * (ops.shape(x)[0] + 1.0),
+    "computes on a part's weight": lambda layer, x, training: x * layer.drop.seed_generator.state[0],
+}
+
+
+@pytest.mark.parametrize("call", AS_THEY_ARE.values(), ids=AS_THEY_ARE.keys())
+def test_what_is_not_certain_runs_as_a_keras_layer(call):
+    layer = Custom(call)
+    x = keras.Input((8,))
+    model = keras.Model(x, layer(x))
+    before = layer.count, layer.state.numpy(), layer.drop.seed_generator.state.numpy().tolist()
+    generators = torch.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    names = keras.backend.get_uid("multiply")
+    assert [op.kind for op in lower(model)] == ["KerasCall"]
+    assert keras.backend.get_uid("multiply") == names + 1
+    assert (layer.count, layer.state.numpy(), layer.drop.seed_generator.state.numpy().tolist()) == before
+    assert torch.equal(torch.get_rng_state(), generators[0])
+    assert np.random.get_state()[1].tolist() == generators[1]  # noqa: NPY002
+
+
+def test_a_trace_leaves_no_mark_on_the_layers():
+    model = made(MODELS["windows"])
+    layer = model.layers[1]
+    calls = [len(part._inbound_nodes) for part in layer._flatten_layers()]
+    attributes = {name: id(value) for name, value in vars(layer).items()}
+    lower(model)
+    assert [len(part._inbound_nodes) for part in layer._flatten_layers()] == calls
+    assert {name: id(value) for name, value in vars(layer).items()} == attributes
+
+
+def doubled(x):
+    return x * 2.0
+
+
+class Doubling(L.Layer):
+    factor = 1.0
+
+    def call(self, x):
+        return doubled(x) * self.factor
+
+
+@pytest.mark.parametrize("change", ["setting", "method", "function"])
+def test_a_layer_that_is_changed_is_read_again(change, monkeypatch):
+    x = keras.Input((4,))
+    layer = Doubling()
+    model = keras.Model(x, layer(x))
+    images = image_batch((3, 4))
+    np.testing.assert_allclose(convscope.predict(model, images), images * 2, rtol=1e-6)
+    if change == "setting":
+        layer.factor = 3.0
+    elif change == "method":
+        monkeypatch.setattr(Doubling, "call", lambda _self, x: x * 6.0)
+    else:
+        monkeypatch.setitem(globals(), "doubled", lambda x: x * 6.0)
+    np.testing.assert_allclose(convscope.predict(model, images), images * 6, rtol=1e-6)
+
+
+def test_training_with_what_was_traced_is_keras_training():
+    x, y = image_batch((32, *IMAGE)), np.arange(32) % 3
+    found = {}
+    for name, fit in (("keras", keras.Model.fit), ("fast", convscope.fit)):
+        image = keras.Input(IMAGE)
+        hidden = L.Flatten()(Positions()(Patches()(Windows()(image))))
+        model = scrambled(keras.Model(image, L.Dense(3, activation="softmax")(hidden)))
+        model.compile(keras.optimizers.SGD(0.05), "sparse_categorical_crossentropy")
+        settings = {} if name == "keras" else {"engine": "fast", "precision": "float32"}
+        history = fit(model, x, y, batch_size=16, epochs=3, shuffle=False, verbose=0, **settings)
+        found[name] = history.history["loss"], [weight.numpy() for weight in model.weights]
+    np.testing.assert_allclose(found["fast"][0], found["keras"][0], rtol=1e-4)
+    for one, other in zip(found["fast"][1], found["keras"][1], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
