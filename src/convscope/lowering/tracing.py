@@ -36,7 +36,7 @@ class _DiffersError(Exception):
     """Why a layer runs as it is."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trace:
     """The calls that a layer makes, from ``inputs`` to ``outputs``, for a batch of any size.
 
@@ -117,7 +117,7 @@ def _traced(layer: Any, args: Any, kwargs: dict[str, Any], values: Sequence[Valu
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Record:
     """The calls of a layer at one size of a batch; ``constants`` are variables and tensors."""
 

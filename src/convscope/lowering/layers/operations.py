@@ -30,7 +30,7 @@ _MOVE = (
 # fmt: on
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Operation(KerasOp):
     """A function of ``keras.ops`` on its own; a ``Value`` stands in its arguments for a tensor."""
 
@@ -59,7 +59,7 @@ class Weight(Op):
         return self.shape
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Constant(Op):
     """Numbers that are always the same, such as positions."""
 
