@@ -20,6 +20,7 @@ from cycler import cycler
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import LayoutEngine
 
 from convscope.environment import own_warning_filters
 from convscope.errors import UsageError, expected_got
@@ -193,8 +194,22 @@ def png_bytes(figure: Figure) -> bytes:
     with own_warning_filters():
         # A script that no installed font covers shows as boxes; that is no reason to fail.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+        engine = lay_out(figure)
+        try:
+            figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+        finally:
+            figure.set_layout_engine(engine)
     return buffer.getvalue()
+
+
+def lay_out(figure: Figure) -> LayoutEngine | None:
+    """Lay a figure out and take its layout engine away, with which saving would draw it twice; return that."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        with mpl.rc_context({"figure.autolayout": False, "figure.constrained_layout.use": False}):
+            figure.set_layout_engine(None)
+    return engine
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:

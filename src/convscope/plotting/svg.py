@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from convscope.environment import own_warning_filters
-from convscope.plotting.style import STYLE
+from convscope.plotting.style import STYLE, lay_out
 
 # What matplotlib says in a style and an attribute can say too; the policy of a page forbids inline styles.
 ATTRIBUTES = (
@@ -52,10 +52,12 @@ def as_svg(figure: Figure, label: str, axes: Sequence[Axes] = ()) -> str:
 
 
 def _only(figure: Figure, axes: Sequence[Axes]) -> Bbox:
-    """Leave only some axes visible in a figure, without titles; return the part that they take, in inches."""
+    """Leave only some axes visible in a figure, without titles; return the part that they take, in inches.
+
+    A figure is laid out once, however many of its axes are drawn one after the other.
+    """
     FigureCanvasAgg(figure)
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    lay_out(figure)
     others: list[Artist] = [*figure.axes, *figure.legends, *figure.texts]
     for one in others:
         one.set_visible(one in axes)
