@@ -8,6 +8,7 @@ from matplotlib.colors import to_rgba
 
 from convscope.errors import UsageError
 from convscope.plotting import (
+    attribution_picture,
     plot_attribution,
     plot_embedding_map,
     plot_faithfulness,
@@ -35,23 +36,34 @@ def filters(count=6, channels=3):
     )
 
 
+POSITIVE, NEGATIVE, WHITE = (np.array(colour) for colour in ((213, 94, 0), (0, 114, 178), (255, 255, 255)))
+
+
+def coloured(values, limit):
+    """Mix white with red for positive numbers, with blue for negative ones: (…) → (…, 3)."""
+    share = np.abs(values)[..., None] / limit
+    return (1 - share) * WHITE + share * np.where(values[..., None] >= 0, POSITIVE, NEGATIVE)
+
+
 class TestFilters:
     def test_one_scale_around_zero_for_all(self):
         layer = filters()
         figure = drawn(plot_filters(layer, channel=2))
-        images = [axes.images[0] for axes in figure.axes if axes.images]
-        np.testing.assert_allclose(images[4].get_array(), layer.kernels[4, :, :, 2])
-        limits = {image.get_clim() for image in images}
-        largest = np.abs(layer.kernels[..., 2]).max()
-        assert limits == {(-largest, largest)}
+        images = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+        kernels = layer.kernels[..., 2]
+        for image, kernel in zip(images, kernels, strict=True):
+            np.testing.assert_allclose(image, coloured(kernel, np.abs(kernels).max()), atol=1.5)
         assert figure.get_suptitle() == "conv: 6 filters of 3×3×3, input channel 2"
+        low, high = figure.axes[-1].get_ylim()  # the scale beside them
+        assert -low == high == np.abs(kernels).max()
 
     def test_the_mean_over_channels_and_no_more_than_asked_for(self):
         layer = filters(count=20)
         figure = drawn(plot_filters(layer, count=9))
-        images = [axes.images[0] for axes in figure.axes if axes.images]
+        images = [axes.images[0].get_array() for axes in figure.axes if axes.images]
         assert len(images) == 9
-        np.testing.assert_allclose(images[0].get_array(), layer.kernels[0].mean(axis=2))
+        kernels = layer.kernels[:9].mean(axis=3)
+        np.testing.assert_allclose(images[0], coloured(kernels[0], np.abs(kernels).max()), atol=1.5)
 
     @pytest.mark.parametrize("channel", [-1, 3], ids=str)
     def test_refuses_a_channel_that_does_not_exist(self, channel):
@@ -104,6 +116,19 @@ class TestAttributions:
         figure = drawn(plot_attribution(RNG.random(shape), maps, ["cat", "dog"]))
         assert [axes.get_title() for axes in figure.axes[1:3]] == ["Occlusion\nfor dog", "Grad-CAM\nfor dog"]
         assert figure.axes[2].get_xlabel() == "at conv2d_2"
+
+    def test_a_smooth_map_keeps_its_contrast_and_a_signed_one_shows_its_small_values(self):
+        white = np.full((2, 1, 1), 255, np.uint8)
+        smooth = attribution([[0.25], [1.0]], signed=False)
+        signed = attribution([[-0.25], [1.0]])
+        for found, least in ((smooth, 0.9 * 0.25), (signed, 0.9 * 0.5)):
+            picture = attribution_picture(white, found)
+            shares = (255 - picture[:, 0].astype(float)) / (
+                255 - np.where(found.values < 0, NEGATIVE, POSITIVE)
+            )
+            np.testing.assert_allclose(shares, [[least] * 3, [0.9] * 3], atol=0.02)
+            panel = plot_attribution(white, found).axes[1]
+            np.testing.assert_array_equal(panel.images[0].get_array(), picture)
 
     def test_completeness_is_written_below(self):
         sums = SimpleNamespace(total=9.18, difference=9.17)

@@ -3,7 +3,6 @@
 import base64
 import gzip
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -14,7 +13,6 @@ from html.parser import HTMLParser
 import keras
 import numpy as np
 import pytest
-from PIL import Image
 from report_runs import HISTORY, make_dataset, make_run
 
 from convscope.errors import RunError
@@ -23,7 +21,6 @@ from convscope.inspection import feature_maps
 from convscope.networks import build
 from convscope.report import attribution, formatting, page, render_report, write_report
 from convscope.report.explorer import PAGE_ACTIVATIONS, chosen_images, walk
-from convscope.report.pictures import heat_picture
 from convscope.report.provenance import reproduction
 from convscope.report.source import TEST_SET_LOG, read_contents, read_record
 
@@ -498,12 +495,7 @@ def test_settings_are_written_as_a_person_reads_them(tmp_path):
     assert found["device"] == [("instruction sets", "avx, avx2")]
 
 
-def test_a_smooth_map_keeps_its_contrast_and_an_even_one_has_its_reason(tmp_path, monkeypatch):
-    grey = np.full((2, 1, 1), 255, np.uint8)
-    address = heat_picture(grey, np.array([[0.25], [1.0]]))
-    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))), float)
-    least, most = 255 - pixels[:, 0, 2]  # orange takes the blue away
-    assert least < 0.4 * most
+def test_an_even_map_has_its_reason(tmp_path, monkeypatch):
     even = np.linspace(0.6, 1, 144).reshape(12, 12)
     grad_cam = attribution.grad_cam
     monkeypatch.setattr(attribution, "grad_cam", lambda *given: replace(grad_cam(*given), values=even))

@@ -6,7 +6,7 @@ features, attributions, embeddings, recomputed. The common look is in style; svg
 page.
 """
 
-from convscope.plotting.attributions import plot_attribution, plot_faithfulness
+from convscope.plotting.attributions import attribution_picture, plot_attribution, plot_faithfulness
 from convscope.plotting.comparing import (
     plot_comparison,
     plot_confused_pairs,
@@ -23,7 +23,7 @@ from convscope.plotting.curves import (
     plot_roc,
 )
 from convscope.plotting.embeddings import plot_embedding_map, plot_neighbours
-from convscope.plotting.features import plot_feature_maps, plot_filters, plot_synthesis
+from convscope.plotting.features import filter_pictures, plot_feature_maps, plot_filters, plot_synthesis
 from convscope.plotting.images import (
     plot_contact_sheet,
     plot_errors,
@@ -39,7 +39,9 @@ from convscope.plotting.training import plot_health, plot_history, plot_rate_sea
 __all__ = [
     "STYLE",
     "as_svg",
+    "attribution_picture",
     "embedded",
+    "filter_pictures",
     "plot_attribution",
     "plot_comparison",
     "plot_confused_pairs",

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from convscope.errors import UsageError, expected_got
 from convscope.plotting.images import as_pictures
-from convscope.plotting.style import BLUE, GREY, hide_axes, new_figure, shorten
+from convscope.plotting.style import BLUE, GREY, RED, hide_axes, new_figure, shorten
 
 if TYPE_CHECKING:
     # Inspection loads torch and Keras; drawing needs only the arrays that it gives.
@@ -29,7 +32,7 @@ METHOD_NAMES = {
 def plot_attribution(
     image: Any, found: Attribution | Sequence[Attribution], class_names: Sequence[str] | None = None
 ) -> Figure:
-    r"""Draw an image and, over its shadow, which pixels speak for a class.
+    r"""Draw an image and, over a pale copy of it, which pixels speak for a class.
 
     Parameters
     ----------
@@ -41,7 +44,7 @@ def plot_attribution(
     Returns
     -------
     Figure
-        Maps without a sign from transparent to bright; with one, red for and blue against the class.
+        Red speaks for the class, and in maps with a sign blue against it.
 
     Raises
     ------
@@ -65,41 +68,42 @@ def plot_attribution(
             raise UsageError(expected_got(f"attributions of shape {picture.shape[:2]}", one.values.shape))
     with new_figure(2.3 * (len(maps) + 1), 3.4) as figure:
         panels = figure.subplots(1, len(maps) + 1)
-        shadow = _grey(picture)
         panels[0].imshow(_stretched(picture), cmap="gray", vmin=0, vmax=1)
         panels[0].set_title("Image\n")
         panels[0].set_anchor("N")
         hide_axes(panels[0])
         for axes, one in zip(panels[1:], maps, strict=True):
-            _draw_attribution(figure, axes, shadow, one)
+            axes.imshow(attribution_picture(image, one))
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.spines[:].set_visible(False)
+            bar = figure.colorbar(_scale(one), ax=axes, orientation="horizontal", shrink=0.9, pad=0.03)
+            bar.ax.tick_params(labelsize=7)
+            bar.ax.locator_params(nbins=4)
+            axes.set_xlabel(_note(one), fontsize=8)
             axes.set_title(f"{METHOD_NAMES.get(one.method, one.method)}\nfor {_class(one, class_names)}")
     return figure
 
 
-def _draw_attribution(figure: Figure, axes: Axes, shadow: Any, one: Attribution) -> None:
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_visible(False)
-    largest = float(np.abs(one.values).max()) or 1.0
-    if one.signed:
-        # Around zero the colours are light: a light shadow of the image shows through them.
-        axes.imshow(1 - 0.35 * shadow, cmap="gray", vmin=0, vmax=1)
-        strength = np.abs(one.values) / largest
-        shown = axes.imshow(
-            one.values, cmap="RdBu_r", vmin=-largest, vmax=largest, alpha=0.25 + 0.75 * strength
-        )
-    else:
-        axes.imshow(0.6 * shadow, cmap="gray", vmin=0, vmax=1)
-        strength = np.clip(one.values / largest, 0, 1)
-        shown = axes.imshow(one.values, cmap="inferno", vmin=0, vmax=largest, alpha=0.75 * strength)
-    bar = figure.colorbar(shown, ax=axes, orientation="horizontal", shrink=0.9, pad=0.03)
-    if bar.solids is not None:
-        bar.solids.set_alpha(1)  # the colours at their full strength
-    bar.ax.tick_params(labelsize=7)
-    bar.ax.locator_params(nbins=4)
-    note = _note(one)
-    if note:
-        axes.set_xlabel(note, fontsize=8)
+def attribution_picture(image: Any, found: Attribution) -> NDArray[np.uint8]:
+    """Lay a map over a pale grey copy of its image, as `plot_attribution` shows it: (h, w, 3)."""
+    (picture,) = as_pictures(np.asarray(image)[np.newaxis])
+    grey = _grey(picture)[..., np.newaxis]  # (h, w, 1)
+    pale = 1 - 0.25 * (1 - grey) if grey.mean() > 0.5 else 1 - 0.35 * grey
+    colours = _scale(found).to_rgba(found.values)  # (h, w, 4)
+    mixed = colours[..., :3] * colours[..., 3:] + pale * (1 - colours[..., 3:])
+    return np.asarray((255 * mixed).round(), np.uint8)
+
+
+def _scale(found: Attribution) -> ScalarMappable:
+    """Give values their colours, which cover the image the more, the larger they are."""
+    share = np.linspace(-1 if found.signed else 0, 1, 511)
+    # Of signed values a few are large, and the root shows the others too; a smooth map it would make solid.
+    strength = 0.9 * (np.sqrt(np.abs(share)) if found.signed else share)
+    colours = np.where(share[:, np.newaxis] >= 0, to_rgb(RED), to_rgb(BLUE))
+    largest = float(np.abs(found.values).max()) or 1.0
+    norm = Normalize(-largest if found.signed else 0, largest)
+    return ScalarMappable(norm, ListedColormap(np.column_stack([colours, strength])))
 
 
 def _note(one: Attribution) -> str:

@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from convscope.errors import UsageError, expected_got
 from convscope.plotting.images import as_pictures, image_grid
-from convscope.plotting.style import GREY, hide_axes, new_figure, plain, shorten
+from convscope.plotting.style import GREY, SIGNED, hide_axes, new_figure, plain, shorten
 
 if TYPE_CHECKING:
     # Inspection loads torch and Keras; drawing needs only the arrays that it gives.
     from convscope.inspection import FeatureMaps, Filters, Synthesis
 
-SIGNED = "RdBu_r"
 IMAGE_RANK = 3
 
 
@@ -51,30 +52,36 @@ def plot_filters(filters: Filters, channel: int | None = None, count: int = 64) 
     'conv2d_1: 4 filters of 3×3×1'
     """
     total, height, width, channels = filters.kernels.shape
-    if channel is not None and not 0 <= channel < channels:
-        raise UsageError(expected_got(f"a channel from 0 to {channels - 1}", channel))
-    kernels = filters.kernels.mean(axis=3) if channel is None else filters.kernels[..., channel]  # (n, h, w)
+    pictures, limit = filter_pictures(filters, channel, count)
     title = f"{plain(filters.layer)}: {total} filters of {height}×{width}×{channels}"
     if channels > 1:
         title += ", mean over the input channels" if channel is None else f", input channel {channel}"
-    return _signed_grid(kernels[:count], title, "weight")
-
-
-def _signed_grid(maps: NDArray[Any], title: str, label: str) -> Figure:
-    """Draw maps of shape (n, h, w) side by side around zero, on one scale."""
-    columns = min(8, len(maps))
-    rows = -(-len(maps) // columns)
-    limit = float(np.abs(maps).max(initial=0)) or 1.0
+    columns = min(8, len(pictures))
+    rows = -(-len(pictures) // columns)
     with new_figure(max(4.6, 0.85 * columns + 1.2), 0.8 + 1.0 * rows) as figure:
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes in grid.flat:
             hide_axes(axes)
-        for number, (axes, values) in enumerate(zip(grid.flat, maps, strict=False)):
-            shown = axes.imshow(values, cmap=SIGNED, vmin=-limit, vmax=limit)
+        for number, (axes, picture) in enumerate(zip(grid.flat, pictures, strict=False)):
+            axes.imshow(picture)
             axes.set_title(str(number), fontsize=7, color=GREY, pad=2)
-        figure.colorbar(shown, ax=grid, label=label, shrink=min(1.0, 2.4 / rows), aspect=15)
+        scale = ScalarMappable(Normalize(-limit, limit), SIGNED)
+        figure.colorbar(scale, ax=grid, label="weight", shrink=min(1.0, 2.4 / rows), aspect=15)
         figure.suptitle(title, wrap=True)
     return figure
+
+
+def filter_pictures(
+    filters: Filters, channel: int | None = None, count: int = 64
+) -> tuple[NDArray[np.uint8], float]:
+    """Colour kernels as `plot_filters` shows them: (n, h, w, 3), and the weight that has the full colour."""
+    channels = filters.kernels.shape[3]
+    if channel is not None and not 0 <= channel < channels:
+        raise UsageError(expected_got(f"a channel from 0 to {channels - 1}", channel))
+    kernels = filters.kernels[:count]  # (n, h, w, c)
+    kernels = kernels.mean(axis=3) if channel is None else kernels[..., channel]  # (n, h, w)
+    limit = float(np.abs(kernels).max(initial=0)) or 1.0
+    return SIGNED((kernels / limit + 1) / 2, bytes=True)[..., :3], limit
 
 
 def plot_feature_maps(

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
 from convscope.plotting.confusion import readable_on
-from convscope.plotting.style import BLACK, BLUE, GREY, RED, hide_axes, new_figure, plain
+from convscope.plotting.style import BLACK, BLUE, GREY, RED, SIGNED, hide_axes, new_figure, plain
 
 if TYPE_CHECKING:
     # Inspection loads torch and Keras; drawing needs only the arrays that it gives.
@@ -23,7 +23,6 @@ MOST_WRITTEN = 7
 # Signs of a number that fit into a cell.
 WIDEST = 7
 MOST_BARS = 20
-SIGNED = "RdBu_r"
 
 Array = NDArray[np.float64]
 

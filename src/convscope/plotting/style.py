@@ -19,6 +19,7 @@ import matplotlib as mpl
 from cycler import cycler
 from matplotlib import font_manager
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import LayoutEngine
 
@@ -36,6 +37,8 @@ BLUE = "#0072B2"
 RED = "#D55E00"
 PINK = "#CC79A7"
 GREY = "#767676"  # the lightest grey that is still legible (4.5 : 1) on white
+# Numbers with a sign: white is zero.
+SIGNED = LinearSegmentedColormap.from_list("signed", [BLUE, "white", RED], N=511)  # one in the middle
 
 DPI = 144
 
@@ -203,7 +206,7 @@ def png_bytes(figure: Figure) -> bytes:
 
 
 def lay_out(figure: Figure) -> LayoutEngine | None:
-    """Lay a figure out and take its layout engine away, with which saving would draw it twice; return that."""
+    """Lay a figure out, and take away its engine, with which saving would draw it twice; return that."""
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)

@@ -13,15 +13,15 @@ from convscope.errors import UsageError
 from convscope.evaluation import Evaluation
 from convscope.inspection.attribution import Attribution, grad_cam, integrated_gradients
 from convscope.inspection.representations import filters
+from convscope.plotting import attribution_picture, filter_pictures
 from convscope.report.errors import image as describe_image
 from convscope.report.explorer import chosen_images
-from convscope.report.pictures import Album, heat_picture, kernel_picture
+from convscope.report.pictures import Album, data_address
 from convscope.report.source import Contents
 
 IMAGES = 4
 # A large network is slow to look into; after so long, the images so far must do.
 SECONDS = 6.0
-MOST_FILTERS = 64
 # Where even the least of a map is above this share of its largest, it looks the same everywhere.
 EVEN = 0.5
 
@@ -66,14 +66,13 @@ def first_filters(contents: Contents) -> dict[str, Any] | None:
         found = filters(contents.bundle.model)
     except UsageError:
         return None
-    kernels = found.kernels.mean(axis=-1)  # (filters, h, w)
-    largest = float(np.abs(kernels).max())
+    kernels, largest = filter_pictures(found)
     return {
         "layer": found.layer,
-        "size": kernels.shape[1:],
+        "size": kernels.shape[1:3],
         "channels": found.kernels.shape[-1],
-        "count": len(kernels),
-        "kernels": [kernel_picture(kernel, largest) for kernel in kernels[:MOST_FILTERS]],
+        "count": len(found.kernels),
+        "kernels": [data_address(kernel, drawn=True) for kernel in kernels],
         "largest": largest,
     }
 
@@ -83,7 +82,7 @@ def _map(pixels: Any, found: Attribution, evaluation: Evaluation) -> dict[str, A
     return {
         "method": method,
         "class": evaluation.class_names[found.class_index],
-        "picture": heat_picture(pixels, found.values),
+        "picture": data_address(attribution_picture(pixels, found), drawn=True),
         "error": found.completeness.error if found.completeness else None,
         "empty": not found.values.any(),
         "flat": bool(found.values.any() and np.ptp(found.values) == 0),

@@ -32,10 +32,6 @@ LOSSLESS_SIDE = 48
 LOSSLESS_SIDE_IN_COLOUR = 20
 JPEG_QUALITY = 85
 
-# The same colours as in the style sheet's charts: told apart with any common colour blindness.
-FOR = np.array([213, 94, 0], np.float64)
-AGAINST = np.array([0, 114, 178], np.float64)
-
 
 class Album:
     """Test images as pictures, each encoded once, up to a size that all of them together may have.
@@ -76,8 +72,10 @@ class Album:
         return address
 
 
-def data_address(image: NDArray[np.uint8]) -> str:
+def data_address(image: NDArray[np.uint8], drawn: bool = False) -> str:
     """Encode an image of shape (h, w, c), uint8, as a data address; large ones are made smaller.
+
+    What is `drawn` has edges that JPEG would blur.
 
     Examples
     --------
@@ -87,53 +85,12 @@ def data_address(image: NDArray[np.uint8]) -> str:
     picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image[:, :, :3])
     if max(picture.size) > LARGEST_SIDE:
         picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.LANCZOS)
-    largest = LOSSLESS_SIDE if picture.mode == "L" else LOSSLESS_SIDE_IN_COLOUR
-    return encoded(picture, lossless=max(picture.size) <= largest)
-
-
-def encoded(picture: Image.Image, lossless: bool = True) -> str:
-    """Encode a Pillow image as a data address."""
+    lossless = LOSSLESS_SIDE if drawn or picture.mode == "L" else LOSSLESS_SIDE_IN_COLOUR
+    kind = "png" if max(picture.size) <= lossless else "jpeg"
     buffer = io.BytesIO()
-    if lossless:
+    if kind == "png":
         picture.save(buffer, "PNG", compress_level=9)
     else:
         # Colours as fine as brightness: on a small picture coarser ones show.
         picture.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0, optimize=True)
-    kind = "png" if lossless else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def heat_picture(image: NDArray[np.uint8], values: NDArray[np.floating]) -> str:
-    """Lay values over a pale grey copy of their image: orange speaks for the class, blue against it.
-
-    Examples
-    --------
-    >>> heat_picture(np.zeros((4, 4, 1), np.uint8), np.ones((4, 4)))[:22]
-    'data:image/png;base64,'
-    """
-    grey = image.mean(axis=2, keepdims=True)  # (h, w, 1)
-    pale = 255 - (255 - grey) * 0.25 if grey.mean() > 127 else 255 - grey * 0.35
-    largest = float(np.abs(values).max()) or 1.0
-    share = np.abs(values) / largest
-    # Of signed values a few are large, and the root shows the others too; a smooth map it would make solid.
-    strength = 0.9 * (np.sqrt(share) if values.min() < 0 else share)[:, :, None]  # (h, w, 1)
-    colour = np.where(values[:, :, None] >= 0, FOR, AGAINST)  # (h, w, 3)
-    mixed = (1 - strength) * pale + strength * colour
-    picture = Image.fromarray(mixed.round().astype(np.uint8))
-    if max(picture.size) > LARGEST_SIDE:
-        picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.LANCZOS)
-    return encoded(picture, lossless=max(picture.size) <= LOSSLESS_SIDE)
-
-
-def kernel_picture(kernel: NDArray[np.floating], largest: float) -> str:
-    """Draw a kernel of shape (h, w): orange is positive, blue negative, white zero.
-
-    Examples
-    --------
-    >>> kernel_picture(np.eye(3), 1.0)[:22]
-    'data:image/png;base64,'
-    """
-    strength = np.clip(np.abs(kernel) / (largest or 1.0), 0, 1)[:, :, None]  # (h, w, 1)
-    colour = np.where(kernel[:, :, None] >= 0, FOR, AGAINST)  # (h, w, 3)
-    mixed = (1 - strength) * 255 + strength * colour
-    return encoded(Image.fromarray(mixed.round().astype(np.uint8)))
