@@ -74,3 +74,11 @@ def test_a_table_does_without_what_is_spare(printed):
     lines = printed(60, lambda: output.table("", *TABLE, left=(0, 3), spare=(2,)))
     assert not any("difference" in line for line in lines)
     assert any("cifar10-mini/test/cat/0001.png" in line or "cifar10-mini/test/" in line for line in lines)
+
+
+def test_a_number_is_not_parted_from_its_unit(printed):
+    rows = [["the run", "0.0999 ms", "12.5 MB"], ["the exported one", "0.312 ms", "3 kB"]]
+    lines = printed(35, lambda: output.table("", ["network", "time", "size"], rows))
+    for number in ("0.0999 ms", "12.5 MB", "0.312 ms", "3 kB"):
+        assert any(number in line for line in lines)
+    assert printed(18, lambda: output.say("It took longer: 12 ms.")) == ["It took longer:", "12 ms."]

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -17,6 +18,7 @@ import pytest
 import torch
 from bundle_cases import copy_of, read_zip, rewrite_json, small_network
 from onnx import TensorProto, helper
+from PIL import Image
 
 import convscope
 from convscope.cli import main
@@ -123,12 +125,46 @@ def test_the_guide_s_code_runs_as_it_stands(exports, format, monkeypatch):
     monkeypatch.syspath_prepend(exports[format].path)
     monkeypatch.setitem(sys.modules, "network", None)  # restored afterwards
     del sys.modules["network"]
-    code = (exports[format].path / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    code, *alone = re.findall("```python\n(.*?)```", (exports[format].path / "README.md").read_text(), re.S)
+    assert [part for part in alone if "keras.saving.load_model" in part] == alone
+    assert len(alone) == (format == "keras")
     names: dict = {}
     exec(compile(code, "README.md", "exec"), names)
     assert np.asarray(
         names["probabilities"].detach() if format == "torch" else names["probabilities"]
     ).shape == (1, 10)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "resize", "data_format", "channels", "temperature"),
+    [
+        ("minmax", "letterbox", "channels_last", 1, 1.0),
+        ("unit", "crop", "channels_last", 3, 1.7),
+        ("standard", "stretch", "channels_first", 3, 0.6),
+        ("raw", "letterbox", "channels_last", 3, 1.0),
+    ],
+    ids=["minmax", "unit", "standard", "raw"],
+)
+def test_the_guide_s_code_with_keras_alone_gives_the_same(
+    tmp_path, monkeypatch, scaling, resize, data_format, channels, temperature
+):
+    generator = np.random.default_rng(5)
+    images = generator.integers(20, 200, (12, 9, 8, channels), np.uint8)
+    preprocess = convscope.Preprocess.fit(images, scaling, data_format, resize)
+    head = [keras.layers.Flatten(), keras.layers.Dense(3, activation="softmax")]
+    model = keras.Sequential([keras.Input(preprocess.input_shape), *head])
+    bundle = Bundle.from_model(model, preprocess, ("a", "b", "c"), temperature)
+    picture = generator.integers(0, 256, (31, 44, 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "IMAGE.png")
+    model.save(tmp_path / "model.keras")
+    for name, content in preprocess.to_files().items():
+        (tmp_path / name).write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    code = FORMATS["keras"].without_convscope(bundle)
+    assert "convscope" not in code
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    np.testing.assert_allclose(names["probabilities"], bundle.predict([picture]), atol=1e-5)
 
 
 @every_format

@@ -263,12 +263,34 @@ def test_the_command_shows_a_table_and_its_doubts(command, folder, bundle):
     code, output, error = command(folder, folder / "nothing.png")
     assert code == 3
     labels = Counter(one.label for one in predict_files(bundle, [folder]))
-    counts = re.fullmatch(r"In all: (.+)", output.splitlines()[-1])[1]
-    assert sorted(counts.split(", ")) == sorted(f"{label} {count}" for label, count in labels.items())
+    counts = re.fullmatch(r"In all 9: (.+)", output.splitlines()[-1])[1]
+    expected = [f"{label} ({count})" for label, count in labels.items()]
+    assert sorted(counts.split(", ")) == sorted([*expected, "not read (1)"])
     assert "8 predicted" in output
     assert "1 of 8 unlike the training images" in output
     assert "inverted.png: inverted: its border is at grey level 255" in output
-    assert "nothing.png to be an image" in error
+    assert re.fullmatch(
+        r"Error: Expected .*nothing.png to be an image, got no such file.*path.", error.strip()
+    )
+
+
+def test_a_doubt_about_several_images_is_told_once(command, folder, tmp_path):
+    place = tmp_path / "several"
+    place.mkdir()
+    for number in range(5):
+        Image.open(folder / "more" / "inverted.png").save(place / f"{number}.png")
+    for number in range(12):
+        (place / f"cut-{number}.png").write_bytes((folder / "0.png").read_bytes()[:60])
+    code, output, error = command(place)
+    assert code == 3
+    lines = [line for line in output.splitlines() if "inverted" in line]
+    names = ", ".join(str(place / f"{number}.png") for number in range(3))
+    begin = f"  5 images inverted: {names} and 2 more; of the first one its border is at grey level 255,"
+    assert len(lines) == 1 and lines[0].startswith(begin)
+    assert output.splitlines()[-1].startswith("In all 17: ") and output.endswith(", not read (12)\n")
+    refused = error.strip().splitlines()
+    assert len(refused) == 11 and all(line.startswith("Error: ") for line in refused)
+    assert refused[-1] == "Error: 2 more could not be read; --csv lists them all."
 
 
 def test_the_command_draws_what_the_network_sees(command, folder, tmp_path):

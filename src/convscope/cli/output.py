@@ -79,7 +79,7 @@ def _filled(line: str, width: int) -> str:
         return line
     held = re.sub("`[^`]+`", lambda command: command[0].replace(" ", "\0"), line)
     filled = textwrap.fill(
-        held, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        _with_units(held), width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
     return filled.replace("\0", " ")
 
@@ -188,4 +188,10 @@ def _lines(cell: str, width: int) -> str:
 
 def _words(text: str) -> list[str]:
     """Take a text apart where a line may end."""
-    return re.findall(r"[^ /]*(?:/| +|$)", text)[:-1] or [""]
+    words = re.findall(r"[^ /]*(?:/| +|$)", _with_units(text))[:-1] or [""]
+    return [word.replace("\0", " ") for word in words]
+
+
+def _with_units(text: str) -> str:
+    """Hold a number and its unit together: the space between them becomes a zero."""
+    return re.sub(r"(?<=\d) (?=(?:%|ms|s|min|h|[kMGT]?B)(?!\w))", "\0", text)

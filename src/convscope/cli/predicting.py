@@ -6,7 +6,7 @@ import csv
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convscope.cli import waiting
-from convscope.cli.output import answered_all_the_same, say, show_json, table, warn
+from convscope.cli.output import answered_all_the_same, fail, say, show_json, table
 from convscope.cli.parsing import DataNow, Device, Json, Run, find_run_or_export, require_inputs
 from convscope.errors import UsageError, expected_got
 
@@ -27,6 +27,7 @@ SOME_FAILED = 3
 # Standard input is read whole; a longer list of paths than this is a mistake.
 MOST_INPUT = 512 * 2**20
 PLACES = ("second", "third")
+MOST_NAMED, MOST_FAILURES = 3, 10
 
 
 def predict(
@@ -84,11 +85,10 @@ def predict(
             )
         elif not csv:
             _show(bundle, predictions, show)
-            if len(predictions) > 1:
-                say("In all: " + ", ".join(f"{label} {count:,}" for label, count in counts.most_common()))
         if not json:
-            for failure in failures:
-                warn(failure.reason)
+            _show_failures(failures)
+            if len(everything) > 1 and not csv:
+                say(_summary(counts, len(failures)))
     if failures:
         raise typer.Exit(SOME_FAILED)
 
@@ -151,15 +151,51 @@ def _show(bundle: Bundle, predictions: list[Prediction], sheet: Path | None) -> 
     if odd:
         subject = f"{len(odd):,} of {len(predictions):,} unlike the training images"
         say(f"{subject}; read their labels with doubt:", style="bold yellow")
-    for one in odd:
-        for warning in one.drift_warnings:
-            say(f"  {one.name}: {warning}")
+    for line in _grouped(odd):
+        say(f"  {line}")
     if odd and bundle.novelty:
         say(bundle.novelty.sentence())
     if bundle.statistics is None:
         say("This run did not record what training images look like; no input was compared with them.")
     if sheet:
         say(f"What the network sees: {sheet}")
+
+
+def _grouped(odd: Iterable[Prediction]) -> Iterator[str]:
+    """Say each kind of doubt once, the most common first: which images it is about, and one's numbers."""
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for one in odd:
+        for warning in one.drift_warnings:
+            kind, _, detail = warning.partition(": ")
+            kinds.setdefault(kind, []).append((one.name, detail))
+    for kind, cases in sorted(kinds.items(), key=lambda item: -len(item[1])):
+        name, detail = cases[0]
+        if len(cases) == 1:
+            yield f"{name}: {kind}: {detail}"
+        else:
+            names = _listed([name for name, _ in cases])
+            yield f"{len(cases):,} images {kind}: {names}; of the first one {detail}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Name the first ones, and count the others."""
+    more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
+
+
+def _show_failures(failures: Sequence[Failure]) -> None:
+    """Say which inputs could not be read, and why."""
+    for failure in failures[:MOST_FAILURES]:
+        fail(failure.reason)
+    if len(failures) > MOST_FAILURES:
+        fail(f"{len(failures) - MOST_FAILURES:,} more could not be read; --csv lists them all.")
+
+
+def _summary(counts: Counter[str], failures: int) -> str:
+    """Count the labels, and what could not be read."""
+    parts = [f"{label} ({count:,})" for label, count in counts.most_common()]
+    parts += [f"not read ({failures:,})"] if failures else []
+    return f"In all {counts.total() + failures:,}: {', '.join(parts)}"
 
 
 def _draw(bundle: Bundle, predictions: list[Prediction], file: Path | None) -> None:

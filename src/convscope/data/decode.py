@@ -275,7 +275,7 @@ def _loaded(raw: bytes, source: str) -> Iterator[tuple[Image.Image, bool]]:
 def _opened(raw: bytes, source: str) -> Iterator[Image.Image]:
     """Open an image of one of our formats, checked for its number of pixels, not yet decoded."""
     if not raw:
-        raise refusal("empty", source, "an empty file")
+        raise refusal("empty", source, "an empty file", "Copy or download it again.")
     kind = sniff(raw[:HEAD])
     if kind in HINTS and not is_read(kind):
         raise refusal("unsupported", source, f"{kind}, which cannot be read here", HINTS[kind])
@@ -305,7 +305,8 @@ def _failures_named(raw: bytes, source: str) -> Iterator[None]:
         # each of them means that this file cannot be read.
         kind = sniff(raw[:HEAD])
         if kind not in FORMATS:
-            raise refusal("not_an_image", source, kind or "something else") from error
+            hint = "Remove it, or save it as PNG or JPEG."
+            raise refusal("not_an_image", source, kind or "something else", hint) from error
         cut = _ends_early(raw, kind) or "truncated" in str(error).lower()
         what, words = ("truncated", "is cut short") if cut else ("damaged", "cannot be decoded")
         raise refusal(what, source, f"{kind} that {words}", "Copy or download it again.") from error

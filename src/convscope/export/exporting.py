@@ -223,11 +223,15 @@ def _page(bundle: Bundle, form: ExportFormat, int8: bool) -> str:
         height=settings.height, width=settings.width, channels=settings.channels, classes=classes
     )
     steps = "\n".join(f"- {step}" for step in settings.describe())
+    alone = ""
+    if form.without_convscope:
+        words = "Without convscope (which also reads transparency, and files of more than 8 bits):"
+        alone = f"{words}\n\n```python\n{form.without_convscope(bundle)}```\n\n"
     smaller = f"`{form.int8_file}` is used alike: in 8 bits, smaller and less exact.\n" if int8 else ""
     return (
         f"# An image classifier with {classes} classes\n\n"
         f"{form.holds}\n{smaller}The names of the classes, in the order of the probabilities, stand in "
         f"`bundle.json`; so do the temperature ({bundle.temperature:g}) and the hash of every file.\n\n"
-        f"```python\n{code}```\n\n"
+        f"```python\n{code}```\n\n{alone}"
         f"What is done to an image:\n\n{steps}\n"
     )

@@ -28,6 +28,7 @@ class ExportFormat:
     holds: str
     example: str
     write: Callable[[Bundle, Path], Forward]
+    without_convscope: Callable[[Bundle], str] | None = None  # code that does the same with Keras alone
     open: Callable[[Path, tuple[int, int, int], int], Forward] | None = None
     packages: tuple[str, ...] = ()
     resizes: bool = False  # whether the network in the file takes images of any size
@@ -59,6 +60,52 @@ def _write_keras(bundle: Bundle, folder: Path) -> Forward:
     bundle.model.save(folder / MODEL_FILE)
     model = load_model(folder / MODEL_FILE)
     return Bundle.from_model(model, bundle.preprocess, bundle.class_names, bundle.temperature).forward
+
+
+def _with_keras_alone(bundle: Bundle) -> str:
+    """Write the code that predicts one image file with Keras, NumPy and Pillow."""
+    settings = bundle.preprocess
+    mode = "L" if settings.channels == 1 else "RGB"
+    lines = [
+        "import keras, numpy as np",
+        "from PIL import Image, ImageOps",
+        "",
+        f'model = keras.saving.load_model("{MODEL_FILE}", compile=False)',
+        f'picture = ImageOps.exif_transpose(Image.open("IMAGE.png")).convert("{mode}")',
+        f"size = ({settings.width}, {settings.height})",
+    ]
+    if settings.resize == "stretch":
+        lines += ["picture = picture.resize(size, Image.Resampling.BILINEAR)"]
+    else:
+        pick = "min" if settings.resize == "letterbox" else "max"
+        lines += [
+            f"factor = {pick}(size[0] / picture.width, size[1] / picture.height)  # {settings.resize}",
+            "inner = max(1, round(picture.width * factor)), max(1, round(picture.height * factor))",
+            "canvas = Image.new(picture.mode, size)",
+            "corner = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2",
+            "canvas.paste(picture.resize(inner, Image.Resampling.BILINEAR), corner)",
+            "picture = canvas",
+        ]
+    shape = f"1, {settings.height}, {settings.width}, {settings.channels}"
+    lines += [f"values = np.asarray(picture, np.float32).reshape({shape})"]
+    if settings.scaling == "unit":
+        lines += ["values = values / 255"]
+    elif settings.scaling != "raw":
+        lines += [
+            'scaling = np.load("preprocess.npz")',
+            'values = values * scaling["scale"] + scaling["offset"]',
+        ]
+    if settings.limits is not None:
+        lines += ["values = values.clip({:g}, {:g})".format(*settings.limits)]
+    if settings.data_format == "channels_first":
+        lines += ["values = values.transpose(0, 3, 1, 2)"]
+    lines += [f"probabilities = model.predict(values)  # (1, {len(bundle.class_names)})"]
+    if bundle.temperature != 1:
+        lines += [
+            f"probabilities = probabilities ** (1 / {bundle.temperature!r})  # the temperature",
+            "probabilities = probabilities / probabilities.sum()",
+        ]
+    return "\n".join([*lines, ""])
 
 
 def _write_torch(bundle: Bundle, folder: Path) -> Forward:
@@ -105,6 +152,7 @@ pixels = np.zeros((1, {height}, {width}, {channels}), np.uint8)  # your images, 
 probabilities = bundle.predict(pixels)  # (n, {classes}), float32
 """,
     write=_write_keras,
+    without_convscope=_with_keras_alone,
 )
 TORCH = ExportFormat(
     files=("model.pt2",),
