@@ -208,8 +208,8 @@ def test_letters_are_unlike_digits_and_digits_are_not(digits_run):
 def test_one_image_gets_one_kind_of_warning(digits_run):
     images = 255 - convscope.load("digits").test.images[:20]
     bundle = load_bundle(digits_run)
-    _, features = predict_with_features(bundle.model, images, bundle.preprocess)
-    assert all(bundle.novelty.warnings(features))  # unfamiliar too, because they are inverted
+    _, distances = bundle.predict_with_distances(images)
+    assert all(map(bundle.novelty.warning, distances))  # unfamiliar too, because they are inverted
     _, found = bundle.predict_with_warnings(images)
     assert all(len(warnings) == 1 and warnings[0].startswith("inverted: ") for warnings in found)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 GLOSSARY = {
+    "AUROC": "how often a known image scores higher than an unknown one; 1 is always, 0.5 is guessing.",
     "average precision": "the area under the curve of precision over recall; 1 is perfect.",
     "balanced accuracy": "the mean of the accuracies of all classes, so that each class counts the same.",
     "bfloat16": "numbers of 16 bits, half of the usual 32: faster to compute with, and less exact.",

@@ -58,6 +58,8 @@ class Prediction:
         Whether the highest probability is below the threshold that was asked for.
     drift_warnings : tuple of str
         What about the image is unlike the training images.
+    distance : float or None
+        How far it is from them in the network's features; None where that is not known.
     pixels : ndarray of shape (height, width, channels), uint8
         The image in the size that the network takes.
     """
@@ -66,6 +68,7 @@ class Prediction:
     ranked: tuple[tuple[str, float], ...]
     abstained: bool
     drift_warnings: tuple[str, ...]
+    distance: float | None
     pixels: NDArray[np.uint8] = field(repr=False, compare=False)
 
     @property
@@ -87,6 +90,7 @@ class Prediction:
             "abstained": self.abstained,
             "ranked": [{"label": label, "probability": value} for label, value in self.ranked],
             "warnings": list(self.drift_warnings),
+            "distance": self.distance,
         }
 
 
@@ -220,12 +224,14 @@ def _judge(bundle: Bundle, inputs: Sequence[_Input], threshold: float) -> list[P
     if not inputs:
         return []
     pixels = np.stack([one.pixels for one in inputs])  # (n, h, w, c)
-    probabilities, drift_warnings = bundle.predict_with_warnings(pixels)
+    probabilities, distances = bundle.predict_with_distances(pixels)
+    drift_warnings = bundle.warnings(pixels, distances)
+    measured = [None] * len(inputs) if distances is None else map(float, distances)
     predictions = []
-    for one, row, odd in zip(inputs, probabilities, drift_warnings, strict=True):
+    for one, row, odd, far in zip(inputs, probabilities, drift_warnings, measured, strict=True):
         order = np.argsort(-row, kind="stable")[:RANKED]
         ranked = tuple((bundle.class_names[index], float(row[index])) for index in order)
-        predictions.append(Prediction(one.name, ranked, ranked[0][1] < threshold, odd, one.pixels))
+        predictions.append(Prediction(one.name, ranked, ranked[0][1] < threshold, odd, far, one.pixels))
     return predictions
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import webbrowser
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,14 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from convscope.cli.output import explain, say, show_json, table
-from convscope.cli.parsing import DataNow, Device, Json, Run, find_run
-from convscope.errors import RunError, UsageError, expected_got
+from convscope.cli import waiting
+from convscope.cli.output import explain, say, show_json, table, warn
+from convscope.cli.parsing import DataNow, Device, Json, Run, find_run, require_inputs
+from convscope.errors import DataError, RunError, UsageError, expected_got
 
 if TYPE_CHECKING:
     from convscope.evaluation import Comparison, Evaluation
+    from convscope.evaluation.unknown import UnknownCheck
     from convscope.report.source import Contents
 
+SOME_FAILED = 3
+# Below this probability --unknown abstains, unless told otherwise.
+ABSTAIN = 0.8
+SCORES = {"probability": "highest probability", "distance": "nearness to the training images"}
 # How many images for which only one of two networks is right are printed for each.
 SHOWN = 5
 
@@ -24,18 +31,36 @@ SHOWN = 5
 def evaluate(
     run: Run,
     part: Annotated[
-        str, typer.Option(help="validation or test. Looking at the test set is counted.")
-    ] = "test",
+        str | None,
+        typer.Option(
+            help="validation or test. Looking at the test set is counted. "
+            "[default: test; beside --unknown validation, where the run has it]"
+        ),
+    ] = None,
+    unknown: Annotated[
+        Path | None, typer.Option(help="A folder of images of other things: how sure is the network of them?")
+    ] = None,
+    abstain: Annotated[
+        float | None, typer.Option(help="For --unknown: the probability to abstain below. [default: 0.8]")
+    ] = None,
+    _device: Device = None,
     json: Json = False,
 ) -> None:
     """Show what a run is worth: accuracy, classes, calibration.
 
-    With intervals, confused pairs and the worst errors.
+    With intervals, confused pairs and the worst errors. Or, with --unknown, what it makes of images that
+    show none of its classes.
 
     Example: convscope evaluate runs/20260131-120000-exercise-mnist/deep --part validation
     """
-    if part not in ("validation", "test"):
+    if part not in ("validation", "test", None):
         raise UsageError(expected_got("the part validation or test", repr(part)))
+    if unknown is not None:
+        _evaluate_unknown(run, part, unknown, abstain, json)
+        return
+    if abstain is not None:
+        raise UsageError(expected_got("--abstain beside --unknown", "no --unknown"))
+    part = part or "test"
     contents = _open(run)
     evaluation = _part(contents, part)
     uncounted = _count([contents] if part == "test" else [], "error analysis", "evaluate")
@@ -46,6 +71,81 @@ def evaluate(
         _show_evaluation(contents, part, evaluation)
     if uncounted:
         raise uncounted
+
+
+def _evaluate_unknown(run: Path, part: str | None, folder: Path, abstain: float | None, json: bool) -> None:
+    """Show what a network makes of images that show none of its classes."""
+    import numpy as np
+
+    from convscope.evaluation.unknown import Share, check_unknown
+    from convscope.prediction import Failure, Prediction, predict_files, require_threshold
+    from convscope.runs import RunDirectory
+
+    require_threshold(abstain)
+    require_inputs([str(folder)])
+    contents = _open(run)
+    part = part or ("validation" if "validation" in contents.evaluations else "test")
+    evaluation = _part(contents, part)
+    bundle = contents.bundle
+    logging.getLogger(waiting.PROGRESS).info("Predicting %s", folder)
+    results = list(predict_files(bundle, [folder]))
+    found = [one for one in results if isinstance(one, Prediction)]
+    failures = [one for one in results if isinstance(one, Failure)]
+    if not found:
+        raise DataError(failures[0].reason)
+    known, distances = evaluation.probabilities.max(axis=1), None
+    stored = RunDirectory(run).read_arrays("predictions.npz").get(f"{part}_distances")
+    far = [one.distance for one in found if one.distance is not None]
+    if stored is not None and len(stored) == len(known) and len(far) == len(found):
+        distances = stored, np.array(far, np.float32)
+    novelty = bundle.novelty
+    checked = check_unknown(
+        known,
+        evaluation.predictions == evaluation.labels,
+        np.array([one.probability for one in found]),
+        abstain=ABSTAIN if abstain is None else abstain,
+        distances=distances,
+        warned=(
+            Share(novelty.alarms, novelty.validation) if novelty else None,
+            Share(sum(bool(one.drift_warnings) for one in found), len(found)),
+        ),
+    )
+    uncounted = _count([contents] if part == "test" else [], "error analysis", "evaluate --unknown")
+    if json:
+        failed = [one.to_json() for one in failures]
+        show_json({"run": str(run), "part": part, **checked.to_json(), "failures": failed})
+    else:
+        _show_unknown(checked, f"{part} images of {contents.data_name}", folder)
+        for failure in failures:
+            warn(failure.reason)
+    if uncounted:
+        raise uncounted
+    if failures:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _show_unknown(checked: UnknownCheck, known: str, folder: Path) -> None:
+    """Print how unknown images fare beside known ones."""
+    level, (_, sure) = max(checked.sure.items())
+    say(f"Known: {checked.known:,} {known}. Unknown: {checked.unknown:,} images in {folder}.")
+    say(f"{sure.count:,} of {sure.of:,} unknown images get a label with a probability of {level} or more.")
+    rows = [[f"get a label, at least {level:.0%} sure", *shares] for level, shares in checked.sure.items()]
+    rows.append([f"get no label when abstaining below {checked.abstain:g}", *checked.stopped])
+    before, warned = checked.warned
+    rows.append(["are called unlike the training images", before or "?", warned])
+    table("Share of the images that", ["", "known", "unknown"], rows)
+    stopped, cost = checked.stopped[1].value, checked.right_stopped.value
+    say(f"Abstaining below {checked.abstain:g} stops {stopped:.1%} of the unknown images, and costs "
+        f"{cost:.1%} of the right answers on known ones.")  # fmt: skip
+    if before:
+        say(f"How often known images are called unlike was measured on {before.of:,} validation images.")
+    rows = [
+        [SCORES[name], f"{one.area:.3f} ({one.interval.low:.3f} to {one.interval.high:.3f})", one.passing]
+        for name, one in checked.separations.items()
+    ]
+    columns = ["score", "AUROC", "unknown that pass with 95 % of the known"]
+    table("How well known and unknown can be told apart", columns, rows)
+    explain("AUROC")
 
 
 def _show_evaluation(contents: Contents, part: str, evaluation: Evaluation) -> None:

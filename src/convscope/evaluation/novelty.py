@@ -84,15 +84,14 @@ class Novelty:
         alarms = int(np.count_nonzero((distances > limit) | otherwise))
         return replace(self, limit=float(limit), validation=count, alarms=alarms)
 
-    def warnings(self, features: FloatArray) -> list[str]:
-        """Say of each row of features (n, features) whether it is unlike the training images; else ''."""
-        return [
+    def warning(self, distance: float) -> str:
+        """Say that an image at this distance is unlike the training images; nothing where it is not."""
+        if distance <= self.limit:
+            return ""
+        return (
             f"unfamiliar: for the network its distance from the nearest training images is {distance:.2f}, "
             f"that of most images of their kind up to {self.limit:.2f}"
-            if distance > self.limit
-            else ""
-            for distance in self.distances(features)
-        ]
+        )
 
     @property
     def interval(self) -> Interval:

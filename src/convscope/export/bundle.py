@@ -147,22 +147,38 @@ class Bundle:
         [(), ()]
         """
         pixels = self.preprocess.resize_to_input(images)
-        probabilities, unfamiliar = self._predict_and_compare(pixels)
-        odd = self.statistics.drift_warnings(pixels) if self.statistics else [()] * len(pixels)
-        # What is visibly wrong with an image is also why the network does not know it: said once.
-        found = zip(odd, unfamiliar, strict=True)
-        return probabilities, [warnings or ((last,) if last else ()) for warnings, last in found]
+        probabilities, distances = self.predict_with_distances(pixels)
+        return probabilities, self.warnings(pixels, distances)
 
-    def _predict_and_compare(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], list[str]]:
-        """Compute probabilities of pixels (n, h, w, c), and a warning for each by its features, or ''."""
+    def predict_with_distances(
+        self, images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Compute what `predict` does and, in the same pass, how far each image is from the training images.
+
+        None in place of the distances (n,) where the network gives no features, or no `Novelty` was recorded.
+        """
+        pixels = self.preprocess.resize_to_input(images)
         if self.novelty is not None and self.network is not None and len(pixels):
             from convscope.training.api import predict_with_features
 
             # A network that Keras has to predict gives no features.
             with suppress(LoweringError):
                 outputs, features = predict_with_features(self.network, pixels, self.preprocess)
-                return _finite(calibrate(outputs, self.temperature)), self.novelty.warnings(features)
-        return self.predict(pixels), [""] * len(pixels)
+                return _finite(calibrate(outputs, self.temperature)), self.novelty.distances(features)
+        return self.predict(pixels), None
+
+    def warnings(
+        self, pixels: NDArray[np.uint8], distances: NDArray[np.float32] | None
+    ) -> list[tuple[str, ...]]:
+        """Say what about images (n, h, w, c) of the network's size, at these distances, is unlike others."""
+        found: list[tuple[str, ...]] = [()] * len(pixels)
+        if self.statistics is not None:
+            found = self.statistics.drift_warnings(pixels)
+        if distances is None or self.novelty is None:
+            return found
+        # What is visibly wrong with an image is also why the network does not know it: said once.
+        said = [odd or (self.novelty.warning(far),) for odd, far in zip(found, distances, strict=True)]
+        return [tuple(filter(None, sentences)) for sentences in said]
 
 
 def _finite(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
