@@ -1,4 +1,4 @@
-"""Convolutions with max-pooling behind them: only the gradients that get through are multiplied."""
+"""Convolutions with max-pooling behind them: Winograd forward; back by the gradients that get through."""
 
 import dataclasses
 
@@ -26,6 +26,11 @@ def epilogue(request):
     return request.param
 
 
+@pytest.fixture(params=[False, True], ids=["oneDNN", "Winograd"])
+def winograd(request):
+    return request.param
+
+
 def pooled(images, kernel, bias=None):
     convolved = F.conv2d(images.permute(0, 3, 1, 2), kernel.permute(3, 2, 0, 1), bias)
     return F.max_pool2d(convolved, 2).permute(0, 2, 3, 1)
@@ -47,7 +52,7 @@ def pooled(images, kernel, bias=None):
 def test_values_and_gradients_are_those_of_float64(size, kernel_size, channels, filters, count, epilogue):
     images, kernel = random(count, *size, channels), random(*kernel_size, channels, filters, seed=1)
     bias = random(filters, seed=2)
-    result = apply(PooledConvolution, images, kernel, bias, epilogue)
+    result = apply(PooledConvolution, images, kernel, bias, epilogue, False)
     compare(
         result, [images, kernel, bias], lambda x, k, b: finished(pooled(x, k, b), epilogue), torch.float32
     )
@@ -56,43 +61,86 @@ def test_values_and_gradients_are_those_of_float64(size, kernel_size, channels, 
 def test_more_images_than_parts():
     images, kernel = random(70, 6, 6, 16), random(3, 3, 16, 4, seed=1)
     compare(
-        apply(PooledConvolution, images, kernel, None, Epilogue()), [images, kernel], pooled, torch.float32
+        apply(PooledConvolution, images, kernel, None, Epilogue(), False),
+        [images, kernel],
+        pooled,
+        torch.float32,
     )
 
 
-def test_a_dropout_that_scales():
-    images, kernel = random(2, 8, 6, 16), random(3, 3, 16, 8, seed=1)
-    keep = (torch.arange(2 * 3 * 2 * 8) % 4 > 0).to(torch.int32)
-    epilogue = Epilogue(relu=True, keep=lambda *_: Mask(PackedMask(keep, 1), (2, 3, 2, 8)), scale=2.0)
+def test_a_dropout_that_scales(winograd):
+    images, kernel = random(2, 8, 6, 16), random(3, 3, 16, 16, seed=1)
+    keep = (torch.arange(2 * 3 * 2 * 16) % 4 > 0).to(torch.int32)
+    epilogue = Epilogue(relu=True, keep=lambda *_: Mask(PackedMask(keep, 1), (2, 3, 2, 16)), scale=2.0)
 
     def reference(x, k):
-        return torch.relu(pooled(x, k)) * keep.view(2, 3, 2, 8) * 2.0
+        return torch.relu(pooled(x, k)) * keep.view(2, 3, 2, 16) * 2.0
 
     compare(
-        apply(PooledConvolution, images, kernel, None, epilogue), [images, kernel], reference, torch.float32
+        apply(PooledConvolution, images, kernel, None, epilogue, winograd),
+        [images, kernel],
+        reference,
+        torch.float32,
     )
 
 
 def test_frozen_weights_and_first_images_cost_no_gradient(monkeypatch):
     images, kernel, bias = random(2, 6, 6, 16), random(3, 3, 16, 4, seed=1), random(4, seed=2)
-    apply(PooledConvolution, images, kernel.detach(), None, Epilogue()).sum().backward()
+    apply(PooledConvolution, images, kernel.detach(), None, Epilogue(), False).sum().backward()
     assert images.grad is not None
     monkeypatch.setattr(compiled, "_pooled_image_gradient", lambda *_: pytest.fail("nobody wants it"))
-    apply(PooledConvolution, images.detach(), kernel.detach(), bias, Epilogue()).sum().backward()
+    apply(PooledConvolution, images.detach(), kernel.detach(), bias, Epilogue(), False).sum().backward()
     assert kernel.grad is None
     assert bias.grad.tolist() == [8.0] * 4
 
 
-def test_no_images_give_no_gradient():
-    images, kernel, bias = torch.zeros(0, 6, 6, 16), random(3, 3, 16, 4), random(4)
-    apply(PooledConvolution, images, kernel, bias, Epilogue()).sum().backward()
+def test_no_images_give_no_gradient(winograd):
+    images, kernel, bias = torch.zeros(0, 6, 6, 16), random(3, 3, 16, 16), random(16)
+    apply(PooledConvolution, images, kernel, bias, Epilogue(), winograd).sum().backward()
     assert kernel.grad.count_nonzero() == bias.grad.count_nonzero() == 0
 
 
+@pytest.mark.parametrize(
+    ("size", "channels", "filters"),
+    [((4, 4), 16, 16), ((5, 9), 48, 32), ((12, 17), 32, 16), ((28, 30), 16, 64)],  # up to eight pieces
+    ids=str,
+)
+@pytest.mark.parametrize("count", [1, 3])
+def test_winograd_gives_the_values_and_gradients_of_float64(size, channels, filters, count, epilogue):
+    images, kernel = random(count, *size, channels), random(3, 3, channels, filters, seed=1)
+    bias = random(filters, seed=2)
+    result = apply(PooledConvolution, images, kernel, bias, epilogue, True)
+    compare(
+        result, [images, kernel, bias], lambda x, k, b: finished(pooled(x, k, b), epilogue), torch.float32
+    )
+
+
+def test_winograd_rounds_as_oneDNN_does():  # noqa: N802  its name
+    images, kernel = torch.rand(4, 20, 20, 64), torch.randn(3, 3, 64, 32)
+    truth = pooled(images.double(), kernel.double())
+    errors = []
+    for winograd in (False, True):
+        found = apply(PooledConvolution, images, kernel, None, Epilogue(), winograd)
+        errors.append(float((found - truth).norm() / truth.norm()))
+    assert errors[1] < 3 * errors[0]
+    assert errors[1] < 1e-6
+
+
+@pytest.mark.parametrize("place", [(0, 0), (3, 2), (5, 5)], ids=str)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_what_is_not_a_number_stays_visible(bad, epilogue):
+def test_a_pixel_that_is_not_a_number_stays_visible(bad, place, epilogue, winograd):
+    images, kernel = random(1, 6, 6, 16).detach(), random(3, 3, 16, 16, seed=1).detach()
+    images[(0, *place, 3)] = bad
+    result = apply(PooledConvolution, images, kernel, None, epilogue, winograd)
+    above, left = (min(1, max(0, index - 1) // 2) for index in place)
+    assert not result[0, above, left].isfinite().all()
+    assert result[0].isfinite().any() == (place != (3, 2))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_gradient_that_is_not_a_number_stays_visible(bad, epilogue):
     images, kernel = random(1, 6, 6, 16), random(3, 3, 16, 4, seed=1)
-    result = apply(PooledConvolution, images, kernel, None, epilogue)
+    result = apply(PooledConvolution, images, kernel, None, epilogue, False)
     gradient = torch.zeros_like(result)
     gradient[0, 1, 0] = bad
     result.backward(gradient)
@@ -102,7 +150,7 @@ def test_what_is_not_a_number_stays_visible(bad, epilogue):
 
 def test_second_derivatives_are_refused():
     images, kernel = random(1, 6, 6, 16), random(3, 3, 16, 4, seed=1)
-    total = apply(PooledConvolution, images, kernel, None, Epilogue()).square().sum()
+    total = apply(PooledConvolution, images, kernel, None, Epilogue(), False).square().sum()
     with pytest.raises(NotImplementedError, match=r"^A lowered network has first derivatives only"):
         torch.autograd.grad(total, kernel, create_graph=True)
 
@@ -124,13 +172,16 @@ FROZEN = [
     lambda: L.Conv2D(8, 3), lambda: L.BatchNormalization(trainable=False), lambda: L.MaxPooling2D(2),
 ]  # fmt: skip
 
+WINOGRAD = [lambda: L.Conv2D(16, 3, padding="same", activation="relu"), lambda: L.MaxPooling2D(2)]
+NAMES = ["valid, dropout", "same", "frozen batch norm", "Winograd"]
 
-@pytest.mark.parametrize("layers", [PLAIN, SAME, FROZEN], ids=["valid, dropout", "same", "frozen batch norm"])
+
+@pytest.mark.parametrize("layers", [PLAIN, SAME, FROZEN, WINOGRAD], ids=NAMES)
 def test_a_pooling_is_computed_with_its_convolution(layers):
     model = small(*(layer() for layer in layers))
     program = optimised(model)
     assert [op.kind for op in program] == ["Conv2D", "Flatten", "Dense"]
-    assert program.ops[0].choice.algorithm == "pooled"
+    assert program.ops[0].choice.algorithm == ("winograd" if layers is WINOGRAD else "pooled")
     if layers is not PLAIN:  # dropout draws other numbers in Keras
         images = [image_batch((3, 9, 8, 16))]
         found, expected = lowered_pass(model, images, True, "float32"), keras_pass(model, images, True)
@@ -176,20 +227,38 @@ def test_a_convolution_that_others_read_stays_apart():
     assert any(op.kind == "Pool2D" for op in optimised(keras.Model(image, heads)))
 
 
-def test_both_algorithms_give_the_same_network():
-    model = small(*(layer() for layer in PLAIN))
+def test_all_algorithms_give_the_same_network():
+    model = small(L.Conv2D(16, 3, activation="relu"), L.MaxPooling2D(2), L.Dropout(0.25))
     program = optimised(model)
-    pooled_plan = plan_of(program)
-    direct_plan = {name: {**choice, "algorithm": "direct"} for name, choice in pooled_plan.items()}
-    networks = [emit(program, model, plan) for plan in (direct_plan, pooled_plan)]
     x = torch.tensor(image_batch((3, 9, 8, 16)), dtype=torch.float32)
-    gradients = []
-    for network in networks:
+    found = []
+    for algorithm in ("direct", "pooled", "winograd"):
+        plan = plan_of(program)
+        first = next(iter(plan))
+        network = emit(program, model, {**plan, first: {**plan[first], "algorithm": algorithm}})
         network.begin_step(1, 2)
         network(x, training=True).sum().backward()
-        gradients.append([weight.grad.clone() for weight in network.weights.values()])
-    for direct, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(direct, other, rtol=1e-5, atol=1e-4)
+        gradients = [weight.grad.clone() for weight in network.weights.values()]
+        with torch.no_grad():
+            found.append([network(x), *gradients])
+        network.refresh()
+        for weight in network.weights.values():
+            weight.grad = None
+    for other in found[1:]:
+        for direct, same in zip(found[0], other, strict=True):
+            torch.testing.assert_close(direct, same, rtol=1e-5, atol=1e-4)
+
+
+def test_prediction_is_winograds_too_and_follows_the_weights():
+    model = small(*(layer() for layer in WINOGRAD), L.Dropout(0.25))
+    program = optimised(model, training=False)
+    assert program.ops[0].choice.algorithm == "winograd"
+    network, plain = emit(program, model), emit(lower(model), model)
+    x = torch.tensor(image_batch((3, 9, 8, 16)), dtype=torch.float32)
+    with torch.no_grad():
+        for factor in (1.0, 2.0):
+            network.weights[program.ops[0].kernel].mul_(factor)
+            torch.testing.assert_close(network(x), plain(x), rtol=1e-5, atol=1e-5)
 
 
 def test_it_is_measured_beside_torchs_own_and_the_rule_keeps_it():

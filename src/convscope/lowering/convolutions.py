@@ -209,19 +209,23 @@ class FewChannelConvolution(torch.autograd.Function):
 class PooledConvolution(torch.autograd.Function):
     """epilogue(max-pooling by tiles of two by two(images ∗ kernel + bias)) in float32 on a CPU.
 
-    The pooling lets at most one gradient in four through: on the way back, loops multiply only those.
+    Forward by oneDNN or as Winograd does. The pooling lets at most one gradient in four through: on the way
+    back, loops multiply only those.
     """
 
     @staticmethod
     def forward(
-        ctx: Context, images: Tensor, kernel: Tensor, bias: Tensor | None, epilogue: Epilogue
+        ctx: Context, images: Tensor, kernel: Tensor, bias: Tensor | None, epilogue: Epilogue, winograd: bool
     ) -> Tensor:
         """Compute (n, h', w', out) from padded images (n, h, w, c) and a Keras kernel (k, k, c, out)."""
-        order = Order()
         images = images.contiguous()
-        torch_order = torch_kernel(kernel, kernel.dtype, order.memory)
-        convolved = convolve(images, torch_order, bias, Geometry(), order, Epilogue()).contiguous()
-        result, places = tile_max(convolved, epilogue)
+        if winograd:
+            result, places = convolve_tiles(images, compiled.transformed_kernel(kernel), bias, epilogue)
+        else:
+            order = Order()
+            torch_order = torch_kernel(kernel, kernel.dtype, order.memory)
+            convolved = convolve(images, torch_order, bias, Geometry(), order, Epilogue())
+            result, places = tile_max(convolved.contiguous(), epilogue)
         ctx.save_for_backward(images, kernel, places)
         ctx.epilogue = epilogue
         return result
@@ -237,7 +241,19 @@ class PooledConvolution(torch.autograd.Function):
             (wants_images, any(wanted)),
         )  # fmt: skip
         bias_gradient = bias_gradient if wanted[1] else None
-        return image_gradient, kernel_gradient, bias_gradient, None
+        return image_gradient, kernel_gradient, bias_gradient, None, None
+
+
+def convolve_tiles(
+    images: Tensor, transformed: Tensor, bias: Tensor | None, epilogue: Epilogue
+) -> tuple[Tensor, Tensor]:
+    """Convolve and pool as Winograd does, by a transformed kernel; return where each gradient goes, too."""
+    count, height, width, _ = images.shape
+    shape = (count, (height - 2) // 2, (width - 2) // 2, transformed.shape[3])
+    mask = epilogue.mask(shape, images)
+    lanes = None if mask is None else mask.lanes
+    result, places = compiled.winograd_tile_max(images, transformed, bias, epilogue.relu, lanes)
+    return epilogue.scaled(result), places
 
 
 def _image_gradient(gradient: Tensor, images: Tensor, kernel: Tensor, geometry: Geometry) -> Tensor:

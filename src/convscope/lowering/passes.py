@@ -258,12 +258,14 @@ def fuse_dropouts(program: Program) -> Rewritten:
 
 
 def fuse_poolings(program: Program, context: PlanContext) -> Rewritten:
-    """Let a convolution pool its result, where the gradients that pooling stops need not be multiplied."""
+    """Let a convolution pool its result, where that spares multiplications: forward, or back."""
     changes: list[str] = []
-    if not (context.training and context.device.startswith("cpu")):
+    if not context.device.startswith("cpu"):
         return program, changes
     for op in program:
-        if not (isinstance(op, ops.Conv2D) and op.listed_gradients):
+        if not (
+            isinstance(op, ops.Conv2D) and (op.suits_winograd or (context.training and op.listed_gradients))
+        ):
             continue
         pooling = _only_reader(program, op.output)
         if isinstance(pooling, ops.Pool2D) and pooling.is_tiled and pooling.padding == "valid":

@@ -40,6 +40,8 @@ _HOPELESS = 3.0
 # The rule's choice stays unless another is faster by this factor.
 _CLEARLY = 1.2
 _ITEM_SIZE: Mapping[Precision, int] = {"float32": 4, "bfloat16": 2}
+# By oneDNN forward and by loops back, or by loops both ways: for a convolution with max-pooling behind it.
+_POOLED = ("pooled", "winograd")
 # With more channels than this a convolution is a matter of arithmetic, and oneDNN's are faster.
 _FEW_CHANNELS = 4
 
@@ -121,7 +123,7 @@ def _unnumbered(name: str) -> str:
 _KNOWN = {
     "precision": ("float32", "bfloat16"),
     "layout": ("channels_last", "channels_first"),
-    "algorithm": ("direct", "shallow", "pooled"),
+    "algorithm": ("direct", "shallow", "pooled", "winograd"),
 }
 
 
@@ -130,7 +132,10 @@ def _choice_of(op: ConvOrDense, entry: Any) -> KernelChoice:
     if not isinstance(entry, Mapping) or set(entry) != set(_KNOWN):
         raise UsageError(expected_got(f"{', '.join(_KNOWN)} for {op.name}", repr(entry), _FOREIGN))
     for key, all_values in _KNOWN.items():
-        possible = {"shallow": _has_few_channels(op), "pooled": _is_pooled(op)}
+        possible = {
+            "shallow": _has_few_channels(op),
+            **{name: name in _pooled_algorithms(op) for name in _POOLED},
+        }
         values = [value for value in all_values if possible.get(value, True)]
         if entry[key] not in values:
             known = " or ".join(map(repr, values))
@@ -155,7 +160,7 @@ def adapt_plan(
         if entry.get("precision") == "bfloat16" and not bfloat16:
             entry["precision"] = "float32"
             wide.append(name)
-        if entry.get("algorithm") in ("shallow", "pooled") and not loops:
+        if entry.get("algorithm") in ("shallow", *_POOLED) and not loops:
             entry["algorithm"] = "direct"
             direct.append(name)
     lines = []
@@ -228,15 +233,16 @@ def _choose_one(
 def _by_rule(op: ConvOrDense, context: PlanContext) -> KernelChoice:
     """Choose without measuring: bfloat16 where it is multiplied in hardware, loops for a single channel.
 
-    In float32 the loops that go back through a pooled convolution are the rule: they multiply a quarter.
+    In float32 the loops for a convolution with max-pooling behind it are the rule: they multiply less.
     """
     on_cpu = context.device.startswith("cpu")
     shallow = on_cpu and _has_few_channels(op, channels=1)
     # On Apple's mps, gradients in the other order fail in one version of torch or another.
     layout: DataFormat = "channels_first" if context.device.startswith("mps") else "channels_last"
     precision = context.precisions[0]
-    pooled = on_cpu and precision == "float32" and _is_pooled(op)
-    return KernelChoice(precision, layout, "shallow" if shallow else "pooled" if pooled else "direct")
+    loops = _pooled_algorithms(op) if on_cpu and precision == "float32" else []
+    algorithm = "shallow" if shallow else next(iter(loops), "direct")
+    return KernelChoice(precision, layout, algorithm)
 
 
 def _has_few_channels(op: ConvOrDense, channels: int = _FEW_CHANNELS) -> bool:
@@ -247,9 +253,11 @@ def _has_few_channels(op: ConvOrDense, channels: int = _FEW_CHANNELS) -> bool:
     return fits and compiled.available()
 
 
-def _is_pooled(op: ConvOrDense) -> bool:
-    """Say whether the loops for a convolution with max-pooling behind it can compute this op here."""
-    return isinstance(op, ops.Conv2D) and op.pooling is not None and compiled.available()
+def _pooled_algorithms(op: ConvOrDense) -> list[str]:
+    """List what loops can do for a convolution with max-pooling behind it on this machine, the best first."""
+    if not isinstance(op, ops.Conv2D) or op.pooling is None or not compiled.available():
+        return []
+    return ["winograd", "pooled"] if op.suits_winograd else ["pooled"]
 
 
 def _candidates(op: ConvOrDense, context: PlanContext) -> list[KernelChoice]:
@@ -260,8 +268,8 @@ def _candidates(op: ConvOrDense, context: PlanContext) -> list[KernelChoice]:
     for precision in context.precisions:
         if _has_few_channels(op):
             found.append(KernelChoice(precision, "channels_last", "shallow"))
-        if precision == "float32" and _is_pooled(op):
-            found.append(KernelChoice(precision, "channels_last", "pooled"))
+        if precision == "float32":
+            found += [KernelChoice(precision, "channels_last", name) for name in _pooled_algorithms(op)]
         found += [KernelChoice(precision, layout, "direct") for layout in layouts]
     return found
 

@@ -29,6 +29,8 @@ Tensor = torch.Tensor
 _ALONE = 1 << 14
 # Into so many parts the images of a batch are divided to sum gradients.
 _PARTS = 32
+# So many tiles are convolved at once, a multiple of six; what they need stays in a core's own cache.
+_PIECE = 24
 # Bytes of the nearest cache that a loop may count on, of 32 KiB or more.
 _NEAREST = 28 << 10
 
@@ -193,6 +195,44 @@ def few_channel_gradient(
     return total[: windows.count], total[-1]
 
 
+def winograd_tile_max(
+    images: Tensor, kernel: Tensor, bias: Tensor | None, relu: bool, mask: PackedMask | None
+) -> tuple[Tensor, Tensor]:
+    """Compute what ``tile_max`` makes of images (n, h, w, c) ∗ a kernel of three by three + bias.
+
+    ``kernel`` is the ``transformed_kernel``. All are contiguous float32, padding included; c and the filters
+    are multiples of sixteen.
+    """
+    count, height, width, channels = images.shape
+    filters = kernel.shape[3]
+    high, wide = (height - 2) // 2, (width - 2) // 2
+    results = images.new_empty((count, high, wide, filters))
+    places = torch.empty_like(results, dtype=torch.uint8)
+    bias = images.new_zeros(filters) if bias is None else bias.contiguous()
+    pieces = -(-high * wide // _PIECE)
+    room = 16 * _PIECE * (channels + filters) + 4 * filters
+    rooms = images.new_empty((torch.get_num_threads(), room))
+    addresses = (tensor.data_ptr() for tensor in (images, kernel, bias, results, places))
+    lanes = (0, 0, 0) if mask is None else mask.arguments
+    loop = _more_loops("winograd").winograd_tile_max
+    _run(
+        loop, count * pieces, _PIECE, height, width, channels, high, wide, filters, *addresses, int(relu),
+        *lanes, rooms.data_ptr(), 4 * room, work=results.numel() * 9 * channels,
+    )  # fmt: skip
+    return results, places
+
+
+def transformed_kernel(kernel: Tensor) -> Tensor:
+    """Transform a kernel (3, 3, c, filters) for Winograd's convolution, to (4, 4, c, filters)."""
+    rows = _halves(kernel[0], kernel[1], kernel[2])
+    return torch.stack([torch.stack(_halves(row[0], row[1], row[2])) for row in rows])
+
+
+def _halves(first: Tensor, second: Tensor, third: Tensor) -> list[Tensor]:
+    ends, middle = (first + third) / 2, second / 2
+    return [first, ends + middle, ends - middle, third]
+
+
 def pooled_gradients(
     images: Tensor, kernel: Tensor, gradient: Tensor, places: Tensor, wanted: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -244,7 +284,7 @@ def _pooled_kernel_gradient(
     at_once = tiles.rows_at_once(2 * line, spare=(rows - 1) * line)
     entries = images.new_empty((tiles.parts, at_once * wide, 2))
     addresses = (tensor.data_ptr() for tensor in (images, gradient, places, sums, bias))
-    loop = _pooled_loops().pooled_kernel_gradient
+    loop = _more_loops("pooled").pooled_kernel_gradient
     _run(
         loop, tiles.parts, tiles.each, *tiles.sizes, *addresses, at_once, entries.data_ptr(), work=tiles.work
     )
@@ -262,7 +302,7 @@ def _pooled_image_gradient(
     begins = images.new_empty((tiles.parts, 4 * at_once * wide + 1), dtype=torch.int64)
     addresses = (tensor.data_ptr() for tensor in (found, gradient, places, by_filter))
     rooms = entries.data_ptr(), begins.data_ptr()
-    loop = _pooled_loops().pooled_image_gradient
+    loop = _more_loops("pooled").pooled_image_gradient
     _run(loop, tiles.parts, tiles.each, *tiles.sizes, *addresses, at_once, *rooms, work=tiles.work)
     return found
 
@@ -309,9 +349,9 @@ def _loops() -> Any:
 
 
 @functools.cache
-def _pooled_loops() -> Any:
-    """Load the loops of pooled convolutions, which most networks do without."""
-    return importlib.import_module("convscope.lowering.cpu.pooled")
+def _more_loops(module: str) -> Any:
+    """Load loops that most networks do without."""
+    return importlib.import_module(f"convscope.lowering.cpu.{module}")
 
 
 def target() -> str:

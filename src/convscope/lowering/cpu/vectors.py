@@ -181,6 +181,26 @@ def add(_typing: Any, _first: Any, _second: Any) -> Any:
 
 
 @intrinsic
+def subtract(_typing: Any, _first: Any, _second: Any) -> Any:
+    """Subtract a vector from another."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.fsub(*arguments)
+
+    return _VECTOR(_VECTOR, _VECTOR), generate
+
+
+@intrinsic
+def zeros(_typing: Any) -> Any:
+    """Make a vector of zeros."""
+
+    def generate(_context: Any, _builder: Any, _signature: Any, _arguments: Any) -> Any:
+        return _all(0.0, _FLOATS)
+
+    return _VECTOR(), generate
+
+
+@intrinsic
 def multiply_add(_typing: Any, _sum: Any, _address: Any, _vector: Any) -> Any:
     """Add the product of one float32 number in memory and a vector to a sum; rounded once if possible."""
 

@@ -21,6 +21,7 @@ from convscope.lowering.convolutions import (
     PooledConvolution,
     convolve,
     convolve_few_channels,
+    convolve_tiles,
     torch_kernel,
 )
 from convscope.lowering.cpu import LANES, compiled
@@ -108,6 +109,11 @@ class Conv2D(ConvOrDense):
         plain = self.strides == self.dilation == (1, 1) and self.groups == 1 and not self.depthwise
         alone = self.activation is None and self.drop is None
         return plain and alone and self.data_format == "channels_last" and self.kernel_shape[2] % LANES == 0
+
+    @property
+    def suits_winograd(self) -> bool:
+        """Say whether loops can convolve as Winograd does, where a max-pooling follows."""
+        return self.listed_gradients and self.kernel_shape[:2] == (3, 3) and self.filters % LANES == 0
 
     @property
     def scale_shape(self) -> tuple[int, ...]:
@@ -349,21 +355,33 @@ def _few_channel_convolution(op: Conv2D, network: WeightSource) -> Runner:
 
 
 def _pooled_convolution(op: Conv2D, pooling: Pool2D, network: WeightSource) -> Runner:
+    algorithm = op.choice.algorithm
     alone = dataclasses.replace(op, pooling=None, choice=dataclasses.replace(op.choice, algorithm="direct"))
     convolve_alone, pool = _run_conv2d(alone, network), _run_pool2d(pooling, network)
     window = (op.kernel_shape[0], op.kernel_shape[1])
     fused = FusedEpilogue(pooling.activation, pooling.drop)
 
+    def prepare() -> Prepared:
+        kernel, bias = folded(op, network)
+        return kernel if torch.is_grad_enabled() else compiled.transformed_kernel(kernel), bias
+
     def run(step: Step, x: Tensor) -> Tensor:
         on_cpu = x.device.type == network.tensor(op.kernel).device.type == "cpu"
-        if op.choice.algorithm != "pooled" or not on_cpu or not torch.is_grad_enabled():
+        together = algorithm == "winograd" or (algorithm == "pooled" and torch.is_grad_enabled())
+        if not (on_cpu and together):
             separate: Tensor = pool(step, convolve_alone(step, x))
             return separate
         images = x.float()
         rows, columns = padding_of(images, op, window)
         if rows != (0, 0) or columns != (0, 0):
             images = padded(images, rows, columns, op.data_format)
-        return fused.finish(kernels.apply(PooledConvolution, images, *folded(op, network), fused.at(step)))
+        kernel, bias = network.prepared(op, prepare)
+        epilogue = fused.at(step)
+        if torch.is_grad_enabled():
+            winograd = algorithm == "winograd"
+            return fused.finish(kernels.apply(PooledConvolution, images, kernel, bias, epilogue, winograd))
+        result, _ = convolve_tiles(images.contiguous(), kernel, bias, epilogue)
+        return fused.finish(result)
 
     return run
 
