@@ -87,8 +87,10 @@ def _read(
         del kwargs["mask"]
     if isinstance(operation, Spread) and anchor is not None:
         return [builder.add(Broadcast, operation, [*args, anchor], lengths=operation.lengths)]
-    read = _reader_for(operation, args, kwargs)
-    result = None if read is None else read(builder, operation, keras.tree.flatten(args))
+    is_attention = type(operation) is keras.layers.MultiHeadAttention
+    given = _query_value_key(*args, **kwargs) if is_attention else (args, kwargs)
+    read = _reader_for(operation, *given)
+    result = None if read is None else read(builder, operation, keras.tree.flatten(given[0]))
     if result is None and is_plain(operation):
         return add_operation(builder, operation, args, kwargs, call.specs)
     if result is None:
@@ -142,6 +144,14 @@ def _reader_for(operation: Any, args: Any, kwargs: dict[str, Any]) -> LayerReade
     if not all(leaf.dtype.startswith(("float32", "bfloat16", "uint8", "int")) for leaf in leaves):
         return None
     return None if _is_unusual(operation) else read
+
+
+def _query_value_key(
+    query: Any, value: Any, key: Any = None, **others: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Put what an attention reads in a list; other arguments stay where they say something."""
+    meant = {name: thing for name, thing in others.items() if thing is not None and thing is not False}
+    return ([query, value, value if key is None else key],), meant
 
 
 def _is_plain_arithmetic(args: Any) -> bool:

@@ -3,6 +3,7 @@
 What a kind of layer is apart from that stands in ``arithmetic.layers``, in a module of the same name.
 """
 
+from convscope.lowering.layers.attention import Attention
 from convscope.lowering.layers.dense import ConvOrDense, Dense
 from convscope.lowering.layers.elementwise import Activate, Affine, Dropout, PRelu
 from convscope.lowering.layers.keras_call import ActivityLoss, KerasCall
@@ -16,6 +17,7 @@ __all__ = [
     "Activate",
     "ActivityLoss",
     "Affine",
+    "Attention",
     "BatchNormalization",
     "Broadcast",
     "Concatenate",

@@ -61,7 +61,7 @@ class ConvOrDense(Op):
 
 @dataclass(frozen=True, kw_only=True)
 class Dense(ConvOrDense):
-    """A matrix product over the last axis; the kernel is ``(in, out)``.
+    """A matrix product over the last axis; the kernel is ``(in, out)``, its variable may have more axes.
 
     ``input_scale`` multiplies the product in training: the scale of a dropout before.
     """
@@ -118,6 +118,9 @@ def folded(op: ConvOrDense, network: WeightSource) -> Prepared:
     """Return kernel and bias in Keras's layout, a folded normalization multiplied in."""
     kernel = network.tensor(op.kernel)
     bias = None if op.bias is None else network.tensor(op.bias)
+    if kernel.shape != op.kernel_shape:  # of several axes, which are one of a matrix
+        kernel = kernel.reshape(op.kernel_shape)
+        bias = None if bias is None else bias.reshape(-1)
     norm = op.folded
     if norm is None:
         return kernel, bias

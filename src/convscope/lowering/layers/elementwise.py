@@ -231,7 +231,7 @@ def _run_prelu(op: PRelu, network: WeightSource) -> Runner:
 
 @runs(Dropout)
 def _run_dropout(op: Dropout, _network: WeightSource) -> Runner:
-    dropper = _Dropper(op)
+    dropper = Dropper(op)
 
     def run(step: Step, x: Tensor) -> Tensor:
         if not step.training:
@@ -269,7 +269,7 @@ class FusedEpilogue:
             None if activation is None or relu else activation_function(activation)
         )
         self._plain = Epilogue(relu)
-        self._dropper = None if drop is None else _Dropper(drop)
+        self._dropper = None if drop is None else Dropper(drop)
 
     def at(self, step: Step) -> Epilogue:
         """Return the epilogue of this pass: dropout belongs to training only."""
@@ -282,7 +282,7 @@ class FusedEpilogue:
         return result if self.activate is None else self.activate(result)
 
 
-class _Dropper:
+class Dropper:
     """Makes the masks of one dropout."""
 
     def __init__(self, op: Dropout) -> None:
