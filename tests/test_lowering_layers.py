@@ -92,6 +92,15 @@ CASES = {
     "group norm of each channel": ([lambda: L.GroupNormalization(-1, center=False)], IMAGE),
     "group norm channels first": ([lambda: L.GroupNormalization(2, axis=1, scale=False)], (4, 7, 8)),
     "group norm of a row": ([lambda: L.GroupNormalization(2, epsilon=0.1)], (6,)),
+    "conv relu clipped": ([lambda: L.Conv2D(6, 3), lambda: L.ReLU(0.5)], IMAGE),
+    "conv frozen batch norm clipped": (
+        [
+            lambda: L.DepthwiseConv2D(3),
+            lambda: L.BatchNormalization(trainable=False),
+            lambda: L.ReLU(0.5),
+        ],
+        IMAGE,
+    ),
     "relu max": ([lambda: L.ReLU(max_value=1.0)], IMAGE),
     "relu 6": ([lambda: L.ReLU(6.0)], IMAGE),
     "relu slope": ([lambda: L.ReLU(negative_slope=0.3)], IMAGE),
@@ -182,14 +191,14 @@ def test_a_batch_of_one(case, training):
 
 
 @pytest.mark.parametrize("spoilt", ["image", "kernel", "bias"])
-@pytest.mark.parametrize("case", ["conv relu", "conv one channel", "depthwise"])
+@pytest.mark.parametrize("case", ["conv relu", "conv relu clipped", "conv one channel", "depthwise"])
 def test_what_is_not_a_number_stays_none_behind_a_relu(case, spoilt, training):
     layers, shape = CASES[case]
     model, images = built([make() for make in layers], shape), image_batch((3, *shape))
     if spoilt == "image":
         images[1, 3, 3, 0] = np.nan
     else:
-        weight = getattr(model.layers[-1], spoilt)
+        weight = getattr(model.layers[0], spoilt)
         values = weight.numpy()
         values[..., 0] = np.nan
         weight.assign(values)

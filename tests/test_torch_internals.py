@@ -94,6 +94,11 @@ def test_backward_of_a_threshold_takes_integers_too():
     assert internals.threshold_backward(gradient, result, 0).tolist() == [0, -8, 9]
 
 
+def test_backward_of_a_ceiling_stops_where_the_result_is_at_a_limit():
+    result = torch.tensor([0.0, 0.5, 6.0])
+    assert internals.hardtanh_backward(torch.ones(3), result, 0.0, 6.0).tolist() == [0, 1, 0]
+
+
 def test_backward_of_a_batch_normalization():
     image, gamma, beta = (random(*shape).requires_grad_() for shape in ((4, 3, 2, 2), (3,), (3,)))
     result = F.batch_norm(image, None, None, gamma, beta, training=True, eps=0.01)

@@ -48,6 +48,7 @@ fused_adam_ = torch._fused_adam_
 aten = torch.ops.aten
 convolution_backward = aten.convolution_backward
 threshold_backward = aten.threshold_backward
+hardtanh_backward = aten.hardtanh_backward
 batch_norm_backward = aten.native_batch_norm_backward
 # The documented batch_norm and group_norm refuse a single value for a channel, which Keras takes.
 batch_norm = torch.batch_norm

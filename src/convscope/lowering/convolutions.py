@@ -82,7 +82,9 @@ def _convolved(
     dilation, groups = geometry.dilation, geometry.groups
     fused = fused_convolution(image.device.type) if epilogue.relu and kernel.device == image.device else None
     if fused is not None and _are_finite(image, kernel, bias):
-        result = fused(image, kernel, bias, padding, strides, dilation, groups, "relu", [], "")
+        ceiling = epilogue.ceiling
+        name, limits = ("relu", []) if ceiling is None else ("hardtanh", [0.0, ceiling])
+        result = fused(image, kernel, bias, padding, strides, dilation, groups, name, limits, "")
         return epilogue.finish(result, activated=True)
     return epilogue.finish(torch.conv2d(image, kernel, bias, strides, padding, dilation, groups))
 

@@ -65,6 +65,13 @@ class Activation:
             given.get("negative_slope") or given.get("threshold") or given.get("max_value") is not None
         )
 
+    @property
+    def ceiling(self) -> float | None:
+        """Return the largest value of a ReLU that has one and no other setting: 6 of ReLU6."""
+        given = self.arguments
+        largest = 6.0 if self.name == "relu6" else given.get("max_value") if self.name == "relu" else None
+        return largest if largest and not (given.get("negative_slope") or given.get("threshold")) else None
+
     def __str__(self) -> str:
         """Show the name, with the settings that were given."""
         if not self.settings:

@@ -42,6 +42,7 @@ def apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
 class Epilogue:
     """What follows a convolution or product, on its result in place: a ReLU, and a dropout behind it.
 
+    The ReLU of a convolution may have a ``ceiling``, such as ReLU6; nothing is dropped behind that.
     ``keep`` makes the mask for a tensor of some shape, type and device. Where the result is positive, both
     let the gradient through, and nowhere else: the result is all that the backward pass needs.
     """
@@ -49,6 +50,7 @@ class Epilogue:
     relu: bool = False
     keep: Callable[[Shape, torch.dtype, torch.device], Mask] | None = None
     scale: float = 1.0
+    ceiling: float | None = None
 
     def mask(self, shape: Shape, like: Tensor) -> Mask | None:
         """Make the mask for a tensor of a shape, of another's type and device, if anything is dropped."""
@@ -65,7 +67,7 @@ class Epilogue:
     def finish(self, result: Tensor, activated: bool = False) -> Tensor:
         """Compute ReLU (unless it is in the result already) and dropout in place."""
         if self.relu and not activated:
-            result = result.relu_()
+            result = result.relu_() if self.ceiling is None else result.clamp_(0.0, self.ceiling)
         mask = self.mask(result.shape, result)
         return result if mask is None else self.scaled(mask.apply(result, out=result))
 
@@ -73,6 +75,9 @@ class Epilogue:
         """Compute the gradient in front of the epilogue."""
         if not self.relu:
             return gradient
+        if self.ceiling is not None:
+            clipped: Tensor = torch_internals.hardtanh_backward(gradient, result, 0.0, self.ceiling)
+            return clipped
         if result.device.type != "cpu":
             elsewhere: Tensor = torch_internals.threshold_backward(gradient, result, 0)
             return self.scaled(elsewhere)

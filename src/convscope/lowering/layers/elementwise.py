@@ -261,14 +261,18 @@ def _run_affine(op: Affine, network: WeightSource) -> Runner:
 
 
 class FusedEpilogue:
-    """What was fused behind an op: an epilogue for the kernel, or an activation for afterwards."""
+    """What was fused behind an op: an epilogue for the kernel, or an activation for afterwards.
 
-    def __init__(self, activation: Activation | None, drop: Dropout | None) -> None:
-        relu = activation is not None and activation.is_plain_relu
+    A kernel that ``clips`` takes in a ReLU with a largest value too.
+    """
+
+    def __init__(self, activation: Activation | None, drop: Dropout | None, clips: bool = False) -> None:
+        ceiling = activation.ceiling if activation is not None and clips and drop is None else None
+        relu = activation is not None and (activation.is_plain_relu or ceiling is not None)
         self.activate: Function | None = (
             None if activation is None or relu else activation_function(activation)
         )
-        self._plain = Epilogue(relu)
+        self._plain = Epilogue(relu, ceiling=ceiling)
         self._dropper = None if drop is None else Dropper(drop)
 
     def at(self, step: Step) -> Epilogue:

@@ -297,7 +297,7 @@ def _sampled(op: Conv2D, network: WeightSource) -> Runner:
 
 def _convolution(op: Conv2D, network: WeightSource) -> Runner:
     window = (op.kernel_shape[0], op.kernel_shape[1])
-    fused = FusedEpilogue(op.activation, op.drop)
+    fused = FusedEpilogue(op.activation, op.drop, clips=True)
     dtype = getattr(torch, op.choice.precision)
     order = Order(op.data_format, op.choice.layout)
 
