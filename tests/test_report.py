@@ -503,6 +503,15 @@ def test_an_even_map_has_its_reason(tmp_path, monkeypatch):
     assert "much the same everywhere, because no place" in render_report(path, dataset=dataset)
 
 
+def test_images_that_were_not_looked_into_are_counted(tmp_path, monkeypatch):
+    path, dataset = make_run(tmp_path / "run")
+    assert "would stand here" not in render_report(path, dataset=dataset)
+    monkeypatch.setattr(attribution, "SECONDS", 0.0)
+    html = render_report(path, dataset=dataset)
+    assert html.count('<ul class="attributions">') == 1
+    assert re.search(r"<p>3 more images would stand here, but looking into this network took longer", html)
+
+
 def test_errors_come_before_the_arithmetic_which_is_folded(reports):
     _, _, report = reports("plain")
     listed = [section["id"] for section in report.all("section")]

@@ -64,7 +64,7 @@ def plot_intervals(
         if baseline is not None:
             axes.axvline(100 * baseline[1], color=GREY, linestyle="--", linewidth=1.2)
             label += f"\ndashed: {shorten(baseline[0], 30)}, {100 * baseline[1]:.1f} %"
-        axes.set_yticks(range(len(names)), [shorten(name, 28) for name in names])
+        axes.set_yticks(range(len(names)), [shorten(name, 32) for name in names])
         axes.set(xlim=(-1, 101), ylim=(len(names) - 0.4, -0.6), xlabel=label)
         axes.grid(visible=True, axis="x")
     return figure

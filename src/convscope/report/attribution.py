@@ -29,8 +29,8 @@ EVEN = 0.5
 def attribution(contents: Contents, evaluation: Evaluation) -> dict[str, Any] | None:
     """Show what the network looks at in a few test images.
 
-    Gives ``images`` with their ``maps``, ``lacking`` (what to install for more of them); None when the
-    run's images are not at hand.
+    Gives ``images`` with their ``maps``, ``left_out`` (how many more were not looked into, for lack of time),
+    ``lacking`` (what to install for more of them); None when the run's images are not at hand.
     """
     if contents.images is None:
         return None
@@ -39,7 +39,8 @@ def attribution(contents: Contents, evaluation: Evaluation) -> dict[str, Any] | 
     album = Album(contents.images)
     rows: list[dict[str, Any]] = []
     begin = time.perf_counter()
-    for index in chosen_images(evaluation, IMAGES):
+    chosen = chosen_images(evaluation, IMAGES)
+    for index in chosen:
         if rows and time.perf_counter() - begin > SECONDS:
             break
         pixels = preprocess.resize_to_input(contents.images[[index]])[0]  # (h, w, c)
@@ -52,6 +53,8 @@ def attribution(contents: Contents, evaluation: Evaluation) -> dict[str, Any] | 
         rows.append({**describe_image(evaluation, index, album), "maps": maps})
     return {
         "images": rows,
+        "left_out": len(chosen) - len(rows),
+        "seconds": SECONDS,
         "lacking": lacking,
         "complete": all(entry["holds"] for row in rows for entry in row["maps"]),
     }
