@@ -1,4 +1,4 @@
-"""Archives of folders of images: they give what the folder gives, and nothing is unpacked."""
+"""Archives of images: they give what the folder gives, and no image is unpacked."""
 
 import io
 import tarfile
@@ -11,7 +11,7 @@ from photographs import encoded, photograph, tree_of, write_classes
 from convscope.data.ingest import open_path
 from convscope.data.loading import load
 from convscope.data.quality import check_folder
-from convscope.data.sources import archive
+from convscope.data.sources import archive, find_source
 from convscope.errors import DataError
 
 ENDINGS = {
@@ -221,15 +221,85 @@ def test_a_damaged_place_that_is_no_image_costs_nothing(tmp_path, photos):
 
 
 def test_what_an_archive_holds_beside_images_is_not_passed_over_in_silence(tmp_path, photos):
-    table = b"path,label\ntrain/cat/000.png,dog\n"
-    report = check_folder(pack(tmp_path / "photos.zip", (content_of(photos) | {"labels.csv": table}).items()))
+    arrays = content_of(photos) | {"more.npz": b"PK", "labels.csv": b"path,label\ntrain/cat/000.png,\n"}
+    report = check_folder(pack(tmp_path / "photos.zip", arrays.items()))
     finding = report.find("unused_table")
-    assert (finding.names, finding.advice) == (("labels.csv",), "Unpack it, and give the folder.")
-    assert "labels" in report.verdict
-    flat = pack(tmp_path / "flat.zip", [("1.png", encoded(photograph(1), "PNG")), ("labels.csv", table)])
-    with pytest.raises(DataError, match=r"labels\.csv is not read\. Unpack it"):
+    assert (finding.names, finding.advice) == (("more.npz",), "Unpack it, and give the folder.")
+    assert "more.npz" in report.verdict or "labels" in report.verdict
+    messages = " ".join(found.message for found in report.findings)
+    assert (
+        "1 table not used, the folders give the labels. Expected a label in row 1 of labels.csv" in messages
+    )
+    flat = pack(tmp_path / "flat.zip", [("1.png", encoded(photograph(1), "PNG")), ("more.npz", b"PK")])
+    with pytest.raises(DataError, match=r"more\.npz is not read\. Unpack it"):
         load(flat)
     (tmp_path / "folder").mkdir()
     flat.rename(tmp_path / "folder" / "photos.zip")
     with pytest.raises(DataError, match=r"its own path: .*photos\.zip"):
         load(tmp_path / "folder")
+
+
+def labels_of(dataset):
+    parts = [part for part in (dataset.train, dataset.validation, dataset.test) if part is not None]
+    return {
+        name: (dataset.class_names[label], image.tobytes())
+        for part in parts
+        for name, label, image in zip(part.names, part.labels, part.images, strict=True)
+    }
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_table_in_an_archive_gives_the_labels_that_it_gives_in_a_folder(tmp_path, ending):
+    folder = tmp_path / "contest"
+    (folder / "images").mkdir(parents=True)
+    rows = ["image_id,label"]
+    for number in range(20):
+        (folder / "images" / f"{number}.png").write_bytes(encoded(photograph(number), "PNG"))
+        rows.insert(1, f"{number},{'dog' if number % 3 else 'cat'}")
+    (folder / "train.csv").write_text("\n".join(rows))
+    packed = pack(tmp_path / f"contest{ending}", sorted(content_of(folder).items(), reverse=True))
+    dataset, expected = load(packed), load(folder)
+    assert dataset.class_names == ("cat", "dog")
+    assert (len(dataset.train), len(dataset.test)) == (len(expected.train), len(expected.test))
+    assert labels_of(dataset) == labels_of(expected)
+    assert find_source(packed).layout == "an archive; a table of paths and labels (train.csv): train"
+
+
+def test_a_table_beside_folders_in_an_archive_has_the_last_word(tmp_path, photos):
+    files = content_of(photos)
+    rows = [f"photos/{name},{'odd' if int(name[-5]) % 2 else 'even'}" for name in files]
+    table = "\n".join(["path,label", *rows]).encode()
+    wrapped = {f"photos/{name}": raw for name, raw in files.items()}
+    dataset = load(pack(tmp_path / "photos.zip", [*wrapped.items(), ("parity.csv", table)]))
+    assert dataset.class_names == ("even", "odd")
+    same = "\n".join(["path,label", *(f"photos/{name},{name.split('/')[1]}" for name in files)]).encode()
+    dataset = load(pack(tmp_path / "same.zip", [*wrapped.items(), ("names.csv", same)]))
+    assert dataset.class_names == ("cat", "dog")
+
+
+def test_rows_of_a_table_that_fit_no_file_of_the_archive_are_told(tmp_path):
+    images = [(f"{number}.png", encoded(photograph(number), "PNG")) for number in range(12)]
+    rows = [f"{number}.png,{'ab'[number % 2]}" for number in range(14)]
+    table = "\n".join(["file,label", *rows, "../out.png,a"]).encode()
+    source = find_source(pack(tmp_path / "a.zip", [*images, ("labels.csv", table)]))
+    assert len(source.index) == 12
+    assert [found.names for found in source.findings if found.kind == "missing"] == [
+        ("../out.png", "12.png", "13.png")
+    ]
+    twice = "\n".join(["file,label", *rows[:12], rows[0]]).encode()
+    with pytest.raises(DataError, match="each image once in a table of paths"):
+        find_source(pack(tmp_path / "twice.zip", [*images, ("labels.csv", twice)]))
+    wrong = pack(tmp_path / "wrong.zip", [*images, ("labels.csv", b"file,label\nx.png,a\n")])
+    with pytest.raises(DataError, match=r"the files that .*wrong.zip/labels.csv names"):
+        find_source(wrong)
+    pixels = "\n".join([",".join(["label", *(f"p{n}" for n in range(64))]), ",".join(["1"] * 65)]).encode()
+    with pytest.raises(DataError, match=r"Tables of pixels are read unpacked."):
+        find_source(pack(tmp_path / "pixels.zip", [("digits.csv", pixels)]))
+
+
+def test_a_table_too_large_to_be_one_is_named(tmp_path, photos, monkeypatch):
+    monkeypatch.setattr(archive, "TABLE_BYTES", 20)
+    source = find_source(
+        pack(tmp_path / "photos.zip", [*content_of(photos).items(), ("x.csv", b"a,b\n" * 9)])
+    )
+    assert [found.names for found in source.findings if found.kind == "unused_table"] == [("x.csv",)]

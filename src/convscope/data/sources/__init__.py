@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from convscope.data.decode import SUFFIXES
-from convscope.data.sources.archive import SUFFIXES_OF_ARCHIVES, read_archive
+from convscope.data.sources.archive import SUFFIXES_OF_ARCHIVES, look_into
 from convscope.data.sources.arrays import find_idx, read_npz
 from convscope.data.sources.base import Finding, Index, Source, count, index_of, split_in_name
 from convscope.data.sources.folder import is_clutter, read_folder
@@ -19,7 +21,7 @@ KINDS = "a folder of images, .zip, .tar, .csv, .npz, .parquet or IDX files"
 # The ending of a file → what reads files with it: it takes the files, a name, and what names are relative to.
 READERS: dict[str, Callable[[Sequence[Path], str, Path | None], Source]] = {
     **dict.fromkeys(SUFFIXES_OF_TABLES, read_tables),
-    **dict.fromkeys(SUFFIXES_OF_ARCHIVES, lambda files, _name, _root: read_archive(files[0])),
+    **dict.fromkeys(SUFFIXES_OF_ARCHIVES, lambda files, _name, _root: _source_of_archive(files[0])),
     ".npz": lambda files, _name, _root: read_npz(files[0]),
     ".parquet": lambda files, name, _root: read_parquet(files, name),
 }
@@ -61,7 +63,41 @@ def _source_of_folder(folder: Path) -> Source:
             return READERS[files[0].suffix.lower()](files, folder.resolve().name, folder)
         except NoImagesError as error:
             raise DataError(f"{problem}\n{error}") from error
-    return _labelled_by_tables(source, folder)
+    files = [file for file in _tables_of(folder) if not is_form(file)]
+    return _labelled_by_tables(
+        source, files, lambda: read_tables(files, source.name, folder, only_paths=True)
+    )
+
+
+def _source_of_archive(path: Path) -> Source:
+    """Find folders of classes in an archive with what tables inside say of them, else such tables alone."""
+    archive = look_into(path)
+    with TemporaryDirectory() as place:
+        folder = Path(place)
+        archive.unpack_tables(folder)
+        files = [file for file in _tables_of(folder) if not is_form(file)]
+
+        def is_there(file: Path) -> bool:
+            return os.path.relpath(file, folder).replace(os.sep, "/") in archive.places
+
+        def read() -> Source:
+            try:
+                found = read_tables(files, archive.name, folder, only_paths=True, is_there=is_there)
+                return archive.by_table(found)
+            except DataError as error:  # in which the archive is the folder
+                raise type(error)(str(error).replace(place, str(path))) from error
+
+        try:
+            source = archive.by_folders()
+        except DataError as problem:
+            if not files:
+                raise
+            try:
+                return read()
+            except NoImagesError as error:
+                hint = "Tables of pixels are read unpacked."
+                raise DataError(f"{problem}\n{error} {hint}") from error
+        return _labelled_by_tables(source, files, read)
 
 
 def _files_with_images(folder: Path) -> list[Path]:
@@ -98,13 +134,12 @@ def _entries(folder: Path) -> list[Path]:
     return _entries(entries[0]) if len(entries) == 1 and entries[0].is_dir() else entries
 
 
-def _labelled_by_tables(source: Source, folder: Path) -> Source:
-    """Take the labels of tables that name the folder's images, unless they say what the folders say."""
-    files = [file for file in _tables_of(folder) if not is_form(file)]
+def _labelled_by_tables(source: Source, files: Sequence[Path], read: Callable[[], Source]) -> Source:
+    """Take the labels of tables that name the source's images, unless they say what the folders say."""
     if not files:
         return source
     try:
-        found = read_tables(files, source.name, folder, only_paths=True)
+        found = read()
         index = index_of(found)
         if _says_the_same(index, index_of(source)):
             return source

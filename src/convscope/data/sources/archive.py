@@ -1,4 +1,4 @@
-"""A ``.zip`` or ``.tar`` of folders of images, read as it lies there: nothing is unpacked on the disk."""
+"""A ``.zip`` or ``.tar`` of images, read as it lies there: no image is unpacked on the disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import IO
 
 from convscope.data.dataset import printable
 from convscope.data.decode import BYTE_CAP, HEAD, SUFFIXES, ImageError, refusal, too_many_bytes
-from convscope.data.sources.base import CHUNK, Finding, Index, Reader, Source, count, sign
+from convscope.data.sources.base import CHUNK, Finding, Index, Reader, Source, count, index_of, sign
 from convscope.data.sources.folder import Listing, arrange, is_clutter
 from convscope.data.sources.table import SUFFIXES_OF_TABLES, is_form
 from convscope.errors import DataError, expected_got
@@ -24,6 +24,8 @@ from convscope.errors import DataError, expected_got
 SUFFIXES_OF_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 # Bytes of image files that are in memory at a time.
 CHUNK_BYTES = 64 * 2**20
+# A larger table is no list of images and labels.
+TABLE_BYTES = 64 * 2**20
 _DAMAGED = (
     *(OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile),
     *(RuntimeError, ValueError),  # as zipfile has them for what its other errors do not cover
@@ -53,53 +55,110 @@ class _Member:
             return stream.read(most)
 
 
-def read_archive(path: Path) -> Source:
-    """Find the images of an archive, their classes and their splits, as in a folder."""
-    places: dict[str, int] = {}
-    heads: dict[str, bytes] = {}
-    astray: list[str] = []
-    links: list[str] = []
+@dataclass(frozen=True)
+class Archive:
+    """What one pass through an archive has found: places of its files by name, beginnings, whole tables."""
+
+    path: Path
+    places: dict[str, int]
+    heads: dict[str, bytes]
+    tables: dict[str, bytes]
+    astray: list[str]
+    links: list[str]
+
+    @property
+    def name(self) -> str:
+        """The archive's name, without its endings."""
+        return self.path.name.removesuffix(self.path.suffix).removesuffix(".tar")
+
+    @property
+    def not_read(self) -> list[str]:
+        """Files with data that are read on a disk only."""
+        return [
+            printable(name)
+            for name in self.places
+            if name.lower().endswith(_NOT_READ) and name not in self.tables and not is_form(Path(name))
+        ]
+
+    def unpack_tables(self, folder: Path) -> None:
+        """Write the tables into an empty folder; one whose name the disk refuses is not read."""
+        for name, content in self.tables.items():
+            with suppress(OSError, ValueError):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(content)
+
+    def by_folders(self) -> Source:
+        """Find the images, their classes and their splits by their folders."""
+        listing = Listing(str(self.path), list(self.places), lambda file: self.heads.get(file, b""))
+        try:
+            index, files, layout, findings = arrange(listing)
+        except DataError as error:
+            if not self.not_read:
+                raise
+            raise DataError(f"{error}\nIn an archive {self.not_read[0]} is not read. {_UNPACK}") from error
+        return self._source(index, [self.places[file] for file in files], layout, findings)
+
+    def by_table(self, found: Source) -> Source:
+        """Take images and labels from a table of the archive, in the order in which the images lie there."""
+        index, place_of = index_of(found), {printable(name): place for name, place in self.places.items()}
+        if len(set(index.names)) < len(index):
+            raise DataError(expected_got(f"each image once in {found.layout}", "some several times"))
+        rows = [row for row, name in enumerate(index.names) if name in place_of]
+        rows.sort(key=lambda row: place_of[index.names[row]])
+        names = [index.names[row] for row in rows]
+        chosen = Index(names, index.labels[rows], index.splits[rows], index.class_names)
+        findings = list(found.findings)
+        if missing := sorted(set(index.names) - set(names)):
+            message = f"{count(len(missing), 'image')} of the table not in the archive."
+            advice = "Get the whole archive, or remove the rows."
+            findings.append(Finding("missing", "error", message, advice, tuple(missing)))
+        return self._source(chosen, [place_of[name] for name in names], found.layout, findings)
+
+    def _source(self, index: Index, places: list[int], layout: str, findings: list[Finding]) -> Source:
+        findings = list(findings)
+        words = "the folders or tables give the labels"
+        for kind, severity, names, message, detail, advice in (
+            ("astray", "error", self.astray, "not used", "leads out of the archive", "Do not unpack it."),
+            ("link", "error", self.links, "not used", "only links to another", _UNPACK),
+            ("unused_table", "warning", self.not_read, words, "not read in an archive", _UNPACK),
+        ):
+            if names:
+                text = f"{count(len(names), 'entry')} of the archive: {message}."
+                findings.append(Finding(kind, severity, text, advice, tuple(names), (detail,) * len(names)))
+        return Source(
+            name=self.name,
+            layout=f"an archive; {layout}",
+            signature=sign(self.path.parent, [self.path.name]),
+            index=index,
+            chunks=partial(_chunks, self.path, places, index),
+            findings=tuple(findings),
+        )
+
+
+def look_into(path: Path) -> Archive:
+    """Go through an archive once; only tables, and the beginnings of odd files, are read."""
+    found = Archive(path, {}, {}, {}, [], [])
     for place, member in enumerate(_members(path)):
         steps = member.name.split("/")
         name = "/".join(step for step in steps if step != ".")
         if any(is_clutter(step) for step in steps if step not in {".", ".."}):
             continue
         if member.name.startswith("/") or ".." in steps:
-            astray.append(printable(member.name))
+            found.astray.append(printable(member.name))
         elif member.is_link:
-            links.append(printable(name))
+            found.links.append(printable(name))
         else:
-            places.pop(name, None)  # of two with one name the last counts, as in unpacking
-            places[name] = place
-            if PurePosixPath(name).suffix.lower() not in SUFFIXES:
-                with suppress(*_DAMAGED):  # whatever it was, it is no image
-                    heads[name] = member.read(HEAD)
-    listing = Listing(str(path), list(places), lambda file: heads.get(file, b""))
-    others = [
-        printable(name) for name in places if name.lower().endswith(_NOT_READ) and not is_form(Path(name))
-    ]
-    try:
-        index, files, layout, findings = arrange(listing)
-    except DataError as error:
-        if not others:
-            raise
-        raise DataError(f"{error}\nIn an archive {others[0]} is not read. {_UNPACK}") from error
-    for kind, severity, names, words, detail, advice in (
-        ("astray", "error", astray, "not used", "leads out of the archive", "Do not unpack it."),
-        ("link", "error", links, "not used", "only links to another", _UNPACK),
-        ("unused_table", "warning", others, "the folders give the labels", "not read in an archive", _UNPACK),
-    ):
-        if names:
-            message = f"{count(len(names), 'entry')} of the archive: {words}."
-            findings.append(Finding(kind, severity, message, advice, tuple(names), (detail,) * len(names)))
-    return Source(
-        name=path.name.removesuffix(path.suffix).removesuffix(".tar"),
-        layout=f"an archive; {layout}",
-        signature=sign(path.parent, [path.name]),
-        index=index,
-        chunks=partial(_chunks, path, [places[file] for file in files], index),
-        findings=tuple(findings),
-    )
+            found.places.pop(name, None)  # of two with one name the last counts, as in unpacking
+            found.places[name] = place
+            with suppress(*_DAMAGED):  # whatever it was, it is no image
+                if name.lower().endswith(SUFFIXES_OF_TABLES):
+                    content = member.read(TABLE_BYTES + 1)
+                    found.heads[name] = content[:HEAD]
+                    if len(content) <= TABLE_BYTES:
+                        found.tables[name] = content
+                elif PurePosixPath(name).suffix.lower() not in SUFFIXES:
+                    found.heads[name] = member.read(HEAD)
+    return found
 
 
 def _members(path: Path) -> Iterator[_Member]:

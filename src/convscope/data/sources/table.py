@@ -6,7 +6,7 @@ import codecs
 import csv
 import itertools
 import os
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -130,12 +130,18 @@ class Table:
 
 
 def read_tables(
-    files: Sequence[Path], name: str, root: Path | None = None, *, only_paths: bool = False
+    files: Sequence[Path],
+    name: str,
+    root: Path | None = None,
+    *,
+    only_paths: bool = False,
+    is_there: Callable[[Path], bool] = Path.is_file,
 ) -> Source:
     """Read tables of pixels, else of paths, but none that only shows the form of an answer.
 
     There may be one for each split, by their names or those of their folders. Names of images are relative to
     ``root``, or else to the first table's folder. With ``only_paths`` tables of numbers are passed over.
+    ``is_there`` tells whether there is a file that a table names.
     """
     forms = [file for file in files if len(files) > 1 and is_form(file)]
     if len(forms) == len(files):
@@ -147,7 +153,7 @@ def read_tables(
         tables, of_pixels = [table for table in tables if table not in of_pixels], []
     if not tables:
         raise NoImagesError(expected_got(f"a table of paths and labels in {name}", "numbers"))
-    source = _read_pixels(of_pixels, name) if of_pixels else _read_paths(tables, name, root)
+    source = _read_pixels(of_pixels, name) if of_pixels else _read_paths(tables, name, root, is_there)
     if not forms:
         return source
     message = f"{count(len(forms), 'table')} that only shows the form of an answer: not used."
@@ -326,12 +332,15 @@ class _Rows:
         return f"of {printable(self.files[position])} in row {position - start + 1:,} of {table}"
 
 
-def _read_paths(tables: Sequence[Table], name: str, root: Path | None) -> Source:
+def _read_paths(
+    tables: Sequence[Table], name: str, root: Path | None, is_there: Callable[[Path], bool]
+) -> Source:
     """Make a source of tables of paths and labels; those that lack labels or files are passed over."""
     columns = {table: found for table in tables if (found := _columns(table, one_of=len(tables))) is not None}
     if not columns:
         raise _no_columns(tables[0])
-    ways = {table: way for table, found in columns.items() if (way := _way(table, found.path)) is not None}
+    found_ways = {table: _way(table, found.path, is_there) for table, found in columns.items()}
+    ways = {table: way for table, way in found_ways.items() if way is not None}
     if not ways:
         raise _no_files(*next(iter(columns.items())))
     rows = _Rows()
@@ -385,14 +394,14 @@ def _cells(table: Table, column: int) -> list[str]:
     return [cell for row in table.sample if len(row) > column and (cell := row[column].strip())]
 
 
-def _way(table: Table, path: int) -> _Way | None:
+def _way(table: Table, path: int, is_there: Callable[[Path], bool]) -> _Way | None:
     """Find the folder, the ending and the separator, which may be that of Windows, that lead to files."""
     cells = _cells(table, path)
     encodings = ("", OTHER_ENCODING) if table.encoding == OTHER_ENCODING else ("",)
     choices = itertools.product(encodings, ("", *SUFFIXES), ("/", "\\"), FOLDERS)
     for encoding, suffix, separator, folder in choices:
         way = _Way(folder, suffix, separator, encoding)
-        if any((table.file.parent / way.file(cell)).is_file() for cell in cells):
+        if any(is_there(table.file.parent / way.file(cell)) for cell in cells):
             return way
     return None
 
