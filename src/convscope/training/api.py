@@ -63,6 +63,7 @@ def fit(
     plan: Mapping[str, Any] | None = None,
     device: str | None = None,
     schedule: Schedule | None = None,
+    rate_factors: Mapping[str, float] | None = None,
     listeners: Sequence[Listener] = (),
     on_divergence: str = "continue",
     resume_from: TrainingState | None = None,
@@ -105,6 +106,9 @@ sample_weight, initial_epoch, steps_per_epoch, validation_steps, validation_batc
     schedule : Schedule or None
         Sets the learning rate, and the momentum if it says so, at each step; see
         :mod:`convscope.training.schedules`.
+    rate_factors : dict of str to float, or None
+        What the learning rate is multiplied by in a layer, by its name; 1 where none is given. Lower rates
+        for earlier layers suit a network that was trained before. Only the fast engine knows them.
     listeners : sequence of callables
         Each takes every event of :mod:`convscope.training.events`.
     on_divergence : {"continue", "raise"}
@@ -186,6 +190,7 @@ sample_weight, initial_epoch, steps_per_epoch, validation_steps, validation_batc
         validation_steps=validation_steps,
         validation_freq=validation_freq,
         schedule=schedule,
+        rate_factors=rate_factors,
         resume_from=resume_from,
         stop_on_divergence=on_divergence == "raise",
         precision=precision,
@@ -221,6 +226,10 @@ def _run(request: FitRequest) -> keras.callbacks.History:
             reason = reason_of(error)
         else:
             return engine.run()
+    if request.rate_factors:
+        hint = "Leave out rate_factors, or engine='keras'." if reason is None else reason
+        raise UsageError(expected_got("the fast engine for rate_factors", "Keras's own fit", hint))
+    if reason is not None:
         request.say_that_keras_trains(reason)
     history = engine_keras.run(request)
     history.engine, history.reason = "keras", reason

@@ -31,10 +31,22 @@ def has_rule(optimizer: keras.optimizers.Optimizer) -> bool:
 
 
 class RuleStep:
-    """One optimizer step by our own rules: clip, decay, update, average, constrain, count."""
+    """One optimizer step by our own rules: clip, decay, update, average, constrain, count.
 
-    def __init__(self, optimizer: Any, variables: Sequence[keras.Variable], weights: Tensors) -> None:
+    ``factors`` multiply the learning rate of each variable; variables with the same one are updated together.
+    """
+
+    def __init__(
+        self,
+        optimizer: Any,
+        variables: Sequence[keras.Variable],
+        weights: Tensors,
+        factors: Sequence[float] | None = None,
+    ) -> None:
         self._optimizer = optimizer
+        self._groups: dict[float, set[int]] = {}
+        for number, factor in enumerate(factors or ()):
+            self._groups.setdefault(factor, set()).add(number)
         self._variables, self._weights = variables, weights
         self._indices = internals.variable_indices(optimizer, variables)
         self._rule = RULES[type(optimizer).__name__](optimizer, self._slots)
@@ -105,6 +117,16 @@ class RuleStep:
     def _update(self, chosen: Sequence[int] | None, grads: Tensors, step: int) -> None:
         rate = self._learning_rate()
         self._clip(grads)
+        if not self._groups:
+            self._update_together(chosen, grads, rate, step)
+        numbers = range(len(self._weights)) if chosen is None else chosen
+        for factor, members in self._groups.items():
+            group = [(number, grad) for number, grad in zip(numbers, grads, strict=True) if number in members]
+            if group:
+                some, theirs = (list(column) for column in zip(*group, strict=True))
+                self._update_together(some, theirs, rate * factor, step)
+
+    def _update_together(self, chosen: Sequence[int] | None, grads: Tensors, rate: float, step: int) -> None:
         if self._optimizer.weight_decay is not None:
             self._decay(chosen, rate)
         self._rule(chosen, pick(self._weights, chosen), grads, rate, step)
@@ -187,9 +209,24 @@ class KerasStep:
 OptimizerStep = RuleStep | KerasStep
 
 
-def plan_step(optimizer: Any, variables: Sequence[keras.Variable], weights: Tensors) -> OptimizerStep:
+# These keep a number of their own that each update changes, so that an update cannot be made in parts.
+_WHOLE_ONLY = ("Nadam",)
+
+
+def plan_step(
+    optimizer: Any,
+    variables: Sequence[keras.Variable],
+    weights: Tensors,
+    factors: Sequence[float] | None = None,
+) -> OptimizerStep:
     """Choose how an optimizer's step is computed; parameters as for :class:`RuleStep`."""
-    return (RuleStep if has_rule(optimizer) else KerasStep)(optimizer, variables, weights)
+    kind = type(optimizer).__name__
+    if has_rule(optimizer) and not (factors and kind in _WHOLE_ONLY):
+        return RuleStep(optimizer, variables, weights, factors)
+    if factors:
+        able = ", ".join(name for name in RULES if name not in _WHOLE_ONLY)
+        raise UsageError(expected_got(f"one of {able} beside rate_factors", kind))
+    return KerasStep(optimizer, variables, weights)
 
 
 Tensors = list[torch.Tensor]

@@ -60,6 +60,7 @@ class FitRequest:
     validation_steps: int | None = None
     validation_freq: int | Sequence[int] = 1
     schedule: Schedule | None = None
+    rate_factors: Mapping[str, float] | None = None
     resume_from: TrainingState | None = None
     stop_on_divergence: bool = False
     precision: str = "auto"

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from convscope import _keras_internals as internals
+from convscope.errors import unknown_name
 from convscope.lowering import LoweredNetwork
 from convscope.lowering.variables import named_variables
 from convscope.training.callbacks import CallbackMemory
@@ -42,6 +43,8 @@ class Trainer:
         What the model's History holds and its callbacks remember, for snapshots.
     strict : bool
         Whether gradients stop where Keras clips probabilities.
+    rate_factors : mapping or None
+        What the learning rate is multiplied by in a layer, by its name.
     prepare : callable
         Called before every batch; it may hand over another network (:meth:`use`).
     give_up : callable
@@ -60,12 +63,14 @@ class Trainer:
         history: Mapping[str, list[float]],
         memory: CallbackMemory,
         strict: bool,
+        rate_factors: Mapping[str, float] | None,
         prepare: Callable[[], None],
         give_up: Callable[[Exception], None],
         seed_layers: Callable[[int], None] | None,
     ) -> None:
         self.model, self._seed, self._history = model, seed, history
         self._memory, self._strict, self._epoch = memory, strict, 0
+        self._rate_factors = rate_factors
         self._prepare, self._give_up, self._seed_layers = prepare, give_up, seed_layers
         self.use(network)
 
@@ -77,7 +82,8 @@ class Trainer:
         variables = list(model.trainable_variables)
         weights = [network.weights[paths[id(variable)]] for variable in variables]
         self._parameters = [weight for weight in weights if isinstance(weight, torch.nn.Parameter)]
-        self.optimizer: OptimizerStep = plan_step(model.optimizer, variables, weights)
+        factors = _factors_of(model, variables, self._rate_factors)
+        self.optimizer: OptimizerStep = plan_step(model.optimizer, variables, weights, factors)
         self._penalties = Penalties(variables, weights)
         self._find_loss()
         self._metrics = MetricsPlan(model)
@@ -237,6 +243,20 @@ class Trainer:
         self._metrics.update_loss(loss, first_leaf(x).shape[0])
         if self._metrics:
             self._metrics.update(y, self._outputs(map_leaves(torch.Tensor.detach, scores)), weight)
+
+
+def _factors_of(
+    model: keras.Model, variables: Sequence[keras.Variable], by_layer: Mapping[str, float] | None
+) -> list[float] | None:
+    """Give each variable the factor of its layer."""
+    if not by_layer:
+        return None
+    layers = {layer.name: layer for layer in model.layers}
+    for name in by_layer:
+        if name not in layers:
+            raise unknown_name("layer in rate_factors", name, layers)
+    known = {id(v): factor for name, factor in by_layer.items() for v in layers[name].trainable_variables}
+    return [known.get(id(variable), 1.0) for variable in variables]
 
 
 @contextmanager

@@ -1,0 +1,286 @@
+"""Training on a pretrained backbone, in two stages: a head fitted on its features, then fine-tuning.
+
+The head is a logistic regression on the features of the training images and of their mirror images, which
+takes seconds; it becomes the last layer of the network. Fine-tuning then is a training like any other, of
+the network as a whole, with lower learning rates for earlier stages and with the backbone's normalization as
+it is. The head alone counts as the first epoch: fine-tuning is kept if one of its epochs is better on the
+validation images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convscope.data.cache import open_or_write, write_store
+from convscope.data.dataset import Split
+from convscope.data.splits import balanced_class_weights
+from convscope.evaluation import wilson_interval
+from convscope.networks import pretrained
+from convscope.preprocessing import Preprocess, one_hot
+from convscope.training.config import TrainingConfig
+from convscope.training.events import Listener, Notice, notify
+
+if TYPE_CHECKING:
+    import keras
+
+    from convscope.experiment.preparation import Session
+
+_PROGRESS = logging.getLogger("convscope.progress")
+
+HEAD = "head"
+# Each stage learns at this fraction of the rate of the one behind it.
+RATE_FALL = 0.7
+# Raised when the same images would give other features.
+_FEATURES_VERSION = 1
+_BATCH = 32
+# How strongly the head is held back is chosen among these, by the loss in so many folds.
+_STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0)
+_FOLDS = 3
+_ITERATIONS = 300
+_SMALLEST = 1e-7  # as Keras clips probabilities before the logarithm
+
+Floats = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class FittedHead:
+    """A network whose head has been fitted: its weights, and what it is worth as a row of the history."""
+
+    weights: list[NDArray[Any]] = field(repr=False)
+    row: Mapping[str, float]
+    seconds: float
+    image_seconds: float | None  # for the features of one image; None where they came from the cache
+
+
+def freeze_normalization(model: keras.Model) -> None:
+    """Keep a backbone's normalization as it is: a few photographs say little about means and variances."""
+    import keras
+
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = False
+
+
+def rate_factors(model: keras.Model) -> dict[str, float]:
+    """Give each layer the factor of its learning rate: 1 for the head, less for each stage before it."""
+    stages = pretrained.stage_of(model)
+    last = max(stages.values())
+    trained = {layer.name for layer in model.layers if layer.trainable_variables}
+    return {name: RATE_FALL ** (last - stage) for name, stage in stages.items() if name in trained}
+
+
+def fit_head(session: Session, record: dict[str, Any], listeners: Sequence[Listener]) -> FittedHead:
+    """Fit the head of a pretrained network on the features of its images; ``record`` hears how."""
+    began = time.perf_counter()
+    config, prepared, model = session.config, session.prepared, session.model
+    _PROGRESS.info("Computing features")
+    train = prepared.train
+    views = [train.images]
+    if config.augmentation.flip in ("horizontal", "both"):
+        views.append(train.images[:, :, ::-1])
+    tables, seconds = [], []
+    validation = [prepared.validation.images] if prepared.validation else []
+    for images in [*views, *validation]:
+        table, taken = features_of(model, images, prepared.preprocess)
+        tables.append(table)
+        seconds += [] if taken is None else [taken / len(images)]
+    _PROGRESS.info("Fitting the head")
+    classes = len(prepared.class_names)
+    weights = np.ones(classes)
+    if config.training.class_weights == "balanced":
+        found = balanced_class_weights(train.labels, classes)
+        weights = np.array([found.get(label, 1.0) for label in range(classes)])
+    kernel, bias, strength = fit_logistic(
+        tables[: len(views)], train.labels, classes, weights, config.training.seed, train.groups
+    )
+    head = model.get_layer(HEAD)
+    head.set_weights([kernel, bias])
+    row = _row("", tables[0] @ kernel + bias, train, config.training)
+    stage: dict[str, Any] = {"name": HEAD, "strength": strength, "views": len(views)}
+    text = f"The head alone, fitted on features of {len(train):,} images"
+    if prepared.validation:
+        row |= _row("val_", tables[-1] @ kernel + bias, prepared.validation, config.training)
+        text += f": {_share(row['val_accuracy'], len(prepared.validation))} of the validation images"
+    taken = time.perf_counter() - began
+    stage |= {"seconds": taken, **row}
+    record["stages"] = [stage]
+    notify(listeners, Notice(f"{text}, after {taken:.1f} s"))
+    return FittedHead(
+        model.get_weights(), row, taken, float(np.median(seconds)) if seconds else None
+    )
+
+
+def features_of(
+    model: keras.Model, images: NDArray[np.uint8], preprocess: Preprocess
+) -> tuple[NDArray[np.float32], float | None]:
+    """Compute what a network's head sees of images, ``(n, d)``, unless the cache knows it.
+
+    Also gives the seconds that it took; None where it came from the cache.
+    """
+    import keras
+
+    from convscope.training.api import predict
+
+    extractor = keras.Model(model.input, model.get_layer(HEAD).input)
+    key = _key(extractor, images, preprocess)
+    taken: list[float] = []
+
+    def write() -> None:
+        began = time.perf_counter()
+        table = predict(extractor, images, _BATCH, preprocess=preprocess)
+        taken.append(time.perf_counter() - began)
+        with write_store(key, (1, 1, 1)) as writer:
+            writer.arrays["features"] = table
+
+    store = open_or_write(key, write)
+    return store.arrays["features"], taken[0] if taken else None
+
+
+def _key(extractor: keras.Model, images: NDArray[np.uint8], preprocess: Preprocess) -> str:
+    """Condense everything that features depend on."""
+    digest = hashlib.sha256(f"features {_FEATURES_VERSION} {extractor.name} {images.shape}".encode())
+    for array in extractor.get_weights():
+        digest.update(np.ascontiguousarray(array).data)
+    for content in preprocess.to_files().values():
+        digest.update(content)
+    for first in range(0, len(images), 256):
+        digest.update(np.ascontiguousarray(images[first : first + 256]).data)
+    return digest.hexdigest()
+
+
+def fit_logistic(
+    views: Sequence[Floats],
+    labels: NDArray[np.int64],
+    classes: int,
+    class_weights: NDArray[np.float64],
+    seed: int,
+    groups: NDArray[np.int64] | None = None,
+) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
+    """Fit a softmax regression on features ``(n, d)``, one table for each view of the same images.
+
+    Gives kernel ``(d, k)``, bias ``(k,)`` and the strength, scikit-learn's C, that had the lowest loss in
+    cross-validation; views of an image, and near-duplicates, stay on one side.
+    """
+    mean = views[0].mean(axis=0, dtype=np.float64)
+    scale = max(float(np.sqrt(views[0].var(axis=0, dtype=np.float64).mean())), 1e-12)
+    x = np.concatenate([(view - mean) / scale for view in views])  # (v·n, d)
+    basis = None
+    if x.shape[0] < x.shape[1]:  # the same answer, in the coordinates of the images
+        left, sizes, basis = np.linalg.svd(x, full_matrices=False)
+        x = left * sizes
+    y = np.tile(labels, len(views))
+    weights = class_weights[y] / len(views)
+    of_image = np.tile(np.arange(len(labels)) if groups is None else groups, len(views))
+    strength = _choose_strength(x, y, weights, of_image, seed)
+    model = _logistic(x, y, weights, [strength])[0]
+    coefficients, intercepts = _in_all_classes(model, classes)
+    kernel = coefficients.T if basis is None else basis.T @ coefficients.T  # (d, k)
+    kernel = kernel / scale
+    return kernel.astype(np.float32), (intercepts - mean @ kernel).astype(np.float32), strength
+
+
+def _choose_strength(
+    x: Floats, y: NDArray[np.int64], weights: Floats, groups: NDArray[np.int64], seed: int
+) -> float:
+    """Choose the strength with the lowest loss in cross-validation; the middle one where there is too little."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    of_class = [len(np.unique(groups[y == label])) for label in np.unique(y)]
+    folds = min(_FOLDS, *of_class)
+    if folds < 2:
+        return _STRENGTHS[len(_STRENGTHS) // 2]
+    losses = np.zeros(len(_STRENGTHS))
+    cutter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    for kept, left in cutter.split(x, y, groups):
+        if len(np.unique(y[kept])) < len(of_class):
+            continue
+        for number, model in enumerate(_logistic(x[kept], y[kept], weights[kept], _STRENGTHS)):
+            chances = model.predict_proba(x[left])
+            right = chances[np.arange(len(left)), np.searchsorted(model.classes_, y[left])]
+            losses[number] -= (weights[left] * np.log(np.maximum(right, _SMALLEST))).sum()
+    return _STRENGTHS[int(np.argmin(losses))]
+
+
+def _logistic(
+    x: Floats, y: NDArray[np.int64], weights: Floats, strengths: Sequence[float]
+) -> list[Any]:
+    """Fit one logistic regression for each strength."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    models = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # near enough for a start
+        for strength in strengths:
+            model = LogisticRegression(C=strength, max_iter=_ITERATIONS, tol=1e-3)
+            models.append(model.fit(x, y, sample_weight=weights))
+    return models
+
+
+def _in_all_classes(model: Any, classes: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Give coefficients (k, d) and intercepts (k,) for all classes; one without images is never answered."""
+    coefficients, intercepts = model.coef_, model.intercept_
+    if len(model.classes_) == 2:  # scikit-learn keeps one row: the logit of the second class
+        coefficients = np.concatenate([-coefficients, coefficients]) / 2
+        intercepts = np.concatenate([-intercepts, intercepts]) / 2
+    full = np.zeros((classes, coefficients.shape[1]))
+    offsets = np.full(classes, intercepts.min() - 20.0)
+    full[model.classes_], offsets[model.classes_] = coefficients, intercepts
+    return full, offsets
+
+
+def _row(prefix: str, scores: Floats, part: Split, training: TrainingConfig) -> dict[str, float]:
+    """Compute loss and accuracy as the network's own training reports them."""
+    scores = scores - scores.max(axis=1, keepdims=True)
+    chances = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)  # (n, k)
+    classes = scores.shape[1]
+    targets = one_hot(part.labels, classes)
+    targets = targets * (1 - training.label_smoothing) + training.label_smoothing / classes
+    loss = -(targets * np.log(np.clip(chances, _SMALLEST, 1))).sum(axis=1).mean()
+    accuracy = (scores.argmax(axis=1) == part.labels).mean()
+    return {f"{prefix}loss": float(loss), f"{prefix}accuracy": float(accuracy)}
+
+
+def with_head(history: Mapping[str, list[float]], head: FittedHead) -> dict[str, list[float]]:
+    """Put the head alone before the epochs of fine-tuning, as the first row of the history."""
+    names = [name for name in head.row if name in history or not history]
+    return {name: [head.row[name], *history.get(name, [])] for name in names}
+
+
+def judge_fine_tuning(
+    history: Mapping[str, list[float]], kept: int | None, validated: int, record: dict[str, Any]
+) -> list[str]:
+    """Say whether fine-tuning is kept, of a history that begins with the head; kept epochs count from 1."""
+    epochs = len(history["loss"]) - 1
+    if not epochs:
+        return []
+    used = kept != 1
+    stage: dict[str, Any] = {"name": "fine-tuning", "epochs": epochs, "kept": used}
+    lines = []
+    if validated:
+        accuracies = history["val_accuracy"]
+        best = kept if kept not in (None, 1) else 1 + int(np.argmax(accuracies[1:])) + 1
+        before, after = accuracies[0], accuracies[best - 1]
+        stage["val_accuracy"] = after
+        decision = "it is kept" if used else "no better, so the head alone is kept"
+        lines.append(
+            f"Fine-tuning: {_share(after, validated)} of the validation images, "
+            f"{_share(before, validated)} before: {decision}"
+        )
+    record["stages"] = [*record.get("stages", []), stage]
+    return lines
+
+
+def _share(accuracy: float, images: int) -> str:
+    """Write an accuracy with its 95 % interval."""
+    low, high = wilson_interval(round(accuracy * images), images)
+    return f"{accuracy:.1%} ({low:.1%} to {high:.1%})"
