@@ -47,7 +47,10 @@ def test_a_layer_learns_at_its_own_rate(name: str) -> None:
             keras.optimizers.SGD(rate, momentum=0.9),
             lambda groups: torch.optim.SGD(groups, momentum=0.9),
         ),
-        "adam": (keras.optimizers.Adam(rate, epsilon=1e-8), lambda groups: torch.optim.Adam(groups, eps=1e-8)),
+        "adam": (
+            keras.optimizers.Adam(rate, epsilon=1e-8),
+            lambda groups: torch.optim.Adam(groups, eps=1e-8),
+        ),
         "adamw": (
             keras.optimizers.AdamW(rate, weight_decay=0.1, epsilon=1e-8),
             lambda groups: torch.optim.AdamW(groups, eps=1e-8, weight_decay=0.1),

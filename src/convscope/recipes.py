@@ -11,6 +11,7 @@ from convscope.data.dataset import Dataset
 from convscope.data.splits import split_indices
 from convscope.errors import unknown_name
 from convscope.experiment import ExperimentConfig
+from convscope.networks import pretrained
 from convscope.training.config import TrainingConfig
 
 
@@ -53,10 +54,33 @@ RECIPES = {
         replace(_OWN_IMAGES, augmentation=PRESETS["photographs"]),
         "colour photographs: images of things that stay what they are when mirrored",
     ),
+    "pretrained": Recipe(
+        ExperimentConfig(
+            network=pretrained.DEFAULT,
+            scaling="published",
+            resize="crop",
+            validation_share=0.2,
+            augmentation=PRESETS["photographs"],
+            training=TrainingConfig(
+                epochs=5,
+                batch_size=32,
+                learning_rate=0.001,
+                schedule="one-cycle",
+                label_smoothing=0.1,
+                keep="best",
+                monitor="accuracy",
+            ),
+        ),
+        "few colour photographs: a network that was trained on a million others, and a head of your own",
+    ),
     "images": Recipe(_OWN_IMAGES, "other images of one's own: grey ones, signs, letters; no augmentation"),
 }
 # Fewer images than these, and how often to go through them: about as many steps for each.
 _EPOCHS = ((3_000, 40), (10_000, 20), (math.inf, 10))
+# A pretrained network is taken for at most so many photographs, of at least so many pixels on one side.
+MOST_FOR_BACKBONE, LEAST_SIDE_FOR_BACKBONE = 10_000, 32
+# Images up to this size say no more at a larger one.
+_SMALL_SIDE, _SIZE_OF_SMALL = 64, 128
 # An epoch of fewer steps than these teaches little, and its last validation says little.
 _FEWEST_STEPS = 8
 
@@ -86,6 +110,8 @@ def suggest(dataset: Dataset, network: str | None = None) -> ExperimentConfig:
     exercise = RECIPES["exercise"].config
     if dataset.name in CATALOG:
         return exercise
+    if network is not None and pretrained.is_pretrained(network):
+        return replace(RECIPES["pretrained"].config, network=network)
     chosen = RECIPES["photographs" if _are_photographs(dataset) else "images"].config
     if dataset.input_shape == (28, 28, 1):
         chosen = exercise
@@ -96,6 +122,45 @@ def suggest(dataset: Dataset, network: str | None = None) -> ExperimentConfig:
     return replace(chosen, training=replace(chosen.training, epochs=epochs))
 
 
+def choose_backbone(images: int, side: float, channels: int) -> tuple[str | None, str]:
+    """Choose a pretrained network for few photographs; also say why, or what is missing.
+
+    Parameters
+    ----------
+    images : int
+        How many there are.
+    side : float
+        The longer side of the usual one, in pixels.
+    channels : int
+        1 for grey ones.
+
+    Returns
+    -------
+    str or None
+        The network, None where the usual one is trained from scratch.
+    str
+        One line for a person; empty where there is nothing to say.
+
+    Examples
+    --------
+    >>> choose_backbone(60_000, 28, channels=1)
+    (None, '')
+    """
+    if channels == 1 or images > MOST_FOR_BACKBONE or side < LEAST_SIDE_FOR_BACKBONE:
+        return None, ""
+    name = pretrained.DEFAULT
+    missing = pretrained.find_weights(name)
+    if missing:
+        return None, f"{images:,} photographs are few: {name} would do better. {missing}"
+    why = f"{images:,} colour photographs are few (up to {MOST_FOR_BACKBONE:,})"
+    return name, f"Network: {name}, pretrained, since {why}; --network normalized trains one from scratch."
+
+
+def size_for_backbone(side: float) -> int:
+    """Choose the size in which a pretrained network sees images with this longer side."""
+    return _SIZE_OF_SMALL if side <= _SMALL_SIDE else pretrained.DEFAULT_SIZE
+
+
 def with_small_batches(config: ExperimentConfig, dataset: Dataset) -> ExperimentConfig:
     """Make the batches of a small set so small that an epoch has at least eight steps.
 
@@ -104,7 +169,7 @@ def with_small_batches(config: ExperimentConfig, dataset: Dataset) -> Experiment
     the catalogue keeps its batch size.
     """
     training, labels = config.training, dataset.train.labels
-    if dataset.name in CATALOG:
+    if dataset.name in CATALOG or pretrained.is_pretrained(config.network):
         return config
     images = len(labels)
     if dataset.validation is None and config.validation_share:

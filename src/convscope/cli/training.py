@@ -15,7 +15,7 @@ from convscope.cli import waiting
 from convscope.cli.datasets import check_first
 from convscope.cli.output import explain, say, show_json, table
 from convscope.cli.parsing import DataNow, Device, Json, Run, read_augmentation, read_duration, read_share
-from convscope.errors import DataNotFoundError, UsageError, expected_got
+from convscope.errors import ConvscopeError, DataNotFoundError, UsageError, expected_got
 
 # When the program began, all but its first moments: a deadline is a promise about the whole command.
 _BEGAN = time.perf_counter()
@@ -36,7 +36,8 @@ def train(
         typer.Option(help="A file of weights for a pretrained network, in the place of the published ones."),
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="Settings under one name: exercise, swift, photographs, images.")
+        str | None,
+        typer.Option(help="Settings under one name: exercise, swift, photographs, images, pretrained."),
     ] = None,
     epochs: Annotated[
         int | None,
@@ -167,6 +168,10 @@ def train(
         },
     )  # fmt: skip
     base = find_recipe(recipe) if recipe else None
+    if recipe is None and scaling is None and data_format is None and engine != "keras":
+        base, line = _pretrained_recipe(data, network, size)
+        if line and not json:
+            say(line)
     early = _applied(base or ExperimentConfig(), *chosen)  # a wrong name is told before images are read
     if early.training.precision == "bfloat16":
         from convscope.lowering.devices import current_device
@@ -266,6 +271,35 @@ def _example_image(result: Result) -> str:
     source = Path(RunDirectory(result.run).read_json(RUN_FILE)["data"]["source"])
     file = source / result.test.name_of(0)
     return str(file) if file.is_file() else "IMAGE.png"
+
+
+def _pretrained_recipe(
+    data: str, network: str | None, size: int | None
+) -> tuple[ExperimentConfig | None, str]:
+    """Take a pretrained network where it was asked for, or where a person's photographs are few.
+
+    Gives its settings, None for other networks, and a line that says what was chosen.
+    """
+    from convscope.data.builtin import CATALOG
+    from convscope.data.ingest import peek
+    from convscope.data.sources import find_source
+    from convscope.networks import pretrained
+    from convscope.recipes import choose_backbone, size_for_backbone
+    from convscope.recipes import recipe as find_recipe
+
+    line, asked = "", network is not None and pretrained.is_pretrained(network)
+    if network is not None and not asked:
+        return None, ""
+    try:
+        found = peek(find_source(Path(data))) if data not in CATALOG and Path(data).exists() else None
+    except ConvscopeError:
+        found = None  # reading the images will say it better
+    if network is None:
+        network, line = choose_backbone(*found) if found else (None, "")
+    if network is None:
+        return None, line
+    own = size_for_backbone(found[1]) if found else None
+    return replace(find_recipe("pretrained"), network=network, size=size or own), line
 
 
 def _require_weights(config: ExperimentConfig, scaling: str | None) -> None:

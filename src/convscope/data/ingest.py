@@ -210,6 +210,26 @@ def ingest(source: Source, options: ReadOptions, progress: Progress = no_progres
 # Image files
 
 
+def peek(source: Source, most: int = 48) -> tuple[int, float, int] | None:
+    """Look at a few image files: how many there are, the longer side of the usual one, its channels.
+
+    None for images that are no files, and where none of the few can be read.
+    """
+    if source.index is None or not len(source.index):
+        return None
+    sides, channels = [], []
+    with quiet_pillow():
+        readers = [read for read in next(iter(source.chunks())) if not isinstance(read, Pixels)]
+        for read in readers[:: max(1, len(readers) // most)]:
+            try:
+                header = read_header(read(), "")
+            except ImageError:
+                continue
+            sides.append(max(header.height, header.width))
+            channels.append(header.channels)
+    return (len(source.index), float(np.median(sides)), max(channels)) if sides else None
+
+
 def _plan_files(source: Source, options: ReadOptions, progress: Progress) -> tuple[str, Callable[[], None]]:
     """Look at all files: the key stands for their content and what is done with them."""
     survey = _survey(source, progress, options.workers)

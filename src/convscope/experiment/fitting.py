@@ -63,6 +63,7 @@ def train(
     state: TrainingState | None = None,
     plan: Mapping[str, Any] | None = None,
     timetable: Timetable | None = None,
+    rate_factors: Mapping[str, float] | None = None,
 ) -> Training:
     """Train a compiled model on the prepared data, validating each epoch; it holds the weights afterwards.
 
@@ -97,6 +98,7 @@ def train(
             validation_data=_arrays(prepared.validation, classes) if prepared.validation else None,
             epochs=epochs,
             schedule=schedule,
+            rate_factors=rate_factors,
             callbacks=callbacks,
             plan=plan,
             resume_from=state,

@@ -10,6 +10,7 @@ from convscope.environment import own_random_numbers
 from convscope.errors import UsageError, expected_got
 from convscope.experiment.config import ExperimentConfig
 from convscope.model_files import load_model
+from convscope.networks import pretrained
 
 if TYPE_CHECKING:
     import keras
@@ -193,6 +194,8 @@ def build_model(
         model = loaded or networks.build(
             config.network, input_shape, classes, config.data_format, config.weights
         )
+    if pretrained.is_pretrained(config.network):
+        freeze_normalization(model)
     settings = dict(config.optimizer_settings)
     if training.learning_rate is not None:
         settings["learning_rate"] = training.learning_rate
@@ -203,3 +206,12 @@ def build_model(
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=training.label_smoothing)
     model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"])
     return model
+
+
+def freeze_normalization(model: keras.Model) -> None:
+    """Keep a backbone's normalization as it is: a few photographs say little about means and variances."""
+    import keras
+
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = False

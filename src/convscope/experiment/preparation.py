@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from convscope import environment
 from convscope.data.cache import map_pixels
@@ -60,6 +61,15 @@ class Prepared:
         ]
 
 
+@dataclass(frozen=True, eq=False)
+class FittedHead:
+    """A pretrained network whose head has been fitted: its weights, and its worth as a row of the history."""
+
+    weights: list[NDArray[Any]] = field(repr=False)
+    row: Mapping[str, float]
+    image_seconds: float | None  # for the features of one image; None where they came from the cache
+
+
 @dataclass(frozen=True)
 class Session:
     """What a training works with, made anew from the configuration whenever it is needed."""
@@ -68,6 +78,7 @@ class Session:
     dataset: Dataset
     prepared: Prepared
     model: keras.Model
+    head: FittedHead | None = None
 
     def describe(self) -> dict[str, Any]:
         """Gather what somebody needs to judge or repeat the run, as JSON values."""

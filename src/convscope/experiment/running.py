@@ -40,6 +40,7 @@ from convscope.experiment.results import (
     write_statistics,
     write_training,
 )
+from convscope.experiment.transfer import fit_head, keep_better, rate_factors
 from convscope.experiment.trials import try_out
 from convscope.export import load_statistics
 from convscope.lowering.devices import current_device, device_of
@@ -129,6 +130,7 @@ def run_experiment(
         session = begin_session(config, dataset, listeners)
         record = session.describe() | {"command": shlex.join(command), "status": "running"}
         record["with_report"] = with_report
+        session = fit_head(session, record, listeners)
         session = try_out(session, run, record, listeners, began=began, with_report=with_report)
         return _train_and_finish(run, session, record, listeners, began=began)
 
@@ -220,6 +222,7 @@ def resume_experiment(
         now = session.describe()
         _refuse_differences(record, now)
         session = _on_this_machine(session, record, now["device"], listeners)
+        session = fit_head(session, record, listeners)
         if with_report is not None:
             record["with_report"] = with_report
         return _train_and_finish(run, session, record, listeners, state, seconds)
@@ -314,13 +317,22 @@ def _train(
         with stop_on_signals() as stop_asked:
             checkpoints = CheckpointListener(run, record, stop_asked, seconds)
             timetable = Timetable(**record["timetable"]) if "timetable" in record else None
-            listeners, plan = [*listeners, checkpoints], record.get("plan")
-            training = train(model, prepared, session.config, listeners, state, plan, timetable)
+            hearing, plan = [*listeners, checkpoints], record.get("plan")
+            if record.get("fine_tuning") == "left out":
+                training = Training({}, 0.0, interrupted=False)
+            else:
+                factors = rate_factors(model) if session.head else None
+                training = train(model, prepared, session.config, hearing, state, plan, timetable, factors)
     except DivergedError:
         if run.published:
             run.write_json(RUN_FILE, record | {"status": "diverged"})
         raise
     record["seconds"] = seconds + training.seconds
+    if session.head and not training.interrupted:
+        history, lines = keep_better(session, training.history, record)
+        training = replace(training, history=history)
+        for line in lines:
+            notify(listeners, Notice(line))
     with write_errors_named(run.path):
         write_training(run, model, prepared.preprocess, training.history)
     write_statistics(run, prepared.train)

@@ -14,7 +14,7 @@ import logging
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +24,8 @@ from convscope.data.cache import open_or_write, write_store
 from convscope.data.dataset import Split
 from convscope.data.splits import balanced_class_weights
 from convscope.evaluation import wilson_interval
+from convscope.experiment.fitting import kept_epoch
+from convscope.experiment.preparation import FittedHead, Session
 from convscope.networks import pretrained
 from convscope.preprocessing import Preprocess, one_hot
 from convscope.training.config import TrainingConfig
@@ -31,8 +33,6 @@ from convscope.training.events import Listener, Notice, notify
 
 if TYPE_CHECKING:
     import keras
-
-    from convscope.experiment.preparation import Session
 
 _PROGRESS = logging.getLogger("convscope.progress")
 
@@ -51,25 +51,6 @@ _SMALLEST = 1e-7  # as Keras clips probabilities before the logarithm
 Floats = NDArray[np.floating[Any]]
 
 
-@dataclass(frozen=True, eq=False)
-class FittedHead:
-    """A network whose head has been fitted: its weights, and what it is worth as a row of the history."""
-
-    weights: list[NDArray[Any]] = field(repr=False)
-    row: Mapping[str, float]
-    seconds: float
-    image_seconds: float | None  # for the features of one image; None where they came from the cache
-
-
-def freeze_normalization(model: keras.Model) -> None:
-    """Keep a backbone's normalization as it is: a few photographs say little about means and variances."""
-    import keras
-
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.trainable = False
-
-
 def rate_factors(model: keras.Model) -> dict[str, float]:
     """Give each layer the factor of its learning rate: 1 for the head, less for each stage before it."""
     stages = pretrained.stage_of(model)
@@ -78,8 +59,10 @@ def rate_factors(model: keras.Model) -> dict[str, float]:
     return {name: RATE_FALL ** (last - stage) for name, stage in stages.items() if name in trained}
 
 
-def fit_head(session: Session, record: dict[str, Any], listeners: Sequence[Listener]) -> FittedHead:
+def fit_head(session: Session, record: dict[str, Any], listeners: Sequence[Listener]) -> Session:
     """Fit the head of a pretrained network on the features of its images; ``record`` hears how."""
+    if not pretrained.is_pretrained(session.config.network):
+        return session
     began = time.perf_counter()
     config, prepared, model = session.config, session.prepared, session.model
     _PROGRESS.info("Computing features")
@@ -102,8 +85,7 @@ def fit_head(session: Session, record: dict[str, Any], listeners: Sequence[Liste
     kernel, bias, strength = fit_logistic(
         tables[: len(views)], train.labels, classes, weights, config.training.seed, train.groups
     )
-    head = model.get_layer(HEAD)
-    head.set_weights([kernel, bias])
+    model.get_layer(HEAD).set_weights([kernel, bias])
     row = _row("", tables[0] @ kernel + bias, train, config.training)
     stage: dict[str, Any] = {"name": HEAD, "strength": strength, "views": len(views)}
     text = f"The head alone, fitted on features of {len(train):,} images"
@@ -114,9 +96,8 @@ def fit_head(session: Session, record: dict[str, Any], listeners: Sequence[Liste
     stage |= {"seconds": taken, **row}
     record["stages"] = [stage]
     notify(listeners, Notice(f"{text}, after {taken:.1f} s"))
-    return FittedHead(
-        model.get_weights(), row, taken, float(np.median(seconds)) if seconds else None
-    )
+    head = FittedHead(model.get_weights(), row, float(np.median(seconds)) if seconds else None)
+    return replace(session, head=head)
 
 
 def features_of(
@@ -191,7 +172,7 @@ def fit_logistic(
 def _choose_strength(
     x: Floats, y: NDArray[np.int64], weights: Floats, groups: NDArray[np.int64], seed: int
 ) -> float:
-    """Choose the strength with the lowest loss in cross-validation; the middle one where there is too little."""
+    """Choose the strength with the lowest loss in cross-validation; the middle one of too few images."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     of_class = [len(np.unique(groups[y == label])) for label in np.unique(y)]
@@ -210,9 +191,7 @@ def _choose_strength(
     return _STRENGTHS[int(np.argmin(losses))]
 
 
-def _logistic(
-    x: Floats, y: NDArray[np.int64], weights: Floats, strengths: Sequence[float]
-) -> list[Any]:
+def _logistic(x: Floats, y: NDArray[np.int64], weights: Floats, strengths: Sequence[float]) -> list[Any]:
     """Fit one logistic regression for each strength."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -250,34 +229,35 @@ def _row(prefix: str, scores: Floats, part: Split, training: TrainingConfig) -> 
     return {f"{prefix}loss": float(loss), f"{prefix}accuracy": float(accuracy)}
 
 
-def with_head(history: Mapping[str, list[float]], head: FittedHead) -> dict[str, list[float]]:
-    """Put the head alone before the epochs of fine-tuning, as the first row of the history."""
+def keep_better(
+    session: Session, history: Mapping[str, list[float]], record: dict[str, Any]
+) -> tuple[dict[str, list[float]], list[str]]:
+    """Keep the fine-tuned network, or go back to the head alone where no epoch was better.
+
+    Gives the history with the head as its first row, and what to say.
+    """
+    head, training, validation = session.head, session.config.training, session.prepared.validation
+    if head is None:
+        raise TypeError("a session without a fitted head")
     names = [name for name in head.row if name in history or not history]
-    return {name: [head.row[name], *history.get(name, [])] for name in names}
-
-
-def judge_fine_tuning(
-    history: Mapping[str, list[float]], kept: int | None, validated: int, record: dict[str, Any]
-) -> list[str]:
-    """Say whether fine-tuning is kept, of a history that begins with the head; kept epochs count from 1."""
-    epochs = len(history["loss"]) - 1
+    whole = {name: [head.row[name], *history.get(name, [])] for name in names}
+    epochs = len(whole["loss"]) - 1
     if not epochs:
-        return []
-    used = kept != 1
-    stage: dict[str, Any] = {"name": "fine-tuning", "epochs": epochs, "kept": used}
-    lines = []
-    if validated:
-        accuracies = history["val_accuracy"]
-        best = kept if kept not in (None, 1) else 1 + int(np.argmax(accuracies[1:])) + 1
-        before, after = accuracies[0], accuracies[best - 1]
-        stage["val_accuracy"] = after
-        decision = "it is kept" if used else "no better, so the head alone is kept"
-        lines.append(
-            f"Fine-tuning: {_share(after, validated)} of the validation images, "
-            f"{_share(before, validated)} before: {decision}"
-        )
-    record["stages"] = [*record.get("stages", []), stage]
-    return lines
+        return whole, []
+    kept = kept_epoch(training, whole)
+    if kept == 1:
+        session.model.set_weights(head.weights)
+    stage: dict[str, Any] = {"name": "fine-tuning", "epochs": epochs, "kept": kept != 1}
+    record["stages"] = [*record["stages"], stage]
+    if validation is None:
+        return whole, []
+    before, *later = whole["val_accuracy"]
+    after = max(later) if kept is None or kept == 1 else whole["val_accuracy"][kept - 1]
+    after = later[-1] if training.keeps == "last" else after
+    stage["val_accuracy"] = after
+    decision = "no better: the head alone is kept" if kept == 1 else "kept"
+    text = f"Fine-tuning: {_share(after, len(validation))} of the validation images"
+    return whole, [f"{text}, {_share(before, len(validation))} before: {decision}"]
 
 
 def _share(accuracy: float, images: int) -> str:

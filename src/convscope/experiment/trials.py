@@ -28,6 +28,8 @@ _MOST_WAITING = 4.0
 # Of the time that is the training's: the first even if files and report come late then, the second even if
 # the training itself does.
 _USUAL_SHARE, _LEAST_SHARE = 0.845, 0.25
+# A step of training takes as long as the prediction of its images so many times.
+_TRAINING_COST = 3.5
 _IMPORTED, _COMPUTED_AT_IMPORT = time.perf_counter(), time.process_time()
 
 
@@ -56,7 +58,9 @@ def try_out(
         if value is not None and session.prepared.validation is None:
             hint = "Give a validation share above 0."
             raise UsageError(expected_got(f"validation images to stop by with {name}", "none", hint))
-    if session.config.preflight:
+    if session.head is not None:
+        pass  # it has just learned something
+    elif session.config.preflight:
         _preflight(session, say)
     elif session.config.network_file:
         _require_probabilities(session)
@@ -64,7 +68,11 @@ def try_out(
         _PROGRESS.info("Finding a learning rate")
         session = _find_learning_rate(session, run, say)
         record["config"] = session.config.to_json()
-    if training.within is not None:
+    reason = _why_no_fine_tuning(session, began, with_report)
+    if reason:
+        record["fine_tuning"] = "left out"
+        say(f"Fine-tuning is left out: {reason}")
+    elif training.within is not None:
         _PROGRESS.info("Measuring how long an epoch takes")
         timetable, plan = _measure(session, training.within, began, with_report)
         many = "1 epoch" if timetable.epochs == 1 else f"{timetable.epochs} epochs"
@@ -154,6 +162,26 @@ def divide_time(within: float, left: float, afterwards: float) -> float:
     (580, 45)
     """
     return max(min(left, max(left - afterwards, _USUAL_SHARE * within)), _LEAST_SHARE * within)
+
+
+def _why_no_fine_tuning(session: Session, began: float, with_report: bool) -> str:
+    """Say why the network of a fitted head is not trained any further; empty where it is."""
+    head, training, prepared = session.head, session.config.training, session.prepared
+    if head is None:
+        return ""
+    reached = head.row.get("val_accuracy", 0.0)
+    if training.until is not None and reached >= training.until:
+        return f"the head alone reaches {reached:.2%} of the validation images"
+    if training.within is None or head.image_seconds is None:
+        return ""
+    held_back = len(prepared.validation) if prepared.validation else 0
+    epoch = head.image_seconds * (_TRAINING_COST * len(prepared.train) + held_back)
+    afterwards = head.image_seconds * (held_back + len(prepared.test))
+    writing = (_WRITING_SECONDS + _REPORT_SECONDS * with_report) * _waiting()
+    left = training.within - (time.perf_counter() - began) - afterwards - writing
+    if left > epoch:
+        return ""
+    return f"an epoch takes about {epoch:.0f} s, and {max(left, 0):.0f} of {training.within:g} s are left"
 
 
 def _waiting() -> float:
