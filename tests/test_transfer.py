@@ -80,8 +80,8 @@ def test_a_layer_learns_at_its_own_rate(name: str) -> None:
             optimizer.step()
     for layer, linear in zip(model.layers, twin, strict=True):
         kernel, bias = layer.get_weights()
-        np.testing.assert_allclose(kernel, linear.weight.detach().numpy().T, atol=1e-4)
-        np.testing.assert_allclose(bias, linear.bias.detach().numpy(), atol=1e-4)
+        np.testing.assert_allclose(kernel, linear.weight.detach().numpy().T, atol=5e-4)
+        np.testing.assert_allclose(bias, linear.bias.detach().numpy(), atol=5e-4)
 
 
 @pytest.mark.parametrize(

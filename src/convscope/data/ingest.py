@@ -219,7 +219,8 @@ def peek(source: Source, most: int = 48) -> tuple[int, float, int] | None:
         return None
     sides, channels = [], []
     with quiet_pillow():
-        readers = [read for read in next(iter(source.chunks())) if not isinstance(read, Pixels)]
+        chunk = next(iter(source.chunks()))
+        readers = [] if isinstance(chunk, Pixels) else chunk
         for read in readers[:: max(1, len(readers) // most)]:
             try:
                 header = read_header(read(), "")

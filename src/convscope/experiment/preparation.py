@@ -106,7 +106,7 @@ class Session:
 def begin_session(config: ExperimentConfig, dataset: Dataset, listeners: Sequence[Listener] = ()) -> Session:
     """Prepare the data and build the network; listeners hear how."""
     loaded, notes = load_network(config), list(dataset.notes)
-    image_shape = None
+    image_shape: tuple[int | None, int | None, int | None] | None = None
     if pretrained.is_pretrained(config.network):
         size = config.size or pretrained.DEFAULT_SIZE
         config = replace(config, size=size, scaling="published", data_format="channels_last")

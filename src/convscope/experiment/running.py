@@ -317,7 +317,8 @@ def _train(
         with stop_on_signals() as stop_asked:
             checkpoints = CheckpointListener(run, record, stop_asked, seconds)
             timetable = Timetable(**record["timetable"]) if "timetable" in record else None
-            hearing, plan = [*listeners, checkpoints], record.get("plan")
+            hearing: list[Listener] = [*listeners, checkpoints]
+            plan = record.get("plan")
             if record.get("fine_tuning") == "left out":
                 training = Training({}, 0.0, interrupted=False)
             else:

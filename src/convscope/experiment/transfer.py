@@ -226,7 +226,8 @@ def _row(prefix: str, scores: Floats, part: Split, training: TrainingConfig) -> 
     targets = targets * (1 - training.label_smoothing) + training.label_smoothing / classes
     loss = -(targets * np.log(np.clip(chances, _SMALLEST, 1))).sum(axis=1).mean()
     accuracy = (scores.argmax(axis=1) == part.labels).mean()
-    return {f"{prefix}loss": float(loss), f"{prefix}accuracy": float(accuracy)}
+    # In float32 as Keras's metrics are, so that equal ones are equal.
+    return {f"{prefix}loss": float(np.float32(loss)), f"{prefix}accuracy": float(np.float32(accuracy))}
 
 
 def keep_better(

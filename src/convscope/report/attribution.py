@@ -11,6 +11,7 @@ import numpy as np
 from convscope.environment import missing
 from convscope.errors import UsageError
 from convscope.evaluation import Evaluation
+from convscope.inspection import describe
 from convscope.inspection.attribution import Attribution, grad_cam, integrated_gradients
 from convscope.inspection.representations import filters
 from convscope.plotting import attribution_picture, filter_pictures
@@ -22,6 +23,8 @@ from convscope.report.source import Contents
 IMAGES = 4
 # A large network is slow to look into; after so long, the images so far must do.
 SECONDS = 6.0
+# Integrated gradients are left out for a network that takes more for one image.
+MOST_MACS = 100_000_000
 # Where even the least of a map is above this share of its largest, it looks the same everywhere.
 EVEN = 0.5
 
@@ -34,8 +37,8 @@ def attribution(contents: Contents, evaluation: Evaluation) -> dict[str, Any] | 
     """
     if contents.images is None:
         return None
-    lacking = missing("captum", "attribution")
     model, preprocess = contents.bundle.model, contents.bundle.preprocess
+    lacking = missing("captum", "attribution") or _why_too_large(describe(model).macs or 0)
     album = Album(contents.images)
     rows: list[dict[str, Any]] = []
     begin = time.perf_counter()
@@ -58,6 +61,13 @@ def attribution(contents: Contents, evaluation: Evaluation) -> dict[str, Any] | 
         "lacking": lacking,
         "complete": all(entry["holds"] for row in rows for entry in row["maps"]),
     }
+
+
+def _why_too_large(macs: int) -> str | None:
+    """Say why a network of this cost is not asked for its gradient at up to a thousand points."""
+    if macs <= MOST_MACS:
+        return None
+    return f"with {macs / 1e6:,.0f} million multiply-accumulates for an image, they would take minutes."
 
 
 def first_filters(contents: Contents) -> dict[str, Any] | None:
