@@ -19,6 +19,7 @@ import convscope
 from convscope.cli import (
     INTERRUPTED,
     datasets,
+    embedding,
     exercise,
     inspecting,
     judging,
@@ -49,6 +50,7 @@ app.command("report")(judging.report)
 app.command("runs")(judging.list_runs)
 app.command("inspect")(inspecting.inspect)
 app.command("predict")(predicting.predict)
+app.command("embed")(embedding.embed)
 app.command("export")(predicting.export)
 app.command("doctor")(inspecting.doctor)
 app.add_typer(datasets.app, name="data")

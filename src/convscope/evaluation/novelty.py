@@ -89,8 +89,8 @@ class Novelty:
         if distance <= self.limit:
             return ""
         return (
-            f"unfamiliar: for the network its distance from the nearest training images is {distance:.2f}, "
-            f"that of most images of their kind up to {self.limit:.2f}"
+            f"unfamiliar: its distance from the nearest training images is {distance:.2f} in the network's "
+            f"features, that of most images of their kind up to {self.limit:.2f}"
         )
 
     @property

@@ -155,8 +155,8 @@ def embeddings(model: keras.Model, images: npt.ArrayLike, batch_size: int = 256)
 
 
 def _deciding_call(graph: Graph) -> Call:
-    """Find the last layer with weights."""
-    weighted = [call for call in graph.calls if getattr(call.operation, "weights", [])]
+    """Find the last matrix product or convolution, or else the last layer."""
+    weighted = [call for call in graph.calls if getattr(call.operation, "kernel", None) is not None]
     return (weighted or list(graph.calls))[-1]
 
 

@@ -42,6 +42,7 @@ def plot_neighbours(
     *,
     query_labels: Sequence[str] | None = None,
     known_labels: Sequence[str] | None = None,
+    searched: str = "training images",
 ) -> Figure:
     """Draw images and, beside each, the known images most like it.
 
@@ -55,6 +56,8 @@ def plot_neighbours(
         From ``convscope.inspection.nearest``.
     query_labels, known_labels : sequence of str, optional
         What to write above the images.
+    searched : str
+        What the known images are.
 
     Returns
     -------
@@ -73,14 +76,14 @@ def plot_neighbours(
     >>> len(plot_neighbours(np.zeros((1, 8, 8)), np.zeros((3, 8, 8)), found).axes)
     3
     """
-    asked, searched = as_pictures(queries), as_pictures(known)
+    asked, pictures = as_pictures(queries), as_pictures(known)
     rows, count = found.indices.shape
     if len(asked) != rows:
         raise UsageError(expected_got(f"{rows} queries, one for each row of neighbours", len(asked)))
     with new_figure(1.25 * (count + 1) + 0.3, 0.6 + 1.6 * rows) as figure:
         grid = figure.subplots(rows, count + 1, squeeze=False)
         figure.suptitle(
-            "Left: the image asked about; then the training images most like it, with cosine similarity",
+            f"Left: the image asked about; then the {searched} most like it, with cosine similarity",
             wrap=True,
         )
         for row in range(rows):
@@ -88,7 +91,7 @@ def plot_neighbours(
             for place in range(count):
                 index = int(found.indices[row, place])
                 label = f"number {index}" if known_labels is None else known_labels[index]
-                _draw(grid[row, place + 1], searched[index], label, GREY)
+                _draw(grid[row, place + 1], pictures[index], label, GREY)
                 grid[row, place + 1].set_xlabel(f"{found.similarities[row, place]:.3f}", fontsize=8)
     return figure
 

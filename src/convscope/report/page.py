@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -38,7 +38,7 @@ from convscope.runs import LOG_FILE, RunDirectory, log_into
 _LOG = logging.getLogger(__name__)
 _PROGRESS = logging.getLogger("convscope.progress")
 PAGE = Path(__file__).parent / "page"
-SCRIPTS = ("page.js", "matrix.js", "arithmetic.js", "walk.js")
+SCRIPTS = ("theme.js", "page.js", "matrix.js", "arithmetic.js", "walk.js")
 REPORT_FILE = "report.html"
 # Bytes of a page, and what is left out first where it would have more.
 LARGEST = 2_900_000
@@ -143,7 +143,12 @@ def _render(contents: Contents) -> str:
 
 
 def _fill(sections: dict[str, Any]) -> str:
-    """Fill the template; style and script are sealed with their hashes, so that nothing else runs."""
+    """Fill the report's template."""
+    return fill_page("report.html", ("report.css",), SCRIPTS, glossary=GLOSSARY, **sections)
+
+
+def fill_page(template: str, styles: Sequence[str], scripts: Sequence[str], **facts: Any) -> str:
+    """Fill a template; style and script are sealed with their hashes, so that nothing else runs."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(PAGE),
         autoescape=True,
@@ -154,17 +159,17 @@ def _fill(sections: dict[str, Any]) -> str:
     environment.filters.update(FILTERS)
     environment.tests["problem"] = lambda value: isinstance(value, Problem)
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    style = (PAGE / "report.css").read_text(encoding="utf-8")
-    script = "\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    return environment.get_template("report.html").render(
-        style=Markup(style),  # noqa: S704  the package's own file
+    style, script = (
+        "\n".join((PAGE / name).read_text(encoding="utf-8") for name in names) for names in (styles, scripts)
+    )
+    return environment.get_template(template).render(
+        style=Markup(style),  # noqa: S704  the package's own files
         script=Markup(script),  # noqa: S704  the package's own files
         style_hash=_hash(style),
         script_hash=_hash(script),
-        glossary=GLOSSARY,
         version=convscope.__version__,
         written=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
-        **sections,
+        **facts,
     )
 
 
