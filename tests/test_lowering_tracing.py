@@ -190,7 +190,30 @@ def told_of_its_model(layer, x, training):
     return layer.model(x, training=False)
 
 
+SEEN = []
+SEEN_TIMES = 0
+
+
+def noting(layer, x, training):
+    SEEN.append(x)
+    return x
+
+
+def counting_elsewhere(layer, x, training):
+    global SEEN_TIMES  # noqa: PLW0603  what it is about
+    SEEN_TIMES += 1
+    return x
+
+
+def printing(layer, x, training):
+    print("a step")  # noqa: T201  what it is about
+    return x
+
+
 AS_THEY_ARE = {
+    "adds to a list elsewhere": noting,
+    "counts elsewhere": counting_elsewhere,
+    "prints": printing,
     "a model with a flag of its own": told_of_its_model,
     "another branch in training": lambda layer, x, training: x * 2.0 if training else x,
     "random numbers of Keras": lambda layer, x, training: x + keras.random.normal((8,)),
@@ -271,3 +294,20 @@ def test_training_with_what_was_traced_is_keras_training():
     np.testing.assert_allclose(found["fast"][0], found["keras"][0], rtol=1e-4)
     for one, other in zip(found["fast"][1], found["keras"][1], strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["fast", "keras"])
+def test_a_layer_that_notes_its_input_elsewhere_is_called_in_each_step(engine):
+    seen = []
+
+    class Noting(L.Layer):
+        def call(self, x, training=None):
+            if training:
+                seen.append(float(ops.mean(x)))
+            return x
+
+    model = keras.Sequential([keras.Input((3,)), Noting(), L.Dense(1)])
+    model.compile("sgd", "mse")
+    x = np.arange(12, dtype=np.float32).reshape(4, 3)
+    convscope.fit(model, x, x[:, :1], batch_size=2, shuffle=False, epochs=2, engine=engine, verbose=0)
+    assert seen[-4:] == [2.5, 8.5] * 2

@@ -3,17 +3,21 @@
 Keras records the calls when the layer is called on symbols. It is called at batches of two sizes and, where
 it takes the flag, for training too: what differs between the records is understood (a length that is a
 multiple of the batch), or the layer runs as it is. So does one that looks at the value of a variable, changes
-one, draws a random number, changes itself, or gives something else than its record on random inputs.
+one, draws a random number, changes itself, may act outside (prints, adds to a list elsewhere), or gives
+something else than its record on random inputs.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import dis
+import inspect
 import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import keras
@@ -29,6 +33,9 @@ from convscope.lowering.structure import Settings
 
 _LOG = logging.getLogger(__name__)
 _BATCHES = (2, 3)
+_LIBRARIES = ("keras", "torch", "builtins")
+_NOT_IN_A_STEP = ("__init__", "build", "get_config", "from_config", "compute_output_shape")
+_ACTS = {"print", "open", "input", "next"}
 _REPEATING = ("BroadcastTo", "Repeat", "Tile")
 
 
@@ -92,8 +99,35 @@ def _may_be_traced(layer: Any, values: Sequence[Value]) -> bool:
         and not getattr(layer, "lora_enabled", False)
         and getattr(layer, "quantization_mode", None) is None
         and bool(values)
+        and not _acts_outside(layer)
         and all(value.rank > 0 and None not in value.shape[1:] for value in values)
         and all(variable.dtype in ("float32", "int32", "int64") for variable in layer.variables)
+    )
+
+
+def _acts_outside(layer: Any) -> bool:
+    """Say whether a layer's own code may do what no record shows: print, or add to a list elsewhere."""
+    own = [vars(kind) for kind in type(layer).__mro__ if kind.__module__.split(".")[0] not in _LIBRARIES]
+    functions = {name: thing for names in (*own, vars(layer)) for name, thing in names.items()}
+    return any(
+        _writes_outside(thing)
+        for name, thing in functions.items()
+        if isinstance(thing, FunctionType) and name not in _NOT_IN_A_STEP
+    )
+
+
+def _writes_outside(function: FunctionType) -> bool:
+    known = inspect.getclosurevars(function)
+    things = [*known.nonlocals.values(), *known.globals.values()]
+    stored = {
+        one.opname
+        for one in dis.get_instructions(function)
+        if one.argval not in function.__code__.co_cellvars
+    }
+    return (
+        not _ACTS.isdisjoint(known.builtins)
+        or not {"STORE_GLOBAL", "STORE_DEREF"}.isdisjoint(stored)
+        or any(isinstance(thing, list | dict | set | bytearray) for thing in things)
     )
 
 
