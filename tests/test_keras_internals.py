@@ -1,5 +1,6 @@
 """Each private part of Keras that is used is still there, and still does what it is used for."""
 
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -256,3 +257,22 @@ def test_hooks_that_nobody_wrote_are_known():
 
 def test_logs_become_numbers():
     assert internals.pythonify_logs({"loss": torch.tensor(0.5)}) == {"loss": 0.5}
+
+
+def test_weights_of_applications_are_fetched_by_somebody_else():
+    asked = []
+
+    def fetch(fname, origin, **_settings):
+        asked.append((fname, origin))
+        raise LookupError(fname)
+
+    with pytest.raises(LookupError), internals.weights_by(fetch):
+        keras.applications.MobileNetV2(weights="imagenet", include_top=False, input_shape=(96, 96, 3))
+    ((name, origin),) = asked
+    assert origin.endswith(name)
+    assert name.endswith(".h5")
+    assert internals.file_utils.get_file is keras.utils.get_file
+
+
+def test_home_of_keras_holds_its_downloads():
+    assert internals.keras_home().name == ".keras" or "KERAS_HOME" in os.environ

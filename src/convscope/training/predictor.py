@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from convscope.errors import LoweringError, expected_got
-from convscope.lowering import emit, lower, optimise, with_features
+from convscope.lowering import Program, emit, lower, optimise, with_features
 from convscope.lowering.devices import computing_on, current_device, device_of
 from convscope.lowering.structure import ModelStructure
 from convscope.training.data import (
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from convscope.preprocessing import Preprocess
 
 BATCH_SIZE = 128  # its activations stay in the cache of a laptop's processor
+# The largest tensor of a batch: for one of 32 MB and more, glibc asks the system for new memory each time.
+MOST_ELEMENTS = 5_000_000
 KERAS_BATCH_SIZE = 32
 _OWN_METHODS = ("predict", "predict_step", "make_predict_function", "predict_function")
 _ATTRIBUTE = "_convscope_predictors"
@@ -169,6 +172,12 @@ class Predictor:
         """Compute by Keras's own step from now on."""
         self.reason = reason
         _LOG.info("Predicting with Keras's own predict. %s", reason)
+
+
+def _fitting_batch(program: Program) -> int:
+    """Choose how many images are computed at a time, by the largest value of one image."""
+    largest = max(math.prod(length or 1 for length in program.value(op.output).shape[1:]) for op in program)
+    return max(1, min(BATCH_SIZE, MOST_ELEMENTS // largest))
 
 
 def predictor_of(
