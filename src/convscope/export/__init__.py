@@ -3,7 +3,7 @@
 bundle        a network with all that it needs to predict
 loading       a run or an export → a bundle
 formats       the formats, one record each
-onnx_graph, onnx_resizing, torch_graph, torch_source
+onnx_graph, onnx_resizing, onnx_int8, torch_graph, torch_source
               what the formats write and read
 exporting     a run → a folder in one of the formats
 checking      whether an export does what its source does, and how fast

@@ -69,14 +69,17 @@ def compare(reference: NDArray[np.float32], predicted: NDArray[np.float32]) -> A
 class CheckImages:
     """What an export is run on, in the size that the network takes: pixels (n, h, w, c), uint8.
 
-    Labels are None for pixels that were made up; ``calibration`` are training images; ``origin`` says
-    in words where they come from.
+    Labels are None for pixels that were made up; ``origin`` says in words where they come from.
+    ``training`` are training images, and ``judging`` others with their labels, ``judged_on`` in words, by
+    which an export may be chosen or refused: the test images are not for that.
     """
 
     pixels: NDArray[np.uint8] = field(repr=False)
     labels: NDArray[np.int64] | None = field(repr=False)
-    calibration: NDArray[np.uint8] | None = field(repr=False)
     origin: str
+    training: NDArray[np.uint8] | None = field(default=None, repr=False)
+    judging: tuple[NDArray[np.uint8], NDArray[np.int64]] | None = field(default=None, repr=False)
+    judged_on: str = ""
     uncounted: RunError | None = None
 
     def accuracy(self, probabilities: NDArray[np.float32]) -> float | None:
@@ -103,10 +106,28 @@ def find_images(run: RunDirectory, bundle: Bundle, data: str | None = None) -> C
         return _made_up(bundle, error)
     uncounted = test_set_log.try_to_log_use(run, "export", by="export")
     test = _some(dataset.test, MOST_IMAGES)
-    calibration = _some(dataset.train, CALIBRATION_IMAGES)
+    training, validation = _parts(run, dataset)
+    judged_on = "validation images" if len(validation) else "training images"
+    judging = _some(validation if len(validation) else training, MOST_IMAGES)
     resize = bundle.preprocess.resize_to_input
-    origin = f"{len(test):,} test images of {dataset.name}"
-    return CheckImages(resize(test.images), test.labels, resize(calibration.images), origin, uncounted)
+    return CheckImages(
+        resize(test.images),
+        test.labels,
+        f"{len(test):,} test images of {dataset.name}",
+        resize(_some(training, CALIBRATION_IMAGES).images),
+        (resize(judging.images), judging.labels),
+        judged_on,
+        uncounted,
+    )
+
+
+def _parts(run: RunDirectory, dataset: Dataset) -> tuple[Split, Split]:
+    """Divide the training images as the run did, by the names of those that it validated on."""
+    if dataset.validation is not None:
+        return dataset.train, dataset.validation
+    recorded = run.read_arrays("predictions.npz") if (run.path / "predictions.npz").is_file() else {}
+    held_back = np.isin(np.array(dataset.train.names), recorded.get("validation_names", np.array([], str)))
+    return dataset.train.take(np.flatnonzero(~held_back)), dataset.train.take(np.flatnonzero(held_back))
 
 
 def _load_verified(data: str, recorded: Mapping[str, Any]) -> Dataset:
@@ -138,7 +159,7 @@ def _made_up(bundle: Bundle, error: Exception) -> CheckImages:
     ]
     pixels = np.concatenate([fine, settings.resize_to_input(coarse)])
     origin = f"{len(pixels)} images of random pixels, for want of the data ({error})"
-    return CheckImages(pixels, None, None, origin)
+    return CheckImages(pixels, None, origin)
 
 
 def require_agreement(

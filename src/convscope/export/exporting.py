@@ -86,7 +86,7 @@ def export_run(
     """Export a run and hold the export against it, image by image; where they disagree, nothing is left.
 
     ``format`` is one of ``FORMATS``; ``target`` is the folder to make, beside the run unless given; ``int8``
-    adds a quantised network; ``data`` says where the run's data are now.
+    adds the network in 8 bits to an ONNX export; ``data`` says where the run's data are now.
     """
     _require_possible(format, int8)
     run = open_run(path)
@@ -104,9 +104,9 @@ def _require_possible(format: str, int8: bool) -> None:
     """Refuse wrong arguments before any work is done."""
     if format not in FORMATS:
         raise unknown_name("export format", format, FORMATS)
-    if int8 and not FORMATS[format].write_int8:
+    if int8 and format not in ("onnx", "int8"):
         raise UsageError(
-            expected_got("--format onnx with --int8", format, "ONNX Runtime does the quantising.")
+            expected_got("--format onnx with --int8", format, "ONNX Runtime does the quantizing.")
         )
     for package in FORMATS[format].packages:
         require_package(package, "onnx")
@@ -122,26 +122,32 @@ def _write(
     int8: bool,
 ) -> ExportReport:
     """Write an export into a scratch folder, and check it there."""
-    form = FORMATS[format]
-    name = form.files[0]
+    form, eight = FORMATS[format], FORMATS["int8"]
+    first = FORMATS["onnx"] if form is eight else form
+    name = first.files[0]
     _PROGRESS.info("Writing %s", name)
-    forward = form.write(bundle, scratch.path)
+    forward = first.write(bundle, scratch.path)
     _PROGRESS.info("Holding %s against the run", name)
     reference = bundle.predict(images.pixels)
-    agreement = require_agreement(forward, images.pixels, reference, name)
+    checked = str(require_agreement(forward, images.pixels, reference, name))
     forwards: dict[str, Forward] = {SOURCE: bundle.forward, name: forward}
-    notes = [require_same_resizing(forward, bundle, images.pixels, name)] if form.resizes else []
-    if int8 and form.write_int8:
-        how, forwards[form.int8_file] = form.write_int8(bundle, scratch.path, images.calibration)
-        notes.append(f"{form.int8_file}: {how} quantisation; what it costs is in its line above")
-    _write_companions(run, bundle, scratch, format, images.origin, str(agreement))
+    notes = [require_same_resizing(forward, bundle, images.pixels, form.files[0])] if form.resizes else []
+    if eight.quantize and (int8 or form is eight):
+        _PROGRESS.info("Quantizing it, and holding %s against the run", eight.files[0])
+        forwards[eight.files[0]], note = eight.quantize(bundle, scratch.path, images)
+        notes.append(note)
+    sizes = {one: (scratch.path / one).stat().st_size for one in forwards if one != SOURCE}
+    if form is eight:
+        (scratch.path / name).unlink()
+        checked = notes[-1]
+        notes.append(f"{name} was made for the comparison and is not part of the export")
+    _write_companions(run, bundle, scratch, format, images.origin, checked)
     # What others will load, once more, through the door that they will use.
     sample = images.pixels[:64]
-    require_agreement(load_bundle(scratch.path).predict, sample, reference[:64], "the bundle")
+    expected = forwards[form.files[0]](sample) if form is eight else reference[:64]
+    require_agreement(load_bundle(scratch.path).predict, sample, expected, "the bundle")
     latency = measure_latency(forwards, images.pixels[:64])
-    sizes = {SOURCE: run.path / WEIGHTS_FILE} | {
-        name: scratch.path / name for name in forwards if name != SOURCE
-    }
+    sizes[SOURCE] = (run.path / WEIGHTS_FILE).stat().st_size
     networks = [
         _measure(name, sizes[name], forward, images, reference, latency[name])
         for name, forward in forwards.items()
@@ -151,7 +157,7 @@ def _write(
 
 def _measure(
     name: str,
-    file: Path,
+    size: int,
     forward: Forward,
     images: CheckImages,
     reference: NDArray[np.float32],
@@ -162,7 +168,7 @@ def _measure(
     same = float(np.mean(predicted.argmax(axis=1) == reference.argmax(axis=1)))
     difference = compare(reference, predicted).largest_difference
     accuracy = images.accuracy(predicted)
-    return Measured(name, file.stat().st_size, accuracy, same, difference, milliseconds)
+    return Measured(name, size, accuracy, same, difference, milliseconds)
 
 
 def _write_companions(
@@ -178,9 +184,10 @@ def _write_companions(
         scratch.write_bytes(name, content)
     if bundle.statistics:
         scratch.write_json(STATISTICS_FILE, bundle.statistics.to_json())
-    form = FORMATS[format]
-    int8 = (scratch.path / form.int8_file).is_file()
-    scratch.write_bytes(GUIDE_FILE, _page(bundle, form, int8).encode())
+    form, small = FORMATS[format], FORMATS["int8"].files[0]
+    also = f"`{small}` is used alike: in 8 bits, smaller and less exact.\n"
+    both = small not in form.files and (scratch.path / small).is_file()
+    scratch.write_bytes(GUIDE_FILE, _page(bundle, form, also if both else "").encode())
     settings, record = bundle.preprocess, run.read_json(RUN_FILE)
     files = sorted(file for file in scratch.path.iterdir() if file.is_file())
     scratch.write_json(
@@ -216,7 +223,7 @@ def _data(record: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def _page(bundle: Bundle, form: ExportFormat, int8: bool) -> str:
+def _page(bundle: Bundle, form: ExportFormat, also: str) -> str:
     """Write the page that an export carries: what its files are, and the lines of code that use it."""
     settings, classes = bundle.preprocess, len(bundle.class_names)
     code = form.example.format(
@@ -227,10 +234,9 @@ def _page(bundle: Bundle, form: ExportFormat, int8: bool) -> str:
     if form.without_convscope:
         words = "Without convscope (which also reads transparency, and files of more than 8 bits):"
         alone = f"{words}\n\n```python\n{form.without_convscope(bundle)}```\n\n"
-    smaller = f"`{form.int8_file}` is used alike: in 8 bits, smaller and less exact.\n" if int8 else ""
     return (
         f"# An image classifier with {classes} classes\n\n"
-        f"{form.holds}\n{smaller}The names of the classes, in the order of the probabilities, stand in "
+        f"{form.holds}\n{also}The names of the classes, in the order of the probabilities, stand in "
         f"`bundle.json`; so do the temperature ({bundle.temperature:g}) and the hash of every file.\n\n"
         f"```python\n{code}```\n\n{alone}"
         f"What is done to an image:\n\n{steps}\n"

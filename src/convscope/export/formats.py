@@ -6,11 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from convscope.export.bundle import Bundle, Forward
-from convscope.export.onnx_graph import open_session, quantise, write_onnx
+from convscope.export.checking import CheckImages
+from convscope.export.onnx_graph import open_session, write_onnx
+from convscope.export.onnx_int8 import write_int8
 from convscope.model_files.models import MODEL_FILE, load_model
 
 
@@ -32,9 +31,8 @@ class ExportFormat:
     open: Callable[[Path, tuple[int, int, int], int], Forward] | None = None
     packages: tuple[str, ...] = ()
     resizes: bool = False  # whether the network in the file takes images of any size
-    # A quantised network: its file, and what writes it from training images (or None) beside the first one.
-    int8_file: str = ""
-    write_int8: Callable[[Bundle, Path, NDArray[np.uint8] | None], tuple[str, Forward]] | None = None
+    # Writes ``files`` from what ``write`` has written, which is left out of the export then.
+    quantize: Callable[[Bundle, Path, CheckImages], tuple[Forward, str]] | None = None
 
 
 def _write_onnx(bundle: Bundle, folder: Path) -> Forward:
@@ -44,10 +42,8 @@ def _write_onnx(bundle: Bundle, folder: Path) -> Forward:
     return open_session(folder / ONNX.files[0], *_form(bundle))
 
 
-def _write_int8(bundle: Bundle, folder: Path, images: NDArray[np.uint8] | None) -> tuple[str, Forward]:
-    target = folder / ONNX.int8_file
-    how = quantise(folder / ONNX.files[0], target, images)
-    return how, open_session(target, *_form(bundle))
+def _quantize(bundle: Bundle, folder: Path, images: CheckImages) -> tuple[Forward, str]:
+    return write_int8(folder / ONNX.files[0], folder / INT8.files[0], bundle, images)
 
 
 def _form(bundle: Bundle) -> tuple[tuple[int, int, int], int]:
@@ -122,24 +118,30 @@ def _write_module(bundle: Bundle, folder: Path) -> Forward:
     return write_module(trace(here), here, *(folder / name for name in MODULE.files))
 
 
-ONNX = ExportFormat(
-    files=("model.onnx",),
-    holds="`model.onnx` holds everything: resizing, scaling, network and calibration.",
-    example="""\
+_ONNX_EXAMPLE = """\
 import numpy as np, onnxruntime
 from PIL import Image, ImageOps
 
-session = onnxruntime.InferenceSession("model.onnx")
+session = onnxruntime.InferenceSession("FILE")
 image = Image.new("RGB", (640, 480))  # yours: Image.open("photo.jpg"), of any size
 pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))[np.newaxis]  # (1, h, w, 3), uint8
 probabilities = session.run(["probabilities"], {{"pixels": pixels}})[0]  # (n, {classes}), float32
-""",
+"""
+ONNX = ExportFormat(
+    files=("model.onnx",),
+    holds="`model.onnx` holds everything: resizing, scaling, network and calibration.",
+    example=_ONNX_EXAMPLE.replace("FILE", "model.onnx"),
     write=_write_onnx,
     open=open_session,
     packages=("onnx", "onnxscript", "onnxruntime"),
     resizes=True,
-    int8_file="model-int8.onnx",
-    write_int8=_write_int8,
+)
+INT8 = replace(
+    ONNX,
+    files=("model-int8.onnx",),
+    holds="`model-int8.onnx` holds everything: resizing, scaling, network (in 8 bits) and calibration.",
+    example=_ONNX_EXAMPLE.replace("FILE", "model-int8.onnx"),
+    quantize=_quantize,
 )
 KERAS = ExportFormat(
     files=(MODEL_FILE,),
@@ -182,4 +184,4 @@ with torch.no_grad():
     write=_write_module,
 )
 
-FORMATS = {"onnx": ONNX, "keras": KERAS, "torch": TORCH, "module": MODULE}
+FORMATS = {"onnx": ONNX, "int8": INT8, "keras": KERAS, "torch": TORCH, "module": MODULE}

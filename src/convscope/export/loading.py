@@ -40,7 +40,7 @@ def load_bundle(path: str | Path, *, int8: bool = False) -> Bundle:
     path : str or Path
         A run directory, or a folder that ``convscope export`` wrote.
     int8 : bool
-        Of an ONNX export, the quantised network.
+        Of an ONNX export that holds two networks, the one in 8 bits.
 
     Returns
     -------
@@ -53,7 +53,7 @@ def load_bundle(path: str | Path, *, int8: bool = False) -> Bundle:
     DataError
         If one of its files is damaged.
     UsageError
-        If the quantised network is asked for where there is none, or ONNX Runtime is not installed.
+        If the network in 8 bits is asked for where there is none, or ONNX Runtime is not installed.
     """
     folder = Path(path)
     if (folder / BUNDLE_FILE).is_file():
@@ -162,12 +162,14 @@ def _load_export(folder: RunDirectory, int8: bool) -> Bundle:
     _verify_files(folder, record.get("files"))
     preprocess, statistics = load_preprocess(folder), load_statistics(folder)
     form = FORMATS[record["format"]]
-    if int8 and not form.int8_file:
+    if int8 and record["format"] == "onnx":
+        form = FORMATS["int8"]
+    if int8 and form is not FORMATS["int8"]:
         raise UsageError(expected_got("an ONNX export with int8", f"a {record['format']} export"))
     if form.open is None:
         novelty = load_novelty(folder)
         return Bundle.from_model(load_run_model(folder), preprocess, names, temperature, statistics, novelty)
-    file = folder.path / (form.int8_file if int8 else form.files[0])
+    file = folder.path / form.files[0]
     if not file.is_file():
         hint = "Export it with --int8." if int8 else ""
         raise UsageError(expected_got(f"{file.name} in {folder.path}", "no such file", hint))

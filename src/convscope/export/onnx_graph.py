@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 OPSET = 18
 # The sizes of the input, as names.
 ANY_SIZE = ["height", "width", "channels"]
-# Where arithmetic in 8 bits is fast; preprocessing and softmax stay in float32.
-INT8_OPERATORS = ["Conv", "Gemm", "MatMul"]
 INPUT, OUTPUT = "pixels", "probabilities"
 # ONNX Runtime's arena keeps what the largest batch took; prediction goes through in pieces of this size.
 BATCH = 256
@@ -138,53 +135,6 @@ def _for_each_channel(node: Any, value: Any, axis: int, channels: int) -> NDArra
         return np.broadcast_to(constant, shape).reshape(channels)
     except ValueError:
         return None
-
-
-def quantise(source: Path, target: Path, pixels: NDArray[np.uint8] | None) -> str:
-    """Write the 8-bit version of an ONNX file; say how it was quantised.
-
-    Training images (n, h, w, c) give the range of each activation (static quantisation); None leaves it to
-    the moment of prediction (dynamic quantisation), which is slower.
-    """
-    from convscope.export.torch_graph import quiet
-
-    quantization: Any = importlib.import_module("onnxruntime.quantization")
-    fusing: Any = importlib.import_module("onnxruntime.quantization.shape_inference")
-    with quiet(), tempfile.TemporaryDirectory() as folder:
-        fused = Path(folder) / source.name
-        # Biases become part of their convolutions, and neighbouring transpositions cancel.
-        fusing.quant_pre_process(source, fused, skip_symbolic_shape=True)
-        if pixels is None:
-            quantization.quantize_dynamic(
-                fused, target, op_types_to_quantize=INT8_OPERATORS, per_channel=True
-            )
-            return "dynamic"
-        quantization.quantize_static(
-            fused,
-            target,
-            _reader(quantization, pixels),
-            op_types_to_quantize=INT8_OPERATORS,
-            per_channel=True,
-            weight_type=quantization.QuantType.QInt8,
-            activation_type=quantization.QuantType.QUInt8,
-        )
-    return "static"
-
-
-def _reader(quantization: Any, pixels: NDArray[np.uint8]) -> Any:
-    """Hand out batches of pixels in the way that ONNX Runtime asks for them."""
-
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]  # the package has no types
-        def __init__(self) -> None:
-            self._batches: Iterator[NDArray[np.uint8]] = (
-                pixels[start : start + 64] for start in range(0, len(pixels), 64)
-            )
-
-        def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
-            batch = next(self._batches, None)
-            return None if batch is None else {INPUT: np.ascontiguousarray(batch)}
-
-    return Reader()
 
 
 def _metadata(bundle: Bundle) -> dict[str, str]:
