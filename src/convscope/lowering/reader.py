@@ -11,9 +11,10 @@ from convscope import _keras_internals as internals
 from convscope.errors import LoweringError
 from convscope.lowering.graph import Call, graph_of, is_altered, read_graph
 from convscope.lowering.ir import Output, Program, Value, check
+from convscope.lowering.layers.augmenting import MovingRunner, moves_images
 from convscope.lowering.layers.base import LayerReader, ProgramBuilder, reader_of
 from convscope.lowering.layers.elementwise import KERAS_FUNCTIONS
-from convscope.lowering.layers.keras_call import ActivityLoss, add_call
+from convscope.lowering.layers.keras_call import ActivityLoss, KerasRunner, add_call
 from convscope.lowering.layers.merging import arithmetic_of, read_arithmetic
 from convscope.lowering.layers.operations import Broadcast, add_operation, is_plain, read_constant
 from convscope.lowering.tracing import Spread, trace
@@ -95,7 +96,10 @@ def _read(
         return add_operation(builder, operation, args, kwargs, call.specs)
     if result is None:
         traced = _read_traced(builder, operation, args, kwargs)
-        return add_call(builder, operation, args, kwargs, call.specs) if traced is None else traced
+        if traced is not None:
+            return traced
+        kind = MovingRunner if moves_images(operation) else KerasRunner
+        return add_call(builder, kind(operation, args, kwargs), call.specs)
     regularizer = getattr(operation, "activity_regularizer", None)
     if regularizer is not None:
         builder.add(ActivityLoss, operation, [result], part="activity_loss", regularizer=regularizer)

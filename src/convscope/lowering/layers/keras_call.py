@@ -154,17 +154,14 @@ def _run_activity_loss(op: ActivityLoss, _network: WeightSource) -> Runner:
     return run
 
 
-def add_call(
-    builder: ProgramBuilder, operation: Any, args: Any, kwargs: Any, specs: Sequence[tuple[Shape, str]]
-) -> list[Value]:
-    """Append an op that runs the Keras operation itself; return its outputs, of these shapes and types."""
-    runner = KerasRunner(operation, args, kwargs)
+def add_call(builder: ProgramBuilder, runner: KerasRunner, specs: Sequence[tuple[Shape, str]]) -> list[Value]:
+    """Append an op that runs a Keras operation itself; return its outputs, of these shapes and types."""
     return builder.add_keras(
         KerasCall,
-        operation,
+        runner.operation,
         runner.inputs,
         specs,
         call=runner,
-        trainable=tuple(map(builder.path, getattr(operation, "trainable_variables", ()))),
+        trainable=tuple(map(builder.path, getattr(runner.operation, "trainable_variables", ()))),
         stream=builder.next_stream(),
     )
