@@ -29,6 +29,7 @@ from convscope.arithmetic.formulas import known_lengths
 from convscope.lowering.devices import computing_on, current_device, device_of
 from convscope.lowering.graph import Call, calls_of, is_altered, training_flags
 from convscope.lowering.ir import Shape, Value
+from convscope.lowering.layers.operations import function_of, is_plain
 from convscope.lowering.structure import Settings
 
 _LOG = logging.getLogger(__name__)
@@ -356,7 +357,7 @@ def _require_same_outputs(
             zip(record.inputs, [*inputs, *map(_value_of, record.constants)], strict=True)
         )
         for call in record.calls:
-            known.update(zip(call.outputs, call(known), strict=True))
+            known.update(zip(call.outputs, _called(call, known), strict=True))
         if internals.take_losses(layer):
             raise _DiffersError("it adds losses")
     found = [known[number] for number in record.outputs]
@@ -368,3 +369,11 @@ def _require_same_outputs(
 
 def _value_of(constant: Any) -> Any:
     return constant.value if isinstance(constant, keras.Variable) else constant
+
+
+def _called(call: Call, known: Mapping[int, Any]) -> Sequence[Any]:
+    if not is_plain(call.operation):
+        return call(dict(known))
+    args, kwargs = call.arguments(known)
+    found: list[Any] = keras.tree.flatten(function_of(call.operation)(*args, **kwargs))
+    return found

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import keras
 import torch
 
+from convscope import _keras_internals as internals
 from convscope.lowering.ir import Op, Shape, Value
 from convscope.lowering.layers.base import ProgramBuilder, Runner, Step, Tensor, WeightSource, runs
 from convscope.lowering.layers.keras_call import KerasOp
@@ -95,6 +97,14 @@ def is_plain(operation: Any) -> bool:
     return kind.__module__.startswith("keras.src.ops.") and kind.__name__ not in _TAKE_FUNCTIONS
 
 
+def function_of(operation: Any) -> Callable[..., Any]:
+    """Return what a function of ``keras.ops`` computes, without what Keras does around a call."""
+    if type(operation).__name__ == "ConvTranspose":  # its own `call` mixes two arguments up
+        return partial(keras.ops.conv_transpose, **internals.settings_of_operation(operation))
+    function: Callable[..., Any] = operation.call
+    return function
+
+
 def add_operation(
     builder: ProgramBuilder, operation: Any, args: Any, kwargs: Any, specs: Sequence[tuple[Shape, str]]
 ) -> list[Value]:
@@ -127,7 +137,7 @@ def read_constant(builder: ProgramBuilder, constant: Any) -> Value:
 @runs(Operation)
 def _run_operation(op: Operation, network: WeightSource) -> Runner:
     places = {name: number for number, name in enumerate(op.inputs)}
-    function = op.function.call
+    function = function_of(op.function)
     keeps_type = type(op.function).__name__ in _MOVE
     is_flat = not op.arguments[1] and not any(isinstance(arg, list | tuple | dict) for arg in op.arguments[0])
     several = len(op.outputs) > 1
