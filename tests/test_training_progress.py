@@ -161,7 +161,8 @@ def test_a_notebook_updates_its_own_output(monkeypatch):
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LOOKS", 0)
     (listener,) = progress_listener("auto")
-    play(listener, [*training(), Notice("done")])
+    play(listener, [*training(), Notice("a long sentence " * 20), Notice("done")])
+    assert all(len(line) <= 100 for page in handle.pages for line in page.splitlines())
     assert handle.pages[0].startswith("Epoch 1/2 ━")
     assert handle.pages[-1].splitlines()[0].startswith("Epoch 1/2 · 1 min 5 s")
     assert handle.pages[-1].splitlines()[-1] == "done"

@@ -108,8 +108,9 @@ class Novelty:
         """
         low, high = (100 * bound for bound in self.interval)
         share = 100 * self.alarms / max(self.validation, 1)
+        were = "was" if self.alarms == 1 else "were"
         return (
-            f"Of {self.validation:,} validation images, which are like them, {self.alarms:,} were called "
+            f"Of {self.validation:,} validation images, which are like them, {self.alarms:,} {were} called "
             f"unlike them too ({share:.1f} %, {low:.1f} to {high:.1f} %)."
         )
 

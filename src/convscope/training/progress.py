@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import io
 import sys
+import textwrap
 import time
 from collections.abc import Mapping
 from typing import Any, TextIO
@@ -33,7 +34,7 @@ from convscope.training.events import (
 )
 
 _SECONDS_BETWEEN_LOOKS = 0.2
-_SHORTEST_BAR, _LONGEST_BAR, _NOTEBOOK_COLUMNS = 4, 24, 110
+_SHORTEST_BAR, _LONGEST_BAR, _NOTEBOOK_COLUMNS = 4, 24, 100
 
 
 def progress_listener(verbose: str | int) -> tuple[Listener, ...]:
@@ -184,7 +185,8 @@ class _Notebook:
 
     def keep(self, line: str) -> None:
         """Add a line that stays, and remove the one that changes."""
-        self._kept.append(line)
+        # JupyterLab would end a long line inside a word.
+        self._kept.append(textwrap.fill(line, _NOTEBOOK_COLUMNS, break_long_words=False))
         self._show(self._kept)
 
     def close(self) -> None:
