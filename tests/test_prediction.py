@@ -325,6 +325,17 @@ def test_a_wrong_command_is_refused_in_a_line_or_two(command, folder, monkeypatc
     assert tree(folder) == before
 
 
+def test_an_image_in_the_place_of_the_run_is_told_so(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["convscope", "predict", "0.png"])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    assert "Expected a run before the images, got the file 0.png. To take the newest run: convscope" in error
+    assert "convscope predict latest 0.png" in error
+
+
 def test_a_folder_that_is_no_run_is_refused(folder, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["convscope", "predict", str(folder), str(folder / "0.png")])
     with pytest.raises(SystemExit) as exit_:

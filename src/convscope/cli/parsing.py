@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -35,6 +36,9 @@ def find_run(name: str) -> Path:
 
 def find_run_or_export(name: str) -> Path:
     """Find the run that was typed; a folder that ``convscope export`` wrote will do, too."""
+    if Path(name).is_file():
+        hint = f"To take the newest run: convscope predict latest {shlex.quote(name)}."
+        raise UsageError(expected_got("a run before the images", f"the file {name}", hint))
     return Path(name) if (Path(name) / "bundle.json").is_file() else find_run(name)
 
 

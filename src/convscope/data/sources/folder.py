@@ -351,7 +351,10 @@ def _require_images(listing: Listing, placing: _Placing) -> None:
     formats = ", ".join(name.title() if name == "WEBP" else name for name in FORMATS if is_read(name))
     if placing.without_class:
         found = f"{count(len(placing.without_class), 'image')} that lie in no class's folder"
-        raise DataError(expected_got(expected, found, "Move each class into a folder with its name."))
+        hint = (
+            "Move each class into a folder with its name; if this one is a class, give the folder above it."
+        )
+        raise DataError(expected_got(expected, found, hint))
     if placing.foreign:
         endings = Counter(PurePosixPath(file).suffix for file in placing.foreign)
         hint = _hint(placing.foreign, f"Save them as {formats}.")
