@@ -90,6 +90,13 @@ def test_a_file_that_is_no_text_is_said_to_be_none(tmp_path, content, found):
     assert any(found in finding.message for finding in source.findings)
 
 
+def test_a_cell_that_is_too_long_is_said_to_be_none(tmp_path):
+    packed = " ".join(["255"] * 40_000)
+    (tmp_path / "large.csv").write_text(f"label,pixels\n1,{packed}\n2,{packed}\n")
+    with pytest.raises(DataError, match=r"field limit \(131072\). Save images of so many pixels as files"):
+        load(tmp_path / "large.csv")
+
+
 def test_an_image_in_the_place_of_a_data_set_is_told_so(tmp_path):
     (tmp_path / "cat.png").write_bytes(encoded(COLOUR[0]))
     with pytest.raises(DataError, match=r"cat.png. Give the folder that holds a folder of images for each"):

@@ -257,7 +257,8 @@ def _readable(file: Path) -> Iterator[None]:
     except OSError as error:
         raise DataError(expected_got(f"{file} to be readable", error.strerror or str(error))) from error
     except (csv.Error, UnicodeError) as error:
-        raise DataError(expected_got(f"{file} to be a CSV file", str(error))) from error
+        hint = "Save images of so many pixels as files, or as .npz." if "field limit" in str(error) else ""
+        raise DataError(expected_got(f"{file} to be a CSV file", str(error), hint)) from error
 
 
 def _unlabelled(tables: Iterable[Table], used: Container[Table]) -> tuple[Finding, ...]:
