@@ -62,7 +62,7 @@ RECIPES = {
             validation_share=0.2,
             augmentation=PRESETS["photographs"],
             training=TrainingConfig(
-                epochs=5,
+                epochs=4,
                 batch_size=32,
                 learning_rate=0.001,
                 schedule="one-cycle",
@@ -77,6 +77,7 @@ RECIPES = {
 }
 # Fewer images than these, and how often to go through them: about as many steps for each.
 _EPOCHS = ((3_000, 40), (10_000, 20), (math.inf, 10))
+_FINE_TUNING_EPOCHS = ((1_000, 8), (3_000, 4), (math.inf, 2))
 # A pretrained network is taken for at most so many photographs, of at least so many pixels on one side.
 MOST_FOR_BACKBONE, LEAST_SIDE_FOR_BACKBONE = 10_000, 32
 # Images up to this size say no more at a larger one.
@@ -111,7 +112,9 @@ def suggest(dataset: Dataset, network: str | None = None) -> ExperimentConfig:
     if dataset.name in CATALOG:
         return exercise
     if network is not None and pretrained.is_pretrained(network):
-        return replace(RECIPES["pretrained"].config, network=network)
+        config = replace(RECIPES["pretrained"].config, network=network)
+        epochs = next(count for most, count in _FINE_TUNING_EPOCHS if len(dataset.train) < most)
+        return replace(config, training=replace(config.training, epochs=epochs))
     chosen = RECIPES["photographs" if _are_photographs(dataset) else "images"].config
     if dataset.input_shape == (28, 28, 1):
         chosen = exercise

@@ -145,6 +145,7 @@ def train(
     """
     from convscope.data.loading import load
     from convscope.experiment import ExperimentConfig
+    from convscope.networks import pretrained
     from convscope.recipes import recipe as find_recipe
     from convscope.recipes import suggest, with_small_batches
 
@@ -184,7 +185,9 @@ def train(
     reading = {**_size_of_network(early, data), **early.reading}
     reading_options = {"resize": early.resize, "workers": workers, **reading}
     dataset = check_first(data, reading_options, quiet=json) or load(data, **reading_options)
-    base = base or suggest(dataset, early.network if network else None)
+    if base is None or (recipe is None and pretrained.is_pretrained(base.network)):
+        own_size = None if base is None else base.size
+        base = replace(suggest(dataset, early.network if network or base else None), size=own_size)
     if batch_size is None:
         share = base.validation_share if validation_share is None else validation_share
         base = with_small_batches(replace(base, validation_share=share), dataset)

@@ -15,6 +15,9 @@ from convscope.networks import pretrained
 if TYPE_CHECKING:
     import keras
 
+# The first of a backbone's stages that is fine-tuned: its maps are a sixteenth of the image.
+FIRST_TRAINED_STAGE = 3
+
 
 def load_network(config: ExperimentConfig) -> keras.Model | None:
     """Load the network of a ``.keras`` file; None for a named one, built once the images are known."""
@@ -195,7 +198,7 @@ def build_model(
             config.network, input_shape, classes, config.data_format, config.weights
         )
     if pretrained.is_pretrained(config.network):
-        freeze_normalization(model)
+        freeze_early_stages(model)
     settings = dict(config.optimizer_settings)
     if training.learning_rate is not None:
         settings["learning_rate"] = training.learning_rate
@@ -208,10 +211,14 @@ def build_model(
     return model
 
 
-def freeze_normalization(model: keras.Model) -> None:
-    """Keep a backbone's normalization as it is: a few photographs say little about means and variances."""
+def freeze_early_stages(model: keras.Model) -> None:
+    """Keep what a few photographs teach little about: a backbone's early stages, and its normalization.
+
+    Early stages are general, and their large maps are what a step takes longest for.
+    """
     import keras
 
+    stages = pretrained.stage_of(model)
     for layer in model.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
+        if isinstance(layer, keras.layers.BatchNormalization) or stages[layer.name] < FIRST_TRAINED_STAGE:
             layer.trainable = False

@@ -1,10 +1,9 @@
 """Training on a pretrained backbone, in two stages: a head fitted on its features, then fine-tuning.
 
-The head is a logistic regression on the features of the training images and of their mirror images, which
-takes seconds; it becomes the last layer of the network. Fine-tuning then is a training like any other, of
-the network as a whole, with lower learning rates for earlier stages and with the backbone's normalization as
-it is. The head alone counts as the first epoch: fine-tuning is kept if one of its epochs is better on the
-validation images.
+The head is a logistic regression on the features of the training images, which takes seconds; it becomes the
+last layer of the network. Fine-tuning then is a training like any other, of all but the earliest stages, with
+lower learning rates for earlier ones and with the backbone's normalization as it is. The head alone counts as
+the first epoch: fine-tuning is kept if one of its epochs is better on the validation images.
 """
 
 from __future__ import annotations
@@ -67,15 +66,7 @@ def fit_head(session: Session, record: dict[str, Any], listeners: Sequence[Liste
     config, prepared, model = session.config, session.prepared, session.model
     _PROGRESS.info("Computing features")
     train = prepared.train
-    views = [train.images]
-    if config.augmentation.flip in ("horizontal", "both"):
-        views.append(train.images[:, :, ::-1])
-    tables, seconds = [], []
-    validation = [prepared.validation.images] if prepared.validation else []
-    for images in [*views, *validation]:
-        table, taken = features_of(model, images, prepared.preprocess)
-        tables.append(table)
-        seconds += [] if taken is None else [taken / len(images)]
+    features, seconds = features_of(model, train.images, prepared.preprocess)
     _PROGRESS.info("Fitting the head")
     classes = len(prepared.class_names)
     weights = np.ones(classes)
@@ -83,20 +74,21 @@ def fit_head(session: Session, record: dict[str, Any], listeners: Sequence[Liste
         found = balanced_class_weights(train.labels, classes)
         weights = np.array([found.get(label, 1.0) for label in range(classes)])
     kernel, bias, strength = fit_logistic(
-        tables[: len(views)], train.labels, classes, weights, config.training.seed, train.groups
+        features, train.labels, classes, weights, config.training.seed, train.groups
     )
     model.get_layer(HEAD).set_weights([kernel, bias])
-    row = _row("", tables[0] @ kernel + bias, train, config.training)
-    stage: dict[str, Any] = {"name": HEAD, "strength": strength, "views": len(views)}
+    row = _row("", features @ kernel + bias, train, config.training)
+    stage: dict[str, Any] = {"name": HEAD, "strength": strength}
     text = f"The head alone, fitted on features of {len(train):,} images"
     if prepared.validation:
-        row |= _row("val_", tables[-1] @ kernel + bias, prepared.validation, config.training)
+        held_back, _ = features_of(model, prepared.validation.images, prepared.preprocess)
+        row |= _row("val_", held_back @ kernel + bias, prepared.validation, config.training)
         text += f": {_share(row['val_accuracy'], len(prepared.validation))} of the validation images"
     taken = time.perf_counter() - began
     stage |= {"seconds": taken, **row}
     record["stages"] = [stage]
     notify(listeners, Notice(f"{text}, after {taken:.1f} s"))
-    head = FittedHead(model.get_weights(), row, float(np.median(seconds)) if seconds else None)
+    head = FittedHead(model.get_weights(), row, None if seconds is None else seconds / len(train))
     return replace(session, head=head)
 
 
@@ -139,30 +131,30 @@ def _key(extractor: keras.Model, images: NDArray[np.uint8], preprocess: Preproce
 
 
 def fit_logistic(
-    views: Sequence[Floats],
+    features: Floats,
     labels: NDArray[np.int64],
     classes: int,
     class_weights: NDArray[np.float64],
     seed: int,
     groups: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
-    """Fit a softmax regression on features ``(n, d)``, one table for each view of the same images.
+    """Fit a softmax regression on features ``(n, d)``.
 
     Gives kernel ``(d, k)``, bias ``(k,)`` and the strength, scikit-learn's C, that had the lowest loss in
-    cross-validation; views of an image, and near-duplicates, stay on one side.
+    cross-validation; near-duplicates, which share a number in ``groups``, stay on one side. All features are
+    divided by one number: where each was by its own, cross-validation was worse.
     """
-    mean = views[0].mean(axis=0, dtype=np.float64)
-    scale = max(float(np.sqrt(views[0].var(axis=0, dtype=np.float64).mean())), 1e-12)
-    x = np.concatenate([(view - mean) / scale for view in views])  # (v·n, d)
+    mean = features.mean(axis=0, dtype=np.float64)
+    scale = max(float(np.sqrt(features.var(axis=0, dtype=np.float64).mean())), 1e-12)
+    x = (features - mean) / scale  # (n, d)
     basis = None
     if x.shape[0] < x.shape[1]:  # the same answer, in the coordinates of the images
         left, sizes, basis = np.linalg.svd(x, full_matrices=False)
         x = left * sizes
-    y = np.tile(labels, len(views))
-    weights = class_weights[y] / len(views)
-    of_image = np.tile(np.arange(len(labels)) if groups is None else groups, len(views))
-    strength = _choose_strength(x, y, weights, of_image, seed)
-    model = _logistic(x, y, weights, [strength])[0]
+    weights = class_weights[labels]
+    of_image = np.arange(len(labels)) if groups is None else groups
+    strength = _choose_strength(x, labels, weights, of_image, seed)
+    model = _logistic(x, labels, weights, [strength])[0]
     coefficients, intercepts = _in_all_classes(model, classes)
     kernel = coefficients.T if basis is None else basis.T @ coefficients.T  # (d, k)
     kernel = kernel / scale
