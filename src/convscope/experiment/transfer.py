@@ -103,7 +103,8 @@ def features_of(
 
     from convscope.training.api import predict
 
-    extractor = keras.Model(model.input, model.get_layer(HEAD).input)
+    # A name of its own would be another one at each call, and the name stands for the architecture.
+    extractor = keras.Model(model.input, model.get_layer(HEAD).input, name=model.name)
     key = _key(extractor, images, preprocess)
     taken: list[float] = []
 
@@ -123,8 +124,8 @@ def _key(extractor: keras.Model, images: NDArray[np.uint8], preprocess: Preproce
     digest = hashlib.sha256(f"features {_FEATURES_VERSION} {extractor.name} {images.shape}".encode())
     for array in extractor.get_weights():
         digest.update(np.ascontiguousarray(array).data)
-    for content in preprocess.to_files().values():
-        digest.update(content)
+    digest.update(preprocess.to_files()["preprocess.json"])
+    digest.update(preprocess.scale.tobytes() + preprocess.offset.tobytes())
     for first in range(0, len(images), 256):
         digest.update(np.ascontiguousarray(images[first : first + 256]).data)
     return digest.hexdigest()
@@ -192,7 +193,7 @@ def _logistic(x: Floats, y: NDArray[np.int64], weights: Floats, strengths: Seque
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # near enough for a start
         for strength in strengths:
-            model = LogisticRegression(C=strength, max_iter=_ITERATIONS, tol=1e-3)
+            model = LogisticRegression(C=strength, max_iter=_ITERATIONS)
             models.append(model.fit(x, y, sample_weight=weights))
     return models
 
