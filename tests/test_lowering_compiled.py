@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812  the name that torch's own documen
 from lowering_cases import built
 
 from convscope.lowering import emit, kernels, lower, optimise
-from convscope.lowering.cpu import compiled, loops, pooled, vectors, winograd
+from convscope.lowering.cpu import compiled, loops, pooled, products, vectors, winograd
 from convscope.lowering.cpu.compiled import PackedMask, WindowGeometry
 from convscope.lowering.kernels import bfloat16_copy, copy_of, declare_copy_current
 from convscope.lowering.masks import Mask, MaskSource, hashed_fields, mix, threshold_of
@@ -117,6 +117,16 @@ WORK = {
             lanes(5000, torch.float32),
         )]
     ),
+    "products": lambda _dtype: torch.cat(
+        [
+            part.flatten()
+            for part in (
+                compiled.dense_product(numbers(20, 4096), numbers(4096, 32, seed=5)),
+                compiled.dense_input_gradient(numbers(20, 32), numbers(4096, 32, seed=5)),
+                compiled.dense_kernel_gradient(numbers(20, 4096), numbers(20, 32, seed=5)),
+            )
+        ]
+    ),
     "adam": lambda dtype: adam_step(numbers(50_000, seed=2).to(dtype))[0],
 }  # fmt: skip
 
@@ -171,7 +181,7 @@ def test_without_a_folder_to_keep_them_in_loops_are_compiled_anew(monkeypatch):
     assert kept == ["a loop"]
 
 
-@pytest.mark.parametrize("module", [loops, pooled, winograd], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [loops, pooled, products, winograd], ids=lambda module: module.__name__)
 def test_what_numba_keeps_is_of_these_vectors(module):
     """Change ``VECTORS`` where vectors.py is used, with it: users would go on with what is compiled."""
     text = Path(vectors.__file__).read_bytes()

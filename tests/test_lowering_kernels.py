@@ -193,6 +193,41 @@ def test_matrix_product(dtype, epilogue, scale, biased):
     compare(result, [x, kernel, bias], reference, dtype)
 
 
+@pytest.mark.parametrize("scale", [1.0, 4 / 3])
+@pytest.mark.parametrize(
+    ("count", "inputs", "outputs"),
+    [(1, 16, 16), (7, 48, 32), (13, 80, 16), (6, 528, 48), (70, 4128, 16)],
+    ids=str,
+)
+def test_a_matrix_product_in_tiles(count, inputs, outputs, scale, epilogue):
+    x, kernel, bias = random(count, inputs), random(inputs, outputs, seed=1), random(outputs, seed=2)
+    result = apply(MatrixProduct, x, kernel, bias, scale, epilogue, torch.float32, True)
+    compare(result, [x, kernel, bias], lambda a, k, b: finished(scale * (a @ k) + b, epilogue), torch.float32)
+
+
+def test_a_matrix_product_in_tiles_of_what_lies_otherwise_or_nowhere():
+    turned, kernel = random(32, 5).detach().t(), random(32, 16, seed=1)
+    compare(
+        apply(MatrixProduct, turned, kernel, None, 1.0, Epilogue(), torch.float32, True), [kernel],
+        lambda k: turned.double() @ k, torch.float32,
+    )  # fmt: skip
+    kernel.grad = None
+    apply(
+        MatrixProduct, torch.zeros(0, 32), kernel, None, 1.0, Epilogue(), torch.float32, True
+    ).sum().backward()
+    assert kernel.grad.count_nonzero() == 0
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_not_a_number_stays_visible_in_tiles(bad):
+    x, kernel = random(3, 32).detach(), random(32, 16, seed=1)
+    x[1, 20] = bad
+    result = apply(MatrixProduct, x, kernel, None, 1.0, Epilogue(), torch.float32, True)
+    assert result.isfinite().all(1).tolist() == [True, False, True]
+    result[0].sum().backward()
+    assert kernel.grad[20].isfinite().logical_not().all()  # zero times what is not finite
+
+
 def test_a_matrix_product_wider_than_its_input_rounds_nothing_forward():
     x, kernel = random(6, 8, dtype=torch.bfloat16), random(8, 5, seed=1)
     kernel = (kernel.detach() * 1.001).requires_grad_()  # more digits than bfloat16 has

@@ -9,7 +9,7 @@ import torch
 from lowering_cases import built, image_batch, keras_pass, lowered_pass, require_precision_here
 
 from convscope.errors import LoweringError, UsageError
-from convscope.lowering import describe, emit, lower, optimise
+from convscope.lowering import describe, emit, lower, optimise, processor
 from convscope.lowering.cpu import compiled
 from convscope.lowering.ir import Activation, Output, check
 from convscope.lowering.planner import PlanContext, _candidates, apply_plan, choose, plan_of
@@ -273,6 +273,41 @@ def test_images_of_few_channels_have_the_loops_among_their_candidates():
     context = PlanContext(True, False, "auto", 8, "cpu")
     algorithms = {(c.precision, c.algorithm) for c in _candidates(program.ops[0], context)}
     assert algorithms == {(p, a) for p in context.precisions for a in ("direct", "shallow")}
+
+
+@pytest.mark.parametrize(
+    ("name", "units", "batch", "algorithms"),
+    [
+        ("AMD Ryzen", 64, 2048, {"direct", "tiled"}),
+        ("AMD Ryzen", 60, 2048, {"direct"}),
+        ("AMD Ryzen", 64, 8, {"direct"}),
+        ("Intel Core", 64, 2048, {"direct"}),
+    ],
+)
+def test_large_dense_layers_have_loops_among_their_candidates_on_amd(
+    name, units, batch, algorithms, monkeypatch
+):
+    here = dataclasses.replace(processor.this_processor(), name=name)
+    monkeypatch.setattr(processor, "this_processor", lambda: here)
+    program = lower(built([L.Dense(units, activation="relu"), L.Dense(3)], (256,)))
+    context = PlanContext(True, False, "float32", batch, "cpu")
+    assert {choice.algorithm for choice in _candidates(program.ops[0], context)} == algorithms
+
+
+def test_a_dense_layer_in_tiles_trains_as_torchs_does():
+    model = built([L.Dense(32, activation="relu"), L.Dense(3)], (48,))
+    program = lower(model)
+    plan = plan_of(program)
+    first = next(iter(plan))
+    x, found = torch.tensor(image_batch((9, 48)), dtype=torch.float32), []
+    for algorithm in ("direct", "tiled"):
+        network = emit(program, model, {**plan, first: {**plan[first], "algorithm": algorithm}})
+        network(x, training=True).sum().backward()
+        found.append([weight.grad.clone() for weight in network.weights.values()])
+        for weight in network.weights.values():
+            weight.grad = None
+    for direct, tiled in zip(*found, strict=True):
+        torch.testing.assert_close(direct, tiled, rtol=1e-5, atol=1e-4)
 
 
 def test_images_of_unknown_size_are_left_to_the_rules():

@@ -203,7 +203,8 @@ class MatrixProduct(torch.autograd.Function):
 
     Where x is bfloat16 and ``precision`` is not (in front of the logits), so is the backward pass: its
     gradient would be rounded to that anyway, and x is the largest tensor here. ``scale`` is that of a dropout
-    before: multiplying the few outputs costs less than the many inputs.
+    before: multiplying the few outputs costs less than the many inputs. ``tiled``: in loops, on a CPU, all
+    float32.
     """
 
     @staticmethod
@@ -215,18 +216,23 @@ class MatrixProduct(torch.autograd.Function):
         scale: float,
         epilogue: Epilogue,
         precision: torch.dtype,
+        tiled: bool = False,
     ) -> Tensor:
         """Compute from x (n, in) and a kernel (in, out)."""
         lasting = kernel.is_leaf and kernel.requires_grad and precision is torch.bfloat16
         computed = bfloat16_copy(kernel) if lasting else kernel.to(precision)
-        result = x.to(precision) @ computed
+        if tiled:
+            x, computed = x.contiguous(), computed.contiguous()
+            result = compiled.dense_product(x, computed)
+        else:
+            result = x.to(precision) @ computed
         if scale != 1.0:
             result = result.mul_(scale)
         if bias is not None:
             result = result.add_(bias.to(precision))
         result = epilogue.finish(result)
         ctx.save_for_backward(x, computed, result if epilogue.relu else None)
-        ctx.scale, ctx.epilogue = scale, epilogue
+        ctx.scale, ctx.epilogue, ctx.tiled = scale, epilogue, tiled
         # None where the weight takes gradients of any type: an optimizer that reads bfloat16 asks for it.
         ctx.kernel_type = kernel.grad_dtype if kernel.is_leaf else kernel.dtype
         return result
@@ -241,11 +247,16 @@ class MatrixProduct(torch.autograd.Function):
         bias_gradient = gradient.sum(0).float() if wants_bias else None
         scaled = gradient if ctx.scale == 1.0 else gradient * ctx.scale
         scaled = scaled.to(x.dtype)
-        x_gradient = scaled @ computed.to(x.dtype).t() if wants_x else None
-        kernel_gradient = x.t() @ scaled if wants_kernel else None
+        if ctx.tiled:
+            scaled = scaled.contiguous()
+            x_gradient = compiled.dense_input_gradient(scaled, computed) if wants_x else None
+            kernel_gradient = compiled.dense_kernel_gradient(x, scaled) if wants_kernel else None
+        else:
+            x_gradient = scaled @ computed.to(x.dtype).t() if wants_x else None
+            kernel_gradient = x.t() @ scaled if wants_kernel else None
         if kernel_gradient is not None and ctx.kernel_type is not None:
             kernel_gradient = kernel_gradient.to(ctx.kernel_type)
-        return x_gradient, kernel_gradient, bias_gradient, None, None, None
+        return x_gradient, kernel_gradient, bias_gradient, None, None, None, None
 
 
 @dataclass

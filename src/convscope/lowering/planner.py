@@ -39,6 +39,8 @@ _ROUNDS = 5
 _HOPELESS = 3.0
 # The rule's choice stays unless another is faster by this factor.
 _CLEARLY = 1.2
+# A dense layer of fewer multiplications is not worth the time to compile the loops for it.
+_MUCH_WORK = 1 << 24
 _ITEM_SIZE: Mapping[Precision, int] = {"float32": 4, "bfloat16": 2}
 # By oneDNN forward and by loops back, or by loops both ways: for a convolution with max-pooling behind it.
 _POOLED = ("pooled", "winograd")
@@ -123,7 +125,7 @@ def _unnumbered(name: str) -> str:
 _KNOWN = {
     "precision": ("float32", "bfloat16"),
     "layout": ("channels_last", "channels_first"),
-    "algorithm": ("direct", "shallow", "pooled", "winograd"),
+    "algorithm": ("direct", "shallow", "pooled", "winograd", "tiled"),
 }
 
 
@@ -160,7 +162,7 @@ def adapt_plan(
         if entry.get("precision") == "bfloat16" and not bfloat16:
             entry["precision"] = "float32"
             wide.append(name)
-        if entry.get("algorithm") in ("shallow", *_POOLED) and not loops:
+        if entry.get("algorithm") in ("shallow", "tiled", *_POOLED) and not loops:
             entry["algorithm"] = "direct"
             direct.append(name)
     lines = []
@@ -260,6 +262,15 @@ def _pooled_algorithms(op: ConvOrDense) -> list[str]:
     return ["winograd", "pooled"] if op.suits_winograd else ["pooled"]
 
 
+def _fits_tiles(op: ConvOrDense) -> bool:
+    """Say whether the loops for matrix products can compute this op."""
+    return (
+        isinstance(op, ops.Dense)
+        and all(size % LANES == 0 for size in op.kernel_shape)
+        and compiled.available()
+    )
+
+
 def _candidates(op: ConvOrDense, context: PlanContext) -> list[KernelChoice]:
     layouts: tuple[DataFormat, ...] = ("channels_last",)
     if isinstance(op, ops.Conv2D) and op.data_format == "channels_first":
@@ -270,6 +281,11 @@ def _candidates(op: ConvOrDense, context: PlanContext) -> list[KernelChoice]:
             found.append(KernelChoice(precision, "channels_last", "shallow"))
         if precision == "float32":
             found += [KernelChoice(precision, "channels_last", name) for name in _pooled_algorithms(op)]
+            work = math.prod(op.kernel_shape) * context.batch_size
+            # Torch's products are MKL's, which is made for the processors of another maker.
+            slow = "AMD" in processor.this_processor().name and context.training and work > _MUCH_WORK
+            if slow and _fits_tiles(op):
+                found.append(KernelChoice(precision, "channels_last", "tiled"))
         found += [KernelChoice(precision, layout, "direct") for layout in layouts]
     return found
 

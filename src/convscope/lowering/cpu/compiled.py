@@ -31,6 +31,9 @@ _ALONE = 1 << 14
 _PARTS = 32
 # So many tiles are convolved at once, a multiple of six; what they need stays in a core's own cache.
 _PIECE = 24
+# So many inputs of a dense layer are multiplied at once; into so many parts they are divided to sum products.
+_DEEP, _DENSE_PARTS = 256, 8
+_TALL = 48  # as in products.py
 # Bytes of the nearest cache that a loop may count on, of 32 KiB or more.
 _NEAREST = 28 << 10
 
@@ -231,6 +234,47 @@ def transformed_kernel(kernel: Tensor) -> Tensor:
 def _halves(first: Tensor, second: Tensor, third: Tensor) -> list[Tensor]:
     ends, middle = (first + third) / 2, second / 2
     return [first, ends + middle, ends - middle, third]
+
+
+def dense_product(rows: Tensor, kernel: Tensor) -> Tensor:
+    """Multiply rows (n, in) and a kernel (in, out), contiguous float32; in and out multiples of sixteen."""
+    count, inputs = rows.shape
+    outputs = kernel.shape[1]
+    # The parts do not depend on the number of threads, so the sums do not either.
+    each = -(-inputs // min(_DENSE_PARTS, -(-inputs // _DEEP)))
+    parts = -(-inputs // each)
+    sums = rows.new_empty((parts, count, outputs))
+    panels = rows.new_empty((parts, _DEEP, outputs))
+    addresses = (tensor.data_ptr() for tensor in (rows, kernel, sums, panels))
+    loop = _more_loops("products").dense_product
+    _run(loop, parts, each, inputs, count, outputs, *addresses, _DEEP, work=rows.numel() * outputs)
+    return sums[0] if parts == 1 else sums.sum(0)
+
+
+def dense_input_gradient(gradient: Tensor, kernel: Tensor) -> Tensor:
+    """Multiply gradients (n, out) and a kernel (in, out) turned over: the gradients of the rows (n, in)."""
+    count, outputs = gradient.shape
+    inputs = kernel.shape[0]
+    found = gradient.new_empty((count, inputs))
+    panels = gradient.new_empty((inputs // LANES, outputs, LANES))
+    addresses = (tensor.data_ptr() for tensor in (gradient, kernel, found, panels))
+    loop = _more_loops("products").dense_input_gradient
+    _run(loop, inputs // LANES, inputs, count, outputs, *addresses, work=kernel.numel() * count)
+    return found
+
+
+def dense_kernel_gradient(rows: Tensor, gradient: Tensor) -> Tensor:
+    """Multiply rows (n, in) turned over and gradients (n, out): the gradients of the kernel (in, out)."""
+    count, inputs = rows.shape
+    outputs = gradient.shape[1]
+    found = rows.new_empty((inputs, outputs))
+    panels = gradient.view(count, outputs // LANES, LANES).transpose(0, 1).contiguous()
+    parts = -(-inputs // _TALL)
+    copied = rows.new_empty((parts, count, _TALL))
+    addresses = (tensor.data_ptr() for tensor in (rows, panels, found, copied))
+    loop = _more_loops("products").dense_kernel_gradient
+    _run(loop, parts, inputs, count, outputs, *addresses, work=found.numel() * count)
+    return found
 
 
 def pooled_gradients(

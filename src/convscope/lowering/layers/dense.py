@@ -107,7 +107,9 @@ def _run_dense(op: Dense, network: WeightSource) -> Runner:
         rows = x if x.dtype is torch.bfloat16 else x.to(dtype)
         rows = rows if x.dim() == 2 else rows.reshape(-1, op.kernel_shape[0])  # (n, in)
         scale = op.input_scale if step.training else 1.0
-        result = kernels.apply(kernels.MatrixProduct, rows, kernel, bias, scale, fused.at(step), dtype)
+        tiled = op.choice.algorithm == "tiled" and torch.is_grad_enabled() and x.device.type == "cpu"
+        tiled = tiled and rows.dtype is torch.float32 and kernel.device.type == "cpu"
+        result = kernels.apply(kernels.MatrixProduct, rows, kernel, bias, scale, fused.at(step), dtype, tiled)
         result = fused.finish(result)
         return result if x.dim() == 2 else result.view(*x.shape[:-1], -1)
 
