@@ -141,8 +141,7 @@ class ArrayInput:
 
     def require_rows(self) -> None:
         """Refuse images, targets and weights of different numbers."""
-        leaves = keras.tree.flatten(self._parts())
-        counts = {len(leaf) for leaf in leaves if leaf is not None}
+        counts = {len(leaf) for part in self._parts() for leaf in leaves_of(part)}
         if len(counts) > 1:
             raise UsageError(
                 expected_got("the same number of rows in x, y and sample_weight", sorted(counts))
@@ -321,7 +320,10 @@ def prepare_stream(
 
 def map_leaves(function: Callable[[Any], Any], structure: Any) -> Any:
     """Apply a function to every array of a nested structure; None stays None."""
-    if isinstance(structure, torch.Tensor):  # the usual case, in each step: spare it the search for leaves
+    # The usual cases, in each step: spare them the search for leaves.
+    if structure is None:
+        return None
+    if isinstance(structure, (torch.Tensor, np.ndarray)):
         return function(structure)
     return keras.tree.map_structure(lambda leaf: None if leaf is None else function(leaf), structure)
 
@@ -352,6 +354,15 @@ def _require_a_weight_for_each_output(y: Any, sample_weight: Any) -> None:
         found = f"a {type(sample_weight).__name__} of {names}"
         hint = "Write None for an output without weights."
         raise UsageError(expected_got("sample_weight as one array, or nested as y is", found, hint)) from None
+
+
+def leaves_of(structure: Any) -> list[Any]:
+    """List the arrays of a structure."""
+    if structure is None:
+        return []
+    if isinstance(structure, (torch.Tensor, np.ndarray)):
+        return [structure]
+    return [leaf for leaf in keras.tree.flatten(structure) if leaf is not None]
 
 
 def first_leaf(structure: Any) -> Any:

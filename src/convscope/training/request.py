@@ -25,6 +25,7 @@ from convscope.training.data import (
     StreamInput,
     first_leaf,
     is_array,
+    leaves_of,
     map_leaves,
     plan_batches,
     read_input,
@@ -202,7 +203,7 @@ def require_fitting(model: keras.Model, data: Input | None) -> None:
     require_fitting_images(input_shape(model), data)
     if data.y is None:
         return
-    for y in keras.tree.flatten(data.y):
+    for y in leaves_of(data.y):
         if isinstance(y, np.ndarray) and y.dtype.kind not in "fiub":
             raise UsageError(expected_got("numbers as targets", f"an array of type {y.dtype}"))
     shape = _single_shape(model, "outputs")
@@ -261,8 +262,8 @@ def _require_numbers(name: str, value: Any) -> None:
     """Refuse what is no array of numbers; an optional input or output may be missing."""
     if value is None and name == "x":
         raise UsageError(expected_got("an array as x", "None"))
-    for leaf in keras.tree.flatten(value):
-        if leaf is not None and not is_array(leaf):
+    for leaf in leaves_of(value):
+        if not is_array(leaf):
             hint = "np.asarray makes an array of a list."
             raise UsageError(expected_got(f"arrays as {name}", f"a {type(leaf).__name__}", hint))
         if getattr(getattr(leaf, "dtype", None), "kind", "") in _NO_NUMBERS:
