@@ -123,6 +123,13 @@ def read_only(monkeypatch):
     return protect
 
 
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Spare each run the seconds that figures and report take, in tests of something else."""
+    for name in ("write_figures", "write_report"):
+        monkeypatch.setattr(f"convscope.experiment.running.{name}", lambda *_, **__: None)
+
+
 @pytest.fixture(scope="session")
 def real_mnist():
     """MNIST, where CONVSCOPE_DATA has it; a damaged file there is a failure, not a reason to skip."""

@@ -39,11 +39,7 @@ def digits():
     return convscope.load("digits")
 
 
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch):
-    """Spare each run the seconds that figures and report take; they are tested elsewhere."""
-    for name in ("write_figures", "write_report"):
-        monkeypatch.setattr(f"convscope.experiment.running.{name}", lambda *_, **__: None)
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 @pytest.mark.parametrize(
