@@ -1,5 +1,6 @@
 """The resizing inside an ONNX export, held against ``Preprocess.resize_to_input``, which is Pillow's."""
 
+import keras
 import numpy as np
 import onnx
 import onnxruntime
@@ -101,6 +102,23 @@ def test_a_network_in_a_file_predicts_images_of_any_size_as_the_bundle_does(tmp_
         images = noise(generator, shape)
         tolerance = 1e-4 if shape[1:] == (12, 10, 3) else PROBABILITIES
         assert forward(images) == pytest.approx(bundle.predict(images), abs=tolerance)
+
+
+def test_the_normalization_of_a_wide_depthwise_convolution_is_part_of_it(tmp_path):
+    generator = np.random.default_rng(6)
+    given = keras.Input((5, 5, 3))
+    values = keras.layers.Conv2D(1152, 1)(given)
+    values = keras.layers.DepthwiseConv2D(5, padding="same", use_bias=False)(values)
+    values = keras.layers.ReLU(6.0)(keras.layers.BatchNormalization()(values))
+    values = keras.layers.GlobalAveragePooling2D()(values)
+    model = keras.Model(given, keras.layers.Dense(2, activation="softmax")(values))
+    images = noise(generator, (4, 5, 5, 3))
+    bundle = Bundle.from_model(model, Preprocess.fit(images, "unit"), ("a", "b"))
+    onnx_graph.write_onnx(torch_graph.trace(bundle), bundle, tmp_path / "model.onnx")
+    kinds = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
+    assert not kinds & {"Sub", "Reshape"}
+    found = open_session(tmp_path / "model.onnx", (5, 5, 3), 2)(images)
+    assert found == pytest.approx(bundle.predict(images), abs=1e-4)
 
 
 @pytest.mark.slow

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # The exporter's own operators are of this version: no conversion, and every runtime since 2023 knows it.
 OPSET = 18
+# Bytes of a constant that is computed at export.
+LARGEST = 2**28
 # The sizes of the input, as names.
 ANY_SIZE = ["height", "width", "channels"]
 INPUT, OUTPUT = "pixels", "probabilities"
@@ -73,6 +75,9 @@ def _to_network(program: torch.export.ExportedProgram, bundle: Bundle) -> Any:
             raise ExportError(expected_got("a network that ONNX can express", reason(error))) from error
     if exported is None:
         raise ExportError(expected_got("a network that ONNX can express", "nothing"))
+    optimizer: Any = importlib.import_module("onnxscript.optimizer")
+    # The exporter leaves large constants alone: weights of wide depthwise layers, reshaped at each call.
+    optimizer.fold_constants(exported.model, input_size_limit=LARGEST, output_size_limit=LARGEST)
     _fold_normalizations(exported.model)
     unused: Any = importlib.import_module("onnx_ir.passes.common")
     unused.RemoveUnusedNodesPass()(exported.model)
