@@ -69,9 +69,10 @@ def test_one_hot_labels_are_the_same(model, data):
     assert layer_health(model, images, np.eye(3)[labels]) == layer_health(model, images, labels)
 
 
-def test_dead_units_are_named(data):
+@pytest.mark.parametrize("rectifier", ["relu", "relu6"])
+def test_dead_units_are_named(data, rectifier):
     model = keras.Sequential(
-        [keras.Input((5,)), layers.Dense(4, activation="relu"), layers.Dense(3, activation="softmax")]
+        [keras.Input((5,)), layers.Dense(4, activation=rectifier), layers.Dense(3, activation="softmax")]
     )
     model.layers[0].bias.assign([0.0, -1e3, 1.0, -1e3])
     (hidden, _) = layer_health(model, *data)

@@ -16,6 +16,7 @@ from convscope.inspection.forward import (
     Values,
     channels_last,
     find_activation,
+    fitting_batch,
     in_batches,
     logits,
     run,
@@ -121,9 +122,10 @@ def _measure(
     """Run forward and backward; fill the tallies, return each kernel's gradient scale."""
     wanted = [kernel for group in kernels.values() for kernel in group if kernel.requires_grad]
     sums = [torch.zeros_like(kernel) for kernel in wanted]
-    for start, part in zip(range(0, len(images), _BATCH), in_batches(images, _BATCH), strict=True):
+    size = fitting_batch(graph, _BATCH)
+    for start, part in zip(range(0, len(images), size), in_batches(images, size), strict=True):
         values = run(graph, part)
-        loss = _loss(graph, values, targets[start : start + _BATCH])
+        loss = _loss(graph, values, targets[start : start + size])
         if wanted:
             torch_internals.foreach_add_(sums, torch.autograd.grad(loss, wanted, materialize_grads=True))
         for call in graph.calls:
@@ -171,7 +173,7 @@ def _kernels(call: Call) -> list[torch.Tensor]:
 
 
 def _is_rectifier(call: Call) -> bool:
-    return find_activation(call.operation).name == "relu"
+    return find_activation(call.operation).name in ("relu", "relu6")
 
 
 def _summary(call: Call, tally: _Tally, gradient: float | None) -> LayerHealth:
