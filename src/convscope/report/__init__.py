@@ -2,7 +2,7 @@ r"""A run → one self-contained HTML file: nothing is fetched, nothing is built
 
 In the order in which they build on each other:
 
-    formatting, pictures       numbers, charts and images for a page
+    formatting, media          numbers, charts and images for a page
     source                     what lies in a run
     summary, provenance, architecture, training      \
     scores, errors, calibration                       a section each: what the template shows

@@ -17,7 +17,7 @@ from convscope.inspection.representations import filters
 from convscope.plotting import attribution_picture, filter_pictures
 from convscope.report.errors import image as describe_image
 from convscope.report.explorer import chosen_images
-from convscope.report.pictures import Album, data_address
+from convscope.report.media import Album, data_address
 from convscope.report.source import Contents
 
 IMAGES = 4

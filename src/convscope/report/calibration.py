@@ -11,7 +11,7 @@ from convscope.evaluation import Evaluation, Reliability
 from convscope.plotting import plot_coverage, plot_reliability
 from convscope.plotting.curves import LEAST_ANSWERED
 from convscope.report.formatting import count, number, percent
-from convscope.report.pictures import chart
+from convscope.report.media import chart
 from convscope.report.source import Contents
 
 TARGETS = (0.95, 0.99, 0.995, 0.999)

@@ -12,7 +12,7 @@ from convscope.environment import missing
 from convscope.evaluation import Evaluation
 from convscope.evaluation.label_check import LEAST_ACCURACY
 from convscope.report.formatting import name
-from convscope.report.pictures import Album
+from convscope.report.media import Album
 
 # With more classes a table of numbers can no longer be read, and is drawn instead.
 LARGEST_TABLE = 25

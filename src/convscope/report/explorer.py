@@ -26,7 +26,7 @@ from convscope.inspection.forward import find_activation
 from convscope.inspection.representations import FeatureMaps, feature_maps
 from convscope.lowering.graph import Call, Graph, read_graph
 from convscope.report.formatting import name
-from convscope.report.pictures import Album
+from convscope.report.media import Album
 from convscope.report.source import Contents
 
 FloatArray = NDArray[np.float32]

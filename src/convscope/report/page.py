@@ -27,7 +27,7 @@ from convscope.report.calibration import calibration
 from convscope.report.errors import cells, confusion, mistakes
 from convscope.report.explorer import example, walk
 from convscope.report.formatting import FILTERS
-from convscope.report.pictures import Album
+from convscope.report.media import Album
 from convscope.report.provenance import data, reproduction
 from convscope.report.scores import scores
 from convscope.report.source import Contents, read_contents

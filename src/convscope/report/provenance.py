@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from convscope.report.formatting import count, percent
-from convscope.report.pictures import Album
+from convscope.report.media import Album
 from convscope.report.source import Contents
 
 PART_NAMES = ("train", "validation", "test")

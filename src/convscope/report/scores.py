@@ -11,7 +11,7 @@ from convscope.evaluation import Evaluation, wilson_interval
 from convscope.glossary import GLOSSARY
 from convscope.plotting import plot_intervals, plot_precision_recall, plot_roc
 from convscope.report.formatting import name, number, percent
-from convscope.report.pictures import chart
+from convscope.report.media import chart
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

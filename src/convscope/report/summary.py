@@ -11,7 +11,7 @@ from convscope.evaluation import Evaluation, Interval
 from convscope.networks import PUBLISHED, Published
 from convscope.plotting import plot_intervals
 from convscope.report.formatting import THIN, count, name, percent, plural, points
-from convscope.report.pictures import chart
+from convscope.report.media import chart
 from convscope.report.source import Contents
 
 # The published results are those of MNIST after this many epochs.

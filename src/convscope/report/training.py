@@ -18,7 +18,7 @@ from convscope.inspection import (
 )
 from convscope.plotting import plot_history
 from convscope.report.formatting import number, percent, plural
-from convscope.report.pictures import chart
+from convscope.report.media import chart
 from convscope.report.source import Contents
 
 
