@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from convscope.environment import processor_name
 from convscope.evaluation import wilson_interval
+from convscope.lowering.devices import describe_device
 
 RESULTS = Path(__file__).parent / "results" / "photographs.json"
 WAYS = {
@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ways", nargs="*", choices=list(WAYS), default=list(WAYS))
     arguments = parser.parse_args()
+    processor = str(describe_device(None)["processor"])
     known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     for way in arguments.ways:
         rows = [measure(arguments.folder, WAYS[way], 1338 + number) for number in range(arguments.seeds)]
@@ -74,7 +75,7 @@ def main() -> None:
                 if part in row
             )
             print(f"{arguments.folder.name}, {way}, seed {row['seed']}: {shown}  {row['seconds']:.0f} s")
-        known.setdefault(processor_name(), {}).setdefault(arguments.folder.name, {})[way] = rows
+        known.setdefault(processor, {}).setdefault(arguments.folder.name, {})[way] = rows
         RESULTS.write_text(json.dumps(known, indent=1) + "\n")
 
 

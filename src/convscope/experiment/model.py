@@ -15,8 +15,9 @@ from convscope.networks import pretrained
 if TYPE_CHECKING:
     import keras
 
-# The first of a backbone's stages that is fine-tuned: its maps are a sixteenth of the image.
-FIRST_TRAINED_STAGE = 3
+# With so many images a backbone's stages are fine-tuned from that on whose maps are a sixteenth of the image;
+# with fewer there is time for all of them.
+_FIRST_TRAINED_STAGE, _MANY_IMAGES = 3, 1_000
 
 
 def load_network(config: ExperimentConfig) -> keras.Model | None:
@@ -197,8 +198,6 @@ def build_model(
         model = loaded or networks.build(
             config.network, input_shape, classes, config.data_format, config.weights
         )
-    if pretrained.is_pretrained(config.network):
-        freeze_early_stages(model)
     settings = dict(config.optimizer_settings)
     if training.learning_rate is not None:
         settings["learning_rate"] = training.learning_rate
@@ -211,14 +210,15 @@ def build_model(
     return model
 
 
-def freeze_early_stages(model: keras.Model) -> None:
-    """Keep what a few photographs teach little about: a backbone's early stages, and its normalization.
+def freeze_for(model: keras.Model, images: int) -> None:
+    """Keep a backbone's normalization as it is, and with many images its early stages too.
 
-    Early stages are general, and their large maps are what a step takes longest for.
+    A few photographs say little about means and variances; early stages are general, and their large maps are
+    what a step takes longest for.
     """
     import keras
 
-    stages = pretrained.stage_of(model)
+    stages, first = pretrained.stage_of(model), _FIRST_TRAINED_STAGE if images >= _MANY_IMAGES else 0
     for layer in model.layers:
-        if isinstance(layer, keras.layers.BatchNormalization) or stages[layer.name] < FIRST_TRAINED_STAGE:
+        if isinstance(layer, keras.layers.BatchNormalization) or stages[layer.name] < first:
             layer.trainable = False
