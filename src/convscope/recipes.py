@@ -82,7 +82,7 @@ _FINE_TUNING = ((1_000, 6, 3e-4), (3_000, 4, 1e-3), (math.inf, 2, 1e-3))
 # A pretrained network is taken for at most so many photographs, of at least so many pixels on one side.
 MOST_FOR_BACKBONE, LEAST_SIDE_FOR_BACKBONE = 10_000, 32
 # Images up to this size say no more at a larger one.
-_SMALL_SIDE, _SIZE_OF_SMALL = 64, 128
+_SMALL_SIDE, _SIZE_OF_SMALL = 64, 112
 # An epoch of fewer steps than these teaches little, and its last validation says little.
 _FEWEST_STEPS = 8
 
