@@ -41,6 +41,7 @@ bench: $(PEERS)/.installed ## Measure speed against Keras, PyTorch, ONNX Runtime
 	$(PEERS)/bin/python benchmarks/prediction.py
 	$(PEERS)/bin/python benchmarks/time_to_accuracy.py
 	$(PEERS)/bin/python benchmarks/step_profile.py
+	$(PEERS)/bin/python benchmarks/zoo.py
 
 clean: ## Remove the environments and everything that can be made again; runs stay
 	rm -rf .venv .venv-* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
