@@ -481,7 +481,7 @@ def page(record: dict[str, Any]) -> str:
     lines = [
         "# Networks of many kinds",
         "",
-        f"{machine['processor']}, {machine['torch_threads']} threads, batch {BATCH}, images of 32×32. "
+        f"{machine['processor']}, threads: {machine['torch_threads']}, batch {BATCH}, images of 32×32. "
         f"Rounds of {STEPS} steps in turns after a warm-up; `python benchmarks/zoo.py` repeats it.",
         "",
         "| network | after | Keras on torch, ms per step | convscope | times as fast | run as Keras layers |",
