@@ -22,7 +22,7 @@ _BEGAN = time.perf_counter()
 
 if TYPE_CHECKING:
     from convscope.data.dataset import Dataset
-    from convscope.experiment import ExperimentConfig, Result
+    from convscope.experiment import CrossValidation, ExperimentConfig, Result
 
 
 def train(
@@ -128,6 +128,10 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The first seed. [default: 1338]")] = None,
     seeds: Annotated[int, typer.Option(help="Train this often, each time with the next seed.")] = 1,
+    folds: Annotated[
+        int | None,
+        typer.Option(help="Cross-validation: a network for each fold, tested on the images it never saw."),
+    ] = None,
     preflight: Annotated[
         bool, typer.Option(help="First see whether a copy of the network overfits one batch.")
     ] = True,
@@ -136,7 +140,7 @@ def train(
     _device: Device = None,
     json: Json = False,
 ) -> None:
-    """Train a network and write a run; with --seeds, several.
+    """Train a network and write a run; with --seeds or --folds, several.
 
     Some defaults are others for images of your own. With a --network they keep epochs, batch size, learning
     rate and schedule of mnist and digits; grey ones of 28×28 pixels keep all of their settings.
@@ -151,6 +155,9 @@ def train(
 
     if seeds < 1:
         raise UsageError(expected_got("seeds of at least 1", seeds))
+    if folds is not None and folds < 2:
+        raise UsageError(expected_got("folds of at least 2", folds))
+    _refuse_both("--folds", folds, "--seeds", seeds if seeds > 1 else None)
     _refuse_both("--within", within, "--epochs", epochs)
     _refuse_both("--find-learning-rate", find_learning_rate, "--learning-rate", learning_rate)
     chosen: tuple[dict[str, Any], dict[str, Any]] = (
@@ -194,19 +201,24 @@ def train(
     config = replace(_applied(base, *chosen), reading=reading)
     if not json:
         show_data(dataset)
-    from convscope.experiment import run_several  # it loads Keras
+    from convscope.experiment import cross_validate, run_several  # they load Keras
 
-    results = run_several(
-        _with_seeds(config, seeds),
-        dataset,
-        out,
-        "train",
-        command=["convscope", *sys.argv[1:]],
-        listeners=waiting.training(json),
-        on_result=(lambda _result: None) if json else show_result,
-        with_report=report,
-        began=_BEGAN,
-    )
+    options: dict[str, Any] = {
+        "command": ["convscope", *sys.argv[1:]],
+        "listeners": waiting.training(json),
+        "on_result": (lambda _result: None) if json else show_result,
+        "with_report": report,
+        "began": _BEGAN,
+    }
+    if folds is not None:
+        options["on_result"] = (lambda _result: None) if json else _show_fold
+        found = cross_validate(config, dataset, folds, out, **options)
+        if json:
+            show_json({**_as_json(dataset.name, list(found.results)), "cross_validation": found.to_json()})
+        else:
+            _show_folds(found)
+        return
+    results = run_several(_with_seeds(config, seeds), dataset, out, "train", **options)
     if json:
         show_json({**_as_json(dataset.name, results), "left_out": dict(dataset.left_out)})
     else:
@@ -411,7 +423,28 @@ def _as_json(data: str | None, results: list[Result]) -> dict[str, Any]:
     }
 
 
-def _show_spread(data: str, results: list[Result]) -> None:
+def _show_fold(result: Result) -> None:
+    """Print what came out of one fold, in a line."""
+    say(f"\n{result.run.name}: {result.test.summary()}\n")
+
+
+def _show_folds(found: CrossValidation) -> None:
+    """Print what all folds say together, after each of them has been shown."""
+    evaluation, names = found.evaluation, found.evaluation.class_names
+    _show_spread("", list(found.results), "folds")
+    say(f"\nEvery image, answered by the network that never saw it: {evaluation.summary()}")
+    say(f"\n{evaluation.report()}\n")
+    pairs = [
+        f"{pair.images} of {names[pair.true]} taken for {names[pair.predicted]}"
+        for pair in evaluation.confused_pairs(3)
+    ]
+    if pairs:
+        say(f"Confused most often: {'; '.join(pairs)}.")
+    say(f"Folder: {found.folder}", whole=True)
+    say("These networks measure the settings. For one network of all images, train without --folds.")
+
+
+def _show_spread(data: str, results: list[Result], of: str = "seeds") -> None:
     from convscope.experiment import spread
 
     forms = {"test_accuracy": "{:.3%}", "test_loss": "{:.4f}", "seconds": "{:.2f} s"}
@@ -421,5 +454,5 @@ def _show_spread(data: str, results: list[Result]) -> None:
         for name, values in spread(results).items()
     ]
     say("")
-    columns = [f"{len(results)} seeds on {data}", "mean", "standard deviation", "lowest", "highest"]
-    table("Spread over seeds", columns, rows)
+    columns = [f"{len(results)} {of} on {data}".removesuffix(" on "), "mean", "standard deviation", "lowest", "highest"]
+    table(f"Spread over {of}", columns, rows)

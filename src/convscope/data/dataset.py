@@ -111,6 +111,8 @@ class Dataset:
         Each file that could not be used, and why.
     depth : int
         How many bits images of more than 8 have in use; ``Preprocess`` must read others likewise.
+    test_held_back : bool
+        Whether the source had no test part, so that images of it were held back as one at random.
     """
 
     name: str
@@ -123,6 +125,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     left_out: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     depth: int = 16
+    test_held_back: bool = False
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

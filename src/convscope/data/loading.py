@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope.data.builtin import CATALOG, load_mnist_like
-from convscope.data.dataset import Dataset, Split, fingerprint, take_names
+from convscope.data.dataset import Dataset, Names, Split, fingerprint, take_names
 from convscope.data.decode import DEPTH
 from convscope.data.ingest import Collection, ReadOptions, no_progress, open_path
 from convscope.data.sources.base import SPLITS, UNUSABLE, count
-from convscope.data.splits import split_indices
+from convscope.data.splits import fold_indices, split_indices
 from convscope.errors import DataError, UsageError, expected_got, unknown_name
 
 _PROGRESS = logging.getLogger("convscope.progress")
@@ -24,6 +25,7 @@ _PROGRESS = logging.getLogger("convscope.progress")
 # The fraction of the images that is held back for the test where the data bring no test split.
 TEST_FRACTION = 0.2
 TEST_SEED = 1338
+_HELD_BACK = "No test part was found"
 
 
 def load(
@@ -35,6 +37,7 @@ def load(
     channels: int | None = None,
     resize: str = "letterbox",
     seed: int = 1338,
+    fold: Sequence[int] | None = None,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
@@ -59,6 +62,9 @@ def load(
         How images of another size are brought to that one; as in ``Preprocess``.
     seed : int
         Decides which of your images are held back as a test part, where there is none.
+    fold : sequence of three int, optional
+        Number of a fold from 1, how many folds there are, and a seed: the fold is the test part then, and all
+        other images are training images. A test part that the source brings is left out of both.
     workers : int, optional
         Threads that decode your images, 0 for none beside the caller's; the data are the same with any
         number. Without it as many as there are cores, up to 8.
@@ -89,6 +95,12 @@ def load(
     ((1437, 28, 28, 1), (360, 28, 28, 1))
     """
     _PROGRESS.info("Reading %s", name)
+    if fold is not None:
+        whole = load(
+            name, path, download, size=size, channels=channels, resize=resize, seed=seed,
+            workers=workers, progress=progress,
+        )  # fmt: skip
+        return take_fold(whole, *fold)
     if name in CATALOG:
         if size is not None or channels is not None:
             raise UsageError(
@@ -102,6 +114,46 @@ def load(
         raise unknown_name("dataset", name, CATALOG, "There is no file or folder of that name.")
     options = ReadOptions(size, channels, resize, workers)
     return to_dataset(open_path(location, options, progress or no_progress), seed)
+
+
+def take_fold(dataset: Dataset, number: int, folds: int, seed: int) -> Dataset:
+    """Make a fold, counted from 1, the test part, and all images that are in other folds the training part.
+
+    A test part that the source brings stays out of both, so that it is still unused when a network has been
+    chosen; one that was held back at random takes part, and so do validation images.
+
+    Examples
+    --------
+    >>> folds = [take_fold(load("digits"), number, 5, seed=1338) for number in (1, 2, 3, 4, 5)]
+    >>> [len(fold.test) for fold in folds], len(folds[0].train)
+    ([288, 287, 287, 287, 288], 1149)
+    """
+    if not 1 <= number <= folds:
+        raise UsageError(expected_got(f"a fold from 1 to {folds}", number))
+    parts = [dataset.train, dataset.validation, dataset.test if dataset.test_held_back else None]
+    pool = _joined([part for part in parts if part is not None])
+    fold = fold_indices(pool.labels, folds, seed, pool.groups)[number - 1]
+    train, test = pool.take(np.setdiff1d(np.arange(len(pool)), fold)), pool.take(fold)
+    notes = [note for note in dataset.notes if not note.startswith(_HELD_BACK)]
+    own = "" if dataset.test_held_back else " The test images of the data are not used."
+    notes.append(f"Fold {number} of {folds} (seed {seed}): its images are the test part of this run.{own}")
+    return replace(
+        dataset, train=train, test=test, validation=None, notes=tuple(notes), test_held_back=False,
+        fingerprint=fingerprint(train, test, class_names=dataset.class_names),
+    )  # fmt: skip
+
+
+def _joined(parts: Sequence[Split]) -> Split:
+    """Put splits together; near-duplicates of one another keep the same number."""
+    if len(parts) == 1:
+        return parts[0]
+    groups = [part.groups for part in parts if part.groups is not None]
+    return Split(
+        np.concatenate([part.images for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        Names(name for part in parts for name in part.names),
+        np.concatenate(groups) if len(groups) == len(parts) else None,
+    )
 
 
 def load_again(recorded: Mapping[str, Any]) -> Dataset:
@@ -124,7 +176,8 @@ def to_dataset(collection: Collection, seed: int = TEST_SEED) -> Dataset:
         )
     if not len(rows[0]):
         raise DataError(expected_got(f"training images in {name}", "none", "Add a folder 'train'."))
-    if not len(rows[2]):
+    held_back = not len(rows[2])
+    if held_back:
         train = rows[0]
         first, second = split_indices(labels[train], TEST_FRACTION, seed, groups=collection.groups[train])
         rows[0], rows[2] = np.sort(train[first]), np.sort(train[second])
@@ -132,7 +185,7 @@ def to_dataset(collection: Collection, seed: int = TEST_SEED) -> Dataset:
         names = ", ".join(collection.class_names[label] for label in lacking)
         how = f"none of {names}, too few to be divided; the other classes" if lacking else "the classes"
         notes.append(
-            f"No test part was found: {len(second):,} images are held back as one, at random, {how} in "
+            f"{_HELD_BACK}: {len(second):,} images are held back as one, at random, {how} in "
             f"proportion, near-duplicates on one side (seed {seed})."
         )
     trained = set(labels[rows[0]].tolist())
@@ -156,6 +209,7 @@ def to_dataset(collection: Collection, seed: int = TEST_SEED) -> Dataset:
         depth=collection.depth,
         notes=tuple(notes),
         left_out=left_out,
+        test_held_back=held_back,
     )
 
 

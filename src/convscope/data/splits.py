@@ -56,6 +56,32 @@ def split_indices(
     return first, second
 
 
+def fold_indices(
+    labels: NDArray[np.int64], folds: int, seed: int, groups: NDArray[np.int64] | None = None
+) -> list[NDArray[np.int64]]:
+    """Divide examples into folds at random: each example is in one, and each class in the same proportion.
+
+    Each fold is an array of increasing indices into ``labels``. Examples with the same number in ``groups``
+    stay together, as in ``split_indices``.
+
+    Examples
+    --------
+    >>> [np.bincount(np.repeat([0, 1], 10)[fold]).tolist() for fold in fold_indices(np.repeat([0, 1], 10), 5, 0)]
+    [[2, 2], [2, 2], [2, 2], [2, 2], [2, 2]]
+    """
+    if folds < 2:
+        raise UsageError(expected_got("at least 2 folds", folds))
+    members = np.arange(len(labels)) if groups is None else _dividable(groups, labels)
+    least = min(len(np.unique(members[labels == label])) for label in np.unique(labels))
+    if least < folds:
+        expected = f"at least {folds} different images of each class for {folds} folds"
+        raise DataError(expected_got(expected, f"{least} of one class", "Take fewer folds, or add images."))
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    cutter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    return [fold.astype(np.int64) for _, fold in cutter.split(np.zeros(len(labels)), labels, members)]
+
+
 def _split_groups(
     labels: NDArray[np.int64], fraction: float, seed: int, stratify: bool, groups: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -5,7 +5,7 @@
 - ``preparation``: data and network of a training; ``model`` builds and adapts the network.
 - ``trials``: what is tried on copies of the network before it is trained.
 - ``fitting``: the training: schedule, stops, checkpoints, orderly ends.
-- ``several``: several experiments on the same data in one folder, such as several seeds.
+- ``cross_validation``: a network for each fold of the images, and one evaluation of all.
 - ``results``: evaluations, figures and files; ``convscope.evaluate`` in a notebook.
 
 The names below are loaded on first use, so that a configuration is checked before Keras is loaded for it.
@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 # public name → the module that holds it
 _PUBLIC = {
     "Assessment": "results",
+    "CrossValidation": "cross_validation",
     "ExperimentConfig": "config",
     "Prepared": "preparation",
     "Result": "running",
     "build_model": "model",
+    "cross_validate": "cross_validation",
     "draw_figures": "results",
     "evaluate": "results",
     "evaluate_parts": "results",
@@ -36,6 +38,7 @@ _PUBLIC = {
 
 if TYPE_CHECKING:
     from convscope.experiment.config import ExperimentConfig
+    from convscope.experiment.cross_validation import CrossValidation, cross_validate
     from convscope.experiment.fitting import train
     from convscope.experiment.model import build_model
     from convscope.experiment.preparation import Prepared, prepare
@@ -50,10 +53,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Assessment",
+    "CrossValidation",
     "ExperimentConfig",
     "Prepared",
     "Result",
     "build_model",
+    "cross_validate",
     "draw_figures",
     "evaluate",
     "evaluate_parts",

@@ -23,7 +23,7 @@ class ExperimentConfig:
     data : str
         The dataset's name, or the path of the images, as it is recorded with the run.
     reading : mapping
-        How images of one's own are read: ``size``, ``channels``, ``resize`` as in ``convscope.load``.
+        How the images are read: ``size``, ``channels``, ``resize``, ``fold`` as in ``convscope.load``.
     network : str
         A name from ``convscope.networks``, or the path of a ``.keras`` file.
     weights : str, optional

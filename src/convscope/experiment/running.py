@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from convscope.data.dataset import Dataset
-from convscope.data.loading import load_again
+from convscope.data.loading import load_again, take_fold
 from convscope.errors import ConvscopeError, DivergedError, InterruptedRunError, RunError, expected_got
 from convscope.evaluation import Evaluation, test_set_log
 from convscope.experiment.config import ExperimentConfig
@@ -150,16 +150,18 @@ def run_several(
 ) -> list[Result]:
     """Run experiments one after the other, each under its name in a folder of their own below ``out``.
 
-    The folder's name has time, ``kind`` and dataset. ``on_begin`` and ``on_result`` are called before and
-    after each; a deadline counts from ``began`` for the first one. What was finished stays when a later one
-    fails.
+    The folder's name has time, ``kind`` and dataset. Where a configuration reads a fold, its run gets that
+    fold of the dataset. ``on_begin`` and ``on_result`` are called before and after each; a deadline counts
+    from ``began`` for the first one. What was finished stays when a later one fails.
     """
     results = []
     with new_folder(out, f"{datetime.now():%Y%m%d-%H%M%S}-{kind}-{dataset.name}") as folder:
         for name, config in configs.items():
             on_begin(name)
+            fold = config.reading.get("fold")
+            part = take_fold(dataset, *fold) if fold else dataset
             result = run_experiment(
-                config, dataset, folder / name, listeners, command, with_report=with_report, began=began
+                config, part, folder / name, listeners, command, with_report=with_report, began=began
             )
             began = None
             results.append(result)
