@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from photographs import write_classes
 
 import convscope
 from convscope.data.dataset import Dataset
@@ -14,7 +15,6 @@ from convscope.evaluation import Evaluation
 from convscope.experiment import ExperimentConfig, cross_validate
 from convscope.runs import RUN_FILE, RunDirectory
 from convscope.training.config import TrainingConfig
-from photographs import write_classes
 
 FOLDS = 3
 
@@ -68,7 +68,9 @@ def test_each_image_is_answered_by_the_network_that_never_saw_it(tmp_path):
     training = TrainingConfig(epochs=1, batch_size=32, precision="float32", deterministic=True)
     config = ExperimentConfig("simple", training=training)
     found = cross_validate(config, small, FOLDS, tmp_path, with_report=False)
-    assert sorted(found.evaluation.name_of(row) for row in range(len(small.train))) == sorted(small.train.names)
+    assert sorted(found.evaluation.name_of(row) for row in range(len(small.train))) == sorted(
+        small.train.names
+    )
     accuracies = [result.test.accuracy for result in found.results]
     images = [result.test.images for result in found.results]
     assert found.evaluation.accuracy == pytest.approx(np.average(accuracies, weights=images))
@@ -87,8 +89,8 @@ def test_each_image_is_answered_by_the_network_that_never_saw_it(tmp_path):
 def test_the_command_and_what_its_runs_remember(typed, tmp_path):
     command = ["train", "digits", "--network", "simple", "--epochs", "1", "--folds", "2", "--no-report"]
     done = typed(*command, "--json", cwd=tmp_path)
-    assert done.code == 0, done.err
-    shown = json.loads(done.out)
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
     assert len(shown["runs"]) == 2
     assert shown["cross_validation"]["evaluation"]["images"] == 1437
     record = RunDirectory(tmp_path / shown["runs"][1]["run"]).read_json(RUN_FILE)
@@ -105,5 +107,5 @@ def test_the_command_and_what_its_runs_remember(typed, tmp_path):
 )
 def test_folds_that_cannot_be(typed, tmp_path, options, message):
     done = typed("train", "digits", *options, cwd=tmp_path)
-    assert done.code == 2
-    assert message in " ".join(done.err.split())
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.split())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +23,7 @@ _BEGAN = time.perf_counter()
 
 if TYPE_CHECKING:
     from convscope.data.dataset import Dataset
-    from convscope.experiment import CrossValidation, ExperimentConfig, Result
+    from convscope.experiment import ExperimentConfig, Result
 
 
 def train(
@@ -201,30 +202,61 @@ def train(
     config = replace(_applied(base, *chosen), reading=reading)
     if not json:
         show_data(dataset)
-    from convscope.experiment import cross_validate, run_several  # they load Keras
-
     options: dict[str, Any] = {
         "command": ["convscope", *sys.argv[1:]],
         "listeners": waiting.training(json),
-        "on_result": (lambda _result: None) if json else show_result,
         "with_report": report,
         "began": _BEGAN,
     }
-    if folds is not None:
-        options["on_result"] = (lambda _result: None) if json else _show_fold
-        found = cross_validate(config, dataset, folds, out, **options)
-        if json:
-            show_json({**_as_json(dataset.name, list(found.results)), "cross_validation": found.to_json()})
-        else:
-            _show_folds(found)
-        return
-    results = run_several(_with_seeds(config, seeds), dataset, out, "train", **options)
+    if folds is None:
+        _train_seeds(config, dataset, out, seeds, json, options)
+    else:
+        _train_folds(config, dataset, out, folds, json, options)
+
+
+def _train_seeds(
+    config: ExperimentConfig, dataset: Dataset, out: Path, seeds: int, json: bool, options: dict[str, Any]
+) -> None:
+    """Train with one seed or several, and print what came out."""
+    from convscope.experiment import run_several  # it loads Keras
+
+    show: Callable[[Result], None] = (lambda _result: None) if json else show_result
+    results = run_several(_with_seeds(config, seeds), dataset, out, "train", on_result=show, **options)
     if json:
         show_json({**_as_json(dataset.name, results), "left_out": dict(dataset.left_out)})
-    else:
-        if seeds > 1:
-            _show_spread(dataset.name, results)
-        show_next(results[-1])
+        return
+    if seeds > 1:
+        _show_spread(f"{seeds} seeds on {dataset.name}", results)
+    show_next(results[-1])
+
+
+def _train_folds(
+    config: ExperimentConfig, dataset: Dataset, out: Path, folds: int, json: bool, options: dict[str, Any]
+) -> None:
+    """Train a network for each fold, and print what they say together."""
+    from convscope.experiment import cross_validate  # it loads Keras
+
+    def show(result: Result) -> None:
+        say(f"\n{result.run.name}: {result.test.summary()}\n")
+
+    on_result: Callable[[Result], None] = (lambda _result: None) if json else show
+    found = cross_validate(config, dataset, folds, out, on_result=on_result, **options)
+    if json:
+        own = {"cross_validation": found.to_json(), "left_out": dict(dataset.left_out)}
+        show_json({**_as_json(dataset.name, list(found.results)), **own})
+        return
+    evaluation, names = found.evaluation, found.evaluation.class_names
+    _show_spread(f"{folds} folds of {dataset.name}", list(found.results))
+    say(f"\nEvery image, answered by the network that never saw it: {evaluation.summary()}")
+    say(f"\n{evaluation.report()}\n")
+    pairs = [
+        f"{pair.images} of {names[pair.true]} taken for {names[pair.predicted]}"
+        for pair in evaluation.confused_pairs(3)
+    ]
+    if pairs:
+        say(f"Confused most often: {'; '.join(pairs)}.")
+    say(f"Folder: {found.folder}", whole=True)
+    say("These networks measure the settings. For one network of all images, train without --folds.")
 
 
 def resume(
@@ -423,28 +455,8 @@ def _as_json(data: str | None, results: list[Result]) -> dict[str, Any]:
     }
 
 
-def _show_fold(result: Result) -> None:
-    """Print what came out of one fold, in a line."""
-    say(f"\n{result.run.name}: {result.test.summary()}\n")
-
-
-def _show_folds(found: CrossValidation) -> None:
-    """Print what all folds say together, after each of them has been shown."""
-    evaluation, names = found.evaluation, found.evaluation.class_names
-    _show_spread("", list(found.results), "folds")
-    say(f"\nEvery image, answered by the network that never saw it: {evaluation.summary()}")
-    say(f"\n{evaluation.report()}\n")
-    pairs = [
-        f"{pair.images} of {names[pair.true]} taken for {names[pair.predicted]}"
-        for pair in evaluation.confused_pairs(3)
-    ]
-    if pairs:
-        say(f"Confused most often: {'; '.join(pairs)}.")
-    say(f"Folder: {found.folder}", whole=True)
-    say("These networks measure the settings. For one network of all images, train without --folds.")
-
-
-def _show_spread(data: str, results: list[Result], of: str = "seeds") -> None:
+def _show_spread(title: str, results: list[Result]) -> None:
+    """Print mean, deviation and range over several runs."""
     from convscope.experiment import spread
 
     forms = {"test_accuracy": "{:.3%}", "test_loss": "{:.4f}", "seconds": "{:.2f} s"}
@@ -454,5 +466,11 @@ def _show_spread(data: str, results: list[Result], of: str = "seeds") -> None:
         for name, values in spread(results).items()
     ]
     say("")
-    columns = [f"{len(results)} {of} on {data}".removesuffix(" on "), "mean", "standard deviation", "lowest", "highest"]
-    table(f"Spread over {of}", columns, rows)
+    columns = [
+        title,
+        "mean",
+        "standard deviation",
+        "lowest",
+        "highest",
+    ]
+    table(title, columns, rows)

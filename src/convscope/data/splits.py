@@ -66,7 +66,8 @@ def fold_indices(
 
     Examples
     --------
-    >>> [np.bincount(np.repeat([0, 1], 10)[fold]).tolist() for fold in fold_indices(np.repeat([0, 1], 10), 5, 0)]
+    >>> labels = np.repeat([0, 1], 10)
+    >>> [np.bincount(labels[fold]).tolist() for fold in fold_indices(labels, 5, seed=0)]
     [[2, 2], [2, 2], [2, 2], [2, 2], [2, 2]]
     """
     if folds < 2:
