@@ -466,11 +466,5 @@ def _show_spread(title: str, results: list[Result]) -> None:
         for name, values in spread(results).items()
     ]
     say("")
-    columns = [
-        title,
-        "mean",
-        "standard deviation",
-        "lowest",
-        "highest",
-    ]
+    columns = [title, "mean", "standard deviation", "lowest", "highest"]
     table(title, columns, rows)
