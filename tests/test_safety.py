@@ -52,7 +52,8 @@ def refuse(file, message):
 # No pickle ------------------------------------------------------------------------------------------------
 
 FORBIDDEN = (
-    r"\bpickle\b(?!d)|allow_pickle=True|weights_only=False|\btorch\.load\(|\bjoblib\b|\bdill\b|\bmarshal\b"
+    r"\bpickle\b(?!d)|allow_pickle=True|weights_only=False|\btorch\.load\((?!.*weights_only=True)"
+    r"|\bjoblib\b|\bdill\b|\bmarshal\b"
 )
 
 

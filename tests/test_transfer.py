@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -21,6 +22,7 @@ from convscope.experiment import resume_experiment, run_experiment
 from convscope.experiment.transfer import features_of, fit_logistic
 from convscope.networks import pretrained
 from convscope.recipes import choose_backbone, suggest
+from convscope.report.training import learning
 from convscope.runs import open_run
 from convscope.training.events import EpochEnd
 
@@ -260,3 +262,32 @@ def test_a_deadline_leaves_out_what_does_not_fit(tmp_path: Path, monkeypatch: py
     assert any(text.startswith("Fine-tuning is left out: an epoch takes about") for text in heard)
     assert len(result.history["loss"]) == 1
     assert [stage["name"] for stage in open_run(result.run).read_json("run.json")["stages"]] == ["head"]
+
+
+@needs_weights
+def test_kerass_own_engine_fine_tunes_with_one_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convscope.experiment.running.write_figures", lambda *_, **__: None)
+    monkeypatch.setattr("convscope.experiment.trials.LEAST_TO_FINE_TUNE", 10)
+    dataset = load(write_photographs(tmp_path / "photographs", 12), size=32, channels=3, resize="crop")
+    config = suggest(dataset, network=pretrained.DEFAULT)
+    training = replace(config.training, epochs=1, batch_size=8, engine="keras")
+    config = replace(config, size=32, training=training)
+    result = run_experiment(config, dataset, tmp_path / "run", with_report=False)
+    assert open_run(result.run).read_json("run.json")["engine"] == "keras"
+    assert len(result.history["loss"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("kept", "decision"), [(True, "it is kept"), (False, "the head alone is kept")], ids=["kept", "not"]
+)
+def test_the_report_says_what_each_stage_brought(kept: bool, decision: str) -> None:
+    record = {
+        "stages": [
+            {"name": "head", "val_accuracy": 0.875},
+            {"name": "fine-tuning", "epochs": 6, "kept": kept, "val_accuracy": 0.885},
+        ]
+    }
+    sentences = learning(SimpleNamespace(history={}, record=record))["sentences"]
+    assert "87.50" in sentences[0]
+    assert sentences[1].endswith(f"{decision}.")
+    assert sentences[1].startswith("Then 6 epochs of fine-tuning")

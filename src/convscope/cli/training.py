@@ -141,7 +141,7 @@ def train(
     _device: Device = None,
     json: Json = False,
 ) -> None:
-    """Train a network and write a run; with --seeds or --folds, several.
+    """Train a network and write a run.
 
     Some defaults are others for images of your own. With a --network they keep epochs, batch size, learning
     rate and schedule of mnist and digits; grey ones of 28×28 pixels keep all of their settings.
@@ -437,17 +437,25 @@ def _with_seeds(config: ExperimentConfig, seeds: int) -> dict[str, ExperimentCon
 
 def _as_json(data: str | None, results: list[Result]) -> dict[str, Any]:
     from convscope.experiment import spread
+    from convscope.runs import RUN_FILE, RunDirectory
+
+    def stages(result: Result) -> dict[str, Any]:
+        """Give what each stage of a training on a pretrained network brought, where it had some."""
+        found = RunDirectory(result.run).read_json(RUN_FILE).get("stages")
+        return {"stages": found} if found else {}
 
     return {
         **({"data": data} if data else {}),
         "runs": [
             {
                 "run": str(result.run),
+                "network": result.network,
                 "parameters": result.parameters,
                 "seconds": result.seconds,
                 "validation_accuracy": result.validation.accuracy if result.validation else None,
                 "test_accuracy": result.test.accuracy,
                 "test_loss": result.test.loss,
+                **stages(result),
             }
             for result in results
         ],

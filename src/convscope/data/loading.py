@@ -126,7 +126,7 @@ def take_fold(dataset: Dataset, number: int, folds: int, seed: int) -> Dataset:
     --------
     >>> folds = [take_fold(load("digits"), number, 5, seed=1338) for number in (1, 2, 3, 4, 5)]
     >>> [len(fold.test) for fold in folds], len(folds[0].train)
-    ([288, 287, 287, 287, 288], 1149)
+    ([288, 288, 287, 288, 286], 1149)
     """
     if not 1 <= number <= folds:
         raise UsageError(expected_got(f"a fold from 1 to {folds}", number))

@@ -324,7 +324,9 @@ def _train(
             if record.get("fine_tuning") == "left out":
                 training = Training({}, 0.0, interrupted=False)
             else:
-                factors = rate_factors(model) if session.head else None
+                # Keras's own optimizers have one rate for all layers.
+                by_stage = session.head and session.config.training.engine != "keras"
+                factors = rate_factors(model) if by_stage else None
                 training = train(model, prepared, session.config, hearing, state, plan, timetable, factors)
     except DivergedError:
         if run.published:

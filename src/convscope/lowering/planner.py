@@ -134,15 +134,18 @@ def _choice_of(op: ConvOrDense, entry: Any) -> KernelChoice:
     if not isinstance(entry, Mapping) or set(entry) != set(_KNOWN):
         raise UsageError(expected_got(f"{', '.join(_KNOWN)} for {op.name}", repr(entry), _FOREIGN))
     for key, all_values in _KNOWN.items():
-        possible = {
-            "shallow": _has_few_channels(op),
-            **{name: name in _pooled_algorithms(op) for name in _POOLED},
-        }
-        values = [value for value in all_values if possible.get(value, True)]
-        if entry[key] not in values:
-            known = " or ".join(map(repr, values))
+        value = entry[key]
+        if value not in all_values or not _is_possible(op, value):
+            known = " or ".join(repr(other) for other in all_values if _is_possible(op, other))
             raise UsageError(expected_got(f"{key} {known} for {op.name}", repr(entry[key]), _FOREIGN))
     return KernelChoice(**entry)
+
+
+def _is_possible(op: ConvOrDense, value: str) -> bool:
+    """Say whether an op can be computed so on this machine; the loops are loaded for those that need them."""
+    if value == "shallow":
+        return _has_few_channels(op)
+    return value not in _POOLED or value in _pooled_algorithms(op)
 
 
 _FOREIGN = "The plan is from another version of convscope; train without it."

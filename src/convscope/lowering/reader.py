@@ -53,6 +53,7 @@ def lower(model: keras.Model) -> Program:
         raise LoweringError(_why_not(model))
     graph = read_graph(model)
     builder = ProgramBuilder({id(variable): path for path, variable in named_variables(model).items()})
+    builder.may_lack_inputs = any(getattr(layer, "optional", False) for layer in functional.layers)
     inputs = [
         builder.new_value(tensor.name, tuple(tensor.shape), str(tensor.dtype)) for tensor in functional.inputs
     ]
@@ -109,7 +110,7 @@ def _read(
 def _read_traced(builder: ProgramBuilder, layer: Any, args: Any, kwargs: Any) -> Sequence[Value] | None:
     """Make ops of what a layer's own ``call`` computes; None where the layer must run as it is."""
     entering = {leaf.name for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, Value)}
-    if len(entering) > 1 and not builder.batches.issuperset(entering):
+    if builder.may_lack_inputs or (len(entering) > 1 and not builder.batches.issuperset(entering)):
         return None
     if not all(map(builder.knows, getattr(layer, "variables", ()))):
         return None

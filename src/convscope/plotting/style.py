@@ -209,7 +209,8 @@ def lay_out(figure: Figure) -> LayoutEngine | None:
     """Lay a figure out, and take away its engine, with which saving would draw it twice; return that."""
     engine = figure.get_layout_engine()
     if engine is not None:
-        engine.execute(figure)
+        if figure.axes:
+            engine.execute(figure)
         with mpl.rc_context({"figure.autolayout": False, "figure.constrained_layout.use": False}):
             figure.set_layout_engine(None)
     return engine

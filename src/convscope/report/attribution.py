@@ -24,7 +24,7 @@ IMAGES = 4
 # A large network is slow to look into; after so long, the images so far must do.
 SECONDS = 6.0
 # Integrated gradients are left out for a network that takes more for one image.
-MOST_MACS = 100_000_000
+MOST_MACS = 30_000_000
 # Where even the least of a map is above this share of its largest, it looks the same everywhere.
 EVEN = 0.5
 

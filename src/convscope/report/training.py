@@ -40,7 +40,10 @@ def learning(contents: Contents) -> dict[str, Any]:
         "charts": _charts(history),
         "columns": ["epoch", *(_title(column) for column in history)],
         "rows": rows,
-        "sentences": _sentences(history, epochs, contents.record.get("kept_epoch")),
+        "sentences": [
+            *_stages(contents.record.get("stages", [])),
+            *_sentences(history, epochs, contents.record.get("kept_epoch")),
+        ],
     }
 
 
@@ -81,6 +84,25 @@ def _title(column: str) -> str:
     """
     words = column.replace("_", " ")
     return f"validation {words[4:]}" if words.startswith("val ") else words
+
+
+def _stages(stages: list[dict[str, Any]]) -> list[str]:
+    """Say what the stages of a training on a pretrained network brought."""
+    sentences = []
+    for stage in stages:
+        accuracy = stage.get("val_accuracy")
+        reached = "" if accuracy is None else f", {percent(accuracy)} right on the validation images"
+        if stage["name"] == "head":
+            sentences.append(
+                "Epoch 1 is the head alone, fitted on the features of the pretrained network by logistic "
+                f"regression{reached}."
+            )
+        else:
+            decision = (
+                "" if accuracy is None else "; it is kept" if stage["kept"] else "; the head alone is kept"
+            )
+            sentences.append(f"Then {plural(stage['epochs'], 'epoch')} of fine-tuning{reached}{decision}.")
+    return sentences
 
 
 def _sentences(history: dict[str, list[float]], epochs: int, kept: object) -> list[str]:

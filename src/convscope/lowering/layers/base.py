@@ -62,6 +62,7 @@ class ProgramBuilder:
         self.values: dict[str, Value] = {}
         self.weights: dict[str, Value] = {}  # those that are values, by path
         self.batches: set[str] = set()  # values known to be as long as the batch
+        self.may_lack_inputs = False  # a layer's code may look for an optional input that was left out
         self._paths = paths
         self._streams = 0
         self._names: dict[str, int] = {}
