@@ -116,6 +116,9 @@ class TestAttributions:
         figure = drawn(plot_attribution(RNG.random(shape), maps, ["cat", "dog"]))
         assert [axes.get_title() for axes in figure.axes[1:3]] == ["Occlusion\nfor dog", "Grad-CAM\nfor dog"]
         assert figure.axes[2].get_xlabel() == "at conv2d_2"
+        corners = [axes.get_position() for axes in figure.axes[:3]]
+        np.testing.assert_allclose([corner.y0 for corner in corners], corners[0].y0)  # side by side
+        np.testing.assert_allclose([corner.y1 for corner in corners], corners[0].y1)
 
     def test_a_smooth_map_keeps_its_contrast_and_a_signed_one_shows_its_small_values(self):
         white = np.full((2, 1, 1), 255, np.uint8)

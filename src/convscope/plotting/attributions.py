@@ -70,7 +70,7 @@ def plot_attribution(
         panels = figure.subplots(1, len(maps) + 1)
         panels[0].imshow(_stretched(picture), cmap="gray", vmin=0, vmax=1)
         panels[0].set_title("Image\n")
-        panels[0].set_anchor("N")
+        panels[0].set_anchor("S")  # as a colour bar anchors those that it stands below
         hide_axes(panels[0])
         for axes, one in zip(panels[1:], maps, strict=True):
             axes.imshow(attribution_picture(image, one))
