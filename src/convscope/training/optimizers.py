@@ -64,6 +64,7 @@ class RuleStep:
     def refresh(self) -> None:
         """Read anew what a callback may have set: the step count and the learning rate."""
         self._iterations = int(self._counter.item())
+        self._rule.refresh()
         rate = internals.rate_of(self._optimizer)
         self._own_rate = float(rate.value.item()) if isinstance(rate, keras.Variable) else None
 
@@ -73,63 +74,125 @@ class RuleStep:
         self._own_rate = float(np.float32(rate.learning_rate))
         internals.rate_of(self._optimizer).value.fill_(rate.learning_rate)
         if rate.momentum is not None:
+            self._rule.moves = True
             setattr(self._optimizer, momentum_name(self._optimizer), rate.momentum)
 
     def scale(self, loss: torch.Tensor) -> torch.Tensor:
         """Leave the loss: scaling and unscaling it cancel out in float32."""
         return loss
 
-    @torch.no_grad()
     def __call__(self) -> None:
-        """Update the weights by their gradients, and let the gradients go."""
+        """Update the weights by their gradients, let the gradients go, and count."""
+        self.update(self.numbers(), self._step)
+        self.advance()
+
+    @property
+    def phase(self) -> tuple[bool, bool]:
+        """What an update consists of: whether weights move, and whether they become their averages."""
+        frequency = int((self._averages and self._optimizer.ema_overwrite_frequency) or 0)
+        return self._moves, frequency > 0 and (self._updates + 1) % frequency == 0
+
+    def settings(self) -> dict[str, Any]:
+        """Give what an update depends on, apart from what changes from step to step."""
+        config: dict[str, Any] = self._optimizer.get_config()
+        config.pop("learning_rate")
+        if self._rule.moves:
+            config.pop(momentum_name(self._optimizer))
+        return config
+
+    def numbers(self) -> list[float]:
+        """Compute what the coming update takes that changes from step to step; nothing else does."""
+        found: list[float] = []
+        if self._moves:
+            rate = self._learning_rate()
+            for factor in self._groups or (None,):
+                own = rate if factor is None else rate * factor
+                found += [self._decay_factor(own), *self._rule.numbers(own, self._step)]
+        momentum = self._optimizer.ema_momentum if self._averages and self._updates else 0.0
+        return [*found, momentum, 1 - momentum]
+
+    def advance(self) -> None:
+        """Count a step whose update is done, or has been asked of the device."""
+        if self._moves:
+            self._rule.advance(self._step)
+        self._iterations += 1
+
+    @property
+    def _period(self) -> int:
+        return int(self._optimizer.gradient_accumulation_steps or 1)
+
+    @property
+    def _moves(self) -> bool:
+        """Whether the coming update moves weights, and does not only add gradients up."""
+        return (self._iterations + 1) % self._period == 0
+
+    @property
+    def _updates(self) -> int:
+        return self._iterations // self._period
+
+    @property
+    def _step(self) -> int:
+        """The number of the coming update of the weights, from 1."""
+        return self._updates + 1
+
+    @torch.no_grad()
+    def update(self, numbers: Numbers, step: int | None = None) -> None:
+        """Update the weights by their gradients, and let the gradients go.
+
+        ``numbers`` are those of :meth:`numbers`, or a tensor for each: then nothing that changes from step to
+        step is read from Python. Without ``step``, moments that have become negligible stay.
+        """
         grads = [weight.grad for weight in self._weights]
         chosen = (
             None if all(g is not None for g in grads) else [n for n, g in enumerate(grads) if g is not None]
         )
         present = [grad for grad in grads if grad is not None]
         if present:
-            self._apply(chosen, present)
+            self._apply(chosen, present, numbers, step)
         for weight in self._weights:
             weight.grad = None
         self._counter.add_(1)
-        self._iterations += 1
 
-    def _apply(self, chosen: Sequence[int] | None, grads: Tensors) -> None:
+    def _apply(self, chosen: Chosen, grads: Tensors, numbers: Numbers, step: int | None) -> None:
         period = self._optimizer.gradient_accumulation_steps
         if period or self._clips:
             grads = [grad.float() for grad in grads]
         if not period:
-            self._update(chosen, grads, self._iterations + 1)
-        elif (self._iterations + 1) % period == 0:
+            self._update(chosen, grads, numbers, step)
+        elif self._moves:
             sums = pick(self._sums, chosen)
             torch_internals.foreach_add_(grads, sums)
             torch_internals.foreach_div_(grads, period)
-            self._update(chosen, grads, self._iterations // period + 1)
+            self._update(chosen, grads, numbers, step)
             torch_internals.foreach_zero_(self._sums)
         else:
             torch_internals.foreach_add_(pick(self._sums, chosen), grads)
         if self._averages:
-            self._average()
+            self._average(numbers[-2], numbers[-1])
         for number in self._constrained:
             weight = self._weights[number]
             weight.copy_(self._variables[number].constraint(weight))
 
-    def _update(self, chosen: Sequence[int] | None, grads: Tensors, step: int) -> None:
-        rate = self._learning_rate()
+    def _update(self, chosen: Chosen, grads: Tensors, numbers: Numbers, step: int | None) -> None:
         self._clip(grads)
         if not self._groups:
-            self._update_together(chosen, grads, rate, step)
-        numbers = range(len(self._weights)) if chosen is None else chosen
-        for factor, members in self._groups.items():
-            group = [(number, grad) for number, grad in zip(numbers, grads, strict=True) if number in members]
+            self._update_together(chosen, grads, numbers[:-2], step)
+            return
+        members_first = range(len(self._weights)) if chosen is None else chosen
+        each = (len(numbers) - 2) // len(self._groups)
+        for place, members in enumerate(self._groups.values()):
+            pairs = zip(members_first, grads, strict=True)
+            group = [(number, grad) for number, grad in pairs if number in members]
             if group:
                 some, theirs = (list(column) for column in zip(*group, strict=True))
-                self._update_together(some, theirs, rate * factor, step)
+                self._update_together(some, theirs, numbers[place * each : (place + 1) * each], step)
 
-    def _update_together(self, chosen: Sequence[int] | None, grads: Tensors, rate: float, step: int) -> None:
+    def _update_together(self, chosen: Chosen, grads: Tensors, numbers: Numbers, step: int | None) -> None:
         if self._optimizer.weight_decay is not None:
-            self._decay(chosen, rate)
-        self._rule(chosen, pick(self._weights, chosen), grads, rate, step)
+            decayed = [n for n in self._decayed if chosen is None or n in chosen]
+            if decayed:
+                torch_internals.foreach_mul_(pick(self._weights, decayed), numbers[0])
+        self._rule(chosen, pick(self._weights, chosen), grads, numbers[1:], step)
 
     def _learning_rate(self) -> float:
         if self._own_rate is not None:
@@ -159,20 +222,16 @@ class RuleStep:
             torch_internals.foreach_clamp_min_(grads, -optimizer.clipvalue)
             torch_internals.foreach_clamp_max_(grads, optimizer.clipvalue)
 
-    def _decay(self, chosen: Sequence[int] | None, rate: float) -> None:
-        decayed = [n for n in self._decayed if chosen is None or n in chosen]
-        factor = np.float32(1) - np.float32(self._optimizer.weight_decay) * np.float32(rate)
-        if decayed:
-            torch_internals.foreach_mul_(pick(self._weights, decayed), float(factor))
+    def _decay_factor(self, rate: float) -> float:
+        """Compute what decay multiplies weights by; unused where there is none."""
+        decay = self._optimizer.weight_decay
+        return 1.0 if decay is None else float(np.float32(1) - np.float32(decay) * np.float32(rate))
 
-    def _average(self) -> None:
+    def _average(self, momentum: Number, rest: Number) -> None:
         """Move the averages towards the weights, and the weights onto them where it is time."""
-        updates = self._iterations // (self._optimizer.gradient_accumulation_steps or 1)
-        momentum = self._optimizer.ema_momentum if updates else 0.0
         torch_internals.foreach_mul_(self._averages, momentum)
-        torch_internals.foreach_add_(self._averages, self._weights, alpha=1 - momentum)
-        frequency = self._optimizer.ema_overwrite_frequency
-        if frequency and (updates + 1) % frequency == 0:
+        _add_scaled(self._averages, self._weights, rest)
+        if self.phase[1]:
             torch_internals.foreach_copy_(self._weights, self._averages)
 
     def _slots(self, name: str) -> Tensors:
@@ -192,6 +251,23 @@ class KerasStep:
     def set_rate(self, rate: Rate) -> None:
         """Set the learning rate, and the momentum if it is given, for the next step."""
         set_rate(self._optimizer, rate)
+
+    phase = ()  # Keras decides itself what an update consists of
+
+    def settings(self) -> dict[str, Any]:
+        """Give nothing: Keras reads its settings at each step."""
+        return {}
+
+    def numbers(self) -> list[float]:
+        """Give nothing: Keras reads its own variables at each step."""
+        return []
+
+    def update(self, _numbers: Numbers) -> None:
+        """Update the weights by their gradients, and let the gradients go."""
+        self()
+
+    def advance(self) -> None:
+        """Do nothing: Keras has counted the step."""
 
     def scale(self, loss: torch.Tensor) -> torch.Tensor:
         """Scale the loss as the optimizer asks for."""
@@ -232,23 +308,47 @@ def plan_step(
 Tensors = list[torch.Tensor]
 Group = Tensors | tuple[torch.Tensor, ...]
 Slots = Callable[[str], Tensors]
+Number = float | torch.Tensor  # a tensor of shape () is read on the device, when the operation runs
+Numbers = Sequence[Number]
+Chosen = Sequence[int] | None  # the weights that have a gradient; None for all
 
 # A moment this small moves no float32 weight; one sweep in this many steps keeps moments from denormals.
 _NEGLIGIBLE = 1e-30
 _SWEEP_EVERY = 32
 
 
-# One optimizer's update of all weights in place: takes which ones have a gradient, weights, gradients, rate,
-# and the number of the update, from 1. Gradients are float32, or bfloat16 where the rule takes those too.
-Rule = Callable[[Sequence[int] | None, Tensors, Tensors, float, int], None]
+class Rule:
+    """One optimizer's update of all weights in place.
+
+    ``moves`` says that a schedule sets the momentum at each step, too.
+    """
+
+    moves = False
+
+    def refresh(self) -> None:
+        """Read anew what a callback may have set in the optimizer's variables."""
+
+    def numbers(self, rate: float, step: int) -> tuple[float, ...]:
+        """Compute what an update takes that changes from step to step; updates are counted from 1."""
+        del step
+        return (rate,)
+
+    def advance(self, step: int) -> None:
+        """Note that an update is done."""
+
+    def __call__(
+        self, chosen: Chosen, weights: Tensors, grads: Tensors, numbers: Numbers, step: int | None
+    ) -> None:
+        """Update these weights by gradients in float32, or in bfloat16 where the rule takes those too."""
+        raise NotImplementedError
 
 
-def pick(tensors: Tensors, chosen: Sequence[int] | None) -> Tensors:
+def pick(tensors: Tensors, chosen: Chosen) -> Tensors:
     """Choose some of a list of tensors; None chooses all."""
     return tensors if chosen is None else [tensors[index] for index in chosen]
 
 
-def sweep(moments: Tensors, step: int) -> None:
+def sweep(moments: Tensors, step: int | None) -> None:
     """Set moments to zero that have become negligible, once in a while.
 
     A weight whose gradient has become exactly zero (behind dead units, or ones that every image saturates)
@@ -256,37 +356,40 @@ def sweep(moments: Tensors, step: int) -> None:
     take a processor many times as long. From the third epoch on they made Adam on the exercise's third
     network five times slower.
     """
-    if step % _SWEEP_EVERY == 0:
+    if step is not None and step % _SWEEP_EVERY == 0:
         for moment in moments:
             torch_internals.shrink_(moment, _NEGLIGIBLE)
 
 
-class SGD:
+class SGD(Rule):
     """Stochastic gradient descent, with momentum or Nesterov's (Sutskever et al. 2013, section 2)."""
 
     def __init__(self, optimizer: Any, slots: Slots) -> None:
         self._optimizer = optimizer
         self._velocities = slots("momentums") if optimizer.momentum != 0 else []
 
+    def numbers(self, rate: float, step: int) -> tuple[float, ...]:  # noqa: ARG002, D102
+        return -rate, self._optimizer.momentum
+
     def __call__(  # noqa: D102
-        self, chosen: Sequence[int] | None, weights: Tensors, grads: Tensors, learning_rate: float, step: int
+        self, chosen: Chosen, weights: Tensors, grads: Tensors, numbers: Numbers, step: int | None
     ) -> None:
+        fall, momentum = numbers
         if not self._velocities:
-            torch_internals.foreach_add_(weights, grads, alpha=-learning_rate)
+            _add_scaled(weights, grads, fall)
             return
         sweep(self._velocities, step)
-        momentum = self._optimizer.momentum
         velocities = pick(self._velocities, chosen)
         torch_internals.foreach_mul_(velocities, momentum)
-        torch_internals.foreach_add_(velocities, grads, alpha=-learning_rate)
+        _add_scaled(velocities, grads, fall)
         if self._optimizer.nesterov:
-            torch_internals.foreach_add_(weights, grads, alpha=-learning_rate)
-            torch_internals.foreach_add_(weights, velocities, alpha=momentum)
+            _add_scaled(weights, grads, fall)
+            _add_scaled(weights, velocities, momentum)
         else:
             torch_internals.foreach_add_(weights, velocities)
 
 
-class Adam:
+class Adam(Rule):
     """Adam and AdamW (Kingma and Ba 2015, the form without hats at the end of section 2).
 
     On a CPU a compiled loop does it, elsewhere and for AMSGrad torch's fused kernel: in one pass over memory.
@@ -305,30 +408,54 @@ class Adam:
         self._in_loops = not self._largest and all(map(_is_plain, [*self._moments, *self._squares]))
         self._steps = [torch.tensor(self._UNCORRECTED, device=moment.device) for moment in self._moments]
 
+    def numbers(self, rate: float, step: int) -> tuple[float, ...]:  # noqa: D102
+        beta = self._optimizer.beta_1
+        rate = corrected_rate(rate, beta, self._optimizer.beta_2, step)
+        return (rate, beta, 1 - beta) if self.moves else (rate,)
+
     def __call__(  # noqa: D102
-        self, chosen: Sequence[int] | None, weights: Tensors, grads: Tensors, learning_rate: float, step: int
+        self, chosen: Chosen, weights: Tensors, grads: Tensors, numbers: Numbers, step: int | None
     ) -> None:
         optimizer = self._optimizer
-        rate = corrected_rate(learning_rate, optimizer.beta_1, optimizer.beta_2, step)
         may_vanish = optimizer.epsilon > self._LEAST_EPSILON
         if may_vanish and self._in_loops and all(map(_is_plain, weights)):
             shares = (optimizer.beta_1, 1 - optimizer.beta_1, optimizer.beta_2, 1 - optimizer.beta_2)
-            numbers = (rate, *shares, optimizer.epsilon)
+            settings = (float(numbers[0]), *shares, optimizer.epsilon)
             moments, squares = pick(self._moments, chosen), pick(self._squares, chosen)
             for weight, grad, moment, square in zip(weights, grads, moments, squares, strict=True):
                 read = (grad if grad.dtype is torch.bfloat16 else grad.float()).contiguous()
-                compiled.adam(weight, read, moment, square, numbers, copy_of(weight))
+                compiled.adam(weight, read, moment, square, settings, copy_of(weight))
             torch.autograd.graph.increment_version(weights)
             for weight in weights:
                 declare_copy_current(weight)
+            return
+        if may_vanish:
+            sweep([*self._moments, *self._squares], step)
+        wide = [grad.float() for grad in grads]
+        if isinstance(numbers[0], torch.Tensor) and self.moves:
+            self._in_passes(chosen, weights, wide, numbers)
         else:
-            if may_vanish:
-                sweep([*self._moments, *self._squares], step)
-            self._fused(chosen, weights, [grad.float() for grad in grads], rate)
-            # It does not count as a change for torch; what is derived from the weights has to be made anew.
-            torch.autograd.graph.increment_version(weights)
+            self._fused(chosen, weights, wide, numbers[0])
+        # It does not count as a change for torch; what is derived from the weights has to be made anew.
+        torch.autograd.graph.increment_version(weights)
 
-    def _fused(self, chosen: Sequence[int] | None, weights: Tensors, grads: Tensors, rate: float) -> None:
+    def _in_passes(self, chosen: Chosen, weights: Tensors, grads: Tensors, numbers: Numbers) -> None:
+        """Update where beta_1 is a tensor, which the fused kernel does not take."""
+        rate, beta_1, rest = numbers
+        moments, squares = pick(self._moments, chosen), pick(self._squares, chosen)
+        torch_internals.foreach_mul_(moments, beta_1)
+        _add_scaled(moments, grads, rest)
+        _decay_towards_squares(squares, grads, self._optimizer.beta_2)
+        if self._largest:
+            largest = pick(self._largest, chosen)
+            torch_internals.foreach_maximum_(largest, squares)
+            squares = largest
+        scales = torch_internals.foreach_add(torch_internals.foreach_sqrt(squares), self._optimizer.epsilon)
+        steps = torch_internals.foreach_div(moments, scales)
+        torch_internals.foreach_mul_(steps, rate)
+        torch_internals.foreach_sub_(weights, steps)
+
+    def _fused(self, chosen: Chosen, weights: Tensors, grads: Tensors, rate: Number) -> None:
         torch_internals.fused_adam_(
             weights,
             grads,
@@ -351,32 +478,52 @@ def _is_plain(tensor: torch.Tensor) -> bool:
     return tensor.dtype is torch.float32 and tensor.is_contiguous() and compiled.suits(tensor)
 
 
-class Nadam:
+class Nadam(Rule):
     """Adam with Nesterov's momentum (Dozat 2016, algorithm 2, with the schedule of its section 3)."""
 
     def __init__(self, optimizer: Any, slots: Slots) -> None:
         self._optimizer = optimizer
         self._moments, self._squares = slots("_momentums"), slots("_velocities")
         self._product = internals.slots_of(optimizer, "_u_product").value
+        self.refresh()
+
+    def refresh(self) -> None:  # noqa: D102
+        self._known = np.float32(self._product.item())
+
+    def _momenta(self, step: int) -> tuple[np.float32, np.float32]:
+        """Compute the momentum of an update, and of the one after it."""
+        single = np.float32
+        beta = single(self._optimizer.beta_1)
+        now, ahead = (beta * (1 - single(0.5) * single(0.96) ** single(t)) for t in (step, step + 1))
+        return now, ahead
+
+    def numbers(self, rate: float, step: int) -> tuple[float, ...]:  # noqa: D102
+        single = np.float32
+        now, ahead = self._momenta(step)
+        product = self._known * now
+        scale = 1 - single(self._optimizer.beta_2) ** single(step)
+        steps = rate * ahead / (1 - product * ahead), rate * (1 - now) / (1 - product)
+        return float(now), *map(float, steps), float(scale)
+
+    def advance(self, step: int) -> None:  # noqa: D102
+        self._known = self._known * self._momenta(step)[0]
 
     def __call__(  # noqa: D102
-        self, chosen: Sequence[int] | None, weights: Tensors, grads: Tensors, learning_rate: float, step: int
+        self, chosen: Chosen, weights: Tensors, grads: Tensors, numbers: Numbers, step: int | None
     ) -> None:
-        single = np.float32
-        beta_1, beta_2 = single(self._optimizer.beta_1), single(self._optimizer.beta_2)
-        now, ahead = (beta_1 * (1 - single(0.5) * single(0.96) ** single(t)) for t in (step, step + 1))
-        self._product.mul_(float(now))
-        product = single(self._product.item())
+        del step
+        now, of_moments, of_grads, scale = numbers
+        self._product.mul_(now)
         moments, squares = pick(self._moments, chosen), pick(self._squares, chosen)
         _decay_towards(moments, grads, self._optimizer.beta_1)
         _decay_towards_squares(squares, grads, self._optimizer.beta_2)
-        steps = torch_internals.foreach_mul(moments, float(learning_rate * ahead / (1 - product * ahead)))
-        torch_internals.foreach_add_(steps, grads, alpha=float(learning_rate * (1 - now) / (1 - product)))
-        scales = torch_internals.foreach_div(squares, float(1 - beta_2 ** single(step)))
+        steps = torch_internals.foreach_mul(moments, of_moments)
+        _add_scaled(steps, grads, of_grads)
+        scales = torch_internals.foreach_div(squares, scale)
         _add_quotient(weights, steps, _root(scales, self._optimizer.epsilon), -1.0)
 
 
-class RMSprop:
+class RMSprop(Rule):
     """RMSprop, centered and with momentum on request (Tieleman and Hinton 2012; Graves 2013, section 4.2)."""
 
     def __init__(self, optimizer: Any, slots: Slots) -> None:
@@ -385,10 +532,14 @@ class RMSprop:
         self._means = slots("_average_gradients") if optimizer.centered else []
         self._velocities = slots("_momentums") if optimizer.momentum > 0 else []
 
+    def numbers(self, rate: float, step: int) -> tuple[float, ...]:  # noqa: ARG002, D102
+        return rate, -rate, self._optimizer.momentum
+
     def __call__(  # noqa: D102
-        self, chosen: Sequence[int] | None, weights: Tensors, grads: Tensors, learning_rate: float, step: int
+        self, chosen: Chosen, weights: Tensors, grads: Tensors, numbers: Numbers, step: int | None
     ) -> None:
         del step
+        rate, fall, momentum = numbers
         rho = self._optimizer.rho
         squares = pick(self._squares, chosen)
         _decay_towards_squares(squares, grads, rho)
@@ -399,48 +550,56 @@ class RMSprop:
             torch_internals.foreach_addcmul_(scales, means, means, value=-1.0)
         torch_internals.foreach_sqrt_(scales)
         if not self._velocities:
-            _add_quotient(weights, grads, scales, -learning_rate)
+            _add_quotient(weights, grads, scales, fall)
             return
         velocities = pick(self._velocities, chosen)
-        torch_internals.foreach_mul_(velocities, self._optimizer.momentum)
-        _add_quotient(velocities, grads, scales, learning_rate)
+        torch_internals.foreach_mul_(velocities, momentum)
+        _add_quotient(velocities, grads, scales, rate)
         torch_internals.foreach_sub_(weights, velocities)
 
 
-class Adagrad:
+class Adagrad(Rule):
     """Adagrad (Duchi et al. 2011), with epsilon under the root as Keras has it."""
 
     def __init__(self, optimizer: Any, slots: Slots) -> None:
         self._optimizer = optimizer
         self._squares = slots("_accumulators")
 
+    def numbers(self, rate: float, step: int) -> tuple[float, ...]:  # noqa: ARG002, D102
+        return (-rate,)
+
     def __call__(  # noqa: D102
-        self, chosen: Sequence[int] | None, weights: Tensors, grads: Tensors, learning_rate: float, step: int
+        self, chosen: Chosen, weights: Tensors, grads: Tensors, numbers: Numbers, step: int | None
     ) -> None:
         del step
         squares = pick(self._squares, chosen)
         torch_internals.foreach_addcmul_(squares, grads, grads)
         scales = torch_internals.foreach_add(squares, self._optimizer.epsilon)
         torch_internals.foreach_sqrt_(scales)
-        _add_quotient(weights, grads, scales, -learning_rate)
+        _add_quotient(weights, grads, scales, numbers[0])
 
 
-class Lion:
+class Lion(Rule):
     """Lion: the sign of an interpolated momentum (Chen et al. 2023, algorithm 2)."""
 
     def __init__(self, optimizer: Any, slots: Slots) -> None:
         self._optimizer = optimizer
         self._moments = slots("_momentums")
 
+    def numbers(self, rate: float, step: int) -> tuple[float, ...]:  # noqa: ARG002, D102
+        beta = self._optimizer.beta_1
+        return -rate, beta, 1 - beta
+
     def __call__(  # noqa: D102
-        self, chosen: Sequence[int] | None, weights: Tensors, grads: Tensors, learning_rate: float, step: int
+        self, chosen: Chosen, weights: Tensors, grads: Tensors, numbers: Numbers, step: int | None
     ) -> None:
         del step
+        fall, beta, rest = numbers
         moments = pick(self._moments, chosen)
-        directions = torch_internals.foreach_mul(moments, self._optimizer.beta_1)
-        torch_internals.foreach_add_(directions, grads, alpha=1 - self._optimizer.beta_1)
+        directions = torch_internals.foreach_mul(moments, beta)
+        _add_scaled(directions, grads, rest)
         torch_internals.foreach_sign_(directions)
-        torch_internals.foreach_add_(weights, directions, alpha=-learning_rate)
+        _add_scaled(weights, directions, fall)
         _decay_towards(moments, grads, self._optimizer.beta_2)
 
 
@@ -481,8 +640,20 @@ def _root(squares: Group, epsilon: float) -> Group:
     return squares
 
 
-def _add_quotient(targets: Group, numerators: Group, denominators: Group, factor: float) -> None:
-    torch_internals.foreach_addcdiv_(targets, numerators, denominators, value=factor)
+def _add_quotient(targets: Group, numerators: Group, denominators: Group, factor: Number) -> None:
+    if not isinstance(factor, torch.Tensor):
+        torch_internals.foreach_addcdiv_(targets, numerators, denominators, value=factor)
+        return
+    quotients = torch_internals.foreach_div(numerators, denominators)
+    torch_internals.foreach_mul_(quotients, factor)
+    torch_internals.foreach_add_(targets, quotients)
+
+
+def _add_scaled(targets: Group, values: Group, factor: Number) -> None:
+    if isinstance(factor, torch.Tensor):
+        torch_internals.foreach_add_(targets, torch_internals.foreach_mul(values, factor))
+    else:
+        torch_internals.foreach_add_(targets, values, alpha=factor)
 
 
 def set_rate(optimizer: keras.optimizers.Optimizer, rate: Rate) -> None:
