@@ -179,6 +179,7 @@ def grade(
 
     Example: convscope exercise grade handed-in --csv marks.csv
     """
+    logging.getLogger(PROGRESS).info("Loading the lessons' checks")
     from convscope.teaching.grading import marking
 
     settings = _settings(data, quick)

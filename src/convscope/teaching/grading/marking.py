@@ -25,6 +25,7 @@ from convscope.teaching.lessons.notebooks import CHECK, require_tool
 SIZE_CAP = 64 * 2**20
 SHOWN_ERRORS = 3
 _LOG = logging.getLogger(__name__)
+_PROGRESS = logging.getLogger("convscope.progress")
 # What no solution of a lesson needs, and who forges marks would begin with.
 _MACHINERY = re.compile(
     r"convscope\.(teaching\.)?grading|verdict\+json|ast_transformers|input_transformers|events\.register|displayhook"
@@ -91,6 +92,7 @@ async def _grade(path: Path, time_limit: float, environment: Mapping[str, str]) 
     # The first cell sets the checks aside; it is none of the notebook's.
     nbformat = require_tool("nbformat")
     notebook.cells.insert(0, nbformat.v4.new_code_cell(_SEAL.format(name=name)))
+    _PROGRESS.info("Running %s", path)
     done = await execute_async(notebook, time_limit, environment)
     del done.notebook.cells[0]
     verdicts = [
@@ -183,7 +185,7 @@ def write_marks(marks: Iterable[Marks], file: Path) -> None:
             # A name that begins like a formula would be computed by a spreadsheet.
             "notebook": f"./{one.notebook}" if one.notebook[0] in "=+-@" else one.notebook,
             "lesson": one.lesson or "",
-            "points": one.points,
+            "points": one.points if one.out_of else "",
             "out_of": one.out_of or "",
             **{task["task"]: task["points"] for task in one.tasks},
             "seconds": round(one.seconds, 1),
