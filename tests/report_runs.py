@@ -2,12 +2,12 @@
 
 import numpy as np
 
+from convscope.contents import TEST_SET_LOG
 from convscope.data.dataset import Dataset, Split, fingerprint
 from convscope.evaluation import Evaluation, test_set_log
 from convscope.experiment.results import write_evaluation, write_training
 from convscope.networks import build
 from convscope.preprocessing import Preprocess
-from convscope.report.source import TEST_SET_LOG
 from convscope.runs import RunDirectory
 
 HISTORY = {

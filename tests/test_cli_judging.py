@@ -9,7 +9,7 @@ import pytest
 from report_runs import make_dataset, make_run
 
 from convscope import runs as run_files
-from convscope.report.source import TEST_SET_LOG
+from convscope.contents import TEST_SET_LOG
 
 
 @pytest.fixture(scope="module")

@@ -68,7 +68,7 @@ def test_modules_import_in_the_order_of_the_packages():
 
 def test_the_architecture_page_names_every_package_in_its_layer():
     page = (SOURCE.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (\d) \| (.+?) \|", page, re.MULTILINE)
+    rows = re.findall(r"^\| (\d+) \| (.+?) \|", page, re.MULTILINE)
     named = {
         package.removesuffix("/").removesuffix(".py"): int(layer)
         for layer, packages in rows

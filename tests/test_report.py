@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from report_runs import HISTORY, make_dataset, make_run
 
+from convscope.contents import TEST_SET_LOG, read_contents, read_record
 from convscope.errors import RunError
 from convscope.evaluation import Evaluation
 from convscope.inspection import feature_maps
@@ -22,7 +23,6 @@ from convscope.networks import build
 from convscope.report import attribution, formatting, page, render_report, write_report
 from convscope.report.explorer import PAGE_ACTIVATIONS, chosen_images, walk
 from convscope.report.provenance import reproduction
-from convscope.report.source import TEST_SET_LOG, read_contents, read_record
 
 HOSTILE = ["<script>alert(1)</script>", "</script><!--", '"><img src=x onerror=alert(1)>']
 

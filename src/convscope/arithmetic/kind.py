@@ -9,17 +9,20 @@ from typing import Literal
 from convscope.arithmetic.context import LayerArithmetic, LayerContext
 from convscope.arithmetic.recomputed import ActivationContext, Recomputed
 
-# Which arithmetic the report's page does for a layer: a function of its script.
+# Which arithmetic a page does for a layer: a function of ``explorer/page/network.js``.
 PageArithmetic = Literal[
-    "same", "max", "average", "activation", "normalization", "convolution", "depthwise", "dense"
-]
+    "convolution", "depthwise", "separable", "dense", "max", "average",
+    "normalization", "layer_normalization", "group_normalization", "activation", "prelu", "scale",
+    "same", "zero_padding", "cropping", "upsampling", "concatenate",
+    "add", "subtract", "multiply", "mean", "maximum", "minimum",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class LayerKind:
     """A kind of Keras layer: the name of its class, its arithmetic, how an activation is recomputed.
 
-    ``page`` names what the report's script computes for it. Foreign files may name every kind that has a
+    ``page`` names what a page's script computes for it. Foreign files may name every kind that has a
     record.
     """
 

@@ -7,7 +7,7 @@
     judging.py    evaluate, compare, report, runs
     inspecting.py shapes, arithmetic, a look inside a run; doctor
     predicting.py predict, export                  waiting.py    what is busy, until it is done
-    embedding.py  embed
+    embedding.py  embed                          exploring.py  explore
 
 Exit codes: 0 done; 1 an error of the program's own; 2 a wrong command or argument; 3 data or run missing,
 unreadable or wrong, or a disk that refuses; 4 training diverged; 130 interrupted.

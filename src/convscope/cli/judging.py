@@ -16,9 +16,9 @@ from convscope.cli.parsing import DataNow, Device, Json, Run, find_run, require_
 from convscope.errors import DataError, RunError, UsageError, expected_got
 
 if TYPE_CHECKING:
+    from convscope.contents import Contents
     from convscope.evaluation import Comparison, Evaluation
     from convscope.evaluation.unknown import UnknownCheck
-    from convscope.report.source import Contents
 
 SOME_FAILED = 3
 # Below this probability --unknown abstains, unless told otherwise.
@@ -284,7 +284,7 @@ def list_runs(
 
 
 def _open(run: Path) -> Contents:
-    from convscope.report.source import read_record
+    from convscope.contents import read_record
 
     return read_record(run)
 

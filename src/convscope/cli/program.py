@@ -21,6 +21,7 @@ from convscope.cli import (
     datasets,
     embedding,
     exercise,
+    exploring,
     inspecting,
     judging,
     predicting,
@@ -47,6 +48,7 @@ app.command("resume")(training.resume)
 app.command("evaluate")(judging.evaluate)
 app.command("compare")(judging.compare)
 app.command("report")(judging.report)
+app.command("explore")(exploring.explore)
 app.command("runs")(judging.list_runs)
 app.command("inspect")(inspecting.inspect)
 app.command("predict")(predicting.predict)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from convscope.contents import Contents
 from convscope.inspection import describe, explain_kernel_layouts
 from convscope.report.formatting import count, shape
-from convscope.report.source import Contents
 
 # A longer table is folded.
 LONG = 24

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from convscope.contents import Contents
 from convscope.environment import missing
 from convscope.errors import UsageError
 from convscope.evaluation import Evaluation
@@ -18,7 +19,6 @@ from convscope.plotting import attribution_picture, filter_pictures
 from convscope.report.errors import image as describe_image
 from convscope.report.explorer import chosen_images
 from convscope.report.media import Album, data_address
-from convscope.report.source import Contents
 
 IMAGES = 4
 # A large network is slow to look into; after so long, the images so far must do.

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from convscope.contents import Contents
 from convscope.evaluation import Evaluation, Reliability
 from convscope.plotting import plot_coverage, plot_reliability
 from convscope.plotting.curves import LEAST_ANSWERED
 from convscope.report.formatting import count, number, percent
 from convscope.report.media import chart
-from convscope.report.source import Contents
 
 TARGETS = (0.95, 0.99, 0.995, 0.999)
 

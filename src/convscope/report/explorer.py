@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from convscope.arithmetic.activations import ACTIVATIONS
 from convscope.arithmetic.formulas import same_margins
 from convscope.arithmetic.layers import LAYERS
+from convscope.contents import Contents
 from convscope.evaluation import Evaluation
 from convscope.inspection import Recomputation
 from convscope.inspection.forward import find_activation
@@ -27,7 +28,6 @@ from convscope.inspection.representations import FeatureMaps, feature_maps
 from convscope.lowering.graph import Call, Graph, read_graph
 from convscope.report.formatting import name
 from convscope.report.media import Album
-from convscope.report.source import Contents
 
 FloatArray = NDArray[np.float32]
 
@@ -43,6 +43,8 @@ SMALL = 2500
 MOST_PRODUCTS = 300_000_000
 # Of a kernel that is too large, so many units at most.
 MOST_UNITS = 8
+# What ``arithmetic.js`` computes.
+KINDS = ("same", "max", "average", "activation", "normalization", "convolution", "depthwise", "dense")
 WEIGHTED = ("convolution", "depthwise", "dense", "normalization")
 # The functions that ``arithmetic.js`` computes for single numbers.
 PAGE_ACTIVATIONS = ("linear", "relu", "relu6", "sigmoid", "tanh", "elu", "silu", "softplus")
@@ -163,13 +165,13 @@ def _kind(call: Call, graph: Graph) -> str:
     # The page has all axes in the network's order; a layer may take them in another. Flatten and Dense
     # have an arithmetic here only where that order is the page's own, and for a row of numbers.
     foreign = order is not None and (order == "channels_first") != graph.channels_first
-    turned = call.type == "Flatten" and graph.channels_first
+    turned = call.type in ("Flatten", "Reshape") and graph.channels_first
     rows = call.type == "Dense" and len(call.input_shapes[0]) != 1
     # A batch normalization along another axis than the channels' is none that the page knows.
     across = call.type == "BatchNormalization" and call.operation.axis not in _channel_axes(call, graph)
     kind = LAYERS.get(call.type)
     known = kind is not None and not (foreign or turned or rows or across)
-    return kind.page or "other" if kind is not None and known else "other"
+    return kind.page if kind is not None and kind.page in KINDS and known else "other"
 
 
 def _channel_axes(call: Call, graph: Graph) -> tuple[int, int]:

@@ -16,6 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 import convscope
+from convscope.contents import Contents, read_contents
 from convscope.data.dataset import Dataset
 from convscope.errors import ConvscopeError
 from convscope.evaluation import Evaluation, test_set_log
@@ -30,7 +31,6 @@ from convscope.report.formatting import FILTERS
 from convscope.report.media import Album
 from convscope.report.provenance import data, reproduction
 from convscope.report.scores import scores
-from convscope.report.source import Contents, read_contents
 from convscope.report.summary import summary
 from convscope.report.training import health, learning
 from convscope.runs import LOG_FILE, RunDirectory, log_into

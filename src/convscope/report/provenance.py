@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from convscope.contents import Contents
 from convscope.report.formatting import count, percent
 from convscope.report.media import Album
-from convscope.report.source import Contents
 
 PART_NAMES = ("train", "validation", "test")
 CLASSES_WITH_PICTURES = 12

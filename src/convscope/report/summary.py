@@ -7,12 +7,12 @@ from typing import Any
 
 from markupsafe import Markup
 
+from convscope.contents import Contents
 from convscope.evaluation import Evaluation, Interval
 from convscope.networks import PUBLISHED, Published
 from convscope.plotting import plot_intervals
 from convscope.report.formatting import THIN, count, name, percent, plural, points
 from convscope.report.media import chart
-from convscope.report.source import Contents
 
 # The published results are those of MNIST after this many epochs.
 PUBLISHED_DATA, PUBLISHED_EPOCHS = "mnist", 10

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from convscope.contents import Contents
 from convscope.evaluation import Evaluation
 from convscope.inspection import (
     LayerHealth,
@@ -19,7 +20,6 @@ from convscope.inspection import (
 from convscope.plotting import plot_history
 from convscope.report.formatting import number, percent, plural
 from convscope.report.media import chart
-from convscope.report.source import Contents
 
 
 def learning(contents: Contents) -> dict[str, Any]:

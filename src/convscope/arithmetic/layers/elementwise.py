@@ -67,12 +67,12 @@ def _of_channel(context: ActivationContext, setting: Any) -> float:
 KINDS = (
     LayerKind("Activation", elementwise, _recompute_activation, page="activation"),
     LayerKind("ReLU", elementwise, _recompute_activation, page="activation"),
-    LayerKind("LeakyReLU", elementwise, _recompute_activation),
-    LayerKind("ELU", elementwise),
-    LayerKind("PReLU"),
+    LayerKind("LeakyReLU", elementwise, _recompute_activation, page="activation"),
+    LayerKind("ELU", elementwise, page="activation"),
+    LayerKind("PReLU", page="prelu"),
     LayerKind("Softmax", elementwise, _recompute_softmax, page="activation"),
-    LayerKind("Rescaling", elementwise, _recompute_rescaling),
-    LayerKind("ActivityRegularization", elementwise),
+    LayerKind("Rescaling", elementwise, _recompute_rescaling, page="scale"),
+    LayerKind("ActivityRegularization", elementwise, page="same"),
     *(
         LayerKind(name, elementwise, _recompute_unchanged, page="same")
         for name in (

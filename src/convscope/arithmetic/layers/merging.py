@@ -121,6 +121,11 @@ def _own_axis(context: ActivationContext) -> int:
 
 
 KINDS = (
-    *(LayerKind(name, elementwise_merge, _recompute_merge) for name in _MERGES),
-    LayerKind("Concatenate", concatenate, _recompute_concatenate),
+    LayerKind("Add", elementwise_merge, _recompute_merge, page="add"),
+    LayerKind("Subtract", elementwise_merge, _recompute_merge, page="subtract"),
+    LayerKind("Multiply", elementwise_merge, _recompute_merge, page="multiply"),
+    LayerKind("Average", elementwise_merge, _recompute_merge, page="mean"),
+    LayerKind("Maximum", elementwise_merge, _recompute_merge, page="maximum"),
+    LayerKind("Minimum", elementwise_merge, _recompute_merge, page="minimum"),
+    LayerKind("Concatenate", concatenate, _recompute_concatenate, page="concatenate"),
 )

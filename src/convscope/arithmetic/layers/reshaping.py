@@ -171,8 +171,8 @@ def _shifted(context: ActivationContext, down: int, right: int) -> Recomputed:
 
 KINDS = (
     LayerKind("Flatten", flatten, _recompute_flatten, page="same"),
-    LayerKind("Reshape", reshape, _recompute_reshape),
-    LayerKind("ZeroPadding2D", zero_padding, _recompute_zero_padding),
-    LayerKind("Cropping2D", cropping, _recompute_cropping),
-    LayerKind("UpSampling2D", upsampling),
+    LayerKind("Reshape", reshape, _recompute_reshape, page="same"),
+    LayerKind("ZeroPadding2D", zero_padding, _recompute_zero_padding, page="zero_padding"),
+    LayerKind("Cropping2D", cropping, _recompute_cropping, page="cropping"),
+    LayerKind("UpSampling2D", upsampling, page="upsampling"),
 )

@@ -421,7 +421,7 @@ def _listed(numbers: Array, separator: str = ", ") -> str:
 KINDS = (
     LayerKind("Conv2D", convolution, _recompute_convolution, page="convolution"),
     LayerKind("DepthwiseConv2D", depthwise_convolution, _recompute_depthwise_convolution, page="depthwise"),
-    LayerKind("SeparableConv2D", separable_convolution, _recompute_separable_convolution),
+    LayerKind("SeparableConv2D", separable_convolution, _recompute_separable_convolution, page="separable"),
     LayerKind("MaxPooling2D", pooling, _recompute_max_pooling, page="max"),
     LayerKind("AveragePooling2D", pooling, _recompute_average_pooling, page="average"),
     LayerKind("GlobalMaxPooling2D", global_pooling, _recompute_global_max_pooling, page="max"),

@@ -1,0 +1,136 @@
+"""A run → one HTML file: the modules in ``page/`` bundled into one script and one for the Worker."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+import convscope
+from convscope.contents import Contents, read_contents
+from convscope.explorer.payload import IMAGES, make_payload
+from convscope.runs import RunDirectory
+
+PAGE = Path(__file__).parent / "page"
+FILE = "explorer.html"
+MAIN, WORKER = "main.js", "worker.js"
+STYLES = ("explorer.css",)
+
+_IMPORT = re.compile(r'^import\s+\{([^}]*)\}\s+from\s+"\./([\w-]+\.js)";\n', re.MULTILINE)
+_BARE_IMPORT = re.compile(r'^import\s+"\./([\w-]+\.js)";\n', re.MULTILINE)
+_EXPORT = re.compile(r"^export\s+((?:async\s+)?(?:function\*?|class|const|let)\s+(\w+))", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Written:
+    """The page of a run: its file, how many layers it computes, and which it only shows."""
+
+    file: Path
+    layers: int
+    shown_only: tuple[str, ...]
+    weight_bits: int
+
+    @property
+    def bytes(self) -> int:
+        """The size of the file."""
+        return self.file.stat().st_size
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as JSON values."""
+        return {
+            "explorer": str(self.file),
+            "bytes": self.bytes,
+            "layers": self.layers,
+            "live_layers": self.layers - len(self.shown_only),
+            "shown_only": list(self.shown_only),
+            "weight_bits": self.weight_bits,
+        }
+
+
+def write_page(
+    run: str | Path | Contents,
+    out: str | Path | None = None,
+    *,
+    images: int = IMAGES,
+    data: str | Path | None = None,
+) -> Written:
+    """Write a run's page into its directory, or to a file; whole or not at all."""
+    contents = run if isinstance(run, Contents) else read_contents(run, data=data)
+    payload = make_payload(contents, images=images)
+    file = contents.path / FILE if out is None else Path(out)
+    RunDirectory(file.absolute().parent).write_bytes(file.name, fill(payload).encode())
+    layers = payload["network"]["layers"]
+    shown_only = tuple(layer["name"] for layer in layers if not layer["live"])
+    return Written(file, len(layers), shown_only, payload["weights"]["bits"])
+
+
+def render_page(run: str | Path | Contents, *, images: int = IMAGES, data: str | Path | None = None) -> str:
+    """Make a run's page: HTML that needs nothing but itself."""
+    return fill(make_payload(run, images=images, data=data))
+
+
+def fill(payload: dict[str, Any]) -> str:
+    """Put a payload into the page; style and script are sealed by their hashes: nothing else runs."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(PAGE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = "\n".join((PAGE / name).read_text(encoding="utf-8") for name in STYLES)
+    script, worker = bundle(MAIN), bundle(WORKER)
+    text = json.dumps(payload, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    return environment.get_template("index.html").render(
+        title=payload["title"],
+        style=Markup(style),  # noqa: S704  the package's own files
+        script=Markup(script),  # noqa: S704  the package's own files
+        worker=Markup(worker),  # noqa: S704  the package's own files
+        payload=Markup(text.replace("<", "\\u003c")),  # noqa: S704  no tag can end it
+        style_hash=_hash(style),
+        script_hash=_hash(script),
+        version=convscope.__version__,
+    )
+
+
+@cache
+def bundle(entry: str) -> str:
+    """Join a module and all that it imports into one script: each in a function, imported ones first."""
+    modules: dict[str, str] = {}
+    _collect(entry, modules, ())
+    return '"use strict";\nconst modules = {};\n' + "\n".join(modules.values())
+
+
+def _collect(name: str, modules: dict[str, str], above: tuple[str, ...]) -> None:
+    if name in above:
+        raise ValueError(f"{' imports '.join((*above, name))}: modules in a circle")
+    source = (PAGE / name).read_text(encoding="utf-8")
+    for imported in [*(found[2] for found in _IMPORT.finditer(source)), *_BARE_IMPORT.findall(source)]:
+        if imported not in modules:
+            _collect(imported, modules, (*above, name))
+    exported = [found[2] for found in _EXPORT.finditer(source)]
+    body = _IMPORT.sub(lambda found: f'const {{{_renamed(found[1])}}} = modules["{found[2]}"];\n', source)
+    body = _EXPORT.sub(r"\1", _BARE_IMPORT.sub("", body))
+    if left := re.search(r"^(import|export)\b.*", body, re.MULTILINE):
+        raise ValueError(f"{name}: expected import {{ a }} from or export in front of a name, got {left[0]}")
+    modules[name] = (
+        f'modules["{name}"] = (() => {{\n{body.strip()}\nreturn {{ {", ".join(exported)} }};\n}})();'
+    )
+
+
+def _renamed(names: str) -> str:
+    """Write ``a as b`` of an import as ``a: b`` of an object."""
+    return ", ".join(re.sub(r"\s+as\s+", ": ", one.strip()) for one in names.split(",") if one.strip())
+
+
+def _hash(text: str) -> str:
+    """Hash a style sheet or script as a Content-Security-Policy names it."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

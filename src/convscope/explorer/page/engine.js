@@ -1,0 +1,189 @@
+// The page's side of the Worker: every question is a promise.
+
+import { unpack, unpackWeights } from "./arrays.js";
+import { Network, volume } from "./network.js";
+import { scale } from "./preprocess.js";
+
+/** @typedef {import("./network.js").Changes} Changes */
+
+export class Engine {
+  /**
+   * Unpacks a payload and starts a Worker with it.
+   * @param {any} payload
+   * @param {string} [source] of the Worker; the page carries it
+   */
+  static async start(payload, source = document.getElementById("worker-source")?.textContent ?? "") {
+    const engine = new Engine();
+    await engine.#prepare(payload, source);
+    return engine;
+  }
+
+  /** @type {Map<number, {resolve: (value: any) => void, reject: (error: Error) => void}>} */
+  #waiting = new Map();
+  #count = 0;
+  /** @type {Worker} */
+  #worker = /** @type {any} */ (null);
+  /** The newest run that waits until the one before it is done. @type {any} */
+  #next = null;
+  #busy = false;
+
+  /** @param {any} payload @param {string} source */
+  async #prepare(payload, source) {
+    this.payload = payload;
+    const { network, weights, preprocess, images, references } = payload;
+    const values = await unpackWeights(weights, network.layers);
+    this.network = new Network(network, values);
+    /** @type {import("./preprocess.js").Preprocessing} */
+    this.preprocessing = { ...preprocess, scale: await unpack(preprocess.scale), offset: await unpack(preprocess.offset) };
+    const size = volume(network.input);
+    /** The test images as pixels, uint8 (n·h·w·c). @type {Uint8Array} */
+    this.pixels = images.pixels ? await unpack(images.pixels) : new Uint8Array();
+    /** @type {Float32Array} */
+    this.recorded = images.pixels ? await unpack(images.probabilities) : new Float32Array();
+    this.references = { ...references, inputs: await unpack(references.inputs), pixels: await unpack(references.pixels), values: await unpack(references.values) };
+    const count = images.sample ?? 0;
+    const prepared = new Float32Array(count * size);
+    for (let index = 0; index < count; index += 1) prepared.set(this.image(index), index * size);
+    // What comes into an image from outside when it is moved: black, in the middle of the image.
+    const middle = (Math.floor(payload.input.height / 2) * payload.input.width + Math.floor(payload.input.width / 2)) * payload.input.channels;
+    const ground = scale(new Uint8Array(size), this.preprocessing).slice(middle, middle + payload.input.channels);
+    this.ground = ground;
+    const url = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
+    this.#worker = new Worker(url);
+    this.#worker.onmessage = ({ data: { id, result, error, note } }) => {
+      const one = this.#waiting.get(id);
+      if (note !== undefined) return /** @type {any} */ (one)?.noted?.(note);
+      this.#waiting.delete(id);
+      if (error) one?.reject(new Error(error));
+      else one?.resolve(result);
+    };
+    this.#worker.onerror = (event) => {
+      for (const { reject } of this.#waiting.values()) reject(new Error(event.message));
+    };
+    await this.ask("start", { description: network, weights: values, images: prepared, labels: (images.labels ?? []).slice(0, count), ground, temperature: payload.temperature });
+    URL.revokeObjectURL(url);
+  }
+
+  /**
+   * Asks the Worker for something.
+   * @param {string} task @param {any} given @param {(note: any) => void} [noted] told of what comes before the answer
+   * @returns {Promise<any>}
+   */
+  ask(task, given, noted) {
+    const id = (this.#count += 1);
+    return new Promise((resolve, reject) => {
+      this.#waiting.set(id, /** @type {any} */ ({ resolve, reject, noted }));
+      this.#worker.postMessage({ id, task, given });
+    });
+  }
+
+  /** Ends the Worker. */
+  stop() {
+    this.#worker.terminate();
+  }
+
+  /** A test image as the network takes it. @param {number} index */
+  image(index) {
+    const size = volume(this.network.input);
+    return scale(this.pixels.subarray(index * size, (index + 1) * size), this.preprocessing);
+  }
+
+  /**
+   * What the network makes of a prepared image. Of several that wait only the newest is computed; those that it
+   * takes the place of give null.
+   * @param {Float32Array} image
+   * @param {{changes?: Changes, all?: boolean}} [options]
+   * @returns {Promise<{probabilities: Float32Array | null, logits: Float32Array | null, image: Float32Array, outputs?: import("./network.js").Outputs} | null>}
+   */
+  async run(image, { changes = {}, all = false } = {}) {
+    const known = this.knownFor(image);
+    if (this.#busy) {
+      this.#next?.resolve(null);
+      const go = await new Promise((resolve) => (this.#next = { resolve }));
+      if (!go) return null;
+    }
+    this.#busy = true;
+    try {
+      return await this.ask("run", { image, changes, all, known });
+    } finally {
+      this.#busy = false;
+      const next = this.#next;
+      this.#next = null;
+      next?.resolve(true);
+    }
+  }
+
+  /** What Python recorded of layers that are not live, if an image is one of the references. @param {Float32Array} image */
+  knownFor(image) {
+    const size = volume(this.network.input);
+    const { inputs } = this.references;
+    for (let which = 0; which * size < inputs.length; which += 1) {
+      if (image.every((value, at) => value === inputs[which * size + at])) return this.recordedOutputs(which);
+    }
+    return [];
+  }
+
+  /** The outputs that a reference image's layers that are not live have. @param {number} which */
+  recordedOutputs(which) {
+    /** @type {import("./network.js").Outputs} */
+    const known = this.network.layers.map(() => null);
+    this.#eachRecorded(which, (layer, values) => {
+      if (!layer.live) known[layer.index] = values;
+    });
+    return known;
+  }
+
+  /** @param {number} which @param {(layer: import("./network.js").Layer, values: Float32Array) => void} visit */
+  #eachRecorded(which, visit) {
+    const { counts, values } = this.references;
+    const all = counts.reduce((/** @type {number} */ a, /** @type {number} */ b) => a + b, 0);
+    let from = which * all;
+    this.network.layers.forEach((layer, index) => visit(layer, values.subarray(from, (from += counts[index]))));
+  }
+
+  /**
+   * Holds every layer against what Python recorded for the reference images: the largest difference, as a fraction
+   * of the layer's largest value.
+   * @returns {Promise<{worst: number, layer: string, perLayer: number[], images: number}>}
+   */
+  async check() {
+    const size = volume(this.network.input);
+    const { inputs } = this.references;
+    const perLayer = this.network.layers.map(() => 0);
+    const images = inputs.length / size;
+    for (let which = 0; which < images; which += 1) {
+      const image = inputs.slice(which * size, (which + 1) * size);
+      const { outputs } = await this.ask("run", { image, changes: {}, all: true, known: this.recordedOutputs(which) });
+      this.#eachRecorded(which, (layer, values) => {
+        const own = outputs[layer.index];
+        if (!layer.live) return;
+        const difference = own ? relativeDifference(own, values) : Infinity;
+        perLayer[layer.index] = Math.max(perLayer[layer.index], difference);
+      });
+    }
+    const worst = Math.max(0, ...perLayer);
+    return { worst, layer: this.network.layers[perLayer.indexOf(worst)]?.name ?? "", perLayer, images };
+  }
+
+  /**
+   * How many of the embedded test images are right with these changes.
+   * @param {{changes?: Changes, most?: number}} [options]
+   * @returns {Promise<{accuracy: number, count: number, confusion: number[][], predictions: number[], probabilities: Float32Array} | null>}
+   */
+  evaluate({ changes = {}, most } = {}) {
+    return this.ask("evaluate", { changes, most });
+  }
+}
+
+/** @param {Float32Array} own @param {Float32Array} recorded evenly spread over it */
+function relativeDifference(own, recorded) {
+  let largest = 0;
+  let difference = 0;
+  for (let place = 0; place < recorded.length; place += 1) {
+    const value = own[Math.floor((place * own.length) / recorded.length)];
+    largest = Math.max(largest, Math.abs(recorded[place]));
+    const gap = Math.abs(value - recorded[place]);
+    difference = gap > difference || Number.isNaN(gap) ? gap : difference;
+  }
+  return difference / Math.max(largest, 1e-6);
+}

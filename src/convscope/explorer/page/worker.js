@@ -1,0 +1,128 @@
+// What the Worker does for the page: the network's work, away from the page, so that the page never stops.
+
+import { Network, volume } from "./network.js";
+import { alter } from "./preprocess.js";
+
+/** @type {Network} */
+let network;
+/** @type {{images: Float32Array, labels: number[], count: number, ground: Float32Array, temperature: number}} */
+let test;
+/** The inputs of the layers that a change reaches, of all test images. @type {{key: string, known: import("./network.js").Outputs}} */
+let kept = { key: "", known: [] };
+
+const KEPT_VALUES = 2 ** 26;
+
+const TASKS = {
+  /** @param {any} given */
+  start({ description, weights, images, labels, ground, temperature }) {
+    network = new Network(description, weights);
+    test = { images, labels, count: labels.length, ground, temperature };
+    return true;
+  },
+
+  /** @param {any} given */
+  run({ image, changes, all, known }) {
+    const altered = alter(image, network.input, test.ground, changes);
+    const outputs = network.forward(altered, 1, changes, { known });
+    const last = outputs[network.last];
+    return {
+      image: altered,
+      logits: network.logits(outputs, 1, changes),
+      probabilities: last && calibrated(last),
+      outputs: all ? outputs : undefined,
+    };
+  },
+
+  /** @param {any} given */
+  evaluate({ changes, most }) {
+    const count = Math.min(test.count, most ?? test.count);
+    const classes = network.layers[network.last].shape[0];
+    const confusion = Array.from({ length: classes }, () => new Array(classes).fill(0));
+    const predictions = [];
+    const probabilities = predict(changes, count);
+    if (!probabilities) return null;
+    let right = 0;
+    for (let index = 0; index < count; index += 1) {
+      const row = probabilities.subarray(index * classes, (index + 1) * classes);
+      const guess = row.indexOf(row.reduce((a, b) => Math.max(a, b)));
+      predictions.push(guess);
+      confusion[test.labels[index]][guess] += 1;
+      right += Number(guess === test.labels[index]);
+    }
+    return { accuracy: right / count, count, confusion, predictions, probabilities };
+  },
+};
+
+/** Softer or sharper probabilities, as the run's calibration decided. @param {Float32Array} probabilities */
+function calibrated(probabilities) {
+  const classes = network.layers[network.last].shape[0];
+  if (test.temperature === 1) return probabilities.slice();
+  const made = new Float32Array(probabilities.length);
+  for (let first = 0; first < made.length; first += classes) {
+    const row = Array.from(probabilities.subarray(first, first + classes), (value) => Math.log(Math.max(value, 1.17549435e-38)) / test.temperature);
+    const highest = Math.max(...row);
+    const powers = row.map((value) => Math.exp(value - highest));
+    const total = powers.reduce((a, b) => a + b, 0);
+    made.set(powers.map((power) => power / total), first);
+  }
+  return made;
+}
+
+/** The probabilities of the first test images; only what the changes reach is computed again. @param {any} changes @param {number} count */
+function predict(changes, count) {
+  const size = volume(network.input);
+  const images = new Float32Array(count * size);
+  const altersImage = Boolean(changes.noise?.sigma || changes.turn || changes.shift?.some(Boolean));
+  for (let index = 0; index < count; index += 1) {
+    const image = test.images.subarray(index * size, (index + 1) * size);
+    images.set(altersImage ? alter(image, network.input, test.ground, changes, index) : image, index * size);
+  }
+  const affected = network.affected(changes);
+  const entering = new Set(network.layers.flatMap((layer) => (affected[layer.index] ? layer.inputs : [])).filter((input) => input >= 0 && !affected[input]));
+  if (!affected.some(Boolean)) entering.add(network.last);
+  const frontier = [...entering].sort((a, b) => a - b);
+  const values = frontier.reduce((sum, index) => sum + volume(network.shape(index)), 0) * count;
+  const batch = 8;
+  const classes = network.layers[network.last].shape[0];
+  const made = new Float32Array(count * classes);
+  const keep = frontier.length > 0 && values <= KEPT_VALUES;
+  const key = JSON.stringify([frontier, count]);
+  if (keep && kept.key !== key) {
+    kept = { key, known: network.layers.map(() => null) };
+    for (const index of frontier) kept.known[index] = new Float32Array(count * volume(network.shape(index)));
+    for (let first = 0; first < count; first += batch) {
+      const some = Math.min(batch, count - first);
+      const outputs = network.forward(test.images.subarray(first * size, (first + some) * size), some, {}, { only: frontier });
+      for (const index of frontier) {
+        const own = outputs[index];
+        if (!own) return null;
+        kept.known[index]?.set(own, first * volume(network.shape(index)));
+      }
+    }
+  }
+  for (let first = 0; first < count; first += batch) {
+    const some = Math.min(batch, count - first);
+    /** @type {import("./network.js").Outputs} */
+    const known = [];
+    if (keep) {
+      for (const index of frontier) {
+        const length = volume(network.shape(index));
+        known[index] = /** @type {Float32Array} */ (kept.known[index]).subarray(first * length, (first + some) * length);
+      }
+    }
+    const outputs = network.forward(images.subarray(first * size, (first + some) * size), some, changes, { known, only: [network.last] });
+    const last = outputs[network.last];
+    if (!last) return null;
+    made.set(calibrated(last), first * classes);
+  }
+  return made;
+}
+
+self.onmessage = ({ data: { id, task, given } }) => {
+  try {
+    const result = TASKS[/** @type {keyof TASKS} */ (task)](given);
+    self.postMessage({ id, result });
+  } catch (error) {
+    self.postMessage({ id, error: String(/** @type {any} */ (error)?.stack ?? error) });
+  }
+};

@@ -1,0 +1,285 @@
+"""A run → everything that its page carries: the network, its weights, images, and what Python computed."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convscope.contents import Contents, read_contents
+from convscope.explorer.layers import Layer, read_layers
+from convscope.inspection import LayerDescription, describe, feature_maps
+from convscope.lowering.graph import read_graph
+from convscope.preprocessing import Preprocess
+
+Array = NDArray[Any]
+
+IMAGES, WORST = 200, 24
+# Bytes of test images, before they are compressed.
+IMAGE_BYTES = 2_500_000
+# What evaluating all images may cost, in multiply-adds: some ten seconds of a browser.
+MOST_PRODUCTS = 25_000_000_000
+REFERENCES = 2
+# Of a layer's values so many are compared, evenly spread, and of all layers so many together.
+COMPARED, ALL_COMPARED = 4096, 150_000
+# A page with more characters carries its kernels as float16, and one that is still larger as int8.
+LARGEST = 8_000_000
+_SEED = 1338
+
+
+def make_payload(
+    run: str | Path | Contents, *, images: int = IMAGES, data: str | Path | None = None
+) -> dict[str, Any]:
+    """Gather what the page of a run carries, as JSON values; arrays are packed by `pack`.
+
+    Of a network whose page would pass 8 MB, the kernels are rounded to float16 or int8, and everything
+    that the page is held against is computed with these.
+    """
+    contents = run if isinstance(run, Contents) else read_contents(run, data=data)
+    bundle = contents.bundle
+    preprocess = bundle.preprocess
+    described = describe(bundle.model)
+    layers = read_layers(read_graph(bundle.model))
+    chosen = _choose(contents, images, described.macs or 0)
+    pictures = {} if contents.images is None else _images(contents, chosen)
+    kernels = sum(array.size for layer in layers for array in layer.weights.values())
+    bits = _bits(kernels, len(str(pictures)))
+    rounded = _round_weights(layers, bits)
+    entries, packed = _pack_weights(layers, rounded, bits)
+    return {
+        "title": f"{contents.network_name}, {contents.data_name}",
+        "run": str(contents.path),
+        "classes": list(bundle.class_names),
+        "input": {
+            "height": preprocess.height,
+            "width": preprocess.width,
+            "channels": preprocess.channels,
+        },
+        "temperature": bundle.temperature,
+        "preprocess": _preprocess(preprocess),
+        "network": {
+            "input": [preprocess.height, preprocess.width, preprocess.channels],
+            "layers": [
+                {
+                    "index": index,
+                    "name": layer.call.name,
+                    "type": layer.call.type,
+                    "kind": layer.kind,
+                    "shape": list(layer.shape),
+                    "inputs": list(layer.inputs),
+                    "weights": entry,
+                    "activation": layer.activation,
+                    "settings": dict(layer.settings),
+                    "live": not layer.reason,
+                    "reason": layer.reason,
+                    "shares": layer.shares,
+                    "cost": one.macs or 0,
+                    "parameters": one.parameters,
+                }
+                for index, (layer, entry, one) in enumerate(
+                    zip(layers, entries, described.layers, strict=True)
+                )
+            ],
+        },
+        "weights": {"bits": bits, **packed},
+        "references": _references(contents, layers, chosen),
+        "images": pictures,
+        "unlike": _unlike(bundle),
+    }
+
+
+def _describe(index: int, layer: Layer, weights: Any, described: LayerDescription) -> dict[str, Any]:
+    return {
+        "index": index,
+        "name": layer.call.name,
+        "type": layer.call.type,
+        "kind": layer.kind,
+        "shape": list(layer.shape),
+        "inputs": list(layer.inputs),
+        "weights": weights,
+        "activation": layer.activation,
+        "settings": dict(layer.settings),
+        "live": not layer.reason,
+        "reason": layer.reason,
+        "shares": layer.shares,
+        "cost": described.macs or 0,
+        "parameters": described.parameters,
+    }
+
+
+def pack(array: Array) -> dict[str, Any]:
+    """Put an array into JSON: its bytes, sorted by their significance, compressed, in base64.
+
+    Examples
+    --------
+    >>> pack(np.zeros(3, np.float32))["shape"]
+    [3]
+    """
+    little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    planes = little.view(np.uint8).reshape(-1, array.dtype.itemsize).T  # (bytes of a number, numbers)
+    text = base64.b64encode(gzip.compress(planes.tobytes(), 9, mtime=0)).decode()
+    return {"dtype": array.dtype.name, "shape": list(array.shape), "data": text}
+
+
+def _choose(contents: Contents, most: int, macs: int) -> NDArray[np.int64]:
+    """Choose test images: an even sample first, then the worst errors."""
+    evaluation = contents.test
+    if contents.images is None or evaluation is None:
+        return np.empty(0, np.int64)
+    affordable = (IMAGE_BYTES // contents.images[0].size, MOST_PRODUCTS // max(macs, 1))
+    most = max(1, min(most, *affordable))
+    worst = evaluation.worst_errors(evaluation.images)[: min(WORST, most // 4)]
+    count = min(evaluation.images, most - len(worst) if most < IMAGES else most)
+    sample = np.random.default_rng(_SEED).permutation(evaluation.images)[:count]
+    extra = np.setdiff1d(worst, sample)
+    return np.concatenate([np.sort(sample), extra]).astype(np.int64)
+
+
+def _images(contents: Contents, chosen: NDArray[np.int64]) -> dict[str, Any]:
+    evaluation = contents.test
+    assert evaluation is not None  # noqa: S101  for mypy: there are images of it
+    worst = set(evaluation.worst_errors(WORST).tolist())
+    ordered = bool((np.diff(chosen) > 0).all())
+    sample = len(chosen) if ordered else int(np.argmax(np.diff(chosen) < 0)) + 1
+    return {
+        "pixels": pack(contents.images[chosen]),  # type: ignore[index]  # (n, h, w, c)
+        "labels": evaluation.labels[chosen].tolist(),
+        "names": [evaluation.name_of(index) for index in chosen.tolist()],
+        "places": chosen.tolist(),
+        "probabilities": pack(evaluation.probabilities[chosen].astype(np.float32)),  # (n, classes)
+        "sample": sample,
+        "worst": [place for place, index in enumerate(chosen.tolist()) if index in worst],
+        "all": evaluation.images,
+        "accuracy": evaluation.accuracy,
+    }
+
+
+def _preprocess(preprocess: Preprocess) -> dict[str, Any]:
+    return {
+        "height": preprocess.height,
+        "width": preprocess.width,
+        "channels": preprocess.channels,
+        "scaling": preprocess.scaling,
+        "resize": preprocess.resize,
+        "limits": preprocess.limits,
+        "scale": pack(preprocess.scale),
+        "offset": pack(preprocess.offset),
+        "steps": preprocess.describe(),
+    }
+
+
+def _bits(kernels: int, others: int) -> int:
+    """Choose how many bits a weight has, so that the page keeps below its size."""
+    # Compressed float32 takes about 3.6 bytes, float16 1.8, int8 0.9; base64 four characters for three.
+    room = (LARGEST - others - 6 * ALL_COMPARED) * 3 / 4
+    return next((bits for bits in (32, 16) if kernels * bits / 8 * 0.93 < room), 8)
+
+
+def _round_weights(layers: Sequence[Layer], bits: int) -> list[dict[str, Array]]:
+    """Round kernels, and let the network itself compute with these from now on."""
+    rounded = []
+    for layer in layers:
+        own = {name: _round(value, bits) for name, value in layer.weights.items()}
+        rounded.append(own)
+        if bits < 32 and own and layer.shares is None:
+            layer.call.operation.set_weights(list(own.values()))
+    return rounded
+
+
+def _is_kernel(array: Array) -> bool:
+    return array.ndim > 1
+
+
+def _round(array: Array, bits: int) -> Array:
+    if bits == 32 or not _is_kernel(array):
+        return array
+    if bits == 16:
+        return array.astype(np.float16).astype(np.float32)
+    whole, scale = _quantize(array)
+    return whole.astype(np.float32) * scale
+
+
+def _quantize(array: Array) -> tuple[Array, Array]:
+    """Write a kernel as int8 times a float32 for each place of its last axis longer than 1."""
+    axis = max((axis for axis, length in enumerate(array.shape) if length > 1), default=array.ndim - 1)
+    others = tuple(one for one in range(array.ndim) if one != axis)
+    scale = (np.abs(array).max(axis=others, keepdims=True) / 127).astype(np.float32)
+    whole = np.round(array / np.where(scale > 0, scale, 1)).astype(np.int8)
+    return whole, scale
+
+
+def _pack_weights(
+    layers: Sequence[Layer], rounded: Sequence[dict[str, Array]], bits: int
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Put all weights behind each other; a layer's entries say where each of its own begins."""
+    exact: list[Array] = []
+    short: list[Array] = []
+    entries: list[dict[str, Any]] = []
+    position = 0
+    for layer, own in zip(layers, rounded, strict=True):
+        if layer.shares is not None:
+            entries.append(entries[layer.shares])
+            continue
+        entry: dict[str, Any] = {}
+        for name, array in own.items():
+            entry[name] = {"shape": list(array.shape), "start": position}
+            position += array.size
+            if bits == 32 or not _is_kernel(array):
+                exact.append(array.ravel())
+                continue
+            entry[name]["bits"] = bits
+            if bits == 16:
+                short.append(array.astype(np.float16).ravel())
+            else:
+                whole, scale = _quantize(layer.weights[name])
+                short.append(whole.ravel())
+                exact.append(scale.ravel())
+                entry[name]["scales"] = scale.size
+        entries.append(entry)
+    packed = {"exact": pack(np.concatenate([np.zeros(0, np.float32), *exact]))}
+    if short:
+        packed["short"] = pack(np.concatenate(short))
+    return entries, {"count": position, **packed}
+
+
+def _references(contents: Contents, layers: Sequence[Layer], chosen: NDArray[np.int64]) -> dict[str, Any]:
+    """Run some images through the network as Keras does, and keep some values of every layer.
+
+    Of a layer that the page does not compute all values are kept, so that it can show them.
+    """
+    bundle = contents.bundle
+    preprocess = bundle.preprocess
+    shape = (preprocess.height, preprocess.width, preprocess.channels)
+    if contents.images is None or not len(chosen):
+        pixels = np.random.default_rng(_SEED).integers(0, 256, (REFERENCES, *shape), np.uint8)
+        places = [-1] * REFERENCES
+    else:
+        first = np.unique([len(chosen) - 1, 0])[::-1][:REFERENCES]  # the worst error and a common one
+        pixels, places = contents.images[chosen[first]], first.tolist()
+    inputs = preprocess.apply(pixels)
+    most = max(64, min(COMPARED, ALL_COMPARED // max(len(layers), 1)))
+    values: list[Array] = []
+    counts: list[int] = []
+    for image in inputs:
+        for layer, maps in zip(layers, feature_maps(bundle.model, image), strict=True):
+            flat = maps.values.astype(np.float32).ravel()
+            count = flat.size if layer.reason else min(flat.size, most)
+            values.append(flat[np.arange(count) * flat.size // count])
+            counts.append(count)
+    return {
+        "pixels": pack(pixels),  # (k, h, w, c)
+        "places": places,
+        "counts": counts[: len(layers)],
+        "values": pack(np.concatenate(values)),
+        "inputs": pack(np.moveaxis(inputs, 1, -1) if preprocess.data_format == "channels_first" else inputs),
+    }
+
+
+def _unlike(bundle: Any) -> dict[str, Any] | None:
+    """Give what `predict` warns by: the ranges of training images."""
+    return None if bundle.statistics is None else bundle.statistics.to_json()
