@@ -123,6 +123,19 @@ def test_factors_that_nobody_would_follow_are_refused(
         convscope.fit(model, x, y, verbose=0, engine=engine, rate_factors=factors)
 
 
+def test_a_network_that_cannot_be_lowered_is_trained_at_one_rate() -> None:
+    model, twin = small_model("sgd"), small_model("sgd")
+    x, y = np.ones((8, 6), np.float32), np.eye(3, dtype=np.float32)[np.arange(8) % 3]
+    for one in (model, twin):
+        one.compile("sgd", "categorical_crossentropy", run_eagerly=True)
+    with pytest.warns(UserWarning, match=r"^Training with Keras's own fit\. .*All layers learn at one rate"):
+        history = convscope.fit(model, x, y, verbose=0, seed=1, rate_factors=FACTORS)
+    assert history.engine == "keras"
+    convscope.fit(twin, x, y, verbose=0, seed=1, engine="keras")
+    for one, other in zip(model.get_weights(), twin.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def blobs(generator: np.random.Generator, count: int, far: float = 2.0) -> tuple[np.ndarray, np.ndarray]:
     """Features of classes 0 and 2 of three; class 1 has no images."""
     labels = np.arange(count) % 2 * 2

@@ -108,7 +108,8 @@ sample_weight, initial_epoch, steps_per_epoch, validation_steps, validation_batc
         :mod:`convscope.training.schedules`.
     rate_factors : dict of str to float, or None
         What the learning rate is multiplied by in a layer, by its name; 1 where none is given. Lower rates
-        for earlier layers suit a network that was trained before. Only the fast engine knows them.
+        for earlier layers suit a network that was trained before. Only the fast engine knows them: where a
+        model cannot be lowered, all layers learn at one rate, and the line that says why says that too.
     listeners : sequence of callables
         Each takes every event of :mod:`convscope.training.events`.
     on_divergence : {"continue", "raise"}
@@ -226,8 +227,8 @@ def _run(request: FitRequest) -> keras.callbacks.History:
             reason = reason_of(error)
         else:
             return engine.run()
-    if request.rate_factors:
-        hint = "Leave out rate_factors, or engine='keras'." if reason is None else reason
+    if request.rate_factors and reason is None:
+        hint = "Leave out rate_factors, or engine='keras'."
         raise UsageError(expected_got("the fast engine for rate_factors", "Keras's own fit", hint))
     if reason is not None:
         request.say_that_keras_trains(reason)

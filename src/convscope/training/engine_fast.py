@@ -193,7 +193,7 @@ class FastEngine:
 
     def _give_up(self, error: Exception) -> None:
         """Go on by Keras's own steps, in the same loop: no callback is called twice, no batch is lost."""
-        if self._request.engine == "fast" or self._request.rate_factors or is_mistake(error):
+        if self._request.engine == "fast" or is_mistake(error):
             raise error
         self._reason = reason_of(error)
         self._request.say_that_keras_trains(self._reason)

@@ -81,6 +81,8 @@ class FitRequest:
         text = f"Training with Keras's own fit. {reason}"
         if self.precision == "bfloat16":
             text += " It computes in the model's own types, not in bfloat16."
+        if self.rate_factors:
+            text += " All layers learn at one rate: Keras's optimizers know no other."
         self.notify(Notice(text))
         if not self.listeners:  # nobody has heard it
             warnings.warn(text, stacklevel=4)
