@@ -14,7 +14,7 @@ export CONVSCOPE_DATA ?= $(abspath ../shared/datasets)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all test-backends lint bench clean
+.PHONY: help run test test-all test-backends lint types bench clean
 
 help: ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -35,6 +35,15 @@ lint: $(VENV)/.dev ## Check style and types
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory types; \
+		else echo "npm is not here: the types of the explorer's scripts were not checked."; fi
+
+types: .ci/types/node_modules/.package-lock.json ## Check the types in the explorer's scripts (part of lint; needs npm)
+	cd .ci/types && node_modules/.bin/tsc
+
+.ci/types/node_modules/.package-lock.json: .ci/types/package-lock.json
+	cd .ci/types && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $@
 
 bench: $(PEERS)/.installed ## Measure speed against Keras, PyTorch, ONNX Runtime, JAX and TensorFlow (takes a while)
 	$(PEERS)/bin/python benchmarks/throughput.py
@@ -44,7 +53,7 @@ bench: $(PEERS)/.installed ## Measure speed against Keras, PyTorch, ONNX Runtime
 	$(PEERS)/bin/python benchmarks/zoo.py
 
 clean: ## Remove the environments and everything that can be made again; runs stay
-	rm -rf .venv .venv-* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* .ci/types/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
