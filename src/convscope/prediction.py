@@ -62,6 +62,8 @@ class Prediction:
         How far it is from them in the network's features; None where that is not known.
     pixels : ndarray of shape (height, width, channels), uint8
         The image in the size that the network takes.
+    probabilities : ndarray of shape (classes,), float32
+        Of all classes, by position.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Prediction:
     drift_warnings: tuple[str, ...]
     distance: float | None
     pixels: NDArray[np.uint8] = field(repr=False, compare=False)
+    probabilities: NDArray[np.float32] = field(repr=False, compare=False)
 
     @property
     def label(self) -> str:
@@ -123,8 +126,8 @@ class _Source:
 
 
 @dataclass(frozen=True, eq=False)
-class _Input:
-    """An image in the size that the network takes."""
+class Input:
+    """An image in the size that the network takes: (h, w, c)."""
 
     name: str
     pixels: NDArray[np.uint8] = field(repr=False)
@@ -205,21 +208,29 @@ def _predict(
     while chunk := list(islice(sources, CHUNK)):
         with quiet_pillow():
             read = [source if isinstance(source, Failure) else _read(source, bundle) for source in chunk]
-        predictions = iter(_judge(bundle, [one for one in read if not isinstance(one, Failure)], threshold))
+        predictions = iter(judge(bundle, [one for one in read if not isinstance(one, Failure)], threshold))
         for one in read:
             yield one if isinstance(one, Failure) else next(predictions)
 
 
-def _read(source: _Source, bundle: Bundle) -> _Input | Failure:
+def _read(source: _Source, bundle: Bundle) -> Input | Failure:
     """Read one image and bring it to size."""
     try:
-        image = decode(source.read(), source.name, bundle.preprocess.depth)
+        return read_input(source.read(), source.name, bundle)
     except ImageError as error:
         return Failure(source.name, str(error))
-    return _Input(source.name, bundle.preprocess.resize_to_input([image])[0])
 
 
-def _judge(bundle: Bundle, inputs: Sequence[_Input], threshold: float) -> list[Prediction]:
+def read_input(raw: bytes, name: str, bundle: Bundle) -> Input | Failure:
+    """Decode an image file and bring it to size; call it inside ``quiet_pillow``."""
+    try:
+        image = decode(raw, name, bundle.preprocess.depth)
+    except ImageError as error:
+        return Failure(name, str(error))
+    return Input(name, bundle.preprocess.resize_to_input([image])[0])
+
+
+def judge(bundle: Bundle, inputs: Sequence[Input], threshold: float = 0.0) -> list[Prediction]:
     """Ask the network, and compare with the training images."""
     if not inputs:
         return []
@@ -231,7 +242,7 @@ def _judge(bundle: Bundle, inputs: Sequence[_Input], threshold: float) -> list[P
     for one, row, odd, far in zip(inputs, probabilities, drift_warnings, measured, strict=True):
         order = np.argsort(-row, kind="stable")[:RANKED]
         ranked = tuple((bundle.class_names[index], float(row[index])) for index in order)
-        predictions.append(Prediction(one.name, ranked, ranked[0][1] < threshold, odd, far, one.pixels))
+        predictions.append(Prediction(one.name, ranked, ranked[0][1] < threshold, odd, far, one.pixels, row))
     return predictions
 
 

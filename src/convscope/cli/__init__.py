@@ -3,11 +3,12 @@
     program.py    the commands by their names      parsing.py    what is typed: shared options, readers
     training.py   train, resume                    output.py     tables, sentences, JSON
     exercise.py   the exercise                     startup.py    soon ready, soon gone
-    lessons.py    its notebooks, grading, quiz     datasets.py   data list | fetch | info | check
+    lessons.py    its notebooks, grading, quiz     datasets.py   data list | fetch | info | check | undo
     judging.py    evaluate, compare, report, runs
     inspecting.py shapes, arithmetic, a look inside a run; doctor
     predicting.py predict, export                  waiting.py    what is busy, until it is done
-    embedding.py  embed                          exploring.py  explore
+    embedding.py  embed                            exploring.py  explore
+    serving.py    serve
 
 Exit codes: 0 done; 1 an error of the program's own; 2 a wrong command or argument; 3 data or run missing,
 unreadable or wrong, or a disk that refuses; 4 training diverged; 130 interrupted.

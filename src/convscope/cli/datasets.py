@@ -1,4 +1,4 @@
-"""``convscope data list | fetch | info``."""
+"""``convscope data list | fetch | info | check | undo``."""
 
 from __future__ import annotations
 
@@ -89,6 +89,24 @@ def check(
         if not report.meaningless:  # else the error that follows says so
             say(f"Verdict: {report.verdict}")
     _refuse_meaningless(report)
+
+
+@app.command()
+def undo(
+    folder: Annotated[Path, typer.Argument(help="What `convscope serve RUN --keep` was given.")],
+    json: Json = False,
+) -> None:
+    """Take back the latest corrected label; its file is moved into undone/.
+
+    Example: convscope data undo corrections
+    """
+    from convscope.data.corrections import UNDONE, undo_correction
+
+    undone, left = undo_correction(folder)
+    if json:
+        show_json({"file": undone.name, "label": undone.label, "left": left})
+    else:
+        say(f"Taken back: {undone.label!r}, now in {folder / UNDONE / undone.name}. {left:,} left.")
 
 
 def check_first(name: str, reading: dict[str, Any], quiet: bool) -> Dataset | None:

@@ -25,6 +25,7 @@ from convscope.cli import (
     inspecting,
     judging,
     predicting,
+    serving,
     training,
 )
 from convscope.cli.output import fail, say, show_help
@@ -54,6 +55,7 @@ app.command("inspect")(inspecting.inspect)
 app.command("predict")(predicting.predict)
 app.command("embed")(embedding.embed)
 app.command("export")(predicting.export)
+app.command("serve")(serving.serve)
 app.command("doctor")(inspecting.doctor)
 app.add_typer(datasets.app, name="data")
 

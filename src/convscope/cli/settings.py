@@ -47,9 +47,15 @@ def read_settings(data: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], 
 
 
 def settle(
-    data: str, given: Mapping[str, Any], *, workers: int | None = None, quiet: bool = False
+    data: str,
+    given: Mapping[str, Any],
+    *,
+    workers: int | None = None,
+    add: Path | None = None,
+    quiet: bool = False,
 ) -> tuple[ExperimentConfig, Dataset]:
-    """Read the data, and take for each setting that was left open what suits them."""
+    """Read the data and corrections to add; take for each setting that was left open what suits them."""
+    from convscope.data.corrections import add_corrections, read_corrections
     from convscope.data.loading import load
     from convscope.experiment import ExperimentConfig
     from convscope.networks import pretrained
@@ -73,7 +79,11 @@ def settle(
     _require_weights(early, scaling)
     reading = {**_size_of_network(early, data), **early.reading}
     reading_options = {"resize": early.resize, "workers": workers, **reading}
+    corrections = [] if add is None else read_corrections(add)  # before the images, which are many
     dataset = check_first(data, reading_options, quiet=quiet) or load(data, **reading_options)
+    if add is not None:
+        reading["add"] = [str(add.absolute()), len(corrections)]
+        dataset = add_corrections(dataset, add, len(corrections), early.resize)
     if base is None or (recipe is None and pretrained.is_pretrained(base.network)):
         own_size = None if base is None else base.size
         base = replace(suggest(dataset, early.network if network or base else None), size=own_size)

@@ -133,6 +133,10 @@ def train(
         int | None,
         typer.Option(help="Cross-validation: a network for each fold, tested on the images it never saw."),
     ] = None,
+    add: Annotated[
+        Path | None,
+        typer.Option(help="A folder of corrected labels, as `convscope serve RUN --keep` writes it."),
+    ] = None,
     preflight: Annotated[
         bool, typer.Option(help="First see whether a copy of the network overfits one batch.")
     ] = True,
@@ -153,6 +157,7 @@ def train(
     if folds is not None and folds < 2:
         raise UsageError(expected_got("folds of at least 2", folds))
     refuse_both("--folds", folds, "--seeds", seeds if seeds > 1 else None)
+    refuse_both("--folds", folds, "--add", add)
     given = {
         "network": network, "weights": weights, "recipe": recipe, "epochs": epochs, "within": within,
         "until": until, "patience": patience, "keep": keep, "monitor": monitor, "augment": augment,
@@ -162,7 +167,7 @@ def train(
         "data_format": data_format, "resize": resize, "size": size, "engine": engine,
         "precision": precision, "deterministic": deterministic, "seed": seed, "preflight": preflight,
     }  # fmt: skip
-    config, dataset = settle(data, given, workers=workers, quiet=json)
+    config, dataset = settle(data, given, workers=workers, add=add, quiet=json)
     if not json:
         show_data(dataset)
     options: dict[str, Any] = {

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope.data.builtin import CATALOG, load_mnist_like
+from convscope.data.corrections import add_corrections
 from convscope.data.dataset import Dataset, Names, Split, fingerprint, take_names
 from convscope.data.decode import DEPTH
 from convscope.data.ingest import Collection, ReadOptions, no_progress, open_path
@@ -38,6 +39,7 @@ def load(
     resize: str = "letterbox",
     seed: int = 1338,
     fold: Sequence[int] | None = None,
+    add: str | Path | tuple[str | Path, int] | None = None,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
@@ -65,6 +67,9 @@ def load(
     fold : sequence of three int, optional
         Number of a fold from 1, how many folds there are, and a seed: the fold is the test part then, and all
         other images are training images. A test part that the source brings is left out of both.
+    add : str or Path, optional
+        A folder of corrections, as ``convscope serve RUN --keep`` writes them: further training images. A
+        pair of it and a number takes the first so many of them.
     workers : int, optional
         Threads that decode your images, 0 for none beside the caller's; the data are the same with any
         number. Without it as many as there are cores, up to 8.
@@ -95,6 +100,13 @@ def load(
     ((1437, 28, 28, 1), (360, 28, 28, 1))
     """
     _PROGRESS.info("Reading %s", name)
+    if add is not None:
+        folder, limit = (add, None) if isinstance(add, (str, Path)) else add
+        whole = load(
+            name, path, download, size=size, channels=channels, resize=resize, seed=seed, fold=fold,
+            workers=workers, progress=progress,
+        )  # fmt: skip
+        return add_corrections(whole, Path(folder), limit, resize)
     if fold is not None:
         whole = load(
             name, path, download, size=size, channels=channels, resize=resize, seed=seed,

@@ -1,0 +1,95 @@
+"""``convscope serve``."""
+
+from __future__ import annotations
+
+import ipaddress
+import secrets
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from convscope.cli.output import say, show_json
+from convscope.cli.parsing import Device, Json, find_run_or_export
+from convscope.errors import UsageError, expected_got
+
+SHORTEST_TOKEN = 16
+
+
+def serve(
+    run: Annotated[
+        Path, typer.Argument(parser=find_run_or_export, help="A run, or a folder that export wrote.")
+    ],
+    host: Annotated[
+        str, typer.Option(help="Where to listen: 0.0.0.0 for all that reach this machine.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 for any that is free.")] = 8000,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar="CONVSCOPE_TOKEN",
+            help="What others have to send. [default: none on 127.0.0.1; elsewhere one is made]",
+        ),
+    ] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="Keep corrected labels with their images in this folder.")
+    ] = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A further name under which others reach this machine, such as models.example.org."
+        ),
+    ] = None,
+    _device: Device = None,
+    json: Json = False,
+) -> None:
+    """Serve a network: a page, predictions, corrections.
+
+    Until Ctrl-C or SIGTERM; what was accepted by then is answered. The interface is described at /docs.
+
+    Example: convscope serve runs/my-run --keep corrections
+    """
+    from convscope.environment import require_package
+
+    for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
+        require_package(package, "serve")
+    if token is not None and len(token) < SHORTEST_TOKEN:
+        hint = "Leave it out where one is to be made."
+        raise UsageError(
+            expected_got(f"a token of at least {SHORTEST_TOKEN} characters", f"{len(token)}", hint)
+        )
+    if keep is not None and keep.exists() and not keep.is_dir():
+        raise UsageError(expected_got("a folder for --keep", f"the file {keep}"))
+    from convscope.serving.server import address_of, is_loopback, open_socket
+
+    with open_socket(host, port) as opened:  # before the network is loaded, which takes longer
+        local = is_loopback(opened)
+        made = token is None and not local
+        token = secrets.token_urlsafe(32) if made else token
+        from convscope.data.corrections import Keeper
+        from convscope.export import load_bundle
+        from convscope.serving import create_app, serve
+        from convscope.serving.guard import LOOPBACK, Gate
+
+        everywhere = ipaddress.ip_address(opened.getsockname()[0]).is_unspecified
+        shown = socket.gethostname() if everywhere else host
+        names = {*LOOPBACK, shown.lower(), *(one.lower() for one in name or [])}
+        gate = Gate(tuple(names), opened.getsockname()[1] if local and not name else None, not local, token)
+        app = create_app(
+            load_bundle(run), title=run.resolve().name, gate=gate, keeper=Keeper(keep) if keep else None
+        )
+        address = address_of(opened, shown)
+
+        def ready() -> None:
+            if json:
+                show_json({"run": str(run), "address": address, "token": token if made else None})
+                return
+            say(f"Serving {run} at {address} (Ctrl-C ends it)", whole=True)
+            if made:
+                say(
+                    f"Token, to be sent as a header or typed where a browser asks for a password: {token}",
+                    whole=True,
+                )
+
+        serve(app, opened, ready)
