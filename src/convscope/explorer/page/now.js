@@ -1,0 +1,108 @@
+// What the network makes of the current image: beside every section.
+
+import { element, paint } from "./dom.js";
+import { percent, t } from "./texts.js";
+import { driftWarnings } from "./unlike.js";
+
+/** @typedef {import("./main.js").App} App */
+
+// Up to so many classes all stand in their order, so that a bar moves and not its place; of more, the first ones.
+const ALL = 12;
+const RANKED = 8;
+// The screen reader hears what stays for so long, in milliseconds.
+const CALM = 700;
+
+/**
+ * @param {HTMLElement} root
+ * @param {App} app
+ */
+export function mountNow(root, app) {
+  const { store, classes } = app;
+  const seen = element("canvas", { role: "img" });
+  const size = `${app.size.height} × ${app.size.width} × ${app.size.channels}`;
+  const caption = element("figcaption", {}, element("span", { "data-t": "now.seen" }), ` ${size}`);
+  const top = element("p", { class: "top" });
+  const truth = element("p", { class: "truth-line" });
+  const list = element("ol", { class: "bars" });
+  const rows = Array.from({ length: Math.min(classes.length, classes.length > ALL ? RANKED : ALL) }, () => {
+    const [name, bar, share] = [element("span", { class: "class" }), element("i"), element("b")];
+    const row = element("li", {}, name, element("span", { class: "bar", "aria-hidden": "true" }, bar), share);
+    list.append(row);
+    return { row, name, bar, share };
+  });
+  const warnings = element("ul", { class: "warnings", id: "warnings" });
+  root.append(
+    element("figure", { class: "seen" }, seen, caption),
+    element("div", { class: "verdict-now" }, top, truth),
+    list,
+    warnings,
+  );
+
+  let announcing = 0;
+  const announce = (/** @type {string} */ sentence) => {
+    clearTimeout(announcing);
+    announcing = window.setTimeout(() => {
+      const live = /** @type {HTMLElement} */ (document.getElementById("live"));
+      if (live.textContent !== sentence) live.textContent = sentence;
+    }, CALM);
+  };
+
+  const showImage = () => {
+    const { pixels, image } = store.state;
+    if (!pixels) return;
+    paint(seen, pixels, app.size);
+    seen.setAttribute("aria-label", t("now.seen-label", { size }));
+    const found = blank(image) ? [] : app.unlike ? driftWarnings(pixels, app.size, app.unlike) : [];
+    warnings.replaceChildren(...found.map((sentence) => element("li", {}, sentence)));
+    warnings.hidden = found.length === 0;
+  };
+
+  const showResult = () => {
+    const { result, image } = store.state;
+    if (!result) return;
+    const { probabilities } = result;
+    const order = Array.from(probabilities.keys()).sort((one, other) => probabilities[other] - probabilities[one]);
+    const best = order[0];
+    const shown = classes.length > ALL ? order.slice(0, RANKED) : [...order].sort((one, other) => one - other);
+    shown.forEach((index, place) => {
+      const { row, name, bar, share } = rows[place];
+      name.textContent = classes[index];
+      name.title = classes[index];
+      bar.style.width = `${100 * probabilities[index]}%`;
+      share.textContent = percent(probabilities[index]);
+      row.classList.toggle("best", index === best && !blank(image));
+    });
+    list.setAttribute("aria-label", t("now.probabilities"));
+    if (blank(image)) {
+      top.textContent = t("now.blank");
+      truth.textContent = "";
+      announce("");
+      return;
+    }
+    top.replaceChildren(element("strong", {}, classes[best]), ` ${percent(probabilities[best])}`);
+    truth.textContent = "";
+    truth.className = "truth-line";
+    if (image.kind === "test") {
+      const name = classes[app.images.labels[image.index]];
+      const right = app.images.labels[image.index] === best;
+      truth.textContent = right ? t("now.right", { name }) : t("now.wrong", { name });
+      truth.classList.add(right ? "right" : "wrong");
+    }
+    announce(t("now.announce", { name: classes[best], share: percent(probabilities[best]) }));
+  };
+
+  const title = () => root.setAttribute("aria-label", t("now.title"));
+  store.subscribe((_, changed) => {
+    if (changed.has("language")) title();
+    if (changed.has("pixels") || changed.has("language")) showImage();
+    if (changed.has("result") || changed.has("language")) showResult();
+  });
+  title();
+  showImage();
+  showResult();
+}
+
+/** Tell whether nothing was drawn yet. @param {import("./state.js").ImageChoice} image */
+function blank(image) {
+  return image.kind === "drawing" && image.strokes.length === 0;
+}
