@@ -176,7 +176,7 @@ function showChannels(app, root) {
           click: () => store.set({ channel }),
           dblclick: () => toggle(channel),
         },
-        off ? "0" : String(channel),
+        String(channel),
       ),
     );
   }
@@ -363,7 +363,7 @@ function accuracyPart(app) {
     body.replaceChildren(
       line("change.before", before),
       changed ? line("change.after", after) : "",
-      classes.length <= MOST_CLASSES ? matrix(after.confusion, before.confusion, classes) : "",
+      ...(classes.length <= MOST_CLASSES ? [matrix(after.confusion, before.confusion, classes), element("p", { class: "hint" }, t("change.matrix-hint"))] : []),
     );
   };
   const count = async () => {
@@ -402,7 +402,6 @@ function matrix(now, before, classes) {
     element(
       "table",
       { class: long ? "confusion long" : "confusion" },
-      element("caption", {}, t("change.matrix-hint")),
       element("thead", {}, element("tr", {}, element("th", { class: "corner", scope: "col" }, t("change.corner")), ...classes.map((name) => element("th", { scope: "col", title: name }, element("span", {}, name))))),
       element(
         "tbody",

@@ -7,7 +7,7 @@ import { layStrokes, paintStrokes } from "./drawing.js";
 import { mountDraw } from "./draw.js";
 import { Engine } from "./engine.js";
 import { mountNow } from "./now.js";
-import { prepare, resize } from "./preprocess.js";
+import { resize, scale } from "./preprocess.js";
 import { fromFragment, Store, toFragment } from "./state.js";
 import { LANGUAGES, language, setLanguage, t, translate } from "./texts.js";
 
@@ -48,27 +48,27 @@ const DETAIL = 280;
 
 async function start() {
   const payload = JSON.parse(/** @type {HTMLElement} */ (document.getElementById("payload")).textContent ?? "");
-  const [height, width, channels] = [payload.input.height, payload.input.width, payload.input.channels];
-  const size = { height, width, channels };
-  const images = testImages(payload, height * width * channels);
-  const initial = firstState(images);
+  const size = payload.input;
+  const each = size.height * size.width * size.channels;
+  const initial = firstState();
   const store = new Store({ ...initial });
-  const convention = findConvention(Array.from({ length: images.count }, (_, index) => images.pixels(index)), size);
   applyTheme(store);
   applyLanguage(store);
 
   const engine = await Engine.start(payload);
+  const images = testImages(engine, each);
+  const convention = findConvention(Array.from({ length: images.count }, (_, index) => images.pixels(index)), size);
   const limits = {
     sections: Object.keys(SECTIONS),
     languages: LANGUAGES.map(([code]) => code),
     images: images.count,
     classes: payload.classes.length,
-    pixels: height * width * channels,
+    pixels: each,
     layers: engine.network.layers,
   };
   initial.layer = store.state.layer = engine.network.layers.findIndex((layer) => Object.keys(layer.weights).length > 0 && layer.live);
   if (initial.layer < 0) initial.layer = store.state.layer = 0;
-  if (!images.count) initial.image = store.state.image = { kind: "drawing", strokes: [], fitted: true };
+  if (images.count) initial.image = store.state.image = { kind: "test", index: 0 };
 
   const complain = (/** @type {string} */ sentence) => {
     const place = document.getElementById("picture-problem");
@@ -76,7 +76,7 @@ async function start() {
     place.textContent = sentence;
     place.hidden = !sentence;
   };
-  const toPixels = pixelMaker(payload, size, convention);
+  const toPixels = pixelMaker(engine, images, size, convention);
   const writeLink = () => {
     const fragment = toFragment(store.state, initial);
     try {
@@ -93,7 +93,7 @@ async function start() {
     context.fillStyle = "#fff"; // what is transparent lies on white
     context.fillRect(0, 0, wide, high);
     context.drawImage(source, 0, 0);
-    const pixels = resize(context.getImageData(0, 0, wide, high).data, wide, high, payload.preprocess);
+    const pixels = resize(context.getImageData(0, 0, wide, high).data, wide, high, engine.preprocessing);
     store.set({ image: { kind: "picture", name, pixels: toBase64(pixels) } }, merge);
   };
   /** @type {App} */
@@ -128,13 +128,14 @@ async function start() {
     if (!changed.has("image")) return;
     complain("");
     const pixels = toPixels(state.image);
-    store.set({ pixels, input: scaled(pixels, size, payload) });
+    store.set({ pixels, input: scale(pixels, engine.preprocessing) });
   });
   keepPredicting(app);
   fillTabs(app);
   mountNow(/** @type {HTMLElement} */ (document.getElementById("now")), app);
   followKeys(app);
   followDrops(app);
+  /** @type {any} */ (window).explorer = app;
 
   const arrive = () => store.set({ changes: {}, ...fromFragment(location.hash.slice(1), limits) });
   let waiting = 0;
@@ -144,36 +145,32 @@ async function start() {
     waiting = window.setTimeout(writeLink, LINK_PAUSE);
   });
   window.addEventListener("hashchange", arrive);
-  const arrived = fromFragment(location.hash.slice(1), limits);
-  const first = arrived.image ?? store.state.image;
-  store.state.image = { kind: "drawing", strokes: [[-1]], fitted: true }; // anything else, so that the first one is a change
-  store.set({ ...arrived, image: first });
-  store.past = [];
+  const { image, changes } = store.state;
+  store.begin({ image, changes, ...fromFragment(location.hash.slice(1), limits) });
   show(app, store.state.section);
   await showBadge(app);
   document.documentElement.dataset.ready = "true";
 }
 
-/** @param {any} payload @param {number} each  bytes of an image @returns {TestImages} */
-function testImages(payload, each) {
-  const { images } = payload;
-  const bytes = images ? fromBase64(images.pixels) : new Uint8Array();
-  const count = Math.floor(bytes.length / each);
-  const rows = images?.probabilities ?? [];
+/** @param {Engine} engine @param {number} each  bytes of an image @returns {TestImages} */
+function testImages({ payload, pixels, recorded }, each) {
+  const { labels = [], names = [] } = payload.images;
+  const classes = payload.classes.length;
+  const row = (/** @type {number} */ index) => recorded.subarray(index * classes, (index + 1) * classes);
   return {
-    count,
-    labels: images?.labels ?? [],
-    ids: images?.ids ?? [],
-    pixels: (index) => bytes.subarray(index * each, (index + 1) * each),
-    truth: (index) => rows[index][images.labels[index]],
-    wrong: (index) => rows[index].indexOf(Math.max(...rows[index])) !== images.labels[index],
+    count: labels.length,
+    labels,
+    ids: names,
+    pixels: (index) => pixels.subarray(index * each, (index + 1) * each),
+    truth: (index) => row(index)[labels[index]],
+    wrong: (index) => row(index).indexOf(Math.max(...row(index))) !== labels[index],
   };
 }
 
-/** @param {TestImages} images @returns {import("./state.js").State} */
-function firstState(images) {
+/** @returns {import("./state.js").State} */
+function firstState() {
   return {
-    image: images.count ? { kind: "test", index: 0 } : { kind: "drawing", strokes: [], fitted: true },
+    image: { kind: "drawing", strokes: [], fitted: true },
     changes: {},
     section: "draw",
     layer: 0,
@@ -190,13 +187,13 @@ function firstState(images) {
 
 /**
  * Make a function from what is chosen to uint8 pixels in the network's size.
- * @param {any} payload
+ * @param {Engine} engine
+ * @param {TestImages} images
  * @param {App["size"]} size
  * @param {App["convention"]} convention
  */
-function pixelMaker(payload, size, convention) {
+function pixelMaker(engine, images, size, convention) {
   const { height, width } = size;
-  const images = testImages(payload, height * width * size.channels);
   const detail = Math.ceil(DETAIL / Math.max(height, width));
   const canvas = element("canvas");
   canvas.width = detail * width;
@@ -208,18 +205,8 @@ function pixelMaker(payload, size, convention) {
     const laid = convention && image.fitted ? layStrokes(image.strokes, convention, size, context) : undefined;
     paintStrokes(context, image.strokes, convention?.dark ?? true, laid);
     const { data } = context.getImageData(0, 0, canvas.width, canvas.height);
-    return resize(data, canvas.width, canvas.height, payload.preprocess);
+    return resize(data, canvas.width, canvas.height, engine.preprocessing);
   };
-}
-
-/** Scale pixels of the network's size as the network takes them. @param {Uint8ClampedArray} pixels @param {App["size"]} size @param {any} payload */
-function scaled(pixels, { height, width, channels }, payload) {
-  const rgba = new Uint8ClampedArray(4 * height * width);
-  for (let pixel = 0; pixel < height * width; pixel++) {
-    for (let channel = 0; channel < 3; channel++) rgba[4 * pixel + channel] = pixels[pixel * channels + Math.min(channel, channels - 1)];
-    rgba[4 * pixel + 3] = 255;
-  }
-  return prepare(rgba, width, height, payload.preprocess);
 }
 
 /** Predict whenever image or network changes: one run at a time, the newest state next. @param {App} app */

@@ -1,7 +1,7 @@
 // What the network makes of the current image: beside every section.
 
 import { element, paint } from "./dom.js";
-import { percent, t } from "./texts.js";
+import { percent, t, translate } from "./texts.js";
 import { driftWarnings } from "./unlike.js";
 
 /** @typedef {import("./main.js").App} App */
@@ -50,7 +50,7 @@ export function mountNow(root, app) {
   const showImage = () => {
     const { pixels, image } = store.state;
     if (!pixels) return;
-    paint(seen, pixels, app.size);
+    paint(seen, alteredPixels(app) ?? pixels, app.size);
     seen.setAttribute("aria-label", t("now.seen-label", { size }));
     const found = blank(image) ? [] : app.unlike ? driftWarnings(pixels, app.size, app.unlike) : [];
     warnings.replaceChildren(...found.map((sentence) => element("li", {}, sentence)));
@@ -91,15 +91,28 @@ export function mountNow(root, app) {
     announce(t("now.announce", { name: classes[best], share: percent(probabilities[best]) }));
   };
 
+  translate(root);
   const title = () => root.setAttribute("aria-label", t("now.title"));
   store.subscribe((_, changed) => {
     if (changed.has("language")) title();
-    if (changed.has("pixels") || changed.has("language")) showImage();
+    if (["pixels", "result", "language"].some((key) => changed.has(key))) showImage();
     if (changed.has("result") || changed.has("language")) showResult();
   });
   title();
   showImage();
   showResult();
+}
+
+/** The image with its noise, shift and turn, in grey levels; null for one as it was. @param {App} app */
+function alteredPixels({ store, engine }) {
+  const { result, changes } = store.state;
+  if (!result || !(changes.noise || changes.shift || changes.turn)) return null;
+  const { scale, offset, limits, channels } = engine.preprocessing;
+  return Uint8ClampedArray.from(result.image, (value, at) =>
+    scale.length > channels && limits
+      ? (255 * (value - limits[0])) / (limits[1] - limits[0])
+      : (value - offset[at % offset.length]) / scale[at % scale.length],
+  );
 }
 
 /** Tell whether nothing was drawn yet. @param {import("./state.js").ImageChoice} image */

@@ -29,7 +29,8 @@
  * @property {string} theme
  * @property {Uint8ClampedArray | null} pixels  the image in the network's size, (h, w, c)
  * @property {Float32Array | null} input  the same, scaled as the network takes it
- * @property {{probabilities: Float32Array, logits: Float32Array, outputs?: Float32Array[]} | null} result
+ * @property {{probabilities: Float32Array, logits: Float32Array, image: Float32Array,
+ *   outputs?: (Float32Array | null)[]} | null} result  with image as the changes made it
  */
 
 /** @type {(keyof State)[]} */
@@ -68,6 +69,14 @@ export class Store {
       this.merging = merge;
     }
     this.#apply(part, changed);
+  }
+
+  /** Begin with a state: there is no way back behind it. @param {Partial<State>} part */
+  begin(part) {
+    this.past = [];
+    this.future = [];
+    this.merging = "";
+    this.#apply(part, new Set(Object.keys(part)));
   }
 
   /** End a merged step: the next one is a step of its own. */

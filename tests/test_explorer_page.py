@@ -1,0 +1,424 @@
+"""The explorer's page in a real browser: opened from a file, drawn on, given pictures, changed, and undone."""
+
+import base64
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convscope.data.drift import TrainingStatistics
+from convscope.evaluation.metrics import wilson_interval
+from convscope.explorer.page import PAGE, fill, write_page
+from convscope.explorer.payload import make_payload
+from convscope.export import load_bundle
+from convscope.prediction import predict_files
+
+pytestmark = pytest.mark.browser
+
+NARROW, WIDE = 390, 1280
+TOLERANCE = 1e-3
+HOSTILE = "</script><img src=x onerror=alert(1)>"
+STATE = "({image: explorer.store.state.image, changes: explorer.store.state.changes})"
+
+
+@pytest.fixture(scope="module")
+def explorer(digits_run, tmp_path_factory):
+    return write_page(digits_run, tmp_path_factory.mktemp("page") / "explorer.html").file
+
+
+@pytest.fixture
+def open_page(browser):
+    """Open a page; whatever it complains of or asks for fails the test."""
+    contexts, complaints, requests = [], [], []
+
+    def open_(file, fragment="", width=WIDE, scheme="light", language="en-GB"):
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=scheme, locale=language
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(Path(file).as_uri() + fragment)
+        page.wait_for_selector("html[data-ready]")
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+def draw_seven(page, fitted=True):
+    """Draw two strokes."""
+    page.get_by_role("button", name="Clear").click()
+    page.locator("#fit").set_checked(fitted)
+    box = page.locator("#canvas").bounding_box()
+
+    def at(x, y):
+        return box["x"] + x * box["width"], box["y"] + y * box["height"]
+
+    for start, end in (((0.25, 0.2), (0.7, 0.22)), ((0.7, 0.22), (0.45, 0.8))):
+        page.mouse.move(*at(*start))
+        page.mouse.down()
+        page.mouse.move(*at(*end), steps=8)
+        page.mouse.up()
+    settle(page)
+
+
+def settle(page):
+    """Wait until the prediction is that of the current image."""
+    page.evaluate(
+        """async () => { for (let before = null; before !== explorer.store.state.result; ) {
+             before = explorer.store.state.result;
+             await new Promise((go) => setTimeout(go, 120)); } }"""
+    )
+
+
+def shown_pixels(page):
+    height, width, channels = page.evaluate(
+        "(({height, width, channels}) => [height, width, channels])(explorer.size)"
+    )
+    values = page.evaluate("Array.from(explorer.store.state.pixels)")
+    return np.array(values, np.uint8).reshape(1, height, width, channels)
+
+
+def probabilities(page):
+    return np.array(page.evaluate("Array.from(explorer.store.state.result.probabilities)"))
+
+
+@pytest.mark.parametrize("fitted", [True, False], ids=["laid as the training images", "as drawn"])
+def test_drawing_is_predicted_as_python_predicts_the_same_pixels(open_page, explorer, digits_run, fitted):
+    page = open_page(explorer)
+    before = probabilities(page)
+    draw_seven(page, fitted)
+    pixels = shown_pixels(page)
+    assert pixels.max() > 200
+    after = probabilities(page)
+    assert np.abs(after - before).max() > 0.01
+    np.testing.assert_allclose(after, load_bundle(digits_run).predict(pixels)[0], atol=TOLERANCE)
+    best = page.locator("#now .best")
+    assert best.locator(".class").inner_text() == str(after.argmax())
+    page.wait_for_function("document.getElementById('live').textContent.startsWith('Most probable')")
+
+
+def test_a_drawing_is_laid_as_the_training_images_are(open_page, explorer, digits_run):
+    page = open_page(explorer)
+    convention = page.evaluate("explorer.convention")
+    assert convention["dark"] is True
+    draw_seven(page)
+    inked = shown_pixels(page)[0, :, :, 0] > 40
+    rows = np.flatnonzero(inked.any(axis=1))
+    assert rows[-1] - rows[0] + 1 == pytest.approx(28 * convention["side"], abs=2)
+    assert rows[0] + rows[-1] == pytest.approx(27, abs=2)
+
+
+def picture_file(folder, shape=(37, 52, 3), name="a picture.png", seed=0):
+    """Write a picture with large and fine structure."""
+    generator = np.random.default_rng(seed)
+    coarse = Image.fromarray(generator.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((shape[1], shape[0]), Image.Resampling.BICUBIC))
+    rough = generator.integers(-20, 20, smooth.shape)
+    pixels = np.clip(smooth + rough, 0, 255).astype(np.uint8)
+    file = folder / name
+    Image.fromarray(pixels if shape[2] == 3 else pixels[..., 0]).save(file)
+    return file
+
+
+@pytest.mark.parametrize("way", ["chosen", "dropped", "pasted"])
+def test_a_picture_is_predicted_as_the_command_predicts_its_file(
+    open_page, explorer, digits_run, tmp_path, way
+):
+    file = picture_file(tmp_path)
+    page = open_page(explorer)
+    if way == "chosen":
+        page.locator("#file").set_input_files(file)
+    else:
+        page.evaluate(
+            """([text, way]) => {
+                 const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+                 const data = new DataTransfer();
+                 data.items.add(new File([bytes], "a.png", { type: "image/png" }));
+                 document.dispatchEvent(way === "dropped"
+                   ? new DragEvent("drop", { dataTransfer: data, bubbles: true })
+                   : new ClipboardEvent("paste", { clipboardData: data, bubbles: true })); }""",
+            [base64.b64encode(file.read_bytes()).decode(), way],
+        )
+    page.wait_for_function("explorer.store.state.image.kind === 'picture'")
+    settle(page)
+    [expected] = predict_files(load_bundle(digits_run), [file])
+    np.testing.assert_array_equal(shown_pixels(page)[0], expected.pixels)
+    shown = probabilities(page)
+    names = page.evaluate("explorer.classes")
+    assert names[shown.argmax()] == expected.label
+    np.testing.assert_allclose(shown.max(), expected.probability, atol=TOLERANCE)
+    by_statistics = [text for text in expected.drift_warnings if not text.startswith("unfamiliar")]
+    assert page.locator("#warnings li").all_inner_texts() == by_statistics
+
+
+def test_what_is_no_picture_is_refused_in_words(open_page, explorer, tmp_path):
+    file = tmp_path / "notes.png"
+    file.write_text("no picture")
+    page = open_page(explorer)
+    before = page.evaluate(STATE)
+    page.locator("#file").set_input_files(file)
+    page.wait_for_selector("#picture-problem:not([hidden])")
+    assert "Expected notes.png to be a picture" in page.locator("#picture-problem").inner_text()
+    assert page.evaluate(STATE) == before
+
+
+def odd_images():
+    """Make images that are odd in one way each, for training images like those of `TrainingStatistics`."""
+    generator = np.random.default_rng(0)
+    train = np.zeros((200, 12, 10, 3), np.uint8)
+    train[:, 3:9, 3:7] = generator.integers(120, 220, (200, 6, 4, 3))
+    one = train[0]
+    rolled = np.roll(one, 3, axis=0)
+    noisy = generator.integers(0, 256, one.shape, dtype=np.uint8)
+    coloured = one.copy()
+    coloured[..., 0] //= 4
+    images = [one, 255 - one, np.zeros_like(one), np.full_like(one, 90), one // 40, rolled, noisy, coloured]
+    images += [np.roll(one, 2, axis=1), one + 30, np.where(one > 0, 255, 30).astype(np.uint8)]
+    return train, np.stack(images)
+
+
+def test_odd_inputs_are_warned_of_in_the_words_of_predict(open_page, explorer):
+    train, images = odd_images()
+    statistics = TrainingStatistics.fit(train)
+    page = open_page(explorer)
+    said = page.evaluate(
+        """([images, size, ranges]) => images.map((pixels) =>
+             modules["unlike.js"].driftWarnings(pixels, size, { ...explorer.unlike, ranges }))""",
+        [
+            images.reshape(len(images), -1).tolist(),
+            {"height": 12, "width": 10, "channels": 3},
+            statistics.to_json()["ranges"],
+        ],
+    )
+    expected = [list(sentences) for sentences in statistics.drift_warnings(images)]
+    assert said == expected
+    assert len({sentence.split(":")[0] for sentences in expected for sentence in sentences}) >= 6
+
+
+def test_steps_are_undone_and_redone(open_page, explorer):
+    page = open_page(explorer)
+    start = page.evaluate(STATE)
+    draw_seven(page)
+    drawn = page.evaluate(STATE)
+    assert len(drawn["image"]["strokes"]) == 2
+    page.keyboard.press("Control+z")
+    assert len(page.evaluate(STATE)["image"]["strokes"]) == 1
+    page.get_by_role("tab", name="Change").click()
+    page.locator("#change-zero").click()
+    assert page.evaluate(STATE)["changes"] == {"zeroed": [{"layer": 0, "channel": 0}]}
+    assert page.locator(".changes li").count() == 1
+    page.locator("#undo").click()
+    assert page.evaluate(STATE)["changes"] == {}
+    page.locator("#redo").click()
+    assert page.evaluate(STATE)["changes"] != {}
+    for _ in range(5):
+        page.keyboard.press("Control+z")
+    assert page.evaluate(STATE) == start
+    assert page.locator("#undo").is_disabled()
+
+
+def test_a_link_leads_back_to_the_same_state(open_page, explorer):
+    page = open_page(explorer)
+    draw_seven(page)
+    page.get_by_role("tab", name="Change").click()
+    page.locator("#change-zero").click()
+    page.locator("#w-kernel-0").fill("0.75")
+    page.locator("#w-kernel-0").press("Enter")
+    page.locator("#change-noise").fill("0.1")
+    page.locator("#change-turn").fill("-20")
+    page.locator("#change-right").fill("2")
+    page.locator("#language").select_option("de")
+    settle(page)
+    page.evaluate("explorer.writeLink()")
+    fragment = "#" + page.evaluate("location.hash").removeprefix("#")
+    again = open_page(explorer, fragment)
+    settle(again)
+    assert again.evaluate(STATE) == page.evaluate(STATE)
+    assert again.evaluate("explorer.store.state.section") == "change"
+    assert again.locator("#tab-change").inner_text() == "Verändern"
+    np.testing.assert_allclose(probabilities(again), probabilities(page), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "fragment",
+    [
+        "#weights=99,kernel,0,1;0,__proto__,0,1;0,kernel,999999999,1;0,kernel,0,NaN",
+        "#test=-1&layer=1e9&channel=NaN&class=77&section=constructor&language=xx&place=-1,2",
+        "#drawing=a,b;1,2&noise=1e99,1&shift=1&turn=Infinity&zeroed=0,-1&off=77",
+        "#picture=%E0%A4%A,AAAA&=&&&x",
+        "#picture=a,AAAA",
+    ],
+)
+def test_a_link_that_names_nothing_changes_nothing(open_page, explorer, fragment):
+    page = open_page(explorer, fragment)
+    assert page.evaluate(STATE)["changes"] == {}
+    assert page.evaluate("explorer.store.state.section") == "draw"
+    assert page.locator("#badge.good").count() == 1
+
+
+def test_a_zeroed_channel_costs_as_much_as_in_keras(open_page, explorer, digits_run):
+    page = open_page(explorer, "#section=change&zeroed=0,2;0,5")
+    page.wait_for_function("document.querySelectorAll('.score').length === 2")
+    bundle = load_bundle(digits_run)
+    layer = bundle.model.layers[0]
+    kernel, bias = layer.get_weights()
+    kernel[..., [2, 5]] = 0
+    bias[[2, 5]] = 0
+    layer.set_weights([kernel, bias])
+    count = page.evaluate("explorer.payload.images.sample")
+    values = page.evaluate("Array.from(explorer.engine.pixels)")
+    images = np.array(values, np.uint8).reshape(-1, *bundle.preprocess.input_shape)[:count]
+    labels = np.array(page.evaluate("explorer.payload.images.labels"))[:count]
+    right = int((bundle.predict(images).argmax(axis=1) == labels).sum())
+    low, high = (f"{100 * bound:.1f}" for bound in wilson_interval(right, count))
+    score = page.locator(".score").nth(1).inner_text()
+    assert f"{right} of {count}; 95 % interval {low} % to {high} %" in score
+    cells = page.locator(".confusion td").all_inner_texts()
+    assert sum(int(text) for text in cells if text) == count
+
+
+def test_a_weight_and_a_filter_are_set_and_named(open_page, explorer):
+    page = open_page(explorer, "#section=change")
+    page.locator("#w-bias-0").fill("0.5")
+    page.locator("#w-bias-0").press("Enter")
+    assert page.evaluate(STATE)["changes"]["weights"] == [
+        {"layer": 0, "name": "bias", "index": 0, "value": 0.5}
+    ]
+    page.locator("#filter-kernel").select_option("vertical")
+    assert len(page.evaluate(STATE)["changes"]["weights"]) == 26
+    lines = page.locator(".changes li span").all_inner_texts()
+    assert [re.sub(r"conv2d\w*", "conv2d", line) for line in lines] == [
+        lines[0].replace(lines[0].split(":")[0], "conv2d"),
+        "conv2d: 25 numbers of kernel",
+    ]
+    page.locator(".changes button").first.click()
+    assert len(page.evaluate(STATE)["changes"]["weights"]) == 25
+    page.locator("#reset").click()
+    assert page.evaluate(STATE)["changes"] == {}
+
+
+def test_test_images_are_chosen_by_class_and_by_error_with_the_keyboard(open_page, explorer):
+    page = open_page(explorer)
+    shares = page.evaluate(
+        """Array.from(document.querySelectorAll('.gallery input'),
+             (one) => explorer.images.truth(Number(one.value)))"""
+    )
+    assert shares == sorted(shares)
+    page.locator("#only").select_option(label="3")
+    labels = page.evaluate(
+        """Array.from(document.querySelectorAll('.gallery input'),
+             (one) => explorer.images.labels[one.value])"""
+    )
+    assert set(labels) == {3}
+    page.locator(".gallery input").first.focus()
+    page.keyboard.press("Space")
+    page.keyboard.press("ArrowRight")
+    chosen = page.evaluate("explorer.store.state.image")
+    assert chosen["kind"] == "test"
+    assert str(chosen["index"]) == page.locator(".gallery input").nth(1).get_attribute("value")
+    settle(page)
+    expected = page.evaluate(
+        "index => Array.from(explorer.engine.recorded.subarray(10 * index, 10 * index + 10))", chosen["index"]
+    )
+    np.testing.assert_allclose(probabilities(page), expected, atol=1e-3)
+
+
+def test_tabs_follow_the_arrow_keys(open_page, explorer):
+    page = open_page(explorer)
+    page.locator("#tab-draw").focus()
+    page.keyboard.press("End")
+    last = page.evaluate("document.activeElement.id")
+    assert page.locator(f"#{last}").get_attribute("aria-selected") == "true"
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.id") == "tab-draw"
+    assert page.locator("[role=tabpanel]:visible").count() == 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [NARROW, 768, WIDE, 1920, 2560])
+def test_it_fits_the_window(open_page, explorer, width, scheme):
+    page = open_page(explorer, width=width, scheme=scheme, language="de-DE")
+    for section in page.locator("[role=tab]").all():
+        section.click()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    ground = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", ground)[:3])) > 600) == (scheme == "light")
+
+
+def test_class_names_are_text_and_never_markup(open_page, digits_run, tmp_path):
+    payload = make_payload(digits_run)
+    payload["classes"][0] = payload["title"] = HOSTILE
+    payload["images"]["names"] = [HOSTILE] * len(payload["images"]["names"])
+    file = tmp_path / "explorer.html"
+    file.write_text(fill(payload), encoding="utf-8")
+    page = open_page(file, "#section=change")
+    page.get_by_role("tab", name="Draw").click()
+    assert page.locator("h1").inner_text() == HOSTILE
+    assert page.locator("#now .class").first.inner_text() == HOSTILE
+    assert page.locator("img[src=x]").count() == 0
+
+
+def texts(page):
+    return page.evaluate("modules['texts.js'].TEXTS"), page.evaluate("modules['texts.js'].LANGUAGES")
+
+
+def test_every_text_is_there_in_every_language(open_page, explorer):
+    table, languages = texts(open_page(explorer))
+    assert [code for code, _ in languages] == ["en", "de"]
+    incomplete = {key for key, row in table.items() if len(row) != len(languages) or not all(row)}
+    assert incomplete == set()
+    places = re.compile(r"\{(\w+)\}")
+    assert {
+        key for key, row in table.items() if len({frozenset(places.findall(one)) for one in row}) > 1
+    } == set()
+    lines = re.findall(r'^  "?([\w.-]+)"?: \[', (PAGE / "texts.js").read_text(encoding="utf-8"), re.MULTILINE)
+    assert lines == sorted(lines), "one row per line, sorted by key"
+    used = set()
+    for file in [*PAGE.glob("*.js"), PAGE / "index.html"]:
+        source = file.read_text(encoding="utf-8")
+        used |= set(re.findall(r'\bt\(\s*"([\w.-]+)"', source))
+        used |= set(re.findall(r'data-t(?:-label|-title)?"?[:=]\s*"([\w.-]+)"', source))
+    assert used - set(table) == set()
+
+
+def test_the_page_speaks_german(open_page, explorer):
+    page = open_page(explorer, language="de-AT")
+    assert page.evaluate("document.documentElement.lang") == "de"
+    table, _ = texts(page)
+    for section in page.locator("[role=tab]").all():
+        section.click()
+        shown = page.locator("body").inner_text()
+        english = {
+            row[0] for row in table.values() if row[0] != row[1] and len(row[0]) > 20 and "{" not in row[0]
+        }
+        assert [sentence for sentence in english if sentence in shown] == []
+    page.locator("#language").select_option("en")
+    assert page.locator("#tab-change").inner_text() == "Change"
+
+
+def test_a_digit_of_mnist_is_laid_as_mnist_is(open_page, explorer, real_mnist):
+    images = real_mnist.test.images[:200]
+    page = open_page(explorer)
+    found = page.evaluate(
+        "images => modules['convention.js'].findConvention(images, { height: 28, width: 28, channels: 1 })",
+        images.reshape(len(images), -1).tolist(),
+    )
+    assert found == {"dark": True, "side": pytest.approx(20 / 28), "mass": True}
+    photographs = np.random.default_rng(0).integers(0, 256, images.shape)
+    assert (
+        page.evaluate(
+            "images => modules['convention.js'].findConvention(images, { height: 28, width: 28, channels: 1 })",
+            photographs.reshape(len(images), -1).tolist(),
+        )
+        is None
+    )
