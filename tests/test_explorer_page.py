@@ -1,7 +1,6 @@
 """The explorer's page in a real browser: opened from a file, drawn on, given pictures, changed, and undone."""
 
 import base64
-import json
 import re
 from pathlib import Path
 
@@ -152,7 +151,8 @@ def test_a_picture_is_predicted_as_the_command_predicts_its_file(
     page.wait_for_function("explorer.store.state.image.kind === 'picture'")
     settle(page)
     [expected] = predict_files(load_bundle(digits_run), [file])
-    np.testing.assert_array_equal(shown_pixels(page)[0], expected.pixels)
+    # Releases of Pillow differ in which axis they resample first, and so by one grey level.
+    np.testing.assert_allclose(shown_pixels(page)[0], expected.pixels, atol=1)
     shown = probabilities(page)
     names = page.evaluate("explorer.classes")
     assert names[shown.argmax()] == expected.label
@@ -409,16 +409,9 @@ def test_the_page_speaks_german(open_page, explorer):
 def test_a_digit_of_mnist_is_laid_as_mnist_is(open_page, explorer, real_mnist):
     images = real_mnist.test.images[:200]
     page = open_page(explorer)
-    found = page.evaluate(
-        "images => modules['convention.js'].findConvention(images, { height: 28, width: 28, channels: 1 })",
-        images.reshape(len(images), -1).tolist(),
-    )
+    find = """images => modules["convention.js"].findConvention(images,
+                { height: 28, width: 28, channels: 1 })"""
+    found = page.evaluate(find, images.reshape(len(images), -1).tolist())
     assert found == {"dark": True, "side": pytest.approx(20 / 28), "mass": True}
     photographs = np.random.default_rng(0).integers(0, 256, images.shape)
-    assert (
-        page.evaluate(
-            "images => modules['convention.js'].findConvention(images, { height: 28, width: 28, channels: 1 })",
-            photographs.reshape(len(images), -1).tolist(),
-        )
-        is None
-    )
+    assert page.evaluate(find, photographs.reshape(len(images), -1).tolist()) is None

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope.contents import Contents, read_contents
+from convscope.data import drift
 from convscope.explorer.layers import Layer, read_layers
 from convscope.inspection import LayerDescription, describe, feature_maps
 from convscope.lowering.graph import read_graph
@@ -281,5 +282,13 @@ def _references(contents: Contents, layers: Sequence[Layer], chosen: NDArray[np.
 
 
 def _unlike(bundle: Any) -> dict[str, Any] | None:
-    """Give what `predict` warns by: the ranges of training images."""
-    return None if bundle.statistics is None else bundle.statistics.to_json()
+    """Give what `predict` warns by: the ranges of training images, and how far beyond them an image may lie."""
+    if bundle.statistics is None:
+        return None
+    limits = {
+        "floors": drift.FEATURES,
+        "margin": drift.MARGIN,
+        "flat": drift.FLAT,
+        "dark": drift.FAR_TOO_DARK,
+    }
+    return bundle.statistics.to_json() | limits

@@ -73,3 +73,91 @@ export function random(seed) {
     return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
   };
 }
+
+/**
+ * A picture as the network takes it: RGBA (h·w·4), opaque, of any size → float32 (h·w·c).
+ * @param {ArrayLike<number>} rgba @param {number} width @param {number} height @param {Preprocessing} preprocessing
+ */
+export function prepare(rgba, width, height, preprocessing) {
+  return scale(resize(rgba, width, height, preprocessing), preprocessing);
+}
+
+/**
+ * A picture in the network's size and channels, as Pillow makes it to one grey level: RGBA (h·w·4), opaque →
+ * uint8 (h·w·c).
+ * @param {ArrayLike<number>} rgba @param {number} width @param {number} height @param {Preprocessing} preprocessing
+ */
+export function resize(rgba, width, height, preprocessing) {
+  const { channels } = preprocessing;
+  const pixels = new Uint8ClampedArray(width * height * channels);
+  for (let at = 0; at < width * height; at += 1) {
+    const [red, green, blue] = [rgba[4 * at], rgba[4 * at + 1], rgba[4 * at + 2]];
+    if (channels === 1) {
+      pixels[at] = (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16; // ITU-R BT.601
+    } else {
+      pixels[3 * at] = red;
+      pixels[3 * at + 1] = green;
+      pixels[3 * at + 2] = blue;
+    }
+  }
+  if (width === preprocessing.width && height === preprocessing.height) return pixels;
+  const [wide, high] = innerSize(width, height, preprocessing);
+  const across = resample(pixels, height, width, wide, channels, channels);
+  const inner = resample(across, 1, height, high, wide * channels, wide * channels);
+  return pasted(inner, wide, high, preprocessing);
+}
+
+/** The size that a picture is brought to before it is framed or cut. @param {number} width @param {number} height @param {Preprocessing} preprocessing */
+function innerSize(width, height, preprocessing) {
+  if (preprocessing.resize === "stretch") return [preprocessing.width, preprocessing.height];
+  const pick = preprocessing.resize === "letterbox" ? Math.min : Math.max;
+  const factor = pick(preprocessing.width / width, preprocessing.height / height);
+  return [width, height].map((length) => Math.max(1, roundHalfToEven(length * factor)));
+}
+
+/** @param {number} value */
+function roundHalfToEven(value) {
+  const down = Math.floor(value);
+  return value - down === 0.5 ? down + (down % 2) : Math.round(value);
+}
+
+/**
+ * Resamples one axis by triangles as wide as the step, in Pillow's whole numbers: (rows, length, each) →
+ * (rows, made, each).
+ * @param {Uint8ClampedArray} values @param {number} rows @param {number} length @param {number} made
+ * @param {number} each @param {number} step between neighbours of the axis
+ */
+function resample(values, rows, length, made, each, step) {
+  if (length === made) return values;
+  const out = new Uint8ClampedArray(rows * made * each);
+  const ratio = length / made;
+  const support = Math.max(ratio, 1);
+  for (let place = 0; place < made; place += 1) {
+    const centre = (place + 0.5) * ratio;
+    const first = Math.max(0, Math.trunc(centre - support + 0.5));
+    const last = Math.min(length, Math.trunc(centre + support + 0.5));
+    const weights = Array.from({ length: last - first }, (_, at) => Math.max(0, 1 - Math.abs((at + first - centre + 0.5) * (1 / support))));
+    const total = weights.reduce((sum, weight) => sum + weight, 0);
+    const whole = weights.map((weight) => Math.trunc(0.5 + (weight / total) * 2 ** 22));
+    for (let row = 0; row < rows; row += 1) {
+      for (let one = 0; one < each; one += 1) {
+        let sum = 2 ** 21;
+        for (let at = 0; at < whole.length; at += 1) sum += values[(row * length + first + at) * step + one] * whole[at];
+        out[(row * made + place) * each + one] = sum >> 22;
+      }
+    }
+  }
+  return out;
+}
+
+/** A picture in the middle of the network's frame, on black; what stands over is cut. @param {Uint8ClampedArray} inner @param {number} wide @param {number} high @param {Preprocessing} preprocessing */
+function pasted(inner, wide, high, { width, height, channels }) {
+  const frame = new Uint8ClampedArray(width * height * channels);
+  const [left, top] = [Math.floor((width - wide) / 2), Math.floor((height - high) / 2)];
+  const [from, to] = [Math.max(0, left), Math.min(width, left + wide)];
+  for (let row = Math.max(0, top); row < Math.min(height, top + high); row += 1) {
+    const start = ((row - top) * wide + from - left) * channels;
+    frame.set(inner.subarray(start, start + (to - from) * channels), (row * width + from) * channels);
+  }
+  return frame;
+}
