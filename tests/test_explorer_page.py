@@ -1,4 +1,4 @@
-"""The explorer's page in a real browser: opened from a file, drawn on, given pictures, changed, and undone."""
+"""The explorer's page in a real browser: opened from a file, drawn on, given pictures, changed, undone."""
 
 import base64
 import re

@@ -282,7 +282,7 @@ def _references(contents: Contents, layers: Sequence[Layer], chosen: NDArray[np.
 
 
 def _unlike(bundle: Any) -> dict[str, Any] | None:
-    """Give what `predict` warns by: the ranges of training images, and how far beyond them an image may lie."""
+    """Give what `predict` warns by: the ranges of training images, and how far beyond an image may lie."""
     if bundle.statistics is None:
         return None
     limits = {

@@ -8,8 +8,10 @@ import { mountDraw } from "./draw.js";
 import { Engine } from "./engine.js";
 import { mountNow } from "./now.js";
 import { resize, scale } from "./preprocess.js";
+import { mountLearn } from "./learn.js";
 import { fromFragment, Store, toFragment } from "./state.js";
 import { LANGUAGES, language, setLanguage, t, translate } from "./texts.js";
+import { mountWalk } from "./walk.js";
 
 /**
  * What every section is given.
@@ -38,7 +40,7 @@ import { LANGUAGES, language, setLanguage, t, translate } from "./texts.js";
 
 /** The sections in their order: a tab each, filled when it is first opened.
  * @type {Record<string, (root: HTMLElement, app: App) => void>} */
-const SECTIONS = { draw: mountDraw, change: mountChange };
+const SECTIONS = { draw: mountDraw, walk: mountWalk, change: mountChange, learn: mountLearn };
 
 const THEMES = ["auto", "light", "dark"];
 // A browser allows about a hundred changes of the address in half a minute.
