@@ -19,11 +19,12 @@ import convscope
 from convscope.data.loading import load
 from convscope.errors import InterruptedRunError, UnknownNameError, UsageError
 from convscope.experiment import resume_experiment, run_experiment
-from convscope.experiment.transfer import features_of, fit_logistic
+from convscope.experiment.transfer import features_of, fit_logistic, is_average, keep_better
 from convscope.networks import pretrained
 from convscope.recipes import choose_backbone, suggest
 from convscope.report.training import learning
 from convscope.runs import open_run
+from convscope.training.config import TrainingConfig
 from convscope.training.events import EpochEnd
 
 needs_weights = pytest.mark.skipif(
@@ -220,9 +221,9 @@ def test_photographs_are_trained_on_a_backbone_and_the_run_is_an_ordinary_one(
     config = replace(config, size=32, training=replace(config.training, epochs=2, batch_size=8))
     whole = run_experiment(config, dataset, tmp_path / "whole", with_report=False)
     record = open_run(whole.run).read_json("run.json")
-    assert [stage["name"] for stage in record["stages"]] == ["head", "fine-tuning"]
-    assert len(whole.history["val_accuracy"]) == 3  # the head alone, and two epochs
-    assert record["stages"][1]["kept"] is (record["kept_epoch"] != 1)
+    assert [stage["name"] for stage in record["stages"]] == ["head", "fine-tuning", "average"]
+    averaged = record["stages"][2]["kept"]
+    assert len(whole.history["val_accuracy"]) == 3 + averaged  # the head alone, two epochs, the average
     assert whole.validation is not None
     best = max(whole.history["val_accuracy"])
     assert whole.validation.accuracy == pytest.approx(best)  # of the stage that was better
@@ -291,16 +292,46 @@ def test_kerass_own_engine_fine_tunes_with_one_rate(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("kept", "decision"), [(True, "it is kept"), (False, "the head alone is kept")], ids=["kept", "not"]
+    ("kept", "decision"),
+    [("head", "head alone"), ("fine-tuning", "fine-tuned network"), ("average", "average, the last row")],
 )
-def test_the_report_says_what_each_stage_brought(kept: bool, decision: str) -> None:
+def test_the_report_says_what_each_stage_brought(kept: str, decision: str) -> None:
     record = {
         "stages": [
             {"name": "head", "val_accuracy": 0.875},
-            {"name": "fine-tuning", "epochs": 6, "kept": kept, "val_accuracy": 0.885},
+            {"name": "fine-tuning", "epochs": 6, "kept": kept == "fine-tuning", "val_accuracy": 0.885},
+            {"name": "average", "kept": kept == "average", "val_accuracy": 0.9},
         ]
     }
     sentences = learning(SimpleNamespace(history={}, record=record))["sentences"]
     assert "87.50" in sentences[0]
-    assert sentences[1].endswith(f"{decision}.")
     assert sentences[1].startswith("Then 6 epochs of fine-tuning")
+    assert "90.00" in sentences[2]
+    assert sentences[3].endswith(f"{decision}.")
+
+
+@pytest.mark.parametrize("kept", ["head", "fine-tuning", "average"])
+def test_the_best_of_head_fine_tuned_network_and_average_is_kept(
+    kept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an average that is as good as the others, too; the rows of the history are those of the choice."""
+    model = small_model("sgd")
+    before = [np.zeros_like(value) for value in model.get_weights()]
+    tuned = model.get_weights()
+    accuracies = {"head": (0.9, 0.8, 0.7), "fine-tuning": (0.7, 0.9, 0.8), "average": (0.7, 0.9, 0.9)}[kept]
+    first, last, mean = ({"loss": 1.0, "val_loss": 1.0, "val_accuracy": value} for value in accuracies)
+    monkeypatch.setattr("convscope.experiment.transfer._row_of", lambda _session: mean)
+    training = TrainingConfig(keep="best", monitor="accuracy")
+    session = SimpleNamespace(
+        head=SimpleNamespace(row=first, weights=before), model=model,
+        config=SimpleNamespace(training=training), prepared=SimpleNamespace(validation=range(10)),
+    )  # fmt: skip
+    record = {"stages": [{"name": "head"}]}
+    history, [line] = keep_better(session, {name: [value] for name, value in last.items()}, record)
+    share = {"head": 0, "fine-tuning": 1, "average": 0.5}[kept]
+    for value, own in zip(model.get_weights(), tuned, strict=True):
+        np.testing.assert_allclose(value, share * own)
+    assert history["val_accuracy"] == list(accuracies[: 2 + (kept == "average")])
+    assert is_average(record) is (kept == "average")
+    assert [stage["kept"] for stage in record["stages"][1:]] == [kept == "fine-tuning", kept == "average"]
+    assert kept.removesuffix("-tuning") in line.rsplit(":", 1)[-1]

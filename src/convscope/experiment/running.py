@@ -40,7 +40,7 @@ from convscope.experiment.results import (
     write_statistics,
     write_training,
 )
-from convscope.experiment.transfer import fit_head, keep_better, rate_factors
+from convscope.experiment.transfer import fit_head, is_average, keep_better, rate_factors
 from convscope.experiment.trials import try_out
 from convscope.export import load_statistics
 from convscope.lowering.devices import current_device, device_of
@@ -274,8 +274,11 @@ def _train_and_finish(
                 "passes": int(optimizer.iterations) / math.ceil(len(session.prepared.train) / batch),
                 "after": time.perf_counter() - began if began else None,
             }
-        record["kept_epoch"] = kept_epoch(session.config.training, training.history)
-        for line in say_how_it_ended(session.config.training, training.history, record.get("ended")):
+        settings = session.config.training
+        if is_average(record):  # of no single epoch
+            settings = replace(settings, keep="last")
+        record["kept_epoch"] = kept_epoch(settings, training.history)
+        for line in say_how_it_ended(settings, training.history, record.get("ended")):
             notify(listeners, Notice(line))
         evaluations = _evaluate(run, session, record, listeners, training)
     except KeyboardInterrupt as error:

@@ -3,7 +3,9 @@
 The head is a logistic regression on the features of the training images, which takes seconds; it becomes the
 last layer of the network. Fine-tuning then is a training like any other, of all but the earliest stages, with
 lower learning rates for earlier ones and with the backbone's normalization as it is. The head alone counts as
-the first epoch: fine-tuning is kept if one of its epochs is better on the validation images.
+the first epoch: fine-tuning is kept if one of its epochs is better on the validation images, and in its place
+the average of the weights before and after it if that is at least as good (M. Wortsman et al., "Robust
+fine-tuning of zero-shot models", 2022): it learns the new classes and forgets less of the million others.
 """
 
 from __future__ import annotations
@@ -48,6 +50,8 @@ _FOLDS = 3
 # With so many images one fold says enough, and a fit takes seconds.
 _MANY = 1_000
 _ITERATIONS = 300
+# Training images by which the average of weights is measured.
+MOST_MEASURED = 1_000
 _SMALLEST = 1e-7  # as Keras clips probabilities before the logarithm
 
 Floats = NDArray[np.floating[Any]]
@@ -232,9 +236,10 @@ def _row(prefix: str, scores: Floats, part: Split, training: TrainingConfig) -> 
 def keep_better(
     session: Session, history: Mapping[str, list[float]], record: dict[str, Any]
 ) -> tuple[dict[str, list[float]], list[str]]:
-    """Keep the fine-tuned network, or go back to the head alone where no epoch was better.
+    """Keep the head alone, the fine-tuned network, or the average of their weights: the best by validation.
 
-    Gives the history with the head as its first row, and what to say.
+    Gives the history with the head as its first row, and the average as its last where that is kept; and what
+    to say.
     """
     head, training, validation = session.head, session.config.training, session.prepared.validation
     if head is None:
@@ -245,19 +250,50 @@ def keep_better(
     if not epochs:
         return whole, []
     kept = kept_epoch(training, whole)
-    if kept == 1:
-        session.model.set_weights(head.weights)
     stage: dict[str, Any] = {"name": "fine-tuning", "epochs": epochs, "kept": kept != 1}
     record["stages"] = [*record["stages"], stage]
     if validation is None:
         return whole, []
     before, *later = whole["val_accuracy"]
-    after = max(later) if kept is None or kept == 1 else whole["val_accuracy"][kept - 1]
-    after = later[-1] if training.keeps == "last" else after
+    after = later[-1] if kept is None else max(later) if kept == 1 else whole["val_accuracy"][kept - 1]
     stage["val_accuracy"] = after
-    decision = "no better: the head alone is kept" if kept == 1 else "kept"
     text = f"Fine-tuning: {_share(after, len(validation))} of the validation images"
-    return whole, [f"{text}, {_share(before, len(validation))} before: {decision}"]
+    text += f", {_share(before, len(validation))} before"
+    if kept is None:
+        return whole, [f"{text}: kept"]
+    tuned = session.model.get_weights()
+    session.model.set_weights([(one + other) / 2 for one, other in zip(head.weights, tuned, strict=True)])
+    row = _row_of(session)
+    text += f", {_share(row['val_accuracy'], len(validation))} with the average of the weights"
+    monitored, sign = f"val_{training.monitor}", 1 if training.monitor == "accuracy" else -1
+    averaged = sign * row[monitored] >= sign * whole[monitored][kept - 1]
+    record["stages"] += [{"name": "average", "kept": averaged, "val_accuracy": row["val_accuracy"]}]
+    if averaged:
+        stage["kept"] = False
+        return {name: [*values, row[name]] for name, values in whole.items()}, [
+            f"{text}: the average is kept"
+        ]
+    session.model.set_weights(head.weights if kept == 1 else tuned)
+    return whole, [f"{text}: {'the head alone' if kept == 1 else 'the fine-tuned network'} is kept"]
+
+
+def is_average(record: Mapping[str, Any]) -> bool:
+    """Say whether a run's network is the average of the head alone and the fine-tuned network."""
+    return any(stage["name"] == "average" and stage["kept"] for stage in record.get("stages", []))
+
+
+def _row_of(session: Session) -> dict[str, float]:
+    """Compute a row of the history for the network as it is now, for some of many training images."""
+    from convscope.training.api import predict
+
+    prepared = session.prepared
+    row: dict[str, float] = {}
+    some = np.linspace(0, len(prepared.train) - 1, min(len(prepared.train), MOST_MEASURED)).astype(np.int64)
+    parts = {"": prepared.train.take(some)} | ({"val_": prepared.validation} if prepared.validation else {})
+    for prefix, part in parts.items():
+        chances = predict(session.model, part.images, _BATCH, preprocess=prepared.preprocess)
+        row |= _row(prefix, np.log(np.maximum(chances, _SMALLEST)), part, session.config.training)
+    return row
 
 
 def _share(accuracy: float, images: int) -> str:

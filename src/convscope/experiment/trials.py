@@ -15,6 +15,7 @@ from convscope import plotting
 from convscope.errors import UsageError, expected_got
 from convscope.experiment.fitting import Timetable, fit_arguments, training_arrays
 from convscope.experiment.preparation import Session
+from convscope.experiment.transfer import MOST_MEASURED
 from convscope.runs import RunDirectory
 from convscope.training.events import Listener, Notice, notify
 
@@ -144,6 +145,8 @@ def _measure(session: Session, within: float, began: float, with_report: bool) -
     )
     held_back = len(prepared.validation) if prepared.validation else 0
     evaluated = (held_back + len(prepared.test)) * speed.image_seconds
+    if session.head is not None:  # the average of weights is measured too
+        evaluated += (held_back + min(len(prepared.train), MOST_MEASURED)) * speed.image_seconds
     writing = (_WRITING_SECONDS + _REPORT_SECONDS * with_report) * _waiting()
     left = within - (time.perf_counter() - began)
     seconds = divide_time(within, left, evaluated + writing)

@@ -36,13 +36,16 @@ def learning(contents: Contents) -> dict[str, Any]:
         ]
         for epoch in range(epochs)
     ]
+    stages = contents.record.get("stages", [])
+    # The last row then is no epoch after the others.
+    averaged = any(stage["name"] == "average" and stage["kept"] for stage in stages)
     return {
         "charts": _charts(history),
         "columns": ["epoch", *(_title(column) for column in history)],
         "rows": rows,
         "sentences": [
-            *_stages(contents.record.get("stages", [])),
-            *_sentences(history, epochs, contents.record.get("kept_epoch")),
+            *_stages(stages),
+            *([] if averaged else _sentences(history, epochs, contents.record.get("kept_epoch"))),
         ],
     }
 
@@ -97,12 +100,21 @@ def _stages(stages: list[dict[str, Any]]) -> list[str]:
                 "Epoch 1 is the head alone, fitted on the features of the pretrained network by logistic "
                 f"regression{reached}."
             )
+        elif stage["name"] == "average":
+            sentences.append(f"The average of the weights before and after fine-tuning{reached}.")
         else:
-            decision = (
-                "" if accuracy is None else "; it is kept" if stage["kept"] else "; the head alone is kept"
-            )
-            sentences.append(f"Then {plural(stage['epochs'], 'epoch')} of fine-tuning{reached}{decision}.")
+            sentences.append(f"Then {plural(stage['epochs'], 'epoch')} of fine-tuning{reached}.")
+    if len(stages) > 1 and "val_accuracy" in stages[-1]:
+        kept = next((stage["name"] for stage in stages[1:] if stage["kept"]), "head")
+        sentences.append(f"Kept is {_KEPT[kept]}.")
     return sentences
+
+
+_KEPT = {
+    "head": "the head alone",
+    "fine-tuning": "the fine-tuned network",
+    "average": "the average, the last row",
+}
 
 
 def _sentences(history: dict[str, list[float]], epochs: int, kept: object) -> list[str]:
