@@ -177,20 +177,90 @@ class Augmentation:
         """
         import torch
 
-        self._require_batch(images, targets)
+        self.require_batch(images, targets)
         if self.is_none or not len(images):
             return images, targets
+        drawn = self.draw(*images.shape[:3], seed=seed, epoch=epoch, step=step)
+        tensors = {name: torch.from_numpy(numbers).to(images.device) for name, numbers in drawn.items()}
+        return self.apply_drawn(images, targets, tensors)
+
+    def draw(
+        self, count: int, height: int, width: int, *, seed: int, epoch: int, step: int
+    ) -> dict[str, NDArray[Any]]:
+        """Draw what happens to a batch of images, by name; ``apply_drawn`` takes the arrays as tensors."""
         draw = np.random.default_rng([seed, epoch, step, _STREAM])
+        drawn: dict[str, NDArray[Any]] = {}
+        for names in ({"horizontal", "both"}, {"vertical", "both"}):
+            if self.flip in names:
+                drawn["mirrored" if "horizontal" in names else "turned"] = draw.random(count) < 0.5
+        if self.shift or self.rotate or self.zoom:
+            angles = np.deg2rad(draw.uniform(-self.rotate, self.rotate, count))
+            zooms = _factors(draw, self.zoom, count)
+            fractions = draw.uniform(-self.shift, self.shift, (2, count))
+            right, down = np.rint(fractions[0] * width), np.rint(fractions[1] * height)
+            drawn["moves"] = _moves(height, width, angles, zooms, right, down)
+        if self.contrast:
+            drawn["contrasts"] = _factors(draw, self.contrast, count)
+        if self.erase:
+            areas = draw.uniform(*_ERASED_AREA, count) * height * width
+            aspects = np.exp(draw.uniform(-_ERASED_ASPECT, _ERASED_ASPECT, count))
+            high = np.clip(np.rint(np.sqrt(areas * aspects)), 1, height)
+            wide = np.clip(np.rint(np.sqrt(areas / aspects)), 1, width)
+            tops = np.floor(draw.random(count) * (height - high + 1))
+            lefts = np.floor(draw.random(count) * (width - wide + 1))
+            drawn["erased"] = np.stack([tops, high, lefts, wide])
+            drawn["is_erased"] = draw.random(count) < self.erase
+        if self.mixes_labels:
+            drawn |= self._draw_mixture(count, height, width, draw)
+        return {
+            name: numbers.astype(np.float32) if numbers.dtype == np.float64 else numbers
+            for name, numbers in drawn.items()
+        }
+
+    def _draw_mixture(
+        self, count: int, height: int, width: int, draw: np.random.Generator
+    ) -> dict[str, NDArray[Any]]:
+        """Draw with which image each is blended, how much, and by cutmix where."""
+        use_cutmix = self.cutmix > 0 and (self.mixup == 0 or draw.random() < 0.5)
+        alpha = self.cutmix if use_cutmix else self.mixup
+        fraction = float(draw.beta(alpha, alpha))
+        drawn: dict[str, NDArray[Any]] = {"others": draw.permutation(count)}
+        if use_cutmix:
+            drawn["box"], fraction = _box(height, width, fraction, draw)
+        return drawn | {"fractions": np.array([fraction, 1 - fraction])}
+
+    def apply_drawn(
+        self, images: torch.Tensor, targets: torch.Tensor, drawn: Mapping[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Change a batch as drawn: images (n, h, w, c), uint8, and what was drawn, where the images are."""
+        import torch
+        from torch.nn import functional
+
         values = images.permute(0, 3, 1, 2).to(torch.float32)  # (n, c, h, w)
-        values = self._flipped(values, draw)
-        values = self._moved(values, draw)
-        values = self._contrasted(values, draw)
-        values = self._erased(values, draw)
-        values, targets = self._mixed(values, targets, draw)
+        for name, axis in (("mirrored", 3), ("turned", 2)):
+            if name in drawn:
+                values = torch.where(_each(drawn[name]), values.flip(axis), values)
+        if "moves" in drawn:
+            grid = functional.affine_grid(drawn["moves"], list(values.shape), align_corners=False)
+            values = functional.grid_sample(values, grid, padding_mode="border", align_corners=False)
+        if "contrasts" in drawn:
+            means = values.mean(dim=(1, 2, 3), keepdim=True)
+            # Clipped at once: what follows paints and blends real grey levels.
+            values = ((values - means) * _each(drawn["contrasts"]) + means).clamp_(0, 255)
+        if "erased" in drawn:
+            inside = _rectangles(drawn["erased"], values) & _each(drawn["is_erased"])
+            values = torch.where(inside, values.mean(dim=(2, 3), keepdim=True), values)
+        if "others" in drawn:
+            others, (fraction, rest) = drawn["others"], drawn["fractions"]
+            if "box" in drawn:
+                values = torch.where(_rectangles(drawn["box"], values), values[others], values)
+            else:
+                values = values * fraction + values[others] * rest
+            targets = targets * fraction + targets[others] * rest
         pixels = values.round_().clamp_(0, 255).to(torch.uint8)
         return pixels.permute(0, 2, 3, 1).contiguous(), targets  # (n, h, w, c)
 
-    def _require_batch(self, images: torch.Tensor, targets: torch.Tensor) -> None:
+    def require_batch(self, images: torch.Tensor, targets: torch.Tensor) -> None:
         """Refuse anything but raw pixels and their labels."""
         import torch
 
@@ -205,71 +275,6 @@ class Augmentation:
         if self.mixes_labels and (targets.ndim != 2 or not targets.is_floating_point()):
             found = f"{targets.dtype} of shape {tuple(targets.shape)}"
             raise UsageError(expected_got("one-hot labels as floating point for mixup and cutmix", found))
-
-    def _flipped(self, values: torch.Tensor, draw: np.random.Generator) -> torch.Tensor:
-        """Mirror every second image."""
-        import torch
-
-        for axis, names in ((3, {"horizontal", "both"}), (2, {"vertical", "both"})):
-            if self.flip in names:
-                chosen = _tensor(draw.random(len(values)) < 0.5, values)
-                values = torch.where(chosen.bool(), values.flip(axis), values)
-        return values
-
-    def _moved(self, values: torch.Tensor, draw: np.random.Generator) -> torch.Tensor:
-        """Rotate, zoom and shift, in one interpolation."""
-        if not (self.shift or self.rotate or self.zoom):
-            return values
-        count, _, height, width = values.shape
-        angles = np.deg2rad(draw.uniform(-self.rotate, self.rotate, count))
-        zooms = _factors(draw, self.zoom, count)
-        fractions = draw.uniform(-self.shift, self.shift, (2, count))
-        return warp(values, angles, zooms, np.rint(fractions[0] * width), np.rint(fractions[1] * height))
-
-    def _contrasted(self, values: torch.Tensor, draw: np.random.Generator) -> torch.Tensor:
-        """Pull pixels from or to the image's mean."""
-        if not self.contrast:
-            return values
-        factors = _tensor(_factors(draw, self.contrast, len(values)), values)
-        means = values.mean(dim=(1, 2, 3), keepdim=True)
-        # Clipped at once: what follows paints and blends real grey levels.
-        return ((values - means) * factors + means).clamp_(0, 255)
-
-    def _erased(self, values: torch.Tensor, draw: np.random.Generator) -> torch.Tensor:
-        """Paint a rectangle over some images."""
-        import torch
-
-        if not self.erase:
-            return values
-        count, _, height, width = values.shape
-        areas = draw.uniform(*_ERASED_AREA, count) * height * width
-        aspects = np.exp(draw.uniform(-_ERASED_ASPECT, _ERASED_ASPECT, count))
-        high = np.clip(np.rint(np.sqrt(areas * aspects)), 1, height)
-        wide = np.clip(np.rint(np.sqrt(areas / aspects)), 1, width)
-        tops = np.floor(draw.random(count) * (height - high + 1))
-        lefts = np.floor(draw.random(count) * (width - wide + 1))
-        inside = _rectangles((tops, high, height), (lefts, wide, width), values)
-        chosen = _tensor(draw.random(count) < self.erase, values).bool()
-        return torch.where(inside & chosen, values.mean(dim=(2, 3), keepdim=True), values)
-
-    def _mixed(
-        self, values: torch.Tensor, targets: torch.Tensor, draw: np.random.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Blend each image with another one of the batch, or paste a piece of it."""
-        import torch
-
-        if not self.mixes_labels:
-            return values, targets
-        use_cutmix = self.cutmix > 0 and (self.mixup == 0 or draw.random() < 0.5)
-        alpha = self.cutmix if use_cutmix else self.mixup
-        fraction = float(draw.beta(alpha, alpha))
-        others = torch.from_numpy(draw.permutation(len(values))).to(values.device)
-        if use_cutmix:
-            inside, fraction = _box(values, fraction, draw)
-            values = torch.where(inside, values[others], values)
-        else:
-            values = values * fraction + values[others] * (1 - fraction)
-        return values, targets * fraction + targets[others] * (1 - fraction)
 
 
 def warp(
@@ -295,17 +300,27 @@ def warp(
     from torch.nn import functional
 
     height, width = values.shape[2:]
+    moves = _moves(height, width, angles, zooms, right, down)
+    theta = torch.from_numpy(moves).to(values.device, values.dtype)
+    grid = functional.affine_grid(theta, list(values.shape), align_corners=False)
+    return functional.grid_sample(values, grid, padding_mode="border", align_corners=False)
+
+
+def _moves(
+    height: int,
+    width: int,
+    angles: NDArray[np.float64],
+    zooms: NDArray[np.float64],
+    right: NDArray[np.float64],
+    down: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Compute from which place of an image each place of the result comes, (n, 2, 3)."""
     cosine, sine = np.cos(angles) / zooms, np.sin(angles) / zooms
     # From a place in the result back to the place in the image, in coordinates from -1 to 1 along each axis.
     matrix = np.array([[cosine, -sine * height / width], [sine * width / height, cosine]])  # (2, 2, n)
     shift = np.stack([2 * right / width, 2 * down / height])  # (2, n)
     offset = -np.einsum("ijn,jn->in", matrix, shift)  # (2, n)
-    theta = np.concatenate([matrix, offset[:, None]], axis=1).transpose(2, 0, 1)  # (n, 2, 3)
-    size = list(values.shape)
-    grid = functional.affine_grid(
-        torch.from_numpy(theta).to(values.device, values.dtype), size, align_corners=False
-    )
-    return functional.grid_sample(values, grid, padding_mode="border", align_corners=False)
+    return np.concatenate([matrix, offset[:, None]], axis=1).transpose(2, 0, 1)
 
 
 def _factors(draw: np.random.Generator, most: float, count: int) -> NDArray[np.float64]:
@@ -314,39 +329,33 @@ def _factors(draw: np.random.Generator, most: float, count: int) -> NDArray[np.f
     return np.exp(draw.uniform(-limit, limit, count))
 
 
-def _tensor(numbers: NDArray[Any], like: torch.Tensor) -> torch.Tensor:
-    """Bring one number for each image to where the images are, (n, 1, 1, 1)."""
-    import torch
-
-    return torch.from_numpy(numbers).to(like.device, like.dtype)[:, None, None, None]
+def _each(numbers: torch.Tensor) -> torch.Tensor:
+    """View one number for each image so that it meets all its pixels, (n, 1, 1, 1)."""
+    return numbers[:, None, None, None]
 
 
-def _rectangles(
-    rows: tuple[NDArray[Any], NDArray[Any], int],
-    columns: tuple[NDArray[Any], NDArray[Any], int],
-    like: torch.Tensor,
-) -> torch.Tensor:
-    """Mark a rectangle in each image, (n, 1, h, w); each axis gives begin, length and side."""
+def _rectangles(places: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Mark a rectangle in each image, (n, 1, h, w); places (4, n) are top, height, left and width."""
     import torch
 
     marks = []
-    for (begins, lengths, side), shape in ((rows, (1, 1, -1, 1)), (columns, (1, 1, 1, -1))):
-        places = torch.arange(side, device=like.device).view(shape)
-        begin = _tensor(begins, like)
-        marks.append((places >= begin) & (places < begin + _tensor(lengths, like)))
+    for (begins, lengths), axis, shape in ((places[:2], 2, (1, 1, -1, 1)), (places[2:], 3, (1, 1, 1, -1))):
+        along = torch.arange(like.shape[axis], device=like.device).view(shape)
+        begin = _each(begins)
+        marks.append((along >= begin) & (along < begin + _each(lengths)))
     return marks[0] & marks[1]
 
 
-def _box(values: torch.Tensor, fraction: float, draw: np.random.Generator) -> tuple[torch.Tensor, float]:
-    """Place one rectangle for the whole batch; return it and the fraction of the image that it leaves."""
-    height, width = values.shape[2:]
+def _box(
+    height: int, width: int, fraction: float, draw: np.random.Generator
+) -> tuple[NDArray[np.float64], float]:
+    """Place one rectangle for the whole batch, (4, 1); return which fraction of an image it leaves, too."""
     side = np.sqrt(1 - fraction)
     middle_row, middle_column = draw.integers(height), draw.integers(width)
     top, bottom = (int(np.clip(middle_row + sign * side * height / 2, 0, height)) for sign in (-1, 1))
     left, right = (int(np.clip(middle_column + sign * side * width / 2, 0, width)) for sign in (-1, 1))
-    rows = (np.array([top]), np.array([bottom - top]), height)
-    columns = (np.array([left]), np.array([right - left]), width)
-    return _rectangles(rows, columns, values), 1 - (bottom - top) * (right - left) / (height * width)
+    places = np.array([[top], [bottom - top], [left], [right - left]], np.float64)
+    return places, 1 - (bottom - top) * (right - left) / (height * width)
 
 
 PRESETS = {

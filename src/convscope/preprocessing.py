@@ -174,13 +174,24 @@ class Preprocess:
         result: NDArray[np.float32] = self.apply_tensor(pixels).numpy()
         return result
 
-    def apply_tensor(self, pixels: torch.Tensor) -> torch.Tensor:
+    def tensors(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Bring scale and offset to a device, for ``apply_tensor``; nobody waits for the copies."""
+        import torch
+
+        scale, offset = (torch.from_numpy(array) for array in (self.scale, self.offset))
+        return scale.to(device, non_blocking=True), offset.to(device, non_blocking=True)
+
+    def apply_tensor(
+        self, pixels: torch.Tensor, tensors: tuple[torch.Tensor, torch.Tensor] | None = None
+    ) -> torch.Tensor:
         """Preprocess a batch that already has the right size; the one implementation of the arithmetic.
 
         Parameters
         ----------
         pixels : torch.Tensor of shape (n, height, width, channels), uint8
             On any device.
+        tensors : pair of torch.Tensor, optional
+            Scale and offset where the pixels are, from ``tensors``.
 
         Returns
         -------
@@ -196,9 +207,8 @@ class Preprocess:
         """
         import torch
 
-        # Nobody waits for the copies: the arrays stay for longer than they take.
-        scale = torch.from_numpy(self.scale).to(pixels.device, non_blocking=True)
-        offset = torch.from_numpy(self.offset).to(pixels.device, non_blocking=True)
+        # Torch copies what a GPU has not read yet, and the arrays stay.
+        scale, offset = tensors or self.tensors(pixels.device)
         values = pixels.to(torch.float32).mul_(scale).add_(offset)
         if self.limits is not None:
             values.clamp_(*self.limits)

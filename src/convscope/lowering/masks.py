@@ -17,6 +17,8 @@ import torch
 from convscope.lowering.cpu import compiled
 from convscope.lowering.cpu.compiled import PackedMask
 
+Key = int | torch.Tensor  # a tensor of shape (), int64, is read on its device, when the operation runs
+
 _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -36,7 +38,8 @@ def _finalise(word: int) -> int:
     return word ^ (word >> 31)
 
 
-def _signed(word: int) -> int:
+def signed(word: int) -> int:
+    """Read 64 bits as the signed integer that torch holds."""
     return word - (1 << 64) if word >= 1 << 63 else word
 
 
@@ -103,11 +106,11 @@ class MaskSource:
         self._words = -(-self._count * self._bits // 64)
         self._device = device
 
-    def mask(self, key: int, integer: torch.dtype) -> Mask:
+    def mask(self, key: Key, integer: torch.dtype) -> Mask:
         """Make the mask of a key, for elements as wide as an integer type."""
         fields = self._bits if self._bits < 8 else 0  # wider ones are numbers that torch compares
         words = torch.empty(self._words, dtype=torch.int64, device=self._device)
-        if words.device.type == "cpu" and compiled.available():
+        if isinstance(key, int) and words.device.type == "cpu" and compiled.available():
             compiled.hash_counters(words, key, fields, self._threshold)
         else:
             words = hashed_fields(words, key, fields, self._threshold)
@@ -122,7 +125,7 @@ class MaskSource:
         return Mask(PackedMask(kept, self._bits), self._shape)
 
 
-def hashed_fields(like: torch.Tensor, key: int, bits: int, threshold: int) -> torch.Tensor:
+def hashed_fields(like: torch.Tensor, key: Key, bits: int, threshold: int) -> torch.Tensor:
     """Do with torch's operations what ``compiled.hash_counters`` does on a CPU.
 
     The lowest bit of each field of ``bits`` bits says whether it is at least the threshold; 0 leaves the
@@ -132,11 +135,12 @@ def hashed_fields(like: torch.Tensor, key: int, bits: int, threshold: int) -> to
     return _fields_at_least(words, bits, threshold) if bits else words
 
 
-def _hashed_counters(like: torch.Tensor, key: int) -> torch.Tensor:
+def _hashed_counters(like: torch.Tensor, key: Key) -> torch.Tensor:
+    key = signed(key & _MASK64) if isinstance(key, int) else key
     words = torch.arange(1, like.numel() + 1, dtype=torch.int64, device=like.device)
-    words = words.mul_(_signed(_GOLDEN)).add_(_signed(key & _MASK64))
+    words = words.mul_(signed(_GOLDEN)).add_(key)
     for shift, multiplier in zip((30, 27), _MULTIPLIERS, strict=True):
-        words = _xor_shifted(words, shift).mul_(_signed(multiplier))
+        words = _xor_shifted(words, shift).mul_(signed(multiplier))
     return _xor_shifted(words, 31)
 
 

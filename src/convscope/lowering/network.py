@@ -14,6 +14,7 @@ from convscope.lowering.ir import Op, Program, Value
 from convscope.lowering.kernels import forget_copy
 from convscope.lowering.layers import KerasCall
 from convscope.lowering.layers.base import Prepared, Runner, Step, runner_of
+from convscope.lowering.layers.elementwise import random_streams
 from convscope.lowering.planner import apply_plan, plan_of
 from convscope.lowering.variables import (
     is_gradient_hooked,
@@ -92,6 +93,7 @@ class LoweredNetwork:
         self._constants: dict[int, Tensor] = {}
         self._prepared: dict[str, tuple[tuple[int, ...], Prepared]] = {}
         self._seed, self._number = 0, 0
+        self._keys: Mapping[int, Tensor] | None = None
         self._build()
 
     @property
@@ -120,9 +122,17 @@ class LoweredNetwork:
         self._prepared.clear()
         return self
 
-    def begin_step(self, seed: int, step: int) -> None:
-        """Say which step of the run comes: masks depend on seed, step and layer alone."""
-        self._seed, self._number = seed, step
+    @property
+    def streams(self) -> tuple[int, ...]:
+        """Return the numbers of the random streams that its dropouts follow."""
+        return random_streams(self.program)
+
+    def begin_step(self, seed: int, step: int, keys: Mapping[int, Tensor] | None = None) -> None:
+        """Say which step of the run comes: masks depend on seed, step and layer alone.
+
+        ``keys`` are those of all ``streams``, as tensors: then no number in Python is part of the pass.
+        """
+        self._seed, self._number, self._keys = seed, step, keys
 
     def __call__(self, inputs: Any, training: bool = False, logits: bool = False) -> Any:
         """Compute the outputs.
@@ -142,7 +152,7 @@ class LoweredNetwork:
         Tensor or structure of Tensors
             float32, packed as the Keras model packs its outputs.
         """
-        step = Step(training, self._seed, self._number)
+        step = Step(training, self._seed, self._number, keys=self._keys)
         slots: dict[str, Any] = dict(zip(self._input_names, self._flat(inputs), strict=True))
         for run, reads, writes, finished in self._schedule:
             result = run(step, *[slots[name] for name in reads])
@@ -191,6 +201,10 @@ class LoweredNetwork:
             sums = [values[:: max(1, len(values) // 16)].sum(dtype=torch.float32) for values in flat]
         found: list[float] = torch.stack(sums).tolist()
         return found
+
+    def forget_prepared(self) -> None:
+        """Let weights be prepared anew, in the next pass without gradients."""
+        self._prepared.clear()
 
     def refresh(self) -> None:
         """Forget everything derived from the weights; needed after a change that torch does not count."""

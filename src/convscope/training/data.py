@@ -7,7 +7,7 @@ import mmap
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import chain, islice
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Literal
@@ -397,6 +397,42 @@ def _require_raw_images(x: Any) -> None:
 
 
 Batch = tuple[Any, Any, Any]  # x, y, sample_weight as tensors or structures of them; the last may be None
+
+
+@dataclass(frozen=True)
+class PlannedBatch:
+    """A batch of which only numbers are there yet; ``make`` computes it from them, as tensors on a device.
+
+    Batches of one ``kind`` are made by the same operations, on tensors of the same shapes.
+    """
+
+    values: Mapping[str, torch.Tensor]
+    make: Callable[[Mapping[str, torch.Tensor]], Batch]
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What decides about the operations that make the batch."""
+        return tuple((name, tuple(value.shape), value.dtype) for name, value in self.values.items())
+
+    @staticmethod
+    def of(batch: Batch) -> PlannedBatch:
+        """Plan a batch that is there already."""
+        leaves = [leaf for part in batch for leaf in leaves_of(part)]
+
+        def make(tensors: Mapping[str, torch.Tensor]) -> Batch:
+            found = iter(tensors.values())
+            x, y, weight = (map_leaves(lambda _: next(found), part) for part in batch)
+            return x, y, weight
+
+        return PlannedBatch({f"leaf {number}": leaf for number, leaf in enumerate(leaves)}, make)
+
+    def whole(self, device: torch.device) -> Batch:
+        """Make the batch now."""
+        # Torch copies what a GPU has not read yet; Apple's mps would read memory that is free again.
+        ahead = device.type == "cuda"
+        return self.make({name: value.to(device, non_blocking=ahead) for name, value in self.values.items()})
+
+
 ROWS_BETWEEN_RELEASES = 4096  # each may have brought in 64 KiB around it
 LARGE_MAPPING = 1 << 26  # bytes of a mapped file from which giving pages back pays
 _OUT_OF_DATA = "The data end before steps_per_epoch steps; the epoch stops there, as in Keras."
@@ -413,8 +449,9 @@ class ArrayFeed:
         class_weight: Mapping[int, float] | None,
         device: torch.device,
         augment: Augmentation | None = None,
+        planned: bool = False,
     ) -> None:
-        self._plan, self._device = plan, device
+        self._plan, self._device, self._planned = plan, device, planned
         self._augment = None if augment is None or augment.is_none else augment
         self._preprocess: Any = data.preprocess
         self._conform = _resizing(data)
@@ -424,6 +461,9 @@ class ArrayFeed:
         parts = [map_leaves(_gatherable, part) for part in (data.x, data.y, weight)]
         # Images that are brought to size batch by batch stay where that is done.
         self._parts = parts if self._conform else _move_if_small(parts, device)
+        leaves = [leaf for part in self._parts for leaf in leaves_of(part)]
+        self._resident = all(isinstance(leaf, torch.Tensor) and leaf.device == device for leaf in leaves)
+        self._tensors = data.preprocess.tensors(device) if data.preprocess is not None else None
         self._mappings = _large_mappings((data.x, data.y, weight))
         self._rows_since_release = 0
 
@@ -432,10 +472,11 @@ class ArrayFeed:
         """Batches in an epoch, at most."""
         return self._plan.steps
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch | PlannedBatch]:
         """Give the batches of one epoch, from one of its steps on."""
+        give = self.plan_batch if self._planned else self.batch
         for step in range(first_step, self._plan.steps_of(epoch)):
-            yield self.batch(epoch, step)
+            yield give(epoch, step)
         if self._plan.steps_of(epoch) < self.steps:
             warnings.warn(_OUT_OF_DATA, stacklevel=2)
 
@@ -448,17 +489,38 @@ class ArrayFeed:
 
     def batch(self, epoch: int, step: int) -> Batch:
         """Gather one batch."""
+        return self.plan_batch(epoch, step).whole(self._device)
+
+    def plan_batch(self, epoch: int, step: int) -> PlannedBatch:
+        """Choose the rows of a batch, cut them out here if they lie here, and draw what augments them."""
         rows = as_tensor(self._plan.rows_of(epoch, step))
         self._release_memory(len(rows))
-        x, y, weight = (map_leaves(lambda leaf: _take(leaf, rows), part) for part in self._parts)
-        if self._conform is not None:
-            x = torch.from_numpy(np.ascontiguousarray(self._conform(as_array(x))))
-        # As raw pixels, which are a quarter of what is made of them.
-        x, y, weight = self._move(x), self._move(y), self._move(weight)
+        if self._resident and self._conform is None:
+            parts, values = self._parts, {"rows": rows}
+        else:  # as raw pixels, which are a quarter of what is made of them
+            parts = [map_leaves(lambda leaf: _take(leaf, rows), part) for part in self._parts]
+            if self._conform is not None:
+                parts[0] = torch.from_numpy(np.ascontiguousarray(self._conform(as_array(parts[0]))))
+            values = dict(PlannedBatch.of(tuple(parts)).values)
         if self._augment is not None:
-            x, y = self._augment.apply(x, y, seed=self._plan.seed, epoch=epoch, step=step)
+            height, width = parts[0].shape[1:3]
+            how = {"seed": self._plan.seed, "epoch": epoch, "step": step}
+            drawn = self._augment.draw(len(rows), height, width, **how)
+            values |= {f"drawn {name}": torch.from_numpy(numbers) for name, numbers in drawn.items()}
+        return PlannedBatch(values, partial(self._make, parts))
+
+    def _make(self, parts: list[Any], tensors: Mapping[str, torch.Tensor]) -> Batch:
+        """Compute a batch where its device is."""
+        if "rows" in tensors:
+            x, y, weight = (map_leaves(lambda leaf: _take(leaf, tensors["rows"]), part) for part in parts)
+        else:
+            x, y, weight = PlannedBatch.of(tuple(parts)).make(tensors)
+        if self._augment is not None:
+            self._augment.require_batch(x, y)
+            named = {name.removeprefix("drawn "): tensor for name, tensor in tensors.items()}
+            x, y = self._augment.apply_drawn(x, y, named)
         if self._preprocess is not None:
-            x = self._preprocess.apply_tensor(x)  # (n, h, w, c) or (n, c, h, w), float32
+            x = self._preprocess.apply_tensor(x, self._tensors)  # (n, h, w, c) or (n, c, h, w), float32
         return x, y, weight
 
     def _release_memory(self, rows: int) -> None:
@@ -468,11 +530,6 @@ class ArrayFeed:
             self._rows_since_release = 0
             for mapping in self._mappings:
                 mapping.madvise(mmap.MADV_DONTNEED)
-
-    def _move(self, structure: Any) -> Any:
-        # Torch copies what a GPU has not read yet; Apple's mps would read memory that is free again.
-        ahead = self._device.type == "cuda"
-        return map_leaves(lambda leaf: leaf.to(self._device, non_blocking=ahead), structure)
 
 
 class StreamFeed:
@@ -556,8 +613,9 @@ def make_feed(
     augment: Augmentation | None = None,
     restarts: bool = False,
     first_epoch: int = 0,
+    planned: bool = False,
 ) -> ArrayFeed | StreamFeed:
-    """Choose the feed for an input; parameters as for the feeds themselves."""
+    """Choose the feed for an input; ``planned`` lets arrays give plans of batches; the rest as for feeds."""
     if isinstance(data, StreamInput):
         return StreamFeed(
             data,
@@ -569,7 +627,7 @@ def make_feed(
             first_epoch=first_epoch,
         )
     assert plan is not None  # noqa: S101  arrays always have a plan
-    return ArrayFeed(data, plan, class_weight, device, augment)
+    return ArrayFeed(data, plan, class_weight, device, augment, planned)
 
 
 def class_weights_to_sample_weights(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -11,6 +11,7 @@ import torch
 
 from convscope.errors import LoweringError
 from convscope.lowering.ir import DataFormat, Op, Shape, ShapeError, Value
+from convscope.lowering.masks import Key, mix
 
 Tensor = torch.Tensor
 Prepared = tuple[Tensor, Tensor | None]
@@ -158,6 +159,11 @@ class Step:
     seed: int = 0
     number: int = 0
     losses: list[Tensor] = field(default_factory=list)
+    keys: Mapping[int, Tensor] | None = None  # of each random stream; None to make them of seed and number
+
+    def key(self, stream: int) -> Key:
+        """Return what the masks of a stream follow in this pass."""
+        return mix(self.seed, self.number, stream) if self.keys is None else self.keys[stream]
 
 
 class WeightSource(Protocol):

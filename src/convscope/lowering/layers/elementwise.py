@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from convscope.lowering.layers.base import (
     reads,
     runs,
 )
-from convscope.lowering.masks import Mask, MaskSource, bits_type, keep_probability, mix
+from convscope.lowering.masks import Mask, MaskSource, bits_type, keep_probability
 from convscope.lowering.shapes import broadcast, channel_axis
 
 
@@ -260,6 +260,15 @@ def _run_affine(op: Affine, network: WeightSource) -> Runner:
     return run
 
 
+def random_streams(ops: Iterable[Op]) -> tuple[int, ...]:
+    """Return the streams of all dropouts, alone or fused behind other ops."""
+    fused = [
+        (op, getattr(op, "drop", None), getattr(getattr(op, "pooling", None), "drop", None)) for op in ops
+    ]
+    found = {one.stream for group in fused for one in group if isinstance(one, Dropout)}
+    return tuple(sorted(found))
+
+
 class FusedEpilogue:
     """What was fused behind an op: an epilogue for the kernel, or an activation for afterwards.
 
@@ -296,7 +305,7 @@ class Dropper:
 
     def of(self, step: Step) -> Callable[[kernels.Shape, torch.dtype, torch.device], Mask]:
         """Return a function that makes the mask of this step for a tensor of some shape."""
-        key = mix(step.seed, step.number, self._op.stream)
+        key = step.key(self._op.stream)
         return lambda shape, dtype, device: self._source(shape, device).mask(key, bits_type(dtype))
 
     def _source(self, shape: kernels.Shape, device: torch.device) -> MaskSource:
