@@ -399,7 +399,7 @@ def _require_raw_images(x: Any) -> None:
 Batch = tuple[Any, Any, Any]  # x, y, sample_weight as tensors or structures of them; the last may be None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PlannedBatch:
     """A batch of which only numbers are there yet; ``make`` computes it from them, as tensors on a device.
 
