@@ -122,6 +122,19 @@ class LoweredNetwork:
         self._prepared.clear()
         return self
 
+    def tensors(self) -> list[Tensor]:
+        """List weights and state."""
+        return list(self._tensors.values())
+
+    @property
+    def obstacle(self) -> str | None:
+        """Say what in a pass nobody may record and replay; None where it is all torch's."""
+        layer = next((op.layer for op in self.program if isinstance(op, KerasCall)), None)
+        if layer is not None:
+            return f"{layer.rsplit('/', 1)[-1]} runs as a Keras layer"
+        hooked = any(isinstance(weight, torch.nn.Parameter) for weight in self.weights.values())
+        return "somebody looks at a weight's gradient" if hooked else None
+
     @property
     def streams(self) -> tuple[int, ...]:
         """Return the numbers of the random streams that its dropouts follow."""

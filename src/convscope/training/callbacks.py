@@ -51,12 +51,7 @@ class CallbackBridge:
             everyone, model=model, verbose=0, epochs=epochs, steps=steps
         )
         self._refresh = refresh
-        self._calls = {
-            StepBegin: _wanted(everyone, "on_train_batch_begin", "on_batch_begin"),
-            StepEnd: _wanted(everyone, "on_train_batch_end", "on_batch_end"),
-            ValidationStepBegin: _wanted(everyone, "on_test_batch_begin"),
-            ValidationStepEnd: _wanted(everyone, "on_test_batch_end"),
-        }
+        self._calls = {event: _wanted(everyone, *hooks) is not None for event, hooks in _OF_BATCHES.items()}
 
     def begin(self) -> None:
         """Start the training; a callback may load weights and name another first epoch."""
@@ -97,9 +92,26 @@ class CallbackBridge:
         return True
 
 
-def _wanted(callbacks: Sequence[Any], *hooks: str) -> bool:
-    """Say whether any callback has written one of these hooks; calling the empty ones costs time."""
-    return any(not internals.is_default(getattr(callback, hook)) for callback in callbacks for hook in hooks)
+_OF_BATCHES: dict[type[Event], tuple[str, ...]] = {
+    StepBegin: ("on_train_batch_begin", "on_batch_begin"),
+    StepEnd: ("on_train_batch_end", "on_batch_end"),
+    ValidationStepBegin: ("on_test_batch_begin",),
+    ValidationStepEnd: ("on_test_batch_end",),
+}
+
+
+def looks_at_batches(callbacks: Sequence[Any]) -> str | None:
+    """Name a callback that is called for each batch; None where none is."""
+    found = _wanted(callbacks, *(hook for hooks in _OF_BATCHES.values() for hook in hooks))
+    return None if found is None else type(found).__name__
+
+
+def _wanted(callbacks: Sequence[Any], *hooks: str) -> Any | None:
+    """Find a callback that has written one of these hooks; calling the empty ones costs time."""
+    for callback in callbacks:
+        if any(not internals.is_default(getattr(callback, hook)) for hook in hooks):
+            return callback
+    return None
 
 
 Arrays = dict[str, NDArray[Any]]

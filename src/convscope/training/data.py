@@ -403,16 +403,11 @@ Batch = tuple[Any, Any, Any]  # x, y, sample_weight as tensors or structures of 
 class PlannedBatch:
     """A batch of which only numbers are there yet; ``make`` computes it from them, as tensors on a device.
 
-    Batches of one ``kind`` are made by the same operations, on tensors of the same shapes.
+    Batches of one feed whose values have the same names and shapes are made by the same operations.
     """
 
     values: Mapping[str, torch.Tensor]
     make: Callable[[Mapping[str, torch.Tensor]], Batch]
-
-    @property
-    def kind(self) -> tuple[Any, ...]:
-        """What decides about the operations that make the batch."""
-        return tuple((name, tuple(value.shape), value.dtype) for name, value in self.values.items())
 
     @staticmethod
     def of(batch: Batch) -> PlannedBatch:
@@ -437,6 +432,11 @@ ROWS_BETWEEN_RELEASES = 4096  # each may have brought in 64 KiB around it
 LARGE_MAPPING = 1 << 26  # bytes of a mapped file from which giving pages back pays
 _OUT_OF_DATA = "The data end before steps_per_epoch steps; the epoch stops there, as in Keras."
 _RESIDENT_SHARE = 0.5  # of a GPU's free memory that the training data may take
+
+
+def planned(batch: Batch | PlannedBatch) -> PlannedBatch:
+    """Give the plan of a batch, also of one that is there already."""
+    return batch if isinstance(batch, PlannedBatch) else PlannedBatch.of(batch)
 
 
 class ArrayFeed:

@@ -19,7 +19,8 @@ from convscope.lowering.cpu.memory import keep_memory
 from convscope.lowering.devices import current_device, device_of, forked_generators
 from convscope.lowering.planner import PlanContext, adapt_plan, describe_precision, plan_of
 from convscope.lowering.structure import ModelStructure
-from convscope.training.callbacks import CallbackBridge, CallbackMemory
+from convscope.training import capture
+from convscope.training.callbacks import CallbackBridge, CallbackMemory, looks_at_batches
 from convscope.training.checkpoint import load_state
 from convscope.training.data import ArrayFeed, ArrayInput, StreamFeed, make_feed
 from convscope.training.engine_keras import seed_layers
@@ -80,6 +81,7 @@ class FastEngine:
             seed=request.seed if request.shuffle else None,
             augment=request.augment,
             first_epoch=request.initial_epoch,
+            planned=capture.suits(device),
         )
         internals.build(model, _fitting(model, self._feed.look()))
         self._network = _lowered(request, device)
@@ -97,6 +99,8 @@ class FastEngine:
             prepare=self._follow_changes,
             give_up=self._give_up,
             seed_layers=partial(seed_layers, model, request.seed) if request.seeded else None,
+            notify=lambda text: request.notify(Notice(text)),
+            watcher=looks_at_batches(request.callbacks),
         )
         self._is_due, self._reason = False, ""
         self._leave = ExitStack()
@@ -162,6 +166,7 @@ class FastEngine:
             steps=request.validation_steps,
             device=self._network.device,
             restarts=True,
+            planned=capture.suits(self._network.device),
         )
 
     def _note_changes(self) -> None:

@@ -281,16 +281,19 @@ class _Metric:
     metric: Any
     weighted: bool
 
-    def update(self, y: torch.Tensor, outputs: torch.Tensor, weight: torch.Tensor | None) -> None:
+    def update(self, y: torch.Tensor, outputs: torch.Tensor, weight: torch.Tensor | None) -> bool:
+        """Add a batch; say whether Keras had to do it."""
         weight = weight if self.weighted else None
         hits = _hits(self.metric, y, outputs)  # (n,)
         if hits is None or (weight is not None and weight.numel() != len(hits)):
             self.metric.update_state(y, outputs, sample_weight=weight)
-        elif weight is None:
+            return True
+        if weight is None:
             _Mean(self.metric).add(hits.sum(), len(hits))
         else:
             flat = weight.reshape(-1).to(torch.float32)
             _Mean(self.metric).add((hits * flat).sum(), flat.sum())
+        return False
 
 
 class MetricsPlan:
@@ -300,6 +303,14 @@ class MetricsPlan:
         self._compiled = internals.compiled_metrics(model)
         self._loss = _Mean(internals.mean_loss(model))
         self._metrics = _metrics_of_the_only_output(model)
+        self.by_keras: str | None = None  # which metric Keras had to compute
+
+    def settings(self) -> list[Any]:
+        """Give what an update depends on."""
+        found = [
+            (id(one.metric), one.weighted, internals.settings_of(one.metric)) for one in self._metrics or ()
+        ]
+        return [id(self._compiled), *found]
 
     def __bool__(self) -> bool:
         """Whether there is a metric beside the loss."""
@@ -315,10 +326,12 @@ class MetricsPlan:
         """Add a batch to the metrics."""
         if self._metrics is None:
             self._compiled.update_state(y, outputs, sample_weight=weight)
+            self.by_keras = "those of several outputs"
             return
         y, outputs, weight = first_leaf(y), first_leaf(outputs), first_leaf(weight)
         for metric in self._metrics:
-            metric.update(y, outputs, weight)
+            if metric.update(y, outputs, weight):
+                self.by_keras = str(metric.metric.name)
 
 
 def _metrics_of_the_only_output(model: keras.Model) -> list[_Metric] | None:

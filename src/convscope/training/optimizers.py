@@ -83,7 +83,7 @@ class RuleStep:
 
     def __call__(self) -> None:
         """Update the weights by their gradients, let the gradients go, and count."""
-        self.update(self.numbers(), self._step)
+        self.update(self.numbers(), self.step)
         self.advance()
 
     @property
@@ -107,14 +107,14 @@ class RuleStep:
             rate = self._learning_rate()
             for factor in self._groups or (None,):
                 own = rate if factor is None else rate * factor
-                found += [self._decay_factor(own), *self._rule.numbers(own, self._step)]
+                found += [self._decay_factor(own), *self._rule.numbers(own, self.step)]
         momentum = self._optimizer.ema_momentum if self._averages and self._updates else 0.0
         return [*found, momentum, 1 - momentum]
 
     def advance(self) -> None:
         """Count a step whose update is done, or has been asked of the device."""
         if self._moves:
-            self._rule.advance(self._step)
+            self._rule.advance(self.step)
         self._iterations += 1
 
     @property
@@ -131,7 +131,7 @@ class RuleStep:
         return self._iterations // self._period
 
     @property
-    def _step(self) -> int:
+    def step(self) -> int:
         """The number of the coming update of the weights, from 1."""
         return self._updates + 1
 
@@ -252,7 +252,7 @@ class KerasStep:
         """Set the learning rate, and the momentum if it is given, for the next step."""
         set_rate(self._optimizer, rate)
 
-    phase = ()  # Keras decides itself what an update consists of
+    phase, step = (), None  # Keras decides and counts itself
 
     def settings(self) -> dict[str, Any]:
         """Give nothing: Keras reads its settings at each step."""
@@ -262,7 +262,7 @@ class KerasStep:
         """Give nothing: Keras reads its own variables at each step."""
         return []
 
-    def update(self, _numbers: Numbers) -> None:
+    def update(self, _numbers: Numbers, _step: int | None = None) -> None:
         """Update the weights by their gradients, and let the gradients go."""
         self()
 

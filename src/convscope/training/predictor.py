@@ -24,6 +24,7 @@ from convscope.training.data import (
     as_tensor,
     map_leaves,
     plan_batches,
+    planned,
     read_input,
 )
 from convscope.training.events import is_mistake, reason_of
@@ -125,7 +126,7 @@ class Predictor:
             )
         else:
             feed = ArrayFeed(data, plan_batches(data.rows, batch_size, steps, False, 0), None, device)
-        return (batch[0] for batch in feed.epoch(0)), feed.steps
+        return (planned(batch).whole(device)[0] for batch in feed.epoch(0)), feed.steps
 
     def _with_callbacks(
         self, batches: Iterator[Any], count: int | None, verbose: str | int, callbacks: Any

@@ -13,13 +13,16 @@ import torch
 from convscope import _keras_internals as internals
 from convscope.errors import unknown_name
 from convscope.lowering import LoweredNetwork
+from convscope.lowering.masks import mix, signed
 from convscope.lowering.variables import named_variables
+from convscope.training import capture
 from convscope.training.callbacks import CallbackMemory
+from convscope.training.capture import StepRunner
 from convscope.training.checkpoint import TrainingState, snapshot
-from convscope.training.data import ArrayInput, Batch, first_leaf, map_leaves
+from convscope.training.data import ArrayInput, Batch, PlannedBatch, first_leaf, map_leaves, planned
 from convscope.training.events import is_mistake
 from convscope.training.objective import MetricsPlan, Penalties, find_cross_entropy
-from convscope.training.optimizers import KerasStep, OptimizerStep, RuleStep, has_rule, plan_step
+from convscope.training.optimizers import KerasStep, Numbers, OptimizerStep, RuleStep, has_rule, plan_step
 from convscope.training.request import require_fitting
 
 _ACTIVATIONS: dict[str | None, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -52,6 +55,10 @@ class Trainer:
         raises, or Keras's own steps go on from there (:meth:`use_keras`).
     seed_layers : callable or None
         Called with the number of each epoch in which Keras's own steps train.
+    notify : callable
+        Told in a sentence why steps are not captured, on a device where others are.
+    watcher : str or None
+        The callback that is called for each batch, if there is one.
     """
 
     def __init__(
@@ -67,11 +74,15 @@ class Trainer:
         prepare: Callable[[], None],
         give_up: Callable[[Exception], None],
         seed_layers: Callable[[int], None] | None,
+        notify: Callable[[str], None] = lambda _text: None,
+        watcher: str | None = None,
     ) -> None:
         self.model, self._seed, self._history = model, seed, history
         self._memory, self._strict, self._epoch = memory, strict, 0
         self._rate_factors = rate_factors
         self._prepare, self._give_up, self._seed_layers = prepare, give_up, seed_layers
+        self._notify, self._watcher, self._said = notify, watcher, ""
+        self._captured_with: tuple[Any, ...] = ()
         self.use(network)
 
     def use(self, network: LoweredNetwork) -> None:
@@ -81,13 +92,14 @@ class Trainer:
         paths = {id(variable): path for path, variable in named_variables(model).items()}
         variables = list(model.trainable_variables)
         weights = [network.weights[paths[id(variable)]] for variable in variables]
-        self._parameters = [weight for weight in weights if isinstance(weight, torch.nn.Parameter)]
+        self._weights = weights
         factors = _factors_of(model, variables, self._rate_factors)
         self.optimizer: OptimizerStep = plan_step(model.optimizer, variables, weights, factors)
         self._penalties = Penalties(variables, weights)
         self._find_loss()
         self._metrics = MetricsPlan(model)
         self._rank = len(model.inputs[0].shape) if len(model.inputs) == 1 else None
+        self._capture()
 
     def use_keras(self) -> None:
         """Train and validate by Keras's own steps from now on; they compute on the same variables."""
@@ -104,10 +116,49 @@ class Trainer:
         self.optimizer.refresh()
         self._find_loss()
         self._metrics = MetricsPlan(self.model)
+        if self._learning is not None and self._testing is not None:
+            captured_with = self._settings()
+            if captured_with != self._captured_with:
+                self._learning.forget()
+                self._testing.forget()
+            self._captured_with = captured_with
+
+    def _capture(self) -> None:
+        """Get ready to capture steps, where the device can; elsewhere they just run."""
+        self._learning: StepRunner | None = None
+        self._testing: StepRunner | None = None
+        device = self._network.device
+        if not capture.suits(device):
+            return
+        graphs, changed = capture.graphs_on(device), self._network.tensors
+        self._learning = StepRunner(device, graphs, changed, self._say)
+        self._testing = StepRunner(device, graphs, changed, self._say)
+        self._captured_with = self._settings()
+        reason = self._network.obstacle
+        if self._watcher is not None:
+            reason = f"the callback {self._watcher} looks at every batch"
+        if reason is not None:
+            self._testing.give_up(reason)
+        if reason is None and isinstance(self.optimizer, KerasStep):
+            reason = f"Keras computes the optimizer {self.model.optimizer.name}"
+        if reason is not None:
+            self._learning.give_up(reason)
+
+    def _settings(self) -> tuple[Any, ...]:
+        """Give what a captured step has in it, and a callback may change."""
+        epsilon = keras.config.epsilon()
+        return self.optimizer.settings(), self._cross_entropy, self._metrics.settings(), epsilon
+
+    def _say(self, text: str) -> None:
+        """Say why steps are not captured, once where training and validation have the same reason."""
+        if text != self._said:
+            self._said = text
+            self._notify(text)
 
     def _find_loss(self) -> None:
         activation = self._network.output_activation
         self._cross_entropy = find_cross_entropy(self.model, activation, self._strict)
+        self._loss_by_keras = False
         self._folded = self._cross_entropy is not None and self._cross_entropy.folded
 
     @property
@@ -125,14 +176,14 @@ class Trainer:
             variable.assign(value)
         self.model.train()
 
-    def train_step(self, batch: Batch, number: int) -> None:
+    def train_step(self, batch: Batch | PlannedBatch, number: int) -> None:
         """Do forward, loss, backward and update; dropout masks follow the step's absolute number."""
         self._prepare()
         if not self._in_keras:
             self._attempt(batch, lambda: self._train(batch, number), training=True)
         if self._in_keras:
             self.model.make_train_function()
-            self.model.train_function([batch])
+            self.model.train_function([self._whole(batch)])
 
     def begin_validation(self) -> None:
         """Reset the metrics and switch Keras's torch layers to inference."""
@@ -140,14 +191,14 @@ class Trainer:
         self.model.stop_evaluating = False
         self.model.reset_metrics()
 
-    def test_step(self, batch: Batch) -> None:
+    def test_step(self, batch: Batch | PlannedBatch) -> None:
         """Add one batch to the validation's means."""
         self._prepare()
         if not self._in_keras:
             self._attempt(batch, lambda: self._test(batch), training=False)
         if self._in_keras:
             self.model.make_test_function()
-            self.model.test_function([batch])
+            self.model.test_function([self._whole(batch)])
 
     def finish(self) -> None:
         """Do what Keras does after the last epoch: weights become their averages if there are any."""
@@ -181,7 +232,7 @@ class Trainer:
             callbacks=self._memory.read(),
         )
 
-    def _attempt(self, batch: Batch, compute: Callable[[], None], *, training: bool) -> None:
+    def _attempt(self, batch: Batch | PlannedBatch, compute: Callable[[], None], *, training: bool) -> None:
         """Compute on the network; where it fails at its first batch, nothing has changed."""
         try:
             if self._tried[training]:
@@ -191,29 +242,77 @@ class Trainer:
                 compute()
             self._tried[training] = True
         except Exception as error:
-            require_fitting(self.model, ArrayInput(*batch))
+            require_fitting(self.model, ArrayInput(*self._whole(batch)))
             if self._tried[training] or is_mistake(error):
                 raise
             self._give_up(error)
 
-    def _train(self, batch: Batch, number: int) -> None:
+    def _whole(self, batch: Batch | PlannedBatch) -> Batch:
+        return batch.whole(self._network.device) if isinstance(batch, PlannedBatch) else batch
+
+    def _train(self, batch: Batch | PlannedBatch, number: int) -> None:
+        optimizer = self.optimizer
+        if self._learning is None:
+            self._network.begin_step(self._seed, number)
+            self._learn(self._whole(batch), optimizer.numbers(), optimizer.step)
+        else:
+            self._train_captured(self._learning, planned(batch), number)
+        optimizer.advance()
+
+    def _train_captured(self, runner: StepRunner, batch: PlannedBatch, number: int) -> None:
+        """Train on tensors alone: no number in Python that changes from step to step is part of the step."""
+        streams = self._network.streams
+        keys = [signed(mix(self._seed, number, stream)) for stream in streams]
+        values = {
+            **batch.values,
+            "keys": torch.tensor(keys, dtype=torch.int64),
+            "numbers": torch.tensor(self.optimizer.numbers(), dtype=torch.float32),
+        }
+
+        def learn(tensors: Mapping[str, torch.Tensor]) -> None:
+            keys = dict(zip(streams, tensors["keys"].unbind(), strict=True))
+            self._network.begin_step(self._seed, number, keys)
+            self._learn(batch.make(_only(tensors, batch)), tensors["numbers"].unbind())
+            self._network.begin_step(self._seed, number)
+            self._network.activity_loss = None  # it would keep the step's graph of gradients
+
+        runner(self.optimizer.phase, values, learn)
+        self._refuse_what_keras_computes(runner)
+
+    def _refuse_what_keras_computes(self, runner: StepRunner) -> None:
+        if self._loss_by_keras:
+            runner.give_up("Keras computes the loss")
+        if self._metrics.by_keras is not None:
+            runner.give_up(f"Keras computes a metric, {self._metrics.by_keras}")
+
+    def _learn(self, batch: Batch, numbers: Numbers, step: int | None = None) -> None:
+        """Do forward, loss, backward and update."""
         x, y, weight = batch
-        self._network.begin_step(self._seed, number)
         scores = self._forward(x, training=True)
         loss, reported = self._loss(scores, y, weight)
-        for parameter in self._parameters:  # others may have left a gradient there
+        for parameter in self._weights:  # others may have left a gradient there
             parameter.grad = None
         if loss.requires_grad:  # a model without trainable weights has nothing to learn
             torch.autograd.backward(self.optimizer.scale(loss))
-            self.optimizer()
+            self.optimizer.update(numbers, step)
         self._record(reported, scores, y, weight, x)
 
     @torch.no_grad()
-    def _test(self, batch: Batch) -> None:
+    def _test(self, batch: Batch | PlannedBatch) -> None:
+        if self._testing is None:
+            self._judge(self._whole(batch))
+            return
+        batch = planned(batch)
+        self._testing((), batch.values, lambda tensors: self._judge(batch.make(tensors)))
+        self._refuse_what_keras_computes(self._testing)
+
+    def _judge(self, batch: Batch) -> None:
+        """Do forward and loss."""
         x, y, weight = batch
         scores = self._forward(x, training=False)
         _, reported = self._loss(scores, y, weight)
         self._record(reported, scores, y, weight, x)
+        self._network.activity_loss = None
 
     def _forward(self, x: Any, training: bool) -> Any:
         return self._network(with_rank(x, self._rank), training=training, logits=self._folded)
@@ -224,6 +323,7 @@ class Trainer:
         if self._cross_entropy is not None and self._cross_entropy.takes(*leaves):
             loss, reported = self._cross_entropy(*leaves)
         else:
+            self._loss_by_keras = True
             loss = internals.compiled_loss(self.model)(y, self._outputs(scores), weight)
             reported = loss.detach()
         terms = [self._penalties()] if self._penalties else []
@@ -243,6 +343,11 @@ class Trainer:
         self._metrics.update_loss(loss, first_leaf(x).shape[0])
         if self._metrics:
             self._metrics.update(y, self._outputs(map_leaves(torch.Tensor.detach, scores)), weight)
+
+
+def _only(tensors: Mapping[str, torch.Tensor], batch: PlannedBatch) -> dict[str, torch.Tensor]:
+    """Leave out the tensors that are not the batch's."""
+    return {name: tensors[name] for name in batch.values}
 
 
 def _factors_of(
