@@ -267,8 +267,8 @@ def test_a_step_reads_nothing_from_the_device(monkeypatch):
 
 
 def runner_of(function, changed=(), said=None):
-    graphs = RecordedGraphs(torch.device("cpu"))
-    runner = StepRunner(torch.device("cpu"), graphs, lambda: list(changed), ([] if said is None else said).append)
+    graphs, heard = RecordedGraphs(torch.device("cpu")), [] if said is None else said
+    runner = StepRunner(torch.device("cpu"), graphs, lambda: list(changed), heard.append)
     return graphs, lambda key=(), **values: runner(key, values, function)
 
 
