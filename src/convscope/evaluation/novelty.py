@@ -172,7 +172,7 @@ def reduce(features: FloatArray) -> FloatArray:
     """
     count, length = features.shape
     if length > DIMENSIONS:
-        signs = _signs(length)  # (sums, 512)
+        signs = signs_of(length)  # (sums, 512)
         padded = np.zeros((count, signs.size), np.float32)
         padded[:, :length] = features
         features = np.einsum("nsd,sd->nd", padded.reshape(count, *signs.shape), signs)
@@ -181,7 +181,7 @@ def reduce(features: FloatArray) -> FloatArray:
     return unit
 
 
-def _signs(length: int) -> FloatArray:
+def signs_of(length: int) -> FloatArray:
     """Give the signs of features that are added up, the same ones everywhere: (sums, 512)."""
     rows = math.ceil(length / DIMENSIONS)
     # A bit generator's own numbers stay the same in all versions of NumPy.

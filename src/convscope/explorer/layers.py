@@ -47,7 +47,7 @@ def read_layers(graph: Graph) -> list[Layer]:
     layers = []
     for index, call in enumerate(graph.calls):
         inputs = tuple(makers[number] for number in call.inputs)
-        shape = _turned(call.output_shapes[0], graph)
+        shape = channels_last(call.output_shapes[0], graph)
         shares = None if call.first_use else first_uses.get(id(call.operation))
         first_uses.setdefault(id(call.operation), index)
         layers.append(_read(call, graph, shape, inputs, shares))
@@ -76,8 +76,9 @@ def _require(holds: object, reason: str) -> None:
 
 def _kind(call: Call, graph: Graph) -> str:
     operation = call.operation
+    kind: Any = type(operation)
     known = LAYERS.get(call.type)
-    is_own = is_of_a_library(type(operation)) and not is_altered(operation)
+    is_own = is_of_a_library(kind) and not is_altered(operation)
     _require(is_own and hasattr(operation, "get_weights"), "reason_own_code")
     _require(known is not None and known.page is not None, "reason_unknown_layer")
     assert known is not None and known.page is not None  # noqa: S101  for mypy
@@ -143,14 +144,14 @@ def _layer_normalization(call: Call, graph: Graph) -> dict[str, Any]:
     turned = sorted(_axis(axis, rank, graph) for axis in axes)
     _require(turned == list(range(rank - len(axes), rank)), "reason_axis_order")
     _require(not (_is_first(call, graph) and len(axes) > 1), "reason_axis_order")
-    shape = _turned(call.output_shapes[0], graph)
+    shape = channels_last(call.output_shapes[0], graph)
     return {"rows": math.prod(shape[axis] for axis in turned), "epsilon": float(layer.epsilon)}
 
 
 def _group_normalization(call: Call, graph: Graph) -> dict[str, Any]:
     layer, rank = call.operation, len(call.output_shapes[0])
     _require(_axis(layer.axis, rank, graph) == rank - 1, "reason_axis_order")
-    channels = _turned(call.output_shapes[0], graph)[-1]
+    channels = channels_last(call.output_shapes[0], graph)[-1]
     groups = channels if layer.groups == -1 else int(layer.groups)
     return {"groups": groups, "epsilon": float(layer.epsilon)}
 
@@ -208,8 +209,8 @@ def _scaling(call: Call) -> tuple[list[float], list[float]]:
     arrays = list(pair)
     channels = call.input_shapes[0][-1]
     _require(all(array.size in (1, array.shape[-1:] and channels) for array in arrays), "reason_axis_order")
-    scale, offset = ([float(value) for value in array.ravel()] for array in arrays)
-    return scale, offset
+    first, second = ([float(value) for value in array.ravel()] for array in arrays)
+    return first, second
 
 
 def _numbers(layer: Any) -> tuple[Any, Any]:
@@ -238,7 +239,7 @@ def _weights(call: Call, kind: str) -> dict[str, Array]:
 def _window(call: Call, graph: Graph) -> dict[str, Any]:
     """Say where a window begins for each output: size, strides, dilation, padding above and left."""
     layer = call.operation
-    height, width, _ = _turned(call.input_shapes[0], graph)
+    height, width, _ = channels_last(call.input_shapes[0], graph)
     if call.type.startswith("Global"):
         return {"window": [height, width], "strides": [1, 1], "padding": [0, 0], "dilation": [1, 1]}
     window = [int(length) for length in getattr(layer, "kernel_size", None) or layer.pool_size]
@@ -273,7 +274,7 @@ _READERS: Mapping[str, Callable[[Call, Graph], dict[str, Any]]] = {
 }
 
 
-def _turned(shape: Sequence[int | None], graph: Graph) -> tuple[int, ...]:
+def channels_last(shape: Sequence[int | None], graph: Graph) -> tuple[int, ...]:
     """Bring a shape without the batch axis into the page's order."""
     lengths = [int(length or 0) for length in shape]
     if graph.channels_first and len(lengths) == 3:

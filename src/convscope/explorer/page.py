@@ -102,20 +102,22 @@ def fill(payload: dict[str, Any]) -> str:
 
 
 @cache
-def bundle(entry: str) -> str:
-    """Join a module and all that it imports into one script: each in a function, imported ones first."""
+def bundle(*entries: str) -> str:
+    """Join modules and all that they import into one script: each in a function, imported ones first."""
     modules: dict[str, str] = {}
-    _collect(entry, modules, ())
+    for entry in entries:
+        _collect(entry, modules, ())
     return '"use strict";\nconst modules = {};\n' + "\n".join(modules.values())
 
 
 def _collect(name: str, modules: dict[str, str], above: tuple[str, ...]) -> None:
+    if name in modules:
+        return
     if name in above:
         raise ValueError(f"{' imports '.join((*above, name))}: modules in a circle")
     source = (PAGE / name).read_text(encoding="utf-8")
     for imported in [*(found[2] for found in _IMPORT.finditer(source)), *_BARE_IMPORT.findall(source)]:
-        if imported not in modules:
-            _collect(imported, modules, (*above, name))
+        _collect(imported, modules, (*above, name))
     exported = [found[2] for found in _EXPORT.finditer(source)]
     body = _IMPORT.sub(lambda found: f'const {{{_renamed(found[1])}}} = modules["{found[2]}"];\n', source)
     body = _EXPORT.sub(r"\1", _BARE_IMPORT.sub("", body))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 
 from convscope.contents import Contents, read_contents
 from convscope.data import drift
-from convscope.explorer.layers import Layer, read_layers
+from convscope.evaluation.novelty import NEIGHBOURS, Novelty, signs_of
+from convscope.explorer.layers import Layer, channels_last, read_layers
+from convscope.export import Bundle
 from convscope.inspection import LayerDescription, describe, feature_maps
 from convscope.lowering.graph import read_graph
 from convscope.preprocessing import Preprocess
@@ -30,6 +33,8 @@ REFERENCES = 2
 COMPARED, ALL_COMPARED = 4096, 150_000
 # A page with more characters carries its kernels as float16, and one that is still larger as int8.
 LARGEST = 8_000_000
+# Features of training images are left out where they take more; then the page does not warn by them.
+NOVELTY_BYTES = 1_100_000
 _SEED = 1338
 
 
@@ -44,14 +49,9 @@ def make_payload(
     contents = run if isinstance(run, Contents) else read_contents(run, data=data)
     bundle = contents.bundle
     preprocess = bundle.preprocess
-    described = describe(bundle.model)
-    layers = read_layers(read_graph(bundle.model))
-    chosen = _choose(contents, images, described.macs or 0)
+    chosen = _choose(contents, images, describe(bundle.model).macs or 0)
     pictures = {} if contents.images is None else _images(contents, chosen)
-    kernels = sum(array.size for layer in layers for array in layer.weights.values())
-    bits = _bits(kernels, len(str(pictures)))
-    rounded = _round_weights(layers, bits)
-    entries, packed = _pack_weights(layers, rounded, bits)
+    bits = _bits(bundle.model.count_params(), len(str(pictures)))
     return {
         "title": f"{contents.network_name}, {contents.data_name}",
         "run": str(contents.path),
@@ -63,34 +63,32 @@ def make_payload(
         },
         "temperature": bundle.temperature,
         "preprocess": _preprocess(preprocess),
+        **describe_network(bundle.model, bits),
+        "references": _references(contents, chosen),
+        "images": pictures,
+        "unlike": _unlike(bundle),
+    }
+
+
+def describe_network(model: Any, bits: int = 32) -> dict[str, Any]:
+    """Describe a Keras model as ``page/network.js`` takes it: ``network`` and ``weights``.
+
+    With fewer than 32 bits its kernels are rounded, also in the model itself.
+    """
+    graph = read_graph(model)
+    layers = read_layers(graph)
+    rounded = _round_weights(layers, bits)
+    entries, packed = _pack_weights(layers, rounded, bits)
+    described = describe(model).layers
+    return {
         "network": {
-            "input": [preprocess.height, preprocess.width, preprocess.channels],
+            "input": list(channels_last(graph.input_shapes[0], graph)),
             "layers": [
-                {
-                    "index": index,
-                    "name": layer.call.name,
-                    "type": layer.call.type,
-                    "kind": layer.kind,
-                    "shape": list(layer.shape),
-                    "inputs": list(layer.inputs),
-                    "weights": entry,
-                    "activation": layer.activation,
-                    "settings": dict(layer.settings),
-                    "live": not layer.reason,
-                    "reason": layer.reason,
-                    "shares": layer.shares,
-                    "cost": one.macs or 0,
-                    "parameters": one.parameters,
-                }
-                for index, (layer, entry, one) in enumerate(
-                    zip(layers, entries, described.layers, strict=True)
-                )
+                _describe(index, layer, entry, one)
+                for index, (layer, entry, one) in enumerate(zip(layers, entries, described, strict=True))
             ],
         },
         "weights": {"bits": bits, **packed},
-        "references": _references(contents, layers, chosen),
-        "images": pictures,
-        "unlike": _unlike(bundle),
     }
 
 
@@ -248,7 +246,7 @@ def _pack_weights(
     return entries, {"count": position, **packed}
 
 
-def _references(contents: Contents, layers: Sequence[Layer], chosen: NDArray[np.int64]) -> dict[str, Any]:
+def _references(contents: Contents, chosen: NDArray[np.int64]) -> dict[str, Any]:
     """Run some images through the network as Keras does, and keep some values of every layer.
 
     Of a layer that the page does not compute all values are kept, so that it can show them.
@@ -263,6 +261,7 @@ def _references(contents: Contents, layers: Sequence[Layer], chosen: NDArray[np.
         first = np.unique([len(chosen) - 1, 0])[::-1][:REFERENCES]  # the worst error and a common one
         pixels, places = contents.images[chosen[first]], first.tolist()
     inputs = preprocess.apply(pixels)
+    layers = read_layers(read_graph(bundle.model))
     most = max(64, min(COMPARED, ALL_COMPARED // max(len(layers), 1)))
     values: list[Array] = []
     counts: list[int] = []
@@ -281,14 +280,32 @@ def _references(contents: Contents, layers: Sequence[Layer], chosen: NDArray[np.
     }
 
 
-def _unlike(bundle: Any) -> dict[str, Any] | None:
-    """Give what `predict` warns by: the ranges of training images, and how far beyond an image may lie."""
-    if bundle.statistics is None:
+def _unlike(bundle: Bundle) -> dict[str, Any] | None:
+    """Give what `predict` warns by: the ranges of training images, and where they lie among features."""
+    statistics, novelty = bundle.statistics, bundle.novelty
+    if statistics is None:
         return None
-    limits = {
+    return {
+        "ranges": statistics.ranges,
         "floors": drift.FEATURES,
         "margin": drift.MARGIN,
         "flat": drift.FLAT,
         "dark": drift.FAR_TOO_DARK,
+        "novelty": _novelty(novelty) if novelty is not None and math.isfinite(novelty.limit) else None,
     }
-    return bundle.statistics.to_json() | limits
+
+
+def _novelty(novelty: Novelty) -> dict[str, Any] | None:
+    """Give the training images' features (images, dimensions), and the signs that add up longer ones."""
+    if novelty.known.nbytes > NOVELTY_BYTES:
+        return None
+    features, dimensions = novelty.features, novelty.known.shape[1]
+    signs = None if features <= dimensions else pack(signs_of(features).astype(np.int8))  # (sums, dimensions)
+    return {
+        "known": pack(novelty.known),
+        "features": features,
+        "dimensions": dimensions,
+        "signs": signs,
+        "neighbours": NEIGHBOURS,
+        "limit": novelty.limit,
+    }

@@ -4,7 +4,10 @@ import { unpack, unpackWeights } from "./arrays.js";
 import { Network, volume } from "./network.js";
 import { scale } from "./preprocess.js";
 
-/** @typedef {import("./network.js").Changes} Changes */
+/**
+ * @typedef {import("./network.js").Changes} Changes
+ * @typedef {import("./sgd.js").TrainingState} TrainingState
+ */
 
 export class Engine {
   /**
@@ -33,6 +36,7 @@ export class Engine {
     const { network, weights, preprocess, images, references } = payload;
     const values = await unpackWeights(weights, network.layers);
     this.network = new Network(network, values);
+    this.original = values.slice();
     /** @type {import("./preprocess.js").Preprocessing} */
     this.preprocessing = { ...preprocess, scale: await unpack(preprocess.scale), offset: await unpack(preprocess.offset) };
     const size = volume(network.input);
@@ -172,6 +176,82 @@ export class Engine {
    */
   evaluate({ changes = {}, most } = {}) {
     return this.ask("evaluate", { changes, most });
+  }
+
+  /**
+   * Where a class's evidence lies: (h·w), not negative.
+   * @param {Float32Array} image @param {number} target the class
+   * @param {{changes?: Changes, layer?: number}} [options] without a layer, the last convolution
+   * @returns {Promise<Float32Array>}
+   */
+  gradCam(image, target, { changes = {}, layer } = {}) {
+    return this.ask("gradCam", { image, target, changes, layer, known: this.knownFor(image) });
+  }
+
+  /**
+   * How far a class's score falls where a square covers the image: (h·w).
+   * @param {Float32Array} image @param {number} target the class
+   * @param {{changes?: Changes, window?: number, stride?: number}} [options]
+   * @returns {Promise<Float32Array>}
+   */
+  occlusion(image, target, { changes = {}, window, stride } = {}) {
+    return this.ask("occlusion", { image, target, changes, window, stride });
+  }
+
+  /**
+   * Begins a training of the last layer, or of all, on the embedded test images; its first state.
+   * @param {{what?: "last" | "all", rate?: number, batch?: number, seed?: number, fresh?: boolean, order?: number[][]}} [options]
+   *   `fresh`: begin with new weights; `order`: the images of each step, in the place of a shuffle
+   * @returns {Promise<TrainingState>}
+   */
+  async beginTraining(options = {}) {
+    return this.#adopt(await this.ask("beginTraining", options));
+  }
+
+  /**
+   * Makes steps of the training that was begun. With `look`, a step also says how one weight changed, and why.
+   * @param {number} steps
+   * @param {{layer: number, name: string, index: number} | null} [look]
+   * @returns {Promise<TrainingState>}
+   */
+  async step(steps = 1, look = null) {
+    return this.#adopt(await this.ask("trainSteps", { steps, look }));
+  }
+
+  /**
+   * Trains to the end, or until `onStep` gives false.
+   * @param {{what?: "last" | "all", epochs?: number, steps?: number, rate?: number, batch?: number, seed?: number,
+   *   fresh?: boolean, order?: number[][], onStep?: (state: TrainingState) => boolean | void}} options
+   * @returns {Promise<TrainingState>}
+   */
+  async train({ epochs = 5, steps, onStep, ...options }) {
+    let state = await this.beginTraining(options);
+    const wanted = steps ?? epochs * state.perEpoch;
+    while (state.step < wanted) {
+      state = await this.step(Math.min(Math.max(1, Math.floor(state.perEpoch / 4)), wanted - state.step));
+      if (onStep?.(state) === false) break;
+    }
+    return state;
+  }
+
+  /** Takes the weights of the run again. */
+  async resetWeights() {
+    const weights = [];
+    for (const { index, weights: own } of this.network.layers) {
+      for (const [name, { values }] of Object.entries(own)) {
+        const start = values.byteOffset / 4;
+        const before = this.original.subarray(start, start + values.length);
+        if (values.some((value, at) => value !== before[at])) weights.push({ layer: index, name, values: before.slice() });
+      }
+    }
+    for (const { layer, name, values } of weights) this.network.layers[layer].weights[name].values.set(values);
+    await this.ask("setWeights", { weights });
+  }
+
+  /** The weights of the page are those of the Worker. @param {TrainingState} state */
+  #adopt(state) {
+    for (const { layer, name, values } of state.weights) this.network.layers[layer].weights[name].values.set(values);
+    return state;
   }
 }
 

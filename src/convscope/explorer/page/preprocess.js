@@ -9,6 +9,97 @@
  */
 
 /**
+ * A picture as the network takes it: brought to size, scaled.
+ * @param {ArrayLike<number>} pixels red, green, blue and alpha of each pixel, nothing transparent
+ * @param {number} width @param {number} height @param {Preprocessing} preprocessing
+ */
+export function prepare(pixels, width, height, preprocessing) {
+  return scale(resize(pixels, width, height, preprocessing), preprocessing);
+}
+
+/**
+ * Brings a picture to the network's size and channels, still as pixels, with the numbers of Pillow.
+ * @param {ArrayLike<number>} pixels red, green, blue and alpha of each pixel, nothing transparent
+ * @param {number} width @param {number} height
+ * @param {{height: number, width: number, channels: number, resize: string}} preprocessing
+ * @returns {Uint8Array} (height·width·channels)
+ */
+export function resize(pixels, width, height, { height: high, width: wide, channels, resize: how }) {
+  const places = width * height;
+  const own = new Uint8Array(places * channels);
+  for (let place = 0; place < places; place += 1) {
+    const [red, green, blue] = [pixels[4 * place], pixels[4 * place + 1], pixels[4 * place + 2]];
+    if (channels === 1) own[place] = (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16; // ITU-R BT.601
+    else own.set([red, green, blue], 3 * place);
+  }
+  if (width === wide && height === high) return own;
+  if (how === "stretch") return resample(own, width, height, channels, wide, high);
+  const factor = (how === "letterbox" ? Math.min : Math.max)(wide / width, high / height);
+  const [innerWide, innerHigh] = [width, height].map((length) => Math.max(1, roundHalfToEven(length * factor)));
+  const inner = resample(own, width, height, channels, innerWide, innerHigh);
+  const made = new Uint8Array(wide * high * channels);
+  // A negative corner crops, a positive one leaves a black border.
+  const left = Math.floor((wide - innerWide) / 2);
+  const top = Math.floor((high - innerHigh) / 2);
+  for (let row = Math.max(0, top); row < Math.min(high, top + innerHigh); row += 1) {
+    const first = Math.max(0, left);
+    const count = Math.min(wide, left + innerWide) - first;
+    const from = ((row - top) * innerWide + first - left) * channels;
+    made.set(inner.subarray(from, from + count * channels), (row * wide + first) * channels);
+  }
+  return made;
+}
+
+/** As Python rounds. @param {number} value */
+function roundHalfToEven(value) {
+  const below = Math.floor(value);
+  const rest = value - below;
+  return rest > 0.5 || (rest === 0.5 && below % 2 === 1) ? below + 1 : below;
+}
+
+/**
+ * Resamples with a triangle as wide as the reduction, first across, then down; each pass gives whole numbers.
+ * @param {Uint8Array} pixels @param {number} width @param {number} height @param {number} channels
+ * @param {number} wide @param {number} high
+ */
+function resample(pixels, width, height, channels, wide, high) {
+  const across = wide === width ? pixels : along(pixels, height, width, channels, wide);
+  if (high === height) return across;
+  // Down is across for rows of wide · channels numbers each.
+  return along(across, 1, height, wide * channels, high);
+}
+
+/**
+ * Resamples the middle axis of (outer, length, inner) to another length.
+ * @param {Uint8Array} pixels @param {number} outer @param {number} length @param {number} inner @param {number} wanted
+ */
+function along(pixels, outer, length, inner, wanted) {
+  const made = new Uint8Array(outer * wanted * inner);
+  const factor = length / wanted;
+  const support = Math.max(factor, 1);
+  const unit = 1 << 22; // weights are whole numbers of 22 bits behind the point
+  const sums = new Float64Array(inner);
+  for (let place = 0; place < wanted; place += 1) {
+    const centre = (place + 0.5) * factor;
+    const first = Math.max(0, Math.trunc(centre - support + 0.5));
+    const last = Math.min(length, Math.trunc(centre + support + 0.5));
+    const weights = Array.from({ length: last - first }, (_, at) => Math.max(0, 1 - Math.abs((at + first - centre + 0.5) / support)));
+    const total = weights.reduce((sum, weight) => sum + weight, 0);
+    const whole = weights.map((weight) => Math.trunc(0.5 + (weight / total) * unit));
+    for (let row = 0; row < outer; row += 1) {
+      sums.fill(unit / 2);
+      whole.forEach((weight, at) => {
+        const from = (row * length + first + at) * inner;
+        for (let z = 0; z < inner; z += 1) sums[z] += weight * pixels[from + z];
+      });
+      const to = (row * wanted + place) * inner;
+      for (let z = 0; z < inner; z += 1) made[to + z] = Math.min(255, Math.floor(sums[z] / unit));
+    }
+  }
+  return made;
+}
+
+/**
  * Scales pixels that have the network's size already: uint8 (h·w·c) → float32 (h·w·c).
  * @param {ArrayLike<number>} pixels @param {Preprocessing} preprocessing
  */

@@ -1,7 +1,9 @@
 // What the Worker does for the page: the network's work, away from the page, so that the page never stops.
 
+import { gradCam, occlusion } from "./gradients.js";
 import { Network, volume } from "./network.js";
 import { alter } from "./preprocess.js";
+import { Training } from "./sgd.js";
 
 /** @type {Network} */
 let network;
@@ -11,6 +13,9 @@ let test;
 let kept = { key: "", known: [] };
 
 const KEPT_VALUES = 2 ** 26;
+
+/** @type {Training} */
+let training;
 
 const TASKS = {
   /** @param {any} given */
@@ -50,6 +55,36 @@ const TASKS = {
       right += Number(guess === test.labels[index]);
     }
     return { accuracy: right / count, count, confusion, predictions, probabilities };
+  },
+
+  /** @param {any} given */
+  gradCam({ image, target, changes, layer, known }) {
+    return gradCam(network, alter(image, network.input, test.ground, changes), target, { changes, layer, known });
+  },
+
+  /** @param {any} given */
+  occlusion({ image, target, changes, window, stride }) {
+    return occlusion(network, alter(image, network.input, test.ground, changes), target, { changes, window, stride });
+  },
+
+  /** Begins a training on the test images; the weights are those of now, or new ones. @param {any} options */
+  beginTraining(options) {
+    training = new Training(network, test.images, test.labels, options);
+    kept = { key: "", known: [] };
+    return training.state();
+  },
+
+  /** @param {any} given */
+  trainSteps({ steps, look }) {
+    kept = { key: "", known: [] };
+    return training.steps(steps, look);
+  },
+
+  /** Puts weights into their places, those of the run or others. @param {any} given */
+  setWeights({ weights }) {
+    kept = { key: "", known: [] };
+    for (const { layer, name, values } of weights) network.layers[layer].weights[name].values.set(values);
+    return true;
   },
 };
 
