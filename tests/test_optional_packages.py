@@ -31,6 +31,7 @@ OPTIONAL = {
     "uvicorn": "serve",
     "python_multipart": "serve",
     "prometheus_client": "serve",
+    "optuna": "sweep",
 }
 # Only there because others ask for them.
 FOLLOWERS = ["pandas", "tqdm", "IPython"]

@@ -26,6 +26,7 @@ from convscope.cli import (
     judging,
     predicting,
     serving,
+    sweeping,
     training,
 )
 from convscope.cli.output import fail, say, show_help
@@ -45,6 +46,7 @@ app = typer.Typer(
 )
 app.add_typer(exercise.app, name="exercise")
 app.command("train")(training.train)
+app.command("sweep")(sweeping.sweep)
 app.command("resume")(training.resume)
 app.command("evaluate")(judging.evaluate)
 app.command("compare")(judging.compare)

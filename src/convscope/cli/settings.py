@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from convscope.experiment import ExperimentConfig
 
 
+# The settings of ``train`` that decide what is trained; a sweep searches among their values.
+SETTINGS = (
+    "network", "weights", "recipe", "epochs", "within", "until", "patience", "keep", "monitor", "augment",
+    "class_weights", "batch_size", "optimizer", "optimizer_settings", "learning_rate", "find_learning_rate",
+    "schedule", "label_smoothing", "validation_share", "scaling", "data_format", "resize", "size", "engine",
+    "precision", "deterministic", "seed", "preflight",
+)  # fmt: skip
+
+
 def read_settings(data: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read settings of ``train`` as they are typed: those of the experiment, and those of its training."""
     refuse_both("--within", given.get("within"), "--epochs", given.get("epochs"))
@@ -36,6 +45,7 @@ def read_settings(data: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], 
             "weights": _absolute(given.get("weights")),
             "reading": {"size": size} if size else {},
             "augmentation": read_augmentation(augment) if augment else None,
+            "optimizer_settings": given.get("optimizer_settings"),
             **{name: given.get(name) for name in experiment},
         },
         {
@@ -46,6 +56,15 @@ def read_settings(data: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], 
     )
 
 
+def check_settings(data: str, given: Mapping[str, Any]) -> None:
+    """Refuse settings that no training can have, before any data are read."""
+    from convscope.experiment import ExperimentConfig
+    from convscope.recipes import recipe
+
+    base = recipe(given["recipe"]) if given.get("recipe") else ExperimentConfig()
+    _applied(base, *read_settings(data, given))
+
+
 def settle(
     data: str,
     given: Mapping[str, Any],
@@ -53,8 +72,12 @@ def settle(
     workers: int | None = None,
     add: Path | None = None,
     quiet: bool = False,
+    known: dict[str, Dataset] | None = None,
 ) -> tuple[ExperimentConfig, Dataset]:
-    """Read the data and corrections to add; take for each setting that was left open what suits them."""
+    """Read the data and corrections to add; take for each setting that was left open what suits them.
+
+    ``known`` keeps what was read, for the next one who reads the data in the same way.
+    """
     from convscope.data.corrections import add_corrections, read_corrections
     from convscope.data.loading import load
     from convscope.experiment import ExperimentConfig
@@ -80,7 +103,10 @@ def settle(
     reading = {**_size_of_network(early, data), **early.reading}
     reading_options = {"resize": early.resize, "workers": workers, **reading}
     corrections = [] if add is None else read_corrections(add)  # before the images, which are many
-    dataset = check_first(data, reading_options, quiet=quiet) or load(data, **reading_options)
+    known, key = {} if known is None else known, repr(sorted(reading_options.items()))
+    if key not in known:
+        known[key] = check_first(data, reading_options, quiet=quiet) or load(data, **reading_options)
+    dataset = known[key]
     if add is not None:
         reading["add"] = [str(add.absolute()), len(corrections)]
         dataset = add_corrections(dataset, add, len(corrections), early.resize)

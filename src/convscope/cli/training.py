@@ -23,7 +23,7 @@ _BEGAN = time.perf_counter()
 
 if TYPE_CHECKING:
     from convscope.data.dataset import Dataset
-    from convscope.experiment import ExperimentConfig, Result
+    from convscope.experiment import ExperimentConfig, Result, Trained
 
 
 def train(
@@ -243,14 +243,29 @@ def resume(
     from convscope.runs import open_unfinished
 
     open_unfinished(run)  # a wrong path is answered before Keras is loaded
-    from convscope.experiment import resume_experiment
+    from convscope.experiment import Result, resume_experiment
 
     result = resume_experiment(run, waiting.training(json), with_report=report, data=data)
-    if json:
+    if not isinstance(result, Result):
+        _show_trial(result, json)
+    elif json:
         show_json(_as_json(None, [result]))
     else:
         show_result(result)
         show_next(result)
+
+
+def _show_trial(trained: Trained, json: bool) -> None:
+    """Print what came out of a sweep's trial, whose test images nobody has looked at."""
+    validation = trained.validation
+    if json:
+        accuracy = validation.accuracy if validation else None
+        show_json({"run": str(trained.run), "validation_accuracy": accuracy})
+    else:
+        say(f"\n{trained.network} on {trained.data}, validation images: {validation}")
+        say(
+            f"Run: {trained.run}. It belongs to a sweep, whose winner alone sees the test images.", whole=True
+        )
 
 
 def show_data(dataset: Dataset) -> None:

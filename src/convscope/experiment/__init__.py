@@ -23,6 +23,7 @@ _PUBLIC = {
     "ExperimentConfig": "config",
     "Prepared": "preparation",
     "Result": "running",
+    "Trained": "running",
     "build_model": "model",
     "cross_validate": "cross_validation",
     "draw_figures": "results",
@@ -32,7 +33,9 @@ _PUBLIC = {
     "resume_experiment": "running",
     "run_experiment": "running",
     "run_several": "running",
+    "run_trial": "running",
     "spread": "running",
+    "evaluate_on_test": "running",
     "train": "fitting",
 }
 
@@ -45,9 +48,12 @@ if TYPE_CHECKING:
     from convscope.experiment.results import Assessment, draw_figures, evaluate, evaluate_parts
     from convscope.experiment.running import (
         Result,
+        Trained,
+        evaluate_on_test,
         resume_experiment,
         run_experiment,
         run_several,
+        run_trial,
         spread,
     )
 
@@ -57,15 +63,18 @@ __all__ = [
     "ExperimentConfig",
     "Prepared",
     "Result",
+    "Trained",
     "build_model",
     "cross_validate",
     "draw_figures",
     "evaluate",
+    "evaluate_on_test",
     "evaluate_parts",
     "prepare",
     "resume_experiment",
     "run_experiment",
     "run_several",
+    "run_trial",
     "spread",
     "train",
 ]

@@ -40,13 +40,15 @@ STRETCH = 256
 _SMALLEST, _COLUMNS, _SAME = np.finfo(np.float32).tiny, 8, 1e-4
 
 
-def evaluate_parts(model: keras.Model, prepared: Prepared) -> dict[str, Evaluation]:
+def evaluate_parts(
+    model: keras.Model, prepared: Prepared, parts: Sequence[str] = ("validation", "test")
+) -> dict[str, Evaluation]:
     """Evaluate a trained model on ``test``, and on ``validation`` where there is one."""
     from convscope.training.api import predict
 
     evaluations = {}
     for name, part in prepared.parts.items():
-        if name != "train":
+        if name in parts:
             probabilities = predict(model, part.images, preprocess=prepared.preprocess)
             evaluations[name] = Evaluation.from_probabilities(
                 probabilities, part.labels, prepared.class_names, part.names

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -33,6 +33,7 @@ from convscope.experiment.preparation import Session, begin_session
 from convscope.experiment.results import (
     HISTORY_FILE,
     calibrate,
+    evaluate_parts,
     examine_parts,
     write_evaluation,
     write_figures,
@@ -45,8 +46,9 @@ from convscope.experiment.trials import try_out
 from convscope.export import load_statistics
 from convscope.lowering.devices import current_device, device_of
 from convscope.lowering.processor import takes_bfloat16
-from convscope.model_files import WEIGHTS_FILE
+from convscope.model_files import WEIGHTS_FILE, open_model
 from convscope.report import write_report
+from convscope.report.source import read_record
 from convscope.runs import (
     LOG_FILE,
     RUN_FILE,
@@ -55,6 +57,7 @@ from convscope.runs import (
     lock_run,
     log_into,
     new_folder,
+    open_run,
     open_unfinished,
     write_errors_named,
 )
@@ -66,8 +69,8 @@ _PROGRESS = logging.getLogger("convscope.progress")
 
 
 @dataclass(frozen=True, eq=False)
-class Result:
-    """What came out of an experiment, and where it lies.
+class Trained:
+    """What came out of a training that has not seen the test images, and where it lies.
 
     ``seconds`` are those of the training alone; ``validation`` is None where no images were held back.
     """
@@ -79,6 +82,12 @@ class Result:
     seconds: float
     history: dict[str, list[float]]
     validation: Evaluation | None
+
+
+@dataclass(frozen=True, eq=False)
+class Result(Trained):
+    """What came out of a whole experiment."""
+
     test: Evaluation
 
 
@@ -125,14 +134,88 @@ def run_experiment(
         If a person stopped the training; a run with status ``interrupted`` is left, without an evaluation,
         and can be resumed.
     """
+    facts = {"command": shlex.join(command), "with_report": with_report}
+    return cast(Result, _run(config, dataset, target, listeners, facts, began))
+
+
+def run_trial(
+    config: ExperimentConfig,
+    dataset: Dataset,
+    target: Path,
+    listeners: Sequence[Listener] = (),
+    command: Sequence[str] = (),
+) -> Trained:
+    """Do an experiment up to its validation; only ``evaluate_on_test`` looks at the test images.
+
+    Otherwise as ``run_experiment``, without figures and report; an interrupted one is resumed as any other.
+    """
+    facts = {"command": shlex.join(command), "with_report": False, "with_test": False}
+    return _run(config, dataset, target, listeners, facts, None)
+
+
+def _run(
+    config: ExperimentConfig,
+    dataset: Dataset,
+    target: Path,
+    listeners: Sequence[Listener],
+    facts: Mapping[str, Any],
+    began: float | None,
+) -> Trained:
+    """Do an experiment; ``facts`` are kept in its record."""
     began = time.perf_counter() if began is None else began
     with create_run(target) as run, log_into(run):
         session = begin_session(config, dataset, listeners)
-        record = session.describe() | {"command": shlex.join(command), "status": "running"}
-        record["with_report"] = with_report
+        record = session.describe() | {"status": "running", **facts}
+        with_report = record["with_report"]
         session = fit_head(session, record, listeners)
         session = try_out(session, run, record, listeners, began=began, with_report=with_report)
         return _train_and_finish(run, session, record, listeners, began=began)
+
+
+def evaluate_on_test(
+    path: str | Path, dataset: Dataset | None = None, *, by: str, with_report: bool = True
+) -> Result:
+    """Evaluate a run of ``run_trial`` on the test images, which is counted; where that is done, read it."""
+    run = open_run(path)
+    record = run.read_json(RUN_FILE)
+    if record.get("with_test", True):
+        return cast(Result, read_result(path))
+    with lock_run(run.path), log_into(run):
+        dataset = load_again(record["data"]) if dataset is None else dataset
+        session = begin_session(ExperimentConfig.from_json(record["config"]), dataset)
+        session = replace(session, model=open_model(str(run.path)))
+        history = run.read_table(HISTORY_FILE)
+        history.pop("epoch", None)
+        record |= {"with_test": True, "with_report": with_report}
+        training = Training(history, record["seconds"], interrupted=False)
+        evaluations = _evaluate(run, session, record, (), training, by=by)
+        if with_report:
+            _report(run, session, ())
+        return cast(Result, _result(run, record, history, evaluations))
+
+
+def read_result(path: str | Path) -> Trained:
+    """Read what came out of a completed run; a ``Result`` where its test images were looked at."""
+    contents = read_record(path)
+    return _result(RunDirectory(path), contents.record, contents.history, contents.evaluations)
+
+
+def _result(
+    run: RunDirectory,
+    record: Mapping[str, Any],
+    history: dict[str, list[float]],
+    evaluations: Mapping[str, Evaluation],
+) -> Trained:
+    found: dict[str, Any] = {
+        "run": run.path,
+        "network": record["network"]["name"],
+        "data": record["data"]["name"],
+        "parameters": record["network"]["parameters"],
+        "seconds": record["seconds"],
+        "history": history,
+        "validation": evaluations.get("validation"),
+    }
+    return Result(**found, test=evaluations["test"]) if "test" in evaluations else Trained(**found)
 
 
 def run_several(
@@ -196,12 +279,13 @@ def resume_experiment(
     *,
     with_report: bool | None = None,
     data: str | Path | None = None,
-) -> Result:
+) -> Trained:
     """Go on with a training that was interrupted, as if nothing had happened.
 
     Weights, optimizer and history are those of an uninterrupted training, to the last bit where the machine
     is the same. Whether a report is written was said when the run began, unless it is said anew; ``data`` is
-    where the data are now, if no longer where the run found them.
+    where the data are now, if no longer where the run found them. Of a run that began with ``run_trial`` the
+    test images are not looked at; of any other what comes out is a ``Result``.
 
     Raises
     ------
@@ -261,7 +345,7 @@ def _train_and_finish(
     seconds: float = 0.0,
     *,
     began: float | None = None,
-) -> Result:
+) -> Trained:
     """Train to the end, keeping checkpoints; then evaluate and write everything."""
     try:
         training = _train(run, session, record, listeners, state, seconds)
@@ -296,16 +380,7 @@ def _train_and_finish(
     remove_checkpoints(run.path)
     if record.get("with_report", True):
         _report(run, session, listeners)
-    return Result(
-        run=run.path,
-        network=session.config.network_name,
-        data=record["data"]["name"],
-        parameters=session.model.count_params(),
-        seconds=record["seconds"],
-        history=training.history,
-        validation=evaluations.get("validation"),
-        test=evaluations["test"],
-    )
+    return _result(run, record, training.history, evaluations)
 
 
 def _train(
@@ -353,24 +428,33 @@ def _evaluate(
     record: dict[str, Any],
     listeners: Sequence[Listener],
     training: Training,
+    *,
+    by: str = "train",
 ) -> dict[str, Evaluation]:
     """Evaluate the network and complete the run; numbers that cannot be written are told."""
     model, prepared = session.model, session.prepared
     subject = f"{session.config.network_name} on {record['data']['name']}"
     _PROGRESS.info("Evaluating %s", subject)
-    raw, distances, novelty = examine_parts(model, prepared, load_statistics(run))
+    part = "test" if record.get("with_test", True) else "validation"
+    if part == "test":
+        raw, distances, novelty = examine_parts(model, prepared, load_statistics(run))
+    else:
+        raw, distances, novelty = evaluate_parts(model, prepared, [part]), {}, None
     try:
-        test_set_log.log_use(run, "final evaluation", by="train")
+        if part == "test":
+            test_set_log.log_use(run, "final evaluation", by=by)
         write_novelty(run, novelty)
         evaluations = write_evaluation(run, raw, distances)
-        _PROGRESS.info("Drawing figures")
-        write_figures(run, evaluations["test"], prepared.test, training.history, subject)
+        if part == "test":
+            _PROGRESS.info("Drawing figures")
+            write_figures(run, evaluations["test"], prepared.test, training.history, subject)
         run.write_json(RUN_FILE, record | {"status": "completed"})
         with write_errors_named(run.path):
             run.publish()
     except RunError:
         _, calibrated = calibrate(raw)
-        notify(listeners, Notice(f"{subject}, test images: {calibrated['test']}"))
+        if part in calibrated:
+            notify(listeners, Notice(f"{subject}, {part} images: {calibrated[part]}"))
         raise
     return evaluations
 

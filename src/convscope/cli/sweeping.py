@@ -1,0 +1,252 @@
+"""``convscope sweep``."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from convscope.cli.output import console, say, show_json, table
+from convscope.cli.parsing import Device, Json, read_duration
+from convscope.cli.settings import SETTINGS, check_settings, settle
+from convscope.errors import DataNotFoundError, UsageError, expected_got
+
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.table import Table
+
+    from convscope.data.dataset import Dataset
+    from convscope.experiment.space import Space
+    from convscope.experiment.study import Study, TrialRow
+    from convscope.experiment.sweep import Outcome
+    from convscope.training.events import Event, Listener
+
+# So many rows of trials are shown while a sweep runs, and in the end.
+SHOWN_RUNNING, SHOWN_IN_THE_END = 12, 20
+
+
+def sweep(
+    data: Annotated[str, typer.Argument(help="mnist, digits, or the path of your images.")],
+    space: Annotated[
+        Path, typer.Option(help="A TOML file: settings of train, fixed, as a list, or as a range.")
+    ],
+    trials: Annotated[int, typer.Option(help="How many trainings; more than before goes on.")] = 20,
+    sampler: Annotated[str, typer.Option(help="How values are chosen, by Optuna's name.")] = "TPESampler",
+    pruner: Annotated[
+        str, typer.Option(help="Which trials are ended early, by Optuna's name; NopPruner: none.")
+    ] = "MedianPruner",
+    objective: Annotated[str, typer.Option(help="accuracy or loss, on the validation images.")] = "accuracy",
+    timeout: Annotated[str | None, typer.Option(help="Begin no trial after this time: 30m, 8h.")] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(help="A database's URL, for several machines. [default: a journal in the folder]"),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The sweep's folder in --out. [default: sweep-DATA-SPACE]")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The folder in which sweeps are written.")] = Path("runs"),
+    report: Annotated[bool, typer.Option(help="Write the winner's report.html.")] = True,
+    _device: Device = None,
+    json: Json = False,
+) -> None:
+    """Search for better settings: many trials, chosen by validation, one look at the test images.
+
+    The same command goes on with a sweep that was stopped, and takes part in one that runs.
+
+    Example: convscope sweep digits --space space.toml --trials 20
+    """
+    from convscope.environment import require_package
+    from convscope.experiment.space import read_space
+
+    until = time.monotonic() + read_duration(timeout) if timeout else math.inf
+    if not space.is_file():
+        raise DataNotFoundError(expected_got("a TOML file for --space", f"nothing at {space}"))
+    found = read_space(space, SETTINGS)
+    _check_space(found, data, space)
+    require_package("optuna", "sweep")
+    known: dict[str, Dataset] = {}
+    config, dataset = settle(data, found.settings({}), quiet=json, known=known)
+    if not config.validation_share and dataset.validation is None:
+        hint = "Trials are chosen by their validation."
+        raise UsageError(expected_got("a validation share above 0", config.validation_share, hint))
+    from convscope.experiment.study import Study, SweepPlan
+    from convscope.experiment.sweep import conclude, work
+
+    name = name or f"sweep-{dataset.name}-{space.stem}"
+    plan = SweepPlan(
+        name=name,
+        folder=out / name,
+        space=found,
+        trials=trials,
+        data={"name": dataset.name, "fingerprint": dataset.fingerprint},
+        objective=objective,
+        sampler=sampler,
+        pruner=pruner,
+        storage=storage,
+    )
+    study = Study(plan)
+    display = _Display(study, json)
+    with display:
+        work(
+            study,
+            lambda given: settle(data, given, quiet=True, known=known),
+            command=["convscope", *sys.argv[1:]],
+            listeners=display.listeners,
+            on_change=display.refresh,
+            until=until,
+        )
+    outcome = conclude(study, with_report=report)
+    if json:
+        show_json({"sweep": str(study.folder), **outcome.to_json()})
+    else:
+        _show_outcome(study, outcome)
+
+
+def _check_space(space: Space, data: str, file: Path) -> None:
+    """Refuse values that no training can have, each with the setting that it is of."""
+    for name, one in space.searched.items():
+        for value in one.ends:
+            try:
+                check_settings(data, space.settings({name: value}))
+            except UsageError as error:
+                raise UsageError(f"{file}, {name}: {error}") from error
+    try:
+        check_settings(data, space.settings({}))
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}") from error
+
+
+class _Display:
+    """Shows how a sweep goes on: a table that changes on a terminal, a line for each trial elsewhere."""
+
+    def __init__(self, study: Study, json: bool) -> None:
+        self._study, self._json = study, json
+        self._told: set[int] = set()
+        self._live: Live | None = None
+        self._began = time.monotonic()
+
+    def __enter__(self) -> _Display:
+        self._told = {row.number for row in self._study.rows() if _is_over(row)}
+        if self._told and not self._json:
+            say(f"Going on: {len(self._told)} of {self._study.trials} trials are done.")
+        if not self._json and sys.stdout.isatty():
+            from rich.live import Live
+
+            self._live = Live(console=console(), transient=True, auto_refresh=False)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def listeners(self, _name: str) -> list[Listener]:
+        """Give what watches a run that this process trains."""
+        from convscope.training.events import EpochEnd
+
+        def listen(event: Event) -> None:
+            if isinstance(event, EpochEnd):
+                self.refresh()
+
+        return [listen]
+
+    def refresh(self) -> None:
+        """Show the trials as they are now."""
+        if self._json:
+            return
+        rows = self._study.rows()
+        if self._live is not None:
+            self._live.update(self._picture(rows), refresh=True)
+            return
+        for row in rows:
+            if _is_over(row) and row.number not in self._told:
+                self._told.add(row.number)
+                done = f"{sum(map(_is_over, rows))}/{len(rows)}"
+                settings = ", ".join(f"{name} {_value(value)}" for name, value in row.settings.items())
+                say(f"{done} {row.name} {row.state} · {_reached(row)} · {settings}{_left(rows)}", whole=True)
+
+    def _picture(self, rows: list[TrialRow]) -> Table:
+        from rich.table import Table
+        from rich.text import Text
+
+        over = sum(map(_is_over, rows))
+        title = f"{self._study.plan.name}: {over} of {len(rows)} trials{_left(rows)}"
+        grid = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+        names = list(self._study.plan.space.searched)
+        for column in ("trial", "state", "epoch", self._study.plan.objective, *names):
+            grid.add_column(Text(column), justify="left" if column in ("trial", "state") else "right")
+        for row in _ranked(rows, self._study.maximize, SHOWN_RUNNING):
+            grid.add_row(*_cells(row, names))
+        return grid
+
+
+def _is_over(row: TrialRow) -> bool:
+    return row.state not in ("waiting", "running")
+
+
+def _ranked(rows: list[TrialRow], maximize: bool, most: int) -> list[TrialRow]:
+    """Give the trials that are shown: those that run, then the best ones."""
+    sign = -1 if maximize else 1
+
+    def order(row: TrialRow) -> tuple[bool, float, int]:
+        return (row.state != "running", math.inf if row.value is None else sign * row.value, row.number)
+
+    return sorted((row for row in rows if row.state != "waiting"), key=order)[:most]
+
+
+def _cells(row: TrialRow, names: list[str]) -> list[str]:
+    epoch = str(max(row.curve) + 1) if row.curve else "–"
+    return [
+        row.name,
+        row.state,
+        epoch,
+        _reached(row),
+        *(_value(row.settings.get(name, "–")) for name in names),
+    ]
+
+
+def _reached(row: TrialRow) -> str:
+    """Write what a trial reached; of one that is not complete, in its last epoch."""
+    value = row.value if row.value is not None else row.curve.get(max(row.curve, default=-1))
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _value(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _left(rows: list[TrialRow]) -> str:
+    """Say how long the rest will take, by the trials that are over; nothing before there is one."""
+    from convscope.report.formatting import duration
+
+    seconds = [row.seconds for row in rows if _is_over(row) and row.seconds]
+    left = sum(not _is_over(row) for row in rows)
+    if not seconds or not left:
+        return ""
+    running = max(1, sum(row.state == "running" for row in rows))
+    return f", about {duration(sum(seconds) / len(seconds) * left / running)} left"
+
+
+def _show_outcome(study: Study, outcome: Outcome) -> None:
+    """Print the best trials, and what they are worth."""
+    names = list(study.plan.space.searched)
+    rows = list(outcome.rows)
+    shown = _ranked(rows, study.maximize, SHOWN_IN_THE_END)
+    columns = ["trial", "state", "epochs", study.plan.objective, *names]
+    over = sum(map(_is_over, rows))
+    best = "" if len(shown) == len(rows) else f", the best {len(shown)}"
+    table(f"{over} of {len(rows)} trials{best}", columns, [_cells(row, names) for row in shown], left=(0, 1))
+    reasons = {row.reason for row in rows if row.reason}
+    for reason in sorted(reasons)[:3]:
+        say(f"Failed: {reason}")
+    for line in outcome.sentences:
+        say(line)
+    if outcome.importances:
+        parts = (f"{name} {share:.0%}" for name, share in outcome.importances.items())
+        say(f"Of the differences in {study.plan.objective} these settings explain: {', '.join(parts)}.")
+    say(f"Folder: {study.folder}", whole=True)

@@ -1,0 +1,269 @@
+"""A sweep: trainings with other settings, the best by its validation, one look at the test images.
+
+A trial is an ordinary run in the sweep's folder, without the test images. Beside the trials stands one run
+with the searched settings as they are by default, so that the winner has something to be compared with.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from convscope.data.dataset import Dataset
+from convscope.errors import ConvscopeError, DivergedError, InterruptedRunError, RunError, expected_got
+from convscope.evaluation import Comparison, compare
+from convscope.experiment.config import ExperimentConfig
+from convscope.experiment.running import (
+    Result,
+    Trained,
+    evaluate_on_test,
+    read_result,
+    resume_experiment,
+    run_trial,
+)
+from convscope.experiment.study import DEFAULTS, MOST_ATTEMPTS, Claim, Study, TrialRow, hold
+from convscope.runs import RUN_FILE, RunDirectory, lock_run, locked
+from convscope.training.events import EpochBegin, EpochEnd, Event, Listener
+
+_LOG = logging.getLogger(__name__)
+
+SWEEP_FILE = "sweep.json"
+# How often somebody looks who waits for the trials of others.
+POLL_SECONDS = 0.5
+
+# The settings of a trial as `train` takes them → what is trained, and on what.
+Settle = Callable[[Mapping[str, Any]], tuple[ExperimentConfig, Dataset]]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a sweep found: the winner and the defaults on the test images, where both runs are at hand."""
+
+    rows: Sequence[TrialRow]
+    winner: TrialRow | None
+    winner_result: Trained | None
+    defaults: Trained | None
+    comparison: Comparison | None
+    importances: Mapping[str, float]
+    sentences: Sequence[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Give everything as JSON values."""
+        return {
+            "trials": [{**asdict(row), "run": row.name} for row in self.rows],
+            "winner": None
+            if self.winner is None
+            else {"run": self.winner.name, **_scores(self.winner_result)},
+            "defaults": None if self.defaults is None else _scores(self.defaults),
+            "comparison": None if self.comparison is None else self.comparison.to_json(),
+            "importances": dict(self.importances),
+            "sentences": list(self.sentences),
+        }
+
+
+def _scores(trained: Trained | None) -> dict[str, Any]:
+    """Give what a run reached on both parts, as far as that is known."""
+    validation = trained.validation if trained else None
+    test = trained.test if isinstance(trained, Result) else None
+    return {
+        "validation_accuracy": validation.accuracy if validation else None,
+        "validation_loss": validation.loss if validation else None,
+        "test_accuracy": test.accuracy if test else None,
+    }
+
+
+def work(
+    study: Study,
+    settle: Settle,
+    *,
+    command: Sequence[str] = (),
+    listeners: Callable[[str], Sequence[Listener]] = lambda _name: (),
+    on_change: Callable[[], None] = lambda: None,
+    until: float = math.inf,
+) -> None:
+    """Train trial after trial until none is left, and those that others work on are finished too.
+
+    ``listeners`` gives those of a run by its name; no trial is begun after ``until``, by ``time.monotonic``.
+
+    Raises
+    ------
+    InterruptedRunError
+        If a person stopped it: the trial is resumed when anybody goes on with the sweep.
+    RunError
+        If the disk refuses to be written to, or the storage cannot be reached.
+    """
+    while time.monotonic() < until:
+        with ExitStack() as held:
+            if not is_complete(study.folder / DEFAULTS) and hold(study.folder / "defaults-claim", held):
+                _train(study.folder / DEFAULTS, settle, {}, study, listeners(DEFAULTS), command)
+            elif (claim := study.claim(held)) is not None:
+                _run(claim, study, settle, listeners(claim.run.name), command)
+            elif study.finished and is_complete(study.folder / DEFAULTS):
+                return
+            else:
+                time.sleep(POLL_SECONDS)
+        on_change()
+
+
+def _run(
+    claim: Claim, study: Study, settle: Settle, listeners: Sequence[Listener], command: Sequence[str]
+) -> None:
+    """Train one trial, and note what became of it."""
+    if claim.attempts > MOST_ATTEMPTS:
+        claim.finish("failed", reason=f"Its process died {MOST_ATTEMPTS} times.")
+        return
+    reporting = _Reporter(claim, study.metric)
+    try:
+        trained = _train(claim.run, settle, claim.values, study, [*listeners, reporting], command)
+        validation = trained.validation
+        if validation is None:
+            raise RunError(expected_got("a validation share above 0", "no validation images"))
+    except optuna.TrialPruned:
+        _mark_pruned(claim.run)
+        claim.finish("pruned", seconds=reporting.seconds)
+    except InterruptedRunError:
+        raise
+    except DivergedError as error:
+        claim.finish("failed", reason=f"diverged: {error}")
+    except ConvscopeError as error:
+        if isinstance(error, RunError) and isinstance(error.__cause__, OSError):
+            raise  # a full disk would only cost the other trials too
+        claim.finish("failed", reason=str(error))
+    # One network that nobody foresaw must not cost the others.
+    except Exception as error:
+        _LOG.warning("Trial %s failed.", claim.number, exc_info=error)
+        claim.finish("failed", reason=f"{type(error).__name__}: {error}")
+    else:
+        value = validation.accuracy if study.maximize else validation.loss
+        claim.finish("complete", value, loss=validation.loss, seconds=trained.seconds)
+
+
+def _train(
+    run: Path,
+    settle: Settle,
+    values: Mapping[str, Any],
+    study: Study,
+    listeners: Sequence[Listener],
+    command: Sequence[str],
+) -> Trained:
+    """Train a run of the sweep, go on with it, or read what came out of it."""
+    if is_complete(run):
+        return read_result(run)
+    if run.exists():
+        try:
+            return resume_experiment(run, listeners)
+        except (DivergedError, InterruptedRunError):
+            raise
+        except RunError as error:
+            if isinstance(error.__cause__, OSError):
+                raise
+            _LOG.warning("%s is trained anew: it cannot be resumed. %s", run.name, error)
+            shutil.rmtree(run, ignore_errors=True)
+    config, dataset = settle(study.plan.space.settings(values))
+    return run_trial(config, dataset, run, listeners, command)
+
+
+class _Reporter:
+    """Tells the study what each epoch reached, and ends the training where the pruner wants that."""
+
+    def __init__(self, claim: Claim, metric: str) -> None:
+        self._claim, self._metric = claim, metric
+        self._prune = False
+        self._began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, EpochEnd) and self._metric in event.logs:
+            self._prune = self._claim.report(event.epoch, float(event.logs[self._metric]))
+        # Not at once: by now the epoch's checkpoint is written, and a last epoch was not for nothing.
+        elif isinstance(event, EpochBegin) and self._prune:
+            raise optuna.TrialPruned
+
+
+def _mark_pruned(run: Path) -> None:
+    """Say in a run that was ended early why it is not complete; it can be resumed."""
+    if run.exists():
+        with suppress(RunError), lock_run(run):
+            RunDirectory(run).update_json(RUN_FILE, lambda record: {**(record or {}), "status": "pruned"})
+
+
+def is_complete(run: Path) -> bool:
+    """Say whether a run is finished."""
+    if not (run / RUN_FILE).is_file():
+        return False
+    return RunDirectory(run).read_json(RUN_FILE).get("status") == "completed"
+
+
+def conclude(study: Study, *, with_report: bool = True) -> Outcome:
+    """Give the winner its one look at the test images, and say whether it beats the defaults by chance."""
+    with locked(study.folder / "conclusion", -1):
+        rows, winner, defaults = study.rows(), study.winner(), None
+        if is_complete(study.folder / DEFAULTS):
+            defaults = evaluate_on_test(study.folder / DEFAULTS, by="sweep", with_report=False)
+        winner_result: Trained | None = None
+        comparison = None
+        if winner is not None and is_complete(study.folder / winner.name):
+            winner_result = evaluate_on_test(study.folder / winner.name, by="sweep", with_report=with_report)
+        if isinstance(winner_result, Result) and defaults is not None:
+            comparison = compare(defaults.test, winner_result.test, "the defaults", "the winner")
+        found = Outcome(rows, winner, winner_result, defaults, comparison, study.importances(), ())
+        found = replace(found, sentences=_sentences(found))
+        RunDirectory(study.folder).write_json(SWEEP_FILE, {**study.plan.identity(), **found.to_json()})
+        return found
+
+
+def _sentences(found: Outcome) -> list[str]:
+    """Say in words what was found, and how far that can be trusted."""
+    if found.winner is None:
+        return ["No trial is complete: there is no winner."]
+    if found.winner_result is None or found.winner_result.validation is None:
+        return [f"The winner is {found.winner.name}; its run is at {found.winner.place}, not here."]
+    validation = found.winner_result.validation
+    lines = [
+        f"The winner by its validation is {found.winner.name}: {validation.accuracy:.2%} of "
+        f"{validation.images:,} validation images, at a loss of {validation.loss:.4f}."
+    ]
+    if found.defaults is not None and found.defaults.validation is not None:
+        other = found.defaults.validation
+        lines.append(f"The defaults reach {other.accuracy:.2%} there, at a loss of {other.loss:.4f}.")
+    trials = sum(row.value is not None for row in found.rows)
+    if trials > 1:
+        luck = expected_luck(trials, validation.accuracy, validation.images)
+        lines.append(
+            f"The best of {trials} trials on the same validation images is partly the luckiest one: of "
+            f"{trials} equally good networks the best would seem better than it is by up to "
+            f"{100 * luck:.1f} points. Its validation accuracy is optimistic; the test images tell."
+        )
+    if found.comparison is not None:
+        sentence = found.comparison.sentence()
+        lines.append(f"{sentence[0].upper()}{sentence[1:]}")
+    return lines
+
+
+def expected_luck(trials: int, accuracy: float, images: int) -> float:
+    """Estimate by how much the best of several equally good networks seems better than it is.
+
+    The expected largest of n normal errors (G. Blom, "Statistical estimates and transformed beta-variables",
+    1958). Networks that err on the same images differ by less, so it is an upper end.
+
+    Examples
+    --------
+    >>> expected_luck(1, 0.6, 600), round(expected_luck(50, 0.6, 600), 3)
+    (0.0, 0.045)
+    """
+    from scipy.special import ndtri
+
+    share = (trials - 0.375) / (trials + 0.25)
+    return float(ndtri(share)) * math.sqrt(accuracy * (1 - accuracy) / images)

@@ -1,0 +1,110 @@
+"""Sweeps: trials as runs, chosen by validation, each finished once; the test images once, by the winner."""
+
+import json
+
+import pytest
+
+from convscope.data.loading import load
+from convscope.errors import UsageError
+from convscope.evaluation import test_set_log as uses
+from convscope.experiment import ExperimentConfig
+from convscope.experiment.space import parse_space
+from convscope.experiment.study import Study, SweepPlan
+from convscope.experiment.sweep import conclude, expected_luck, work
+from convscope.runs import RunDirectory, open_run
+from convscope.training.config import TrainingConfig
+
+SPACE = """
+learning_rate = {low = 1e-3, high = 1e-2, log = true}
+batch_size = [256, 512]
+"""
+KNOWN = ("learning_rate", "batch_size", "epochs", "network")
+
+
+def settle(given):
+    """Make of a trial's settings a training of a moment."""
+    training = TrainingConfig(**{"epochs": 2, "batch_size": 256, "deterministic": True, **given})
+    return ExperimentConfig("simple", data="digits", training=training), load("digits")
+
+
+def plan(folder, trials=3, space=SPACE, **options):
+    return SweepPlan("small", folder, parse_space(space, KNOWN), trials, {"name": "digits"}, **options)
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    study = Study(plan(tmp_path_factory.mktemp("sweep") / "small"))
+    work(study, settle)
+    return study, conclude(study, with_report=False)
+
+
+def test_every_trial_is_a_run_that_is_chosen_by_its_validation(swept):
+    study, outcome = swept
+    assert [row.state for row in outcome.rows] == ["complete"] * 3
+    for row in outcome.rows:
+        run = open_run(study.folder / row.name)
+        assert run.read_json("run.json")["status"] == "completed"
+        assert run.read_json("evaluation.json")["validation"]["accuracy"] == row.value
+        assert run.read_json("run.json")["config"]["training"]["batch_size"] == row.settings["batch_size"]
+    assert outcome.winner.value == max(row.value for row in outcome.rows)
+
+
+def test_the_winner_alone_sees_the_test_images_and_once(swept):
+    study, outcome = swept
+    for row in outcome.rows:
+        run = RunDirectory(study.folder / row.name)
+        looked = (run.path / uses.TEST_SET_LOG).is_file()
+        assert looked is (row.number == outcome.winner.number)
+        assert ("test" in run.read_json("evaluation.json")) is looked
+    again = conclude(study, with_report=False)
+    for name in (outcome.winner.name, "defaults"):
+        log = RunDirectory(study.folder / name).read_json(uses.TEST_SET_LOG)
+        assert uses.count(log) == 1
+        assert log["consultations"][0]["by"] == "sweep"
+    assert again.comparison.to_json() == outcome.comparison.to_json()
+
+
+def test_what_is_said_names_the_trials_and_chance(swept):
+    study, outcome = swept
+    text = " ".join(outcome.sentences)
+    assert f"The winner by its validation is {outcome.winner.name}" in text
+    assert "The best of 3 trials on the same validation images" in text
+    assert "on the same 360 test images" in text.lower()
+    stored = json.loads((study.folder / "sweep.json").read_text(encoding="utf-8"))
+    assert stored["sentences"] == list(outcome.sentences)
+    assert [trial["run"] for trial in stored["trials"]] == ["trial-0000", "trial-0001", "trial-0002"]
+
+
+def test_more_trials_go_on_and_another_space_is_refused(swept):
+    study, _ = swept
+    more = Study(plan(study.folder, trials=4))
+    assert [row.state for row in more.rows()] == ["complete"] * 3 + ["waiting"]
+    for other in ({"space": "epochs = [1, 2]"}, {"objective": "loss"}, {"sampler": "RandomSampler"}):
+        with pytest.raises(UsageError, match="Give the new one another --name"):
+            Study(plan(study.folder, **other))
+
+
+def test_the_luck_of_the_best_is_that_of_normal_errors():
+    import numpy as np
+
+    drawn = np.random.default_rng(0).normal(0, np.sqrt(0.6 * 0.4 / 600), (20_000, 50)).max(axis=1).mean()
+    assert expected_luck(50, 0.6, 600) == pytest.approx(drawn, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"sampler": "TPSampler"}, "Did you mean 'TPESampler'?"),
+        ({"sampler": "PartialFixedSampler"}, "samplers"),
+        ({"sampler": "GridSampler"}, "got learning_rate"),
+        ({"pruner": "MedianPrunr"}, "Did you mean 'MedianPruner'?"),
+        ({"pruner": "PercentilePruner"}, r"table \[pruner\]"),
+        ({"objective": "acuracy"}, "Did you mean 'accuracy'?"),
+        ({"trials": 0}, "trials of at least 1"),
+        ({"storage": "trials.db"}, "a database's URL"),
+    ],
+    ids=str,
+)
+def test_wrong_options_are_refused(tmp_path, options, text):
+    with pytest.raises(UsageError, match=text):
+        Study(plan(tmp_path / "small", **options))
