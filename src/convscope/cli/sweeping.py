@@ -13,7 +13,7 @@ import typer
 from convscope.cli.output import console, say, show_json, table
 from convscope.cli.parsing import Device, Json, read_duration
 from convscope.cli.settings import SETTINGS, check_settings, settle
-from convscope.errors import DataNotFoundError, UsageError, expected_got
+from convscope.errors import DataNotFoundError, InterruptedRunError, RunError, UsageError, expected_got
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from convscope.training.events import Event, Listener
 
 # So many rows of trials are shown while a sweep runs, and in the end.
+SECONDS_BETWEEN_LOOKS = 0.5
+# So many killed workers for each that there is are replaced before another trial is over.
+MOST_KILLED = 5
 SHOWN_RUNNING, SHOWN_IN_THE_END = 12, 20
 
 
@@ -41,6 +44,9 @@ def sweep(
     ] = "MedianPruner",
     objective: Annotated[str, typer.Option(help="accuracy or loss, on the validation images.")] = "accuracy",
     timeout: Annotated[str | None, typer.Option(help="Begin no trial after this time: 30m, 8h.")] = None,
+    workers: Annotated[
+        int, typer.Option(help="So many trials side by side, in processes that share the threads.")
+    ] = 1,
     storage: Annotated[
         str | None,
         typer.Option(help="A database's URL, for several machines. [default: a journal in the folder]"),
@@ -50,6 +56,9 @@ def sweep(
     ] = None,
     out: Annotated[Path, typer.Option(help="The folder in which sweeps are written.")] = Path("runs"),
     report: Annotated[bool, typer.Option(help="Write the winner's report.html.")] = True,
+    as_worker: Annotated[
+        float | None, typer.Option(hidden=True, help="Train trials of this sweep for so many seconds.")
+    ] = None,
     _device: Device = None,
     json: Json = False,
 ) -> None:
@@ -62,7 +71,10 @@ def sweep(
     from convscope.environment import require_package
     from convscope.experiment.space import read_space
 
-    until = time.monotonic() + read_duration(timeout) if timeout else math.inf
+    if workers < 1:
+        raise UsageError(expected_got("workers of at least 1", workers))
+    seconds = as_worker or (read_duration(timeout) if timeout else math.inf)
+    until = time.monotonic() + seconds
     if not space.is_file():
         raise DataNotFoundError(expected_got("a TOML file for --space", f"nothing at {space}"))
     found = read_space(space, SETTINGS)
@@ -75,6 +87,7 @@ def sweep(
         raise UsageError(expected_got("a validation share above 0", config.validation_share, hint))
     from convscope.experiment.study import Study, SweepPlan
     from convscope.experiment.sweep import conclude, work
+    from convscope.experiment.workers import obey
 
     name = name or f"sweep-{dataset.name}-{space.stem}"
     plan = SweepPlan(
@@ -89,8 +102,9 @@ def sweep(
         storage=storage,
     )
     study = Study(plan)
-    display = _Display(study, json)
-    with display:
+    display = _Display(study, json or as_worker is not None)
+
+    def train_here() -> None:
         work(
             study,
             lambda given: settle(data, given, quiet=True, known=known),
@@ -99,11 +113,60 @@ def sweep(
             on_change=display.refresh,
             until=until,
         )
+
+    if as_worker is not None:
+        obey()
+        train_here()
+        return
+    try:
+        with display:
+            if workers == 1:
+                train_here()
+            else:
+                _train_in_workers(study, workers, until, display)
+    except (KeyboardInterrupt, InterruptedRunError) as error:
+        done = sum(map(_is_over, study.rows()))
+        text = f"Interrupted. {done} of {study.trials} trials in {study.folder} are done."
+        raise InterruptedRunError(f"{text} The same command goes on.") from error
     outcome = conclude(study, with_report=report)
     if json:
         show_json({"sweep": str(study.folder), **outcome.to_json()})
     else:
         _show_outcome(study, outcome)
+
+
+def _train_in_workers(study: Study, workers: int, until: float, display: _Display) -> None:
+    """Let processes train the trials, and put another in the place of one that is killed."""
+    from convscope.experiment.workers import Worker, end, last_words, share_of_threads
+
+    threads, log = share_of_threads(workers), study.folder / "workers.log"
+
+    def start() -> Worker:
+        left = ["--as-worker", str(until - time.monotonic())]
+        return Worker(["convscope", *sys.argv[1:], *left], threads, log, listen=False)
+
+    team, killed, done = [start() for _ in range(workers)], 0, 0
+    try:
+        while team:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            display.refresh()
+            over = sum(map(_is_over, study.rows()))
+            killed, done = (0 if over > done else killed), over
+            for worker in [one for one in team if one.process.poll() is not None]:
+                team.remove(worker)
+                code = worker.process.returncode
+                if code < 0 and time.monotonic() < until:
+                    killed += 1
+                    if killed > MOST_KILLED * workers:
+                        words = last_words(log)
+                        hint = f"See {log}. {words}"
+                        raise RunError(expected_got("workers that are not killed", f"{killed} times", hint))
+                    team.append(start())
+                elif code > 0 and not team and not study.finished and time.monotonic() < until:
+                    found = f"one that ended with code {code}: {last_words(log)}"
+                    raise RunError(expected_got("a worker that trains the trials", found, f"See {log}."))
+    finally:
+        end(team)
 
 
 def _check_space(space: Space, data: str, file: Path) -> None:

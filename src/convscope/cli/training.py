@@ -120,7 +120,11 @@ def train(
         int | None, typer.Option(help="Height and width to bring your images to, in pixels.")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Threads that decode your images; the result is the same with any.")
+        int | None,
+        typer.Option(
+            help="With --seeds or --folds: so many trainings side by side, in processes that share the "
+            "threads. Otherwise threads that decode your images; the result is the same with any."
+        ),
     ] = None,
     engine: Annotated[str | None, typer.Option(help="auto, fast or keras. [default: auto]")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16. [default: auto]")] = None,
@@ -167,7 +171,11 @@ def train(
         "data_format": data_format, "resize": resize, "size": size, "engine": engine,
         "precision": precision, "deterministic": deterministic, "seed": seed, "preflight": preflight,
     }  # fmt: skip
-    config, dataset = settle(data, given, workers=workers, add=add, quiet=json)
+    several = folds or seeds
+    if several > 1 and workers is not None and workers < 1:
+        raise UsageError(expected_got("workers of at least 1", workers))
+    readers = workers if several == 1 else None
+    config, dataset = settle(data, given, workers=readers, add=add, quiet=json)
     if not json:
         show_data(dataset)
     options: dict[str, Any] = {
@@ -175,11 +183,14 @@ def train(
         "listeners": waiting.training(json),
         "with_report": report,
         "began": _BEGAN,
+        "workers": (workers or 1) if several > 1 else 1,
     }
-    if folds is None:
-        _train_seeds(config, dataset, out, seeds, json, options)
-    else:
-        _train_folds(config, dataset, out, folds, json, options)
+    with waiting.side_by_side(json, several) as hear:
+        options["on_event"] = hear
+        if folds is None:
+            _train_seeds(config, dataset, out, seeds, json, options)
+        else:
+            _train_folds(config, dataset, out, folds, json, options)
 
 
 def _train_seeds(

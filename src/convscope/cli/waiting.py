@@ -9,14 +9,16 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from contextlib import suppress
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.live import Live
     from rich.spinner import Spinner
 
-    from convscope.training.events import Listener
+    from convscope.training.events import Event, Listener
 
 PROGRESS = "convscope.progress"
 PATIENCE = 1.0  # seconds
@@ -86,6 +88,7 @@ def _spinning(text: str) -> Spinner:
 
 
 _shown: Waiting | None = None
+_several: _SideBySide | None = None
 
 
 def show_waiting() -> None:
@@ -101,11 +104,13 @@ def done() -> None:
     """Remove what is shown; something else is about to be."""
     if _shown is not None:
         _shown.done()
+    if _several is not None:
+        _several.hide()
 
 
 def training(json: bool) -> tuple[Listener, ...]:
     """Give the listeners that show a training: its bar or its lines, unless there is only JSON to come."""
-    from convscope.training.events import EpochEnd, Event, Notice, StepEnd, TrainBegin
+    from convscope.training.events import EpochEnd, Notice, StepEnd, TrainBegin
     from convscope.training.progress import progress_listener
 
     speaking = () if json else (EpochEnd, Notice, StepEnd) if sys.stdout.isatty() else (EpochEnd, Notice)
@@ -117,3 +122,87 @@ def training(json: bool) -> tuple[Listener, ...]:
             done()
 
     return listen, *(() if json else progress_listener("auto"))
+
+
+def side_by_side(json: bool, runs: int) -> AbstractContextManager[Callable[[str, Event], None]]:
+    """Show several trainings at once: a table that changes on a terminal, a line for each epoch elsewhere."""
+    return _SideBySide(json, runs)
+
+
+class _SideBySide:
+    """What is known of trainings that other processes do."""
+
+    def __init__(self, json: bool, runs: int) -> None:
+        self._json, self._runs = json, runs
+        self._begun: dict[str, tuple[float, int]] = {}  # when, and of how many epochs
+        self._last: dict[str, tuple[int, str]] = {}  # epochs that are over, and what the last one was
+        self._live: Live | None = None
+
+    def __enter__(self) -> Callable[[str, Event], None]:
+        global _several  # noqa: PLW0603  a process has one standard output
+        _several = self
+        return self._hear
+
+    def __exit__(self, *_error: object) -> None:
+        global _several  # noqa: PLW0603  as above
+        _several = None
+        self.hide()
+
+    def hide(self) -> None:
+        """Remove what is shown, until something happens again."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _hear(self, name: str, event: Event) -> None:
+        from convscope.training.events import EpochEnd, TrainBegin
+        from convscope.training.progress import describe_epoch
+
+        if _shown is not None:
+            _shown.done()
+        if isinstance(event, TrainBegin):
+            self._begun[name] = (time.monotonic(), event.epochs)
+        elif isinstance(event, EpochEnd):
+            line = describe_epoch(event, self._begun[name][1])
+            self._last[name] = (event.epoch + 1, line)
+            self._line(f"{name}: {line}")
+        else:
+            return  # what is noted while one network trains would be in the way of the others
+        if not self._json and sys.stdout.isatty():
+            self._draw()
+
+    def _line(self, text: str) -> None:
+        if not self._json and not sys.stdout.isatty():
+            sys.stdout.write(f"{text}\n")
+            sys.stdout.flush()
+
+    def _draw(self) -> None:
+        from rich.console import Console
+        from rich.live import Live
+        from rich.table import Table
+        from rich.text import Text
+
+        if self._live is None:
+            self._live = Live(console=Console(highlight=False), transient=True, auto_refresh=False)
+            self._live.start()
+        grid = Table.grid(padding=(0, 2))
+        for name, (epochs, line) in self._last.items():
+            if epochs < self._begun[name][1]:
+                grid.add_row(Text(name, style="bold"), Text(line))
+        over = sum(epochs >= self._begun[name][1] for name, (epochs, _) in self._last.items())
+        grid.add_row(
+            Text(f"{over} of {self._runs} trained", style="dim"), Text(self._time_left(), style="dim")
+        )
+        self._live.update(grid, refresh=True)
+
+    def _time_left(self) -> str:
+        """Say how long the rest takes, by the epochs that are over."""
+        from convscope.report.formatting import duration
+
+        epochs = sum(epochs for epochs, _ in self._last.values())
+        if not epochs:
+            return ""
+        each = [count for _, count in self._begun.values()]
+        passed = time.monotonic() - min(began for began, _ in self._begun.values())
+        left = self._runs * max(each) - epochs
+        return f"about {duration(passed / epochs * left)} left"
