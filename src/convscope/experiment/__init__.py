@@ -5,7 +5,9 @@
 - ``preparation``: data and network of a training; ``model`` builds and adapts the network.
 - ``trials``: what is tried on copies of the network before it is trained.
 - ``fitting``: the training: schedule, stops, checkpoints, orderly ends.
+- ``several``: more than one of them, one after the other or side by side in ``workers``.
 - ``cross_validation``: a network for each fold of the images, and one evaluation of all.
+- ``sweep``: trials with settings out of a ``space``, which a ``study`` hands out.
 - ``results``: evaluations, figures and files; ``convscope.evaluate`` in a notebook.
 
 The names below are loaded on first use, so that a configuration is checked before Keras is loaded for it.
@@ -32,9 +34,9 @@ _PUBLIC = {
     "prepare": "preparation",
     "resume_experiment": "running",
     "run_experiment": "running",
-    "run_several": "running",
+    "run_several": "several",
     "run_trial": "running",
-    "spread": "running",
+    "spread": "several",
     "evaluate_on_test": "running",
     "train": "fitting",
 }
@@ -52,10 +54,9 @@ if TYPE_CHECKING:
         evaluate_on_test,
         resume_experiment,
         run_experiment,
-        run_several,
         run_trial,
-        spread,
     )
+    from convscope.experiment.several import run_several, spread
 
 __all__ = [
     "Assessment",

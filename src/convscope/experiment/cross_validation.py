@@ -19,7 +19,8 @@ from convscope.data.loading import take_fold
 from convscope.errors import UsageError, expected_got
 from convscope.evaluation import Evaluation
 from convscope.experiment.config import ExperimentConfig
-from convscope.experiment.running import Result, run_several
+from convscope.experiment.running import Result
+from convscope.experiment.several import run_several
 from convscope.runs import RunDirectory
 
 PREDICTIONS_FILE, SUMMARY_FILE = "out_of_fold.npz", "cross_validation.json"

@@ -5,19 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import shlex
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
 from convscope.data.dataset import Dataset
-from convscope.data.loading import load_again, take_fold
+from convscope.data.loading import load_again
 from convscope.errors import ConvscopeError, DivergedError, InterruptedRunError, RunError, expected_got
 from convscope.evaluation import Evaluation, test_set_log
 from convscope.experiment.config import ExperimentConfig
@@ -44,7 +41,6 @@ from convscope.experiment.results import (
 )
 from convscope.experiment.transfer import fit_head, is_average, keep_better, rate_factors
 from convscope.experiment.trials import try_out
-from convscope.experiment.workers import failed, train_side_by_side
 from convscope.export import load_statistics
 from convscope.lowering.devices import current_device, device_of
 from convscope.lowering.processor import takes_bfloat16
@@ -58,17 +54,14 @@ from convscope.runs import (
     create_run,
     lock_run,
     log_into,
-    new_folder,
     open_run,
     open_unfinished,
     write_errors_named,
 )
 from convscope.training.checkpoint import TrainingState, load_checkpoint, remove_checkpoints
-from convscope.training.events import EpochEnd, Event, Listener, Notice, TrainBegin, notify
+from convscope.training.events import Listener, Notice, notify
 
 _LOG = logging.getLogger(__name__)
-# What the processes of runs side by side write on standard error, such as warnings.
-WORKERS_LOG = "workers.log"
 _PROGRESS = logging.getLogger("convscope.progress")
 
 
@@ -220,135 +213,6 @@ def _result(
         "validation": evaluations.get("validation"),
     }
     return Result(**found, test=evaluations["test"]) if "test" in evaluations else Trained(**found)
-
-
-def run_several(
-    configs: Mapping[str, ExperimentConfig],
-    dataset: Dataset,
-    out: Path,
-    kind: str,
-    *,
-    command: Sequence[str] = (),
-    listeners: Sequence[Listener] = (),
-    on_begin: Callable[[str], None] = lambda _name: None,
-    on_result: Callable[[Result], None] = lambda _result: None,
-    on_event: Callable[[str, Event], None] = lambda _name, _event: None,
-    with_report: bool = True,
-    began: float | None = None,
-    workers: int = 1,
-) -> list[Result]:
-    """Run experiments, each under its name in a folder of their own below ``out``.
-
-    The folder's name has time, ``kind`` and dataset. Where a configuration reads a fold, its run gets that
-    fold of the dataset. ``on_begin`` and ``on_result`` are called before and after each; a deadline counts
-    from ``began`` for the first one. What was finished stays when another one fails.
-
-    With one worker they are run one after the other, and ``listeners`` receive every event. With several
-    they are run side by side, each worker a process with its share of the threads: ``on_event`` receives
-    what begins a training, ends an epoch or is to be told, with the run's name, and the first error is raised
-    when all the others are finished.
-    """
-    results = []
-    if workers > 1 and len(configs) > 1:
-        with new_folder(out, f"{datetime.now():%Y%m%d-%H%M%S}-{kind}-{dataset.name}") as folder:
-            return _run_side_by_side(
-                configs, dataset, folder, workers, on_begin, on_result, on_event, command, with_report
-            )
-    with new_folder(out, f"{datetime.now():%Y%m%d-%H%M%S}-{kind}-{dataset.name}") as folder:
-        for name, config in configs.items():
-            on_begin(name)
-            fold = config.reading.get("fold")
-            part = take_fold(dataset, *fold) if fold else dataset
-            result = run_experiment(
-                config, part, folder / name, listeners, command, with_report=with_report, began=began
-            )
-            began = None
-            results.append(result)
-            on_result(result)
-    return results
-
-
-def _run_side_by_side(
-    configs: Mapping[str, ExperimentConfig],
-    dataset: Dataset,
-    folder: Path,
-    workers: int,
-    on_begin: Callable[[str], None],
-    on_result: Callable[[Result], None],
-    on_event: Callable[[str, Event], None],
-    command: Sequence[str],
-    with_report: bool,
-) -> list[Result]:
-    """Run experiments in several processes, which load the data again."""
-    log, device = folder / WORKERS_LOG, str(current_device())
-
-    def task(name: str, config: ExperimentConfig) -> dict[str, Any]:
-        reading = {key: value for key, value in config.reading.items() if key != "fold"}
-        data = {
-            "source": config.data,
-            "fingerprint": dataset.fingerprint,
-            "reading": {**reading, "resize": config.resize},
-        }
-        facts = {"command": list(command), "with_report": with_report, "device": device}
-        return {"config": config.to_json(), "data": data, "target": str(folder / name), **facts}
-
-    def hear(name: str, message: Mapping[str, Any]) -> None:
-        if "done" in message:
-            results[name] = cast(Result, read_result(folder / name))
-            on_result(results[name])
-        elif message["event"] == "begin":
-            on_begin(name)
-            on_event(name, TrainBegin("", 0, message["epochs"], None))
-        elif message["event"] == "epoch":
-            on_event(name, EpochEnd(message["epoch"], message["logs"], message["seconds"], _no_snapshot))
-        else:
-            on_event(name, Notice(message["text"]))
-
-    results: dict[str, Result] = {}
-    try:
-        tasks = {name: task(name, config) for name, config in configs.items()}
-        failures = train_side_by_side(tasks, workers, log, hear)
-    except KeyboardInterrupt as error:
-        left = [name for name in configs if (folder / name / RUN_FILE).is_file() and name not in results]
-        hint = (
-            f"`convscope resume {shlex.quote(str(folder / left[0]))}` goes on with the first." if left else ""
-        )
-        text = (
-            f"Interrupted. {len(results)} of {len(configs)} runs in {folder} are complete, {len(left)} begun."
-        )
-        raise InterruptedRunError(f"{text} {hint}".strip()) from error
-    finally:
-        with suppress(OSError):
-            if not log.stat().st_size:
-                log.unlink()
-    if failures:
-        raise failed(failures, len(configs))
-    return [results[name] for name in configs]
-
-
-def _no_snapshot() -> TrainingState:
-    raise NotImplementedError("another process has the network")
-
-
-def spread(results: Sequence[Result]) -> dict[str, dict[str, float]]:
-    """Condense the results of several seeds: of test accuracy and loss and of the seconds, mean and spread.
-
-    ``deviation`` is that of the sample, with n − 1; 0 for a single result.
-    """
-    quantities = {
-        "test_accuracy": [result.test.accuracy for result in results],
-        "test_loss": [result.test.loss for result in results],
-        "seconds": [result.seconds for result in results],
-    }
-    return {
-        name: {
-            "mean": statistics.fmean(values),
-            "deviation": statistics.stdev(values) if len(values) > 1 else 0.0,
-            "minimum": min(values),
-            "maximum": max(values),
-        }
-        for name, values in quantities.items()
-    }
 
 
 def resume_experiment(
