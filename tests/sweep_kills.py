@@ -89,9 +89,7 @@ def main(folder, workers, kills, trials):
         "states": Counter(row.state for row in rows),
         "trials": len(rows),
         "ended_once": sum(count == 1 for count in ends.values()),
-        "runs": sum(
-            open_run(folder / row.name).read_json("run.json")["status"] == "completed" for row in rows
-        ),
+        "runs": statuses.count("completed"),
         "as_undisturbed": all(again),
         "seconds": time.perf_counter() - began,
         "begun": sum("state" in line and line["state"] == 0 for line in journal),

@@ -1,8 +1,12 @@
 """Sweeps: trials as runs, chosen by validation, each finished once; the test images once, by the winner."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
+import sweep_kills
 
 from convscope.data.loading import load
 from convscope.errors import UsageError
@@ -108,3 +112,29 @@ def test_the_luck_of_the_best_is_that_of_normal_errors():
 def test_wrong_options_are_refused(tmp_path, options, text):
     with pytest.raises(UsageError, match=text):
         Study(plan(tmp_path / "small", **options))
+
+
+@pytest.mark.slow
+@pytest.mark.posix("a process that forks")
+def test_whoever_is_killed_every_trial_is_finished_once(tmp_path):
+    # A part of it by default; CONVSCOPE_FULL=1 kills the eight workers of one sweep forty times.
+    workers, kills, trials = (8, 40, 30) if os.environ.get("CONVSCOPE_FULL") else (4, 10, 8)
+    done = subprocess.run(
+        [
+            sys.executable,
+            sweep_kills.__file__,
+            str(tmp_path / "sweep"),
+            str(workers),
+            str(kills),
+            str(trials),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found["ended"]) == {"killed", "code 0"}
+    assert found["states"] == {"complete": trials}
+    assert found["ended_once"] == found["runs"] == found["begun"] == trials
+    assert found["as_undisturbed"]
