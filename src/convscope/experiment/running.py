@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from convscope.contents import read_record
 from convscope.data.dataset import Dataset
 from convscope.data.loading import load_again
 from convscope.errors import ConvscopeError, DivergedError, InterruptedRunError, RunError, expected_got
@@ -46,7 +47,6 @@ from convscope.lowering.devices import current_device, device_of
 from convscope.lowering.processor import takes_bfloat16
 from convscope.model_files import WEIGHTS_FILE, open_model
 from convscope.report import write_report
-from convscope.report.source import read_record
 from convscope.runs import (
     LOG_FILE,
     RUN_FILE,
