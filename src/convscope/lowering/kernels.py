@@ -18,6 +18,7 @@ from convscope import _torch_internals as torch_internals
 from convscope._torch_internals import WeakTensorKeyDictionary, version_of
 from convscope.lowering.cpu import compiled
 from convscope.lowering.masks import Mask, bits_type
+from convscope.lowering.shards import Shard
 
 Tensor = torch.Tensor
 Shape = Sequence[int]
@@ -152,6 +153,75 @@ def batch_normalization(
     """Normalize images (n, ..., c), contiguous on a CPU; return the batch's mean and variance (c,) too."""
     result: tuple[Tensor, Tensor, Tensor] = BatchNormalization.apply(images, gamma, beta, epsilon)  # type: ignore[no-untyped-call]
     return result
+
+
+class SharedBatchNormalization(torch.autograd.Function):
+    """Normalization by the statistics of a batch whose rows several processes share.
+
+    Each adds its sums to the others' in float64: of values and squares on the way there, of gradients and
+    gradients times normalized values on the way back. torch.nn.SyncBatchNorm does this on GPUs alone.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Context, shard: Shard, images: Tensor, gamma: Tensor | None, beta: Tensor | None, epsilon: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute from these rows' images (n, ..., c); the batch's mean and biased variance are (c,)."""
+        channels = images.shape[-1]
+        count = images.numel() // channels
+        own = batch_statistics if _suits_statistics(images) else _plain_statistics
+        mean, variance = (numbers.double() for numbers in own(images))
+        sums = shard.sum_up(torch.stack([mean, variance + mean.square()]) * count)  # (2, c)
+        whole = count // shard.rows * shard.total
+        mean = sums[0] / whole
+        variance = (sums[1] / whole - mean.square()).clamp_min(0).float()
+        mean = mean.float()
+        moved = images.movedim(-1, 1)  # (n, c, ...)
+        cudnn = torch.backends.cudnn.enabled
+        result = torch_internals.batch_norm(moved, gamma, beta, mean, variance, False, 0.0, epsilon, cudnn)
+        ctx.save_for_backward(images, gamma, mean, (variance + epsilon).rsqrt())
+        ctx.shard, ctx.whole, ctx.epsilon, ctx.has_beta = shard, whole, epsilon, beta is not None
+        ctx.mark_non_differentiable(mean, variance)
+        return result.movedim(1, -1), mean, variance
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Tensor, *_statistics: Any) -> tuple[Any, ...]:
+        """Send these rows' gradient through the normalization and through the whole batch's statistics."""
+        require_first_order()
+        images, gamma, mean, deviation = ctx.saved_tensors
+        scale = torch.ones_like(mean) if gamma is None else gamma
+        _, scaled_sum, plain_sum = torch_internals.batch_norm_backward(
+            gradient.movedim(-1, 1), images.movedim(-1, 1), scale, None, None, mean, deviation,
+            True, ctx.epsilon, (False, True, True),
+        )  # fmt: skip
+        image_gradient = None
+        if ctx.needs_input_grad[1]:
+            sums = ctx.shard.sum_up(torch.stack([plain_sum, scaled_sum]).double()) / ctx.whole  # (2, c)
+            plain, scaled = sums.float()
+            factor = scale * deviation
+            # factor · (gradient − plain − normalized image · scaled), in few passes
+            along = torch.addcmul(-factor * plain, images - mean, -factor * deviation * scaled)
+            image_gradient = along.addcmul_(gradient.to(along.dtype), factor).to(images.dtype)
+        own = scaled_sum if gamma is not None else None
+        return None, image_gradient, own, plain_sum if ctx.has_beta else None, None
+
+
+def shared_batch_normalization(
+    shard: Shard, images: Tensor, gamma: Tensor | None, beta: Tensor | None, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalize these rows' images (n, ..., c); return the whole batch's mean and variance (c,) too."""
+    arguments = shard, images, gamma, beta, epsilon
+    result: tuple[Tensor, Tensor, Tensor] = SharedBatchNormalization.apply(*arguments)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _suits_statistics(images: Tensor) -> bool:
+    return images.is_contiguous() and images.device.type == "cpu" and images.dtype is torch.float32
+
+
+def _plain_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    variance, mean = torch.var_mean(images.float(), dim=tuple(range(images.dim() - 1)), correction=0)
+    return mean, variance
 
 
 def batch_statistics(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -75,6 +75,18 @@ class Mask:
             torch.mul(x.view(bits), self._laid_out_as(x), out=result.view(bits))
         return result
 
+    def part(self, begin: int, end: int, shape: tuple[int, ...]) -> Mask:
+        """Take some of the elements, counted in memory's order, for a tensor of another shape."""
+        lanes = self.lanes.lanes
+        kept = torch.empty(end - begin, dtype=lanes.dtype, device=lanes.device)
+        while begin < end:  # the fields at one place of all lanes, then those at the next
+            plane, lane = divmod(begin, lanes.numel())
+            count = min(end - begin, lanes.numel() - lane)
+            out = kept[len(kept) - (end - begin) :][:count]
+            torch.bitwise_right_shift(lanes[lane : lane + count], plane * self.lanes.bits, out=out)
+            begin += count
+        return Mask(PackedMask(kept.bitwise_and_(1), self.lanes.bits), shape)
+
     def unpack(self) -> torch.Tensor:
         """Return ones where elements are kept and zeros where they are dropped, in the lanes' type."""
         lanes, count = self.lanes.lanes, math.prod(self.shape)

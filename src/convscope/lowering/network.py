@@ -16,6 +16,7 @@ from convscope.lowering.layers import KerasCall
 from convscope.lowering.layers.base import Prepared, Runner, Step, runner_of
 from convscope.lowering.layers.elementwise import random_streams
 from convscope.lowering.planner import apply_plan, plan_of
+from convscope.lowering.shards import Shard
 from convscope.lowering.variables import (
     is_gradient_hooked,
     is_seed,
@@ -94,6 +95,7 @@ class LoweredNetwork:
         self._prepared: dict[str, tuple[tuple[int, ...], Prepared]] = {}
         self._seed, self._number = 0, 0
         self._keys: Mapping[int, Tensor] | None = None
+        self._shard: Shard | None = None
         self._build()
 
     @property
@@ -140,12 +142,19 @@ class LoweredNetwork:
         """Return the numbers of the random streams that its dropouts follow."""
         return random_streams(self.program)
 
-    def begin_step(self, seed: int, step: int, keys: Mapping[int, Tensor] | None = None) -> None:
+    def begin_step(
+        self,
+        seed: int,
+        step: int,
+        keys: Mapping[int, Tensor] | None = None,
+        shard: Shard | None = None,
+    ) -> None:
         """Say which step of the run comes: masks depend on seed, step and layer alone.
 
-        ``keys`` are those of all ``streams``, as tensors: then no number in Python is part of the pass.
+        ``keys`` are those of all ``streams``, as tensors: then no number in Python is part of the pass. With
+        a ``shard``, inputs are those rows of a batch: masks are theirs, statistics the whole batch's.
         """
-        self._seed, self._number, self._keys = seed, step, keys
+        self._seed, self._number, self._keys, self._shard = seed, step, keys, shard
 
     def __call__(self, inputs: Any, training: bool = False, logits: bool = False) -> Any:
         """Compute the outputs.
@@ -165,7 +174,7 @@ class LoweredNetwork:
         Tensor or structure of Tensors
             float32, packed as the Keras model packs its outputs.
         """
-        step = Step(training, self._seed, self._number, keys=self._keys)
+        step = Step(training, self._seed, self._number, keys=self._keys, shard=self._shard)
         slots: dict[str, Any] = dict(zip(self._input_names, self._flat(inputs), strict=True))
         for run, reads, writes, finished in self._schedule:
             result = run(step, *[slots[name] for name in reads])

@@ -33,6 +33,7 @@ from convscope.training.schedules import Schedule
 if TYPE_CHECKING:
     from convscope.augmentation import Augmentation
     from convscope.preprocessing import Preprocess
+    from convscope.training.distributed import Group
 
 
 def fit(
@@ -160,7 +161,10 @@ sample_weight, initial_epoch, steps_per_epoch, validation_steps, validation_batc
         epochs=epochs,
         initial_epoch=initial_epoch,
     )
+    group = _group()
     seed_in_use = resolve_seed(seed, resume_from)
+    if group is not None:
+        seed_in_use = group.same(seed_in_use)
     train = read_input(x, y, sample_weight, preprocess)
     if isinstance(train, StreamInput):
         train = train.looked_at()
@@ -183,7 +187,7 @@ sample_weight, initial_epoch, steps_per_epoch, validation_steps, validation_batc
         seed=seed_in_use,
         seeded=seed is not None or resume_from is not None,
         callbacks=flatten_callbacks(callbacks),
-        listeners=(*listeners, *progress_listener(verbose)),
+        listeners=(*listeners, *(progress_listener(verbose) if group is None or group.leads else ())),
         shuffle=shuffle,
         augment=augment,
         class_weight=class_weight,
@@ -200,9 +204,10 @@ sample_weight, initial_epoch, steps_per_epoch, validation_steps, validation_batc
         device=device,
         strict=strict,
         engine=engine,
+        group=group,
     )
     try:
-        with _on_the_device_of(model, device), _gradients():
+        with _on_the_device_of(model, device), _gradients(), group.threads() if group else nullcontext():
             return _run(request)
     except BaseException as error:
         request.notify(TrainBreak(error))
@@ -211,8 +216,10 @@ sample_weight, initial_epoch, steps_per_epoch, validation_steps, validation_batc
 
 def _run(request: FitRequest) -> keras.callbacks.History:
     """Train on the fast engine where that is wanted and possible, otherwise through Keras."""
-    reason = None
-    if request.engine != "keras":
+    reason = _distributed_by_keras()
+    if reason is None and request.engine == "keras" and request.group is not None:
+        raise request.group.refused("Expected another engine than keras.")
+    if reason is None and request.engine != "keras":
         try:
             require_torch()
             from convscope.training.engine_fast import FastEngine
@@ -221,6 +228,8 @@ def _run(request: FitRequest) -> keras.callbacks.History:
         except Exception as error:
             if is_mistake(error):
                 raise
+            if request.group is not None:
+                raise request.group.refused(error) from error
             if request.engine == "fast":
                 hint = " Or train it with engine='keras'."
                 raise LoweringError(f"{error}{hint}") if isinstance(error, LoweringError) else error from None
@@ -358,6 +367,23 @@ def _on_the_device_of(model: keras.Model, wanted: str | None = None) -> Abstract
             raise UsageError(expected_got(f"the device that holds the model, {device.type}", wanted, hint))
         device = device or found
     return computing_on(device)
+
+
+def _group() -> Group | None:
+    """Find the processes that train together; None on other back ends, and where Keras distributes."""
+    if keras.backend.backend() != "torch" or _distributed_by_keras():
+        return None
+    from convscope.training.distributed import join
+
+    return join()
+
+
+def _distributed_by_keras() -> str | None:
+    """Say why Keras does the work where ``keras.distribution`` is active."""
+    active = keras.distribution.distribution()
+    if active is None:
+        return None
+    return f"keras.distribution is active ({type(active).__name__}): it distributes the work itself."
 
 
 def require_torch() -> None:

@@ -24,6 +24,7 @@ from convscope.errors import UsageError, expected_got
 if TYPE_CHECKING:
     from convscope.augmentation import Augmentation
     from convscope.preprocessing import Preprocess
+    from convscope.training.distributed import Group
 
 Shuffle = bool | Literal["batch"]
 Check = Callable[[Any, str], None]
@@ -431,6 +432,7 @@ class PlannedBatch:
 ROWS_BETWEEN_RELEASES = 4096  # each may have brought in 64 KiB around it
 LARGE_MAPPING = 1 << 26  # bytes of a mapped file from which giving pages back pays
 _OUT_OF_DATA = "The data end before steps_per_epoch steps; the epoch stops there, as in Keras."
+_OF_ROWS = {"erased": (slice(None),)}  # the axes before that of the images, in what is drawn for them
 _RESIDENT_SHARE = 0.5  # of a GPU's free memory that the training data may take
 
 
@@ -450,8 +452,9 @@ class ArrayFeed:
         device: torch.device,
         augment: Augmentation | None = None,
         planned: bool = False,
+        group: Group | None = None,
     ) -> None:
-        self._plan, self._device, self._planned = plan, device, planned
+        self._plan, self._device, self._planned, self._group = plan, device, planned, group
         self._augment = None if augment is None or augment.is_none else augment
         self._preprocess: Any = data.preprocess
         self._conform = _resizing(data)
@@ -476,7 +479,7 @@ class ArrayFeed:
         """Give the batches of one epoch, from one of its steps on."""
         give = self.plan_batch if self._planned else self.batch
         for step in range(first_step, self._plan.steps_of(epoch)):
-            yield give(epoch, step)
+            yield give(epoch, step, self._group)
         if self._plan.steps_of(epoch) < self.steps:
             warnings.warn(_OUT_OF_DATA, stacklevel=2)
 
@@ -487,18 +490,26 @@ class ArrayFeed:
     def reset(self) -> None:
         """Begin anew after a look; nothing to do."""
 
-    def batch(self, epoch: int, step: int) -> Batch:
-        """Gather one batch."""
-        return self.plan_batch(epoch, step).whole(self._device)
+    def batch(self, epoch: int, step: int, group: Group | None = None) -> Batch:
+        """Gather one batch; of a group, each process has its own rows of x, and all of the others."""
+        return self.plan_batch(epoch, step, group).whole(self._device)
 
-    def plan_batch(self, epoch: int, step: int) -> PlannedBatch:
+    def plan_batch(self, epoch: int, step: int, group: Group | None = None) -> PlannedBatch:
         """Choose the rows of a batch, cut them out here if they lie here, and draw what augments them."""
         rows = as_tensor(self._plan.rows_of(epoch, step))
+        own = slice(None) if group is None else group.rows(len(rows))
         self._release_memory(len(rows))
+        # What mixes images needs all of them.
+        mixes = self._augment is not None and self._augment.mixes_labels
+        early, late = (slice(None), own) if mixes else (own, slice(None))
         if self._resident and self._conform is None:
             parts, values = self._parts, {"rows": rows}
         else:  # as raw pixels, which are a quarter of what is made of them
-            parts = [map_leaves(lambda leaf: _take(leaf, rows), part) for part in self._parts]
+            wanted = rows[early], rows, rows
+            parts = [
+                map_leaves(partial(_take, rows=some), part)
+                for part, some in zip(self._parts, wanted, strict=True)
+            ]
             if self._conform is not None:
                 parts[0] = torch.from_numpy(np.ascontiguousarray(self._conform(as_array(parts[0]))))
             values = dict(PlannedBatch.of(tuple(parts)).values)
@@ -506,19 +517,26 @@ class ArrayFeed:
             height, width = parts[0].shape[1:3]
             how = {"seed": self._plan.seed, "epoch": epoch, "step": step}
             drawn = self._augment.draw(len(rows), height, width, **how)
+            if not mixes:
+                drawn = {name: numbers[(*_OF_ROWS.get(name, ()), early)] for name, numbers in drawn.items()}
             values |= {f"drawn {name}": torch.from_numpy(numbers) for name, numbers in drawn.items()}
-        return PlannedBatch(values, partial(self._make, parts))
+        return PlannedBatch(values, partial(self._make, parts, early, late))
 
-    def _make(self, parts: list[Any], tensors: Mapping[str, torch.Tensor]) -> Batch:
-        """Compute a batch where its device is."""
+    def _make(
+        self, parts: list[Any], early: slice, late: slice, tensors: Mapping[str, torch.Tensor]
+    ) -> Batch:
+        """Compute a batch where its device is: its x of some rows, from the beginning or in the end."""
         if "rows" in tensors:
-            x, y, weight = (map_leaves(lambda leaf: _take(leaf, tensors["rows"]), part) for part in parts)
+            rows = tensors["rows"]
+            x = map_leaves(lambda leaf: _take(leaf, rows[early]), parts[0])
+            y, weight = (map_leaves(lambda leaf: _take(leaf, rows), part) for part in parts[1:])
         else:
             x, y, weight = PlannedBatch.of(tuple(parts)).make(tensors)
         if self._augment is not None:
-            self._augment.require_batch(x, y)
+            self._augment.require_batch(x, y[early])
             named = {name.removeprefix("drawn "): tensor for name, tensor in tensors.items()}
             x, y = self._augment.apply_drawn(x, y, named)
+            x = x[late]
         if self._preprocess is not None:
             x = self._preprocess.apply_tensor(x, self._tensors)  # (n, h, w, c) or (n, c, h, w), float32
         return x, y, weight
@@ -614,9 +632,12 @@ def make_feed(
     restarts: bool = False,
     first_epoch: int = 0,
     planned: bool = False,
+    group: Group | None = None,
 ) -> ArrayFeed | StreamFeed:
     """Choose the feed for an input; ``planned`` lets arrays give plans of batches; the rest as for feeds."""
     if isinstance(data, StreamInput):
+        if group is not None:
+            raise group.refused(expected_got("arrays", type(data.batches).__name__))
         return StreamFeed(
             data,
             steps=steps,
@@ -627,7 +648,7 @@ def make_feed(
             first_epoch=first_epoch,
         )
     assert plan is not None  # noqa: S101  arrays always have a plan
-    return ArrayFeed(data, plan, class_weight, device, augment, planned)
+    return ArrayFeed(data, plan, class_weight, device, augment, planned, group)
 
 
 def class_weights_to_sample_weights(

@@ -23,8 +23,9 @@ from convscope.training import capture
 from convscope.training.callbacks import CallbackBridge, CallbackMemory, looks_at_batches
 from convscope.training.checkpoint import load_state
 from convscope.training.data import ArrayFeed, ArrayInput, StreamFeed, make_feed
+from convscope.training.distributed import require_apart
 from convscope.training.engine_keras import seed_layers
-from convscope.training.events import EngineChange, Notice, is_mistake, reason_of
+from convscope.training.events import EngineChange, EpochEnd, Notice, is_mistake, reason_of
 from convscope.training.loop import LoopRange, train
 from convscope.training.request import FitRequest, own_method, require_fitting
 from convscope.training.step import Trainer
@@ -81,10 +82,14 @@ class FastEngine:
             seed=request.seed if request.shuffle else None,
             augment=request.augment,
             first_epoch=request.initial_epoch,
-            planned=capture.suits(device),
+            planned=capture.suits(device) and request.group is None,
+            group=request.group,
         )
         internals.build(model, _fitting(model, self._feed.look()))
         self._network = _lowered(request, device)
+        if request.group is not None:
+            request.group.begin_alike(model)
+            request.notify(Notice(request.group.describe()))
         self._feed.reset()
         self._structure, self._compiled = ModelStructure(model, self._network.program), _compiled(model)
         self._memory = CallbackMemory(request.callbacks)
@@ -101,6 +106,7 @@ class FastEngine:
             seed_layers=partial(seed_layers, model, request.seed) if request.seeded else None,
             notify=lambda text: request.notify(Notice(text)),
             watcher=looks_at_batches(request.callbacks),
+            group=request.group,
         )
         self._is_due, self._reason = False, ""
         self._leave = ExitStack()
@@ -111,8 +117,9 @@ class FastEngine:
         if state is not None:
             load_state(model, state)
             request.history.history.update({k: list(v) for k, v in state.history.items()})
+        group, callbacks = request.group, request.callbacks
         bridge = CallbackBridge(
-            request.callbacks,
+            callbacks if group is None else group.callbacks(callbacks),
             request.history,
             model,
             epochs=request.epochs,
@@ -130,6 +137,8 @@ class FastEngine:
             for event in train(self._trainer, self._feed, self._range()):
                 bridge(event)
                 request.notify(event)
+                if group is not None and isinstance(event, EpochEnd):
+                    group.stay_alike(model)
         finally:
             self._leave.close()
             restore(self._network, model)
@@ -166,7 +175,8 @@ class FastEngine:
             steps=request.validation_steps,
             device=self._network.device,
             restarts=True,
-            planned=capture.suits(self._network.device),
+            planned=capture.suits(self._network.device) and request.group is None,
+            group=request.group,
         )
 
     def _note_changes(self) -> None:
@@ -200,6 +210,8 @@ class FastEngine:
         """Go on by Keras's own steps, in the same loop: no callback is called twice, no batch is lost."""
         if self._request.engine == "fast" or is_mistake(error):
             raise error
+        if self._request.group is not None:
+            raise self._request.group.refused(reason_of(error)) from error
         self._reason = reason_of(error)
         self._request.say_that_keras_trains(self._reason)
         self._request.notify(EngineChange("keras", self._reason))
@@ -239,15 +251,20 @@ def _lowered(
     request: FitRequest, device: torch.device, earlier: Mapping[str, Any] | None = None
 ) -> LoweredNetwork:
     """Lower the model; ``earlier`` is the plan to keep where the training goes on with a changed model."""
+    group = request.group
+    size = 128 if request.plan is None else min(request.plan.batch_size, request.plan.rows)
     context = PlanContext(
         training=True,
-        deterministic=request.deterministic or earlier is not None,
+        # One process measures, for all.
+        deterministic=request.deterministic or earlier is not None or not (group is None or group.leads),
         precision=request.precision,
-        batch_size=128 if request.plan is None else min(request.plan.batch_size, request.plan.rows),
+        batch_size=size if group is None else -(-size // group.size),
         device=str(device),
     )
     program, _ = optimise(lower(request.model), **asdict(context))
     plan = request.lowering_plan
+    if group is not None:
+        plan = plan or group.same(plan_of(program))
     if earlier is not None:
         plan = {name: earlier.get(name, chosen) for name, chosen in plan_of(program).items()}
     elif plan is not None:
@@ -255,6 +272,8 @@ def _lowered(
         for change in changes:
             request.notify(Notice(change))
     network = emit(program, request.model, plan=plan)
+    if group is not None:
+        require_apart(network)
     if earlier is None:
         request.notify(Notice(describe_precision(network.program, context)))
     return network

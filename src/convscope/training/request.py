@@ -37,6 +37,7 @@ from convscope.training.schedules import Schedule
 if TYPE_CHECKING:
     from convscope.augmentation import Augmentation
     from convscope.preprocessing import Preprocess
+    from convscope.training.distributed import Group
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class FitRequest:
     device: str | None = None
     strict: bool = False
     engine: str = "auto"
+    group: Group | None = None  # of processes that train together
     history: keras.callbacks.History = field(default_factory=keras.callbacks.History)
 
     def notify(self, event: Event) -> None:

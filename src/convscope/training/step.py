@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -14,6 +14,7 @@ from convscope import _keras_internals as internals
 from convscope.errors import unknown_name
 from convscope.lowering import LoweredNetwork
 from convscope.lowering.masks import mix, signed
+from convscope.lowering.shards import Shard
 from convscope.lowering.variables import named_variables
 from convscope.training import capture
 from convscope.training.callbacks import CallbackMemory
@@ -24,6 +25,9 @@ from convscope.training.events import is_mistake
 from convscope.training.objective import MetricsPlan, Penalties, find_cross_entropy
 from convscope.training.optimizers import KerasStep, Numbers, OptimizerStep, RuleStep, has_rule, plan_step
 from convscope.training.request import require_fitting
+
+if TYPE_CHECKING:
+    from convscope.training.distributed import Group
 
 _ACTIVATIONS: dict[str | None, Callable[[torch.Tensor], torch.Tensor]] = {
     "softmax": lambda logits: torch.softmax(logits, dim=-1),
@@ -59,6 +63,8 @@ class Trainer:
         Told in a sentence why steps are not captured, on a device where others are.
     watcher : str or None
         The callback that is called for each batch, if there is one.
+    group : Group or None
+        The processes that share each batch, of which this one has its own rows of x.
     """
 
     def __init__(
@@ -76,7 +82,9 @@ class Trainer:
         seed_layers: Callable[[int], None] | None,
         notify: Callable[[str], None] = lambda _text: None,
         watcher: str | None = None,
+        group: Group | None = None,
     ) -> None:
+        self._group = group
         self.model, self._seed, self._history = model, seed, history
         self._memory, self._strict, self._epoch = memory, strict, 0
         self._rate_factors = rate_factors
@@ -128,7 +136,7 @@ class Trainer:
         self._learning: StepRunner | None = None
         self._testing: StepRunner | None = None
         device = self._network.device
-        if not capture.suits(device):
+        if not capture.suits(device) or self._group is not None:
             return
         graphs, changed = capture.graphs_on(device), self._network.tensors
         self._learning = StepRunner(device, graphs, changed, self._say)
@@ -242,7 +250,8 @@ class Trainer:
                 compute()
             self._tried[training] = True
         except Exception as error:
-            require_fitting(self.model, ArrayInput(*self._whole(batch)))
+            if self._group is None:
+                require_fitting(self.model, ArrayInput(*self._whole(batch)))
             if self._tried[training] or is_mistake(error):
                 raise
             self._give_up(error)
@@ -253,8 +262,9 @@ class Trainer:
     def _train(self, batch: Batch | PlannedBatch, number: int) -> None:
         optimizer = self.optimizer
         if self._learning is None:
-            self._network.begin_step(self._seed, number)
-            self._learn(self._whole(batch), optimizer.numbers(), optimizer.step)
+            whole = self._whole(batch)
+            self._network.begin_step(self._seed, number, shard=self._shard(whole[1]))
+            self._learn(whole, optimizer.numbers(), optimizer.step)
         else:
             self._train_captured(self._learning, planned(batch), number)
         optimizer.advance()
@@ -288,14 +298,17 @@ class Trainer:
     def _learn(self, batch: Batch, numbers: Numbers, step: int | None = None) -> None:
         """Do forward, loss, backward and update."""
         x, y, weight = batch
-        scores = self._forward(x, training=True)
+        shard = self._shard(y)
+        scores = self._forward(x, training=True, shard=shard)
         loss, reported = self._loss(scores, y, weight)
         for parameter in self._weights:  # others may have left a gradient there
             parameter.grad = None
         if loss.requires_grad:  # a model without trainable weights has nothing to learn
             torch.autograd.backward(self.optimizer.scale(loss))
+            if self._group is not None:
+                self._group.sum_gradients(self._weights, shard)
             self.optimizer.update(numbers, step)
-        self._record(reported, scores, y, weight, x)
+        self._record(reported, scores, y, weight)
 
     @torch.no_grad()
     def _test(self, batch: Batch | PlannedBatch) -> None:
@@ -309,13 +322,22 @@ class Trainer:
     def _judge(self, batch: Batch) -> None:
         """Do forward and loss."""
         x, y, weight = batch
-        scores = self._forward(x, training=False)
+        scores = self._forward(x, training=False, shard=self._shard(y))
         _, reported = self._loss(scores, y, weight)
-        self._record(reported, scores, y, weight, x)
+        self._record(reported, scores, y, weight)
         self._network.activity_loss = None
 
-    def _forward(self, x: Any, training: bool) -> Any:
-        return self._network(with_rank(x, self._rank), training=training, logits=self._folded)
+    def _shard(self, y: Any) -> Shard | None:
+        """Say which rows of the batch are this process's, where there are others."""
+        return None if self._group is None else self._group.shard(len(first_leaf(y)))
+
+    def _forward(self, x: Any, training: bool, shard: Shard | None) -> Any:
+        """Compute the whole batch's outputs, with others where there are any."""
+        scores = self._network(with_rank(x, self._rank), training=training, logits=self._folded)
+        if self._group is None or shard is None:
+            return scores
+        group = self._group
+        return map_leaves(lambda leaf: group.gather(leaf, shard), scores)
 
     def _loss(self, scores: Any, y: Any, weight: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute the loss that is differentiated, and the one that is reported."""
@@ -330,7 +352,9 @@ class Trainer:
         if self._network.activity_loss is not None:
             terms.append(self._network.activity_loss)
         for term in terms:
-            loss, reported = loss + term, reported + term.detach()
+            # Gradients are summed over all processes, and this one is the same on each.
+            loss = loss + (term if self._group is None or self._group.leads else term.detach())
+            reported = reported + term.detach()
         return loss, reported
 
     def _outputs(self, scores: Any) -> Any:
@@ -339,8 +363,8 @@ class Trainer:
             return scores
         return map_leaves(_ACTIVATIONS[self._network.output_activation], scores)
 
-    def _record(self, loss: torch.Tensor, scores: Any, y: Any, weight: Any, x: Any) -> None:
-        self._metrics.update_loss(loss, first_leaf(x).shape[0])
+    def _record(self, loss: torch.Tensor, scores: Any, y: Any, weight: Any) -> None:
+        self._metrics.update_loss(loss, len(first_leaf(y)))
         if self._metrics:
             self._metrics.update(y, self._outputs(map_leaves(torch.Tensor.detach, scores)), weight)
 

@@ -12,6 +12,7 @@ import torch
 from convscope.errors import LoweringError
 from convscope.lowering.ir import DataFormat, Op, Shape, ShapeError, Value
 from convscope.lowering.masks import Key, mix
+from convscope.lowering.shards import Shard
 
 Tensor = torch.Tensor
 Prepared = tuple[Tensor, Tensor | None]
@@ -160,6 +161,7 @@ class Step:
     number: int = 0
     losses: list[Tensor] = field(default_factory=list)
     keys: Mapping[int, Tensor] | None = None  # of each random stream; None to make them of seed and number
+    shard: Shard | None = None  # where other processes have the rest of the batch
 
     def key(self, stream: int) -> Key:
         """Return what the masks of a stream follow in this pass."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -306,11 +307,24 @@ class Dropper:
     def of(self, step: Step) -> Callable[[kernels.Shape, torch.dtype, torch.device], Mask]:
         """Return a function that makes the mask of this step for a tensor of some shape."""
         key = step.key(self._op.stream)
-        return lambda shape, dtype, device: self._source(shape, device).mask(key, bits_type(dtype))
 
-    def _source(self, shape: kernels.Shape, device: torch.device) -> MaskSource:
+        def make(shape: kernels.Shape, dtype: torch.dtype, device: torch.device) -> Mask:
+            wanted = self._wanted(shape)
+            fixed = self._op.noise_shape and self._op.noise_shape[0] is not None
+            shard = None if fixed else step.shard  # one mask for all rows is the same everywhere
+            if shard is None:
+                return self._source(wanted, device).mask(key, bits_type(dtype))
+            begin, end = shard.elements(math.prod(wanted))
+            whole = (wanted[0] * shard.total // shard.rows, *wanted[1:])
+            return self._source(whole, device).mask(key, bits_type(dtype)).part(begin, end, wanted)
+
+        return make
+
+    def _wanted(self, shape: kernels.Shape) -> tuple[int, ...]:
         noise = self._op.noise_shape or (None,) * len(shape)
-        wanted = tuple(size if fixed is None else fixed for size, fixed in zip(shape, noise, strict=True))
+        return tuple(size if fixed is None else fixed for size, fixed in zip(shape, noise, strict=True))
+
+    def _source(self, wanted: tuple[int, ...], device: torch.device) -> MaskSource:
         known = (wanted, device)
         if known not in self._sources:
             self._sources[known] = MaskSource(self._op.rate, wanted, device)

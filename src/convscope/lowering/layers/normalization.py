@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -101,6 +102,8 @@ def _run_batch_normalization(op: BatchNormalization, network: WeightSource) -> R
         normalize = kernels.batch_normalization if suits_kernel else _normalize_by_torch
         if x.device.type == "mps":
             normalize = normalize_elementwise
+        if step.shard is not None:
+            normalize = partial(kernels.shared_batch_normalization, step.shard)
         result, *statistics = normalize(images, gamma, beta, op.epsilon)
         with torch.no_grad():
             for moving, of_batch in zip((mean, variance), statistics, strict=True):

@@ -1,0 +1,346 @@
+"""One training on several processes, as ``torchrun`` starts them: each computes its rows of every batch.
+
+    rows of this process → network (masks by the row in the whole batch, statistics of the whole batch)
+                         → outputs of all rows, on every process → loss, metrics
+                         → gradients of these rows, summed over all processes → the same update everywhere
+
+Order, masks and augmentation are functions of the seed and of the place in the whole batch, and loss and
+metrics see all rows at once; so the number of processes changes nothing but the order of sums. All words
+between processes are torch.distributed's: gloo on CPUs, nccl on GPUs.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import keras
+import torch
+import torch.distributed as dist
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # documented
+
+from convscope import _torch_internals as torch_internals
+from convscope.errors import LoweringError, RunError, UsageError, expected_got
+from convscope.lowering import LoweredNetwork
+from convscope.lowering.layers import KerasCall
+from convscope.lowering.shards import Shard
+from convscope.training.checkpoint import model_variables, optimizer_variables
+
+SECONDS_UNTIL_LOST = 30  # a process that says nothing for so long ends the training
+_SECONDS_OF_PREPARATION = 24 * 3600  # the first one measures, compiles and looks while the others wait
+_SECONDS_TO_TELL_WHO = 1.0
+_TOLERANCE = 1e-3  # of weights on machines that round otherwise; more is a callback's doing
+_FILE_WRITERS = ("CSVLogger", "ModelCheckpoint", "ProgbarLogger", "RemoteMonitor", "TensorBoard")
+
+Tensor = torch.Tensor
+Value = TypeVar("Value")
+_group: Group | None = None
+_is_alone = False
+
+
+def join() -> Group | None:
+    """Give the processes that train together; None where this one is alone. The first call waits for all."""
+    global _group  # noqa: PLW0603  a process belongs to one group
+    if _is_alone or keras.backend.backend() != "torch" or not is_one_of_several():
+        return None
+    if _group is None:
+        _group = Group()
+    return _group
+
+
+def is_one_of_several() -> bool:
+    """Say whether ``torchrun``, or whoever sets the same variables, has started several processes."""
+    try:
+        return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+    except ValueError:
+        return False
+
+
+def leads() -> bool:
+    """Say whether this process is the one that writes and speaks: the first, or the only one."""
+    return not is_one_of_several() or os.environ["RANK"] == "0"
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let this process train by itself, whatever others do."""
+    global _is_alone  # noqa: PLW0603
+    before, _is_alone = _is_alone, True
+    try:
+        yield
+    finally:
+        _is_alone = before
+
+
+class Group:
+    """The processes of one training; each of them calls the same methods in the same order."""
+
+    def __init__(self) -> None:
+        self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        on_gpus = torch.cuda.is_available() and torch.cuda.device_count() >= self.local_size
+        if on_gpus:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        self.backend = "nccl" if on_gpus else "gloo"
+        self._store: TCPStore | None = None
+        if not dist.is_initialized():
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if on_gpus else "gloo",
+                store=PrefixStore(f"attempt-{attempt()}", self.memory),
+                rank=self.rank,
+                world_size=self.size,
+                timeout=timedelta(seconds=SECONDS_UNTIL_LOST),
+            )
+        self._preparing = dist.new_group(timeout=timedelta(seconds=_SECONDS_OF_PREPARATION), backend="gloo")
+        self._places: list[Any] = [None] * self.size
+        dist.all_gather_object(self._places, (socket.gethostname(), os.getpid()))
+        self._flat: Tensor | None = None
+        self._wish: Callable[[], bool] = lambda: False
+        self._asked = torch.zeros(1)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes and speaks."""
+        return self.rank == 0
+
+    @property
+    def memory(self) -> TCPStore:
+        """What the launcher remembers for all processes, from one restart of theirs to the next."""
+        if self._store is None:
+            # Not torch's own way here: it reads what an earlier attempt has left, and connects to nobody.
+            hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+            host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            wait = timedelta(seconds=10 * SECONDS_UNTIL_LOST)
+            self._store = TCPStore(host, port, is_master=self.leads and not hosted, timeout=wait)
+        return self._store
+
+    def same(self, value: Value | None) -> Value:
+        """Give everybody the first process's value; it may take its time."""
+        box = [value]
+        self._call(dist.broadcast_object_list, box, src=0, group=self._preparing)
+        return box[0]  # type: ignore[return-value]  # the first one has it
+
+    def rows(self, total: int) -> slice:
+        """Say which rows of a batch are this process's: all, where there are fewer than processes."""
+        if total < self.size:
+            return slice(0, total)
+        return slice(self.rank * total // self.size, (self.rank + 1) * total // self.size)
+
+    def shard(self, total: int) -> Shard | None:
+        """Describe this process's rows of a batch; None where each computes them all."""
+        if total < self.size:
+            return None
+        mine = self.rows(total)
+        return Shard(mine.start, mine.stop - mine.start, total, self.sum_up)
+
+    def sum_up(self, numbers: Tensor) -> Tensor:
+        """Add up a tensor over all processes, in place."""
+        self._call(dist.all_reduce, numbers)
+        return numbers
+
+    def gather(self, outputs: Tensor, shard: Shard | None) -> Tensor:
+        """Put together what all processes computed for their rows: the whole batch's, everywhere."""
+        if shard is None:
+            return outputs
+        if outputs.dim() == 0 or len(outputs) != shard.rows:
+            found = f"outputs of shape {tuple(outputs.shape)} for {shard.rows} rows"
+            raise UsageError(expected_got("an output for each row, on several processes", found, _ALONE))
+        gathered: Tensor = _Gather.apply(outputs, shard)  # type: ignore[no-untyped-call]
+        return gathered
+
+    def sum_gradients(self, weights: Sequence[Tensor], shard: Shard | None) -> None:
+        """Replace each gradient by the sum over all processes; where each computed all rows, by the first's.
+
+        All of them lie in one float32 buffer, and behind them who wants to stop.
+        """
+        present = [weight for weight in weights if weight.grad is not None]
+        own = [weight.grad for weight in present if weight.grad is not None]
+        sizes = [weight.numel() for weight in present]
+        if self._flat is None or self._flat.numel() != sum(sizes) + 1:
+            device = present[0].device if present else torch.device("cpu")
+            self._flat = torch.empty(sum(sizes) + 1, dtype=torch.float32, device=device)
+        *parts, asked = torch.split(self._flat, [*sizes, 1])
+        views = [part.view(weight.shape) for part, weight in zip(parts, present, strict=True)]
+        with torch.no_grad():
+            if shard is not None or self.leads:
+                torch_internals.foreach_copy_(views, own)
+            else:
+                self._flat.zero_()
+            asked.fill_(float(self._wish()))
+            self.sum_up(self._flat)
+        for weight, view in zip(present, views, strict=True):
+            weight.grad = view
+        self._asked = asked
+
+    def stop_together(self, asked: Callable[[], bool]) -> Callable[[], bool]:
+        """Turn a wish to stop, which may come at any time, into one that all hear after the same step."""
+        self._wish, self._asked = asked, torch.zeros(1)
+        return lambda: bool(self._asked.item() > 0)
+
+    def begin_alike(self, model: keras.Model) -> None:
+        """Give everybody the weights and the optimizer's state of the first process."""
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+        variables = [*model_variables(model), *optimizer_variables(model.optimizer)]
+        own = [keras.ops.convert_to_numpy(variable.value) for variable in variables]
+        for variable, value in zip(variables, self.same(own), strict=True):
+            if not self.leads:
+                variable.assign(value)
+
+    def stay_alike(self, model: keras.Model) -> None:
+        """Refuse weights that have become others than the first process's; take away what rounding did."""
+        values = [variable.value.detach() for variable in model_variables(model)]
+        if not values:
+            return
+        # As integers, so that each machine adds them up alike.
+        sums = [value.float().contiguous().view(torch.int32).sum(dtype=torch.int64) for value in values]
+        own = torch.stack([*sums, torch.tensor(int(model.stop_training)).to(sums[0])])
+        first = own.clone()
+        self._call(dist.broadcast, first, src=0)
+        if not int(self.sum_up((own != first).any().long())):
+            return
+        for value in values:
+            expected = value.clone()
+            self._call(dist.broadcast, expected, src=0)
+            far = (value - expected).abs().max() > _TOLERANCE * (expected.abs().max() + _TOLERANCE)
+            if int(self.sum_up(far.long())) or int(own[-1] != first[-1]):
+                found = "a callback or a listener that changed them, or stopped, on some"
+                raise UsageError(expected_got("the same weights on all processes", found))
+            value.copy_(expected)
+            torch.autograd.graph.increment_version([value])
+
+    def clock(self) -> float:
+        """Give the time by the first process's clock."""
+        now = torch.tensor([time.perf_counter()], dtype=torch.float64)
+        self._call(dist.broadcast, now, src=0)
+        return float(now)
+
+    def callbacks(self, callbacks: Sequence[keras.callbacks.Callback]) -> list[keras.callbacks.Callback]:
+        """Leave those callbacks of Keras's that write to the first process."""
+        for callback in callbacks:
+            if type(callback) is keras.callbacks.BackupAndRestore:
+                hint = "`convscope train` keeps checkpoints and goes on from them."
+                raise UsageError(expected_got("no BackupAndRestore on several processes", "one", hint))
+        writers = tuple(getattr(keras.callbacks, name) for name in _FILE_WRITERS)
+        return [callback for callback in callbacks if self.leads or not isinstance(callback, writers)]
+
+    @contextmanager
+    def threads(self) -> Iterator[None]:
+        """Compute on this process's share of the machine's cores."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads_of(self.local_size))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+    def refused(self, reason: Exception | str) -> UsageError:
+        """Make the error for what several processes cannot train."""
+        return UsageError(f"Several processes train by the fast engine alone. {reason} {_ALONE}")
+
+    def describe(self) -> str:
+        """Say in a sentence who trains."""
+        threads = threads_of(self.local_size)
+        each = "1 thread" if threads == 1 else f"{threads} threads"
+        return f"{self.size} processes share each batch, over {self.backend}, with {each} each."
+
+    def _call(self, function: Callable[..., Any], *arguments: Any, **settings: Any) -> None:
+        """Speak with the others; where one is lost, end with a sentence that names it."""
+        try:
+            function(*arguments, **settings)
+        except RuntimeError as error:
+            raise self._lost(error) from error
+
+    def _lost(self, error: RuntimeError) -> RunError:
+        time.sleep(_SECONDS_TO_TELL_WHO)  # until a process that was killed is gone
+        ended = [
+            f"process {rank} (pid {pid})"
+            for rank, (host, pid) in enumerate(self._places)
+            if host == socket.gethostname() and pid != os.getpid() and not _is_there(pid)
+        ]
+        found = f"{' and '.join(ended)} to have ended" if ended else str(error).strip().splitlines()[0]
+        hint = "`torchrun --max-restarts 3` starts all anew and goes on from the last checkpoint."
+        return RunError(expected_got(f"{self.size} processes to train to the end", found, hint))
+
+
+class _Gather(torch.autograd.Function):
+    """The whole batch's outputs of each process's rows; backwards each takes the gradient of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, outputs: Tensor, shard: Shard) -> Tensor:
+        ctx.shard = shard
+        whole = outputs.new_zeros((shard.total, *outputs.shape[1:]))
+        whole[shard.first : shard.first + shard.rows] = outputs
+        return shard.sum_up(whole)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        return gradient[ctx.shard.first : ctx.shard.first + ctx.shard.rows], None
+
+
+def attempt() -> int:
+    """Say how often the launcher has restarted these processes."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def threads_of(local_size: int) -> int:
+    """Choose a process's threads: its share of the cores, unless OMP_NUM_THREADS says otherwise.
+
+    1 is what ``torchrun`` sets where nobody has said anything.
+    """
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdigit() and int(asked) > 1:
+        return int(asked)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // local_size)
+
+
+_ALONE = "Train it in one process, without torchrun."
+
+
+def require_apart(network: LoweredNetwork) -> None:
+    """Refuse a network in which one row may depend on another, but by batch normalization."""
+    for op in network.program:
+        if isinstance(op, KerasCall) or op.kind == "ActivityLoss":
+            kind = "adds to the loss" if op.kind == "ActivityLoss" else "runs as Keras's own"
+            raise LoweringError(
+                expected_got(
+                    "layers that compute each row by itself, on several processes",
+                    f"{op.layer!r}, which {kind} and may look at the whole batch",
+                )
+            )
+    if any(op.kind == "Operation" for op in network.program):
+        _require_independent_rows(network)
+
+
+def _require_independent_rows(network: LoweredNetwork) -> None:
+    """Compute four rows at once and two by two: the same has to come out."""
+    generator = torch.Generator().manual_seed(0)
+    x = [
+        torch.rand([4, *(size or 8 for size in value.shape[1:])], generator=generator)
+        for value in network.program.inputs
+    ]
+    with torch.no_grad():
+        whole, *halves = (
+            keras.tree.flatten(network([part[rows] for part in x]))
+            for rows in (slice(0, 4), slice(0, 2), slice(2, 4))
+        )
+    for one, first, second in zip(whole, *halves, strict=True):
+        apart = torch.cat([first, second])
+        if one.shape != apart.shape or not torch.allclose(one, apart, rtol=1e-3, atol=1e-4, equal_nan=True):
+            raise LoweringError(
+                expected_got("rows that are computed apart, on several processes", "rows that mix")
+            )
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
