@@ -1,7 +1,9 @@
 """Sweeps: trials as runs, chosen by validation, each finished once; the test images once, by the winner."""
 
+import html
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -77,6 +79,19 @@ def test_what_is_said_names_the_trials_and_chance(swept):
     stored = json.loads((study.folder / "sweep.json").read_text(encoding="utf-8"))
     assert stored["sentences"] == list(outcome.sentences)
     assert [trial["run"] for trial in stored["trials"]] == ["trial-0000", "trial-0001", "trial-0002"]
+
+
+def test_figures_and_a_page_that_needs_nothing_else_are_written(swept):
+    study, outcome = swept
+    assert sorted(file.name for file in (study.folder / "figures").iterdir()) == [
+        "history.png", "importance.png", "parallel-coordinates.png",
+    ]  # fmt: skip
+    page = html.unescape((study.folder / "sweep.html").read_text(encoding="utf-8"))
+    for text in (*outcome.sentences, "learning_rate", "TPESampler", *(row.name for row in outcome.rows)):
+        assert text in page
+    assert page.count("<svg") == 3
+    assert "default-src 'none'" in page
+    assert not re.search(r'(?:src|href)="(?!data:|#)', page)
 
 
 def test_more_trials_go_on_and_another_space_is_refused(swept):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -125,7 +126,7 @@ def sweep(
             else:
                 _train_in_workers(study, workers, until, display)
     except (KeyboardInterrupt, InterruptedRunError) as error:
-        done = sum(map(_is_over, study.rows()))
+        done = sum(row.over for row in study.rows())
         text = f"Interrupted. {done} of {study.trials} trials in {study.folder} are done."
         raise InterruptedRunError(f"{text} The same command goes on.") from error
     outcome = conclude(study, with_report=report)
@@ -150,7 +151,7 @@ def _train_in_workers(study: Study, workers: int, until: float, display: _Displa
         while team:
             time.sleep(SECONDS_BETWEEN_LOOKS)
             display.refresh()
-            over = sum(map(_is_over, study.rows()))
+            over = sum(row.over for row in study.rows())
             killed, done = (0 if over > done else killed), over
             for worker in [one for one in team if one.process.poll() is not None]:
                 team.remove(worker)
@@ -193,7 +194,7 @@ class _Display:
         self._began = time.monotonic()
 
     def __enter__(self) -> _Display:
-        self._told = {row.number for row in self._study.rows() if _is_over(row)}
+        self._told = {row.number for row in self._study.rows() if row.over}
         if self._told and not self._json:
             say(f"Going on: {len(self._told)} of {self._study.trials} trials are done.")
         if not self._json and sys.stdout.isatty():
@@ -227,68 +228,55 @@ class _Display:
             self._live.update(self._picture(rows), refresh=True)
             return
         for row in rows:
-            if _is_over(row) and row.number not in self._told:
+            if row.over and row.number not in self._told:
                 self._told.add(row.number)
-                done = f"{sum(map(_is_over, rows))}/{len(rows)}"
-                settings = ", ".join(f"{name} {_value(value)}" for name, value in row.settings.items())
-                say(f"{done} {row.name} {row.state} · {_reached(row)} · {settings}{_left(rows)}", whole=True)
+                done = f"{sum(row.over for row in rows)}/{len(rows)}"
+                _, _, _, reached, *values = _cells(row, list(row.settings))
+                settings = ", ".join(map(" ".join, zip(row.settings, values, strict=True)))
+                say(f"{done} {row.name} {row.state} · {reached} · {settings}{_left(rows)}", whole=True)
 
     def _picture(self, rows: list[TrialRow]) -> Table:
         from rich.table import Table
         from rich.text import Text
 
-        over = sum(map(_is_over, rows))
+        over = sum(row.over for row in rows)
         title = f"{self._study.plan.name}: {over} of {len(rows)} trials{_left(rows)}"
         grid = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
         names = list(self._study.plan.space.searched)
         for column in ("trial", "state", "epoch", self._study.plan.objective, *names):
             grid.add_column(Text(column), justify="left" if column in ("trial", "state") else "right")
-        for row in _ranked(rows, self._study.maximize, SHOWN_RUNNING):
+        for row in _shown(rows, self._study.maximize, SHOWN_RUNNING):
             grid.add_row(*_cells(row, names))
         return grid
 
 
-def _is_over(row: TrialRow) -> bool:
-    return row.state not in ("waiting", "running")
-
-
-def _ranked(rows: list[TrialRow], maximize: bool, most: int) -> list[TrialRow]:
+def _shown(rows: Sequence[TrialRow], maximize: bool, most: int) -> list[TrialRow]:
     """Give the trials that are shown: those that run, then the best ones."""
-    sign = -1 if maximize else 1
+    from convscope.experiment.sweep import ranked
 
-    def order(row: TrialRow) -> tuple[bool, float, int]:
-        return (row.state != "running", math.inf if row.value is None else sign * row.value, row.number)
-
-    return sorted((row for row in rows if row.state != "waiting"), key=order)[:most]
+    begun = [row for row in ranked(rows, maximize) if row.state != "waiting"]
+    return sorted(begun, key=lambda row: row.state != "running")[:most]
 
 
 def _cells(row: TrialRow, names: list[str]) -> list[str]:
-    epoch = str(max(row.curve) + 1) if row.curve else "–"
+    from convscope.experiment.sweep import written
+
+    reached = "–" if row.reached is None else f"{row.reached:.4f}"
     return [
         row.name,
         row.state,
-        epoch,
-        _reached(row),
-        *(_value(row.settings.get(name, "–")) for name in names),
+        str(row.epochs),
+        reached,
+        *(written(row.settings.get(name)) for name in names),
     ]
-
-
-def _reached(row: TrialRow) -> str:
-    """Write what a trial reached; of one that is not complete, in its last epoch."""
-    value = row.value if row.value is not None else row.curve.get(max(row.curve, default=-1))
-    return "–" if value is None else f"{value:.4f}"
-
-
-def _value(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _left(rows: list[TrialRow]) -> str:
     """Say how long the rest will take, by the trials that are over; nothing before there is one."""
     from convscope.report.formatting import duration
 
-    seconds = [row.seconds for row in rows if _is_over(row) and row.seconds]
-    left = sum(not _is_over(row) for row in rows)
+    seconds = [row.seconds for row in rows if row.over and row.seconds]
+    left = sum(not row.over for row in rows)
     if not seconds or not left:
         return ""
     running = max(1, sum(row.state == "running" for row in rows))
@@ -297,11 +285,13 @@ def _left(rows: list[TrialRow]) -> str:
 
 def _show_outcome(study: Study, outcome: Outcome) -> None:
     """Print the best trials, and what they are worth."""
+    from convscope.experiment.sweep import PAGE_FILE
+
     names = list(study.plan.space.searched)
     rows = list(outcome.rows)
-    shown = _ranked(rows, study.maximize, SHOWN_IN_THE_END)
+    shown = _shown(rows, study.maximize, SHOWN_IN_THE_END)
     columns = ["trial", "state", "epochs", study.plan.objective, *names]
-    over = sum(map(_is_over, rows))
+    over = sum(row.over for row in rows)
     best = "" if len(shown) == len(rows) else f", the best {len(shown)}"
     table(f"{over} of {len(rows)} trials{best}", columns, [_cells(row, names) for row in shown], left=(0, 1))
     reasons = {row.reason for row in rows if row.reason}
@@ -312,4 +302,6 @@ def _show_outcome(study: Study, outcome: Outcome) -> None:
     if outcome.importances:
         parts = (f"{name} {share:.0%}" for name, share in outcome.importances.items())
         say(f"Of the differences in {study.plan.objective} these settings explain: {', '.join(parts)}.")
-    say(f"Folder: {study.folder}", whole=True)
+    say(f"Page: {(study.folder / PAGE_FILE).absolute().as_uri()}", whole=True)
+    if outcome.winner is not None and outcome.winner_result is not None:
+        say(f"Run: {outcome.winner_result.run}", whole=True)

@@ -77,6 +77,21 @@ class TrialRow:
         """Its run's name."""
         return run_name(self.number)
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing more happens to it."""
+        return self.state not in ("waiting", "running")
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs it has come."""
+        return max(self.curve, default=-1) + 1
+
+    @property
+    def reached(self) -> float | None:
+        """What it reached; where it is not complete, in its last epoch."""
+        return self.curve.get(self.epochs - 1) if self.value is None else self.value
+
 
 @dataclass(frozen=True)
 class SweepPlan:

@@ -14,10 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 
+from convscope import plotting
 from convscope.data.dataset import Dataset
 from convscope.errors import ConvscopeError, DivergedError, InterruptedRunError, RunError, expected_got
 from convscope.evaluation import Comparison, compare
@@ -30,13 +31,18 @@ from convscope.experiment.running import (
     resume_experiment,
     run_trial,
 )
+from convscope.experiment.space import Range
 from convscope.experiment.study import DEFAULTS, MOST_ATTEMPTS, Claim, Study, TrialRow, hold
+from convscope.report.sweep import render_sweep
 from convscope.runs import RUN_FILE, RunDirectory, lock_run, locked
 from convscope.training.events import EpochBegin, EpochEnd, Event, Listener
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _LOG = logging.getLogger(__name__)
 
-SWEEP_FILE = "sweep.json"
+SWEEP_FILE, PAGE_FILE = "sweep.json", "sweep.html"
 # How often somebody looks who waits for the trials of others.
 POLL_SECONDS = 0.5
 
@@ -220,8 +226,78 @@ def conclude(study: Study, *, with_report: bool = True) -> Outcome:
             comparison = compare(defaults.test, winner_result.test, "the defaults", "the winner")
         found = Outcome(rows, winner, winner_result, defaults, comparison, study.importances(), ())
         found = replace(found, sentences=_sentences(found))
-        RunDirectory(study.folder).write_json(SWEEP_FILE, {**study.plan.identity(), **found.to_json()})
+        files = RunDirectory(study.folder)
+        files.write_json(SWEEP_FILE, {**study.plan.identity(), **found.to_json()})
+        with plotting.embedded():
+            figures = _figures(found, study)
+            for name, figure in figures.items():
+                file = f"figures/{name.lower().replace(' ', '-')}.png"
+                files.write_bytes(file, plotting.png_bytes(figure))
+            files.write_bytes(PAGE_FILE, _page(found, study, figures).encode("utf-8", "backslashreplace"))
         return found
+
+
+def _figures(found: Outcome, study: Study) -> dict[str, Figure]:
+    """Draw what the trials reached, with which settings, and which of these matter."""
+    objective = study.plan.objective
+    defaults = found.defaults.validation if found.defaults else None
+    default = None if defaults is None else defaults.accuracy if study.maximize else defaults.loss
+    early = [row.reached if row.state == "pruned" else None for row in found.rows]
+    complete = [row for row in found.rows if row.value is not None]
+    searched = study.plan.space.searched
+    logarithmic = [name for name, one in searched.items() if isinstance(one, Range) and one.log]
+    return {
+        "History": plotting.plot_trials(
+            [row.value for row in found.rows],
+            ended_early=early,
+            defaults=default,
+            objective=objective,
+        ),
+        "Parallel coordinates": plotting.plot_parallel_coordinates(
+            [row.settings for row in complete],
+            [row.value for row in complete if row.value is not None],
+            logarithmic=logarithmic,
+            objective=objective,
+        ),
+        "Importance": plotting.plot_importances(found.importances),
+    }
+
+
+def _page(found: Outcome, study: Study, figures: Mapping[str, Figure]) -> str:
+    plan = study.plan
+    names = list(plan.space.searched)
+    rows = [
+        [
+            *(row.name, row.state, str(row.epochs), written(row.reached)),
+            *(written(row.settings.get(name)) for name in names),
+            row.reason,
+        ]
+        for row in ranked(found.rows, study.maximize)
+    ]
+    fixed = [(name, str(value)) for name, value in plan.space.fixed.items()]
+    space = [(name, str(one)) for name, one in plan.space.searched.items()] + fixed
+    return render_sweep(
+        f"{plan.name}: {len(found.rows)} trials on {plan.data.get('name', 'the data')}",
+        found.sentences,
+        figures,
+        ["trial", "state", "epochs", plan.objective, *names, "reason"],
+        rows,
+        space,
+        f"Values were chosen by Optuna's {plan.sampler}, trials ended early by its {plan.pruner}.",
+    )
+
+
+def ranked(rows: Sequence[TrialRow], maximize: bool) -> list[TrialRow]:
+    """Order trials: the best first, then those that are not complete."""
+    sign = -1 if maximize else 1
+    return sorted(rows, key=lambda row: (math.inf if row.value is None else sign * row.value, row.number))
+
+
+def written(value: Any) -> str:
+    """Write a setting's value."""
+    if value is None:
+        return "–"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _sentences(found: Outcome) -> list[str]:

@@ -1,7 +1,7 @@
 """Arrays → matplotlib Figures; nothing here loads data or computes a metric.
 
 Every function returns its Figure, works without a display, and shows it once in a notebook. One module for
-each thing that is drawn: training, confusion, curves, comparing, images; and, for what inspection finds,
+each thing that is drawn: training, sweeps, confusion, curves, comparing, images; for what inspection finds,
 features, attributions, embeddings, recomputed. The common look is in style; svg makes a figure a part of a
 page.
 """
@@ -34,6 +34,7 @@ from convscope.plotting.images import (
 from convscope.plotting.recomputed import plot_recomputed
 from convscope.plotting.style import STYLE, embedded, png_bytes, save_figure
 from convscope.plotting.svg import as_svg
+from convscope.plotting.sweeps import plot_importances, plot_parallel_coordinates, plot_trials
 from convscope.plotting.training import plot_health, plot_history, plot_rate_search
 
 __all__ = [
@@ -57,9 +58,11 @@ __all__ = [
     "plot_filters",
     "plot_health",
     "plot_history",
+    "plot_importances",
     "plot_intervals",
     "plot_label_issues",
     "plot_neighbours",
+    "plot_parallel_coordinates",
     "plot_precision_recall",
     "plot_predictions",
     "plot_probability",
@@ -69,6 +72,7 @@ __all__ = [
     "plot_roc",
     "plot_seed_comparison",
     "plot_synthesis",
+    "plot_trials",
     "png_bytes",
     "save_figure",
 ]
