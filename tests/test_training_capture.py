@@ -263,6 +263,40 @@ def test_a_step_reads_nothing_from_the_device(monkeypatch):
     assert len(read) == few
 
 
+# Prediction
+
+
+def test_captured_predictions_are_those_of_the_network_and_follow_its_weights(monkeypatch):
+    monkeypatch.setattr("convscope.training.predictor.DEVICE_BATCH_SIZE", 16)
+    model = network(dropout=0.3)
+    x = np.concatenate([X, X[:21]])  # five batches of 16, and one of 11
+
+    def predicted(**how):
+        return convscope.predict(model, x, engine="fast", **how)
+
+    for _ in range(WARM_UP + 1):
+        np.testing.assert_allclose(predicted(), model.predict(x, verbose=0), rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(predicted(), predicted())
+        model.set_weights([0.9 * one for one in model.get_weights()])
+    (graphs,) = RecordedGraphs.made
+    assert len(graphs.recordings) == 2
+    before = graphs.replays
+    fresh = network(dropout=0.3)
+    fresh.set_weights(model.get_weights())
+    monkeypatch.setenv("CONVSCOPE_CAPTURE", "off")
+    np.testing.assert_array_equal(predicted(), convscope.predict(fresh, x, engine="fast"))
+    assert graphs.replays > before
+
+
+def test_raw_images_and_streams_are_predicted(monkeypatch):
+    model = network()
+    found = [convscope.predict(model, PIXELS, preprocess=PREPROCESS, batch_size=8) for _ in range(2)]
+    monkeypatch.delitem(capture.RECORDERS, "cpu")
+    expected = convscope.predict(network(), PIXELS, preprocess=PREPROCESS, batch_size=8)
+    for one in found:
+        np.testing.assert_allclose(one, expected, rtol=1e-5, atol=1e-6)
+
+
 # The runner alone
 
 

@@ -16,12 +16,16 @@ from convscope.errors import LoweringError, expected_got
 from convscope.lowering import Program, emit, lower, optimise, with_features
 from convscope.lowering.devices import computing_on, current_device, device_of
 from convscope.lowering.structure import ModelStructure
+from convscope.training import capture
+from convscope.training.capture import StepRunner
 from convscope.training.data import (
     ArrayFeed,
     ArrayInput,
+    PlannedBatch,
     StreamFeed,
     StreamInput,
     as_tensor,
+    leaves_of,
     map_leaves,
     plan_batches,
     planned,
@@ -35,6 +39,8 @@ if TYPE_CHECKING:
     from convscope.preprocessing import Preprocess
 
 BATCH_SIZE = 128  # its activations stay in the cache of a laptop's processor
+DEVICE_BATCH_SIZE, DEVICE_ELEMENTS = 1024, 1 << 27  # of a GPU, which does much at once
+MOST_WAITING = 1 << 25  # elements of outputs that stay on a GPU until they are fetched together
 # The largest tensor of a batch: for one of 32 MB and more, glibc asks the system for new memory each time.
 MOST_ELEMENTS = 5_000_000
 KERAS_BATCH_SIZE = 32
@@ -60,12 +66,27 @@ class Predictor:
         self._model, self._strict = model, strict or features
         # What Keras itself computes may look at the whole batch: then it has to be Keras's.
         by_keras = any(op.kind in ("KerasCall", "Operation") for op in program)
-        self._batch_size = KERAS_BATCH_SIZE if by_keras else BATCH_SIZE
+        largest = BATCH_SIZE, MOST_ELEMENTS
+        if capture.suits(self._network.device):
+            largest = DEVICE_BATCH_SIZE, DEVICE_ELEMENTS
+        self._batch_size = KERAS_BATCH_SIZE if by_keras else _fitting_batch(program, *largest)
         self._structure = ModelStructure(model, program)
         self._shape = input_shape(model)
         self._samples: list[float] = []
         self.reason: str | None = None
         self._rank = None if self._shape is None else 1 + len(self._shape)
+        self._runner = self._captured()
+
+    def _captured(self) -> StepRunner | None:
+        """Get ready to capture passes, where the device can."""
+        network = self._network
+        if not capture.suits(network.device):
+            return None
+        graphs = capture.graphs_on(network.device)
+        runner = StepRunner(network.device, graphs, network.tensors, _LOG.info)
+        if network.obstacle is not None:
+            runner.give_up(network.obstacle)
+        return runner
 
     @property
     def is_current(self) -> bool:
@@ -94,7 +115,7 @@ class Predictor:
             if verbose or callbacks:
                 outputs = list(self._with_callbacks(batches, count, verbose, callbacks))
             else:
-                outputs = [self._compute(batch) for batch in batches]
+                outputs = self._computed(batches)
         if len(outputs) == 1:
             return outputs[0]
         return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *outputs)
@@ -155,19 +176,44 @@ class Predictor:
                 break
         callbacks.on_predict_end()
 
-    @torch.no_grad()
+    def _computed(self, batches: Iterator[Any]) -> list[Any]:
+        """Compute batches; where one need not wait for another, outputs stay on the device for a while."""
+        if self._runner is None:
+            return [self._compute(batch) for batch in batches]
+        found, waiting = [], []
+        for batch in batches:
+            outputs = self._outputs(batch)
+            waiting.append(outputs)
+            elements = sum(leaf.numel() for leaf in leaves_of(outputs))
+            if len(waiting) * elements > MOST_WAITING:
+                found.append(_joined(waiting))
+                waiting = []
+        return [*found, _joined(waiting)] if waiting else found
+
     def _compute(self, x: Any) -> Any:
+        """Compute a batch; its outputs are those of NumPy."""
+        return keras.tree.map_structure(_as_float32, self._outputs(x))
+
+    @torch.no_grad()
+    def _outputs(self, x: Any) -> Any:
         """Compute a batch on the network; where that fails, as Keras does, and so from then on."""
         if self.reason is None:
             try:
-                return map_leaves(_as_float32, self._network(with_rank(x, self._rank), training=False))
+                x = with_rank(x, self._rank)
+                if self._runner is None:
+                    return self._network(x, training=False)
+                batch = PlannedBatch.of((x, None, None))
+                outputs = self._runner(
+                    (), batch.values, lambda tensors: self._network(batch.make(tensors)[0], training=False)
+                )
+                return map_leaves(torch.clone, outputs)  # the next batch of this shape overwrites them
             except Exception as error:
                 require_fitting_images(self._shape, ArrayInput(x))
                 if self._strict or is_mistake(error):
                     raise
                 self.leave_to_keras(reason_of(error))
         self._model.make_predict_function()
-        return keras.tree.map_structure(_as_float32, self._model.predict_function([(x,)]))
+        return self._model.predict_function([(x,)])
 
     def leave_to_keras(self, reason: str) -> None:
         """Compute by Keras's own step from now on."""
@@ -175,10 +221,10 @@ class Predictor:
         _LOG.info("Predicting with Keras's own predict. %s", reason)
 
 
-def _fitting_batch(program: Program) -> int:
+def _fitting_batch(program: Program, most: int, elements: int) -> int:
     """Choose how many images are computed at a time, by the largest value of one image."""
     largest = max(math.prod(length or 1 for length in program.value(op.output).shape[1:]) for op in program)
-    return max(1, min(BATCH_SIZE, MOST_ELEMENTS // largest))
+    return max(1, min(most, elements // largest))
 
 
 def predictor_of(
@@ -202,6 +248,12 @@ def predictor_of(
 def _slices(x: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
     """Cut prepared input into views: a single image should not wait for more than its network."""
     return (x[first : first + size] for first in range(0, len(x), size))
+
+
+def _joined(outputs: list[Any]) -> Any:
+    """Put outputs of batches together where they are, then bring them to NumPy."""
+    together = keras.tree.map_structure(lambda *parts: torch.cat(parts), *outputs)
+    return keras.tree.map_structure(_as_float32, together)
 
 
 def _as_float32(output: torch.Tensor) -> NDArray[np.float32]:
