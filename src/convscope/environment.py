@@ -38,6 +38,17 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "convscope": __version__, **packages}
 
 
+def is_one_of_several() -> bool:
+    """Say whether ``torchrun``, or whoever sets the same variables, has started several processes."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    return size.isdigit() and int(size) > 1 and "RANK" in os.environ
+
+
+def leads() -> bool:
+    """Say whether this process is the one that writes and speaks: the first of several, or the only one."""
+    return not is_one_of_several() or os.environ["RANK"] == "0"
+
+
 def missing(package: str, extra: str) -> str:
     """Say what to install where an optional package is missing; nothing where it is there."""
     if importlib.util.find_spec(package) is not None:

@@ -17,11 +17,14 @@ unreadable or wrong, or a disk that refuses; 4 training diverged; 130 interrupte
 from __future__ import annotations
 
 import io
+import os
+import pathlib
 import signal
 import sys
 from types import FrameType
 
 from convscope.cli import waiting
+from convscope.environment import leads
 
 __all__ = ["main", "start"]
 
@@ -32,7 +35,10 @@ def start() -> None:
     """Run the program in a process that is its own; what ``convscope`` and ``python -m convscope`` call."""
     from convscope.cli import startup
 
-    waiting.show_waiting()
+    if leads():
+        waiting.show_waiting()
+    else:  # the first process speaks for all
+        sys.stdout = pathlib.Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  open as long as the process
     startup.own_this_process()
     try:
         main()

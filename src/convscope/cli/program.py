@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import tempfile
 import traceback
@@ -30,9 +31,11 @@ from convscope.cli import (
     training,
 )
 from convscope.cli.output import fail, say, show_help
-from convscope.errors import ConvscopeError, UsageError
+from convscope.environment import is_one_of_several, leads
+from convscope.errors import ConvscopeError, RunError, UsageError, expected_got
 
 UNFORESEEN, NO_DISK = 1, 3
+_FOR_SEVERAL = ("train", "resume")  # what several processes do together
 LARGEST_LOG = 2**20
 _LOG = logging.getLogger("convscope")
 
@@ -85,6 +88,10 @@ def _program(
     ] = False,
 ) -> None:
     """Hold the options that come before a command; without one, show what there is."""
+    if is_one_of_several() and context.invoked_subcommand not in _FOR_SEVERAL:
+        command = context.invoked_subcommand or "convscope"
+        found = f"{command} on {os.environ['WORLD_SIZE']}"
+        raise UsageError(expected_got(f"one process, but for {' and '.join(_FOR_SEVERAL)}", found))
     show_help(context)
 
 
@@ -115,7 +122,9 @@ def run() -> int:
         except ConvscopeError as error:
             _LOG.debug("The error below was raised here:", exc_info=error)
             hint = f" Try `{_typed_command()} --help`." if isinstance(error, UsageError) else ""
-            fail(f"{error}{hint}")
+            # What is wrong with the command is so for each of several processes.
+            if leads() or os.environ.get("LOCAL_RANK") == "0" or isinstance(error, RunError):
+                fail(f"{error}{hint}")
             return error.exit_code
         except TyperException as error:
             message, context = error.format_message(), getattr(error, "ctx", None)

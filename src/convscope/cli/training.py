@@ -16,6 +16,7 @@ from convscope.cli import waiting
 from convscope.cli.output import explain, say, show_json, table
 from convscope.cli.parsing import DataNow, Device, Json, Run
 from convscope.cli.settings import refuse_both, settle
+from convscope.environment import is_one_of_several
 from convscope.errors import UsageError, expected_got
 
 # When the program began, all but its first moments: a deadline is a promise about the whole command.
@@ -172,6 +173,9 @@ def train(
         "precision": precision, "deterministic": deterministic, "seed": seed, "preflight": preflight,
     }  # fmt: skip
     several = folds or seeds
+    if several > 1 and is_one_of_several():
+        hint = "Start it without torchrun, with --workers."
+        raise UsageError(expected_got("one training on several processes", f"{several}", hint))
     if several > 1 and workers is not None and workers < 1:
         raise UsageError(expected_got("workers of at least 1", workers))
     readers = workers if several == 1 else None
@@ -185,6 +189,9 @@ def train(
         "began": _BEGAN,
         "workers": (workers or 1) if several > 1 else 1,
     }
+    if is_one_of_several():
+        _train_together(config, dataset, out, json, options)
+        return
     with waiting.side_by_side(json, several) as hear:
         options["on_event"] = hear
         if folds is None:
@@ -207,6 +214,23 @@ def _train_seeds(
     if seeds > 1:
         _show_spread(f"{seeds} seeds on {dataset.name}", results)
     show_next(results[-1])
+
+
+def _train_together(
+    config: ExperimentConfig, dataset: Dataset, out: Path, json: bool, options: dict[str, Any]
+) -> None:
+    """Train one network on several processes, and print on the first what came out."""
+    from convscope.experiment import Result, train_together  # it loads Keras
+
+    taken = {name: options[name] for name in ("listeners", "command", "with_report")}
+    result = train_together(config, dataset, out, **taken)
+    if not isinstance(result, Result):
+        return
+    if json:
+        show_json({**_as_json(dataset.name, [result]), "left_out": dict(dataset.left_out)})
+        return
+    show_result(result)
+    show_next(result)
 
 
 def _train_folds(
@@ -254,9 +278,11 @@ def resume(
     from convscope.runs import open_unfinished
 
     open_unfinished(run)  # a wrong path is answered before Keras is loaded
-    from convscope.experiment import Result, resume_experiment
+    from convscope.experiment import Result, resume_together
 
-    result = resume_experiment(run, waiting.training(json), with_report=report, data=data)
+    result = resume_together(run, waiting.training(json), with_report=report, data=data)
+    if result is None:
+        return  # the first process speaks
     if not isinstance(result, Result):
         _show_trial(result, json)
     elif json:

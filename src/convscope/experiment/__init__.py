@@ -6,6 +6,7 @@
 - ``trials``: what is tried on copies of the network before it is trained.
 - ``fitting``: the training: schedule, stops, checkpoints, orderly ends.
 - ``several``: more than one of them, one after the other or side by side in ``workers``.
+- ``together``: one of them on several processes.
 - ``cross_validation``: a network for each fold of the images, and one evaluation of all.
 - ``sweep``: trials with settings out of a ``space``, which a ``study`` hands out.
 - ``results``: evaluations, figures and files; ``convscope.evaluate`` in a notebook.
@@ -33,12 +34,14 @@ _PUBLIC = {
     "evaluate_parts": "results",
     "prepare": "preparation",
     "resume_experiment": "running",
+    "resume_together": "together",
     "run_experiment": "running",
     "run_several": "several",
     "run_trial": "running",
     "spread": "several",
     "evaluate_on_test": "running",
     "train": "fitting",
+    "train_together": "together",
 }
 
 if TYPE_CHECKING:
@@ -57,6 +60,7 @@ if TYPE_CHECKING:
         run_trial,
     )
     from convscope.experiment.several import run_several, spread
+    from convscope.experiment.together import resume_together, train_together
 
 __all__ = [
     "Assessment",
@@ -73,11 +77,13 @@ __all__ = [
     "evaluate_parts",
     "prepare",
     "resume_experiment",
+    "resume_together",
     "run_experiment",
     "run_several",
     "run_trial",
     "spread",
     "train",
+    "train_together",
 ]
 
 

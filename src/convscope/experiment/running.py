@@ -59,7 +59,8 @@ from convscope.runs import (
     write_errors_named,
 )
 from convscope.training.checkpoint import TrainingState, load_checkpoint, remove_checkpoints
-from convscope.training.events import Listener, Notice, notify
+from convscope.training.distributed import alone, join
+from convscope.training.events import EpochEnd, Event, Listener, Notice, StepEnd, notify
 
 _LOG = logging.getLogger(__name__)
 _PROGRESS = logging.getLogger("convscope.progress")
@@ -164,8 +165,9 @@ def _run(
         session = begin_session(config, dataset, listeners)
         record = session.describe() | {"status": "running", **facts}
         with_report = record["with_report"]
-        session = fit_head(session, record, listeners)
-        session = try_out(session, run, record, listeners, began=began, with_report=with_report)
+        with alone():
+            session = fit_head(session, record, listeners)
+            session = try_out(session, run, record, listeners, began=began, with_report=with_report)
         return _train_and_finish(run, session, record, listeners, began=began)
 
 
@@ -250,10 +252,60 @@ def resume_experiment(
         now = session.describe()
         _refuse_differences(record, now)
         session = _on_this_machine(session, record, now["device"], listeners)
-        session = fit_head(session, record, listeners)
+        with alone():
+            session = fit_head(session, record, listeners)
         if with_report is not None:
             record["with_report"] = with_report
         return _train_and_finish(run, session, record, listeners, state, seconds)
+
+
+@dataclass(frozen=True, eq=False)
+class Together:
+    """What the first of several processes has settled, so that all train the same."""
+
+    config: ExperimentConfig
+    learning_rate: float
+    by_stage: bool
+    is_left_out: bool
+    plan: Any
+    state: TrainingState | None
+
+    @staticmethod
+    def of(session: Session, record: Mapping[str, Any], state: TrainingState | None) -> Together:
+        """Gather what the others need to know."""
+        rate = float(session.model.optimizer.learning_rate)
+        by_stage = bool(session.head) and session.config.training.engine != "keras"
+        left_out = record.get("fine_tuning") == "left out"
+        return Together(session.config, rate, by_stage, left_out, record.get("plan"), state)
+
+
+def train_along(config: ExperimentConfig, dataset: Dataset) -> None:
+    """Train a network together with the first process, which writes the run."""
+    group = join()
+    assert group is not None  # noqa: S101  only called where there are others
+    session = begin_session(config, dataset)
+    settled: Together = group.same(None)
+    if settled.is_left_out:
+        return
+    session.model.optimizer.learning_rate = settled.learning_rate
+    factors = rate_factors(session.model) if settled.by_stage else None
+    with stop_on_signals() as stop_asked:
+        stop = group.stop_together(stop_asked)
+
+        def listen(event: Event) -> None:
+            if isinstance(event, StepEnd | EpochEnd) and stop():
+                raise KeyboardInterrupt
+
+        train(
+            session.model,
+            session.prepared,
+            settled.config,
+            [listen],
+            settled.state,
+            settled.plan,
+            None,
+            factors,
+        )
 
 
 def _on_this_machine(
@@ -336,11 +388,14 @@ def _train(
     """Train, keeping checkpoints, and write the network as it was in the end."""
     model, prepared = session.model, session.prepared
     try:
-        with stop_on_signals() as stop_asked:
-            checkpoints = CheckpointListener(run, record, stop_asked, seconds)
+        with stop_on_signals() as asked_here:
+            stop_asked = asked_here
             timetable = Timetable(**record["timetable"]) if "timetable" in record else None
-            hearing: list[Listener] = [*listeners, checkpoints]
-            plan = record.get("plan")
+            plan, group = record.get("plan"), join()
+            if group is not None:
+                stop_asked = group.stop_together(stop_asked)
+                group.same(Together.of(session, record, state))
+            hearing: list[Listener] = [*listeners, CheckpointListener(run, record, stop_asked, seconds)]
             if record.get("fine_tuning") == "left out":
                 training = Training({}, 0.0, interrupted=False)
             else:

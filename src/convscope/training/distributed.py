@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # documented
 
 from convscope import _torch_internals as torch_internals
+from convscope.environment import is_one_of_several
 from convscope.errors import LoweringError, RunError, UsageError, expected_got
 from convscope.lowering import LoweredNetwork
 from convscope.lowering.layers import KerasCall
@@ -51,19 +52,6 @@ def join() -> Group | None:
     if _group is None:
         _group = Group()
     return _group
-
-
-def is_one_of_several() -> bool:
-    """Say whether ``torchrun``, or whoever sets the same variables, has started several processes."""
-    try:
-        return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
-    except ValueError:
-        return False
-
-
-def leads() -> bool:
-    """Say whether this process is the one that writes and speaks: the first, or the only one."""
-    return not is_one_of_several() or os.environ["RANK"] == "0"
 
 
 @contextmanager
@@ -213,12 +201,6 @@ class Group:
                 raise UsageError(expected_got("the same weights on all processes", found))
             value.copy_(expected)
             torch.autograd.graph.increment_version([value])
-
-    def clock(self) -> float:
-        """Give the time by the first process's clock."""
-        now = torch.tensor([time.perf_counter()], dtype=torch.float64)
-        self._call(dist.broadcast, now, src=0)
-        return float(now)
 
     def callbacks(self, callbacks: Sequence[keras.callbacks.Callback]) -> list[keras.callbacks.Callback]:
         """Leave those callbacks of Keras's that write to the first process."""

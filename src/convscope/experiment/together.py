@@ -1,0 +1,92 @@
+"""One experiment on several processes: the first writes the run, all train; a restart goes on from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from convscope.data.dataset import Dataset
+from convscope.data.loading import load_again
+from convscope.errors import UsageError, expected_got
+from convscope.experiment.config import ExperimentConfig
+from convscope.experiment.running import (
+    Trained,
+    read_result,
+    resume_experiment,
+    run_experiment,
+    train_along,
+)
+from convscope.runs import RUN_FILE, RunDirectory, new_folder, open_unfinished
+from convscope.training.distributed import Group, attempt, join
+from convscope.training.events import Listener
+
+_RUN = "convscope-run"  # under which the launcher remembers the run of an earlier attempt
+
+
+def train_together(
+    config: ExperimentConfig,
+    dataset: Dataset,
+    out: Path,
+    *,
+    listeners: Sequence[Listener] = (),
+    command: Sequence[str] = (),
+    with_report: bool = True,
+) -> Trained | None:
+    """Train one network on all processes; the first gets what came out, the others None.
+
+    Where the launcher has started them anew, the run that an earlier attempt began goes on.
+    """
+    _refuse_deadline(config)
+    group = join()
+    if group is None:
+        hint = "Leave the work to Keras's own fit, in a script of yours."
+        raise UsageError(expected_got("no keras.distribution beside torchrun", "one", hint))
+    if not group.leads:
+        train_along(config, dataset)
+        return None
+    begun = _begun(group)
+    if begun is not None:
+        done = RunDirectory(begun).read_json(RUN_FILE).get("status") == "completed"
+        return read_result(begun) if done else resume_experiment(begun, listeners)
+    with new_folder(out, f"{datetime.now():%Y%m%d-%H%M%S}-train-{dataset.name}") as folder:
+        target = folder / config.network_name
+        group.memory.set(_RUN, str(target.resolve()))
+        return run_experiment(config, dataset, target, listeners, command, with_report=with_report)
+
+
+def resume_together(
+    path: str | Path,
+    listeners: Sequence[Listener] = (),
+    *,
+    with_report: bool | None = None,
+    data: str | Path | None = None,
+) -> Trained | None:
+    """Go on with a training, on as many processes as there are now; arguments as for one process."""
+    group = join()
+    if group is not None:
+        _refuse_deadline(ExperimentConfig.from_json(open_unfinished(path).read_json(RUN_FILE)["config"]))
+    if group is None or group.leads:
+        return resume_experiment(path, listeners, with_report=with_report, data=data)
+    record = open_unfinished(path).read_json(RUN_FILE)
+    if data is not None:
+        record["data"]["source"] = str(Path(data).resolve() if Path(data).exists() else data)
+    train_along(ExperimentConfig.from_json(record["config"]), load_again(record["data"]))
+    return None
+
+
+def _refuse_deadline(config: ExperimentConfig) -> None:
+    """Refuse rates that follow the clock, which each process has one of its own."""
+    if config.training.within is not None:
+        hint = "Give epochs, or train in one process."
+        raise UsageError(
+            expected_got("no deadline on several processes", f"{config.training.within:g} s", hint)
+        )
+
+
+def _begun(group: Group) -> Path | None:
+    """Find the run that an earlier attempt of these processes has begun, if it came to a checkpoint."""
+    if not attempt() or not group.memory.check([_RUN]):
+        return None
+    path = Path(group.memory.get(_RUN).decode())
+    return path if (path / RUN_FILE).is_file() else None
