@@ -15,7 +15,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import platformdirs
 
 from convscope import __version__
@@ -133,6 +132,8 @@ def own_random_numbers() -> Iterator[None]:
     ...     random.seed(0)
     """
     import torch
+
+    import numpy as np  # the command line asks this module before it shows its help
 
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  others may draw from it
     try:
