@@ -131,9 +131,8 @@ def own_random_numbers() -> Iterator[None]:
     >>> with own_random_numbers():
     ...     random.seed(0)
     """
-    import torch
-
     import numpy as np  # the command line asks this module before it shows its help
+    import torch
 
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  others may draw from it
     try:
