@@ -16,6 +16,7 @@ const LARGEST_KERNEL = 7;
 const CALM = 60;
 
 // Filters that a student knows, as weights of a 3×3 window; larger windows have them in the middle.
+/** @type {Record<string, number[]>} */
 const FILTERS = {
   zero: [0, 0, 0, 0, 0, 0, 0, 0, 0],
   same: [0, 0, 0, 0, 1, 0, 0, 0, 0],

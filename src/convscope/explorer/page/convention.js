@@ -22,6 +22,7 @@ const GROUND = 24;
  * @returns {Convention | null}
  */
 export function findConvention(images, { height, width, channels }) {
+  if (!images.length) return null;
   const longer = Math.max(height, width);
   const boxes = [];
   let [dark, light] = [0, 0];

@@ -18,8 +18,8 @@ const FRAMES = 8;
  */
 export function mountDraw(root, app) {
   const { store, images } = app;
-  const { height, width } = app.size;
-  const dark = app.convention?.dark ?? true;
+  const { dark, size } = app;
+  const { height, width } = size;
 
   const canvas = element("canvas", { id: "canvas", tabindex: "0", role: "img", "data-t-label": "draw.canvas" });
   const detail = Math.ceil(560 / Math.max(height, width));

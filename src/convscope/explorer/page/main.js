@@ -1,14 +1,14 @@
 // The page: reads what it carries, starts the network, and keeps image, prediction and link up to date.
 
-import { findConvention } from "./convention.js";
 import { mountChange } from "./change.js";
+import { findConvention } from "./convention.js";
 import { element, paint } from "./dom.js";
 import { layStrokes, paintStrokes } from "./drawing.js";
 import { mountDraw } from "./draw.js";
 import { Engine } from "./engine.js";
+import { mountLearn } from "./learn.js";
 import { mountNow } from "./now.js";
 import { resize, scale } from "./preprocess.js";
-import { mountLearn } from "./learn.js";
 import { fromFragment, Store, toFragment } from "./state.js";
 import { LANGUAGES, language, setLanguage, t, translate } from "./texts.js";
 import { mountWalk } from "./walk.js";
@@ -23,6 +23,7 @@ import { mountWalk } from "./walk.js";
  * @property {{height: number, width: number, channels: number}} size
  * @property {TestImages} images
  * @property {import("./convention.js").Convention | null} convention
+ * @property {boolean} dark  whether one draws light on dark
  * @property {import("./unlike.js").Unlike | null} unlike
  * @property {(file: Blob & {name?: string}) => Promise<void>} takePicture
  * @property {(video: HTMLVideoElement) => void} takeFrame
@@ -78,7 +79,9 @@ async function start() {
     place.textContent = sentence;
     place.hidden = !sentence;
   };
-  const toPixels = pixelMaker(engine, images, size, convention);
+  const unlike = payload.unlike ?? null;
+  const dark = convention?.dark ?? (!unlike || unlike.ranges.border[1] < 128);
+  const toPixels = pixelMaker(engine, images, size, convention, dark);
   const writeLink = () => {
     const fragment = toFragment(store.state, initial);
     try {
@@ -107,7 +110,8 @@ async function start() {
     size,
     images,
     convention,
-    unlike: payload.unlike ?? null,
+    dark,
+    unlike,
     complain,
     writeLink,
     takePicture: async (file) => {
@@ -142,7 +146,7 @@ async function start() {
   const arrive = () => store.set({ changes: {}, ...fromFragment(location.hash.slice(1), limits) });
   let waiting = 0;
   store.subscribe((_, changed) => {
-    if (["pixels", "input", "result", "theme"].some((key) => changed.has(key))) return;
+    if (["pixels", "input", "result", "before", "theme"].some((key) => changed.has(key))) return;
     clearTimeout(waiting);
     waiting = window.setTimeout(writeLink, LINK_PAUSE);
   });
@@ -184,6 +188,7 @@ function firstState() {
     pixels: null,
     input: null,
     result: null,
+    before: null,
   };
 }
 
@@ -193,8 +198,9 @@ function firstState() {
  * @param {TestImages} images
  * @param {App["size"]} size
  * @param {App["convention"]} convention
+ * @param {boolean} dark
  */
-function pixelMaker(engine, images, size, convention) {
+function pixelMaker(engine, images, size, convention, dark) {
   const { height, width } = size;
   const detail = Math.ceil(DETAIL / Math.max(height, width));
   const canvas = element("canvas");
@@ -202,10 +208,10 @@ function pixelMaker(engine, images, size, convention) {
   canvas.height = detail * height;
   const context = canvas.getContext("2d", { willReadFrequently: true });
   return (/** @type {import("./state.js").ImageChoice} */ image) => {
-    if (image.kind === "test") return Uint8ClampedArray.from(images.pixels(image.index));
-    if (image.kind === "picture") return Uint8ClampedArray.from(fromBase64(image.pixels));
+    if (image.kind === "test") return images.pixels(image.index);
+    if (image.kind === "picture") return fromBase64(image.pixels);
     const laid = convention && image.fitted ? layStrokes(image.strokes, convention, size, context) : undefined;
-    paintStrokes(context, image.strokes, convention?.dark ?? true, laid);
+    paintStrokes(context, image.strokes, dark, laid);
     const { data } = context.getImageData(0, 0, canvas.width, canvas.height);
     return resize(data, canvas.width, canvas.height, engine.preprocessing);
   };
@@ -222,13 +228,18 @@ function keepPredicting({ store, engine }) {
       wanted = false;
       const { input, changes, section } = store.state;
       if (!input) continue;
-      const result = await engine.run(input, { changes, all: section !== "draw" && section !== "change" });
+      const all = section !== "draw" && section !== "change";
+      const result = await engine.run(input, { changes, all });
       if (result) store.set({ result });
+      // What the network made of the image before it was changed can wait until nothing else does.
+      if (wanted || !Object.keys(changes).length) continue;
+      const before = await engine.run(input);
+      if (before) store.set({ before: before.probabilities });
     }
     running = false;
   };
   store.subscribe((_, changed) => {
-    if (changed.has("input") || changed.has("changes") || changed.has("section")) predict();
+    if (["input", "changes", "section"].some((key) => changed.has(key))) predict();
   });
 }
 

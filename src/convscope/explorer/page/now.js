@@ -23,17 +23,18 @@ export function mountNow(root, app) {
   const caption = element("figcaption", {}, element("span", { "data-t": "now.seen" }), ` ${size}`);
   const top = element("p", { class: "top" });
   const truth = element("p", { class: "truth-line" });
+  const changed = element("p", { class: "changed-now" });
   const list = element("ol", { class: "bars" });
   const rows = Array.from({ length: Math.min(classes.length, classes.length > ALL ? RANKED : ALL) }, () => {
-    const [name, bar, share] = [element("span", { class: "class" }), element("i"), element("b")];
-    const row = element("li", {}, name, element("span", { class: "bar", "aria-hidden": "true" }, bar), share);
+    const [name, bar, was, share] = [element("span", { class: "class" }), element("i"), element("u"), element("b")];
+    const row = element("li", {}, name, element("span", { class: "bar", "aria-hidden": "true" }, bar, was), share);
     list.append(row);
-    return { row, name, bar, share };
+    return { row, name, bar, was, share };
   });
   const warnings = element("ul", { class: "warnings", id: "warnings" });
   root.append(
     element("figure", { class: "seen" }, seen, caption),
-    element("div", { class: "verdict-now" }, top, truth),
+    element("div", { class: "verdict-now" }, top, truth, changed),
     list,
     warnings,
   );
@@ -58,14 +59,27 @@ export function mountNow(root, app) {
   };
 
   const showResult = () => {
-    const { result, image } = store.state;
+    const { result, image, changes, before } = store.state;
     if (!result) return;
+    const altered = Object.keys(changes).length > 0;
+    changed.replaceChildren(
+      ...(altered ? [element("button", { type: "button", class: "link", click: () => store.set({ section: "change" }) }, t("now.changed"))] : []),
+    );
     const { probabilities } = result;
+    list.hidden = !probabilities;
+    if (!probabilities) {
+      // A layer that only shows what was recorded has nothing to say about another image.
+      top.textContent = t("now.not-live");
+      truth.textContent = "";
+      return;
+    }
     const order = Array.from(probabilities.keys()).sort((one, other) => probabilities[other] - probabilities[one]);
     const best = order[0];
     const shown = classes.length > ALL ? order.slice(0, RANKED) : [...order].sort((one, other) => one - other);
     shown.forEach((index, place) => {
-      const { row, name, bar, share } = rows[place];
+      const { row, name, bar, was, share } = rows[place];
+      was.hidden = !altered || !before;
+      if (before) was.style.left = `${100 * before[index]}%`;
       name.textContent = classes[index];
       name.title = classes[index];
       bar.style.width = `${100 * probabilities[index]}%`;
@@ -96,7 +110,7 @@ export function mountNow(root, app) {
   store.subscribe((_, changed) => {
     if (changed.has("language")) title();
     if (["pixels", "result", "language"].some((key) => changed.has(key))) showImage();
-    if (changed.has("result") || changed.has("language")) showResult();
+    if (["result", "before", "changes", "language"].some((key) => changed.has(key))) showResult();
   });
   title();
   showImage();

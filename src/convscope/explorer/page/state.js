@@ -27,10 +27,11 @@
  * @property {number | null} class  null follows the most probable one
  * @property {string} language
  * @property {string} theme
- * @property {Uint8ClampedArray | null} pixels  the image in the network's size, (h, w, c)
+ * @property {Uint8Array | null} pixels  the image in the network's size, (h, w, c)
  * @property {Float32Array | null} input  the same, scaled as the network takes it
- * @property {{probabilities: Float32Array, logits: Float32Array, image: Float32Array,
- *   outputs?: (Float32Array | null)[]} | null} result  with image as the changes made it
+ * @property {{probabilities: Float32Array | null, logits: Float32Array | null, image: Float32Array,
+ *   outputs?: (Float32Array | null)[]} | null} result  with the image as the changes made it
+ * @property {Float32Array | null} before  probabilities without the changes, where there are some
  */
 
 /** @type {(keyof State)[]} */
@@ -117,8 +118,8 @@ export class Store {
   /** @param {Partial<State>} part */
   #changed(part) {
     const now = /** @type {Record<string, unknown>} */ (this.state);
-    const differs = ([key, value]) =>
-      UNDONE.includes(key) || key === "place"
+    const differs = (/** @type {[string, unknown]} */ [key, value]) =>
+      ["image", "changes", "place"].includes(key)
         ? JSON.stringify(value) !== JSON.stringify(now[key])
         : value !== now[key];
     return new Set(

@@ -115,6 +115,8 @@ export const TEXTS = {
   "learn.terms": ["Words", "Wörter"],
   "now.announce": ["Most probable: {name}, {share}", "Am wahrscheinlichsten: {name}, {share}"],
   "now.blank": ["Nothing drawn yet", "Noch nichts gezeichnet"],
+  "now.changed": ["The network or the image is changed; the marks show it unchanged.", "Netz oder Bild sind verändert; die Striche zeigen es unverändert."],
+  "now.not-live": ["A layer of this network is not computed here: only the images that Python recorded have a prediction.", "Eine Schicht dieses Netzes wird hier nicht berechnet: Nur die von Python aufgezeichneten Bilder haben eine Vorhersage."],
   "now.probabilities": ["Probabilities", "Wahrscheinlichkeiten"],
   "now.right": ["Right: it is {name}.", "Richtig: Es ist {name}."],
   "now.seen": ["What the network sees:", "Was das Netz sieht:"],
