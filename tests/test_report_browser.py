@@ -233,39 +233,32 @@ def branches(data_format):
     return keras.Model(entering, keras.layers.Softmax()(keras.layers.Dense(4)(x)))
 
 
-RECOMPUTE_ALL = """async () => {
-  const data = JSON.parse(document.getElementById("walk-data").textContent);
-  const weights = await unpack(data.weights);
-  const image = data.images[0];
-  const passage = new Passage(data, image, await unpack(image.values), weights);
-  return data.layers.map((layer, place) => {
-    const shape = layer.shape;
+RECOMPUTE_ALL = """() => {
+  const { recompute } = modules["arithmetic.js"];
+  const { agreement } = modules["report.js"];
+  const { network, pass } = reportWalk;
+  return network.layers.map((layer, index) => {
+    const { shape } = layer;
     const [rows, columns] = shape.length === 3 ? shape : [1, 1];
+    const some = [...Array(Math.min(shape.at(-1), 40)).keys()];
     let worst = 0;
     let count = 0;
-    let obstacle = "";
+    let none = 0;
     for (const row of new Set([0, Math.floor(rows / 2), rows - 1])) {
       for (const column of new Set([0, Math.floor(columns / 2), columns - 1])) {
-        for (let channel = 0; channel < Math.min(shape.at(-1), 40); channel += 1) {
-          obstacle = passage.obstacle(place, channel);
-          if (obstacle) continue;
-          const { difference, own } = passage.recompute(place, row, column, channel);
-          worst = Math.max(worst, difference / Math.max(1, Math.abs(own)));
+        for (const channel of layer.settings.units ?? some) {
+          const found = recompute(pass(), index, { row, column, channel });
+          if (!found) none += 1;
+          else worst = Math.max(worst, found.difference / Math.max(1, Math.abs(found.own)));
           count += 1;
         }
       }
     }
-    const far = layer.supply === "computed" ? passage.agreement(place).worst : 0;
+    const far = layer.supply === "computed" ? agreement(pass(), index).worst : 0;
     worst = Math.max(worst, far);
-    return { name: layer.name, kind: layer.kind, supply: layer.supply, worst, count, obstacle };
+    return { name: layer.name, supply: layer.supply, worst, count, none };
   });
 }"""
-
-
-# Of a kernel that is too large, the page carries the weights of a few units.
-OF_SOME_UNITS = (
-    "Of this layer’s kernel, only the weights of 8 units are in this page: 0, 1, 2, 3, 4, 5, 6, 7."
-)
 
 
 def normalized(data_format):
@@ -288,20 +281,23 @@ def test_numbers_recomputed_in_the_page_equal_the_networks(
     path, dataset = make_run(tmp_path / "run", dataset=dataset, model=model)
     layers = open_page(write_report(path, dataset=dataset)).evaluate(RECOMPUTE_ALL)
     assert len(layers) == len(model.layers)
-    known = [layer for layer in layers if layer["kind"] != "other"]
-    assert len(known) >= len(layers) - 1  # Flatten turns the axes of channels_first
-    assert {layer["obstacle"] for layer in known} <= {"", OF_SOME_UNITS}
-    assert supply in {layer["supply"] for layer in known}
-    assert all(layer["count"] > 0 for layer in known)
-    assert max(layer["worst"] for layer in known) <= TOLERANCE
+    assert supply in {layer["supply"] for layer in layers}
+    assert [layer["name"] for layer in layers if layer["none"] or not layer["count"]] == []
+    assert max(layer["worst"] for layer in layers) <= TOLERANCE
 
 
 def test_the_activations_of_the_page_are_the_networks(open_page, report):
     x = [-30.0, -2.5, -0.1, 0.0, 0.3, 5.0, 7.0, 30.0]
-    compute = "([names, x]) => names.map((name) => x.map((one) => ACTIVATIONS[name](one)))"
-    found = open_page(report).evaluate(compute, [explorer.PAGE_ACTIVATIONS, x])
-    for name, values in zip(explorer.PAGE_ACTIVATIONS, found, strict=True):
-        np.testing.assert_allclose(values, ACTIVATIONS[name](np.array(x)), rtol=1e-12, err_msg=name)
+    written = {name: known for name, known in ACTIVATIONS.items() if known.apply and not known.over_row}
+    compute = """([names, x]) => names.map((name) => {
+      const apply = modules["activations.js"].ACTIVATIONS[name];
+      return apply ? x.map((one) => apply(one, {})) : null;
+    })"""
+    found = dict(zip(written, open_page(report).evaluate(compute, [list(written), x]), strict=True))
+    assert {"linear", "relu", "relu6", "sigmoid", "tanh", "elu", "silu", "softplus"} <= set(found)
+    for name, values in found.items():
+        assert values is not None, name
+        np.testing.assert_allclose(values, written[name](np.array(x)), rtol=1e-12, atol=1e-15, err_msg=name)
 
 
 # Goes from every layer to every other, from a corner of the one to all corners of the other; what the pane
@@ -309,7 +305,7 @@ def test_the_activations_of_the_page_are_the_networks(open_page, report):
 WALK_EVERYWHERE = """() => {
   const pane = document.getElementById("walk-pane");
   const data = JSON.parse(document.getElementById("walk-data").textContent);
-  const names = data.layers.map((layer) => layer.name);
+  const names = data.network.layers.map((layer) => layer.name);
   const corners = (low) => {
     for (const input of document.querySelectorAll("#walk .controls input[type=number]")) {
       input.value = low ? input.min : input.max;

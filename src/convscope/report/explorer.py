@@ -1,38 +1,34 @@
 """The walk through the network: what every layer makes of a few test images, and the numbers that it needs.
 
-The page recomputes a single activation from real numbers: so it carries, as float32, the images, the weights,
-and the values of small layers. Large layers are computed by the page itself, and held against the network's
+The walk is the explorer's own. The report carries less than the explorer does: as float32, a few images,
+the values of small layers, and weights. Large layers are computed by the page, and held against the network's
 own largest value of each channel. What is too large for both is left out, and the page says so.
 """
 
 from __future__ import annotations
 
-import base64
-import gzip
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.arithmetic.activations import ACTIVATIONS
-from convscope.arithmetic.formulas import same_margins
-from convscope.arithmetic.layers import LAYERS
 from convscope.contents import Contents
 from convscope.evaluation import Evaluation
-from convscope.inspection import Recomputation
-from convscope.inspection.forward import find_activation
+from convscope.explorer.layers import Layer, read_layers
+from convscope.explorer.payload import describe_layer, pack
+from convscope.inspection import Recomputation, describe
 from convscope.inspection.representations import FeatureMaps, feature_maps
-from convscope.lowering.graph import Call, Graph, read_graph
+from convscope.lowering.graph import read_graph
 from convscope.report.formatting import name
 from convscope.report.media import Album
 
 FloatArray = NDArray[np.float32]
 
 IMAGES = 6
-# How much the page carries: numbers for one image and in one kernel, characters for all images.
+# How much the page carries: numbers for one image and in one layer's weights, characters for all images.
 VALUES_OF_AN_IMAGE = 150_000
 KERNEL_VALUES = 80_000
 WEIGHT_VALUES = 120_000
@@ -43,68 +39,61 @@ SMALL = 2500
 MOST_PRODUCTS = 300_000_000
 # Of a kernel that is too large, so many units at most.
 MOST_UNITS = 8
-# What ``arithmetic.js`` computes.
-KINDS = ("same", "max", "average", "activation", "normalization", "convolution", "depthwise", "dense")
-WEIGHTED = ("convolution", "depthwise", "dense", "normalization")
-# The functions that ``arithmetic.js`` computes for single numbers.
-PAGE_ACTIVATIONS = ("linear", "relu", "relu6", "sigmoid", "tanh", "elu", "silu", "softplus")
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One layer of the walk.
+class Carried:
+    """The weights of a layer that the page carries: all, those of some units, or none though there are some."""
 
-    Parameters
-    ----------
-    call : Call
-        The layer where it is used.
-    parent : int
-        The stage whose output enters it, −1 for the image; None where several arrays enter.
-    kind : str
-        Which arithmetic the page does for it; ``other`` for none.
-    """
+    weights: Mapping[str, FloatArray] = field(default_factory=dict)
+    units: list[int] | None = None
+    missing: bool = False
 
-    call: Call
-    parent: int | None
-    kind: str
+    @property
+    def whole(self) -> bool:
+        """Whether the page can compute with them."""
+        return self.units is None and not self.missing
 
 
 def walk(contents: Contents, evaluation: Evaluation) -> dict[str, Any] | None:
     """Gather what the page needs for walking through the network.
 
-    Gives ``layers``, ``weights``, ``images``; None when the run's images are not at hand.
+    Gives ``network``, ``weights``, ``images``; None when the run's images are not at hand.
     """
     if contents.images is None:
         return None
     model, preprocess = contents.bundle.model, contents.bundle.preprocess
     graph = read_graph(model)
-    stages = _stages(graph)
+    layers, described = read_layers(graph), describe(model).layers
     chosen = chosen_images(evaluation, IMAGES)
     inputs = preprocess.apply(contents.images[chosen])
     maps = [feature_maps(model, image) for image in inputs]
-    units = _units(evaluation, chosen)
-    weights, places = _weights(stages, units)
-    supply = _supply(stages, maps[0], places, graph)
-    carried = [place for place, how in supply.items() if how == "carried" and place >= 0]
+    weights = _weights(layers, _units(evaluation, chosen))
+    costs = [one.macs or 0 for one in described]
+    supply = _supply(layers, costs, maps[0], weights)
+    carried = [index for index, how in supply.items() if how == "carried" and index >= 0]
     album = Album(contents.images)
     images: list[dict[str, Any]] = []
     room = ALL_IMAGES
-    for index, image, layers in zip(chosen, inputs, maps, strict=True):
+    for place, image, made in zip(chosen, inputs, maps, strict=True):
         first = np.moveaxis(image, 0, -1) if graph.channels_first else image  # (h, w, c)
-        values = pack([first, *(layers[place].values for place in carried), *_checks(layers, supply)])
-        if images and len(values) > room:
+        values = _join([first, *(made[index].values for index in carried), *_checks(made, supply)])
+        if images and len(values["data"]) > room:
             break
-        room -= len(values)
-        described = _image(evaluation, index, album)
-        images.append({**described, "values": values, "logits": _logits(stages, layers)})
-    layers_json = [
-        _layer(place, stage, maps[0][place], supply.get(place), places.get(place), graph)
-        for place, stage in enumerate(stages)
-    ]
+        room -= len(values["data"])
+        described_image = _image(evaluation, place, album)
+        images.append({**described_image, "values": values, "scores": _scores(layers, made)})
+    entries, packed = _entries(weights)
+    shape = np.moveaxis(inputs[0], 0, -1).shape if graph.channels_first else inputs[0].shape
     return {
-        "input": list(np.moveaxis(inputs[0], 0, -1).shape if graph.channels_first else inputs[0].shape),
-        "layers": layers_json,
-        "weights": pack(weights) if weights else None,
+        "network": {
+            "input": list(shape),
+            "layers": [
+                _layer(describe_layer(index, layer, entry, one), weights[index], supply.get(index))
+                for index, (layer, entry, one) in enumerate(zip(layers, entries, described, strict=True))
+            ],
+        },
+        "weights": {"exact": packed},
         "images": images,
         "classes": [name(label) for label in evaluation.class_names],
     }
@@ -131,58 +120,13 @@ def chosen_images(evaluation: Evaluation, most: int) -> list[int]:
     return [*errors, *right[: most - len(errors)]]
 
 
-def pack(arrays: Sequence[FloatArray]) -> str:
-    """Put arrays behind each other as float32, compressed, as text.
-
-    The bytes are sorted by their significance first (all lowest bytes, then all second ones, …), which
-    compresses better.
-
-    Examples
-    --------
-    >>> values = np.arange(3, dtype=np.float32)
-    >>> planes = np.frombuffer(gzip.decompress(base64.b64decode(pack([values]))), np.uint8).reshape(4, -1)
-    >>> planes.T.copy().view("<f4").ravel().tolist()
-    [0.0, 1.0, 2.0]
-    """
-    flat = np.concatenate([np.asarray(array, "<f4").ravel() for array in arrays])
-    planes = flat.view(np.uint8).reshape(-1, 4).T  # (4, n)
-    return base64.b64encode(gzip.compress(planes.tobytes(), 9, mtime=0)).decode()
-
-
-def _stages(graph: Graph) -> list[Stage]:
-    """Put each call into its place: what enters it, and which arithmetic it has."""
-    makers = {graph.inputs[0]: -1}
-    stages = []
-    for place, call in enumerate(graph.calls):
-        parent = makers.get(call.inputs[0]) if len(call.inputs) == 1 else None
-        stages.append(Stage(call, parent, "other" if parent is None else _kind(call, graph)))
-        makers.update(dict.fromkeys(call.outputs, place))
-    return stages
-
-
-def _kind(call: Call, graph: Graph) -> str:
-    order = getattr(call.operation, "data_format", None)
-    # The page has all axes in the network's order; a layer may take them in another. Flatten and Dense
-    # have an arithmetic here only where that order is the page's own, and for a row of numbers.
-    foreign = order is not None and (order == "channels_first") != graph.channels_first
-    turned = call.type in ("Flatten", "Reshape") and graph.channels_first
-    rows = call.type == "Dense" and len(call.input_shapes[0]) != 1
-    # A batch normalization along another axis than the channels' is none that the page knows.
-    across = call.type == "BatchNormalization" and call.operation.axis not in _channel_axes(call, graph)
-    kind = LAYERS.get(call.type)
-    known = kind is not None and not (foreign or turned or rows or across)
-    return kind.page if kind is not None and kind.page in KINDS and known else "other"
-
-
-def _channel_axes(call: Call, graph: Graph) -> tuple[int, int]:
-    """Name the channel axis of what enters a layer as Keras does, from 0 (the batch) and from −1."""
-    rank = len(call.input_shapes[0]) + 1
-    axis = 1 if graph.channels_first else rank - 1
-    return axis, axis - rank
+def _join(arrays: Sequence[FloatArray]) -> dict[str, Any]:
+    """Put arrays behind each other as float32, packed."""
+    return pack(np.concatenate([np.zeros(0), *(array.ravel() for array in arrays)]).astype(np.float32))
 
 
 def _supply(
-    stages: Sequence[Stage], maps: Sequence[FeatureMaps], weights: Mapping[int, Any], graph: Graph
+    layers: Sequence[Layer], costs: Sequence[int], maps: Sequence[FeatureMaps], weights: Sequence[Carried]
 ) -> dict[int, str]:
     """Choose how the page gets each layer's values: carried, computed there, or the same as what enters.
 
@@ -192,41 +136,22 @@ def _supply(
     """
     supply = {-1: "carried"}
     room, products = VALUES_OF_AN_IMAGE, 0
-    for place, stage in enumerate(stages):
-        size = maps[place].values.size
-        entered = stage.parent in supply
-        cost = _products(stage, size, graph) if entered and _computable(stage, weights.get(place)) else None
-        if stage.kind == "same" and entered:
-            supply[place] = "same"
+    for index, layer in enumerate(layers):
+        size = maps[index].values.size
+        cost = costs[index] or size * math.prod(layer.settings.get("window", ()))
+        computable = not layer.reason and weights[index].whole and all(one in supply for one in layer.inputs)
+        if computable and layer.kind == "same":
+            supply[index] = "same"
         elif size <= min(SMALL, room):
-            supply[place] = "carried"
+            supply[index] = "carried"
             room -= size
-        elif cost is not None and products + cost <= MOST_PRODUCTS:
-            supply[place] = "computed"
+        elif computable and products + cost <= MOST_PRODUCTS:
+            supply[index] = "computed"
             products += cost
         elif size <= room:
-            supply[place] = "carried"
+            supply[index] = "carried"
             room -= size
     return supply
-
-
-def _computable(stage: Stage, weights: Any) -> bool:
-    """Say whether the page can compute every value of a layer from what enters it."""
-    if stage.kind in ("convolution", "depthwise", "dense"):
-        whole = weights is not None and weights["units"] is None
-        return whole and _activation(stage.call) in PAGE_ACTIVATIONS
-    if stage.kind == "activation":
-        return _activation(stage.call) in PAGE_ACTIVATIONS
-    return stage.kind in ("normalization", "max", "average")
-
-
-def _products(stage: Stage, size: int, graph: Graph) -> int:
-    """Count the steps in which the page computes a layer of so many values."""
-    if stage.kind in ("convolution", "depthwise", "dense"):
-        kernel = tuple(map(int, stage.call.operation.get_weights()[0].shape))
-        depth = 1 if stage.kind == "depthwise" else kernel[-2]
-        return size * depth * math.prod(kernel[:-2])
-    return size * (math.prod(_window_size(stage, graph)) if stage.kind in ("max", "average") else 1)
 
 
 def _checks(maps: Sequence[FeatureMaps], supply: Mapping[int, str]) -> list[FloatArray]:
@@ -235,10 +160,10 @@ def _checks(maps: Sequence[FeatureMaps], supply: Mapping[int, str]) -> list[Floa
     The page holds what it computes against these numbers of the network's own.
     """
     arrays: list[FloatArray] = []
-    for place, how in supply.items():
+    for index, how in supply.items():
         if how != "computed":
             continue
-        values = maps[place].values
+        values = maps[index].values
         channels = values.reshape(-1, values.shape[-1])  # (places, channels)
         flat = channels.argmax(axis=0) * channels.shape[1] + np.arange(channels.shape[1])
         arrays.extend((flat.astype(np.float32), values.ravel()[flat]))
@@ -251,138 +176,79 @@ def _units(evaluation: Evaluation, chosen: Sequence[int]) -> list[int]:
     return list(dict.fromkeys(labels.ravel().tolist()))
 
 
-def _weights(stages: Sequence[Stage], units: Sequence[int]) -> tuple[list[FloatArray], dict[int, Any]]:
-    """Collect the weights that are carried: small kernels whole, of large ones those of a few units."""
-    own = {place: _kernel_and_bias(stage) for place, stage in enumerate(stages) if stage.kind in WEIGHTED}
+def _weights(layers: Sequence[Layer], units: Sequence[int]) -> list[Carried]:
+    """Choose the weights that are carried: small layers' whole, of large ones those of a few units."""
+    sizes = {index: _size(layer) for index, layer in enumerate(layers) if layer.shares is None}
     room = WEIGHT_VALUES
     whole = set()
-    for place in sorted(own, key=lambda place: own[place][0].size):
-        if own[place][0].size <= min(KERNEL_VALUES, room):
-            room -= own[place][0].size
-            whole.add(place)
+    for index in sorted(sizes, key=lambda index: sizes[index]):
+        if sizes[index] <= min(KERNEL_VALUES, room):
+            room -= sizes[index]
+            whole.add(index)
+    carried: list[Carried] = []
+    for index, layer in enumerate(layers):
+        if layer.shares is not None:
+            carried.append(carried[layer.shares])
+        elif index in whole:
+            carried.append(Carried(layer.weights))
+        elif layer.kind not in ("convolution", "dense"):
+            carried.append(Carried(missing=True))
+        else:
+            kernel = layer.weights["kernel"]
+            last = index == len(layers) - 1
+            wanted = list(units) if last else list(range(min(MOST_UNITS, kernel.shape[-1])))
+            columns = sorted(wanted[: room // math.prod(kernel.shape[:-1])])
+            own = {key: array[..., columns] for key, array in layer.weights.items()} if columns else {}
+            room -= sum(array.size for array in own.values())
+            carried.append(Carried(own, columns, missing=not columns))
+    return carried
+
+
+def _size(layer: Layer) -> int:
+    return sum(array.size for array in layer.weights.values())
+
+
+def _entries(carried: Sequence[Carried]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Put all weights behind each other; a layer's entries say where each of its own begins."""
     arrays: list[FloatArray] = []
-    places: dict[int, Any] = {}
+    entries: dict[int, dict[str, Any]] = {}
     position = 0
-    for place, (kernel, bias) in own.items():
-        columns = None
-        carried = kernel, bias
-        if place not in whole:
-            columns = _columns(stages[place] is stages[-1], kernel, units, room)
-            if stages[place].kind == "depthwise" or not columns:
-                continue
-            carried = kernel[..., columns], bias[columns]
-            room -= carried[0].size
-        places[place] = {"start": position, "kernel": list(carried[0].shape), "units": columns}
-        places[place]["bias"] = len(stages[place].call.operation.get_weights()) > 1
-        arrays.extend(carried)
-        position += sum(array.size for array in carried)
-    return arrays, places
+    for one in carried:
+        if id(one) in entries:  # a layer that is used again
+            continue
+        entries[id(one)] = {}
+        for key, array in one.weights.items():
+            entries[id(one)][key] = {"shape": list(array.shape), "start": position}
+            position += array.size
+            arrays.append(array)
+    return [entries[id(one)] for one in carried], _join(arrays)
 
 
-def _columns(last: bool, kernel: FloatArray, units: Sequence[int], room: int) -> list[int]:
-    """Choose units of a large layer: those of the classes at the end, the first few elsewhere."""
-    wanted = list(units) if last else list(range(min(MOST_UNITS, kernel.shape[-1])))
-    return sorted(wanted[: room // math.prod(kernel.shape[:-1])])
-
-
-def _kernel_and_bias(stage: Stage) -> tuple[FloatArray, FloatArray]:
-    """Read a layer's weights; one without biases gets zeros, a normalization its four rows as a kernel."""
-    if stage.kind == "normalization":
-        return _normalization(stage.call.operation), np.zeros(0, np.float32)
-    kernel, *rest = stage.call.operation.get_weights()
-    # A depthwise kernel is (h, w, channels, multiplier): each channel has filters of its own.
-    outputs = kernel.shape[-1] * (kernel.shape[2] if stage.kind == "depthwise" else 1)
-    return kernel, rest[0] if rest else np.zeros(outputs, np.float32)
-
-
-def _normalization(layer: Any) -> FloatArray:
-    """Read gamma, beta, mean and variance of a batch normalization: (4, channels)."""
-    mean, variance = (np.asarray(value, np.float32) for value in layer.get_weights()[-2:])
-    learned = iter(layer.get_weights()[:-2])
-    gamma = next(learned) if layer.scale else np.ones_like(mean)
-    beta = next(learned) if layer.center else np.zeros_like(mean)
-    return np.stack([gamma, beta, mean, variance]).astype(np.float32)
-
-
-def _logits(stages: Sequence[Stage], layers: Sequence[FeatureMaps]) -> list[float] | None:
+def _scores(layers: Sequence[Layer], maps: Sequence[FeatureMaps]) -> list[float] | None:
     """Compute the sums that enter a softmax at the end, in float64; the page shows one of them in detail."""
-    last = stages[-1]
-    if last.kind != "dense" or _activation(last.call) != "softmax" or last.parent is None or last.parent < 0:
+    last = layers[-1]
+    if last.kind != "dense" or last.activation != "softmax" or last.inputs[0] < 0:
         return None
-    kernel, bias = _kernel_and_bias(last)
-    entering = layers[last.parent].values.ravel().astype(np.float64)
-    sums = entering @ kernel.astype(np.float64) + bias
+    entering = maps[last.inputs[0]].values.ravel().astype(np.float64)
+    sums = entering @ last.weights["kernel"].astype(np.float64) + last.weights.get("bias", 0.0)
     return [float(value) for value in sums]
 
 
-def _activation(call: Call) -> str:
-    """Name the function behind a layer's sum; unknown where the page's function of that name is another."""
-    found = find_activation(call.operation)
-    known = ACTIVATIONS.get(found.name)
-    is_another = known is not None and known.apply is not None and known is not found
-    return "unknown" if is_another else found.name
-
-
-def _layer(
-    place: int, stage: Stage, maps: FeatureMaps, supply: str | None, weights: Any, graph: Graph
-) -> dict[str, Any]:
-    """Describe a layer for the page."""
-    described: dict[str, Any] = {
-        "name": name(stage.call.name),
-        "type": stage.call.type,
-        "shape": list(maps.values.shape),
-        "parent": stage.parent,
-        "kind": stage.kind,
+def _layer(described: dict[str, Any], carried: Carried, supply: str | None) -> dict[str, Any]:
+    """Describe a layer for the page, with what the page has of it."""
+    settings = dict(described["settings"])
+    if carried.units:
+        settings["units"] = carried.units
+    if carried.missing:
+        settings["missing"] = True
+    return described | {
+        "name": name(described["name"]),
         "supply": supply,
-        "place": place,
+        "live": supply in {"computed", "same"},
+        "settings": {
+            key: value for key, value in settings.items() if value is not None and value is not False
+        },
     }
-    if stage.kind in ("convolution", "depthwise", "dense"):
-        described |= {"activation": _activation(stage.call), "weights": weights}
-    elif stage.kind == "activation":
-        described |= {"activation": _activation(stage.call)}
-    elif stage.kind == "normalization":
-        described |= {"weights": weights, "epsilon": float(stage.call.operation.epsilon)}
-    if stage.kind in ("convolution", "depthwise", "max", "average"):
-        described |= _window(stage, graph)
-    return described
-
-
-def _window(stage: Stage, graph: Graph) -> dict[str, Any]:
-    """Say where a window begins for each output: size, strides, dilation, padding above and left."""
-    operation = stage.call.operation
-    height, width = _spatial(stage.call.input_shapes[0], graph)
-    size = _window_size(stage, graph)
-    if stage.call.type.startswith("Global"):
-        strides, dilation, padding = (1, 1), (1, 1), "valid"
-    else:
-        strides = operation.strides
-        dilation = getattr(operation, "dilation_rate", (1, 1))
-        padding = operation.padding
-    above = [
-        same_margins(length, window, step, gap)[0] if padding == "same" else 0
-        for length, window, step, gap in zip((height, width), size, strides, dilation, strict=True)
-    ]
-    return {
-        "window": list(size),
-        "strides": list(strides),
-        "dilation": list(dilation),
-        "padding": above,
-        "groups": int(getattr(operation, "groups", 1) or 1),
-        "multiplier": int(getattr(operation, "depth_multiplier", 1) or 1),
-    }
-
-
-def _window_size(stage: Stage, graph: Graph) -> tuple[int, ...]:
-    """Read how many places a window covers down and across."""
-    if stage.call.type.startswith("Global"):
-        return _spatial(stage.call.input_shapes[0], graph)
-    operation = stage.call.operation
-    return tuple(operation.kernel_size if "Conv" in stage.call.type else operation.pool_size)
-
-
-def _spatial(shape: tuple[int | None, ...], graph: Graph) -> tuple[int, int]:
-    height, width = shape[1:] if graph.channels_first else shape[:2]
-    return int(height or 0), int(width or 0)
 
 
 def _image(evaluation: Evaluation, index: int, album: Album) -> dict[str, Any]:

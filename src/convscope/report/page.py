@@ -20,6 +20,7 @@ from convscope.contents import Contents, read_contents
 from convscope.data.dataset import Dataset
 from convscope.errors import ConvscopeError
 from convscope.evaluation import Evaluation, test_set_log
+from convscope.explorer import page as explorer_page
 from convscope.glossary import GLOSSARY
 from convscope.plotting import embedded
 from convscope.report.architecture import architecture
@@ -38,7 +39,9 @@ from convscope.runs import LOG_FILE, RunDirectory, log_into
 _LOG = logging.getLogger(__name__)
 _PROGRESS = logging.getLogger("convscope.progress")
 PAGE = Path(__file__).parent / "page"
-SCRIPTS = ("theme.js", "page.js", "matrix.js", "arithmetic.js", "walk.js")
+SCRIPTS = ("theme.js", "page.js", "matrix.js")
+# The walk is the explorer's.
+WALK_SCRIPT, WALK_STYLE = "report.js", explorer_page.PAGE / "walk.css"
 REPORT_FILE = "report.html"
 # Bytes of a page, and what is left out first where it would have more.
 LARGEST = 2_900_000
@@ -144,10 +147,13 @@ def _render(contents: Contents) -> str:
 
 def _fill(sections: dict[str, Any]) -> str:
     """Fill the report's template."""
-    return fill_page("report.html", ("report.css",), SCRIPTS, glossary=GLOSSARY, **sections)
+    walk = explorer_page.bundle(WALK_SCRIPT) if sections["walk"] else ""
+    return fill_page("report.html", ("report.css", WALK_STYLE), SCRIPTS, walk, glossary=GLOSSARY, **sections)
 
 
-def fill_page(template: str, styles: Sequence[str], scripts: Sequence[str], **facts: Any) -> str:
+def fill_page(
+    template: str, styles: Sequence[str | Path], scripts: Sequence[str], bundled: str = "", **facts: Any
+) -> str:
     """Fill a template; style and script are sealed with their hashes, so that nothing else runs."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(PAGE),
@@ -162,6 +168,7 @@ def fill_page(template: str, styles: Sequence[str], scripts: Sequence[str], **fa
     style, script = (
         "\n".join((PAGE / name).read_text(encoding="utf-8") for name in names) for names in (styles, scripts)
     )
+    script += bundled
     return environment.get_template(template).render(
         style=Markup(style),  # noqa: S704  the package's own files
         script=Markup(script),  # noqa: S704  the package's own files

@@ -18,6 +18,7 @@ import { ACTIVATIONS, activateOne } from "./activations.js";
  * @property {Float32Array} image  As it enters, (h·w·c).
  * @property {(Float32Array | null)[]} outputs  What every layer gives; null where it is not known.
  * @property {Changes} changes
+ * @property {number[]} [scores]  What enters a last softmax, where not all of its weights are at hand.
  */
 
 /**
@@ -177,6 +178,7 @@ export function recompute(pass, index, place) {
   const outputs = pass.outputs[index];
   if (!rule || !outputs || layer.inputs.some((input) => !valuesOf(pass, input))) return null;
   if (pass.changes.off?.includes(index) || pass.changes.zeroed?.some((one) => one.layer === index && one.channel === place.channel)) return null;
+  if (columnOf(layer, place.channel) < 0) return null;
   const found = rule(pass, layer, place);
   if (!found) return null;
   const own = outputs[flatIndex(layer.shape, place)];
@@ -185,6 +187,15 @@ export function recompute(pass, index, place) {
 
 /** @type {(pass: Pass, layer: Layer, position?: number) => Float32Array} */
 const entering = (pass, layer, position = 0) => /** @type {Float32Array} */ (valuesOf(pass, layer.inputs[position]));
+
+/**
+ * Where a unit's weights stand: of a large layer, a report carries those of a few units only. −1 for none.
+ * @param {Layer} layer @param {number} unit
+ */
+function columnOf(layer, unit) {
+  if (layer.settings.missing) return -1;
+  return layer.settings.units ? layer.settings.units.indexOf(unit) : unit;
+}
 
 /** @type {(pass: Pass, layer: Layer, name: string, unit: number) => number | null} */
 const weightOf = (pass, layer, name, unit) => pass.network.weightsOf(layer, pass.changes)[name]?.values[unit] ?? null;
@@ -247,6 +258,7 @@ function activated(pass, layer, place, sum, bias) {
 function sumsOf(pass, layer) {
   if (layer.kind === "activation") return entering(pass, layer);
   if (layer.kind !== "dense") return null;
+  if (layer.settings.units) return pass.scores ?? null;
   return Float64Array.from({ length: layer.shape[0] }, (_, unit) => {
     const { sum, bias } = productsOf(pass, layer, unit);
     return sum + (bias ?? 0);
@@ -256,13 +268,14 @@ function sumsOf(pass, layer) {
 /** @type {(pass: Pass, layer: Layer, unit: number) => {products: Product[], sum: number, bias: number | null}} */
 function productsOf(pass, layer, unit) {
   const { shape, values: kernel } = pass.network.weightsOf(layer, pass.changes).kernel;
+  const column = columnOf(layer, unit);
   let sum = 0;
   const products = Array.from(entering(pass, layer), (value, input) => {
-    const weight = kernel[input * shape[1] + unit];
+    const weight = kernel[input * shape[1] + column];
     sum += value * weight;
     return { unit: input, value, weight, product: value * weight };
   });
-  return { products, sum, bias: weightOf(pass, layer, "bias", unit) };
+  return { products, sum, bias: weightOf(pass, layer, "bias", column) };
 }
 
 /** @type {(pass: Pass, layer: Layer, place: Place) => Found | null} */
@@ -303,13 +316,15 @@ function convolution(pass, layer, place) {
   const [, columns, inputs, outputs] = shape;
   const { channel } = place;
   const apart = layer.kind === "depthwise"; // each channel has filters of its own
-  const first = apart ? Math.floor(channel / outputs) : Math.floor(channel / (outputs / (layer.settings.groups ?? 1))) * inputs;
+  const each = layer.shape[2] / (layer.settings.groups ?? 1); // filters of a group
+  const first = apart ? Math.floor(channel / outputs) : Math.floor(channel / each) * inputs;
+  const column = apart ? channel % outputs : columnOf(layer, channel);
   const channels = apart ? [first] : Array.from({ length: inputs }, (_, input) => first + input);
   const terms = patches(pass, layer, place, channels).map((patch, z) =>
-    termOf(channels[z], patch, (y, x) => kernel[((y * columns + x) * inputs + (apart ? first : z)) * outputs + (channel % outputs)]),
+    termOf(channels[z], patch, (y, x) => kernel[((y * columns + x) * inputs + (apart ? first : z)) * outputs + column]),
   );
   const sum = terms.reduce((all, one) => all + one.subtotal, 0);
-  const found = activated(pass, layer, place, sum, weightOf(pass, layer, "bias", channel));
+  const found = activated(pass, layer, place, sum, weightOf(pass, layer, "bias", apart ? channel : column));
   return found && { ...found, terms };
 }
 
@@ -499,6 +514,7 @@ export function contributions(pass, unit) {
   const layer = network.layers[index];
   if (layer?.kind !== "dense" || layer.shape.length !== 1 || !valuesOf(pass, layer.inputs[0]) || pass.changes.off?.includes(index)) return null;
   if (layer.activation && !["softmax", "sigmoid"].includes(layer.activation)) return null;
+  if (columnOf(layer, unit) < 0) return null;
   const { products, sum, bias } = productsOf(pass, layer, unit);
   /** @type {Map<number, {spot: Spot, product: number, most: number}>} */
   const groups = new Map();

@@ -37,7 +37,8 @@ export class ClassView {
     const { target } = this;
     const pass = this.guide.pass();
     const found = pass && contributions(pass, target);
-    if (!pass || (!found && !gradCam && !occlusion)) {
+    const any = found || gradCam || occlusion || (pass && classes.some((_, other) => contributions(pass, other)));
+    if (!pass || !any) {
       this.home.replaceChildren();
       return;
     }
@@ -49,6 +50,7 @@ export class ClassView {
         : element("p", { class: "controls" }, element("label", {}, `${t("walk.chooseClass")} `, listed(classes, target, set)));
     const parts = [element("h3", {}, t("walk.forAndAgainst", { name: classes[target] })), choose];
     if (found) parts.push(element("div", { class: "contributions" }, this.table(found), this.score(found)));
+    else parts.push(element("p", { class: "hint" }, t("walk.noContributions")));
     const heats = [gradCam && this.heat(pass, "gradCam", gradCam, true), occlusion && this.heat(pass, "occlusion", occlusion, false)];
     const focused = this.home.contains(document.activeElement);
     this.home.replaceChildren(...parts, element("div", { class: "places" }, ...heats));

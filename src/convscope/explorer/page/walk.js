@@ -25,10 +25,10 @@ import { t, translate } from "./texts.js";
  * @property {Quiz} quiz
  * @property {((target: number) => Promise<ArrayLike<number>>) | null} gradCam  (h·w); null where it cannot be computed.
  * @property {((target: number) => Promise<ArrayLike<number>>) | null} occlusion
- * @property {((pass: Pass, index: number, found: Recomputed) => HTMLElement)} [judge]  Another verdict than the usual.
+ * @property {((pass: Pass, index: number, found: Recomputed) => HTMLElement | null)} [judge]  Another verdict than the usual.
  */
 
-const TOLERANCE = 1e-5;
+export const TOLERANCE = 1e-5;
 const MOST_MAPS = 128;
 const THUMBNAILS = 4;
 const LARGEST_GRID = 49;
@@ -214,9 +214,11 @@ export class Walk {
     const values = valuesOf(pass, index);
     const { shape } = pass.network.layers[index];
     const depth = shape[shape.length - 1];
-    let best = only ?? 0;
+    const units = pass.network.layers[index].settings.units;
+    let best = only ?? units?.[0] ?? 0;
     values?.forEach((value, flat) => {
       const channel = flat % depth;
+      if (units && only === null && !units.includes(channel)) return;
       if (only === null ? shape.length === 3 && channel >= MOST_MAPS : channel !== only) return;
       if (value > values[best]) best = flat;
     });
@@ -377,7 +379,7 @@ export class Walk {
     const heading = element("h3", {}, `${layer.name}: ${this.where()}`);
     if (!found) {
       const own = valuesOf(pass, layer.index)?.[flatIndex(layer.shape, this.place)];
-      const words = own === undefined ? "" : t("walk.ownNumber", { value: precise(own) });
+      const words = own === undefined ? t("walk.leftOut", { layer: layer.name }) : t("walk.ownNumber", { value: precise(own) });
       this.parts.pane.replaceChildren(heading, element("p", {}, `${words} ${this.obstacle()}`));
       return;
     }
@@ -391,6 +393,10 @@ export class Walk {
     const { changes } = /** @type {Pass} */ (this.pass);
     if (changes.off?.includes(layer.index)) return t("walk.off");
     if (changes.zeroed?.some((one) => one.layer === layer.index && one.channel === place.channel)) return t("walk.zeroed");
+    const { units, missing } = layer.settings;
+    if (missing) return t("walk.missing");
+    if (units && !units.includes(place.channel)) return t("walk.someUnits", { count: units.length, units: units.join(", ") });
+    if (!valuesOf(/** @type {Pass} */ (this.pass), layer.inputs[0])) return t("walk.tooMany");
     return layer.reason ? t(layer.reason) : t("walk.noArithmetic", { type: layer.type });
   }
 
@@ -535,10 +541,11 @@ export class Walk {
   verdict(found) {
     const { quiz } = this.guide;
     if (quiz.on && hidden(quiz, `result ${this.state.layer} ${Object.values(this.place).join(" ")}`)) return element("p", { class: "hint" }, t("quiz.hint"));
-    if (this.guide.judge) return this.guide.judge(/** @type {Pass} */ (this.pass), this.state.layer, found);
+    const other = this.guide.judge?.(/** @type {Pass} */ (this.pass), this.state.layer, found);
+    if (other) return other;
     const equal = found.difference <= TOLERANCE * Math.max(1, Math.abs(found.own));
     const words = t(equal ? "walk.equal" : "walk.different", { result: precise(found.result), own: precise(found.own), difference: found.difference ? scientific(found.difference) : "0" });
-    return element("p", { class: `verdict ${equal ? "equal" : "different"}`, "data-difference": found.difference }, `${equal ? "✓" : "✗"} ${words}`);
+    return judged(equal, words, found);
   }
 
   // Layer after layer backwards to the image, each step to the number that counts most.
@@ -552,6 +559,11 @@ export class Walk {
     });
     this.parts.back.replaceChildren(...(items.length ? [element("h4", {}, t("walk.back")), element("p", { class: "hint" }, t("walk.backHint")), element("ol", {}, ...items)] : []));
   }
+}
+
+/** @param {boolean} equal @param {string} words @param {Recomputed} found @returns {HTMLElement} */
+export function judged(equal, words, found) {
+  return element("p", { class: `verdict ${equal ? "equal" : "different"}`, "data-difference": found.difference }, `${equal ? "✓" : "✗"} ${words}`);
 }
 
 /**
