@@ -274,9 +274,8 @@ def test_the_walk_carries_the_networks_own_numbers(reports):
     image = contents.bundle.preprocess.apply(dataset.test.images[[index]])[0]
     maps = feature_maps(contents.bundle.model, image)
     values = unpacked(carried["images"][0]["values"])
-    small = [
-        place for place, layer in enumerate(carried["network"]["layers"]) if layer["supply"] == "carried"
-    ]
+    layers = carried["network"]["layers"]
+    small = [place for place, layer in enumerate(layers) if layer["supply"] == "carried"]
     numbers = np.concatenate([image.ravel(), *(maps[place].values.ravel() for place in small)])
     np.testing.assert_array_equal(values[: numbers.size], numbers)
     # For a layer that the page computes: where the largest value of each map is, and how large it is.

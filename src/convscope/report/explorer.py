@@ -43,7 +43,7 @@ MOST_UNITS = 8
 
 @dataclass(frozen=True)
 class Carried:
-    """The weights of a layer that the page carries: all, those of some units, or none though there are some."""
+    """The weights of a layer that the page carries: all, those of some units, or none of some."""
 
     weights: Mapping[str, FloatArray] = field(default_factory=dict)
     units: list[int] | None = None

@@ -1,7 +1,7 @@
 // The walk of a run's report: the explorer's, of a few test images. Small layers come with the page; large ones are
 // computed here, and held against some of the network's own numbers.
 
-import { valuesOf } from "./arithmetic.js";
+import { flatIndex, valuesOf } from "./arithmetic.js";
 import { unpack, unpackWeights } from "./arrays.js";
 import { element } from "./dom.js";
 import { choice, precise, scientific } from "./figures.js";
@@ -9,7 +9,7 @@ import { Quiz } from "./learn.js";
 import { Network, volume } from "./network.js";
 import { Store } from "./state.js";
 import { t } from "./texts.js";
-import { judged, TOLERANCE, Walk } from "./walk.js";
+import { compared, judged, TOLERANCE, Walk } from "./walk.js";
 
 /** @typedef {import("./arithmetic.js").Pass} Pass */
 
@@ -52,15 +52,18 @@ export function agreement(pass, index) {
 }
 
 /**
- * Against a number that the page itself computed, a recomputed one says little: then the numbers of the network's own
- * that are here decide.
+ * A recomputed number is held against the network's own, where the page carries it; elsewhere the numbers of the
+ * layer's own that are here decide.
  * @param {Pass} pass @param {number} index @param {import("./arithmetic.js").Recomputed} found
+ * @param {import("./arithmetic.js").Place} place
  */
-function judge(pass, index, found) {
-  let layer = pass.network.layers[index];
-  while (layer?.kind === "same") layer = pass.network.layers[layer.inputs[0]];
-  const { checks } = /** @type {Passage} */ (pass);
-  if (!layer || !checks.has(layer.index)) return null;
+function judge(pass, index, found, place) {
+  const { network, checks } = /** @type {Passage} */ (pass);
+  const own = checks.get(index)?.get(flatIndex(network.shape(index), place));
+  if (own !== undefined) return compared({ ...found, own, difference: Math.abs(found.result - own) });
+  let layer = network.layers[index];
+  while (layer?.kind === "same") layer = network.layers[layer.inputs[0]];
+  if (!layer || !checks.has(layer.index)) return compared(found);
   const { count, largest, worst } = agreement(/** @type {Passage} */ (pass), layer.index);
   const equal = worst <= TOLERANCE && found.difference <= TOLERANCE * Math.max(1, Math.abs(found.result));
   return judged(equal, t(equal ? "report.agrees" : "report.differs", { result: precise(found.result), count, largest: largest ? scientific(largest) : "0" }), found);

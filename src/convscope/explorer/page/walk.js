@@ -25,7 +25,7 @@ import { t, translate } from "./texts.js";
  * @property {Quiz} quiz
  * @property {((target: number) => Promise<ArrayLike<number>>) | null} gradCam  (h·w); null where it cannot be computed.
  * @property {((target: number) => Promise<ArrayLike<number>>) | null} occlusion
- * @property {((pass: Pass, index: number, found: Recomputed) => HTMLElement | null)} [judge]  Another verdict than the usual.
+ * @property {((pass: Pass, index: number, found: Recomputed, place: Place) => HTMLElement)} [judge]  Another verdict than `compared`.
  */
 
 export const TOLERANCE = 1e-5;
@@ -541,11 +541,7 @@ export class Walk {
   verdict(found) {
     const { quiz } = this.guide;
     if (quiz.on && hidden(quiz, `result ${this.state.layer} ${Object.values(this.place).join(" ")}`)) return element("p", { class: "hint" }, t("quiz.hint"));
-    const other = this.guide.judge?.(/** @type {Pass} */ (this.pass), this.state.layer, found);
-    if (other) return other;
-    const equal = found.difference <= TOLERANCE * Math.max(1, Math.abs(found.own));
-    const words = t(equal ? "walk.equal" : "walk.different", { result: precise(found.result), own: precise(found.own), difference: found.difference ? scientific(found.difference) : "0" });
-    return judged(equal, words, found);
+    return (this.guide.judge ?? ((_, __, one) => compared(one)))(/** @type {Pass} */ (this.pass), this.state.layer, found, this.place);
   }
 
   // Layer after layer backwards to the image, each step to the number that counts most.
@@ -559,6 +555,13 @@ export class Walk {
     });
     this.parts.back.replaceChildren(...(items.length ? [element("h4", {}, t("walk.back")), element("p", { class: "hint" }, t("walk.backHint")), element("ol", {}, ...items)] : []));
   }
+}
+
+/** @param {Recomputed} found @returns {HTMLElement} */
+export function compared(found) {
+  const equal = found.difference <= TOLERANCE * Math.max(1, Math.abs(found.own));
+  const words = t(equal ? "walk.equal" : "walk.different", { result: precise(found.result), own: precise(found.own), difference: found.difference ? scientific(found.difference) : "0" });
+  return judged(equal, words, found);
 }
 
 /** @param {boolean} equal @param {string} words @param {Recomputed} found @returns {HTMLElement} */
