@@ -84,7 +84,7 @@ def describe_network(model: Any, bits: int = 32) -> dict[str, Any]:
         "network": {
             "input": list(channels_last(graph.input_shapes[0], graph)),
             "layers": [
-                _describe(index, layer, entry, one)
+                describe_layer(index, layer, entry, one)
                 for index, (layer, entry, one) in enumerate(zip(layers, entries, described, strict=True))
             ],
         },
@@ -92,7 +92,8 @@ def describe_network(model: Any, bits: int = 32) -> dict[str, Any]:
     }
 
 
-def _describe(index: int, layer: Layer, weights: Any, described: LayerDescription) -> dict[str, Any]:
+def describe_layer(index: int, layer: Layer, weights: Any, described: LayerDescription) -> dict[str, Any]:
+    """Describe a layer for the page; ``weights`` say where each of its own begins."""
     return {
         "index": index,
         "name": layer.call.name,
