@@ -249,7 +249,7 @@ function windowOf(app, layer, name, shape, cell) {
     tools.append(element("label", {}, t("change.input-channel", { count: inputs }), field));
   }
   if (rows >= 3 && columns >= 3) {
-    const select = element("select", { id: `filter-${name}` }, element("option", { value: "" }, t("change.filter")));
+    const select = element("select", { id: `filter-${name}`, "aria-label": t("change.filter") }, element("option", { value: "" }, t("change.filter")));
     for (const filter of Object.keys(FILTERS)) select.append(element("option", { value: filter }, t(`change.filter.${filter}`)));
     select.append(element("option", { value: "negative" }, t("change.filter.negative")));
     select.addEventListener("change", () => {

@@ -43,7 +43,7 @@ export function mountDraw(root, app) {
   });
   const fitted = () => fit.checked;
 
-  const file = element("input", { type: "file", accept: "image/*", id: "file", class: "hidden", tabindex: "-1" });
+  const file = element("input", { type: "file", accept: "image/*", id: "file", hidden: true });
   file.addEventListener("change", () => {
     if (file.files.length) app.takePicture(file.files[0]);
     file.value = "";
