@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import base64
 import gzip
+import io
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from convscope.contents import Contents, read_contents
 from convscope.data import drift
+from convscope.evaluation import Evaluation
 from convscope.evaluation.novelty import NEIGHBOURS, Novelty, signs_of
 from convscope.explorer.layers import Layer, channels_last, read_layers
 from convscope.export import Bundle
@@ -24,8 +28,9 @@ from convscope.preprocessing import Preprocess
 Array = NDArray[Any]
 
 IMAGES, WORST = 200, 24
-# Bytes of test images, before they are compressed.
-IMAGE_BYTES = 2_500_000
+# Bytes of test images; more of them are compressed as photographs.
+IMAGE_BYTES = 1_500_000
+JPEG_QUALITY = 90
 # What evaluating all images may cost, in multiply-adds: some ten seconds of a browser.
 MOST_PRODUCTS = 25_000_000_000
 REFERENCES = 2
@@ -50,8 +55,9 @@ def make_payload(
     bundle = contents.bundle
     preprocess = bundle.preprocess
     chosen = _choose(contents, images, describe(bundle.model).macs or 0)
-    pictures = {} if contents.images is None else _images(contents, chosen)
+    pictures = {} if chosen is None else _images(chosen)
     bits = _bits(bundle.model.count_params(), len(str(pictures)))
+    described = describe_network(bundle.model, bits)
     return {
         "title": f"{contents.network_name}, {contents.data_name}",
         "run": str(contents.path),
@@ -63,8 +69,9 @@ def make_payload(
         },
         "temperature": bundle.temperature,
         "preprocess": _preprocess(preprocess),
-        **describe_network(bundle.model, bits),
-        "references": _references(contents, chosen),
+        **described,
+        "rounding": _rounding(bundle, chosen) if bits < 32 else None,
+        "references": _references(bundle, chosen),
         "images": pictures,
         "unlike": _unlike(bundle),
     }
@@ -126,37 +133,64 @@ def pack(array: Array) -> dict[str, Any]:
     return {"dtype": array.dtype.name, "shape": list(array.shape), "data": text}
 
 
-def _choose(contents: Contents, most: int, macs: int) -> NDArray[np.int64]:
-    """Choose test images: an even sample first, then the worst errors."""
+@dataclass(frozen=True)
+class _Chosen:
+    """Test images of the page: an even sample, by which it measures, and behind it the worst errors."""
+
+    images: NDArray[np.uint8]  # (n, h, w, c)
+    places: NDArray[np.int64]  # (n,)
+    sample: int
+    evaluation: Evaluation
+
+
+def _choose(contents: Contents, most: int, macs: int) -> _Chosen | None:
+    """Choose test images, fewer of those that are large or that a network takes long for."""
     evaluation = contents.test
     if contents.images is None or evaluation is None:
-        return np.empty(0, np.int64)
-    affordable = (IMAGE_BYTES // contents.images[0].size, MOST_PRODUCTS // max(macs, 1))
-    most = max(1, min(most, *affordable))
-    worst = evaluation.worst_errors(evaluation.images)[: min(WORST, most // 4)]
-    count = min(evaluation.images, most - len(worst) if most < IMAGES else most)
-    sample = np.random.default_rng(_SEED).permutation(evaluation.images)[:count]
-    extra = np.setdiff1d(worst, sample)
-    return np.concatenate([np.sort(sample), extra]).astype(np.int64)
+        return None
+    affordable = max(1, MOST_PRODUCTS // max(macs, 1))
+    count = min(evaluation.images, most, affordable)
+    sample = np.sort(np.random.default_rng(_SEED).permutation(evaluation.images)[:count])
+    worst = evaluation.worst_errors(min(WORST, affordable))
+    places = np.concatenate([sample, np.setdiff1d(worst, sample)]).astype(np.int64)
+    return _Chosen(contents.images[places], places, count, evaluation)
 
 
-def _images(contents: Contents, chosen: NDArray[np.int64]) -> dict[str, Any]:
-    evaluation = contents.test
-    assert evaluation is not None  # noqa: S101  for mypy: there are images of it
+def _images(chosen: _Chosen) -> dict[str, Any]:
+    """Describe the test images: all pixels, or as many photographs as there is room for."""
+    evaluation = chosen.evaluation
+    fits = chosen.images.nbytes <= IMAGE_BYTES
+    jpegs = [] if fits else _jpegs(chosen.images)
+    count = len(chosen.places) if fits else len(jpegs)
+    places = chosen.places[:count]
     worst = set(evaluation.worst_errors(WORST).tolist())
-    ordered = bool((np.diff(chosen) > 0).all())
-    sample = len(chosen) if ordered else int(np.argmax(np.diff(chosen) < 0)) + 1
     return {
-        "pixels": pack(contents.images[chosen]),  # type: ignore[index]  # (n, h, w, c)
-        "labels": evaluation.labels[chosen].tolist(),
-        "names": [evaluation.name_of(index) for index in chosen.tolist()],
-        "places": chosen.tolist(),
-        "probabilities": pack(evaluation.probabilities[chosen].astype(np.float32)),  # (n, classes)
-        "sample": sample,
-        "worst": [place for place, index in enumerate(chosen.tolist()) if index in worst],
+        "pixels": pack(chosen.images) if fits else None,
+        "jpegs": jpegs,
+        "labels": evaluation.labels[places].tolist(),
+        "names": [evaluation.name_of(index) for index in places.tolist()],
+        "places": places.tolist(),
+        "probabilities": pack(evaluation.probabilities[places].astype(np.float32)),  # (n, classes)
+        "sample": min(chosen.sample, count),
+        "worst": [place for place, index in enumerate(places.tolist()) if index in worst],
         "all": evaluation.images,
         "accuracy": evaluation.accuracy,
     }
+
+
+def _jpegs(images: NDArray[np.uint8]) -> list[str]:
+    """Encode photographs, as many as fit into the room for images."""
+    found: list[str] = []
+    room = IMAGE_BYTES
+    for image in images:
+        buffer = io.BytesIO()
+        picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+        picture.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0, optimize=True)
+        room -= buffer.tell() * 4 // 3
+        if room < 0 and found:
+            break
+        found.append(base64.b64encode(buffer.getvalue()).decode())
+    return found
 
 
 def _preprocess(preprocess: Preprocess) -> dict[str, Any]:
@@ -247,20 +281,29 @@ def _pack_weights(
     return entries, {"count": position, **packed}
 
 
-def _references(contents: Contents, chosen: NDArray[np.int64]) -> dict[str, Any]:
+def _rounding(bundle: Bundle, chosen: _Chosen | None) -> dict[str, Any] | None:
+    """Say what rounding does to predictions: how many stay the same, and how far one moves."""
+    if chosen is None:
+        return None
+    exact = chosen.evaluation.probabilities[chosen.places]
+    found = bundle.predict(chosen.images)
+    same = np.count_nonzero(found.argmax(axis=1) == exact.argmax(axis=1))
+    return {"images": len(exact), "same": int(same), "largest": float(np.abs(found - exact).max())}
+
+
+def _references(bundle: Bundle, chosen: _Chosen | None) -> dict[str, Any]:
     """Run some images through the network as Keras does, and keep some values of every layer.
 
     Of a layer that the page does not compute all values are kept, so that it can show them.
     """
-    bundle = contents.bundle
     preprocess = bundle.preprocess
     shape = (preprocess.height, preprocess.width, preprocess.channels)
-    if contents.images is None or not len(chosen):
+    if chosen is None:
         pixels = np.random.default_rng(_SEED).integers(0, 256, (REFERENCES, *shape), np.uint8)
         places = [-1] * REFERENCES
     else:
-        first = np.unique([len(chosen) - 1, 0])[::-1][:REFERENCES]  # the worst error and a common one
-        pixels, places = contents.images[chosen[first]], first.tolist()
+        first = np.unique([len(chosen.places) - 1, 0])[::-1][:REFERENCES]  # the worst error and a common one
+        pixels, places = chosen.images[first], first.tolist()
     inputs = preprocess.apply(pixels)
     layers = read_layers(read_graph(bundle.model))
     most = max(64, min(COMPARED, ALL_COMPARED // max(len(layers), 1)))
@@ -277,7 +320,6 @@ def _references(contents: Contents, chosen: NDArray[np.int64]) -> dict[str, Any]
         "places": places,
         "counts": counts[: len(layers)],
         "values": pack(np.concatenate(values)),
-        "inputs": pack(np.moveaxis(inputs, 1, -1) if preprocess.data_format == "channels_first" else inputs),
     }
 
 

@@ -41,10 +41,13 @@ export class Engine {
     this.preprocessing = { ...preprocess, scale: await unpack(preprocess.scale), offset: await unpack(preprocess.offset) };
     const size = volume(network.input);
     /** The test images as pixels, uint8 (n·h·w·c). @type {Uint8Array} */
-    this.pixels = images.pixels ? await unpack(images.pixels) : new Uint8Array();
+    this.pixels = images.pixels ? await unpack(images.pixels) : await decode(images.jpegs ?? [], payload.input);
     /** @type {Float32Array} */
-    this.recorded = images.pixels ? await unpack(images.probabilities) : new Float32Array();
-    this.references = { ...references, inputs: await unpack(references.inputs), pixels: await unpack(references.pixels), values: await unpack(references.values) };
+    this.recorded = images.probabilities ? await unpack(images.probabilities) : new Float32Array();
+    const pixels = await unpack(references.pixels);
+    const inputs = new Float32Array(pixels.length);
+    for (let from = 0; from < pixels.length; from += size) inputs.set(scale(pixels.subarray(from, from + size), this.preprocessing), from);
+    this.references = { ...references, inputs, pixels, values: await unpack(references.values) };
     const count = images.sample ?? 0;
     const prepared = new Float32Array(count * size);
     for (let index = 0; index < count; index += 1) prepared.set(this.image(index), index * size);
@@ -253,6 +256,28 @@ export class Engine {
     for (const { layer, name, values } of state.weights) this.network.layers[layer].weights[name].values.set(values);
     return state;
   }
+}
+
+/**
+ * The pixels of photographs (n·h·w·c), as the browser decodes them.
+ * @param {string[]} jpegs in base64 @param {{height: number, width: number, channels: number}} size
+ */
+async function decode(jpegs, { height, width, channels }) {
+  const pixels = new Uint8Array(jpegs.length * height * width * channels);
+  const canvas = new OffscreenCanvas(width, height);
+  const context = /** @type {OffscreenCanvasRenderingContext2D} */ (canvas.getContext("2d", { willReadFrequently: true }));
+  let to = 0;
+  for (const jpeg of jpegs) {
+    const bytes = Uint8Array.from(atob(jpeg), (character) => character.charCodeAt(0));
+    const bitmap = await createImageBitmap(new Blob([bytes], { type: "image/jpeg" }), { colorSpaceConversion: "none" });
+    context.drawImage(bitmap, 0, 0);
+    bitmap.close();
+    const { data } = context.getImageData(0, 0, width, height);
+    for (let place = 0; place < data.length; place += 4) {
+      for (let channel = 0; channel < channels; channel += 1, to += 1) pixels[to] = data[place + channel];
+    }
+  }
+  return pixels;
 }
 
 /** @param {Float32Array} own @param {Float32Array} recorded evenly spread over it */
