@@ -25,7 +25,7 @@ class _NotLive(Exception):  # noqa: N818  no error: it says why a layer is shown
     """Carries the reason, a key of the page's texts."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layer:
     """One use of a layer, as the page computes it; ``reason`` says why it does not, by a key of its texts."""
 

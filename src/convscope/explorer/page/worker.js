@@ -117,7 +117,7 @@ function predict(changes, count) {
   if (!affected.some(Boolean)) entering.add(network.last);
   const frontier = [...entering].sort((a, b) => a - b);
   const values = frontier.reduce((sum, index) => sum + volume(network.shape(index)), 0) * count;
-  const batch = 8;
+  const batch = 32;
   const classes = network.layers[network.last].shape[0];
   const made = new Float32Array(count * classes);
   const keep = frontier.length > 0 && values <= KEPT_VALUES;
