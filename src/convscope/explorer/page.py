@@ -22,7 +22,7 @@ from convscope.runs import RunDirectory
 PAGE = Path(__file__).parent / "page"
 FILE = "explorer.html"
 MAIN, WORKER = "main.js", "worker.js"
-STYLES = ("style.css", "walk.css")
+STYLES = ("style.css", "walk.css", "train.css")
 
 _IMPORT = re.compile(r'^import\s+\{([^}]*)\}\s+from\s+"\./([\w-]+\.js)";\n', re.MULTILINE)
 _BARE_IMPORT = re.compile(r'^import\s+"\./([\w-]+\.js)";\n', re.MULTILINE)

@@ -11,6 +11,7 @@ import { mountNow } from "./now.js";
 import { resize, scale } from "./preprocess.js";
 import { fromFragment, Store, toFragment } from "./state.js";
 import { LANGUAGES, language, setLanguage, t, translate } from "./texts.js";
+import { mountTrain } from "./train.js";
 import { mountWalk } from "./walk.js";
 
 /**
@@ -41,7 +42,7 @@ import { mountWalk } from "./walk.js";
 
 /** The sections in their order: a tab each, filled when it is first opened.
  * @type {Record<string, (root: HTMLElement, app: App) => void>} */
-const SECTIONS = { draw: mountDraw, walk: mountWalk, change: mountChange, learn: mountLearn };
+const SECTIONS = { draw: mountDraw, walk: mountWalk, change: mountChange, train: mountTrain, learn: mountLearn };
 
 const THEMES = ["auto", "light", "dark"];
 // A browser allows about a hundred changes of the address in half a minute.
@@ -228,7 +229,7 @@ function keepPredicting({ store, engine }) {
       wanted = false;
       const { input, changes, section } = store.state;
       if (!input) continue;
-      const all = section !== "draw" && section !== "change";
+      const all = section === "walk" || section === "learn";
       const result = await engine.run(input, { changes, all });
       if (result) store.set({ result });
       // What the network made of the image before it was changed can wait until nothing else does.

@@ -9,12 +9,20 @@ import { random } from "./preprocess.js";
  * for a kernel of the last layer: the value that entered, times (probability − target), divided by the batch.
  * @typedef {{layer: number, name: string, index: number, before: number, gradient: number, after: number, rate: number,
  *   terms: {image: number, value: number, probability: number, target: number, product: number}[] | null}} Look
+ * An index of −1 − u asks for the weight to unit u with the largest gradient.
  * The state of a training: `losses` of all steps so far, each of its own batch before the step; `measured` after each
  * epoch on all images that are learned from and on those held out; `weights` as they are now.
  * @typedef {{step: number, epoch: number, perEpoch: number, losses: number[], images: number[], heldOut: number[],
  *   measured: {step: number, loss: number, accuracy: number, heldOutLoss: number, heldOutAccuracy: number}[],
  *   batch: number[], look: Look | null, weights: {layer: number, name: string, values: Float32Array}[]}} TrainingState
  */
+
+/** The place of the largest gradient among the weights to one unit. @param {Float64Array} gradients @param {number} unit @param {number} units */
+function strongest(gradients, unit, units) {
+  let best = unit;
+  for (let at = unit; at < gradients.length; at += units) if (Math.abs(gradients[at]) > Math.abs(gradients[best])) best = at;
+  return best;
+}
 
 // Of four images one is held out, so that the page can show what was only learned by heart.
 const HELD_OUT = 4;
@@ -139,10 +147,13 @@ export class Training {
     const { weights } = backward(network, images, batch.length, outputs, gradient, { learning: this.learning });
     /** @type {Look | null} */
     let seen = null;
-    if (look && weights.get(look.layer)?.[look.name]) {
-      const own = /** @type {import("./gradients.js").WeightGradients} */ (weights.get(look.layer))[look.name][look.index];
-      const before = network.layers[look.layer].weights[look.name].values[look.index];
-      seen = { ...look, before, gradient: own, after: Math.fround(before - rate * own), rate, terms: this.#terms(batch, outputs, look) };
+    const seenGradients = look && weights.get(look.layer)?.[look.name];
+    if (look && seenGradients) {
+      const index = look.index < 0 ? strongest(seenGradients, -1 - look.index, probabilities.length / batch.length) : look.index;
+      const own = seenGradients[index];
+      const before = network.layers[look.layer].weights[look.name].values[index];
+      const chosen = { ...look, index };
+      seen = { ...chosen, before, gradient: own, after: Math.fround(before - rate * own), rate, terms: this.#terms(batch, outputs, chosen) };
     }
     for (const [index, gradients] of weights) {
       for (const [name, own] of Object.entries(gradients)) {
