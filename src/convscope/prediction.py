@@ -38,10 +38,16 @@ if TYPE_CHECKING:
 
 STANDARD_INPUT = "-"
 RANKED = 3
+PLACES = ("second", "third")
+# Of a row in a table of predictions; those of a failure are empty but for its file and the error.
+COLUMNS = (
+    "file", "label", "probability", "second", "second_probability", "third", "third_probability", "abstained",
+    "warnings", "error",
+)  # fmt: skip
 # Images decoded before the network is asked; enough to keep it busy, little enough for large photographs.
 CHUNK = 64
 MOST_SHOWN = 60
-COLUMNS = 6
+ACROSS = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +90,14 @@ class Prediction:
         """Its probability."""
         return self.ranked[0][1]
 
+    def to_row(self) -> dict[str, Any]:
+        """Give the prediction as a row of a table; what there is not is None, as the label if it abstained."""
+        row: dict[str, Any] = {"file": self.name, "label": None if self.abstained else self.label}
+        row["probability"] = self.probability
+        for place, (label, value) in zip(PLACES, self.ranked[1:], strict=False):
+            row |= {place: label, f"{place}_probability": value}
+        return row | {"abstained": self.abstained, "warnings": "; ".join(self.drift_warnings)}
+
     def to_json(self) -> dict[str, Any]:
         """Give the prediction as JSON values; the label of one that abstained is null."""
         return {
@@ -112,17 +126,25 @@ class Failure:
     name: str
     reason: str
 
+    def to_row(self) -> dict[str, Any]:
+        """Give the failure as a row of the same table."""
+        return {"file": self.name, "error": self.reason}
+
     def to_json(self) -> dict[str, str]:
         """Give the failure as JSON values."""
         return {"file": self.name, "reason": self.reason}
 
 
-@dataclass(frozen=True)
-class _Source:
-    """An image that has not been read yet."""
+@dataclass(frozen=True, slots=True)
+class ImageSource:
+    """An image that has not been read yet: a file, or the bytes that came through standard input."""
 
     name: str
-    read: Callable[[], bytes] = field(repr=False)
+    where: str | bytes = field(repr=False)
+
+    def read(self) -> bytes:
+        """Read it whole; raises ImageError."""
+        return self.where if isinstance(self.where, bytes) else read_bytes(self.where, self.name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +199,7 @@ def predict_files(
     'Expected no/such.png to be an image, got no such file. Check its path.'
     """
     require_threshold(abstain)
-    return _predict(bundle, _find_sources(inputs, standard_input), abstain or 0.0)
+    return predict_sources(bundle, find_sources(inputs, standard_input), abstain or 0.0)
 
 
 def require_threshold(value: float | None) -> None:
@@ -201,11 +223,12 @@ def require_threshold(value: float | None) -> None:
         raise UsageError(expected_got("a threshold above 0 and up to 1", value, "0.8 is a common choice."))
 
 
-def _predict(
-    bundle: Bundle, sources: Iterator[_Source | Failure], threshold: float
+def predict_sources(
+    bundle: Bundle, sources: Iterable[ImageSource | Failure], threshold: float
 ) -> Iterator[Prediction | Failure]:
     """Predict some sources at a time."""
-    while chunk := list(islice(sources, CHUNK)):
+    waiting = iter(sources)
+    while chunk := list(islice(waiting, CHUNK)):
         with quiet_pillow():
             read = [source if isinstance(source, Failure) else _read(source, bundle) for source in chunk]
         predictions = iter(judge(bundle, [one for one in read if not isinstance(one, Failure)], threshold))
@@ -213,7 +236,7 @@ def _predict(
             yield one if isinstance(one, Failure) else next(predictions)
 
 
-def _read(source: _Source, bundle: Bundle) -> Input | Failure:
+def _read(source: ImageSource, bundle: Bundle) -> Input | Failure:
     """Read one image and bring it to size."""
     try:
         return read_input(source.read(), source.name, bundle)
@@ -246,9 +269,9 @@ def judge(bundle: Bundle, inputs: Sequence[Input], threshold: float = 0.0) -> li
     return predictions
 
 
-def _find_sources(
+def find_sources(
     inputs: Iterable[str | Path], standard_input: Callable[[], bytes] | None
-) -> Iterator[_Source | Failure]:
+) -> Iterator[ImageSource | Failure]:
     """Find the images that the inputs mean."""
     for one in inputs:
         if standard_input is not None and str(one) == STANDARD_INPUT:
@@ -257,10 +280,10 @@ def _find_sources(
             yield from _from_path(Path(one))
 
 
-def _from_standard_input(content: bytes) -> Iterator[_Source | Failure]:
+def _from_standard_input(content: bytes) -> Iterator[ImageSource | Failure]:
     """Take what came through standard input as one image, or as a list of paths."""
     if sniff(content[:HEAD]) in FORMATS:
-        yield _Source(STANDARD_INPUT, lambda: content)
+        yield ImageSource(STANDARD_INPUT, content)
         return
     lines = content.split(b"\0") if b"\0" in content else content.splitlines()
     paths = [os.fsdecode(line) for line in lines if line.strip()]
@@ -272,14 +295,14 @@ def _from_standard_input(content: bytes) -> Iterator[_Source | Failure]:
         yield from _from_path(Path(path))
 
 
-def _from_path(path: Path) -> Iterator[_Source | Failure]:
+def _from_path(path: Path) -> Iterator[ImageSource | Failure]:
     """Find the images of a file or a folder."""
     name = printable(str(path))
     if "\0" in str(path):
         yield Failure(name, expected_got("the path of an image", f"{name}, with a zero byte in it"))
         return
     if not path.is_dir():
-        yield _Source(name, lambda: read_bytes(path, name))
+        yield ImageSource(name, str(path))
         return
     try:
         found = walk(path)
@@ -327,7 +350,7 @@ def draw_sheet(bundle: Bundle, predictions: Sequence[Prediction]) -> Figure:
         as_pictures(values),
         [f"{shorten(one.label, 16)} ({one.probability:.2f})" for one in shown],
         f"{title}\nblue: like the training images; red: unlike them; grey: abstains",
-        COLUMNS,
+        ACROSS,
         below=[shorten(one.name, 26, keep_end=True) for one in shown],
         colours=[GREY if one.abstained else RED if one.drift_warnings else BLUE for one in shown],
     )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import shlex
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -44,6 +46,11 @@ def predict(
         Path | None, typer.Option(help="Draw what the network sees into this new PNG file.")
     ] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print a row for each file.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="For many files: write a table to this new .parquet or .csv file; stopped, it goes on."),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="For --out: processes that predict. [default: 1]")] = None,
     _device: Device = None,
     json: Json = False,
 ) -> None:
@@ -51,13 +58,22 @@ def predict(
 
     The doubts are the next two classes, and what looks unlike the training images.
 
+    With --out as a table, by several processes, which goes on where it was stopped.
+
     Example: convscope predict runs/my-run photo.jpg more-photos/ --abstain 0.8
     """
     if csv and json:
         raise UsageError(expected_got("--csv or --json", "both"))
-    _require_new(show)
     if not json:
         require_inputs(files)
+    if out is not None:
+        if csv or show is not None:
+            raise UsageError(expected_got("--out alone", "--csv or --show beside it"))
+        _predict_to_table(run, files, out, abstain, workers or 1, json)
+        return
+    if workers is not None:
+        raise UsageError(expected_got("--workers beside --out", "no --out"))
+    _require_new(show)
     from convscope.export import load_bundle
     from convscope.prediction import Failure, Prediction, predict_files, require_threshold
 
@@ -93,6 +109,37 @@ def predict(
         raise typer.Exit(SOME_FAILED)
 
 
+def _predict_to_table(
+    run: Path, files: Sequence[str], out: Path, abstain: float | None, workers: int, json: bool
+) -> None:
+    """Predict many files, with a bar on a terminal and a line now and then elsewhere."""
+    from convscope.batch_prediction import predict_to_table
+
+    began = time.perf_counter()
+    with waiting.counting("Predicting", json) as on_progress:
+        written = predict_to_table(
+            run,
+            files,
+            out,
+            abstain=abstain,
+            workers=workers,
+            standard_input=_read_standard_input,
+            on_progress=on_progress,
+        )
+    seconds = time.perf_counter() - began
+    if json:
+        show_json({"run": str(run), **asdict(written), "file": str(out), "seconds": round(seconds, 3)})
+    else:
+        if written.found_done:
+            say(f"{written.found_done:,} had been predicted before.")
+        say(_summary(Counter(written.counts), written.failures))
+        new = written.images - written.found_done
+        say(f"{new:,} predicted in {seconds:.1f} s, {new / seconds:,.0f} a second")
+        say(f"Table: {out}", whole=True)
+    if written.failures:
+        raise typer.Exit(SOME_FAILED)
+
+
 def _require_new(file: Path | None) -> None:
     """Refuse to draw over a file: it might be a photograph."""
     if file is None:
@@ -114,21 +161,14 @@ def _read_standard_input() -> bytes:
 
 def _print_rows(results: Iterable[Prediction | Failure]) -> Iterator[Prediction | Failure]:
     """Print a CSV row for each result as soon as it is known."""
-    from convscope.prediction import Failure
+    from convscope.prediction import COLUMNS
 
     waiting.done()
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    ranks = [name for place in PLACES for name in (place, f"{place}_probability")]
-    writer.writerow(["file", "label", "probability", *ranks, "abstained", "warnings", "error"])
+    writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
+    writer.writeheader()
     for one in results:
-        if isinstance(one, Failure):
-            writer.writerow([one.name, "", "", *([""] * len(ranks)), "", "", one.reason])
-        else:
-            rest = [cell for label, value in one.ranked[1:] for cell in (label, f"{value:.6f}")]
-            rest += [""] * (len(ranks) - len(rest))
-            label = "" if one.abstained else one.label
-            odd = "; ".join(one.drift_warnings)
-            writer.writerow([one.name, label, f"{one.probability:.6f}", *rest, one.abstained, odd, ""])
+        row = one.to_row()
+        writer.writerow({key: f"{value:.6f}" if isinstance(value, float) else value for key, value in row.items()})
         yield one
 
 
