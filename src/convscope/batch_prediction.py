@@ -1,8 +1,8 @@
 """Many image files → one table of predictions, by several processes; stopped, it goes on where it was.
 
 The inputs are cut into parts of some hundred. One process predicts a part and writes it to a file beside the
-table, whole or not at all; parts that are there already are not predicted again. When all are there, they become
-the table, in the order of the inputs, and are removed. Memory holds one part for each process.
+table, whole or not at all; parts that are there already are not predicted again. When all are there, they
+become the table, in the order of the inputs, and are removed. Memory holds one part for each process.
 """
 
 from __future__ import annotations
@@ -28,7 +28,15 @@ import torch
 from convscope.environment import require_package
 from convscope.errors import RunError, UsageError, expected_got
 from convscope.export import Bundle, load_bundle
-from convscope.prediction import COLUMNS, Failure, ImageSource, find_sources, predict_sources, require_threshold
+from convscope.prediction import (
+    COLUMNS,
+    Failure,
+    ImageSource,
+    find_sources,
+    in_csv,
+    predict_sources,
+    require_threshold,
+)
 from convscope.runs import RunDirectory, locked, write_errors_named
 
 ENDINGS = (".parquet", ".csv")
@@ -77,8 +85,8 @@ def predict_to_table(
     """Predict image files into a table: a row for each, in the order of the inputs.
 
     The columns are ``file``, ``label``, ``probability``, the next two labels with theirs, ``abstained``,
-    ``warnings``, ``error``, and ``p(CLASS)``, the probability of each class. A file that cannot be read is a row
-    with its error. An interrupted call with the same arguments goes on where it was.
+    ``warnings``, ``error``, and ``p(CLASS)``, the probability of each class. A file that cannot be read is a
+    row with its error. An interrupted call with the same arguments goes on where it was.
 
     Parameters
     ----------
@@ -142,7 +150,9 @@ def _require_table(file: Path) -> None:
     if file.suffix.lower() not in ENDINGS:
         raise UsageError(expected_got(f"a table that ends in {' or '.join(ENDINGS)}", file))
     if file.exists():
-        raise UsageError(expected_got("a new file for the table", f"{file}, which is there", "Choose another name."))
+        raise UsageError(
+            expected_got("a new file for the table", f"{file}, which is there", "Choose another name.")
+        )
     if not file.absolute().parent.is_dir():
         raise UsageError(expected_got("a table in an existing folder", file))
     if file.suffix.lower() == ".parquet":
@@ -162,7 +172,9 @@ def _begin(folder: Path, network: Path, sources: Sequence[_Source], abstain: flo
         found = RunDirectory(folder).read_json(_PLAN)
         if {key: found.get(key) for key in plan} != plan:
             hint = f"Remove {folder}, or choose another name."
-            raise UsageError(expected_got("what was predicted of this table until now to fit", "other inputs", hint))
+            raise UsageError(
+                expected_got("what was predicted of this table until now to fit", "other inputs", hint)
+            )
         return [str(name) for name in found["classes"]]
     classes = list(load_bundle(network).class_names)
     folder.mkdir(exist_ok=True)
@@ -193,7 +205,9 @@ def _work(
             yield _predict_part(bundle, sources, name, threshold)
         return
     threads = max(1, torch.get_num_threads() // workers)
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _open_worker, (network, threads))
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), _open_worker, (network, threads)
+    )
     waiting = iter(jobs)
     running: set[Future[int]] = set()
     try:
@@ -281,10 +295,7 @@ def _write_csv(file: Path, columns: Sequence[str], parts: Iterable[list[dict[str
         writer = csv.DictWriter(stream, columns, lineterminator="\n")
         writer.writeheader()
         for rows in parts:
-            writer.writerows(
-                {key: f"{value:.6f}" if isinstance(value, float) else value for key, value in row.items()}
-                for row in rows
-            )
+            writer.writerows(map(in_csv, rows))
 
 
 def _write_parquet(file: Path, columns: Sequence[str], parts: Iterable[list[dict[str, Any]]]) -> None:

@@ -9,7 +9,7 @@ the rest is predicted.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -91,7 +91,7 @@ class Prediction:
         return self.ranked[0][1]
 
     def to_row(self) -> dict[str, Any]:
-        """Give the prediction as a row of a table; what there is not is None, as the label if it abstained."""
+        """Give the prediction as a row of a table; the label of one that abstained is None."""
         row: dict[str, Any] = {"file": self.name, "label": None if self.abstained else self.label}
         row["probability"] = self.probability
         for place, (label, value) in zip(PLACES, self.ranked[1:], strict=False):
@@ -133,6 +133,11 @@ class Failure:
     def to_json(self) -> dict[str, str]:
         """Give the failure as JSON values."""
         return {"file": self.name, "reason": self.reason}
+
+
+def in_csv(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the numbers of a row as CSV files have them."""
+    return {key: f"{value:.6f}" if isinstance(value, float) else value for key, value in row.items()}
 
 
 @dataclass(frozen=True, slots=True)

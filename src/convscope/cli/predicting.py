@@ -48,9 +48,11 @@ def predict(
     csv: Annotated[bool, typer.Option("--csv", help="Print a row for each file.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="For many files: write a table to this new .parquet or .csv file; stopped, it goes on."),
+        typer.Option(help="For many files: write a table to this new .parquet or .csv file."),
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="For --out: processes that predict. [default: 1]")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="For --out: processes that predict. [default: 1]")
+    ] = None,
     _device: Device = None,
     json: Json = False,
 ) -> None:
@@ -161,14 +163,13 @@ def _read_standard_input() -> bytes:
 
 def _print_rows(results: Iterable[Prediction | Failure]) -> Iterator[Prediction | Failure]:
     """Print a CSV row for each result as soon as it is known."""
-    from convscope.prediction import COLUMNS
+    from convscope.prediction import COLUMNS, in_csv
 
     waiting.done()
     writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for one in results:
-        row = one.to_row()
-        writer.writerow({key: f"{value:.6f}" if isinstance(value, float) else value for key, value in row.items()})
+        writer.writerow(in_csv(one.to_row()))
         yield one
 
 

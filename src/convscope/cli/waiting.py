@@ -10,8 +10,8 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PROGRESS = "convscope.progress"
 PATIENCE = 1.0  # seconds
+SECONDS_BETWEEN_LINES = 5.0
 
 
 class Waiting(logging.Handler):
@@ -122,6 +123,40 @@ def training(json: bool) -> tuple[Listener, ...]:
             done()
 
     return listen, *(() if json else progress_listener("auto"))
+
+
+@contextmanager
+def counting(what: str, json: bool) -> Iterator[Callable[[int, int], None]]:
+    """Show how much is done: a bar on a terminal, elsewhere a line now and then; nothing for JSON."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=Console(file=sys.stderr),
+        transient=True,
+        disable=json or not sys.stderr.isatty(),
+    )
+    task = bar.add_task(what, total=None)
+    told = time.monotonic()
+
+    def show(number: int, of: int) -> None:
+        nonlocal told
+        done()
+        bar.start()
+        bar.update(task, completed=number, total=of)
+        if not json and not sys.stderr.isatty() and time.monotonic() - told > SECONDS_BETWEEN_LINES:
+            told = time.monotonic()
+            sys.stderr.write(f"{what}: {number:,} of {of:,}\n")
+            sys.stderr.flush()
+
+    try:
+        yield show
+    finally:
+        bar.stop()
 
 
 def side_by_side(json: bool, runs: int) -> AbstractContextManager[Callable[[str, Event], None]]:
