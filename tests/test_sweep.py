@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import sweep_kills
@@ -14,6 +16,7 @@ from convscope.data.loading import load
 from convscope.errors import UsageError
 from convscope.evaluation import test_set_log as uses
 from convscope.experiment import ExperimentConfig
+from convscope.experiment import study as study_module
 from convscope.experiment.space import parse_space
 from convscope.experiment.study import Study, SweepPlan
 from convscope.experiment.sweep import conclude, expected_luck, work
@@ -127,6 +130,82 @@ def test_the_luck_of_the_best_is_that_of_normal_errors():
 def test_wrong_options_are_refused(tmp_path, options, text):
     with pytest.raises(UsageError, match=text):
         Study(plan(tmp_path / "small", **options))
+
+
+def trial_of(study, stack):
+    claim = study.claim(stack)
+    return None if claim is None else claim.number
+
+
+def test_a_trial_is_taken_once_and_again_by_whoever_gets_its_lock(tmp_path):
+    first, second = (Study(plan(tmp_path / "small", trials=2)) for _ in range(2))
+    with ExitStack() as held, ExitStack() as others:
+        claim = first.claim(held)
+        assert claim.number == 0
+        assert trial_of(second, others) == 1
+        assert second.claim(others) is None
+    again = second.claim(others)
+    assert (again.number, again.attempts, again.values) == (0, 2, claim.values)
+    assert again.finish("complete", 0.5)
+    assert not claim.finish("complete", 0.9)
+    others.close()
+    assert [row.value for row in first.rows()] == [0.5, None]
+
+
+def test_what_begins_elsewhere_is_left_to_it_while_it_gives_signs_of_life(tmp_path, monkeypatch):
+    url = f"sqlite:///{tmp_path / 'trials.db'}"
+    here, there = (Study(plan(tmp_path / name, trials=1, storage=url)) for name in ("here", "there"))
+    with ExitStack() as held:
+        assert trial_of(there, held) == 0
+        with ExitStack() as mine:
+            assert here.claim(mine) is None
+            monkeypatch.setattr(study_module, "SILENT_SECONDS", -1.0)
+            assert trial_of(here, mine) == 0
+
+
+def test_half_a_line_that_a_killed_process_left_is_taken_away(tmp_path):
+    Study(plan(tmp_path / "small", trials=1))
+    journal = tmp_path / "small" / "journal.log"
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + b'{"op_code": 5, "tri')
+    assert len(Study(plan(tmp_path / "small", trials=2)).rows()) == 2
+    assert journal.read_bytes().startswith(whole)
+    assert all(json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines())
+
+
+@pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs"])
+def test_on_a_network_folder_sqlite_is_refused_and_the_journal_locks_with_a_file(tmp_path, monkeypatch, kind):
+    mounts = f"/dev/sda1 / ext4 rw 0 0\nserver:/share {tmp_path} {kind} rw 0 0\n"
+    real = Path.read_text
+    monkeypatch.setattr(
+        Path, "read_text", lambda path, **kw: mounts if str(path) == "/proc/self/mounts" else real(path, **kw)
+    )
+    assert study_module.network_file_system(tmp_path / "small") == kind
+    assert study_module.network_file_system(Path("/usr")) is None
+    with pytest.raises(
+        UsageError, match=f"SQLite in a folder of this machine, got .* on {kind}. Locks there"
+    ):
+        Study(plan(tmp_path / "small", storage=f"sqlite:///{tmp_path / 'small' / 'trials.db'}"))
+    study = Study(plan(tmp_path / "small", trials=1))
+    lock = study_module.JournalLock(str(tmp_path / "small" / "journal.log"))
+    assert type(lock.inner).__name__ == "JournalFileOpenLock"
+    with ExitStack() as held:
+        assert trial_of(study, held) == 0
+
+
+@pytest.mark.parametrize("sampler", ["GridSampler", "BruteForceSampler", "QMCSampler", "TPESampler"])
+def test_samplers_by_their_names(tmp_path, sampler):
+    space = "batch_size = [128, 256]\nepochs = {low = 1, high = 3}"
+    study = Study(plan(tmp_path / "small", trials=9, space=space, sampler=sampler))
+    assert study.trials == (6 if sampler == "GridSampler" else 9)
+    seen = set()
+    for _ in range(6):
+        with ExitStack() as held:
+            claim = study.claim(held)
+            seen.add(tuple(claim.values.values()))
+            claim.finish("complete", float(claim.number))
+    if sampler in ("GridSampler", "BruteForceSampler"):
+        assert seen == {(size, epochs) for size in (128, 256) for epochs in (1, 2, 3)}
 
 
 @pytest.mark.slow

@@ -11,6 +11,8 @@ import os
 import platform
 import re
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -44,6 +46,8 @@ OBJECTIVES: Mapping[str, tuple[Literal["maximize", "minimize"], str]] = {
 # A trial whose process died so often without a new epoch is given up: it may be what kills it.
 MOST_ATTEMPTS = 10
 _OPENING_SECONDS = 60.0
+# Whoever works elsewhere and gives no sign for so long is taken for dead.
+SILENT_SECONDS = 300.0
 # Folders of these are on another machine. Locks there depend on both ends, and SQLite's are known to fail.
 _NETWORK = re.compile(
     r"nfs\d*|cifs|smb\d*|smbfs|afpfs|webdav|davfs|ncpfs|afs|ceph|lustre|gpfs|beegfs|glusterfs|"
@@ -133,6 +137,8 @@ class Study:
         direction, self.metric = OBJECTIVES[plan.objective]
         self.maximize = direction == "maximize"
         self.storage = open_storage(plan.storage, plan.folder)
+        self._away = plan.storage is not None or network_file_system(plan.folder) is not None
+        self._seen: dict[int, tuple[object, float]] = {}  # the last sign of life of others' trials, and when
         with locked(plan.folder / "opening", _OPENING_SECONDS), _quiet():
             self._study = optuna.create_study(
                 storage=self.storage,
@@ -229,9 +235,11 @@ class Study:
             with ExitStack() as trying:
                 if not hold(self.folder / f"{run_name(one.number)}-claim", trying):
                     continue
-                if (trial := self._take(one.number)) is not None:
+                if (found := self._take(one.number)) is not None:
+                    if self._away:
+                        trying.enter_context(self._alive(found._trial))
                     stack.push(trying.pop_all())
-                    return trial
+                    return found
         return None
 
     def _take(self, number: int) -> Claim | None:
@@ -257,9 +265,37 @@ class Study:
         return Claim(number, values, run, attempts, trial, self._study, set(frozen.intermediate_values))
 
     def _is_left(self, frozen: FrozenTrial) -> bool:
-        """Say whether nobody works any more on a trial whose lock is held here."""
-        place: str = frozen.user_attrs.get("place", self.place)
-        return place == self.place
+        """Say whether nobody works any more on a trial whose lock is held here.
+
+        Where others may work elsewhere, a lock says nothing about theirs: they give signs of life, and are
+        taken for dead when there was none for some minutes by this process's own clock.
+        """
+        if not self._away or frozen.user_attrs.get("place") in (None, self.place):
+            return True
+        sign, now = frozen.user_attrs.get("alive"), time.monotonic()
+        known, since = self._seen.setdefault(frozen.number, (sign, now))
+        if known != sign:
+            self._seen[frozen.number] = (sign, now)
+        return known == sign and now - since > SILENT_SECONDS
+
+    @contextmanager
+    def _alive(self, trial: Trial) -> Iterator[None]:
+        """Give signs of life while a trial is worked on."""
+        over = threading.Event()
+
+        def beat() -> None:
+            while not over.wait(SILENT_SECONDS / 10):
+                # What the storage refuses now, it may take the next time; the training matters more.
+                with suppress(Exception):
+                    trial.set_user_attr("alive", time.time())
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any, NoReturn
@@ -71,10 +71,13 @@ class Worker:
         """Put what it says into a queue, and None when it has ended."""
 
         def read() -> None:
-            for line in self.process.stdout or ():
-                with suppress(ValueError):
-                    into.put((self, json.loads(line)))
+            none: list[bytes] = []
+            with self.process.stdout or nullcontext(none) as lines:
+                for line in lines:
+                    with suppress(ValueError):
+                        into.put((self, json.loads(line)))
             self.process.wait()
+            self.stop()
             into.put((self, None))
 
         threading.Thread(target=read, daemon=True).start()
