@@ -344,7 +344,7 @@ def _example_image(result: Result) -> str:
 
 def _with_seeds(config: ExperimentConfig, seeds: int) -> dict[str, ExperimentConfig]:
     """Repeat a configuration with consecutive seeds; one alone is named after its network."""
-    name = config.network_name
+    name = config.folder_name
     if seeds == 1:
         return {name: config}
     first = config.training.seed

@@ -96,6 +96,11 @@ class ExperimentConfig:
         """What the network is called: its name, or that of its file."""
         return self.network_file.stem if self.network_file else self.network
 
+    @property
+    def folder_name(self) -> str:
+        """The network's name as a run's folder has it: some file systems refuse a colon."""
+        return self.network_name.replace(":", "-")
+
     def describe(self, learning_rate: float) -> str:
         """Say what was chosen, by a person or for them; the learning rate is the optimizer's."""
         training = self.training

@@ -65,7 +65,7 @@ def cross_validate(
     seed = config.training.seed
     take_fold(dataset, 1, folds, seed)  # too few images are told before a folder is made
     configs = {
-        f"{config.network_name}-fold-{number}": replace(
+        f"{config.folder_name}-fold-{number}": replace(
             config, reading={**config.reading, "fold": [number, folds, seed]}
         )
         for number in range(1, folds + 1)

@@ -15,9 +15,8 @@ from convscope.networks import pretrained
 if TYPE_CHECKING:
     import keras
 
-# With so many images a backbone's stages are fine-tuned from that on whose maps are a sixteenth of the image;
-# with fewer there is time for all of them.
-_FIRST_TRAINED_STAGE, _MANY_IMAGES = 3, 1_000
+# A backbone's stages are fine-tuned from that on whose maps are a sixteenth of the image.
+_FIRST_TRAINED_STAGE = 3
 
 
 def load_network(config: ExperimentConfig) -> keras.Model | None:
@@ -210,15 +209,15 @@ def build_model(
     return model
 
 
-def freeze_for(model: keras.Model, images: int) -> None:
-    """Keep a backbone's normalization as it is, and with many images its early stages too.
+def freeze_for_fine_tuning(model: keras.Model) -> None:
+    """Keep a backbone's normalization and its early stages as they are.
 
     A few photographs say little about means and variances; early stages are general, and their large maps are
     what a step takes longest for.
     """
     import keras
 
-    stages, first = pretrained.stage_of(model), _FIRST_TRAINED_STAGE if images >= _MANY_IMAGES else 0
+    stages = pretrained.stage_of(model)
     for layer in model.layers:
-        if isinstance(layer, keras.layers.BatchNormalization) or stages[layer.name] < first:
+        if isinstance(layer, keras.layers.BatchNormalization) or stages[layer.name] < _FIRST_TRAINED_STAGE:
             layer.trainable = False

@@ -20,7 +20,7 @@ from convscope.experiment.config import ExperimentConfig
 from convscope.experiment.model import (
     adapt_network,
     build_model,
-    freeze_for,
+    freeze_for_fine_tuning,
     image_shape_of,
     load_network,
     settle_input,
@@ -129,7 +129,7 @@ def begin_session(config: ExperimentConfig, dataset: Dataset, listeners: Sequenc
         config = replace(config, training=replace(config.training, batch_size=images))
     model = build_model(config, prepared.preprocess.input_shape, len(prepared.class_names), loaded)
     if pretrained.is_pretrained(config.network):
-        freeze_for(model, images)
+        freeze_for_fine_tuning(model)
     settings = config.describe(float(model.optimizer.learning_rate))
     for line in (settings, *notes, *prepared.describe()):
         notify(listeners, Notice(line))
