@@ -166,6 +166,18 @@ def test_few_images_of_many_features_give_the_same_head() -> None:
     np.testing.assert_allclose(chances, oracle.predict_proba((x - mean) / scale), atol=5e-3)
 
 
+def test_views_of_an_image_count_as_parts_of_it() -> None:
+    """The same features seen four times over give the same head as once."""
+    generator = np.random.default_rng(2)
+    x, labels = generator.standard_normal((30, 8)), np.arange(30) % 3
+    kernel, bias, _ = fit_logistic(x, labels, 3, np.ones(3), seed=0)
+    again, other, _ = fit_logistic(x, labels, 3, np.ones(3), seed=0, views=[x, x, x])
+    np.testing.assert_allclose(again, kernel, atol=2e-3)
+    np.testing.assert_allclose(other, bias, atol=2e-3)
+    moved, _, _ = fit_logistic(x, labels, 3, np.ones(3), seed=0, views=[-x, x, x])
+    assert np.abs(moved - kernel).max() > 0.02
+
+
 def test_a_single_image_of_each_class_still_gives_a_head() -> None:
     kernel, bias, _ = fit_logistic(np.eye(3, 5), np.arange(3), 3, np.ones(3), seed=0)
     assert (np.eye(3, 5) @ kernel + bias).argmax(axis=1).tolist() == [0, 1, 2]

@@ -50,6 +50,8 @@ _FOLDS = 3
 # With so many images one fold says enough, and a fit takes seconds.
 _MANY = 1_000
 _ITERATIONS = 300
+# How often each of few images is changed at random for the head, and how much of a deadline that may take.
+_VIEWS, _SHARE_OF_VIEWS = 3, 0.15
 # Training images by which the average of weights is measured.
 MOST_MEASURED = 1_000
 _SMALLEST = 1e-7  # as Keras clips probabilities before the logarithm
@@ -80,13 +82,16 @@ def fit_head(session: Session, record: dict[str, Any], listeners: Sequence[Liste
     if config.training.class_weights == "balanced":
         found = balanced_class_weights(train.labels, classes)
         weights = np.array([found.get(label, 1.0) for label in range(classes)])
+    views = _augmented_features(session, seconds)
     kernel, bias, strength = fit_logistic(
-        features, train.labels, classes, weights, config.training.seed, train.groups
+        features, train.labels, classes, weights, config.training.seed, train.groups, views
     )
     model.get_layer(HEAD).set_weights([kernel, bias])
     row = _row("", features @ kernel + bias, train, config.training)
-    stage: dict[str, Any] = {"name": HEAD, "strength": strength}
+    stage: dict[str, Any] = {"name": HEAD, "strength": strength, "augmented": len(views)}
     text = f"The head alone, fitted on features of {len(train):,} images"
+    if views:
+        text += f" and of {len(views) * len(train):,} augmented ones"
     if prepared.validation:
         held_back, _ = features_of(model, prepared.validation.images, prepared.preprocess)
         row |= _row("val_", held_back @ kernel + bias, prepared.validation, config.training)
@@ -97,6 +102,28 @@ def fit_head(session: Session, record: dict[str, Any], listeners: Sequence[Liste
     notify(listeners, Notice(f"{text}, after {taken:.1f} s"))
     head = FittedHead(model.get_weights(), row, None if seconds is None else seconds / len(train))
     return replace(session, head=head)
+
+
+def _augmented_features(session: Session, seconds: float | None) -> list[Floats]:
+    """Compute features of the training images changed at random, some times over, where there is time for it.
+
+    ``seconds`` are those that the unchanged ones took.
+    """
+    import torch
+
+    config, train = session.config, session.prepared.train
+    within = config.training.within
+    too_long = within is not None and (seconds or 0.0) * _VIEWS > _SHARE_OF_VIEWS * within
+    if config.augmentation.is_none or len(train) >= _MANY or too_long:
+        return []
+    # Mixed labels are nothing for a logistic regression.
+    augmentation, seed = replace(config.augmentation, mixup=0.0, cutmix=0.0), config.training.seed
+    images, no_targets = torch.from_numpy(np.asarray(train.images)), torch.zeros(len(train), 1)
+    views = []
+    for view in range(_VIEWS):
+        changed, _ = augmentation.apply(images, no_targets, seed=seed, epoch=view, step=0)
+        views.append(features_of(session.model, changed.numpy(), session.prepared.preprocess)[0])
+    return views
 
 
 def features_of(
@@ -145,8 +172,9 @@ def fit_logistic(
     class_weights: NDArray[np.float64],
     seed: int,
     groups: NDArray[np.int64] | None = None,
+    views: Sequence[Floats] = (),
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
-    """Fit a softmax regression on features ``(n, d)``.
+    """Fit a softmax regression on features ``(n, d)``, and on those of other ``views`` of the same images.
 
     Gives kernel ``(d, k)``, bias ``(k,)`` and the strength, scikit-learn's C, that had the lowest loss in
     cross-validation; near-duplicates, which share a number in ``groups``, stay on one side. All features are
@@ -162,6 +190,10 @@ def fit_logistic(
     weights = class_weights[labels]
     of_image = np.arange(len(labels)) if groups is None else groups
     strength = _choose_strength(x, labels, weights, of_image, seed)
+    if views:  # each image counts once, in equal parts as each of its views
+        basis, count = None, 1 + len(views)
+        x = ((np.concatenate([features, *views]) - mean) / scale).astype(np.float32)
+        labels, weights = np.tile(labels, count), np.tile(weights / count, count)
     model = _logistic(x, labels, weights, [strength])[0]
     coefficients, intercepts = _in_all_classes(model, classes)
     kernel = coefficients.T if basis is None else basis.T @ coefficients.T  # (d, k)
