@@ -262,3 +262,13 @@ def test_unknown_names_get_the_nearest_one():
 @pytest.mark.parametrize("augmentation", [*PRESETS.values(), STRONG], ids=[*PRESETS, "all"])
 def test_settings_survive_json(augmentation):
     assert Augmentation.from_dict(json.loads(json.dumps(augmentation.to_dict()))) == augmentation
+
+
+def test_a_view_is_a_batch_of_unmixed_images():
+    plain = Augmentation(shift=0.3, flip="horizontal")
+    views = [plain.view(PHOTOS, seed=1, number=number) for number in (0, 1)]
+    expected, _ = plain.apply(torch.from_numpy(PHOTOS), torch.from_numpy(LABELS), seed=1, epoch=0, step=0)
+    np.testing.assert_array_equal(views[0], expected.numpy())
+    assert not np.array_equal(*views)
+    mixing = Augmentation(shift=0.3, flip="horizontal", mixup=1.0)
+    np.testing.assert_array_equal(mixing.view(PHOTOS, seed=1, number=0), views[0])

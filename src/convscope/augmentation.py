@@ -8,7 +8,7 @@ so that a training that is resumed goes on as if nothing had happened.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 FLIPS = ("none", "horizontal", "vertical", "both")
 # Keeps these draws apart from others that follow the same seed and epoch.
 _STREAM = 0x4155474D
+# Images that are changed at once where there are no batches.
+_AT_ONCE = 64
 # Random erasing: fraction of the area, and logarithm of the aspect ratio (Zhong et al., 2020, section 4.2).
 _ERASED_AREA = (0.02, 0.33)
 _ERASED_ASPECT = float(np.log(1 / 0.3))
@@ -183,6 +185,18 @@ class Augmentation:
         drawn = self.draw(*images.shape[:3], seed=seed, epoch=epoch, step=step)
         tensors = {name: torch.from_numpy(numbers).to(images.device) for name, numbers in drawn.items()}
         return self.apply_drawn(images, targets, tensors)
+
+    def view(self, images: NDArray[np.uint8], *, seed: int, number: int) -> NDArray[np.uint8]:
+        """Change each image (n, h, w, c) on its own, mixed with none; numbers tell views apart."""
+        import torch
+
+        alone, no_targets = replace(self, mixup=0.0, cutmix=0.0), torch.zeros(_AT_ONCE, 1)
+        changed = np.empty(images.shape, np.uint8)
+        for step, first in enumerate(range(0, len(images), _AT_ONCE)):
+            some = torch.tensor(np.asarray(images[first : first + _AT_ONCE]))
+            batch, _ = alone.apply(some, no_targets[: len(some)], seed=seed, epoch=number, step=step)
+            changed[first : first + _AT_ONCE] = batch.numpy()
+        return changed
 
     def draw(
         self, count: int, height: int, width: int, *, seed: int, epoch: int, step: int

@@ -109,21 +109,14 @@ def _augmented_features(session: Session, seconds: float | None) -> list[Floats]
 
     ``seconds`` are those that the unchanged ones took.
     """
-    import torch
-
     config, train = session.config, session.prepared.train
     within = config.training.within
     too_long = within is not None and (seconds or 0.0) * _VIEWS > _SHARE_OF_VIEWS * within
     if config.augmentation.is_none or len(train) >= _MANY or too_long:
         return []
-    # Mixed labels are nothing for a logistic regression.
-    augmentation, seed = replace(config.augmentation, mixup=0.0, cutmix=0.0), config.training.seed
-    images, no_targets = torch.from_numpy(np.asarray(train.images)), torch.zeros(len(train), 1)
-    views = []
-    for view in range(_VIEWS):
-        changed, _ = augmentation.apply(images, no_targets, seed=seed, epoch=view, step=0)
-        views.append(features_of(session.model, changed.numpy(), session.prepared.preprocess)[0])
-    return views
+    seed, preprocess = config.training.seed, session.prepared.preprocess
+    views = (config.augmentation.view(train.images, seed=seed, number=number) for number in range(_VIEWS))
+    return [features_of(session.model, view, preprocess)[0] for view in views]
 
 
 def features_of(
