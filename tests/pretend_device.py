@@ -173,6 +173,14 @@ def _watch_loops() -> None:
     compiled._run = watched
 
 
+def _record_steps() -> None:
+    from recorded_graphs import RecordedGraphs
+
+    from convscope.training import capture
+
+    capture.RECORDERS[NAME] = RecordedGraphs
+
+
 _setup_privateuseone_for_python_backend(NAME, Module())
 _library = torch.library.Library("_", "IMPL")
 _library.fallback(_fallback, "PrivateUse1")
@@ -183,3 +191,4 @@ for _overload in ("arange", "arange.start", "arange.start_step"):
     _copying.impl(_overload, _making(f"aten::{_overload}"), "PrivateUse1")
 torch.Generator = Generator
 _watch_loops()
+_record_steps()

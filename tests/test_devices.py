@@ -27,7 +27,7 @@ TESTS = Path(__file__).parent
 # A part of the tests of a GPU that takes seconds and goes through every package.
 QUICK = (
     "(named_network and (simple or stages)) or every_kind_of_input or gives_the_weights or augmented"
-    " or generators_alone or looked_into or beside_a_gpu"
+    " or generators_alone or looked_into or beside_a_gpu or (captured and (simple or auto or follow))"
 )
 
 

@@ -22,7 +22,10 @@ from convscope.experiment.config import ExperimentConfig
 from convscope.lowering.devices import current_device, device_of, require_device
 from convscope.lowering.processor import takes_bfloat16
 from convscope.networks import NETWORKS
+from convscope.training import capture
 from convscope.training.dry_runs import measure_throughput
+from convscope.training.events import Notice
+from convscope.training.schedules import OneCycle
 
 NAME = os.environ.get("CONVSCOPE_TEST_DEVICE", "cuda")
 
@@ -247,6 +250,90 @@ def test_every_form_of_training_works(settings):
     history = fit(model, **{"x": X, "y": Y} | settings)
     assert np.isfinite(history["loss"]).all()
     assert all(np.isfinite(weight).all() for weight in model.get_weights())
+
+
+# Captured steps
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Collect the steps that are recorded."""
+    kind = torch.device(NAME).type
+    if kind not in capture.RECORDERS:
+        pytest.skip(f"nothing records steps on {kind}")
+    make, steps = capture.RECORDERS[kind], []
+
+    def counting(device):
+        graphs = make(device)
+        record = graphs.record
+        graphs.record = lambda function: steps.append(function) or record(function)
+        return graphs
+
+    monkeypatch.setitem(capture.RECORDERS, kind, counting)
+    return steps
+
+
+def assert_captured_as_uncaptured(make, monkeypatch, recorded, **settings):
+    """Train both ways; compare weights, optimizer, history and predictions bit for bit."""
+    found, said = {}, []
+
+    def listen(event):
+        if isinstance(event, Notice) and "captured" in event.text:
+            said.append(event.text)
+
+    for switch in ("on", "off"):
+        monkeypatch.setenv("CONVSCOPE_CAPTURE", switch)
+        keras.utils.set_random_seed(0)
+        model = compiled(make(), settings.get("optimizer", keras.optimizers.Adam)())
+        how = {"x": X, "y": Y, "epochs": 5, "deterministic": True} | settings
+        how.pop("optimizer", None)
+        history = fit(model, engine="fast", validation_data=(how["x"], how["y"]), listeners=[listen], **how)
+        slots = [keras.ops.convert_to_numpy(one.value) for one in model.optimizer.variables]
+        found[switch] = [*model.get_weights(), *slots, *map(np.asarray, history.values())]
+        if switch == "on":
+            assert len(recorded) >= 2  # of training and of validation
+            recorded.clear()
+    assert (said, recorded) == ([], [])
+    for one, other in zip(*found.values(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+CAPTURED = {
+    **{name: FORMS[name] for name in ("auto", "weights", "sample-weights", "float64", "raw", "augmented")},
+    "momentum": {"optimizer": lambda: keras.optimizers.SGD(0.01, momentum=0.9, clipnorm=0.5)},
+    "one-cycle": {"schedule": OneCycle(0.01, 25, momenta=(0.7, 0.9))},
+}
+
+
+@pytest.mark.parametrize("settings", CAPTURED.values(), ids=CAPTURED)
+def test_captured_steps_give_the_bits_of_uncaptured_ones(settings, monkeypatch, recorded):
+    assert_captured_as_uncaptured(network, monkeypatch, recorded, **settings)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_named_network_is_captured(name, monkeypatch, recorded):
+    x = RNG.random((40, 28, 28, 1), dtype=np.float32)
+    y = np.eye(10, dtype=np.float32)[RNG.integers(0, 10, 40)]
+    make = lambda: convscope.build(name, (28, 28, 1), 10)  # noqa: E731
+    assert_captured_as_uncaptured(make, monkeypatch, recorded, x=x, y=y, batch_size=8, epochs=2)
+
+
+def test_data_too_large_for_the_device_are_brought_batch_by_batch(monkeypatch, recorded):
+    monkeypatch.setattr("convscope.training.data._RESIDENT_SHARE", 0.0)
+    x = RNG.integers(0, 256, (100, 40, 40, 2), np.uint8)  # a batch has more than CUDA takes over at once
+    y = np.eye(3, dtype=np.float32)[RNG.integers(0, 3, 100)]
+    make = lambda: network((40, 40, 2))  # noqa: E731
+    how = {"preprocess": convscope.Preprocess.fit(x, scaling="unit"), "epochs": 3}
+    assert_captured_as_uncaptured(make, monkeypatch, recorded, x=x, y=y, **how)
+
+
+def test_captured_predictions_follow_the_weights(recorded):
+    there, here = pair()
+    for _ in range(6):
+        assert_close(convscope.predict(there, X, engine="fast"), convscope.predict(here, X))
+        for one in (there, here):
+            one.set_weights([0.9 * weight for weight in one.get_weights()])
+    assert recorded
 
 
 def test_data_on_the_device_are_trained_on():

@@ -1,5 +1,8 @@
 """Captured steps: the same bits as steps that run as they are, on a stand-in for CUDA graphs."""
 
+from contextlib import contextmanager
+from types import SimpleNamespace
+
 import keras
 import numpy as np
 import pytest
@@ -39,7 +42,7 @@ def train(make, monkeypatch, *, captured, x=X, y=Y, **settings):
     RecordedGraphs.made.clear()
     heard = []
     model = make()
-    given = {"batch_size": 16, "epochs": 4, "seed": 1, "verbose": 0, "deterministic": True, "engine": "fast"}
+    given = {"batch_size": 16, "epochs": 2, "seed": 1, "verbose": 0, "deterministic": True, "engine": "fast"}
     given |= {"listeners": [heard.append], "precision": "float32"} | settings
     history = convscope.fit(model, x, y, **given).history
     slots = [np.array(keras.ops.convert_to_numpy(one.value)) for one in model.optimizer.variables]
@@ -60,7 +63,9 @@ def assert_captured_as_uncaptured(make, monkeypatch, kinds=1, **settings):
     return found
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [name if name == "simple" else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
+)
 def test_a_named_network_trains_to_the_same_bits(name, monkeypatch):
     generator = np.random.default_rng(1)
     x = generator.random((40, 28, 28, 1), np.float32)
@@ -87,7 +92,7 @@ OPTIMIZERS = {
     "clipnorm": lambda: optimizers.SGD(0.1, clipnorm=0.1),
     "clipvalue": lambda: optimizers.SGD(0.1, clipvalue=0.01),
     "global-clipnorm": lambda: optimizers.Adam(0.01, global_clipnorm=0.1),
-    "ema": lambda: optimizers.Adam(0.01, use_ema=True, ema_momentum=0.8, ema_overwrite_frequency=3),
+    "ema": lambda: optimizers.Adam(0.01, use_ema=True, ema_momentum=0.8, ema_overwrite_frequency=2),
     "accumulation": lambda: optimizers.AdamW(0.01, gradient_accumulation_steps=2, weight_decay=0.1),
     "decaying-rate": lambda: optimizers.Adam(optimizers.schedules.ExponentialDecay(0.01, 2, 0.5)),
 }
@@ -106,7 +111,7 @@ FORMS = {
     "rate-factors": {"rate_factors": {"conv": 0.1}},
     "unshuffled-float64": {"x": X.astype(np.float64), "y": Y.astype(np.float64), "shuffle": False},
     "raw": {"x": PIXELS, "preprocess": PREPROCESS},
-    "augmented": {"x": PIXELS, "preprocess": PREPROCESS, "augment": STRONG, "epochs": 6},
+    "augmented": {"x": PIXELS, "preprocess": PREPROCESS, "augment": STRONG, "epochs": 5},
     "resized": {"x": PIXELS.repeat(2, axis=1), "preprocess": PREPROCESS},
     "validated": {"validation_data": (X[:40], Y[:40]), "kinds": 2},
     "bfloat16": {"precision": "bfloat16", "validation_data": (X[:40], Y[:40]), "kinds": 2},
@@ -114,16 +119,11 @@ FORMS = {
 
 
 @pytest.mark.parametrize("settings", FORMS.values(), ids=FORMS)
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_every_form_of_training_gives_the_same_bits(settings, optimizer, monkeypatch):
+def test_every_form_of_training_gives_the_same_bits(settings, monkeypatch):
     if settings.get("precision") == "bfloat16" and not convscope.lowering.processor.takes_bfloat16(True):
         pytest.skip("this processor has no bfloat16 convolutions")
-    make = {"adam": "adam", "sgd": lambda: optimizers.SGD(0.1, momentum=0.9)}[optimizer]
-
-    def build():
-        return network(dropout=0.3, optimizer=make if isinstance(make, str) else make())
-
-    assert_captured_as_uncaptured(build, monkeypatch, **settings)
+    settings = {"epochs": 4} | settings if "validation_data" in settings else settings
+    assert_captured_as_uncaptured(lambda: network(dropout=0.3, optimizer="adam"), monkeypatch, **settings)
 
 
 def test_a_short_last_batch_is_captured_by_itself(monkeypatch):
@@ -152,7 +152,7 @@ def test_a_training_that_was_interrupted_in_an_epoch_goes_on_with_the_same_bits(
     states = []
 
     def keep(event):
-        if isinstance(event, StepEnd) and (event.epoch, event.step) == (2, 1):
+        if isinstance(event, StepEnd) and (event.epoch, event.step) == (1, 1):
             states.append(event.snapshot())
 
     train(lambda: network(dropout=0.3, optimizer="adam"), monkeypatch, captured=True, listeners=[keep])
@@ -381,6 +381,88 @@ def test_static_tensors_keep_their_place_and_take_every_type():
             expected = values[name] if name == "flags" else values[name] * factor
             assert torch.equal(tensor, expected), name
             assert tensor.dtype == values[name].dtype
+
+
+class FakeStream:
+    """A stream that does at once what it is told, and notes what it waited for."""
+
+    def __init__(self, device=None):
+        self.device, self.waited = device, []
+
+    def wait_stream(self, other):
+        self.waited.append(other)
+
+    wait_event = wait_stream
+
+    def synchronize(self):
+        self.waited.append("host")
+
+    def record(self, stream):
+        self.waited.append(stream)
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    """What capture uses of ``torch.cuda``, doing nothing; gives the stream on which Python works."""
+    current = [FakeStream()]
+
+    @contextmanager
+    def on(stream):
+        current.append(stream)
+        yield
+        current.pop()
+
+    @contextmanager
+    def graph(_graph, *, pool, stream, capture_error_mode):
+        assert (pool, capture_error_mode) == ("pool", "thread_local")
+        current.append(stream)
+        yield
+        current.pop()  # as in torch: not after an error
+
+    fakes = {
+        "Stream": FakeStream, "Event": FakeStream, "current_stream": lambda _device: current[-1],
+        "stream": on, "graph": graph, "graph_pool_handle": lambda: "pool",
+        "CUDAGraph": lambda: SimpleNamespace(replay=lambda: "replayed"),
+        "set_stream": current.append,
+    }  # fmt: skip
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    return lambda: current[-1]
+
+
+def test_large_values_come_by_two_buffers_in_turn_and_wait_for_what_was_read(fake_cuda):
+    target = torch.zeros(3)
+    stage = capture._Stage({"x": target})
+    for step in range(5):
+        stage.write({"x": torch.full((3,), float(step))})
+        assert target.tolist() == [step] * 3
+    ours = fake_cuda()
+    for slot in stage._slots:
+        assert slot.arrived in ours.waited  # before the device reads the buffer
+        assert slot.used in stage._stream.waited  # before it is written again
+        assert "host" in slot.arrived.waited  # before its page-locked memory is
+        assert ours in slot.used.waited
+
+
+def test_a_cuda_graph_is_recorded_on_its_own_stream_and_an_error_leads_back(fake_cuda):
+    before = fake_cuda()
+    graphs = capture.CudaGraphs(torch.device("cuda:0"))
+    seen = []
+    with graphs.warming_up():
+        seen.append(fake_cuda())
+    replay = graphs.record(lambda: seen.append(fake_cuda()))
+    assert replay() == "replayed"
+    assert seen[0] is seen[1] is not before  # gradients would wait for the stream on which they began
+    assert before.waited == [seen[0]]
+    assert seen[0].waited == [before]
+
+    def fail():
+        raise RuntimeError("refused")
+
+    with pytest.raises(RuntimeError, match="refused"):
+        graphs.record(fail)
+    assert fake_cuda() is before
 
 
 def test_no_step_is_captured_on_a_processor(monkeypatch):
