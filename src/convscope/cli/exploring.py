@@ -39,7 +39,7 @@ def explore(
         raise UsageError(expected_got("a file in an existing folder for --out", out))
     from convscope.explorer import write_page
 
-    written = write_page(run, out, images=images, data=data)
+    written = write_page(run, out, images=images, data=data, consulted_by="convscope explore")
     address = written.file.absolute().as_uri()
     if open if open is not None else sys.stdout.isatty() and not json:
         webbrowser.open(address)

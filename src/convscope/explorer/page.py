@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 import convscope
 from convscope.contents import Contents, read_contents
+from convscope.evaluation import test_set_log
 from convscope.explorer.payload import IMAGES, make_payload
 from convscope.runs import RunDirectory
 
@@ -61,9 +62,15 @@ def write_page(
     *,
     images: int = IMAGES,
     data: str | Path | None = None,
+    consulted_by: str = "",
 ) -> Written:
-    """Write a run's page into its directory, or to a file; whole or not at all."""
+    """Write a run's page into its directory, or to a file; whole or not at all.
+
+    `consulted_by` names the command that looks at the test set, which is counted.
+    """
     contents = run if isinstance(run, Contents) else read_contents(run, data=data)
+    if consulted_by and contents.images is not None:
+        test_set_log.log_use(RunDirectory(contents.path), "inspection", by=consulted_by)
     payload = make_payload(contents, images=images)
     file = contents.path / FILE if out is None else Path(out)
     RunDirectory(file.absolute().parent).write_bytes(file.name, fill(payload).encode())

@@ -10,7 +10,7 @@ import { mountLearn } from "./learn.js";
 import { mountNow } from "./now.js";
 import { resize, scale } from "./preprocess.js";
 import { fromFragment, Store, toFragment } from "./state.js";
-import { LANGUAGES, language, setLanguage, t, translate } from "./texts.js";
+import { LANGUAGES, language, number, setLanguage, t, translate } from "./texts.js";
 import { mountTrain } from "./train.js";
 import { mountWalk } from "./walk.js";
 
@@ -155,6 +155,7 @@ async function start() {
   const { image, changes } = store.state;
   store.begin({ image, changes, ...fromFragment(location.hash.slice(1), limits) });
   show(app, store.state.section);
+  showNotes(app);
   await showBadge(app);
   document.documentElement.dataset.ready = "true";
 }
@@ -294,6 +295,23 @@ async function showBadge({ engine, store }) {
     badge.classList.toggle("bad", !good);
     badge.replaceChildren(element("span", { "aria-hidden": "true", class: "mark" }, good ? "✓" : "✗"), t(good ? "badge.agrees" : "badge.differs", { worst, layer: found.layer }));
     badge.title = t("badge.hint");
+  };
+  say();
+  store.subscribe((_, changed) => {
+    if (changed.has("language")) say();
+  });
+}
+
+/** Say in what the page is less exact than the run, to keep its file small. @param {App} app */
+function showNotes({ payload, store }) {
+  const notes = /** @type {HTMLElement} */ (document.getElementById("notes"));
+  const { weights, rounding, images } = payload;
+  const say = () => {
+    const said = [];
+    if (weights.bits < 32) said.push(t("frame.rounded", { bits: weights.bits }));
+    if (rounding) said.push(t("frame.rounding", { same: rounding.same, images: rounding.images, largest: number(100 * rounding.largest, 2) }));
+    if (images.jpegs?.length) said.push(t("frame.jpegs"));
+    notes.textContent = said.join(" ");
   };
   say();
   store.subscribe((_, changed) => {

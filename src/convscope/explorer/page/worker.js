@@ -13,6 +13,16 @@ let test;
 let kept = { key: "", known: [] };
 
 const KEPT_VALUES = 2 ** 26;
+// How many images are computed at a time: about half a second's work at most.
+const BATCH = 32;
+const BATCH_PRODUCTS = 1e9;
+
+/** How often the weights were changed: what was computed before holds no more. */
+let weightsSet = 0;
+function forget() {
+  weightsSet += 1;
+  kept = { key: "", known: [] };
+}
 
 /** @type {Training} */
 let training;
@@ -39,12 +49,12 @@ const TASKS = {
   },
 
   /** @param {any} given */
-  evaluate({ changes, most }) {
+  async evaluate({ changes, most }) {
     const count = Math.min(test.count, most ?? test.count);
     const classes = network.layers[network.last].shape[0];
     const confusion = Array.from({ length: classes }, () => new Array(classes).fill(0));
     const predictions = [];
-    const probabilities = predict(changes, count);
+    const probabilities = await predict(changes, count);
     if (!probabilities) return null;
     let right = 0;
     for (let index = 0; index < count; index += 1) {
@@ -70,19 +80,19 @@ const TASKS = {
   /** Begins a training on the test images; the weights are those of now, or new ones. @param {any} options */
   beginTraining(options) {
     training = new Training(network, test.images, test.labels, options);
-    kept = { key: "", known: [] };
+    forget();
     return training.state();
   },
 
   /** @param {any} given */
   trainSteps({ steps, look }) {
-    kept = { key: "", known: [] };
+    forget();
     return training.steps(steps, look);
   },
 
   /** Puts weights into their places, those of the run or others. @param {any} given */
   setWeights({ weights }) {
-    kept = { key: "", known: [] };
+    forget();
     for (const { layer, name, values } of weights) network.layers[layer].weights[name].values.set(values);
     return true;
   },
@@ -103,8 +113,11 @@ function calibrated(probabilities) {
   return made;
 }
 
+/** Lets what came in the meantime be done: an image that is drawn does not wait for all the others. */
+const others = () => new Promise((go) => setTimeout(go));
+
 /** The probabilities of the first test images; only what the changes reach is computed again. @param {any} changes @param {number} count */
-function predict(changes, count) {
+async function predict(changes, count) {
   const size = volume(network.input);
   const images = new Float32Array(count * size);
   const altersImage = Boolean(changes.noise?.sigma || changes.turn || changes.shift?.some(Boolean));
@@ -117,32 +130,38 @@ function predict(changes, count) {
   if (!affected.some(Boolean)) entering.add(network.last);
   const frontier = [...entering].sort((a, b) => a - b);
   const values = frontier.reduce((sum, index) => sum + volume(network.shape(index)), 0) * count;
-  const batch = 32;
+  const cost = network.layers.reduce((sum, layer) => sum + layer.cost, 0);
+  const batch = Math.max(1, Math.min(BATCH, Math.floor(BATCH_PRODUCTS / Math.max(cost, 1))));
   const classes = network.layers[network.last].shape[0];
   const made = new Float32Array(count * classes);
   const keep = frontier.length > 0 && values <= KEPT_VALUES;
   const key = JSON.stringify([frontier, count]);
+  const version = weightsSet;
+  let { known: ready } = kept;
   if (keep && kept.key !== key) {
-    kept = { key, known: network.layers.map(() => null) };
-    for (const index of frontier) kept.known[index] = new Float32Array(count * volume(network.shape(index)));
+    ready = network.layers.map(() => null);
+    for (const index of frontier) ready[index] = new Float32Array(count * volume(network.shape(index)));
     for (let first = 0; first < count; first += batch) {
+      await others();
       const some = Math.min(batch, count - first);
       const outputs = network.forward(test.images.subarray(first * size, (first + some) * size), some, {}, { only: frontier });
       for (const index of frontier) {
         const own = outputs[index];
         if (!own) return null;
-        kept.known[index]?.set(own, first * volume(network.shape(index)));
+        ready[index]?.set(own, first * volume(network.shape(index)));
       }
     }
+    if (weightsSet === version) kept = { key, known: ready };
   }
   for (let first = 0; first < count; first += batch) {
+    await others();
     const some = Math.min(batch, count - first);
     /** @type {import("./network.js").Outputs} */
     const known = [];
     if (keep) {
       for (const index of frontier) {
         const length = volume(network.shape(index));
-        known[index] = /** @type {Float32Array} */ (kept.known[index]).subarray(first * length, (first + some) * length);
+        known[index] = /** @type {Float32Array} */ (ready[index]).subarray(first * length, (first + some) * length);
       }
     }
     const outputs = network.forward(images.subarray(first * size, (first + some) * size), some, changes, { known, only: [network.last] });
@@ -153,10 +172,9 @@ function predict(changes, count) {
   return made;
 }
 
-self.onmessage = ({ data: { id, task, given } }) => {
+self.onmessage = async ({ data: { id, task, given } }) => {
   try {
-    const result = TASKS[/** @type {keyof TASKS} */ (task)](given);
-    self.postMessage({ id, result });
+    self.postMessage({ id, result: await TASKS[/** @type {keyof TASKS} */ (task)](given) });
   } catch (error) {
     self.postMessage({ id, error: String(/** @type {any} */ (error)?.stack ?? error) });
   }
