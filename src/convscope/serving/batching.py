@@ -60,6 +60,7 @@ class Batcher:
         preprocess = self._bundle.preprocess
         blank = np.zeros((preprocess.height, preprocess.width, preprocess.channels), np.uint8)
         await self._run(self._network, judge, self._bundle, [Input("blank", blank)])
+        await self._run(self._decoder, self._decode, [])
 
     def close(self) -> None:
         """End the threads when they have done what was begun."""

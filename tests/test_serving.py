@@ -1,0 +1,752 @@
+"""A network behind HTTP: what it answers, whom it answers, and what it refuses."""
+
+import asyncio
+import base64
+import io
+import itertools
+import json
+import re
+import signal
+import socket
+import struct
+import sys
+import tempfile
+import threading
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from urllib.parse import quote, urlsplit
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from serving_cases import Server, connect, drawn, form_of, png, process
+
+import convscope
+from convscope.data.corrections import Keeper, read_corrections
+from convscope.export import load_bundle
+from convscope.prediction import predict_files
+from convscope.serving import Gate, Limits, batching, create_app
+from convscope.serving.guard import content_security_policy
+
+JSON = ("content-type", "application/json")
+EVERYWHERE = "0.0.0.0"  # noqa: S104
+MARKUP = [
+    *("<script>alert(1)</script>", "<img src=x onerror=alert(1)>", '"><svg/onload=alert(1)>', "</script><b>"),
+    *("</style><script>1</script>", "'-alert(1)-'", "{{7*7}}", "${7*7}", "<!--", "-->", "]]>", "&lt;b&gt;"),
+    *(
+        "javascript:alert(1)",
+        "<a href=javascript:alert(1)>",
+        "<iframe srcdoc='<script>1</script>'>",
+        "\u2028",
+    ),
+    *(
+        "<math><mi//xlink:href='data:x'>",
+        "<body onload=1>",
+        "\x00<b>",
+        "%3Cscript%3E",
+        "\\u003cscript\\u003e",
+    ),
+    *("<details open ontoggle=1>", "<template><script>1</script></template>", "<base href=//evil>"),
+    *("<meta http-equiv=refresh content=0>", "<link rel=import href=x>", "<object data=x>", "<embed src=x>"),
+    *("<form action=//evil><input>", "{% raw %}"),
+]
+
+
+@pytest.fixture(scope="module")
+def bundle(digits_run):
+    return load_bundle(digits_run)
+
+
+@pytest.fixture(scope="module")
+def server(bundle):
+    with Server(create_app(bundle, title="small")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return convscope.load("digits").test
+
+
+@pytest.fixture
+def ask(server):
+    return server.ask
+
+
+# What it answers
+
+
+@pytest.mark.parametrize("how", ["files", "json", "data addresses"])
+def test_images_are_answered_as_predict_answers_them(how, ask, bundle, digits, tmp_path):
+    images = [png(one) for one in digits.images[:40]]
+    for number, image in enumerate(images):
+        (tmp_path / f"{number}.png").write_bytes(image)
+    coded = [base64.b64encode(one).decode() for one in images]
+    if how == "data addresses":
+        coded = [f"data:image/png;base64,{one}" for one in coded]
+    content = form_of(images) if how == "files" else {"json": {"images": coded}}
+    answer = ask("POST", "/predict", **content)
+    assert answer.status == 200
+    found = answer.json()["predictions"]
+    expected = list(predict_files(bundle, [tmp_path / f"{number}.png" for number in range(40)]))
+    assert [one["label"] for one in found] == [one.label for one in expected]
+    assert [one["index"] for one in found] == list(range(40))
+    assert [one["warnings"] for one in found] == [list(one.drift_warnings) for one in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert list(one["probabilities"]) == list(bundle.class_names)
+        np.testing.assert_allclose(list(one["probabilities"].values()), other.probabilities, atol=1e-5)
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_is_answered(ask, digits):
+    images = [png(digits.images[0]), b"", b"<svg/>", png(digits.images[1])]
+    answer = ask("POST", "/predict", **form_of(images))
+    assert answer.status == 200
+    assert [one["index"] for one in answer.json()["predictions"]] == [0, 3]
+    assert [one["file"] for one in answer.json()["failures"]] == ["1.png", "2.png"]
+    assert all(one["reason"].startswith("Expected ") for one in answer.json()["failures"])
+    assert ask("POST", "/predict", **form_of(images[1:3])).status == 422
+
+
+def test_a_photograph_is_turned_and_brought_to_size_as_by_predict(ask, bundle, tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    image = png(drawn(1, (300, 200, 3)), "JPEG", exif=exif, quality=90)
+    (tmp_path / "photo.jpg").write_bytes(image)
+    (expected,) = predict_files(bundle, [tmp_path / "photo.jpg"])
+    (found,) = ask("POST", "/predict", **form_of([image])).json()["predictions"]
+    np.testing.assert_allclose(list(found["probabilities"].values()), expected.probabilities, atol=1e-5)
+
+
+def test_a_picture_shows_where_the_evidence_lies(ask, digits):
+    images = [png(one) for one in digits.images[:2]]
+    for row in ask("POST", "/predict?gradcam=1", **form_of(images)).json()["predictions"]:
+        head, _, coded = row["gradcam"].partition(",")
+        assert head == "data:image/png;base64"
+        assert Image.open(io.BytesIO(base64.b64decode(coded))).size == (28, 28)
+    assert ask("POST", "/predict?gradcam=1", **form_of(images * 9)).status == 413
+
+
+def test_a_sure_answer_can_be_asked_for(ask, digits):
+    image = form_of([png(drawn(3))])
+    assert ask("POST", "/predict?abstain=1", **image).json()["predictions"][0]["label"] is None
+    assert ask("POST", "/predict?abstain=2", **image).status == 422
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        ({"content": b"x", "headers": [("content-type", "image/png")]}, 415),
+        ({"content": b"x"}, 415),
+        ({"content": b"{", "headers": [JSON]}, 400),
+        ({"content": b"[" * 100_000, "headers": [JSON]}, 400),
+        ({"json": []}, 400),
+        ({"json": {}}, 400),
+        ({"json": {"images": []}}, 400),
+        ({"json": {"images": "abc"}}, 413),
+        ({"json": {"images": ["*"]}}, 400),
+        ({"json": {"images": [7]}}, 400),
+        ({"json": {"images": [""] * 300}}, 413),
+        ({"content": b"x", "headers": [("content-type", "multipart/form-data")]}, 400),
+        ({"content": b"x", "headers": [("content-type", "multipart/form-data; boundary=y")]}, 400),
+        ({"data": {"files": "x"}, "files": {"other": ("", b"")}}, 400),
+        ({"files": [("files", (f"{number}", b"x")) for number in range(300)]}, 413),
+    ],
+)
+def test_what_is_no_request_is_refused_in_a_sentence(content, status, ask):
+    answer = ask("POST", "/predict", **content)
+    assert (answer.status, "detail" in answer.json()) == (status, True)
+
+
+def test_requests_that_come_while_the_network_is_busy_are_predicted_together(bundle, digits, monkeypatch):
+    sizes, free = [], threading.Event()
+
+    def held_up(*arguments):
+        sizes.append(len(arguments[1]))
+        assert free.wait(30)
+        return judge(*arguments)
+
+    judge, image = batching.judge, form_of([png(digits.images[0])])
+    with Server(create_app(bundle, limits=Limits(waiting=12))) as server:
+        monkeypatch.setattr(batching, "judge", held_up)
+
+        async def together():
+            asked = [asyncio.create_task(server.asked("POST", "/predict", **image)) for _ in range(12)]
+            while len(sizes) < 1 or not all(
+                "convscope_waiting_images 12" in (await server.asked("GET", "/metrics")).text for _ in "x"
+            ):
+                await asyncio.sleep(0.01)
+            more = await server.asked("POST", "/predict", **image)
+            await asyncio.sleep(0.05)
+            free.set()
+            return more, await asyncio.gather(*asked)
+
+        refused, answers = server.run(together())
+        assert (refused.status, int(refused.headers["retry-after"]) >= 1) == (503, True)
+        assert [one.status for one in answers] == [200] * 12
+        assert sizes[0] < 12 and sum(sizes) == 12 and len(sizes) <= 3
+        assert server.ask("POST", "/predict", **image).status == 200  # there is room again
+
+
+def test_an_error_of_the_network_is_told_to_all_who_wait_and_the_next_is_answered(
+    bundle, digits, monkeypatch
+):
+    image, judge = form_of([png(digits.images[0])]), batching.judge
+
+    def fail(*_):
+        raise convscope.ConvscopeError("Expected probabilities, got NaN.")
+
+    with Server(create_app(bundle)) as server:
+        monkeypatch.setattr(batching, "judge", fail)
+        assert server.ask("POST", "/predict", **image).json() == {
+            "detail": "Expected probabilities, got NaN."
+        }
+        monkeypatch.setattr(batching, "judge", judge)
+        assert server.ask("POST", "/predict", **image).status == 200
+
+
+def test_what_was_answered_is_counted(ask, digits):
+    before = ask("GET", "/metrics").text
+    ask("POST", "/predict", **form_of([png(digits.images[0]), b"x"]))
+    ask("GET", "/no/such/page")
+    after = ask("GET", "/metrics").text
+
+    def value(text, name):
+        found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+    for name in (
+        'convscope_requests_total{path="/predict",status="200"}',
+        'convscope_requests_total{path="other",status="404"}',
+        'convscope_images_total{outcome="predictions"}',
+        'convscope_images_total{outcome="failures"}',
+    ):
+        assert value(after, name) == value(before, name) + 1, name
+
+
+def test_the_interface_is_described_without_anything_from_elsewhere(ask):
+    described = ask("GET", "/openapi.json").json()
+    assert {"/predict", "/corrections", "/health", "/metrics"} <= set(described["paths"])
+    for path in ("/docs", "/"):
+        page = ask("GET", path)
+        assert page.status == 200 and page.headers["content-type"] == "text/html; charset=utf-8"
+        assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//""", page.text)
+    assert "POST /predict" in ask("GET", "/docs").text
+    assert "<script" not in ask("GET", "/docs").text
+    assert ask("GET", "/health").json() == {"status": "ok"}
+
+
+# Whom it answers
+
+HOSTS = [
+    *("127.0.0.1:8000", "localhost:8000", "LOCALHOST:8000", "[::1]:8000"),  # these are ours
+    *("127.0.0.1", "localhost", "127.0.0.1:8001", "localhost:80", "evil.example", "evil.example:8000"),
+    *("127.0.0.1.evil.example:8000", "localhost.evil.example:8000", "evil.example:8000@127.0.0.1:8000"),
+    *("127.0.0.1:8000@evil.example", "127.0.0.1:8000.evil.example", "localhost.:8000", "192.168.1.5:8000"),
+    *("127.0.0.2:8000", "0.0.0.0:8000", "[::]:8000", "0x7f000001:8000", "2130706433:8000", "127.1:8000"),
+    *(
+        "",
+        " ",
+        ":8000",
+        "127.0.0.1:",
+        "127.0.0.1:8000, evil.example",
+        "127.0.0.1:8000\tx",
+        "http://127.0.0.1:8000",
+    ),
+]
+ORIGINS = [
+    *(None, "http://127.0.0.1:8000", "http://localhost:8000", "http://[::1]:8000"),
+    *(
+        "https://127.0.0.1:8000",
+        "http://127.0.0.1",
+        "http://127.0.0.1:8001",
+        "null",
+        "",
+        "http://evil.example",
+    ),
+    *("http://evil.example:8000", "http://127.0.0.1:8000.evil.example", "http://127.0.0.1:8000/x", "file://"),
+    "http://127.0.0.1:8000 http://evil.example",
+]
+
+
+def test_only_its_own_names_and_its_own_page_are_let_in(bundle, digits):
+    assert (len(HOSTS), len(ORIGINS)) == (30, 15)
+    with Server(create_app(bundle, gate=Gate(port=8000))) as server:
+        for host, origin in itertools.product(HOSTS, ORIGINS):
+            headers = [] if origin is None else [("origin", origin)]
+            ours = host in HOSTS[:4] and origin in (None, f"http://{host.lower()}")
+            status = server.ask("POST", "/predict", headers, host=host, json={}).status
+            assert status == (400 if ours else 403 if host in HOSTS[:4] else 421), (host, origin)
+        assert server.ask("GET", "/health", host=None).status == 421
+        assert server.ask("GET", "/health", [("host", "evil.example")]).status == 421
+        twice = [("origin", "http://127.0.0.1:8000")] * 2
+        assert server.ask("POST", "/predict", twice, json={}).status == 403
+        for site, status in (("same-origin", 400), ("none", 400), ("cross-site", 403), ("same-site", 403)):
+            assert server.ask("POST", "/predict", [("sec-fetch-site", site)], json={}).status == status
+
+
+def test_beyond_this_machine_any_address_is_its_own_but_no_foreign_name(bundle):
+    gate = Gate(("localhost", "models.example.org"), addresses=True)
+    with Server(create_app(bundle, gate=gate)) as server:
+        for host, status in (
+            *(("192.168.1.5:8000", 200), ("[fe80::1]:80", 200), ("models.example.org", 200)),
+            *(("evil.example", 421), ("1.2.3.4.evil.example", 421), ("[evil]:80", 421), ("1.2.3", 421)),
+        ):
+            assert server.ask("GET", "/health", host=host).status == status, host
+        proxied = [("origin", "https://models.example.org")]
+        assert server.ask("POST", "/predict", proxied, host="models.example.org", json={}).status == 400
+
+
+def test_the_token_is_asked_for_everywhere_but_for_health(bundle, monkeypatch):
+    token = "correct horse battery"  # noqa: S105
+    compared = []
+    import hmac
+
+    def compare(*sides):
+        compared.append([len(side) for side in sides])
+        return same(*sides)
+
+    same = hmac.compare_digest
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+
+    def basic(text):
+        return f"Basic {base64.b64encode(text.encode()).decode()}"
+
+    with Server(create_app(bundle, gate=Gate(token=token))) as server:
+        for path in ("/", "/docs", "/openapi.json", "/metrics", "/corrections", "/no"):
+            answer = server.ask("GET", path)
+            assert (answer.status, answer.headers["www-authenticate"][:5]) == (401, "Basic"), path
+        assert server.ask("GET", "/health").status == 200
+        wrong = [
+            "",
+            "Bearer",
+            "Bearer ",
+            "Bearer x",
+            "bearer\t",
+            f"Token {token}",
+            token,
+            "Basic x",
+            "Basic é",
+        ]
+        wrong += [f"Bearer {token}x", f"Bearer {token[:-1]}", basic(token), basic("u:x"), basic(f"{token}:u")]
+        for value in wrong:
+            assert server.ask("GET", "/", [("authorization", value)]).status == 401, value
+        for value in (f"Bearer {token}", f"bearer {token}", basic(f":{token}"), basic(f"any:{token}")):
+            assert server.ask("GET", "/", [("authorization", value)]).status == 200, value
+        assert server.ask("GET", f"/?token={quote(token)}").status == 401
+        both = [("authorization", f"Bearer {token}"), ("authorization", "Bearer x")]
+        assert server.ask("GET", "/", both).status == 401
+    assert {tuple(lengths) for lengths in compared} == {(32, 32)}
+
+
+def traversals():
+    """500 ways to ask for a file that is not served."""
+    targets = ["etc/passwd", "run.json", "model.keras", "guard.py", "page/page.js", "pyproject.toml"]
+    steps = ["../", "..\\", "..%2f", "..%5c", "%2e%2e/", "%2e%2e%2f", "..%252f", "....//", "..;/", "%c0%ae%c0%ae/",
+             "..%00/", "/", "./", "%2e/"]  # fmt: skip
+    fronts = ["/", "//", "/docs/", "/predict/", "/health/../", "/%2f", "/page/", "/static/", "/openapi.json/"]
+    ways = [
+        f"{front}{step * depth}{target}"
+        for front, depth, step, target in itertools.product(fronts, (1, 4), steps, targets)
+    ]
+    return ways[:: len(ways) // 500][:500]
+
+
+def test_no_path_leads_to_a_file(server):
+    paths = traversals()
+    assert len(set(paths)) == 500
+    for path in paths:
+        answer = server.ask("GET", path)
+        assert answer.status == 404, path
+        assert answer.json() == {"detail": "Not Found"}, path
+
+
+@pytest.mark.parametrize("kind", ["class names", "file names", "title"])
+def test_markup_stays_text(kind, bundle, digits):
+    from dataclasses import replace
+
+    image = png(digits.images[0])
+    for start in range(0, len(MARKUP), 10):
+        some = MARKUP[start : start + 10]
+        named = replace(bundle, class_names=tuple(some)) if kind == "class names" else bundle
+        with Server(create_app(named, title=some[0] if kind == "title" else "")) as server:
+            for path in ("/", "/docs"):
+                page = server.ask("GET", path)
+                for text in some:
+                    if "<" in text:
+                        assert text not in page.text, text
+                assert page.text.count("<script") == (2 if path == "/" else 0)
+                assert page.headers["content-security-policy"] == content_security_policy(page.text)
+            names = some if kind == "file names" else None
+            answer = server.ask(
+                "POST", "/predict", **form_of([image] * len(some), names or ["a"] * len(some))
+            )
+            assert answer.headers["content-type"] == "application/json"
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            assert len(answer.json()["predictions"]) == len(some)
+            if kind == "class names":
+                assert list(answer.json()["predictions"][0]["probabilities"]) == some
+
+
+def test_every_answer_carries_the_headers_that_keep_a_browser_from_harm(ask):
+    for method, path in (
+        ("GET", "/health"),
+        ("GET", "/no"),
+        ("DELETE", "/"),
+        ("POST", "/predict"),
+        ("GET", "/"),
+    ):
+        answer = ask(method, path)
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy
+        assert "unsafe" not in policy
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+        assert "server" not in answer.headers and "access-control-allow-origin" not in answer.headers
+    assert ask("GET", "/health", host="evil.example").headers["x-frame-options"] == "DENY"
+
+
+# How much it takes
+
+
+def in_pieces(pieces, read):
+    """What uvicorn gives of a body that comes in pieces; note how many bytes were taken."""
+
+    async def receive():
+        piece = next(pieces, None)
+        if piece is None:
+            return {"type": "http.disconnect"}
+        if isinstance(piece, float):
+            await asyncio.sleep(piece)
+            piece = b"x"
+        read.append(len(piece))
+        return {"type": "http.request", "body": piece, "more_body": True}
+
+    return receive
+
+
+
+@pytest.mark.parametrize("declared", [False, True])
+def test_a_body_of_a_gigabyte_is_cut_off_early(declared, server):
+    size, piece, read = 2**30, bytes(2**16), []
+    length = ("content-length", str(size)) if declared else ("transfer-encoding", "chunked")
+    receive = in_pieces(itertools.repeat(piece, size // len(piece)), read)
+    answer = server.run(server.answer("POST", "/predict", [JSON, length], receive))
+    assert (answer.status, answer.headers["connection"]) == (413, "close")
+    assert answer.messages[1]["body"]  # the answer goes out before what still comes is thrown away
+    assert sum(read) < 2**27
+    assert server.ask("GET", "/health").status == 200
+
+
+def test_a_slow_body_is_cut_off(bundle):
+    with Server(create_app(bundle, limits=Limits(seconds=0.3, bytes_per_second=1000))) as server:
+        began = time.monotonic()
+        receive = in_pieces(itertools.repeat(0.05), [])
+        chunked = [JSON, ("transfer-encoding", "chunked")]
+        answer = server.run(server.answer("POST", "/predict", chunked, receive))
+        assert answer.status == 408
+        assert time.monotonic() - began < 5
+        answer = server.run(server.answer("POST", "/predict", chunked, in_pieces(iter([b"x"]), [])))
+        assert answer.status == 400  # hung up in the middle
+
+
+def test_bodies_share_a_bounded_memory(bundle):
+    limits = Limits(memory=3 * 2**20, seconds=2.0)
+    with Server(create_app(bundle, limits=limits)) as server:
+
+        async def together():
+            head, waiting = [JSON, ("transfer-encoding", "chunked")], []
+            for _ in range(3):
+                body = in_pieces(iter([bytes(2**20), 0.5]), [])
+                waiting.append(asyncio.create_task(server.answer("POST", "/predict", head, body)))
+            await asyncio.sleep(0.1)
+            refused = await server.answer("POST", "/predict", head, in_pieces(iter([bytes(2**10)]), []))
+            return refused, await asyncio.gather(*waiting)
+
+        refused, _ = server.run(together())
+        assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+        assert (
+            server.ask("POST", "/predict", json={"images": ["x" * 2**20]}).status == 400
+        )  # there is room again
+
+
+def bomb(side):
+    """A PNG of a few kilobytes that unpacks to side² pixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    packer, rows = zlib.compressobj(9), bytes(1 + side // 8)
+    packed = b"".join(packer.compress(rows) for _ in range(side)) + packer.flush()
+    head = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+
+
+def test_decompression_bombs_are_refused(ask):
+    gif = png(np.zeros((1, 1), np.uint8), "GIF")
+    huge_gif = gif[:6] + struct.pack("<HH", 65_535, 65_535) + gif[10:]
+    text = io.BytesIO()
+    info = __import__("PIL.PngImagePlugin", fromlist=["PngInfo"]).PngInfo()
+    info.add_text("x", "x" * 2**26, zip=True)
+    Image.new("L", (8, 8)).save(text, "PNG", pnginfo=info)
+    began = time.monotonic()
+    answer = ask("POST", "/predict", **form_of([bomb(16_000), bomb(9_000), huge_gif]))
+    assert answer.status == 422
+    assert all("at most 64,000,000 pixels" in one["reason"] for one in answer.json()["failures"][:2])
+    assert ask("POST", "/predict", **form_of([text.getvalue()])).status in (200, 422)
+    assert time.monotonic() - began < 20
+
+
+# What it keeps
+
+
+def test_nothing_is_written_unless_it_is_asked_for(ask, digits, tmp_path, monkeypatch):
+    for name in ("cwd", "scratch"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    noise = png(drawn(1, (1200, 1200, 3)))
+    assert len(noise) > 2**22  # more than forms keep in memory by themselves
+    opened = []
+
+    def watch(event, arguments):
+        if event == "open" and arguments[1] and set(str(arguments[1])) & set("wax+"):
+            opened.append(arguments[0])
+
+    sys.addaudithook(watch)
+    assert ask("POST", "/predict", **form_of([noise, noise])).status == 200
+    written = [one for one in opened if str(tmp_path) in str(one)]
+    opened.clear()
+    assert not written and not [path for path in tmp_path.rglob("*") if path.is_file()]
+    image = base64.b64encode(png(digits.images[0])).decode()
+    refused = ask("POST", "/corrections", json={"image": image, "label": "7"})
+    assert (refused.status, ask("GET", "/corrections").status) == (404, 404)
+    assert "--keep" in refused.json()["detail"]
+
+
+def test_corrected_labels_are_kept_with_their_image(bundle, digits, tmp_path):
+    folder = tmp_path / "kept"
+    image = png(digits.images[0])
+    coded = base64.b64encode(image).decode()
+    with Server(create_app(bundle, keeper=Keeper(folder))) as server:
+        assert server.ask("GET", "/corrections").json() == {"kept": 0, "labels": list(bundle.class_names)}
+        for label in ("7", "1"):
+            answer = server.ask(
+                "POST", "/corrections", json={"image": f"data:image/png;base64,{coded}", "label": label}
+            )
+            assert answer.status == 201
+        assert answer.json()["kept"] == 2
+        for value, status in (
+            *(({"image": coded, "label": "../../x"}, 422), ({"image": coded}, 422), ({"label": "7"}, 400)),
+            *(({"image": "AAAA", "label": "7"}, 422), ({"image": coded, "label": ["7"]}, 422), ([], 400)),
+        ):
+            assert server.ask("POST", "/corrections", json=value).status == status, value
+        foreign = [("origin", "http://evil.example")]
+        assert server.ask("POST", "/corrections", foreign, json={"image": coded, "label": "7"}).status == 403
+    assert [(one.label, one.image) for one in read_corrections(folder)] == [("7", image), ("1", image)]
+    with Server(create_app(bundle, keeper=Keeper(folder), limits=Limits(kept=10))) as server:
+        assert server.ask("POST", "/corrections", json={"image": coded, "label": "7"}).status == 507
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--port", "70000"), 2, "a port from 0 to 65,535"),
+        (("--host", "no.such.host.invalid"), 2, "as --host"),
+        (("--token", "short"), 2, "at least 16 characters"),
+        (("--keep", "file"), 2, "a folder for --keep"),
+    ],
+)
+def test_a_wrong_argument_is_refused_at_once(arguments, code, message, typed, digits_run, tmp_path):
+    (tmp_path / "file").touch()
+    done = typed("serve", str(digits_run), *arguments, cwd=tmp_path)
+    assert (done.returncode, message in " ".join(done.stderr.split())) == (code, True), done.stderr
+
+
+def test_a_port_in_use_is_told_in_one_line(typed, digits_run, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = typed("serve", str(digits_run), "--port", str(port), cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"Expected port {port} to be free" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_missing_package_is_told_in_one_line(typed, digits_run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    done = typed("serve", str(digits_run), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "pip install 'convscope[serve]'" in done.stderr and done.stderr.count("\n") == 1
+
+
+# In a process of its own
+
+
+@pytest.fixture
+def started(digits_run, tmp_path):
+    with process(digits_run, cwd=tmp_path) as found:
+        yield found
+
+
+@pytest.mark.slow
+@pytest.mark.posix("signals")
+def test_what_was_accepted_is_answered_before_the_end(digits_run, digits, tmp_path):
+    """SIGTERM among requests of which one has sent half of its body, and others wait for the network."""
+    with process(digits_run, cwd=tmp_path) as (running, address):
+        body = json.dumps({"images": [base64.b64encode(png(digits.images[0])).decode()]}).encode()
+        head = f"POST /predict HTTP/1.1\r\nHost: {urlsplit(address).netloc}\r\n"
+        head += "Content-Type: application/json\r\n"
+        head += f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        slow = connect(address)
+        slow.sendall(head.encode() + body[:100])
+        results, stop = [], threading.Event()
+
+        def ask_on():
+            with httpx.Client(base_url=address) as client:
+                while not stop.is_set():
+                    try:
+                        results.append(
+                            client.post(
+                                "/predict", content=body, headers={"content-type": "application/json"}
+                            )
+                        )
+                    except (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError) as error:
+                        results.append(error)
+                        return
+
+        with ThreadPoolExecutor(8) as pool:
+            for _ in range(8):
+                pool.submit(ask_on)
+            time.sleep(1)
+            running.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+            slow.sendall(body[100:])
+            answer = b"".join(iter(lambda: slow.recv(2**16), b""))
+            stop.set()
+        slow.close()
+        assert answer.startswith(b"HTTP/1.1 200") and b'"label"' in answer
+        answered = [one for one in results if isinstance(one, httpx.Response)]
+        assert len(answered) > 8
+        assert {one.status_code for one in answered} == {200}
+        assert all(len(one.json()["predictions"]) == 1 for one in answered)
+        # What was not answered was not accepted: the connection was closed or refused, never cut in an answer.
+        cut = [str(one) for one in results if "peer closed" in str(one) or "incomplete" in str(one).lower()]
+        assert not cut
+        assert running.wait(30) == 0
+        assert running.stderr.read().count("Traceback") == 0
+
+
+@pytest.mark.slow
+def test_nobody_holds_a_connection_without_a_request(started):
+    _, address = started
+    began = time.monotonic()
+    with connect(address) as silent, connect(address) as slow:
+        slow.sendall(b"GET /health HTTP/1.1\r\n")
+        for _ in range(20):
+            time.sleep(0.7)
+            try:
+                slow.sendall(b"x: y\r\n")
+            except OSError:
+                break
+        for one in (silent, slow):
+            with suppress(ConnectionError):
+                assert one.recv(100) == b""
+    assert time.monotonic() - began < 25
+    assert httpx.get(f"{address}/health").status_code == 200
+
+
+@pytest.mark.slow
+@pytest.mark.posix("/proc")
+def test_a_gigabyte_and_two_hundred_clients_leave_memory_bounded(started, digits):
+    running, address = started
+
+    def memory():
+        with open(f"/proc/{running.pid}/status", encoding="ascii") as file:  # noqa: PTH123
+            return int(re.search(r"VmHWM:\s+(\d+)", file.read())[1]) / 1024
+
+    body = {"images": [base64.b64encode(png(digits.images[0])).decode()]}
+    assert httpx.post(f"{address}/predict", json=body).status_code == 200
+    before = memory()
+
+    def gigabyte():
+        for _ in range(2**14):
+            yield bytes(2**16)
+
+    with suppress(httpx.WriteError, httpx.ReadError):  # it may be hung up on before it reads
+        assert httpx.post(f"{address}/predict", content=gigabyte(), timeout=60).status_code == 413
+    assert memory() - before < 150
+
+    found, until = [], time.monotonic() + 8
+
+    def client(_):
+        with httpx.Client(base_url=address, timeout=60) as asking:
+            while time.monotonic() < until:
+                found.append(asking.post("/predict", json=body))
+
+    with ThreadPoolExecutor(200) as pool:
+        list(pool.map(client, range(200)))
+    assert {one.status_code for one in found} <= {200, 503}
+    good = [one for one in found if one.status_code == 200]
+    assert len(good) >= 200
+    assert all("retry-after" in one.headers for one in found if one.status_code == 503)
+    assert memory() - before < 300
+    assert httpx.get(f"{address}/health").status_code == 200
+
+
+@pytest.mark.slow
+def test_interface_command_line_and_onnx_agree_on_a_thousand_images(digits_run, bundle, server, tmp_path):
+    from convscope.export.exporting import export_run
+
+    images = convscope.load("digits").train.images[:1000]
+    folder = tmp_path / "images"
+    folder.mkdir()
+    files = [png(one) for one in images]
+    for number, image in enumerate(files):
+        (folder / f"{number:04d}.png").write_bytes(image)
+    onnx = load_bundle(export_run(digits_run, "onnx", tmp_path / "onnx").path)
+    command = list(predict_files(bundle, [folder]))
+    exported = list(predict_files(onnx, [folder]))
+    asked = []
+    for start in range(0, 1000, 250):
+        asked += server.ask("POST", "/predict", **form_of(files[start : start + 250])).json()["predictions"]
+    with Server(create_app(onnx)) as other:
+        first = other.ask("POST", "/predict", **form_of(files[:250])).json()["predictions"]
+        assert other.ask("POST", "/predict?gradcam=1", **form_of(files[:1])).status == 400
+    labels = [one.label for one in command]
+    assert labels == [one.label for one in exported] == [one["label"] for one in asked]
+    assert labels[:250] == [one["label"] for one in first]
+    probabilities = np.array([list(one["probabilities"].values()) for one in asked])
+    for others in (command, exported):
+        np.testing.assert_allclose(probabilities, [one.probabilities for one in others], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_beyond_this_machine_a_token_is_made_and_asked_for(digits_run, tmp_path):
+    import subprocess
+
+    program = [
+        sys.executable,
+        "-m",
+        "convscope",
+        "serve",
+        str(digits_run),
+        "--host",
+        "0.0.0.0",
+        "--port",
+        "0",
+    ]
+    with subprocess.Popen(program, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as running:
+        address = re.search(r"http://\S+:(\d+)", running.stdout.readline())
+        token = running.stdout.readline().split()[-1]
+        here = f"http://127.0.0.1:{address[1]}"
+        try:
+            assert len(token) >= 32
+            assert httpx.get(f"{here}/docs").status_code == 401
+            assert httpx.get(f"{here}/docs", headers={"authorization": f"Bearer {token}"}).status_code == 200
+        finally:
+            running.send_signal(signal.SIGTERM)
+        assert running.wait(30) == 0
