@@ -85,15 +85,13 @@ def latencies(address: str, image: bytes, seconds: float) -> list[float]:
 
 def together(address: str, images: list[bytes], seconds: float) -> float:
     """Send requests of many images from two clients; images a second."""
-    bodies = {
-        "json": json.dumps({"images": [base64.b64encode(one).decode() for one in images]}).encode(),
-    }
+    body = json.dumps({"images": [base64.b64encode(one).decode() for one in images]}).encode()
+    head = {"content-type": "application/json"}
     counts: list[int] = []
 
     def ask(client: httpx.Client) -> None:
         while time.perf_counter() < until:
-            answer = client.post("/predict", content=bodies["json"], headers={"content-type": "application/json"})
-            answer.raise_for_status()
+            client.post("/predict", content=body, headers=head).raise_for_status()
             counts.append(len(images))
 
     with httpx.Client(base_url=address, timeout=60) as client:
@@ -149,11 +147,13 @@ for work in (lambda: list(predict_files(bundle, [folder])), lambda: bundle.predi
 def direct(run: Path, folder: Path, seconds: float) -> list[float]:
     """Predict the same files without a server, in a process of its own; images a second, files and pixels."""
     program = [sys.executable, "-c", DIRECT, str(run), str(folder), str(seconds)]
-    return [float(line) for line in subprocess.run(program, capture_output=True, text=True, check=True).stdout.split()]
+    done = subprocess.run(program, capture_output=True, text=True, check=True)
+    return [float(line) for line in done.stdout.split()]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    how = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=how)
     parser.add_argument("--run", type=Path, help="a run or an export")
     parser.add_argument("--network", default="deep", help="what is trained where there is no run")
     parser.add_argument("--seconds", type=float, default=5.0, help="for each measurement")
@@ -162,7 +162,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         run, folder = arguments.run, Path(place) / "images"
         if run is None:
-            options = ["--epochs", "1", "--network", arguments.network, "--no-report", "--out", f"{place}/runs"]
+            options = [
+                "--epochs",
+                "1",
+                "--network",
+                arguments.network,
+                "--no-report",
+                "--out",
+                f"{place}/runs",
+            ]
             program = [sys.executable, "-m", "convscope", "train", "digits", *options, "--json"]
             subprocess.run(program, check=True, capture_output=True)
             run = next(Path(place, "runs").rglob("run.json")).parent
@@ -189,8 +197,8 @@ def main() -> None:
         print(f"{processor()}; {arguments.rounds} rounds of {arguments.seconds:g} s; medians")
         print(f"one image, {RATE} requests/s: median {statistics.median(took):.1f} ms, "
               f"95th percentile {took[int(0.95 * len(took))]:.1f} ms, of {len(took)}")  # fmt: skip
-        print(f"{IMAGES} images a request: {served:,.0f} images/s; predict_files {files:,.0f} ({ratio:.2f} times); "
-              f"Bundle.predict_with_warnings on pixels {pixels:,.0f}")  # fmt: skip
+        print(f"{IMAGES} a request: {served:,.0f} images/s, {ratio:.2f} times predict_files ({files:,.0f}); "
+              f"Bundle.predict_with_warnings on pixels: {pixels:,.0f}")  # fmt: skip
         print(f"one image a request, {CLIENTS} clients: {single:,.0f} images/s")
 
 

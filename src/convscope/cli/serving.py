@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
-from convscope.cli.output import say, show_json
+from convscope.cli.output import say, show_json, warn
 from convscope.cli.parsing import Device, Json, find_run_or_export
-from convscope.errors import UsageError, expected_got
+from convscope.errors import ConvscopeError, UsageError, expected_got
 
 SHORTEST_TOKEN = 16
 
@@ -77,7 +77,11 @@ def serve(
         names = {*LOOPBACK, shown.lower(), *(one.lower() for one in name or [])}
         gate = Gate(tuple(names), opened.getsockname()[1] if local and not name else None, not local, token)
         app = create_app(
-            load_bundle(run), title=run.resolve().name, gate=gate, keeper=Keeper(keep) if keep else None
+            load_bundle(run),
+            page=_page(run),
+            title=run.resolve().name,
+            gate=gate,
+            keeper=Keeper(keep) if keep else None,
         )
         address = address_of(opened, shown)
 
@@ -93,3 +97,16 @@ def serve(
                 )
 
         serve(app, opened, ready)
+
+
+def _page(run: Path) -> str | None:
+    """Make the explorer of a run; an export, and a run that cannot be explored, has a smaller page."""
+    if (run / "bundle.json").is_file():
+        return None
+    from convscope.explorer import render_page
+
+    try:
+        return render_page(run, served=True)
+    except ConvscopeError as error:
+        warn(f"The page is a small one: {error}")
+        return None

@@ -79,12 +79,18 @@ def write_page(
     return Written(file, len(layers), shown_only, payload["weights"]["bits"])
 
 
-def render_page(run: str | Path | Contents, *, images: int = IMAGES, data: str | Path | None = None) -> str:
-    """Make a run's page: HTML that needs nothing but itself."""
-    return fill(make_payload(run, images=images, data=data))
+def render_page(
+    run: str | Path | Contents,
+    *,
+    images: int = IMAGES,
+    data: str | Path | None = None,
+    served: bool = False,
+) -> str:
+    """Make a run's page: HTML that needs nothing but itself; one that is ``served`` may ask its server."""
+    return fill(make_payload(run, images=images, data=data), served)
 
 
-def fill(payload: dict[str, Any]) -> str:
+def fill(payload: dict[str, Any], served: bool = False) -> str:
     """Put a payload into the page; style and script are sealed by their hashes: nothing else runs."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(PAGE),
@@ -98,6 +104,7 @@ def fill(payload: dict[str, Any]) -> str:
     text = json.dumps(payload, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
     return environment.get_template("index.html").render(
         title=payload["title"],
+        served=served,
         style=Markup(style),  # noqa: S704  the package's own files
         script=Markup(script),  # noqa: S704  the package's own files
         worker=Markup(worker),  # noqa: S704  the package's own files

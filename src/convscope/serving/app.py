@@ -101,7 +101,7 @@ class Images(BaseModel):
 class Corrections(BaseModel):
     """How many corrections are kept, and the names of the classes."""
 
-    kept: int
+    kept: int | None
     labels: list[str]
 
 
@@ -231,7 +231,7 @@ class _Service:
         return JSONResponse(answer, 200 if answer["predictions"] else 422)
 
     async def corrections(self) -> Response:
-        """Say whether corrected labels are kept, and how many there are."""
+        """Say whether corrected labels are kept, and how many there are; null where they are not."""
         return self._kept(200)
 
     async def correct(self, request: Request) -> Response:
@@ -259,7 +259,8 @@ class _Service:
         return Response(generate_latest(self.metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST})
 
     def _kept(self, status: int) -> Response:
-        return JSONResponse({"kept": self._required().count, "labels": list(self._names)}, status)
+        kept = self._keeper.count if self._keeper else None
+        return JSONResponse({"kept": kept, "labels": list(self._names)}, status)
 
     def _required(self) -> Keeper:
         if self._keeper is None:

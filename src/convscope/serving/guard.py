@@ -248,6 +248,7 @@ def content_security_policy(page: str) -> str:
             " ".join(["style-src", *(styles or ["'none'"])]),
             "worker-src blob:",
             "img-src data: blob:",
+            "media-src blob: mediastream:",
             "connect-src 'self'",
             "base-uri 'none'",
             "form-action 'none'",

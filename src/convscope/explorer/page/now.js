@@ -1,5 +1,6 @@
 // What the network makes of the current image: beside every section.
 
+import { mountCorrection } from "./correction.js";
 import { element, paint } from "./dom.js";
 import { percent, t, translate } from "./texts.js";
 import { driftWarnings } from "./unlike.js";
@@ -115,6 +116,7 @@ export function mountNow(root, app) {
   title();
   showImage();
   showResult();
+  mountCorrection(root, app);
 }
 
 /** The image with its noise, shift and turn, in grey levels; null for one as it was. @param {App} app */
