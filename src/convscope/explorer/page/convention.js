@@ -14,6 +14,8 @@ import { median, place } from "./unlike.js";
 const MOST = 0.85;
 // Grey levels within which a border is all ground, and beyond which a pixel is ink.
 const GROUND = 24;
+// MNIST's centres of mass lie within a pixel of the middle.
+const CENTRED = 0.04;
 
 /**
  * Find the convention that images (h, w, c) keep; null for photographs and all else that keeps none.
@@ -48,7 +50,7 @@ export function findConvention(images, { height, width, channels }) {
   const side = median(Float32Array.from(boxes, (box) => box.side));
   const near = boxes.filter((box) => Math.abs(box.side - side) <= Math.max(1, 0.05 * side)).length;
   if (near < MOST * boxes.length) return null;
-  const centred = boxes.filter((box) => Math.abs(box.row - 0.5) < 0.03 && Math.abs(box.column - 0.5) < 0.03).length;
+  const centred = boxes.filter((box) => Math.abs(box.row - 0.5) < CENTRED && Math.abs(box.column - 0.5) < CENTRED).length;
   return { dark: dark > light, side: side / longer, mass: centred >= MOST * boxes.length };
 }
 

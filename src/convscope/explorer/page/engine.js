@@ -100,7 +100,7 @@ export class Engine {
    * takes the place of give null.
    * @param {Float32Array} image
    * @param {{changes?: Changes, all?: boolean}} [options]
-   * @returns {Promise<{probabilities: Float32Array | null, logits: Float32Array | null, image: Float32Array, outputs?: import("./network.js").Outputs} | null>}
+   * @returns {Promise<{probabilities: Float32Array | null, logits: Float32Array | null, image: Float32Array, features: Float32Array | null, outputs?: import("./network.js").Outputs} | null>}
    */
   async run(image, { changes = {}, all = false } = {}) {
     const known = this.knownFor(image);

@@ -12,6 +12,7 @@ import { resize, scale } from "./preprocess.js";
 import { fromFragment, Store, toFragment } from "./state.js";
 import { LANGUAGES, language, number, setLanguage, t, translate } from "./texts.js";
 import { mountTrain } from "./train.js";
+import { Novelty } from "./unlike.js";
 import { mountWalk } from "./walk.js";
 
 /**
@@ -26,10 +27,12 @@ import { mountWalk } from "./walk.js";
  * @property {import("./convention.js").Convention | null} convention
  * @property {boolean} dark  whether one draws light on dark
  * @property {import("./unlike.js").Unlike | null} unlike
+ * @property {import("./unlike.js").Novelty | null} novelty
  * @property {(file: Blob & {name?: string}) => Promise<void>} takePicture
  * @property {(video: HTMLVideoElement) => void} takeFrame
  * @property {(sentence: string) => void} complain
  * @property {() => void} writeLink
+ * @property {() => Promise<void>} settled  waits until the prediction is that of the state
  *
  * @typedef {object} TestImages
  * @property {number} count
@@ -113,8 +116,10 @@ async function start() {
     convention,
     dark,
     unlike,
+    novelty: await Novelty.unpack(unlike?.novelty),
     complain,
     writeLink,
+    settled: async () => {},
     takePicture: async (file) => {
       complain("");
       try {
@@ -137,7 +142,7 @@ async function start() {
     const pixels = toPixels(state.image);
     store.set({ pixels, input: scale(pixels, engine.preprocessing) });
   });
-  keepPredicting(app);
+  app.settled = keepPredicting(app);
   fillTabs(app);
   mountNow(/** @type {HTMLElement} */ (document.getElementById("now")), app);
   followKeys(app);
@@ -219,13 +224,16 @@ function pixelMaker(engine, images, size, convention, dark) {
   };
 }
 
-/** Predict whenever image or network changes: one run at a time, the newest state next. @param {App} app */
+/**
+ * Predict whenever image or network changes: one run at a time, the newest state next.
+ * @param {App} app
+ * @returns {() => Promise<void>} waits until the prediction is that of the state
+ */
 function keepPredicting({ store, engine }) {
-  let [wanted, running] = [false, false];
+  let wanted = false;
+  /** @type {Promise<void> | null} */
+  let running = null;
   const predict = async () => {
-    wanted = true;
-    if (running) return;
-    running = true;
     while (wanted) {
       wanted = false;
       const { input, changes, section } = store.state;
@@ -238,11 +246,16 @@ function keepPredicting({ store, engine }) {
       const before = await engine.run(input);
       if (before) store.set({ before: before.probabilities });
     }
-    running = false;
+    running = null;
   };
   store.subscribe((_, changed) => {
-    if (["input", "changes", "section"].some((key) => changed.has(key))) predict();
+    if (!["input", "changes", "section"].some((key) => changed.has(key))) return;
+    wanted = true;
+    running ??= predict();
   });
+  return async () => {
+    while (running) await running;
+  };
 }
 
 /** A tab for each section. @param {App} app */

@@ -48,6 +48,13 @@ export class Network {
     return this.layers.length - 1;
   }
 
+  /** The layer whose output enters the last sum of products: its features. −1 is the image. */
+  get features() {
+    const summing = ["convolution", "depthwise", "separable", "dense"];
+    const deciding = this.layers.findLast(({ kind }) => summing.includes(kind)) ?? this.layers[this.last];
+    return deciding.inputs[0];
+  }
+
   /**
    * Which layers compute something else once these changes are made.
    * @param {Changes} changes

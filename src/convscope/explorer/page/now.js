@@ -50,11 +50,18 @@ export function mountNow(root, app) {
   };
 
   const showImage = () => {
-    const { pixels, image } = store.state;
+    const { pixels } = store.state;
     if (!pixels) return;
     paint(seen, alteredPixels(app) ?? pixels, app.size);
     seen.setAttribute("aria-label", t("now.seen-label", { size }));
-    const found = blank(image) ? [] : app.unlike ? driftWarnings(pixels, app.size, app.unlike) : [];
+  };
+
+  // What is visibly wrong with an image is also why the network does not know it: said once.
+  const showWarnings = () => {
+    const { pixels, image, changes, result } = store.state;
+    let found = blank(image) || !pixels || !app.unlike ? [] : driftWarnings(pixels, app.size, app.unlike);
+    if (!found.length && !blank(image) && app.novelty && result?.features && !Object.keys(changes).length)
+      found = [app.novelty.warning(app.novelty.distance(result.features))].filter(Boolean);
     warnings.replaceChildren(...found.map((sentence) => element("li", {}, sentence)));
     warnings.hidden = found.length === 0;
   };
@@ -109,6 +116,7 @@ export function mountNow(root, app) {
   translate(root);
   const title = () => root.setAttribute("aria-label", t("now.title"));
   store.subscribe((_, changed) => {
+    if (changed.has("result") || changed.has("language")) showWarnings();
     if (changed.has("language")) title();
     if (["pixels", "result", "language"].some((key) => changed.has(key))) showImage();
     if (["result", "before", "changes", "language"].some((key) => changed.has(key))) showResult();

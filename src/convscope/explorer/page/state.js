@@ -30,7 +30,7 @@
  * @property {Uint8Array | null} pixels  the image in the network's size, (h, w, c)
  * @property {Float32Array | null} input  the same, scaled as the network takes it
  * @property {{probabilities: Float32Array | null, logits: Float32Array | null, image: Float32Array,
- *   outputs?: (Float32Array | null)[]} | null} result  with the image as the changes made it
+ *   features: Float32Array | null, outputs?: (Float32Array | null)[]} | null} result  with the image as the changes made it
  * @property {Float32Array | null} before  probabilities without the changes, where there are some
  */
 

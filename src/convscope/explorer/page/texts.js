@@ -279,6 +279,7 @@ export const TEXTS = {
   "unlike.sharpness.low": ["blurred: {what}", "unscharf: {what}"],
   "unlike.spread.high": ["large or scattered: {what}", "groß oder verstreut: {what}"],
   "unlike.spread.low": ["small: {what}", "klein: {what}"],
+  "unlike.unfamiliar": ["unfamiliar: its distance from the nearest training images is {distance} in the network's features, that of most images of their kind up to {limit}", "unbekannt: sein Abstand von den nächsten Trainingsbildern ist {distance} in den Merkmalen des Netzes, der der meisten Bilder dieser Art bis {limit}"],
   "walk.against": ["Σ of all against", "Σ aller dagegen"],
   "walk.back": ["The way back to the image", "Der Weg zurück zum Bild"],
   "walk.backHint": ["Each step goes to the number that counts most for the one above.", "Jeder Schritt geht zur Zahl, die für die darüber am meisten zählt."],

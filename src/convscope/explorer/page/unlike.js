@@ -1,6 +1,7 @@
 // What about an image is unlike the training images: the numbers and limits of `convscope predict`.
 
-import { t } from "./texts.js";
+import { unpack } from "./arrays.js";
+import { number, t } from "./texts.js";
 
 // Percentiles of an image of more pixels than this are those of some of them.
 const RANKED = 16_384;
@@ -16,6 +17,7 @@ const ORDER = ["spread", "colour", "brightness", "border", "darkest", "brightest
  * @property {number} margin  how far beyond the range an image may lie, as a fraction of it
  * @property {number} flat  the contrast of an empty image
  * @property {number} dark  of the brightness that nearly every training image reaches
+ * @property {any} novelty  training images in feature space, packed; null where they were not recorded
  * @typedef {{height: number, width: number, channels: number}} Size
  */
 
@@ -46,9 +48,51 @@ export function driftWarnings(pixels, size, unlike) {
   if (side("contrast") < 0 && values.contrast < unlike.flat) return [say("empty", "contrast")];
   if (values.brightest < unlike.dark * unlike.ranges.brightest[0]) return [say("range", "brightest")];
   const place = ["row", "column"].find((name) => side(name));
-  const found = place ? [say("place", place)] : [];
+  const found = place ? [say(place, place)] : [];
   for (const name of ORDER) if (side(name)) found.push(say(`${name}.${side(name) < 0 ? "low" : "high"}`, name));
   return found;
+}
+
+/** How far an image is from the training images in the network's features: `convscope.evaluation.novelty`. */
+export class Novelty {
+  /** @param {any} packed @returns {Promise<Novelty | null>} */
+  static async unpack(packed) {
+    if (!packed) return null;
+    return new Novelty(packed, await unpack(packed.known), packed.signs && (await unpack(packed.signs)));
+  }
+
+  /**
+   * @param {{dimensions: number, features: number, neighbours: number, limit: number}} settings
+   * @param {Float32Array} known  (images, dimensions), each of length 1
+   * @param {Int8Array | null} signs  (sums, dimensions), where longer features are added up
+   */
+  constructor(settings, known, signs) {
+    this.settings = settings;
+    this.known = known;
+    this.signs = signs;
+  }
+
+  /** The mean distance from the nearest training images, 0 to 2. @param {Float32Array} features */
+  distance(features) {
+    const { dimensions, neighbours } = this.settings;
+    const point = new Float64Array(dimensions);
+    features.forEach((value, at) => (point[at % dimensions] += this.signs ? value * this.signs[at] : value));
+    const length = Math.max(Math.hypot(...point), 1e-12);
+    const cosines = new Float64Array(this.known.length / dimensions);
+    for (let image = 0; image < cosines.length; image += 1) {
+      let sum = 0;
+      for (let at = 0; at < dimensions; at += 1) sum += this.known[image * dimensions + at] * point[at];
+      cosines[image] = sum / length;
+    }
+    const nearest = cosines.sort().slice(-neighbours);
+    return nearest.reduce((sum, cosine) => sum + Math.sqrt(Math.max(2 - 2 * cosine, 0)), 0) / nearest.length;
+  }
+
+  /** What is said of an image at a distance; nothing where it is like the others. @param {number} distance */
+  warning(distance) {
+    const { limit } = this.settings;
+    return distance <= limit ? "" : t("unlike.unfamiliar", { distance: number(distance), limit: number(limit) });
+  }
 }
 
 /**

@@ -44,6 +44,7 @@ const TASKS = {
       image: altered,
       logits: network.logits(outputs, 1, changes),
       probabilities: last && calibrated(last),
+      features: network.features < 0 ? altered : outputs[network.features],
       outputs: all ? outputs : undefined,
     };
   },
