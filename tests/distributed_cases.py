@@ -21,8 +21,10 @@ import numpy as np
 import convscope
 import convscope.errors
 from convscope.augmentation import Augmentation
+from convscope.training.distributed import alone
+from convscope.training.events import StepEnd
 
-CASES = ("dense", "dropout", "normalized", "few-rows", "penalties", "own-loss", "augmented")
+CASES = ("dense", "dropout", "normalized", "few-rows", "penalties", "own-loss", "augmented", "resumed")
 REFUSED = ("mixing", "keras-layer", "own-step", "stream", "keras-engine")
 
 
@@ -92,6 +94,8 @@ def train(name: str) -> dict[str, Any]:
     data: tuple[Any, ...] = (x, y)
     if name == "stream":
         data, arguments = (((x[:8], y[:8]) for _ in range(3)),), {}
+    if name == "resumed":
+        arguments["resume_from"] = _interrupted(model, *data)
     history = convscope.fit(
         model,
         *data,
@@ -107,6 +111,23 @@ def train(name: str) -> dict[str, Any]:
     )
     weights = [value.ravel().tolist() for value in model.get_weights()]
     return {"history": history.history, "weights": weights, "engine": history.engine}
+
+
+def _interrupted(model: keras.Model, x: Any, y: Any) -> Any:
+    """Train three steps of the first epoch in one process, whose state does not know how many go on."""
+    states: list[Any] = []
+
+    def stop(event: Any) -> None:
+        if isinstance(event, StepEnd) and event.step == 2:
+            states.append(event.snapshot())
+            model.stop_training = True
+
+    keras.utils.set_random_seed(7)
+    model.set_weights([np.random.default_rng(1).normal(0, 0.1, w.shape) for w in model.get_weights()])
+    settings: dict[str, Any] = {"precision": "float32", "deterministic": True, "seed": 3, "verbose": 0}
+    with alone():
+        convscope.fit(model, x, y, batch_size=13, epochs=1, listeners=[stop], **settings)
+    return states[0]
 
 
 def refusal(name: str) -> str:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import distributed_cases
 import numpy as np
 import pytest
+import torch
+
+from convscope.lowering.masks import MaskSource, bits_type
+from convscope.training import distributed
 
 SIZE = 3
 
@@ -73,3 +80,80 @@ def test_what_several_processes_cannot_train_is_refused_by_each(
     assert len(sentences) == 1
     sentence = sentences.pop()
     assert sentence.startswith("UsageError") and fact in sentence and "torchrun" in sentence
+
+
+def test_without_a_launcher_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert distributed.join() is None
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("RANK", "0")
+    assert distributed.join() is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "local_size", "expected"),
+    [("4", 2, 4), ("1", 10_000, 1), ("", 10_000, 1)],
+    ids=["said", "torchrun", "more than cores"],
+)
+def test_threads_are_a_share_of_the_cores(
+    asked: str, local_size: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert distributed.threads_of(local_size) == expected
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.25, 0.3, 1 / 256])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_part_of_a_mask_is_that_of_the_whole(rate: float, dtype: torch.dtype) -> None:
+    whole = MaskSource(rate, (13, 5, 7, 16), torch.device("cpu")).mask(12345, bits_type(dtype))
+    for first, last in ((0, 4), (4, 8), (8, 13)):
+        shape = (last - first, 5, 7, 16)
+        part = whole.part(first * 560, last * 560, shape)
+        torch.testing.assert_close(part.unpack(), whole.unpack()[first:last])
+        x = torch.rand(shape, dtype=dtype)
+        torch.testing.assert_close(part.apply(x), x * whole.unpack()[first:last])
+
+
+@pytest.mark.slow
+def test_a_training_whose_processes_are_killed_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    def launch(out: Path) -> subprocess.Popen[bytes]:
+        own = [*_TORCHRUN, "--max-restarts", "3", "-m", "convscope", "train", "digits", *_SETTINGS]
+        return subprocess.Popen(
+            [*own, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=(tmp_path / "log").open("ab")
+        )
+
+    undisturbed = launch(tmp_path / "undisturbed")
+    assert undisturbed.wait(timeout=300) == 0
+    disturbed = launch(tmp_path / "disturbed")
+    for rank, epoch in ((1, 1), (0, 3)):
+        _wait_for(lambda epoch=epoch: _epochs_in(tmp_path / "disturbed") >= epoch)
+        os.kill(_children(disturbed.pid)[rank], signal.SIGKILL)
+    assert disturbed.wait(timeout=300) == 0
+    assert "process 1" in (tmp_path / "log").read_text("utf-8"), "nobody said which process has ended"
+    (one,), (other,) = ((tmp_path / name).glob("*/simple") for name in ("undisturbed", "disturbed"))
+    for name in ("weights.safetensors", "history.csv"):
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+
+
+_TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+_SETTINGS = ["--network", "simple", "--epochs", "6", "--deterministic", "--precision", "float32"]
+_SETTINGS += ["--batch-size", "32", "--no-report", "--no-preflight"]
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < until, "it did not come so far"
+        time.sleep(0.05)
+
+
+def _epochs_in(out: Path) -> int:
+    """The epochs of the newest checkpoint."""
+    return max((int(path.name[:6]) for path in out.glob("*/*/checkpoint/0*")), default=0)
+
+
+def _children(pid: int) -> list[int]:
+    """The processes that a launcher has started, the first first."""
+    command = ["ps", "-o", "pid=", "--ppid", str(pid)]
+    return sorted(map(int, subprocess.run(command, capture_output=True, check=True).stdout.split()))

@@ -1,0 +1,215 @@
+"""How long a step takes on several processes: its parts measured, a model of them, and the truth beside it.
+
+    python benchmarks/scaling.py stages --batch 128 --processes 1 2 4
+
+Each process has one thread. Two of them measure the parts: a step of some local batches while both compute by
+themselves, and an all-reduce of some sizes. ``predict`` puts the parts together for any number of processes
+and any link; what 1, 2 and 4 processes really take stands beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    from convscope.cli.startup import own_this_process
+
+    own_this_process()
+
+import numpy as np
+
+STEPS = 16  # of which the first ones are left out
+WARM_UP = 4
+MEASURED_FLOATS = (16, 4096, 65_536, 262_144, 1_048_576)
+
+
+def predict(
+    processes: int,
+    batch: int,
+    step: tuple[float, float],
+    gradient_bytes: int,
+    link: tuple[float, float],
+    collectives: int = 2,
+    cores: int | None = None,
+) -> float:
+    """Predict the seconds of a step.
+
+    Parameters
+    ----------
+    processes, batch : int
+        Of one thread each, and the images that they share.
+    step : (float, float)
+        Seconds of a step without images, such as the optimizer's, and for each image.
+    gradient_bytes : int
+        Four for each weight that is trained.
+    link : (float, float)
+        Seconds until a word is answered, and bytes a second.
+    collectives : int
+        In a step: outputs, gradients, and two for each batch normalization.
+    cores : int or None
+        Of one machine, where all processes share it; None where each has its own.
+
+    Examples
+    --------
+    >>> gigabit = predict(8, 128, (0.0, 1e-3), 4_800_000, (1e-4, 118e6))
+    >>> round(1000 * gigabit)  # 16 ms of images, 71 of gradients
+    90
+    """
+    fixed, each = step
+    crowded = 1.0 if cores is None else max(1.0, processes / cores)
+    seconds = crowded * (fixed + each * -(-batch // processes))
+    if processes == 1:
+        return seconds
+    latency, speed = link
+    moved = 2 * (processes - 1) / processes * gradient_bytes  # a ring: there and back, a part at a time
+    return seconds + crowded * (collectives * 2 * (processes - 1) * latency + moved / speed)
+
+
+def _fit(x: list[float], y: list[float]) -> tuple[float, float]:
+    """Fit y = a + b·x so that relative errors are small; neither is below zero."""
+    weights = 1 / np.array(y)
+    matrix = np.stack([np.ones(len(x)), np.array(x)], axis=1) * weights[:, None]
+    from scipy.optimize import nnls
+
+    (first, second), _ = nnls(matrix, np.ones(len(x)))
+    return float(first), float(second)
+
+
+def _steps(name: str, batch: int, *, single: bool) -> float:
+    """Train a few steps; the median of their seconds."""
+    from contextlib import nullcontext
+
+    import keras
+
+    import convscope
+    from convscope.networks import build
+    from convscope.training.distributed import alone
+    from convscope.training.events import StepEnd
+
+    keras.utils.set_random_seed(0)
+    model = build(name)
+    model.compile("adam", "categorical_crossentropy", metrics=["accuracy"])
+    rng = np.random.default_rng(0)
+    x = rng.random((batch * STEPS, 28, 28, 1), np.float32)
+    y = np.eye(10, dtype=np.float32)[rng.integers(0, 10, len(x))]
+    moments: list[float] = []
+    with alone() if single else nullcontext():
+        convscope.fit(
+            model,
+            x,
+            y,
+            batch,
+            verbose=0,
+            seed=1,
+            deterministic=True,
+            listeners=[
+                lambda event: moments.append(time.perf_counter()) if isinstance(event, StepEnd) else None
+            ],
+        )
+    return float(np.median(np.diff(moments[WARM_UP:])))
+
+
+def _all_reduce(floats: int) -> float:
+    import torch
+    import torch.distributed as dist
+
+    numbers = torch.zeros(floats)
+    moments = []
+    for _ in range(STEPS):
+        dist.all_reduce(numbers)
+        moments.append(time.perf_counter())
+    return float(np.median(np.diff(moments[WARM_UP:])))
+
+
+def _measure(name: str, batch: int, size: int) -> dict[str, Any]:
+    """Measure in one of the processes; all call it at the same time."""
+    import torch
+
+    from convscope.networks import build
+    from convscope.training.distributed import join
+
+    torch.set_num_threads(1)
+    group = join()
+    found: dict[str, Any] = {"together": _steps(name, batch, single=False)}
+    if size == 2 and group is not None:
+        parts = [batch // 8, batch // 4, batch // 2, batch]
+        found["alone"] = {part: _steps(name, part, single=True) for part in parts}
+        found["all_reduce"] = {floats: _all_reduce(floats) for floats in MEASURED_FLOATS}
+        model = build(name)
+        found["weights"] = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
+        kinds = [type(layer).__name__ for layer in model.layers]
+        found["collectives"] = 2 + 2 * kinds.count("BatchNormalization")
+    return found
+
+
+def _launch(name: str, batch: int, size: int) -> dict[str, Any]:
+    """Start processes of this file; what the first one measured."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "found.json"
+        shared = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1"}
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "KERAS_BACKEND": "torch"}
+        command = [sys.executable, __file__, name, "--batch", str(batch), "--into", str(file)]
+        workers = [
+            subprocess.Popen(command, env={**os.environ, **shared, **place, "RANK": str(rank)})
+            for rank in range(size)
+        ]
+        if max(worker.wait() for worker in workers):
+            raise SystemExit(1)
+        found: dict[str, Any] = json.loads(file.read_text())
+        return found
+
+
+def main() -> None:
+    """Measure, fit, predict, and print a table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("network")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--processes", type=int, nargs="*", default=[1, 2, 4])
+    parser.add_argument("--into", type=Path)
+    options = parser.parse_args()
+    name, batch = options.network, options.batch
+    if options.into is not None:  # one of the processes
+        found = _measure(name, batch, int(os.environ["WORLD_SIZE"]))
+        if os.environ["RANK"] == "0":
+            options.into.write_text(json.dumps(found))
+        return
+    found = {size: _launch(name, batch, size) for size in options.processes}
+    parts = found[2]
+    step = _fit([float(part) for part in parts["alone"]], list(parts["alone"].values()))
+    wire = _fit([4.0 * float(floats) for floats in parts["all_reduce"]], list(parts["all_reduce"].values()))
+    link = wire[0] / 2, 1 / max(wire[1], 1e-15)  # two processes: two words, and all bytes once
+    gradients = 4 * parts["weights"]
+    print(
+        f"{name}, batches of {batch}: a step takes {1e3 * step[0]:.1f} ms and {1e3 * step[1]:.3f} an image;"
+    )
+    print(f"{gradients / 1e6:.1f} MB of gradients; {1e6 * link[0]:.0f} µs, {link[1] / 1e6:.0f} MB/s")
+    for size, one in found.items():
+        expected = predict(size, batch, step, gradients, link, parts["collectives"], os.cpu_count())
+        ratio, faster = one["together"] / expected, found[options.processes[0]]["together"] / one["together"]
+        print(
+            f"{size} processes: {1e3 * one['together']:7.1f} ms, predicted {1e3 * expected:7.1f} "
+            f"({100 * (ratio - 1):+.0f} %), {faster:.2f} times as fast"
+        )
+    for speed, text in ((118e6, "1 Gbit/s"), (1.18e9, "10 Gbit/s"), (11.8e9, "100 Gbit/s")):
+        row = [
+            predict(size, batch, step, gradients, (50e-6, speed), parts["collectives"])
+            for size in (1, 2, 4, 8, 16, 32, 64)
+        ]
+        print(f"{text}: " + ", ".join(f"{row[0] / seconds:.1f}" for seconds in row) + " times as fast")
+    print(json.dumps({"step": step, "link": link, "measured": found}))
+
+
+if __name__ == "__main__":
+    main()
