@@ -136,7 +136,10 @@ class Trainer:
         self._learning: StepRunner | None = None
         self._testing: StepRunner | None = None
         device = self._network.device
-        if not capture.suits(device) or self._group is not None:
+        if not capture.suits(device):
+            return
+        if self._group is not None:
+            self._say("Steps are not captured as a CUDA graph: several processes train together.")
             return
         graphs, changed = capture.graphs_on(device), self._network.tensors
         self._learning = StepRunner(device, graphs, changed, self._say)
