@@ -306,8 +306,9 @@ function patches(pass, layer, place, channels) {
 /** @param {number} channel @param {(number | null)[][]} patch @param {(y: number, x: number) => number} weight @returns {Term} */
 function termOf(channel, patch, weight) {
   const weights = patch.map((line, y) => line.map((_, x) => weight(y, x)));
-  const subtotal = patch.reduce((all, line, y) => all + line.reduce((part, value, x) => /** @type {number} */ (part) + (value ?? 0) * weights[y][x], 0), /** @type {number} */ (0));
-  return { channel, patch, weights, subtotal: /** @type {number} */ (subtotal) };
+  let subtotal = 0;
+  patch.forEach((line, y) => line.forEach((value, x) => (subtotal += (value ?? 0) * weights[y][x])));
+  return { channel, patch, weights, subtotal };
 }
 
 /** @type {(pass: Pass, layer: Layer, place: Place) => Found | null} */

@@ -49,11 +49,10 @@ export class ClassView {
         ? choice(t("walk.chooseClass"), "walk-class", "classes", options, target, set)
         : element("p", { class: "controls" }, element("label", {}, `${t("walk.chooseClass")} `, listed(classes, target, set)));
     const parts = [element("h3", {}, t("walk.forAndAgainst", { name: classes[target] })), choose];
-    if (found) parts.push(element("div", { class: "contributions" }, this.table(found), this.score(found)));
-    else parts.push(element("p", { class: "hint" }, t("walk.noContributions")));
+    const reasons = found ? [this.table(found), this.score(found)] : [element("p", { class: "hint" }, t("walk.noContributions"))];
     const heats = [gradCam && this.heat(pass, "gradCam", gradCam, true), occlusion && this.heat(pass, "occlusion", occlusion, false)];
     const focused = this.home.contains(document.activeElement);
-    this.home.replaceChildren(...parts, element("div", { class: "places" }, ...heats));
+    this.home.replaceChildren(...parts, element("div", { class: "contributions" }, ...reasons, element("div", { class: "places" }, ...heats)));
     if (focused) /** @type {HTMLElement | null} */ (this.home.querySelector("input:checked, select"))?.focus({ preventScroll: true });
   }
 

@@ -30,6 +30,21 @@ export class Engine {
   #next = null;
   #busy = false;
 
+  /** @type {any} */
+  payload;
+  /** @type {Network} */
+  network = /** @type {any} */ (null);
+  /** @type {import("./preprocess.js").Preprocessing} */
+  preprocessing = /** @type {any} */ (null);
+  /** The test images as pixels, uint8 (n·h·w·c). */
+  pixels = new Uint8Array();
+  /** Their probabilities, as Python recorded them (n·classes). */
+  recorded = new Float32Array();
+  /** @type {any} */
+  references;
+  /** The weights of the run, whatever training makes of them. */
+  original = new Float32Array();
+
   /** @param {any} payload @param {string} source */
   async #prepare(payload, source) {
     this.payload = payload;
@@ -37,12 +52,9 @@ export class Engine {
     const values = await unpackWeights(weights, network.layers);
     this.network = new Network(network, values);
     this.original = values.slice();
-    /** @type {import("./preprocess.js").Preprocessing} */
     this.preprocessing = { ...preprocess, scale: await unpack(preprocess.scale), offset: await unpack(preprocess.offset) };
     const size = volume(network.input);
-    /** The test images as pixels, uint8 (n·h·w·c). @type {Uint8Array} */
     this.pixels = images.pixels ? await unpack(images.pixels) : await decode(images.jpegs ?? [], payload.input);
-    /** @type {Float32Array} */
     this.recorded = images.probabilities ? await unpack(images.probabilities) : new Float32Array();
     const pixels = await unpack(references.pixels);
     const inputs = new Float32Array(pixels.length);

@@ -8,7 +8,7 @@ import { activate } from "./activations.js";
  * @typedef {{shape: number[], values: Float32Array}} Weight
  * @typedef {{index: number, name: string, type: string, kind: string, shape: number[], inputs: number[],
  *   weights: Object<string, Weight>, activation: string | null, settings: Object<string, any>, live: boolean,
- *   reason: string, cost: number, shares: number | null}} Layer
+ *   reason: string, cost: number, parameters: number, shares: number | null}} Layer
  * @typedef {{layer: number, name: string, index: number, value: number}} ChangedWeight
  * @typedef {{weights?: ChangedWeight[], zeroed?: {layer: number, channel: number}[], off?: number[],
  *   noise?: {sigma: number, seed: number}, shift?: number[], turn?: number}} Changes

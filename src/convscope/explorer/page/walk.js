@@ -276,7 +276,7 @@ export class Walk {
     drawInput(image, pass.network.input, pass.image);
     const field = receptiveField(pass.network, layer.index, place);
     const size = { height: field.height, width: field.width };
-    const figures = [figure(frame(image, field, t("walk.fieldLabel", size)), t("walk.field", size), term("receptiveField"))];
+    const figures = [figure(frame(image, field, t("walk.fieldLabel", size)), t("walk.field", size), " ", term("receptiveField"))];
     const [input] = layer.inputs;
     const window = reachOf(layer);
     const values = valuesOf(pass, input);
@@ -309,6 +309,14 @@ export class Walk {
     return asked ?? terms.reduce((most, one) => (Math.abs(one.subtotal) > Math.abs(most.subtotal) ? one : most));
   }
 
+  // A box around one number, as its layer is drawn.
+  /** @param {readonly number[]} shape @param {Place} place */
+  boxAround(shape, { row, column, channel }) {
+    const across = unitsAcross(shape[0]);
+    const [top, left] = shape.length === 3 ? [row, column] : [Math.floor(channel / across), channel % across];
+    return { top, left, height: 1, width: 1 };
+  }
+
   // The map that was chosen, enlarged; a click or the arrow keys choose a pixel of it.
   chosenMap() {
     const pass = /** @type {Pass} */ (this.pass);
@@ -319,9 +327,9 @@ export class Walk {
     const { low, high } = spatial ? drawChannel(canvas, layer.shape, values, place.channel) : drawUnits(canvas, values);
     const across = spatial ? layer.shape[1] : unitsAcross(values.length);
     const down = spatial ? layer.shape[0] : Math.ceil(values.length / across);
-    const at = spatial ? [place.row, place.column] : [Math.floor(place.channel / across), place.channel % across];
+    const box = this.boxAround(layer.shape, place);
     const words = spatial ? t("walk.mapOf", { channel: place.channel, layer: layer.name }) : t("walk.unitsOf", { layer: layer.name });
-    const framed = frame(canvas, { top: at[0], left: at[1], height: 1, width: 1 }, words);
+    const framed = frame(canvas, box, words);
     const choose = (/** @type {number} */ row, /** @type {number} */ column) => {
       if (row < 0 || column < 0 || row >= down || column >= across) return;
       if (!spatial && row * across + column >= values.length) return;
@@ -340,7 +348,7 @@ export class Walk {
       const [y, x] = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key] ?? [0, 0];
       if (!x && !y) return;
       event.preventDefault();
-      choose(at[0] + y, at[1] + x);
+      choose(box.top + y, box.left + x);
     });
     return figure(framed, t("walk.comesOut", { what: words, low: short(low), high: short(high) }));
   }
@@ -518,9 +526,10 @@ export class Walk {
     const { network } = /** @type {Pass} */ (this.pass);
     const { layer, place } = originOf(network, spot);
     const { row, column, channel } = place;
+    if (layer < 0) return t("walk.sourceImage", { row, column, channel }) + after;
     const where = network.shape(layer).length === 3 ? t("walk.sourcePixel", { row, column, channel }) : t("walk.sourceUnit", { unit: channel });
     const words = `${this.title(layer)} ${where}${after}`;
-    return layer < 0 ? words : element("button", { type: "button", class: "link", click: () => this.go(layer, place) }, words);
+    return element("button", { type: "button", class: "link", click: () => this.go(layer, place) }, words);
   }
 
   /** @typedef {[string, number, string?]} Line  What it is, the number, and the name that the quiz knows it by. */
@@ -550,10 +559,15 @@ export class Walk {
     const [, ...all] = wayBack(pass, this.state.layer, this.place);
     const steps = all.filter(({ layer }) => pass.network.layers[layer]?.kind !== "same"); // it is the number before
     const items = steps.map((spot) => {
-      const value = /** @type {Float32Array} */ (valuesOf(pass, spot.layer))[flatIndex(pass.network.shape(spot.layer), spot.place)];
-      return element("li", {}, this.link(spot, `: ${short(value)}`));
+      const shape = pass.network.shape(spot.layer);
+      const values = /** @type {Float32Array} */ (valuesOf(pass, spot.layer));
+      const canvas = element("canvas");
+      if (shape.length === 3) drawChannel(canvas, shape, values, spot.place.channel);
+      else drawUnits(canvas, values);
+      const picture = frame(canvas, this.boxAround(shape, spot.place), this.title(spot.layer));
+      return element("li", {}, picture, this.link(spot, `: ${short(values[flatIndex(shape, spot.place)])}`));
     });
-    this.parts.back.replaceChildren(...(items.length ? [element("h4", {}, t("walk.back")), element("p", { class: "hint" }, t("walk.backHint")), element("ol", {}, ...items)] : []));
+    this.parts.back.replaceChildren(...(items.length ? [element("h4", {}, t("walk.back")), element("p", { class: "hint" }, t("walk.backHint")), element("ol", { class: "chain" }, ...items)] : []));
   }
 }
 
@@ -583,14 +597,14 @@ export function mountWalk(root, { engine, store, classes }) {
     const { result, changes } = store.state;
     return result?.outputs && result.image ? { network: engine.network, image: result.image, outputs: result.outputs, changes } : null;
   };
-  const asked = () => [/** @type {Float32Array} */ (store.state.input), store.state.changes];
+  const input = () => /** @type {Float32Array} */ (store.state.input);
   quiz.subscribe(() => (score.textContent = quiz.on ? quiz.score() : ""));
   new Walk(home, {
     store,
     classes,
     quiz,
     pass,
-    gradCam: (target) => engine.gradCam(asked()[0], target, { changes: asked()[1] }),
-    occlusion: (target) => engine.occlusion(asked()[0], target, { changes: asked()[1] }),
+    gradCam: (target) => engine.gradCam(input(), target, { changes: store.state.changes }),
+    occlusion: (target) => engine.occlusion(input(), target, { changes: store.state.changes }),
   });
 }
