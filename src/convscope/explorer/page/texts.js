@@ -347,6 +347,7 @@ export const TEXTS = {
   "walk.softmax": ["softmax over all classes", "Softmax über alle Klassen"],
   "walk.someUnits": ["Of this layer’s kernel, only the weights of {count} units are in this page: {units}.", "Vom Kern dieser Schicht sind nur die Gewichte von {count} Einheiten auf dieser Seite: {units}."],
   "walk.sourceChannel": ["sum of channel {unit}", "Summe von Kanal {unit}"],
+  "walk.sourceImage": ["the image, row {row}, column {column}, channel {channel}", "das Bild, Zeile {row}, Spalte {column}, Kanal {channel}"],
   "walk.sourcePixel": ["map {channel}, row {row}, column {column}", "Karte {channel}, Zeile {row}, Spalte {column}"],
   "walk.sourceUnit": ["unit {unit}", "Einheit {unit}"],
   "walk.sumOfAll": ["Σ of all {count} products", "Σ aller {count} Produkte"],

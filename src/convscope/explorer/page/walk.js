@@ -89,6 +89,11 @@ export class Walk {
     return { row: within(place[0], shape[0]), column: within(place[1], shape[1]), channel: within(channel, shape[2]) };
   }
 
+  // By what the quiz knows the number that is shown.
+  get key() {
+    return `${this.state.layer} ${Object.values(this.place).join(" ")}`;
+  }
+
   /** @param {Set<string>} changed */
   follow(changed) {
     if (!this.home.checkVisibility()) {
@@ -500,7 +505,12 @@ export class Walk {
     if ((found.terms?.length ?? 0) > 1) lines.push([t("walk.sumOfChannel", { channel: this.termShown(found).channel }), this.termShown(found).subtotal]);
     const plain = found.bias === null && !layer.activation;
     lines.push([t("walk.sumOfAll", { count }), found.sum, plain ? "result" : "sum"]);
-    if (found.bias !== null) lines.push([t("walk.bias"), found.bias, "bias"], ["=", found.sum + found.bias, !layer.activation ? "result" : undefined]);
+    if (found.bias !== null) {
+      lines.push([t("walk.bias"), found.bias, "bias"]);
+      // With it, the sum above it would be no riddle.
+      const told = layer.activation && !hidden(this.guide.quiz, `sum ${this.key}`);
+      if (told || !layer.activation) lines.push(["=", found.sum + found.bias, told ? undefined : "result"]);
+    }
     if (layer.activation) lines.push([layer.activation === "softmax" ? t("walk.softmax") : (layer.activation ?? ""), found.result, "result"]);
     return this.equation(lines);
   }
@@ -537,7 +547,7 @@ export class Walk {
   /** @param {Line[]} lines */
   equation(lines) {
     const { quiz } = this.guide;
-    const key = `${this.state.layer} ${Object.values(this.place).join(" ")}`;
+    const { key } = this;
     const parts = lines.flatMap(([what, value, name = ""]) => {
       const shown = (HIDDEN.includes(name) && quiz.ask(`${name} ${key}`, what, value)) || precise(value);
       const answered = shown instanceof HTMLElement;
@@ -549,7 +559,7 @@ export class Walk {
   /** @param {Recomputed} found */
   verdict(found) {
     const { quiz } = this.guide;
-    if (quiz.on && hidden(quiz, `result ${this.state.layer} ${Object.values(this.place).join(" ")}`)) return element("p", { class: "hint" }, t("quiz.hint"));
+    if (quiz.on && hidden(quiz, `result ${this.key}`)) return element("p", { class: "hint" }, t("quiz.hint"));
     return (this.guide.judge ?? ((_, __, one) => compared(one)))(/** @type {Pass} */ (this.pass), this.state.layer, found, this.place);
   }
 
