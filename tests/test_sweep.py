@@ -4,8 +4,10 @@ import html
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -232,3 +234,36 @@ def test_whoever_is_killed_every_trial_is_finished_once(tmp_path):
     assert found["states"] == {"complete": trials}
     assert found["ended_once"] == found["runs"] == found["begun"] == trials
     assert found["as_undisturbed"]
+
+
+def command(folder, *more):
+    code = [sys.executable, "-m", "convscope", "sweep", "digits", "--space", str(folder / "space.toml")]
+    return subprocess.Popen(
+        [*code, "--trials", "4", "--name", "mine", "--out", str(folder), "--no-report", "--json", *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.posix("signals of a terminal")
+def test_an_interrupted_sweep_goes_on_by_the_same_command_and_two_of_them_share_it(tmp_path):
+    (tmp_path / "space.toml").write_text("network = 'simple'\nepochs = 6\nbatch_size = [64, 128, 256]")
+    process = command(tmp_path)
+    while not (tmp_path / "mine" / "trial-0000").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert "The same command goes on." in errors
+    processes = [command(tmp_path), command(tmp_path, "--workers", "2")]
+    outputs = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    found, other = (json.loads(output) for output, _ in outputs)
+    assert found == other
+    assert [trial["state"] for trial in found["trials"]] == ["complete"] * 4
+    logs = sorted((tmp_path / "mine").glob(f"*/{uses.TEST_SET_LOG}"))
+    assert [log.parent.name for log in logs] == sorted(["defaults", found["winner"]["run"]])
+    assert all(uses.count(json.loads(log.read_text(encoding="utf-8"))) == 1 for log in logs)

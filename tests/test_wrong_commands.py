@@ -44,6 +44,12 @@ WRONG = {
     (*TRAIN, "--precision", "float16"): (2, "float32"),
     (*TRAIN, "--seed", "-1"): (2, "seed of at least 0"),
     (*TRAIN, "--seeds", "0"): (2, "seeds of at least 1, got 0"),
+    (*TRAIN, "--seeds", "2", "--workers", "0"): (2, "workers of at least 1, got 0"),
+    ("sweep", "digits"): (2, "Missing option '--space'"),
+    ("sweep", "digits", "--space", "no.toml"): (3, "a TOML file for --space, got nothing at no.toml"),
+    ("sweep", "digits", "--space", "notes.txt"): (2, "notes.txt to be TOML"),
+    ("sweep", "digits", "--space", "space.toml"): (2, "space.toml, epochs: Expected epochs of at least 1"),
+    ("sweep", "digits", "--space", "space.toml", "--workers", "0"): (2, "workers of at least 1, got 0"),
     ("train", "two-classes", "--size", "99999"): (2, "from 1 to 4096 pixels, got 99999"),
     ("train", "two-classes", "--workers", "-2"): (2, "from 0 to 64 workers, got -2"),
     ("exercise", "--network", "deeep"): (2, "Did you mean 'deep'?"),
@@ -119,6 +125,7 @@ def set_up(folder):
         (folder / "unreadable" / f"{name}.png").write_bytes(b"")
     for name in ("one-class/cat/a.png", "photo.png", "notes.txt", "broken.npz", "broken.keras", "photos.zip"):
         (folder / name).write_bytes(b"nothing of the kind")
+    (folder / "space.toml").write_text("epochs = {low = 0, high = 3}")
     (folder / "table.csv").write_text("price,quantity\n1,2\n3,4\n")
 
 
