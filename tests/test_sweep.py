@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,7 @@ def test_the_winner_alone_sees_the_test_images_and_once(swept):
 def test_what_is_said_names_the_trials_and_chance(swept):
     study, outcome = swept
     text = " ".join(outcome.sentences)
-    assert f"The winner by its validation is {outcome.winner.name}" in text
+    assert f"The winner by its validation is {outcome.winner.name} (learning_rate " in text
     assert "The best of 3 trials on the same validation images" in text
     assert "on the same 360 test images" in text.lower()
     stored = json.loads((study.folder / "sweep.json").read_text(encoding="utf-8"))
@@ -106,6 +107,25 @@ def test_more_trials_go_on_and_another_space_is_refused(swept):
     for other in ({"space": "epochs = [1, 2]"}, {"objective": "loss"}, {"sampler": "RandomSampler"}):
         with pytest.raises(UsageError, match="Give the new one another --name"):
             Study(plan(study.folder, **other))
+
+
+def test_what_fails_is_named_and_costs_nobody_else(tmp_path):
+    """Settings that diverge, and defaults that do."""
+
+    def settle_badly(given):
+        config, dataset = settle({"epochs": 1, "batch_size": given.get("batch_size", 256)})
+        if given.get("batch_size") != 512:
+            rates = {"optimizer": "sgd", "learning_rate": 1e30, "engine": "keras"}
+            config = replace(config, training=replace(config.training, **rates))
+        return config, dataset
+
+    study = Study(plan(tmp_path / "small", trials=2, space="batch_size = [256, 512]", sampler="GridSampler"))
+    work(study, settle_badly)
+    found = conclude(study, with_report=False)
+    assert sorted(row.state for row in found.rows) == ["complete", "failed"]
+    assert any(row.reason.startswith("diverged: ") for row in found.rows)
+    assert found.comparison is None
+    assert "The defaults diverged." in " ".join(found.sentences)
 
 
 def test_the_luck_of_the_best_is_that_of_normal_errors():

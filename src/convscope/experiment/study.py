@@ -224,6 +224,15 @@ class Study:
             return {}
 
     @property
+    def defaults_failed(self) -> str:
+        """Why there is nothing to compare the winner with; empty where there is or will be."""
+        return str(self._study.user_attrs.get("defaults_failed", ""))
+
+    def give_up_defaults(self, why: str) -> None:
+        """Note that the defaults cannot be trained, so that nobody tries it again."""
+        self._study.set_user_attr("defaults_failed", why)
+
+    @property
     def place(self) -> str:
         """Name this folder on this machine: here a lock says who works."""
         return f"{platform.node()}:{self.folder.resolve()}"
@@ -391,7 +400,8 @@ def make_pruner(name: str, arguments: Mapping[str, Any]) -> optuna.pruners.BaseP
     names = [one for one in optuna.pruners.__all__ if one.endswith("Pruner") and "Base" not in one]
     names.remove("PatientPruner")  # it wraps another one
     if name == "MedianPruner":
-        arguments = {"n_startup_trials": 5, "n_warmup_steps": 1, **arguments}
+        # Where a rate rises first and batch statistics settle, early epochs say nothing.
+        arguments = {"n_startup_trials": 5, "n_warmup_steps": 5, **arguments}
     return cast(optuna.pruners.BasePruner, _make("pruner", optuna.pruners, name, names, dict(arguments)))
 
 

@@ -22,6 +22,7 @@ from convscope import plotting
 from convscope.data.dataset import Dataset
 from convscope.errors import ConvscopeError, DivergedError, InterruptedRunError, RunError, expected_got
 from convscope.evaluation import Comparison, compare
+from convscope.evaluation.test_set_log import TEST_SET_LOG
 from convscope.experiment.config import ExperimentConfig
 from convscope.experiment.running import (
     Result,
@@ -109,11 +110,15 @@ def work(
     """
     while time.monotonic() < until:
         with ExitStack() as held:
-            if not is_complete(study.folder / DEFAULTS) and hold(study.folder / "defaults-claim", held):
-                _train(study.folder / DEFAULTS, settle, {}, study, listeners(DEFAULTS), command)
+            compared = is_complete(study.folder / DEFAULTS) or study.defaults_failed
+            if not compared and hold(study.folder / "defaults-claim", held):
+                try:
+                    _train(study.folder / DEFAULTS, settle, {}, study, listeners(DEFAULTS), command)
+                except DivergedError as error:
+                    study.give_up_defaults(str(error))
             elif (claim := study.claim(held)) is not None:
                 _run(claim, study, settle, listeners(claim.run.name), command)
-            elif study.finished and is_complete(study.folder / DEFAULTS):
+            elif study.finished and compared:
                 return
             else:
                 time.sleep(POLL_SECONDS)
@@ -225,7 +230,7 @@ def conclude(study: Study, *, with_report: bool = True) -> Outcome:
         if isinstance(winner_result, Result) and defaults is not None:
             comparison = compare(defaults.test, winner_result.test, "the defaults", "the winner")
         found = Outcome(rows, winner, winner_result, defaults, comparison, study.importances(), ())
-        found = replace(found, sentences=_sentences(found))
+        found = replace(found, sentences=_sentences(found, study))
         files = RunDirectory(study.folder)
         files.write_json(SWEEP_FILE, {**study.plan.identity(), **found.to_json()})
         with plotting.embedded():
@@ -266,11 +271,12 @@ def _figures(found: Outcome, study: Study) -> dict[str, Figure]:
 def _page(found: Outcome, study: Study, figures: Mapping[str, Figure]) -> str:
     plan = study.plan
     names = list(plan.space.searched)
+    reasons = ["reason"] if any(row.reason for row in found.rows) else []
     rows = [
         [
             *(row.name, row.state, str(row.epochs), written(row.reached)),
             *(written(row.settings.get(name)) for name in names),
-            row.reason,
+            *(row.reason for _ in reasons),
         ]
         for row in ranked(found.rows, study.maximize)
     ]
@@ -280,7 +286,7 @@ def _page(found: Outcome, study: Study, figures: Mapping[str, Figure]) -> str:
         f"{plan.name}: {len(found.rows)} trials on {plan.data.get('name', 'the data')}",
         found.sentences,
         figures,
-        ["trial", "state", "epochs", plan.objective, *names, "reason"],
+        ["trial", "state", "epochs", plan.objective, *names, *reasons],
         rows,
         space,
         f"Values were chosen by Optuna's {plan.sampler}, trials ended early by its {plan.pruner}.",
@@ -300,18 +306,21 @@ def written(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _sentences(found: Outcome) -> list[str]:
+def _sentences(found: Outcome, study: Study) -> list[str]:
     """Say in words what was found, and how far that can be trusted."""
     if found.winner is None:
         return ["No trial is complete: there is no winner."]
     if found.winner_result is None or found.winner_result.validation is None:
         return [f"The winner is {found.winner.name}; its run is at {found.winner.place}, not here."]
     validation = found.winner_result.validation
+    settings = ", ".join(f"{name} {written(value)}" for name, value in found.winner.settings.items())
     lines = [
-        f"The winner by its validation is {found.winner.name}: {validation.accuracy:.2%} of "
+        f"The winner by its validation is {found.winner.name} ({settings}): {validation.accuracy:.2%} of "
         f"{validation.images:,} validation images, at a loss of {validation.loss:.4f}."
     ]
-    if found.defaults is not None and found.defaults.validation is not None:
+    if study.defaults_failed:
+        lines.append(f"The defaults diverged. {study.defaults_failed}")
+    elif found.defaults is not None and found.defaults.validation is not None:
         other = found.defaults.validation
         lines.append(f"The defaults reach {other.accuracy:.2%} there, at a loss of {other.loss:.4f}.")
     trials = sum(row.value is not None for row in found.rows)
@@ -325,6 +334,12 @@ def _sentences(found: Outcome) -> list[str]:
     if found.comparison is not None:
         sentence = found.comparison.sentence()
         lines.append(f"{sentence[0].upper()}{sentence[1:]}")
+    looked = [row for row in found.rows if (study.folder / row.name / TEST_SET_LOG).is_file()]
+    if len(looked) > 1:
+        lines.append(
+            f"{len(looked)} trials have been the winner so far and looked at the test images: the more do, "
+            "the less the test images say."
+        )
     return lines
 
 
