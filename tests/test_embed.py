@@ -226,13 +226,39 @@ def test_a_backbone_gives_what_its_own_model_gives(folder, monkeypatch):
     maps = keras.layers.Conv2D(6, 3, activation="relu")(inputs)
     model = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(maps))
     settings = Preprocess(16, 16, 3, "unit", np.full(3, 1 / 255, np.float32), np.zeros(3, np.float32), None)
-    monkeypatch.setattr(embedding_module, "backbone", lambda name, size: model)
+    monkeypatch.setattr(embedding_module, "backbone", lambda name, size, weights: model)
     monkeypatch.setattr(embedding_module, "preprocess_for", lambda name, size: settings)
     found, _ = embed(folder, DEFAULT)
     pixels = np.stack([found.pixels(row) for row in range(5)])
     np.testing.assert_allclose(
         found.features[:5], model.predict(settings.apply(pixels), verbose=0), atol=1e-5
     )
+
+
+def test_a_size_and_a_file_of_weights_are_those_of_the_backbone(typed, folder, tmp_path):
+    import keras
+
+    keras.utils.set_random_seed(3)
+    settings = {"weights": None, "include_top": False, "pooling": "avg", "input_shape": (32, 32, 3)}
+    model = keras.applications.MobileNetV2(**settings)
+    file = tmp_path / "mobile.weights.h5"
+    model.save_weights(file)
+    embedding, _ = embed(folder, "keras:MobileNetV2", size=32, weights=str(file))
+    pixels = np.stack([embedding.pixels(row) for row in range(len(embedding.names))])
+    assert pixels.shape[1:] == (32, 32, 3)
+    expected = model.predict(pixels / np.float32(127.5) - 1, verbose=0)
+    np.testing.assert_allclose(embedding.features, expected, atol=1e-4)
+    options = ["--network", "keras:MobileNetV2", "--size", "32", "--weights", str(file)]
+    out = tmp_path / "features.npz"
+    done = typed("embed", str(folder), *options, "--out", str(out), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with np.load(out) as arrays:
+        np.testing.assert_array_equal(arrays["features"], embedding.features)
+
+
+def test_a_run_has_a_size_of_its_own(folder, digits_run):
+    with pytest.raises(UsageError, match="beside a size or weights"):
+        embed(folder, str(digits_run), size=32)
 
 
 def test_nothing_is_embedded_of_nothing(tmp_path, digits_run):

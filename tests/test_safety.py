@@ -359,6 +359,14 @@ def test_an_array_that_declares_more_than_it_has_is_refused():
         models.read_arrays(buffer.getvalue(), "preprocess.npz")
 
 
+def test_a_member_that_is_no_array_is_refused():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("known.npy", b"no array")
+    with pytest.raises(DataError, match=r"Expected novelty\.npz to hold NumPy arrays, got known"):
+        models.read_arrays(buffer.getvalue(), "novelty.npz")
+
+
 # HDF5 -----------------------------------------------------------------------------------------------------
 
 
@@ -563,7 +571,7 @@ def damage_run(run: Path, generator) -> None:
     """Damage one file of a run."""
     names = [
         "run.json", "calibration.json", "statistics.json", "preprocess.json", "preprocess.npz",
-        "weights.safetensors", "model.keras",
+        "novelty.npz", "weights.safetensors", "model.keras",
     ]  # fmt: skip
     file = run / names[int(generator.integers(len(names)))]
     content = file.read_bytes()

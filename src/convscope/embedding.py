@@ -121,7 +121,12 @@ class Embedding:
 
 
 def embed(
-    source: str | Path, network: str = "", *, similar: Sequence[str | Path] = ()
+    source: str | Path,
+    network: str = "",
+    *,
+    similar: Sequence[str | Path] = (),
+    size: int | None = None,
+    weights: str | None = None,
 ) -> tuple[Embedding, Embedding | None]:
     """Compute the features of images, some at a time; memory holds the features, not the images.
 
@@ -131,10 +136,14 @@ def embed(
         A folder of images, whose folders are taken for their classes; an image; a run, for the images that
         it was trained with; or anything else that `load` takes.
     network : str
-        ``efficientnet-lite0``, or a run. Without it the run's own where the source is one, and the first
-        otherwise.
+        ``efficientnet-lite0``, ``keras:`` and a classifier of ``keras.applications``, or a run. Without it
+        the run's own where the source is one, and the first otherwise.
     similar : sequence of str or Path
         Images to compute the same features of.
+    size : int, optional
+        Height and width in which a network that is no run sees the images; 192 when left out.
+    weights : str, optional
+        A file of weights for such a network, in the place of the published ones.
 
     Returns
     -------
@@ -148,7 +157,7 @@ def embed(
     DataError
         If there is no image, or none can be read.
     UsageError
-        If there is no such network.
+        If there is no such network, or a size or weights are given for a run.
 
     Examples
     --------
@@ -158,7 +167,7 @@ def embed(
     """
     run = _run_at(source)
     images = _of_run(run) if run else _of_path(source)
-    chosen = _open_network(network or (str(run) if run else DEFAULT))
+    chosen = _open_network(network or (str(run) if run else DEFAULT), size, weights)
     asked = None
     if similar:
         files = [Path(one) for one in similar]
@@ -250,14 +259,18 @@ def _run_at(source: str | Path) -> Path | None:
     return None
 
 
-def _open_network(name: str) -> _Network:
+def _open_network(name: str, size: int | None, weights: str | None) -> _Network:
     """Open a backbone, or the network of a run."""
     from convscope.training.api import predict, predict_with_features
 
     _PROGRESS.info("Loading %s", name)
     if is_pretrained(name):
-        model, settings = backbone(name, DEFAULT_SIZE), preprocess_for(name, DEFAULT_SIZE)
+        size = size or DEFAULT_SIZE
+        model, settings = backbone(name, size, weights), preprocess_for(name, size)
         return _Network(name, settings, lambda pixels: predict(model, pixels, preprocess=settings))
+    if size is not None or weights is not None:
+        hint = "A run has a size and weights of its own."
+        raise UsageError(expected_got(f"{DEFAULT} or keras:NAME beside a size or weights", repr(name), hint))
     try:
         run = find_run(name)
     except RunError as error:

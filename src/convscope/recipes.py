@@ -77,8 +77,8 @@ RECIPES = {
 }
 # Fewer images than these, and how often to go through them: about as many steps for each.
 _EPOCHS = ((3_000, 40), (10_000, 20), (math.inf, 10))
-# The same for fine-tuning.
-_FINE_TUNING = ((1_000, 6), (3_000, 4), (math.inf, 2))
+# The same for fine-tuning, and its highest learning rate: more of it, and few images forget the others.
+_FINE_TUNING = ((1_000, 6, 5e-4), (3_000, 4, 1e-3), (math.inf, 2, 1e-3))
 # A pretrained network is taken for at most so many photographs, of at least so many pixels on one side.
 MOST_FOR_BACKBONE, LEAST_SIDE_FOR_BACKBONE = 10_000, 32
 # Images up to this size say no more at a larger one.
@@ -114,8 +114,8 @@ def suggest(dataset: Dataset, network: str | None = None) -> ExperimentConfig:
         return exercise
     if network is not None and pretrained.is_pretrained(network):
         config = replace(RECIPES["pretrained"].config, network=network)
-        epochs = next(count for most, count in _FINE_TUNING if len(dataset.train) < most)
-        return replace(config, training=replace(config.training, epochs=epochs))
+        epochs, rate = next(values for most, *values in _FINE_TUNING if len(dataset.train) < most)
+        return replace(config, training=replace(config.training, epochs=int(epochs), learning_rate=rate))
     chosen = RECIPES["photographs" if _are_photographs(dataset) else "images"].config
     if dataset.input_shape == (28, 28, 1):
         chosen = exercise

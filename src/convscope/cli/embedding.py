@@ -28,8 +28,17 @@ def embed(
     network: Annotated[
         str | None,
         typer.Option(
-            help="efficientnet-lite0, which needs no training, or a run. [default: the run's own, or that]"
+            help="efficientnet-lite0, which needs no training, keras:NAME, or a run. "
+            "[default: the run's own, or the first]"
         ),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(help="Height and width in which such a network sees the images. [default: 192]"),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="A file of weights for it, in the place of the published ones."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write the features to this new .npz or .parquet file.")
@@ -72,7 +81,7 @@ def embed(
     from convscope.embedding import embed as compute
     from convscope.embedding import nearest_to
 
-    embedding, asked = compute(source, network or "", similar=similar or ())
+    embedding, asked = compute(source, network or "", similar=similar or (), size=size, weights=weights)
     found = None if asked is None else nearest_to(embedding, asked, count)
 
     def write() -> None:

@@ -67,7 +67,11 @@ def read_arrays(content: bytes, name: str) -> dict[str, NDArray[Any]]:
                 expected_got(f"{name} to hold at most {_megabytes(ARRAY_BYTES)}", _megabytes(size))
             )
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in arrays.files}
+            read = {key: arrays[key] for key in arrays.files}
+        for key, value in read.items():  # NumPy gives the bytes of what does not begin as an array
+            if not isinstance(value, np.ndarray):
+                raise DataError(expected_got(f"{name} to hold NumPy arrays", f"{key}, which is none"))
+        return read
     except DataError:
         raise
     except Exception as error:  # as above: zipfile and NumPy's header reader raise almost anything
