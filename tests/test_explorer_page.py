@@ -430,8 +430,10 @@ def test_the_page_speaks_german(open_page, explorer):
             row[0] for row in table.values() if row[0] != row[1] and len(row[0]) > 20 and "{" not in row[0]
         }
         assert [sentence for sentence in english if sentence in shown] == []
+    assert page.locator("#theme").inner_text() == table["frame.theme.auto"][1]
     page.locator("#language").select_option("en")
     assert page.locator("#tab-change").inner_text() == "Change"
+    assert page.locator("#theme").inner_text() == table["frame.theme.auto"][0]
 
 
 def test_a_digit_of_mnist_is_laid_as_mnist_is(open_page, explorer, real_mnist):

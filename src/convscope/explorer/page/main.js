@@ -59,8 +59,8 @@ async function start() {
   const each = size.height * size.width * size.channels;
   const initial = firstState();
   const store = new Store({ ...initial });
-  applyTheme(store);
   applyLanguage(store);
+  applyTheme(store);
 
   const engine = await Engine.start(payload);
   const images = testImages(engine, each);

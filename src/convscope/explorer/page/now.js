@@ -10,6 +10,8 @@ import { driftWarnings } from "./unlike.js";
 // Up to so many classes all stand in their order, so that a bar moves and not its place; of more, the first ones.
 const ALL = 12;
 const RANKED = 8;
+// A probability that the changes moved by less has no mark.
+const MOVED = 0.005;
 // The screen reader hears what stays for so long, in milliseconds.
 const CALM = 700;
 
@@ -86,7 +88,7 @@ export function mountNow(root, app) {
     const shown = classes.length > ALL ? order.slice(0, RANKED) : [...order].sort((one, other) => one - other);
     shown.forEach((index, place) => {
       const { row, name, bar, was, share } = rows[place];
-      was.hidden = !altered || !before;
+      was.hidden = !altered || !before || Math.abs(before[index] - probabilities[index]) < MOVED;
       if (before) was.style.left = `${100 * before[index]}%`;
       name.textContent = classes[index];
       name.title = classes[index];
