@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import distributed_cases
+import keras
 import numpy as np
 import pytest
 import torch
 
+import convscope
 from convscope.lowering.masks import MaskSource, bits_type
 from convscope.training import distributed
 
@@ -157,3 +159,17 @@ def _children(pid: int) -> list[int]:
     """The processes that a launcher has started, the first first."""
     command = ["ps", "-o", "pid=", "--ppid", str(pid)]
     return sorted(map(int, subprocess.run(command, capture_output=True, check=True).stdout.split()))
+
+
+def test_what_keras_distributes_is_left_to_keras() -> None:
+    keras.distribution.set_distribution(keras.distribution.DataParallel(devices=["cpu:0"]))
+    try:
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="softmax")])
+        model.compile("sgd", "sparse_categorical_crossentropy")
+        x, y = np.zeros((8, 4), np.float32), np.arange(8) % 2
+        with pytest.warns(UserWarning, match=r"keras\.distribution is active"):
+            history = convscope.fit(model, x, y, verbose=0)
+        assert history.engine == "keras"
+        assert "DataParallel" in history.reason
+    finally:
+        keras.distribution.set_distribution(None)
