@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from convscope.arithmetic.activations import ACTIVATIONS
+from convscope.evaluation.novelty import Novelty, reduce
 from convscope.explorer.page import bundle
-from convscope.explorer.payload import describe_network, pack
+from convscope.explorer.payload import _novelty, describe_network, pack
 from convscope.inspection import feature_maps, grad_cam, occlusion
 from convscope.networks import build
 from convscope.preprocessing import Preprocess, resize_to_input
@@ -34,7 +35,7 @@ def javascript(browser):
     """Run functions of the page's modules."""
     context = browser.new_context()
     page = context.new_page()
-    page.add_script_tag(content=bundle("arrays.js", "worker.js") + HARNESS)
+    page.add_script_tag(content=bundle("arrays.js", "unlike.js", "worker.js") + HARNESS)
 
     def run(body, **given):
         return page.evaluate(f"async (given) => {{ {body} }}", json.loads(json.dumps(given)))
@@ -350,3 +351,19 @@ def test_pixels_are_scaled_as_python_does(javascript, scaling):
         scale=pack(preprocess.scale), offset=pack(preprocess.offset),
     )  # fmt: skip
     np.testing.assert_allclose(np.reshape(found, (8, 8, 3)), preprocess.apply(other[None])[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("features", [40, 1300])
+def test_the_distance_from_training_images_is_that_of_python(javascript, features):
+    generator = np.random.default_rng(8)
+    known = reduce(generator.normal(size=(60, features)).astype(np.float32)).astype(np.float16)
+    novelty = Novelty(known, features, limit=0.5, validation=100)
+    image = generator.normal(size=(1, features)).astype(np.float32)
+    found = javascript(
+        "const { Novelty } = modules['unlike.js'];"
+        "return (await Novelty.unpack(given.novelty)).distance(await unpack(given.image));",
+        novelty=_novelty(novelty, 10**6),
+        image=pack(image),
+    )
+    assert found == pytest.approx(novelty.distances(image)[0], abs=1e-5)
+    assert _novelty(novelty, 1000) is None

@@ -85,6 +85,21 @@ def test_accuracy_and_probabilities_of_the_test_images_are_those_of_python(open_
     assert np.sum(found["confusion"]) == found["count"]
 
 
+def test_an_image_is_as_far_from_the_training_images_as_predict_says(open_page, digits_run, tmp_path):
+    contents = read_contents(digits_run)
+    page = open_page(write_page(contents, tmp_path / "page.html").file)
+    found = page.evaluate(
+        "Promise.resolve(explorer.engine).then(async (engine) => {"
+        "const all = []; for (let at = 0; at < 8; at += 1) all.push(await engine.run(engine.image(at)));"
+        "const distance = (one) => explorer.novelty.distance(one.features);"
+        "return all.map((one) => ({ distance: distance(one), probabilities: [...one.probabilities] })); })"
+    )
+    places = page.evaluate("explorer.payload.images.places")[:8]
+    probabilities, distances = contents.bundle.predict_with_distances(contents.images[places])
+    np.testing.assert_allclose([one["distance"] for one in found], distances, atol=1e-4)
+    np.testing.assert_allclose([one["probabilities"] for one in found], probabilities, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_a_backbone_of_photographs_computes_in_a_file_of_8_mb(open_page, tmp_path):
     dataset = make_dataset(5, (192, 192, 3), count=40)

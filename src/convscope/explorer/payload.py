@@ -38,8 +38,6 @@ REFERENCES = 2
 COMPARED, ALL_COMPARED = 4096, 150_000
 # A page with more characters carries its kernels as float16, and one that is still larger as int8.
 LARGEST = 8_000_000
-# Features of training images are left out where they take more; then the page does not warn by them.
-NOVELTY_BYTES = 1_100_000
 _SEED = 1338
 
 
@@ -73,7 +71,7 @@ def make_payload(
         "rounding": _rounding(bundle, chosen) if bits < 32 else None,
         "references": _references(bundle, chosen),
         "images": pictures,
-        "unlike": _unlike(bundle),
+        "unlike": _unlike(bundle, LARGEST - len(str(pictures)) - len(str(described)) - 6 * ALL_COMPARED),
     }
 
 
@@ -323,7 +321,7 @@ def _references(bundle: Bundle, chosen: _Chosen | None) -> dict[str, Any]:
     }
 
 
-def _unlike(bundle: Bundle) -> dict[str, Any] | None:
+def _unlike(bundle: Bundle, room: int) -> dict[str, Any] | None:
     """Give what `predict` warns by: the ranges of training images, and where they lie among features."""
     statistics, novelty = bundle.statistics, bundle.novelty
     if statistics is None:
@@ -334,13 +332,13 @@ def _unlike(bundle: Bundle) -> dict[str, Any] | None:
         "margin": drift.MARGIN,
         "flat": drift.FLAT,
         "dark": drift.FAR_TOO_DARK,
-        "novelty": _novelty(novelty) if novelty is not None and math.isfinite(novelty.limit) else None,
+        "novelty": None if novelty is None else _novelty(novelty, room),
     }
 
 
-def _novelty(novelty: Novelty) -> dict[str, Any] | None:
-    """Give the training images' features (images, dimensions), and the signs that add up longer ones."""
-    if novelty.known.nbytes > NOVELTY_BYTES:
+def _novelty(novelty: Novelty, room: int) -> dict[str, Any] | None:
+    """Give the training images' features, if there is room, and the signs that add up longer ones."""
+    if not math.isfinite(novelty.limit) or novelty.known.nbytes * 4 / 3 > room:
         return None
     features, dimensions = novelty.features, novelty.known.shape[1]
     signs = None if features <= dimensions else pack(signs_of(features).astype(np.int8))  # (sums, dimensions)
