@@ -36,7 +36,7 @@ class RecordedGraphs:
         return nullcontext()
 
     def record(self, function):
-        recording = Recording()
+        recording = Recording(self.device)
         try:
             with recording:
                 function()
@@ -52,8 +52,9 @@ class RecordedGraphs:
 
 
 class Recording(TorchDispatchMode):
-    def __init__(self):
+    def __init__(self, device):
         super().__init__()
+        self._device = device
         self.operations, self.from_outside, self._made = [], {}, {}
 
     def __torch_dispatch__(self, operation, _types, args=(), kwargs=None):
@@ -63,7 +64,7 @@ class Recording(TorchDispatchMode):
             if memory.data_ptr() not in self._made and memory.data_ptr() not in self.from_outside:
                 self.from_outside[memory.data_ptr()] = (tensor, memory, memory.clone())
         result = operation(*args, **kwargs)
-        reason = obstacle_of(operation, args, result)
+        reason = obstacle_of(operation, args, result, self._device)
         if reason is not None:
             raise RuntimeError(f"operation not permitted when stream is capturing: {reason}")
         results = tensors_of(result)

@@ -338,6 +338,14 @@ def test_what_a_device_would_refuse_is_seen_in_the_warm_up(operation, reason):
     assert not graphs.recordings
 
 
+def test_what_a_step_would_change_elsewhere_is_seen():
+    elsewhere = torch.zeros(())
+    inspector = capture.Inspector(torch.device("meta"))
+    with inspector:
+        elsewhere.add_(1)
+    assert inspector.found == "a step changes what lies elsewhere (add_)"
+
+
 def test_batches_of_ever_other_shapes_are_not_captured():
     said = []
     graphs, run = runner_of(lambda tensors: tensors["x"].sum(), said=said)

@@ -120,11 +120,13 @@ class StepRunner:
         """Run every further step as it is."""
         if self._graphs is not None:
             self._graphs = None
-            self._kinds.clear()
+            self.forget()
             self._notify(f"Steps are not captured as a CUDA graph: {reason}.")
 
     def forget(self) -> None:
         """Let steps be recorded anew: something that they were recorded with has changed."""
+        if self.captured and self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # it may still be replaying them
         self._kinds.clear()
 
     def __call__(self, key: Hashable, values: Tensors, compute: Compute) -> Any:
@@ -157,7 +159,7 @@ class StepRunner:
         with graphs.warming_up():
             if kind.runs < WARM_UP:
                 return compute(kind.tensors.named)
-            inspector = Inspector()
+            inspector = Inspector(self._device)
             with inspector:
                 result = compute(kind.tensors.named)
         if inspector.found is not None:
@@ -276,20 +278,21 @@ class _Slot:
 class Inspector(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Looks at what a step asks of the device for what cannot be recorded; ``found`` says what it is."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._device = device
         self.found: str | None = None
 
     def __torch_dispatch__(self, operation: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Do an operation."""
         result = operation(*args, **(kwargs or {}))
         if self.found is None:
-            self.found = obstacle_of(operation, args, result)
+            self.found = obstacle_of(operation, args, result, self._device)
         return result
 
 
-def obstacle_of(operation: Any, args: Any, result: Any) -> str | None:
-    """Say why an operation cannot be part of a recorded step; None where it can."""
+def obstacle_of(operation: Any, args: Any, result: Any, device: torch.device) -> str | None:
+    """Say why an operation cannot be part of a step that a device records; None where it can."""
     name = operation._schema.name.removeprefix("aten::")
     given = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
     chooses = name.startswith("index") and any(
@@ -297,7 +300,8 @@ def obstacle_of(operation: Any, args: Any, result: Any) -> str | None:
         for leaf in tree_leaves(args[1] if len(args) > 1 else ())
     )
     tags = operation.tags
-    if torch.Tag.nondeterministic_seeded in tags:
+    # Torch's attention would draw only where it drops; ours does not.
+    if torch.Tag.nondeterministic_seeded in tags and not name.startswith("_scaled_dot_product"):
         return f"a step draws random numbers from torch ({name})"
     sizes = torch.Tag.dynamic_output_shape in tags and not name.startswith("index")
     if torch.Tag.data_dependent_output in tags or sizes or chooses:
@@ -305,4 +309,8 @@ def obstacle_of(operation: Any, args: Any, result: Any) -> str | None:
     made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
     if len({leaf.device for leaf in (*given, *made)}) > 1 and name in ("_to_copy", "copy_", "_copy_from"):
         return f"a step moves numbers between devices ({name})"
+    arguments = zip(operation._schema.arguments, args, strict=False)
+    written = [value for one, value in arguments if one.alias_info is not None and one.alias_info.is_write]
+    if any(leaf.device != device for leaf in tree_leaves(written) if isinstance(leaf, torch.Tensor)):
+        return f"a step changes what lies elsewhere ({name})"
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +77,7 @@ class Predictor:
         self.reason: str | None = None
         self._rank = None if self._shape is None else 1 + len(self._shape)
         self._runner = self._captured()
+        self._turn = threading.RLock()  # of several threads, on tensors that stay where they are
 
     def _captured(self) -> StepRunner | None:
         """Get ready to capture passes, where the device can."""
@@ -200,13 +202,9 @@ class Predictor:
         if self.reason is None:
             try:
                 x = with_rank(x, self._rank)
-                if self._runner is None:
-                    return self._network(x, training=False)
-                batch = PlannedBatch.of((x, None, None))
-                outputs = self._runner(
-                    (), batch.values, lambda tensors: self._network(batch.make(tensors)[0], training=False)
+                return (
+                    self._network(x, training=False) if self._runner is None else self._run(self._runner, x)
                 )
-                return map_leaves(torch.clone, outputs)  # the next batch of this shape overwrites them
             except Exception as error:
                 require_fitting_images(self._shape, ArrayInput(x))
                 if self._strict or is_mistake(error):
@@ -214,6 +212,15 @@ class Predictor:
                 self.leave_to_keras(reason_of(error))
         self._model.make_predict_function()
         return self._model.predict_function([(x,)])
+
+    def _run(self, runner: StepRunner, x: Any) -> Any:
+        """Compute a batch on tensors that stay where they are."""
+        batch = PlannedBatch.of((x, None, None))
+        with self._turn:
+            outputs = runner(
+                (), batch.values, lambda tensors: self._network(batch.make(tensors)[0], training=False)
+            )
+            return map_leaves(torch.clone, outputs)  # the next batch of this shape overwrites them
 
     def leave_to_keras(self, reason: str) -> None:
         """Compute by Keras's own step from now on."""
