@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import urllib.parse
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import httpx
@@ -62,16 +63,17 @@ class Server:
     """An application whose lifespan runs; requests are asked one after the other, or together."""
 
     def __init__(self, app):
-        self._app, self._runner = app, asyncio.Runner()
+        # A thread of its own: in that of the tests Playwright may keep a loop running.
+        self._app, self._runner, self._thread = app, asyncio.Runner(), ThreadPoolExecutor(1)
 
     def __enter__(self):
-        self._runner.__enter__()
-        self._runner.run(self._start())
+        self.run(self._start())
         return self
 
     def __exit__(self, *error):
-        self._runner.run(self._stop())
-        self._runner.__exit__(*error)
+        self.run(self._stop())
+        self._thread.submit(self._runner.close).result()
+        self._thread.shutdown()
 
     async def _start(self):
         self._told, started = asyncio.Queue(), asyncio.get_running_loop().create_future()
@@ -89,7 +91,7 @@ class Server:
         await self._life
 
     def run(self, asked):
-        return self._runner.run(asked)
+        return self._thread.submit(self._runner.run, asked).result()
 
     async def answer(self, method, path, headers=(), receive=None, body=b"", host="127.0.0.1:8000"):
         """Ask with exactly these headers, and a Host where one is named."""

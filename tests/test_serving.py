@@ -22,6 +22,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 import numpy as np
 import pytest
+from bundle_cases import copy_of
 from PIL import Image
 from serving_cases import Server, connect, drawn, form_of, plain_bundle, png, process
 
@@ -631,7 +632,8 @@ def test_what_was_accepted_is_answered_before_the_end(digits_run, digits, tmp_pa
         with ThreadPoolExecutor(8) as pool:
             for _ in range(8):
                 pool.submit(ask_on)
-            time.sleep(1)
+            while len(results) < 20:
+                time.sleep(0.05)
             running.send_signal(signal.SIGTERM)
             time.sleep(0.5)
             slow.sendall(body[100:])
@@ -640,7 +642,7 @@ def test_what_was_accepted_is_answered_before_the_end(digits_run, digits, tmp_pa
         slow.close()
         assert answer.startswith(b"HTTP/1.1 200") and b'"label"' in answer
         answered = [one for one in results if isinstance(one, httpx.Response)]
-        assert len(answered) > 8
+        assert len(answered) >= 20
         assert {one.status_code for one in answered} == {200}
         assert all(len(one.json()["predictions"]) == 1 for one in answered)
         # What was not answered was not accepted: a connection was refused or closed, no answer was cut.
@@ -690,21 +692,36 @@ def test_a_gigabyte_and_two_hundred_clients_leave_memory_bounded(started, digits
         assert httpx.post(f"{address}/predict", content=gigabyte(), timeout=60).status_code == 413
     assert memory() - before < 150
 
-    found, until = [], time.monotonic() + 8
+    found = []
 
     def client(_):
         with httpx.Client(base_url=address, timeout=60) as asking:
-            while time.monotonic() < until:
+            for _ in range(5):
                 found.append(asking.post("/predict", json=body))
 
     with ThreadPoolExecutor(200) as pool:
         list(pool.map(client, range(200)))
     assert {one.status_code for one in found} <= {200, 503}
     good = [one for one in found if one.status_code == 200]
-    assert len(good) >= 200
+    assert len(found) == 1000 and len(good) >= 200
     assert all("retry-after" in one.headers for one in found if one.status_code == 503)
     assert memory() - before < 300
     assert httpx.get(f"{address}/health").status_code == 200
+
+
+@pytest.mark.browser
+def test_the_served_explorer_keeps_what_an_image_really_shows(browser, digits_run, tmp_path):
+    with process(digits_run, "--keep", tmp_path / "kept", cwd=tmp_path) as (_, address):
+        page, said = browser.new_page(), []
+        page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda asked: asked.url.startswith((address, "blob:")) or said.append(asked.url))
+        page.goto(f"{address}/")
+        page.select_option(".correction select", "7", timeout=60_000)
+        page.wait_for_selector(".correction [role=status]:has-text('7')")
+        page.close()
+    assert said == []
+    assert [one.label for one in read_corrections(tmp_path / "kept")] == ["7"]
 
 
 @pytest.mark.slow
@@ -719,7 +736,7 @@ def test_interface_command_line_and_onnx_agree_on_a_thousand_images(
     files = [png(one) for one in images]
     for number, image in enumerate(files):
         (folder / f"{number:04d}.png").write_bytes(image)
-    onnx = load_bundle(export_run(digits_run, "onnx", tmp_path / "onnx").path)
+    onnx = load_bundle(export_run(copy_of(digits_run, tmp_path / "run"), "onnx", tmp_path / "onnx").path)
     command = list(predict_files(trained, [folder]))
     exported = list(predict_files(onnx, [folder]))
     asked = []
@@ -772,7 +789,7 @@ def test_the_steps_of_the_container_file_give_a_server(digits_run, tmp_path):
         os.environ.get("CONVSCOPE_CONTAINER") != "1"
     ):  # it downloads some hundred megabytes; .ci/run asks for it
         pytest.skip("CONVSCOPE_CONTAINER=1 runs the steps")
-    export = export_run(digits_run, "keras", tmp_path / "export").path
+    export = export_run(copy_of(digits_run, tmp_path / "run"), "keras", tmp_path / "export").path
     venv.create(tmp_path / "venv", with_pip=True)
     pip = [tmp_path / "venv/bin/pip", "install", "--quiet", "--constraint", "constraints.txt"]
     subprocess.run([*pip, f"{root}[serve]", "onnxruntime"], cwd=root, check=True, timeout=1500)

@@ -71,7 +71,7 @@ export const TEXTS = {
   "change.was": ["as trained: {was}", "wie trainiert: {was}"],
   "change.weight": ["{name}, row {row}, column {column}", "{name}, Zeile {row}, Spalte {column}"],
   "change.zero": ["Set channel {channel} to zero", "Kanal {channel} auf null setzen"],
-  "correct.kept": ["Kept: it shows {label}. {kept} corrections in all.", "Behalten: Es zeigt {label}. Insgesamt {kept} Korrekturen."],
+  "correct.kept": ["Kept: it shows {label}. Corrections in all: {kept}.", "Behalten: Es zeigt {label}. Korrekturen insgesamt: {kept}."],
   "correct.label": ["It is really", "Es ist in Wahrheit"],
   "correct.lost": ["Not kept: the server does not answer.", "Nicht behalten: Der Server antwortet nicht."],
   "draw.all": ["all classes", "alle Klassen"],
