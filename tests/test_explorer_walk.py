@@ -9,6 +9,7 @@ from report_runs import make_dataset, make_run
 
 from convscope.contents import read_contents
 from convscope.explorer import write_page
+from convscope.glossary import GLOSSARY
 from convscope.inspection import grad_cam, occlusion, recompute
 from convscope.inspection.forward import run, scores, to_batch
 from convscope.lowering.graph import read_graph
@@ -317,7 +318,7 @@ def test_an_automatic_check_finds_nothing_against_accessibility(walk, width, sch
 
     walked = walk(width, scheme)
     page = walked.page
-    for section in ("draw", "walk", "change", "learn"):
+    for section in page.evaluate("[...document.querySelectorAll('[role=tabpanel]')].map(({ id }) => id)"):
         page.evaluate("(section) => explorer.store.set({ section })", section)
         page.wait_for_timeout(100)
         page.evaluate("for (const folded of document.querySelectorAll('details')) folded.open = true")
@@ -351,3 +352,7 @@ def test_every_word_of_the_walk_has_a_text_in_both_languages(walk):
         for key in table
         if key.startswith("term.") and key.endswith(".is") and not table[key][0].endswith(".")
     ] == []
+    english = {table[f"term.{word}"][0]: table[f"term.{word}.is"][0] for word in words}
+    shared = {word: sentence for word, sentence in GLOSSARY.items() if word in english}
+    assert shared
+    assert {word: english[word][0].lower() + english[word][1:] for word in shared} == shared
