@@ -1,5 +1,6 @@
 // Words that a newcomer may not know, each with one sentence; and a quiz that hides numbers until they are guessed.
 
+import { placeAt } from "./arithmetic.js";
 import { element } from "./dom.js";
 import { t } from "./texts.js";
 
@@ -118,8 +119,12 @@ export function hidden(quiz, key) {
 export function mountLearn(root, { engine, store }) {
   const { layers } = engine.network;
   const first = Math.max(0, layers.findIndex((layer) => layer.live && layer.kind === "convolution"));
+  // To the largest number of a layer: there is something to see.
   const walkTo = (/** @type {number} */ layer, /** @type {string} */ part) => () => {
-    store.set({ section: "walk", layer });
+    const values = store.state.result?.outputs?.[layer];
+    const largest = values ? values.reduce((best, value, at) => (value > values[best] ? at : best), 0) : 0;
+    const { row, column, channel } = placeAt(layers[layer].shape, largest);
+    store.set({ section: "walk", layer, channel, place: [row, column] });
     document.querySelector(part)?.scrollIntoView({ block: "center" });
   };
   const path = [
