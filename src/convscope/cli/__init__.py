@@ -2,6 +2,7 @@
 
     program.py    the commands by their names      parsing.py    what is typed: shared options, readers
     training.py   train, resume                    output.py     tables, sentences, JSON
+    sweeping.py   sweep                            settings.py   from what is typed to what is trained
     exercise.py   the exercise                     startup.py    soon ready, soon gone
     lessons.py    its notebooks, grading, quiz     datasets.py   data list | fetch | info | check | undo
     judging.py    evaluate, compare, report, runs

@@ -77,6 +77,17 @@ def _show_log(wanted: bool) -> None:
         _LOG.setLevel(logging.DEBUG)
 
 
+@app.command("worker", hidden=True)
+def _worker() -> None:
+    """Train what standard input names: what `train --workers` starts.
+
+    Example: convscope train digits --seeds 4 --workers 2
+    """
+    from convscope.experiment.several import main
+
+    main()
+
+
 @app.callback()
 def _program(
     context: typer.Context,

@@ -1,7 +1,7 @@
 """Several experiments: one after the other, or side by side in processes with their share of the threads.
 
-This module run as a program is one of these processes: it trains what standard input names, one JSON object
-a line, and answers with what happens.
+`main` is what one of these processes does: it trains what standard input names, one JSON object a line, and
+answers with what happens.
 """
 
 from __future__ import annotations
@@ -139,12 +139,9 @@ def _run_side_by_side(
             f"Interrupted. {len(results)} of {len(configs)} runs in {folder} are complete, {len(left)} begun."
         )
         raise InterruptedRunError(f"{text} {hint}".strip()) from error
-    finally:
-        with suppress(OSError):
-            if not log.stat().st_size:
-                log.unlink()
     if failures:
         raise failed(failures, len(configs))
+    log.unlink(missing_ok=True)
     return [results[name] for name in configs]
 
 
@@ -212,7 +209,7 @@ def train_side_by_side(
     threads, heard = share_of_threads(workers), queue.SimpleQueue[tuple[Worker, dict[str, Any] | None]]()
 
     def start() -> Worker:
-        worker = Worker([__spec__.name if __spec__ else __name__], threads, log)
+        worker = Worker(["convscope", "worker"], threads, log)
         worker.listen(heard)
         return worker
 
@@ -319,7 +316,3 @@ def _train(task: Mapping[str, Any], known: dict[str, Any], answer: Callable[[Any
         sys.excepthook(type(error), error, error.__traceback__)
         return {"failed": f"{type(error).__name__}: {error}.", "code": 1}
     return {"done": True}
-
-
-if __name__ == "__main__":
-    main()
