@@ -104,6 +104,7 @@ def test_more_trials_go_on_and_another_space_is_refused(swept):
     study, _ = swept
     more = Study(plan(study.folder, trials=4))
     assert [row.state for row in more.rows()] == ["complete"] * 3 + ["waiting"]
+    assert [row.state for row in Study(plan(study.folder, trials=1)).rows()] == ["complete"] * 3
     for other in ({"space": "epochs = [1, 2]"}, {"objective": "loss"}, {"sampler": "RandomSampler"}):
         with pytest.raises(UsageError, match="Give the new one another --name"):
             Study(plan(study.folder, **other))

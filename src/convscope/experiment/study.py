@@ -7,6 +7,7 @@ a worker takes one by its lock, which a killed process sets free, so that anothe
 from __future__ import annotations
 
 import logging
+import math
 import os
 import platform
 import re
@@ -119,6 +120,13 @@ class SweepPlan:
         make_sampler(self.sampler, self.space, 0)
         make_pruner(self.pruner, self.space.pruner)
 
+    @property
+    def most_trials(self) -> int:
+        """How many trials there are to be: no more than a grid has points."""
+        if self.sampler != "GridSampler":
+            return self.trials
+        return min(self.trials, math.prod(len(one.grid() or ()) for one in self.space.searched.values()))
+
     def identity(self) -> dict[str, Any]:
         """Give what must be the same for all who take part."""
         own = {"data": dict(self.data), "objective": self.objective, "space": self.space.to_json()}
@@ -150,20 +158,14 @@ class Study:
             )
             self._id = self.storage.get_study_id_from_name(plan.name)
             self._require_same()
-            for _ in range(self.trials - len(self._frozen(all_numbers=True))):
+            known = self.storage.get_all_trials(self._id, deepcopy=False)
+            begun = [one.number + 1 for one in known if one.state != TrialState.WAITING]
+            # Whoever asks for fewer trials than there are already means the same sweep.
+            self.trials = max([plan.most_trials, *begun])
+            for _ in range(self.trials - len(known)):
                 self._study.add_trial(optuna.create_trial(state=TrialState.WAITING))
         # Samplers end Optuna's own loop by this when they have tried everything; this loop counts.
         setattr(self._study, "stop", lambda: None)  # noqa: B010  mypy knows a method when it sees one
-
-    @property
-    def trials(self) -> int:
-        """How many trials there are to be: no more than a grid has points."""
-        if self.plan.sampler != "GridSampler":
-            return self.plan.trials
-        points = 1
-        for one in self.plan.space.searched.values():
-            points *= len(one.grid() or ())
-        return min(self.plan.trials, points)
 
     def _require_same(self) -> None:
         """Refuse to take part in a sweep of the same name that is another one."""
@@ -176,9 +178,9 @@ class Study:
                 expected = f"the {name} of the sweep {self.plan.name} that was begun, {found.get(name)}"
                 raise UsageError(expected_got(expected, value, "Give the new one another --name."))
 
-    def _frozen(self, *, all_numbers: bool = False) -> list[FrozenTrial]:
+    def _frozen(self) -> list[FrozenTrial]:
         trials = self.storage.get_all_trials(self._id, deepcopy=False)
-        return trials if all_numbers else [one for one in trials if one.number < self.trials]
+        return sorted((one for one in trials if one.number < self.trials), key=lambda one: one.number)
 
     def rows(self) -> list[TrialRow]:
         """List the trials as they are now."""
