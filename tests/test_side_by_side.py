@@ -12,7 +12,7 @@ import pytest
 
 from convscope.data.loading import load
 from convscope.errors import DivergedError, InterruptedRunError, RunError
-from convscope.experiment import ExperimentConfig, cross_validate, run_several
+from convscope.experiment import ExperimentConfig, cross_validate, run_several, several
 from convscope.experiment.workers import share_of_threads
 from convscope.runs import open_run
 from convscope.training.config import TrainingConfig
@@ -95,19 +95,20 @@ def test_an_error_in_one_names_it_and_lets_the_others_finish(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.posix("a signal that ends a process at once")
-def test_a_killed_process_costs_its_run_alone(tmp_path):
-    import psutil
+def test_a_killed_process_costs_its_run_alone(tmp_path, monkeypatch):
+    done, started, killed = [], [], []
 
-    done, killed = [], []
+    class Known(several.Worker):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            started.append(self)
 
     def kill(_name, event):
         if isinstance(event, EpochEnd) and not killed:
-            workers = [
-                child for child in psutil.Process().children() if "several" in " ".join(child.cmdline())
-            ]
-            killed.append(workers[0])
-            workers[0].kill()
+            killed.append(started[0])
+            started[0].process.kill()
 
+    monkeypatch.setattr(several, "Worker", Known)
     configs = with_seeds(1, 2, 3, epochs=30)
     with pytest.raises(RunError, match=r"1 of 3 runs failed: seed-\d: its process was ended by SIGKILL"):
         run_several(
