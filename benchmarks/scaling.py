@@ -139,6 +139,7 @@ def _measure(name: str, batch: int, size: int) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     group = join()
+    _steps(name, batch, single=False)  # the first steps of a process wait for memory
     found: dict[str, Any] = {"together": _steps(name, batch, single=False)}
     if size == 2 and group is not None:
         parts = [batch // 8, batch // 4, batch // 2, batch]

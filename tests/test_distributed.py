@@ -121,9 +121,8 @@ def test_a_part_of_a_mask_is_that_of_the_whole(rate: float, dtype: torch.dtype) 
 def test_a_training_whose_processes_are_killed_goes_on_bit_for_bit(tmp_path: Path) -> None:
     def launch(out: Path) -> subprocess.Popen[bytes]:
         own = [*_TORCHRUN, "--max-restarts", "3", "-m", "convscope", "train", "digits", *_SETTINGS]
-        return subprocess.Popen(
-            [*own, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=(tmp_path / "log").open("ab")
-        )
+        with (tmp_path / "log").open("ab") as log:
+            return subprocess.Popen([*own, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=log)
 
     undisturbed = launch(tmp_path / "undisturbed")
     assert undisturbed.wait(timeout=300) == 0
