@@ -96,6 +96,13 @@ def rotated(path):
     return path.rename(path.with_suffix(".jpg"))
 
 
+def without_end(path):
+    """Save a JPEG that has every pixel, but not its end marker."""
+    path = resaved(path, "JPEG", ".jpg", quality=95)
+    path.write_bytes(path.read_bytes()[:-2])
+    return path
+
+
 def resaved(path, kind, suffix=None, mode="RGB", **options):
     """Save an image again in another way, under its own name or with another ending."""
     buffer = io.BytesIO()
@@ -119,6 +126,7 @@ PLANTS = {
     cmyk: "cmyk",
     sixteen_bit: "sixteen_bit",
     rotated: "rotated",
+    without_end: "mended",
 }
 if os.name != "posix":  # elsewhere not everybody may make a link
     del PLANTS[loop], PLANTS[link_to_itself]

@@ -258,6 +258,15 @@ def test_arrow_keys_go_through_layers_maps_and_pixels(walk):
     assert "row 0, column 1" in heading.inner_text()  # it stops at the edge
 
 
+def test_a_place_that_another_section_chose_is_brought_into_the_layer(walk):
+    walked = walk()
+    small = walked.names.index("mean")
+    rows, columns, maps = walked.model.get_layer("mean").output.shape[1:]
+    walked.page.evaluate("(layer) => explorer.store.set({ layer, place: [99, 99], channel: 99 })", small)
+    heading = walked.page.locator("#walk-pane h3").inner_text()
+    assert heading == f"mean: row {rows - 1}, column {columns - 1}, map {maps - 1}"
+
+
 def test_a_click_on_a_number_of_the_patch_goes_to_it(walk):
     walked = walk()
     walked.choose("normalization", (3, 2), 1)

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -208,6 +209,24 @@ def test_no_change_of_a_file_is_lost_between_processes(tmp_path):
         assert process.returncode == 0
     assert RunDirectory(tmp_path).read_json("uses.json") == {"uses": 60}
     assert entries(tmp_path) == ["uses.json"]
+
+
+def test_a_change_waits_for_the_one_that_has_begun(tmp_path):
+    run = RunDirectory(tmp_path)
+    second = threading.Thread(target=lambda: run.update_json("uses.json", one_more))
+
+    def first(old):
+        second.start()
+        second.join(0.5)
+        return one_more(old)
+
+    run.update_json("uses.json", first)
+    second.join()
+    assert run.read_json("uses.json") == {"uses": 2}
+
+
+def one_more(old):
+    return {"uses": old["uses"] + 1 if old else 1}
 
 
 @pytest.fixture
