@@ -222,6 +222,16 @@ def test_the_shell_gets_the_exit_code_and_the_message_on_standard_error(tmp_path
     assert done.stderr == f"Error: Expected a shape such as 28x28x1, got '28'. {hint}\n"
 
 
+def test_a_name_means_the_same_beside_a_folder_of_that_name(tmp_path, monkeypatch):
+    from convscope.cli.settings import findable
+
+    for name in ("digits", "deep", "mine"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    found = [findable(name) for name in ("digits", "deep", "mine", "absent", None)]
+    assert found == ["digits", "deep", str(tmp_path / "mine"), "absent", None]
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

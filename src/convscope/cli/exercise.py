@@ -12,6 +12,7 @@ import typer
 from convscope.cli import lessons, waiting
 from convscope.cli.output import say, show_json, table, warn
 from convscope.cli.parsing import Device, Json
+from convscope.cli.settings import findable
 from convscope.cli.training import show_data, show_next, show_result
 from convscope.errors import unknown_name
 
@@ -76,7 +77,7 @@ def exercise(
     )
     config = ExperimentConfig(scaling=scaling, data_format=data_format, training=training)
     dataset, notice = exercises.exercise_data(data)
-    config = replace(config, data=str(Path(data).resolve()) if data and Path(data).exists() else dataset.name)
+    config = replace(config, data=findable(data) or dataset.name)
     if notice:
         warn(notice)
     if not json:

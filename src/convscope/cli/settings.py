@@ -40,9 +40,9 @@ def read_settings(data: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], 
     )  # fmt: skip
     return (
         {
-            "network": _absolute(_known(given.get("network"))),
-            "data": _absolute(data),
-            "weights": _absolute(given.get("weights")),
+            "network": findable(_known(given.get("network"))),
+            "data": findable(data),
+            "weights": findable(given.get("weights")),
             "reading": {"size": size} if size else {},
             "augmentation": read_augmentation(augment) if augment else None,
             "optimizer_settings": given.get("optimizer_settings"),
@@ -186,9 +186,14 @@ def _size_of_network(config: ExperimentConfig, data: str) -> dict[str, Any]:
     return {**size, "channels": channels}
 
 
-def _absolute(name: str | None) -> str | None:
-    """Write a path so that the run can find it again from anywhere; a name stays as it is."""
-    return str(Path(name).resolve()) if name and Path(name).exists() else name
+def findable(name: str | None) -> str | None:
+    """Write a path so that a run finds it from anywhere; a name stays one beside a file called so."""
+    from convscope.data.builtin import CATALOG
+    from convscope.networks import NETWORKS
+
+    if not name or name in (*CATALOG, *NETWORKS):
+        return name
+    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def _known(network: str | None) -> str | None:

@@ -418,7 +418,7 @@ export function percent(share, digits = 1) {
   const step = 10 ** -digits;
   let shown = 100 * share;
   if (share < 1) shown = Math.min(shown, 100 - step);
-  if (share > 0) shown = Math.max(shown, step);
+  if (share > 0 && shown < step / 2) return `< ${number(step, digits)} %`;
   return `${number(shown, digits)} %`;
 }
 
