@@ -242,18 +242,22 @@ def test_receptive_field_is_cut_to_the_image():
 
 
 def test_every_record_names_a_layer_of_keras_and_a_page_arithmetic_that_is_there():
-    script = resources.files("convscope.report").joinpath("page", "arithmetic.js").read_text(encoding="utf-8")
+    script = resources.files("convscope.explorer").joinpath("page", "network.js").read_text(encoding="utf-8")
+    table = script[script.index("const KINDS") :]
+    computed = re.findall(r"^  (\w+)(?::|,$)", table[: table.index("\n};")], re.MULTILINE)
     for name, kind in LAYERS.items():
         assert issubclass(getattr(keras.layers, name), keras.layers.Layer)
-        assert kind.page is None or f"      {kind.page}: () =>" in script
+        assert kind.page is None or kind.page in computed
 
 
 def test_the_page_computes_activation_functions_that_are_written_out():
-    script = resources.files("convscope.report").joinpath("page", "arithmetic.js").read_text(encoding="utf-8")
-    table = script[script.index("const ACTIVATIONS") : script.index("};")]
-    names = re.findall(r"^  (\w+):", table, re.MULTILINE)
-    assert "relu" in names
-    assert all(ACTIVATIONS[name].apply is not None for name in names)
+    script = (
+        resources.files("convscope.explorer").joinpath("page", "activations.js").read_text(encoding="utf-8")
+    )
+    table = script[script.index("export const ACTIVATIONS") :]
+    names = re.findall(r"^  (\w+)(?::|,$)", table[: table.index("\n};")], re.MULTILINE)
+    written = {name for name, function in ACTIVATIONS.items() if function.apply}
+    assert written - {"softmax", "log_softmax"} <= set(names) <= ACTIVATIONS.keys()
 
 
 @pytest.mark.parametrize("name", [name for name, function in ACTIVATIONS.items() if function.apply])

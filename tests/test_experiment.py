@@ -376,7 +376,7 @@ def test_a_network_from_a_file_is_trained(digits, tmp_path):
 
 def test_own_images_are_read_in_the_size_of_a_network_from_a_file(tmp_path):
     """Resized twice is not the same as resized once, as prediction does it."""
-    from convscope.cli.training import _size_of_network
+    from convscope.cli.settings import _size_of_network
 
     networks.build("simple", (20, 24, 1), classes=2).save(tmp_path / "mine.keras")
     config = replace(SHORT, network=str(tmp_path / "mine.keras"))

@@ -113,13 +113,13 @@ def test_stopping_by_the_validation_needs_one(digits, tmp_path, setting):
 
 @pytest.mark.parametrize("engine", ["fast", "keras"])
 def test_training_batches_are_augmented_and_no_others(digits, tmp_path, monkeypatch, engine):
-    seen = []
+    seen, draw = [], Augmentation.draw
 
-    def apply(_self, images, targets, *, seed, epoch, step):
-        seen.append((seed, epoch, step, len(images)))
-        return images, targets
+    def watched(self, images, height, width, *, seed, epoch, step):
+        seen.append((seed, epoch, step, images))
+        return draw(self, images, height, width, seed=seed, epoch=epoch, step=step)
 
-    monkeypatch.setattr(Augmentation, "apply", apply)
+    monkeypatch.setattr(Augmentation, "draw", watched)
     training = replace(SHORT, epochs=2, batch_size=512, engine=engine)
     config = ExperimentConfig(
         "simple", data="digits", augmentation=Augmentation(shift=0.1), training=training

@@ -96,7 +96,9 @@ def undo(
     folder: Annotated[Path, typer.Argument(help="What `convscope serve RUN --keep` was given.")],
     json: Json = False,
 ) -> None:
-    """Take back the latest corrected label; its file is moved into undone/.
+    """Take back the latest corrected label.
+
+    Its file is moved into undone/.
 
     Example: convscope data undo corrections
     """

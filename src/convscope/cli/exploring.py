@@ -27,9 +27,9 @@ def explore(
     _device: Device = None,
     json: Json = False,
 ) -> None:
-    """Write a page in which a run's network computes: draw, walk through it, change it, train it.
+    """Write a page in which a run's network computes.
 
-    One file that needs no server and no network.
+    Draw, walk through the network, change it, train it: one file that needs no server and no connection.
 
     Example: convscope explore latest
     """

@@ -63,7 +63,7 @@ def sweep(
     _device: Device = None,
     json: Json = False,
 ) -> None:
-    """Search for better settings: many trials, chosen by validation, one look at the test images.
+    """Search for better settings: trials, chosen by validation.
 
     The same command goes on with a sweep that was stopped, and takes part in one that runs.
 

@@ -251,6 +251,7 @@ def resume_experiment(
         session = begin_session(ExperimentConfig.from_json(record["config"]), dataset, listeners)
         now = session.describe()
         _refuse_differences(record, now)
+        record["network"]["name"] = now["network"]["name"]  # earlier versions took Keras's own
         session = _on_this_machine(session, record, now["device"], listeners)
         with alone():
             session = fit_head(session, record, listeners)
