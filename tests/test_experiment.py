@@ -238,6 +238,7 @@ def test_the_command_resumes_and_says_what_can_be_done_next(interrupted, typed):
     assert done.returncode == 0, done.stderr
     commands = [line.strip() for line in done.stdout.splitlines()[-2:]]
     assert commands == ["convscope report cut --open", "convscope predict cut IMAGE.png"]
+    assert not (interrupted / "report.html").exists()
 
 
 def notices(told):

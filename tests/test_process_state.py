@@ -1,8 +1,11 @@
 """The check that every test is held to sees what it is there for, and convscope's own code passes it."""
 
+import ctypes
 import logging
 import os
+import platform
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -152,6 +155,47 @@ def test_fit_predict_and_evaluate_leave_the_process_as_it_was():
             assert generator_states() == generators
     finally:
         torch.set_num_threads(threads)
+
+
+# In a new process, since other tests have trained in this one. Glibc takes large blocks from the system,
+# unless somebody has told it to keep what is freed.
+LARGE_BLOCKS = """
+import ctypes
+import numpy as np
+import convscope
+
+class Info(ctypes.Structure):
+    _fields_ = [(str(place), ctypes.c_size_t) for place in range(10)]
+
+library = ctypes.CDLL(None)
+library.mallinfo2.restype, library.malloc.restype = Info, ctypes.c_void_p
+library.malloc.argtypes = [ctypes.c_size_t]
+
+def is_from_the_system():
+    before = getattr(library.mallinfo2(), "3")
+    library.malloc(31 << 20)
+    return getattr(library.mallinfo2(), "3") > before
+
+x = np.zeros((8, 8, 8, 1), np.float32)
+model = convscope.build("simple", (8, 8, 1), classes=2)
+model.compile("adam", "sparse_categorical_crossentropy")
+found = [is_from_the_system()]
+convscope.predict(model, x)
+convscope.evaluate(model, x, np.arange(8) % 2)
+found.append(is_from_the_system())
+convscope.fit(model, x, np.arange(8) % 2, verbose=0)
+found.append(is_from_the_system())
+print(found)
+"""
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc" or not hasattr(ctypes.CDLL(None), "mallinfo2"),
+    reason="only glibc is told to keep memory, and only newer ones say where it is",
+)
+def test_training_alone_lets_the_c_library_keep_memory():
+    done = subprocess.run([sys.executable, "-c", LARGE_BLOCKS], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[True, True, False]"
 
 
 def test_an_experiment_seeds_no_global_generator(tmp_path):

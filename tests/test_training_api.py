@@ -734,20 +734,20 @@ def _subclassed():
     return model
 
 
-OBSTACLES = {
-    "subclassed": (_subclassed, "the subclassed Subclassed"),
-    "train-step": (_own_step, "OwnStep has a train_step of its own"),
-    "eager": (lambda: network(run_eagerly=True), "it was compiled with run_eagerly=True"),
-    "float64": (lambda: _with_policy("float64"), "float32 variables"),
-    "no-loss": (lambda: _of_added_losses(), "it was compiled without a loss, so that only add_loss"),
-}
-
-
 def _of_added_losses():
     model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
     model.add(keras.layers.Dense(CLASSES, activity_regularizer="l2"))
     model.compile("sgd")
     return model
+
+
+OBSTACLES = {
+    "subclassed": (_subclassed, "the subclassed Subclassed"),
+    "train-step": (_own_step, "OwnStep has a train_step of its own"),
+    "eager": (lambda: network(run_eagerly=True), "it was compiled with run_eagerly=True"),
+    "float64": (lambda: _with_policy("float64"), "float32 variables"),
+    "no-loss": (_of_added_losses, "it was compiled without a loss, so that only add_loss"),
+}
 
 
 def _with_policy(dtype):
