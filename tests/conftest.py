@@ -126,8 +126,10 @@ def read_only(monkeypatch):
 @pytest.fixture
 def no_figures(monkeypatch):
     """Spare each run the seconds that figures and report take, in tests of something else."""
-    for name in ("write_figures", "write_report"):
-        monkeypatch.setattr(f"convscope.experiment.running.{name}", lambda *_, **__: None)
+    monkeypatch.setattr("convscope.experiment.running.write_figures", lambda *_, **__: None)
+    monkeypatch.setattr(
+        "convscope.experiment.running.write_report", lambda run, **_: (Path(run) / "report.html").touch()
+    )
 
 
 @pytest.fixture(scope="session")

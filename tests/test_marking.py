@@ -179,11 +179,8 @@ FORGERIES = {
         "import convscope.teaching.grading.tasks as tasks\nfrom dataclasses import replace\n"
         "for name in tasks.TASKS: tasks.TASKS[name] = replace(tasks.TASKS[name], judge=lambda **_: 'right')"
     ),
+    "the-helpers": "import convscope.teaching.grading.checking as c\nc._judge = lambda *_: 'right'",
     "the-verdict": "import convscope.teaching.grading.verdict as v\nv.Verdict.to_json = lambda self: FORGED",
-    "the-helpers": (
-        "import convscope.teaching.grading.checking as c\nc._judge = lambda *_: 'right'\n"
-        "c.Verdict = lambda task, title, got, out_of, *_: (task, out_of, out_of)"
-    ),
     "the-modules": (
         "import sys, types\nfor name in list(sys.modules):\n"
         "    if name.startswith('convscope.teaching.grading'): sys.modules[name] = types.SimpleNamespace()"
@@ -202,8 +199,9 @@ FORGERIES = {
 
 @pytest.mark.slow
 def test_no_forgery_earns_a_point(tmp_path):
-    """One kernel for each would take minutes; those that spoil each other come last."""
-    for names in (list(FORGERIES)[:5], *([name] for name in list(FORGERIES)[5:])):
+    """One kernel for each would take minutes; those that would spoil each other get one of their own."""
+    known = list(FORGERIES)
+    for names in (known[:3], known[3:5], *([name] for name in known[5:])):
         forged = "{'task': '2.2', 'points': 1, 'out_of': 1, 'message': '', 'state': 'right'}"
         cells = [
             f"{QUESTIONS}\nMIME = {MIME_TYPE!r}\n"
