@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from PIL import Image, ImageOps
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from convscope.errors import DataError, UnknownNameError, UsageError
@@ -139,6 +140,13 @@ def test_a_wide_white_image_is_brought_to_a_square(resize, corner, middle):
     assert square.shape == (8, 8, 3)
     assert square[0, 0].tolist() == [corner] * 3
     assert square[4, 4].tolist() == [middle] * 3
+
+
+@pytest.mark.parametrize("shape", [(10, 20, 3), (20, 10, 3)], ids=["wide", "tall"])
+def test_a_letterbox_is_pillows_padding_around_the_middle(shape):
+    picture = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    padded = ImageOps.pad(Image.fromarray(picture), (8, 8), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(resize_to_input(picture, (8, 8), 3), np.asarray(padded))
 
 
 def test_grey_and_colour_are_brought_to_the_training_images_channels():
