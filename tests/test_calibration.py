@@ -182,6 +182,16 @@ def test_a_temperature_that_does_not_hold_on_other_images_is_not_used():
     assert "does not improve" in found.sentence()
 
 
+def test_a_temperature_is_judged_by_images_that_it_was_not_fitted_on():
+    # All errors are among the images that are left out together: the others, all right, say to sharpen.
+    labels = np.zeros(60, np.int64)
+    labels[::5][:10] = 1
+    probabilities = np.tile([1 - 1e-6, 1e-6], (60, 1))
+    found = Calibration.fit(Evaluation.from_probabilities(probabilities, labels))
+    assert found.fitted > 1
+    assert not found.used
+
+
 def test_a_temperature_that_costs_calibration_is_not_used():
     # The first class is right as often as it says; of the others, the third is far more likely than that.
     labels = np.repeat([0, 1, 2], [600, 200, 200])[np.random.default_rng(0).permutation(1000)]

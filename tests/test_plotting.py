@@ -105,6 +105,7 @@ class TestConfusionMatrix:
     def test_writes_shares_of_the_true_class(self):
         axes = plot_confusion_matrix([[8, 2], [0, 0]], ["cat", "dog"], normalize=True).axes[0]
         assert [text.get_text() for text in axes.texts] == ["0.80", "0.20", "0.00", "0.00"]
+        assert axes.images[0].get_array().tolist() == [[0.8, 0.2], [0, 0]]
 
     @pytest.mark.parametrize("cmap", ["Blues", "viridis", "gray", "Greys", "plasma"])
     def test_numbers_are_legible_on_every_cell(self, cmap):

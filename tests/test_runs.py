@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from convscope.errors import RunError
 from convscope.runs import (
@@ -16,6 +18,7 @@ from convscope.runs import (
     create_run,
     describe_runs,
     find_run,
+    is_lock_left,
     list_runs,
     lock_run,
     new_folder,
@@ -209,6 +212,21 @@ def test_no_change_of_a_file_is_lost_between_processes(tmp_path):
         assert process.returncode == 0
     assert RunDirectory(tmp_path).read_json("uses.json") == {"uses": 60}
     assert entries(tmp_path) == ["uses.json"]
+
+
+@pytest.mark.posix("files that are removed while they are open")
+def test_a_lock_goes_while_it_is_held(tmp_path, monkeypatch):
+    gone, release = [], FileLock.release
+
+    def watched(lock, *arguments, **keywords):
+        gone.append(not Path(lock.lock_file).exists())
+        release(lock, *arguments, **keywords)
+
+    monkeypatch.setattr(FileLock, "release", watched)
+    with lock_run(tmp_path / "run"):
+        assert is_lock_left(tmp_path / "run")
+    assert gone
+    assert all(gone)
 
 
 def test_a_change_waits_for_the_one_that_has_begun(tmp_path):

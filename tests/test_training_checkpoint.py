@@ -258,6 +258,24 @@ def test_the_cuts_reach_from_before_the_first_to_after_the_last_operation(tmp_pa
     assert states == [2, 3]
 
 
+@pytest.mark.posix("folders that are synced as files are")
+def test_nothing_is_renamed_into_place_before_it_is_on_the_disk(tmp_path, monkeypatch):
+    synced, fsync, replace = [], os.fsync, Path.replace
+
+    def watched_sync(handle):
+        synced.append(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    def watched_rename(folder, target):
+        assert {path.stat().st_ino for path in (folder, *folder.iterdir())} == set(synced)
+        return replace(folder, target)
+
+    monkeypatch.setattr(os, "fsync", watched_sync)
+    monkeypatch.setattr(Path, "replace", watched_rename)
+    target = save_checkpoint(tmp_path, (2, 0), OLD)
+    assert synced[-1] == target.parent.stat().st_ino  # and then the new name
+
+
 @pytest.mark.parametrize("size", range(0, 400, 8))
 def test_a_full_disk_at_any_offset_keeps_the_previous_checkpoint(tmp_path, monkeypatch, size):
     save_checkpoint(tmp_path, (2, 0), OLD)
