@@ -164,16 +164,20 @@ def counted(x, y, size=10):
 
 
 def breaking(moment):
-    """Let the fast engine fail while it prepares, or at its first step."""
+    """Let the fast engine fail while it prepares, in its first step, or when that has moved the weights."""
 
     def fail(*_, **__):
         raise RuntimeError("no such kernel")
 
-    owner, name = (engine_fast, "optimise") if moment == "preparation" else (Trainer, "_loss")
+    owner, name = {
+        "preparation": (engine_fast, "optimise"),
+        "first step": (Trainer, "_loss"),
+        "first update": (Trainer, "_record"),
+    }[moment]
     return lambda monkeypatch: monkeypatch.setattr(owner, name, fail)
 
 
-@pytest.mark.parametrize("moment", ["preparation", "first step"])
+@pytest.mark.parametrize("moment", ["preparation", "first step", "first update"])
 def test_where_the_fast_engine_fails_keras_gets_every_batch_and_no_call_comes_twice(moment, monkeypatch):
     x, y = images()
     seen = []
@@ -195,7 +199,7 @@ def test_where_the_fast_engine_fails_keras_gets_every_batch_and_no_call_comes_tw
     assert seen[0][2].count(("on_train_begin",)) == 1
     assert seen[0][3] == seen[1][3]
     changes = [event.engine for event in events if isinstance(event, EngineChange)]
-    assert changes == (["keras"] if moment == "first step" else [])
+    assert changes == ([] if moment == "preparation" else ["keras"])
     assert identical(seen[0][4], seen[1][4])
 
 
