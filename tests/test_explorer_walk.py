@@ -27,7 +27,7 @@ def plain():
     entering = keras.Input(SHAPE)
     x = layers.BatchNormalization()(layers.Conv2D(6, 3, padding="same")(entering))
     x = layers.MaxPooling2D(2)(layers.ReLU()(x))
-    x = layers.Add()([x, layers.Conv2D(6, 3, padding="same", activation="tanh")(x)])
+    x = layers.Add(name="add")([x, layers.Conv2D(6, 3, padding="same", activation="tanh")(x)])
     x = layers.Conv2D(8, 3, activation="relu", name="convolution")(layers.DepthwiseConv2D(3)(x))
     return keras.Model(entering, layers.Dense(4, "softmax")(layers.Flatten()(x)))
 
@@ -40,7 +40,7 @@ def every_kind():
     x = layers.Conv2D(6, 3, padding="same", strides=2, activation="tanh", name="convolution")(x)
     x = layers.BatchNormalization(name="normalization")(x)
     y = layers.Conv2D(6, 3, padding="same", dilation_rate=2, activation="relu", groups=2)(x)
-    x = layers.Add()([x, y])
+    x = layers.Add(name="add")([x, y])
     x = layers.DepthwiseConv2D(3, padding="same", depth_multiplier=2, activation="sigmoid", name="depthwise")(
         x
     )
@@ -53,7 +53,7 @@ def every_kind():
     x = layers.AveragePooling2D(2, name="mean")(x)
     x = layers.Flatten()(layers.Dropout(0.5)(layers.PReLU(shared_axes=[1, 2])(x)))
     x = layers.Dense(4, name="last")(layers.Dense(7, "silu", name="dense")(x))
-    model = keras.Model(entering, layers.Softmax()(x))
+    model = keras.Model(entering, layers.Softmax(name="softmax")(x))
     generator = np.random.default_rng(0)
     for layer in model.layers:  # biases of zero would hide a bias that is left out
         moved = [
