@@ -186,6 +186,12 @@ def test_what_begins_elsewhere_is_left_to_it_while_it_gives_signs_of_life(tmp_pa
             assert trial_of(here, mine) == 0
 
 
+def test_no_connection_to_a_database_outlives_its_use(tmp_path):
+    study = Study(plan(tmp_path / "small", trials=1, storage=f"sqlite:///{tmp_path / 'trials.db'}"))
+    assert len(study.rows()) == 1
+    assert study.storage.engine.pool.status() == "NullPool"
+
+
 def test_half_a_line_that_a_killed_process_left_is_taken_away(tmp_path):
     Study(plan(tmp_path / "small", trials=1))
     journal = tmp_path / "small" / "journal.log"

@@ -441,13 +441,15 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
             return JournalStorage(JournalFileBackend(file, lock_obj=cast(Any, JournalLock(file))))
     if "://" not in url:
         raise UsageError(expected_got("a database's URL such as postgresql://user@host/name", repr(url)))
-    options: dict[str, Any] = {}
+    from sqlalchemy.pool import NullPool  # comes with Optuna
+
+    options: dict[str, Any] = {"poolclass": NullPool}  # no connection is kept that nobody would close
     if url.startswith("sqlite"):
         file = url.partition(":///")[2]
         if found := network_file_system(Path(file or ".").absolute().parent):
             hint = "Locks there can fail: leave out --storage for a journal, or name a database server."
             raise UsageError(expected_got("SQLite in a folder of this machine", f"{file} on {found}", hint))
-        options = {"connect_args": {"timeout": 60}}
+        options["connect_args"] = {"timeout": 60}
     try:
         with _quiet():
             if url.startswith("redis"):
