@@ -11,9 +11,9 @@ from dataclasses import replace
 import pytest
 
 from convscope.data.loading import load
+from convscope.environment import share_of_threads
 from convscope.errors import DivergedError, InterruptedRunError, RunError
 from convscope.experiment import ExperimentConfig, cross_validate, run_several, several
-from convscope.experiment.workers import share_of_threads
 from convscope.runs import open_run
 from convscope.training.config import TrainingConfig
 from convscope.training.events import EpochEnd, TrainBegin

@@ -13,19 +13,18 @@ import json
 import multiprocessing
 import os
 import shutil
-import signal
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from convscope.environment import require_package
+from convscope.environment import THREADS, begin_worker, require_package, share_of_threads
 from convscope.errors import RunError, UsageError, expected_got
 from convscope.export import Bundle, load_bundle
 from convscope.prediction import (
@@ -204,16 +203,14 @@ def _work(
         for sources, name in jobs:
             yield _predict_part(bundle, sources, name, threshold)
         return
-    threads = max(1, torch.get_num_threads() // workers)
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), _open_worker, (network, threads)
-    )
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, begin_worker, (share_of_threads(workers),))
     waiting = iter(jobs)
     running: set[Future[int]] = set()
     try:
         while True:
             for job in waiting:  # some more than there are processes, so that none has to wait
-                running.add(pool.submit(_predict_here, *job, threshold))
+                running.add(pool.submit(_predict_here, network, *job, threshold))
                 if len(running) > workers:
                     break
             if not running:
@@ -228,27 +225,15 @@ def _work(
         pool.shutdown(cancel_futures=True)
 
 
-_bundle: Bundle | None = None
+@cache
+def _open(network: Path) -> Bundle:
+    """Open the network of a process that predicts, once."""
+    torch.set_num_threads(int(os.environ[THREADS[0]]))
+    return load_bundle(network)
 
 
-def _open_worker(network: Path, threads: int) -> None:
-    """Prepare a process that predicts; it ends when the one that started it does."""
-    global _bundle  # noqa: PLW0603  a process has one network
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that started this one
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-    torch.set_num_threads(threads)
-    _bundle = load_bundle(network)
-
-
-def _predict_here(sources: list[_Source], name: Path, threshold: float) -> int:
-    return _predict_part(_bundle, sources, name, threshold)
+def _predict_here(network: Path, sources: list[_Source], name: Path, threshold: float) -> int:
+    return _predict_part(_open(network), sources, name, threshold)
 
 
 def _predict_part(bundle: Bundle | None, sources: list[_Source], name: Path, threshold: float) -> int:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
 import os
 import platform
 import random
+import signal
 import subprocess
 import threading
 import warnings
@@ -20,6 +22,8 @@ import platformdirs
 from convscope import __version__
 from convscope.errors import UsageError, expected_got
 
+# Every library that has threads of its own reads one of these when it is loaded.
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 PACKAGES = ("keras", "torch", "numpy", "scipy", "scikit-learn", "matplotlib")
 
 _filters_in_use = threading.RLock()
@@ -59,6 +63,28 @@ def require_package(package: str, extra: str) -> None:
     """Refuse to go on without a package, and say what to install."""
     if text := missing(package, extra):
         raise UsageError(text)
+
+
+def share_of_threads(workers: int) -> int:
+    """Divide this process's processors, or the threads that it was given, among so many workers."""
+    get = getattr(os, "sched_getaffinity", None)
+    cores = len(get(0)) if get else os.cpu_count() or 1
+    given = os.environ.get(THREADS[0], "")
+    return max(1, (min(cores, int(given)) if given.isdecimal() and int(given) else cores) // workers)
+
+
+def begin_worker(threads: int) -> None:
+    """Prepare a process of a pool before it loads anything; it ends with the one that began it."""
+    os.environ.update(dict.fromkeys(THREADS, str(threads)))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that began it
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def source_commit() -> str | None:

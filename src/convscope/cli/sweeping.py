@@ -138,7 +138,8 @@ def sweep(
 
 def _train_in_workers(study: Study, workers: int, until: float, display: _Display) -> None:
     """Let processes train the trials, and put another in the place of one that is killed."""
-    from convscope.experiment.workers import Worker, end, last_words, share_of_threads
+    from convscope.environment import share_of_threads
+    from convscope.experiment.workers import Worker, end, last_words
 
     threads, log = share_of_threads(workers), study.folder / "workers.log"
 

@@ -24,10 +24,11 @@ from typing import Any, cast
 
 from convscope.data.dataset import Dataset
 from convscope.data.loading import load_again, take_fold
+from convscope.environment import share_of_threads
 from convscope.errors import ConvscopeError, DivergedError, InterruptedRunError, RunError, UsageError
 from convscope.experiment.config import ExperimentConfig
 from convscope.experiment.running import Result, read_result, run_experiment
-from convscope.experiment.workers import Worker, end, last_words, obey, share_of_threads
+from convscope.experiment.workers import Worker, end, last_words, obey
 from convscope.lowering.devices import computing_on, current_device, require_device
 from convscope.runs import RUN_FILE, new_folder
 from convscope.training.checkpoint import TrainingState

@@ -19,18 +19,10 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any, NoReturn
 
-# Every library that has threads of its own reads one of these when it is loaded.
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+from convscope.environment import THREADS
+
 # The last lines that a worker wrote before it died, which say why.
 _LAST_WORDS = 3
-
-
-def share_of_threads(workers: int) -> int:
-    """Divide this process's processors, or the threads that it was given, among so many workers."""
-    get = getattr(os, "sched_getaffinity", None)
-    cores = len(get(0)) if get else os.cpu_count() or 1
-    given = os.environ.get(THREADS[0], "")
-    return max(1, (min(cores, int(given)) if given.isdecimal() and int(given) else cores) // workers)
 
 
 class Worker:
