@@ -98,7 +98,8 @@ def predict_to_table(
     abstain : float, optional
         Above 0 and up to 1; a prediction with a lower probability abstains.
     workers : int
-        Processes that predict, each with its share of the threads; 1 predicts in this one.
+        Processes that predict, each with its share of the threads; 1 predicts in this one. A script that asks
+        for several calls this below ``if __name__ == "__main__":``, since each of them loads it again.
     standard_input : callable, optional
         Reads it whole; without it ``-`` is a file's name.
     on_progress : callable

@@ -63,7 +63,7 @@ class Keeper:
         digest = hashlib.sha256(label.encode() + b"\0" + image).hexdigest()[:16]
         with locked(self.folder, _SECONDS):
             names = _names(self.folder)
-            number = 1 + int(_NAME.fullmatch(names[-1])[1]) if names else 1  # type: ignore[index]
+            number = 1 + int(names[-1].partition("-")[0]) if names else 1
             name = f"{number:06d}-{digest}.json"
             RunDirectory(self.folder).write_json(name, record)
         self.count = len(names) + 1

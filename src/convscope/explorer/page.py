@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -11,10 +9,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
-import convscope
+from convscope import web_page
 from convscope.contents import Contents, read_contents
 from convscope.evaluation import test_set_log
 from convscope.explorer.payload import IMAGES, make_payload
@@ -23,7 +20,8 @@ from convscope.runs import RunDirectory
 PAGE = Path(__file__).parent / "page"
 FILE = "explorer.html"
 MAIN, WORKER = "main.js", "worker.js"
-STYLES = ("style.css", "walk.css", "train.css")
+COLOURS = PAGE / "colours.css"  # of the report and a server's pages too
+STYLES = ("colours.css", "style.css", "walk.css", "train.css")
 
 _IMPORT = re.compile(r'^import\s+\{([^}]*)\}\s+from\s+"\./([\w-]+\.js)";\n', re.MULTILINE)
 _BARE_IMPORT = re.compile(r'^import\s+"\./([\w-]+\.js)";\n', re.MULTILINE)
@@ -92,26 +90,15 @@ def render_page(
 
 def fill(payload: dict[str, Any], served: bool = False) -> str:
     """Put a payload into the page; style and script are sealed by their hashes: nothing else runs."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(PAGE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style = "\n".join((PAGE / name).read_text(encoding="utf-8") for name in STYLES)
-    script, worker = bundle(MAIN), bundle(WORKER)
     text = json.dumps(payload, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-    return environment.get_template("index.html").render(
+    return web_page.fill(
+        web_page.templates(PAGE).get_template("index.html"),
+        web_page.read_joined(PAGE / name for name in STYLES),
+        bundle(MAIN),
         title=payload["title"],
         served=served,
-        style=Markup(style),  # noqa: S704  the package's own files
-        script=Markup(script),  # noqa: S704  the package's own files
-        worker=Markup(worker),  # noqa: S704  the package's own files
+        worker=Markup(bundle(WORKER)),  # noqa: S704  the package's own files
         payload=Markup(text.replace("<", "\\u003c")),  # noqa: S704  no tag can end it
-        style_hash=_hash(style),
-        script_hash=_hash(script),
-        version=convscope.__version__,
     )
 
 
@@ -145,8 +132,3 @@ def _collect(name: str, modules: dict[str, str], above: tuple[str, ...]) -> None
 def _renamed(names: str) -> str:
     """Write ``a as b`` of an import as ``a: b`` of an object."""
     return ", ".join(re.sub(r"\s+as\s+", ": ", one.strip()) for one in names.split(",") if one.strip())
-
-
-def _hash(text: str) -> str:
-    """Hash a style sheet or script as a Content-Security-Policy names it."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,10 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
-import convscope
+from convscope import web_page
 from convscope.contents import Contents, read_contents
 from convscope.data.dataset import Dataset
 from convscope.errors import ConvscopeError
@@ -155,26 +150,14 @@ def fill_page(
     template: str, styles: Sequence[str | Path], scripts: Sequence[str], bundled: str = "", **facts: Any
 ) -> str:
     """Fill a template; style and script are sealed with their hashes, so that nothing else runs."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(PAGE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = web_page.templates(PAGE)
     environment.filters.update(FILTERS)
     environment.tests["problem"] = lambda value: isinstance(value, Problem)
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    style, script = (
-        "\n".join((PAGE / name).read_text(encoding="utf-8") for name in names) for names in (styles, scripts)
-    )
-    script += bundled
-    return environment.get_template(template).render(
-        style=Markup(style),  # noqa: S704  the package's own files
-        script=Markup(script),  # noqa: S704  the package's own files
-        style_hash=_hash(style),
-        script_hash=_hash(script),
-        version=convscope.__version__,
+    return web_page.fill(
+        environment.get_template(template),
+        web_page.read_joined([explorer_page.COLOURS, *(PAGE / name for name in styles)]),
+        web_page.read_joined(PAGE / name for name in scripts) + bundled,
         written=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
         **facts,
     )
@@ -249,8 +232,3 @@ def _test_set_uses(contents: Contents) -> str:
             "evaluation."
         )
     return test_set_log.describe(contents.test_set_uses)
-
-
-def _hash(text: str) -> str:
-    """Hash a style sheet or script as a Content-Security-Policy names it."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

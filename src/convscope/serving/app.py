@@ -12,11 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import jinja2
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from fastapi.security import HTTPBearer
-from markupsafe import Markup
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
@@ -30,8 +28,10 @@ from pydantic import BaseModel, Field
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 import convscope
+from convscope import web_page
 from convscope.data.corrections import Keeper
 from convscope.errors import ConvscopeError, expected_got
+from convscope.explorer.page import COLOURS
 from convscope.export import Bundle
 from convscope.prediction import Failure, Prediction
 from convscope.serving.batching import Batcher, QueueFullError, Upload
@@ -297,14 +297,9 @@ def _add_page(app: FastAPI, path: str, make: Callable[[], str]) -> None:
 
 def _fill(template: str, **facts: Any) -> str:
     """Fill a template of this package with facts, its style and its script."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(PAGE),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style, script = (Markup((PAGE / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))  # noqa: S704  the package's own
-    return environment.get_template(template).render(style=style, script=script, **facts)
+    style = web_page.read_joined([COLOURS, PAGE / "page.css"])
+    script = web_page.read_joined([PAGE / "page.js"])
+    return web_page.fill(web_page.templates(PAGE).get_template(template), style, script, **facts)
 
 
 def _as_json(prediction: Prediction, class_names: tuple[str, ...], abstain: float | None) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from convscope.web_page import source_hash
+
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -235,7 +237,7 @@ def content_security_policy(page: str) -> str:
     """Allow the scripts and styles that stand in a page, by their hashes, and requests to this server."""
     scripts, styles = (
         [
-            f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+            f"'{source_hash(text)}'"
             for attributes, text in re.findall(rf"<{tag}\b([^>]*)>(.*?)</{tag}>", page, re.DOTALL)
             if "json" not in attributes  # data, which nothing runs
         ]
