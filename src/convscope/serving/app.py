@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import jinja2
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from fastapi.security import HTTPBearer
@@ -299,7 +300,9 @@ def _fill(template: str, **facts: Any) -> str:
     """Fill a template of this package with facts, its style and its script."""
     style = web_page.read_joined([COLOURS, PAGE / "page.css"])
     script = web_page.read_joined([PAGE / "page.js"])
-    return web_page.fill(web_page.templates(PAGE).get_template(template), style, script, **facts)
+    # The description of an interface leaves out what it has nothing to say about.
+    pages = web_page.templates(PAGE).overlay(undefined=jinja2.Undefined)
+    return web_page.fill(pages.get_template(template), style, script, **facts)
 
 
 def _as_json(prediction: Prediction, class_names: tuple[str, ...], abstain: float | None) -> dict[str, Any]:
