@@ -39,6 +39,15 @@ const HIDDEN = ["sum", "result"];
 /** @type {(shape: readonly number[]) => string} */
 const shapeText = (shape) => shape.join("×");
 
+/** Scrolls a row until one of its cards is seen; the page stays where its reader is. @param {HTMLElement} card */
+function showInRow(card) {
+  const row = card.closest(".layer-row");
+  if (!row) return;
+  const { left, right } = card.getBoundingClientRect();
+  const around = row.getBoundingClientRect();
+  row.scrollLeft += Math.max(0, right - around.right) || Math.min(0, left - around.left);
+}
+
 export class Walk {
   /**
    * @param {HTMLElement} home
@@ -234,7 +243,8 @@ export class Walk {
     if (!this.pass) return;
     const radio = this.parts.layers.querySelector(`input[value="${this.state.layer}"]`);
     if (radio) /** @type {HTMLInputElement} */ (radio).checked = true;
-    radio?.closest("label")?.scrollIntoView({ block: "nearest", inline: "nearest" });
+    const card = radio?.closest("label");
+    if (card) showInRow(card);
     this.input = null;
     this.showMaps();
     this.showNumber();
