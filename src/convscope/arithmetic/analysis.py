@@ -23,32 +23,13 @@ def analyse(
     image: tuple[Length, Length] | None = None,
     channels_first: bool | None = None,
 ) -> LayerArithmetic | None:
-    """Analyse one layer.
+    """Analyse one layer by the name of its Keras class and its settings, as in its ``get_config()``.
 
-    Parameters
-    ----------
-    layer_type : str
-        Name of the Keras class, e.g. ``"Conv2D"``.
-    settings : mapping
-        The layer's arguments as in its ``get_config()``; those left out have Keras's defaults.
-    input_shapes : sequence of tuple of int or None
-        Shape of each input, without the batch axis.
-    fields : sequence of pairs of ReceptiveField, optional
-        What one position of each input sees; without it the inputs are taken as the image itself.
-    image : pair of int or None, optional
-        Height and width of the network's input; without it those of the first input.
-    channels_first : bool, optional
-        The order of the axes; without it what ``settings["data_format"]`` says.
-
-    Returns
-    -------
-    LayerArithmetic or None
-        None for a layer whose arithmetic is not known.
-
-    Raises
-    ------
-    ArchitectureError
-        When the layer cannot stand behind these inputs; the message has the arithmetic that fails.
+    Shapes have no batch axis. ``fields`` say what one position of each input sees, and ``image`` the height
+    and width of the network's input; without them the inputs are taken as the image itself.
+    ``channels_first`` is the order of the axes where the settings have none. None for a layer whose
+    arithmetic is not known; ArchitectureError, with the arithmetic that fails, for one that cannot stand
+    behind these inputs.
 
     Examples
     --------
@@ -73,24 +54,9 @@ def analyse(
 def analyse_chain(
     layers: Iterable[tuple[str, Mapping[str, Any]]], input_shape: Shape
 ) -> tuple[LayerArithmetic | None, ...]:
-    """Analyse layers one behind the other, as in a Sequential model.
+    """Analyse layers one behind the other, as in a Sequential model: class name and settings of each.
 
-    Parameters
-    ----------
-    layers : iterable of (str, mapping)
-        Class name and settings of each layer, in order.
-    input_shape : tuple of int or None
-        Shape of the network's input, without the batch axis.
-
-    Returns
-    -------
-    tuple of LayerArithmetic or None
-        One for each layer; None from the first layer on whose arithmetic is not known.
-
-    Raises
-    ------
-    ArchitectureError
-        At the first layer that cannot exist; names it and shows the arithmetic that fails.
+    Gives None from the first layer on whose arithmetic is not known; ArchitectureError at one that cannot be.
 
     Examples
     --------

@@ -15,22 +15,11 @@ Fields = tuple[ReceptiveField, ReceptiveField] | None
 
 @dataclass(frozen=True)
 class LayerArithmetic:
-    """The arithmetic of one layer. Shapes have no batch axis.
+    """The arithmetic of one layer. Shapes have no batch axis; None is a length that the network leaves open.
 
-    Parameters
-    ----------
-    output_shape : tuple of int or None
-        Lengths of the output; None for one that the network leaves open.
-    weight_shapes : tuple of (str, tuple of int)
-        Name and shape of each weight, in Keras's order.
-    parameters : int
-        Weights in all, those that are not trained included.
-    macs : int or None
-        Multiply-accumulates for one image, of convolutions and dense layers only; None if lengths are open.
-    fields : pair of ReceptiveField or None
-        What one output sees of the image, along height and width.
-    lines : tuple of str
-        The formulas with their numbers, each behind what it computes.
+    Weights have Keras's names and order; ``parameters`` counts those that are not trained too. ``macs`` are
+    the multiply-accumulates for one image, of convolutions and dense layers only. ``fields`` say what one
+    output sees of the image, along height and width; ``lines`` are the formulas with their numbers.
     """
 
     output_shape: Shape

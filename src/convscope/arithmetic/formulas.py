@@ -15,15 +15,7 @@ Shape = tuple[Length, ...]
 
 @dataclass(frozen=True)
 class Calculation:
-    """A number and the arithmetic that gives it.
-
-    Parameters
-    ----------
-    value : int or None
-        The result; None where a length that enters it is left open.
-    text : str
-        The formula with its numbers, e.g. ``"⌊(28 − 3)/1⌋ + 1 = 26"``.
-    """
+    """A number (None where a length that enters it is open), and its formula: ``"⌊(28 − 3)/1⌋ + 1 = 26"``."""
 
     value: Length
     text: str
@@ -37,17 +29,9 @@ class Calculation:
 class ReceptiveField:
     """What one output sees of the image along one axis, in pixels of the image.
 
-    Notation and recurrences as in Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional
-    Neural Networks", Distill (2019), section 2.
-
-    Parameters
-    ----------
-    size : int
-        How many pixels the first output sees.
-    jump : int
-        By how many pixels the window moves from one output to the next; 0 once an output sees everything.
-    start : int
-        Where the window of the first output begins; negative inside the padding.
+    The first output sees ``size`` pixels from ``start`` on, which is negative inside the padding; the window
+    moves by ``jump`` from one output to the next, 0 once an output sees everything. (Araujo, Norris and Sim,
+    "Computing Receptive Fields of Convolutional Neural Networks", Distill, 2019, section 2.)
     """
 
     size: int = 1
@@ -115,32 +99,8 @@ def output_length(
 ) -> Calculation:
     """Count the positions at which a window fits: a convolution's or a pooling's output length.
 
-    Parameters
-    ----------
-    length : int or None
-        Input length along this axis.
-    window : int
-        Length of the kernel or of the pooling window, at least 1.
-    stride : int
-        Steps between windows, at least 1.
-    padding : {"valid", "same"}
-        No padding, or as much as gives ``⌈length / stride⌉``.
-    dilation : int
-        Steps between the elements of the window, at least 1.
-
-    Returns
-    -------
-    Calculation
-        The output length with its formula. A value below 1 means that the window does not fit.
-
-    Raises
-    ------
-    UsageError
-        When an argument is out of range.
-
-    Notes
-    -----
-    Dumoulin and Visin, "A guide to convolution arithmetic for deep learning" (2016), relationships 5 and 11.
+    A value below 1 means that the window does not fit. (Dumoulin and Visin, "A guide to convolution
+    arithmetic for deep learning", 2016, relationships 5 and 11.)
 
     Examples
     --------
@@ -160,19 +120,7 @@ def output_length(
 
 
 def same_padding(length: int, window: int, stride: int = 1, dilation: int = 1) -> tuple[int, int, str]:
-    """Find the zeros that padding "same" puts before and after an axis; an odd one goes after.
-
-    Parameters
-    ----------
-    length, window, stride, dilation : int
-        As for `output_length`.
-
-    Returns
-    -------
-    before, after : int
-        Zeros on each side.
-    text : str
-        The formula of their sum.
+    """Find the zeros that padding "same" puts before and after an axis, and the formula of their sum.
 
     Examples
     --------
@@ -215,25 +163,7 @@ def window_positions(
 def conv_parameters(
     kernel: Sequence[int], channels: int, filters: int, groups: int = 1, use_bias: bool = True
 ) -> Calculation:
-    """Count the weights of a convolution: one kernel over all input channels for each filter, and a bias.
-
-    Parameters
-    ----------
-    kernel : sequence of int
-        Height and width of the kernel.
-    channels : int
-        Input channels.
-    filters : int
-        Output channels.
-    groups : int
-        Independent groups of channels; each filter sees ``channels / groups``.
-    use_bias : bool
-        Whether each filter has a bias.
-
-    Returns
-    -------
-    Calculation
-        The number of weights with its formula.
+    """Count the weights of a convolution: for each filter one kernel over its group's channels, and a bias.
 
     Examples
     --------
@@ -287,19 +217,7 @@ def conv_macs(
 def check_strides_and_dilation(
     strides: Sequence[int], dilation: Sequence[int], layer: str = "Conv2D"
 ) -> None:
-    """Refuse a stride together with a dilation: Keras has no such convolution.
-
-    Parameters
-    ----------
-    strides, dilation : sequence of int
-        Along height and width.
-    layer : str
-        What to call the layer in the message.
-
-    Raises
-    ------
-    ArchitectureError
-        When one of the strides and one of the dilation rates are above 1; names both.
+    """Refuse a stride together with a dilation: Keras has no such convolution. ``layer`` is for the message.
 
     Examples
     --------
@@ -308,8 +226,8 @@ def check_strides_and_dilation(
     Traceback (most recent call last):
     ...
     convscope.errors.ArchitectureError: Expected strides of 1 or a dilation_rate of 1 for Conv2D, \
-got strides=(2, 2) with dilation_rate=(3, 3). \
-Dilate with strides=1 and shrink the image in a layer of its own, for example MaxPooling2D.
+    got strides=(2, 2) with dilation_rate=(3, 3). \
+    Dilate with strides=1 and shrink the image in a layer of its own, for example MaxPooling2D.
     """
     if max(strides) > 1 and max(dilation) > 1:
         raise ArchitectureError(

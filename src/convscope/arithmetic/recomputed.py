@@ -24,39 +24,14 @@ WRITTEN_OUT = 9
 
 @dataclass(frozen=True, eq=False)
 class Recomputed:
-    """One output of one layer, recomputed from the numbers that enter it.
+    """One output of one layer, recomputed from the numbers that enter it, in float64.
 
-    Parameters
-    ----------
-    layer, type : str
-        The layer's name, and the name of its class.
-    position : pair of int or None
-        Row and column of the output; None for a layer that gives a row of numbers.
-    channel : int
-        Channel or unit of the output.
-    inputs : numpy.ndarray, float64
-        What enters the number: for a window ``(height, width, channels)``, zeros in the padding; otherwise
-        a row of numbers.
-    weights : numpy.ndarray, float64, or None
-        What the inputs are multiplied with, of their shape; None for a layer without a sum of products.
-    bias : float
-        What is added; 0 without a bias.
-    total : float
-        The sum of the products and the bias: the number before the activation.
-    activation : str
-        Name of the activation function.
-    value : float
-        The recomputed output.
-    network_value : float
-        What the network itself gives there.
-    rows, columns : tuple of int or None
-        For a window, where it lies in the layer's input; outside the input in the padding.
-    inside : numpy.ndarray of shape (height, width), bool, or None
-        For a window, which of its places lie in the input and not in the padding.
-    sums : numpy.ndarray, float64, or None
-        For a softmax, the sums of all units, which enter it together.
-    lines : tuple of str
-        The arithmetic with its numbers.
+    ``inputs`` are a window (h, w, channels) with zeros in the padding, or a row; ``weights``, of their shape,
+    are None for a layer without a sum of products. ``total`` is that sum and the ``bias``, before the
+    activation; ``network_value`` is what the network itself gives. A window lies at ``rows`` and ``columns``
+    of the layer's input, of which those ``inside`` (h, w) are no padding; a softmax takes the ``sums`` of all
+    units together. ``position`` is the output's row and column, None in a row of numbers; ``lines`` are the
+    arithmetic in words.
     """
 
     layer: str

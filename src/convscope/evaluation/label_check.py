@@ -76,7 +76,7 @@ def _count_suspects(probabilities: FloatArray, labels: IntArray) -> int:
 def out_of_sample_probabilities(
     labels: ArrayLike, classes: int, fit_and_predict: FitAndPredict, folds: int = 5, seed: int = 0
 ) -> FloatArray:
-    """Predict every training image by a network that was not trained on it (cross-validation).
+    """Predict every training image by a network that was not trained on it (cross-validation): (n, classes).
 
     Parameters
     ----------
@@ -85,18 +85,9 @@ def out_of_sample_probabilities(
     fit_and_predict : callable
         Given the indices to train on and those to predict, returns probabilities of shape (m, classes).
     folds : int
-        How many networks are trained, each on all but one fold.
+        How many networks are trained, each on all but one fold; at most the images of the largest class.
     seed : int
         Decides the folds, which keep the classes' proportions.
-
-    Returns
-    -------
-    ndarray of shape (n, classes), float64
-
-    Raises
-    ------
-    UsageError
-        When there are fewer than two folds, or more folds than images of any class.
 
     Examples
     --------

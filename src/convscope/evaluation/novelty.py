@@ -38,18 +38,9 @@ _ROWS = 256
 class Novelty:
     """Training images in feature space, and how far from them an image may lie.
 
-    Parameters
-    ----------
-    known : ndarray of shape (images, dimensions), float16
-        Features of some training images, reduced, each of length 1.
-    features : int
-        The number of the network's features.
-    limit : float
-        The distance beyond which an image is unlike them.
-    validation : int
-        Validation images that the limit was set by.
-    alarms : int
-        How many of these are unlike the training images, by this limit or for another reason.
+    ``known`` (images, dimensions) are reduced features of some training images, each of length 1; the network
+    has ``features`` of them. An image beyond the ``limit`` is unlike the training's: so were ``alarms`` of
+    the ``validation`` images that it was set by.
     """
 
     known: NDArray[np.float16] = field(repr=False)

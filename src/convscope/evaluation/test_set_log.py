@@ -48,32 +48,10 @@ CHOICES = MappingProxyType(
 def add_use(
     log: Mapping[str, Any] | None, purpose: str, *, by: str = "", when: datetime | None = None
 ) -> dict[str, Any]:
-    """Count one use of the test set.
+    """Count one use of the test set: give a new log, of plain JSON types (None: the run has none yet).
 
-    Parameters
-    ----------
-    log : mapping, or None
-        As it was stored; None for a run that has none yet.
-    purpose : str
-        One of `PURPOSES`.
-    by : str
-        The command or function that asks.
-    when : datetime, optional
-        Now, unless given.
-
-    Returns
-    -------
-    dict
-        A new log with one use more, of plain JSON types.
-
-    Raises
-    ------
-    UsageError
-        When the purpose is a choice; the message says why that is refused and what to use instead.
-    UnknownNameError
-        When the purpose is none that is known.
-    RunError
-        When the log is damaged.
+    UsageError for a choice, with the reason and what to use instead; UnknownNameError for a purpose that is
+    none of `PURPOSES`; RunError for a damaged log.
 
     Examples
     --------

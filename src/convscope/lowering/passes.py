@@ -34,35 +34,11 @@ def optimise(
     batch_size: int = 128,
     device: str = "cpu",
 ) -> tuple[Program, list[PassReport]]:
-    """Rewrite a program so that it computes the same with less work.
+    """Rewrite a program so that it computes the same with less work; say what each pass did.
 
-    Parameters
-    ----------
-    program : Program
-        As ``lower`` returns it.
-    training : bool
-        Whether the program is to train. Only a program for inference has its normalizations folded away.
-    deterministic : bool
-        Choose precision and layout by fixed rules in place of measurement, so that the same machine always
-        makes the same choice.
-    precision : {"auto", "float32", "bfloat16"}
-        In which type convolutions and matrix products compute; "auto" takes the faster for each.
-    batch_size : int
-        The batch to measure with.
-    device : str
-        Where the network will run; only a CPU is measured, others go by rule.
-
-    Returns
-    -------
-    tuple of Program and list of PassReport
-        The rewritten program, checked after every pass, and what each pass did.
-
-    Raises
-    ------
-    UsageError
-        For an unknown precision, and for bfloat16 where this machine refuses it.
-    LoweringError
-        When a pass leaves a wrong program; names op, layer and shapes.
+    Only a program for inference has its normalizations folded away. Precision and layout are measured, with
+    batches of this size, unless ``deterministic``: then, and on other devices than a CPU, fixed rules choose.
+    UsageError for a precision that is unknown, or that this machine refuses.
 
     Examples
     --------
@@ -286,21 +262,7 @@ def _only_reader(program: Program, name: str) -> Op | None:
 
 
 def describe(program: Program, reports: Sequence[PassReport] = ()) -> list[dict[str, Any]]:
-    """Describe each op of a program, then what each pass did.
-
-    Parameters
-    ----------
-    program : Program
-        Optimised or not.
-    reports : sequence of PassReport
-        What ``optimise`` returned with it.
-
-    Returns
-    -------
-    list of dict
-        For each op a row with ``op``, ``kind``, ``layer``, ``input_shapes``, ``output_shapes``,
-        ``precision``, ``layout``, ``algorithm``, ``settings`` and ``keras`` (whether the Keras layer itself
-        runs); then for each pass a row with ``pass`` and ``changes``.
+    """Describe each op of a program (``keras``: Keras's own layer runs there), then what each pass did.
 
     Examples
     --------

@@ -24,23 +24,10 @@ _COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
 def lower(model: keras.Model) -> Program:
-    """Read a built Sequential or Functional model into a program.
+    """Read a built Sequential or Functional model, with float32 variables, into a program; not yet optimised.
 
-    Parameters
-    ----------
-    model : keras.Model
-        Built, with float32 variables. Layers that lowering does not know run as they are; nested models are
-        read too, and those that cannot be read run as one layer.
-
-    Returns
-    -------
-    Program
-        Checked; not yet optimised.
-
-    Raises
-    ------
-    LoweringError
-        For a subclassed or unbuilt model, or a layer whose result depends on masks; names layer and settings.
+    Layers that lowering does not know run as they are; nested models are read too, and those that cannot be
+    read run as one layer. LoweringError for a subclassed or unbuilt model, or a layer that makes masks.
 
     Examples
     --------

@@ -63,24 +63,10 @@ FLOATS = frozenset({"float16", "bfloat16", "float32", "float64", "mixed_float16"
 
 
 def read_config(content: bytes, source: str) -> dict[str, Any]:
-    """Read the configuration of a network and refuse whatever does not belong into an image classifier.
+    """Read a ``config.json`` of Keras, and refuse whatever does not belong into an image classifier.
 
-    Parameters
-    ----------
-    content : bytes
-        A ``config.json`` as Keras writes it.
-    source : str
-        Where it comes from, for messages.
-
-    Returns
-    -------
-    dict
-        For ``keras.saving.deserialize_keras_object``; how the model was compiled is left out.
-
-    Raises
-    ------
-    DataError
-        If it is no JSON, too large or too deep, or names an object that is not on the list.
+    DataError where it is no JSON, too large or too deep, or names an object that is not on the list. What is
+    returned is for ``keras.saving.deserialize_keras_object``; how the model was compiled is left out.
 
     Examples
     --------
@@ -90,7 +76,7 @@ def read_config(content: bytes, source: str) -> dict[str, Any]:
     Traceback (most recent call last):
         ...
     convscope.errors.DataError: Expected only layers of image classifiers in model.keras, got \
-keras.layers.Lambda 'trap'. Load it with Keras itself if you trust whoever made it.
+    keras.layers.Lambda 'trap'. Load it with Keras itself if you trust whoever made it.
     """
     try:
         config = json.loads(content)

@@ -119,19 +119,7 @@ def _write_cells(axes: Axes, shown: AxesImage, values: NDArray[Any], normalize: 
 
 
 def readable_on(background: NDArray[np.float64]) -> str:
-    """Choose black or white, whichever has the greater contrast with a background.
-
-    By the relative luminance of WCAG 2.2; the better of the two always has at least 4.5 : 1.
-
-    Parameters
-    ----------
-    background : ndarray of shape (3,) or (4,)
-        Red, green, blue from 0 to 1.
-
-    Returns
-    -------
-    str
-        ``"black"`` or ``"white"``.
+    """Choose black or white on a background, whichever has the greater contrast: at least 4.5 : 1 (WCAG 2.2).
 
     Examples
     --------

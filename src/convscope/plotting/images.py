@@ -144,22 +144,9 @@ def plot_predictions(
 
 
 def as_pictures(images: ArrayLike, count: int | None = None) -> NDArray[Any]:
-    """Bring images into the form that matplotlib draws.
+    """Bring images of any order of axes into the form that matplotlib draws: (n, h, w), or (n, h, w, 3 or 4).
 
-    Parameters
-    ----------
-    images : array-like of shape (n, h, w, c), (n, c, h, w) or (n, h, w)
-    count : int, optional
-        How many there must be.
-
-    Returns
-    -------
-    ndarray of shape (n, h, w) for grey, (n, h, w, 3 or 4) for colour
-
-    Raises
-    ------
-    UsageError
-        When the shape is none of these, or their number is not `count`.
+    ``count`` is how many there must be.
 
     Examples
     --------
@@ -191,25 +178,7 @@ def image_grid(
     below: Sequence[str] | None = None,
     colours: Sequence[str] | None = None,
 ) -> Figure:
-    """Draw images side by side, each with its caption.
-
-    Parameters
-    ----------
-    pictures : ndarray of shape (n, h, w) or (n, h, w, 3 or 4)
-        See `as_pictures`.
-    captions : sequence of n str
-        Ready for matplotlib; written above each image.
-    title : str
-    columns : int
-        How many images stand in a row.
-    below : sequence of n str, optional
-        Written below each image, small.
-    colours : sequence of n str, optional
-        Of the captions.
-
-    Returns
-    -------
-    Figure
+    """Draw pictures, as of `as_pictures`, side by side: captions above, names small below.
 
     Examples
     --------
@@ -234,19 +203,9 @@ def image_grid(
 
 
 def draw_picture(axes: Axes, picture: NDArray[Any]) -> None:
-    """Draw one image without ticks, grey from black to white.
+    """Draw one picture without ticks, grey from black to white.
 
-    Parameters
-    ----------
-    axes : Axes
-    picture : ndarray of shape (h, w) or (h, w, 3 or 4)
-        uint8 is drawn from 0 to 255, floating point from 0 to 1; floating point that leaves that range
-        (a standardised image) from its own smallest to its largest value.
-
-    Examples
-    --------
-    >>> with new_figure(1, 1) as figure:
-    ...     draw_picture(figure.subplots(), np.zeros((2, 2)))
+    uint8 goes from 0 to 255, floating point from 0 to 1, or between its own ends where it leaves that range.
     """
     axes.imshow(_in_unit_range(picture), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set_xticks([])
@@ -275,21 +234,7 @@ def _in_unit_range(picture: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def message_figure(title: str, message: str) -> Figure:
-    """Make a figure that says in words that there is nothing to draw.
-
-    Parameters
-    ----------
-    title, message : str
-
-    Returns
-    -------
-    Figure
-
-    Examples
-    --------
-    >>> message_figure("No errors", "All 10 images are predicted correctly.").axes[0].get_title()
-    'No errors'
-    """
+    """Make a figure that says in words that there is nothing to draw."""
     with new_figure(5, 1.4) as figure:
         axes = figure.subplots()
         hide_axes(axes)

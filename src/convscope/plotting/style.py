@@ -129,20 +129,10 @@ def embedded() -> Iterator[None]:
 
 @contextmanager
 def new_figure(width: float, height: float, gap: float = 0.02) -> Iterator[Figure]:
-    """Make a figure in the project's style; what is drawn inside the ``with`` block has it too.
+    """Make a figure, in inches, in the project's style; what is drawn inside the ``with`` block has it too.
 
-    Parameters
-    ----------
-    width, height : float
-        In inches.
-    gap : float
-        Between rows of axes, as a share of their height.
-
-    Yields
-    ------
-    Figure
-        With constrained layout. Known to pyplot only where a notebook draws inline, so that a long
-        program does not collect open figures.
+    It has a constrained layout, with a ``gap`` between rows of axes as a share of their height. pyplot knows
+    it only where a notebook draws inline, so that a long program does not collect open figures.
 
     Examples
     --------
@@ -175,24 +165,7 @@ def hide_axes(axes: Axes) -> None:
 
 
 def png_bytes(figure: Figure) -> bytes:
-    """Draw a figure as PNG; the same figure always gives the same bytes.
-
-    Parameters
-    ----------
-    figure : Figure
-
-    Returns
-    -------
-    bytes
-        At 144 dots per inch, without metadata.
-
-    Examples
-    --------
-    >>> with new_figure(1, 1) as figure:
-    ...     axes = figure.subplots()
-    >>> png_bytes(figure)[1:4]
-    b'PNG'
-    """
+    """Draw a figure as PNG, at 144 dots per inch; the same figure always gives the same bytes."""
     buffer = io.BytesIO()
     with own_warning_filters():
         # A script that no installed font covers shows as boxes; that is no reason to fail.
@@ -217,23 +190,7 @@ def lay_out(figure: Figure) -> LayoutEngine | None:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Write a figure as PNG, whole or not at all.
-
-    Parameters
-    ----------
-    figure : Figure
-    path : str or path
-        Ends in ``.png``; its folder exists.
-
-    Returns
-    -------
-    Path
-        Where it was written.
-
-    Raises
-    ------
-    UsageError
-        When the path does not end in ``.png`` or cannot be written.
+    """Write a figure as PNG, whole or not at all; UsageError for another ending, or where the disk refuses.
 
     Examples
     --------
@@ -267,18 +224,9 @@ def _replace(target: Path, content: bytes) -> None:
 
 
 def plain(text: object) -> str:
-    r"""Prepare a name that a user chose, so that matplotlib shows it as it is.
+    r"""Prepare a name that a user chose, so that matplotlib shows it as it prints.
 
     A pair of dollar signs would start a formula, and control characters have no glyph.
-
-    Parameters
-    ----------
-    text : object
-        Shown as it prints.
-
-    Returns
-    -------
-    str
 
     Examples
     --------
@@ -292,21 +240,7 @@ def plain(text: object) -> str:
 
 
 def shorten(text: object, length: int = 24, keep_end: bool = False) -> str:
-    """Cut a long name: in its middle, or at its beginning, where the end of a path tells it apart.
-
-    Parameters
-    ----------
-    text : object
-        Shown as it prints.
-    length : int
-        The most characters to keep.
-    keep_end : bool
-        Cut at the beginning.
-
-    Returns
-    -------
-    str
-        Ready for matplotlib, see `plain`.
+    """Cut a long name in its middle, or at its beginning where its end tells it apart, and make it `plain`.
 
     Examples
     --------

@@ -34,14 +34,7 @@ JPEG_QUALITY = 85
 
 
 class Album:
-    """Test images as pictures, each encoded once, up to a size that all of them together may have.
-
-    Parameters
-    ----------
-    images : ndarray of shape (n, h, w, c), uint8, or None
-        The test images, if they are at hand.
-    budget : int
-        Bytes that the pictures may take in the page.
+    """Test images (n, h, w, c) as pictures, each encoded once, up to so many bytes in all.
 
     Examples
     --------

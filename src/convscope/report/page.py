@@ -52,35 +52,12 @@ def write_report(
     data: str | Path | None = None,
     consulted_by: str = "",
 ) -> Path:
-    """Write a run's report into its directory.
+    """Write a run's report into its directory, as ``report.html``, replaced whole if it was there.
 
-    Parameters
-    ----------
-    run_path : str or Path
-        The run's directory.
-    dataset : Dataset, optional
-        The run's data, where they are at hand; without it they are loaded again, and the report of a run
-        whose data are gone shows no images and says so.
-    data : str or Path, optional
-        Where the data are now, if no longer where the run found them.
-    consulted_by : str
-        The command that looks at the finished run's test set once more, which is counted; empty for the
-        report that belongs to the run's own final evaluation.
-
-    Returns
-    -------
-    Path
-        The file: ``report.html`` in the run's directory, replaced whole if it was there.
-
-    Raises
-    ------
-    RunError
-        If there is no run, one of its files is damaged, or the report cannot be written.
-
-    Examples
-    --------
-    >>> write_report("runs/first")  # doctest: +SKIP
-    PosixPath('runs/first/report.html')
+    ``dataset`` are the run's data where they are at hand, ``data`` says where they are now; the report of a
+    run whose data are gone shows no images and says so. ``consulted_by`` is the command that looks at the
+    finished run's test set once more, which is counted; empty for the report of the run's own final
+    evaluation.
     """
     _PROGRESS.info("Writing the report")
     run = RunDirectory(run_path)
@@ -100,30 +77,7 @@ def render_report(
     dataset: Dataset | None = None,
     data: str | Path | None = None,
 ) -> str:
-    """Make a run's report.
-
-    Parameters
-    ----------
-    run_path : str or Path
-        The run's directory.
-    dataset, data
-        As in `write_report`.
-
-    Returns
-    -------
-    str
-        A whole HTML page that needs nothing but itself.
-
-    Raises
-    ------
-    RunError
-        If there is no run, or one of its files is damaged.
-
-    Examples
-    --------
-    >>> render_report("runs/first")[:15]  # doctest: +SKIP
-    '<!doctype html>'
-    """
+    """Make a run's report, a whole HTML page that needs nothing but itself."""
     with log_into(RunDirectory(run_path)):
         return _render(read_contents(run_path, dataset, data))
 

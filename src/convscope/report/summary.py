@@ -127,19 +127,7 @@ def _beside_published(contents: Contents, evaluation: Evaluation, known: Publish
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the comparison.
-
-    Parameters
-    ----------
-    what : str
-        What has the accuracy.
-    share : float
-        The accuracy.
-    interval : Interval or None
-        Its 95 % interval, where the images behind it are known.
-    own : bool
-        Whether it is the number that the report is about.
-    """
+    """One line of the comparison; ``own`` is the number that the report is about."""
 
     what: str
     share: float

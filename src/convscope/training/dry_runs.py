@@ -44,16 +44,9 @@ def copied(model: keras.Model) -> Iterator[keras.Model]:
 
 @dataclass(frozen=True)
 class Throughput:
-    """How fast a training goes on this machine.
+    """How fast a training goes on this machine: a step, and the prediction of one image, in seconds.
 
-    Attributes
-    ----------
-    step_seconds : float
-        One step of training.
-    image_seconds : float
-        The prediction of one image, in validation and evaluation.
-    plan : mapping or None
-        How the fast engine computed, so that the training need not measure it again.
+    ``plan`` says how the fast engine computed, so that the training need not measure it again.
     """
 
     step_seconds: float
@@ -127,22 +120,11 @@ _CATEGORICAL = ("categorical_crossentropy", "sparse_categorical_crossentropy")
 
 @dataclass(frozen=True)
 class Preflight:
-    """How the trial went.
+    """How the trial went: losses before the first step and after the last, accuracy on the batch at the end.
 
-    Attributes
-    ----------
-    images, steps : int
-        Images of the batch, and steps done with it.
-    first_loss, last_loss : float
-        Before the first step, and after the last one.
-    accuracy : float
-        On the batch, at the end.
-    learned : bool or None
-        None where nothing can be said: the loss fell, but not far in the steps that there was time for.
-    seconds : float
-        What the steps after the first one took, in which everything is prepared.
-    warning : str or None
-        That the network is given inputs that nobody has scaled.
+    ``learned`` is None where the loss fell, but not far in the steps that there was time for. ``seconds`` are
+    those of the steps after the first one, in which everything is prepared; a ``warning`` says that nobody
+    has scaled the inputs.
     """
 
     images: int
@@ -399,17 +381,7 @@ _FEWEST_FINITE = 24
 
 @dataclass(frozen=True, eq=False)
 class RateSearch:
-    """What a range test found.
-
-    Attributes
-    ----------
-    rates, losses : ndarray of shape (n,), float64
-        The learning rate and the loss of each step.
-    smoothed : ndarray of shape (n,), float64
-        The losses, averaged over neighbouring steps.
-    found : float
-        The rate to train with, one digit after the first: 0.0032.
-    """
+    """What a range test found: rate, loss and averaged loss of each step (n,), and the rate to train with."""
 
     rates: NDArray[np.float64]
     losses: NDArray[np.float64]
