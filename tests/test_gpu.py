@@ -319,7 +319,7 @@ def test_a_named_network_is_captured(name, monkeypatch, recorded):
 
 
 def test_data_too_large_for_the_device_are_brought_batch_by_batch(monkeypatch, recorded):
-    monkeypatch.setattr("convscope.training.data._RESIDENT_SHARE", 0.0)
+    monkeypatch.setattr("convscope.training.feeds._RESIDENT_SHARE", 0.0)
     x = RNG.integers(0, 256, (100, 40, 40, 2), np.uint8)  # a batch has more than CUDA takes over at once
     y = np.eye(3, dtype=np.float32)[RNG.integers(0, 3, 100)]
     make = lambda: network((40, 40, 2))  # noqa: E731

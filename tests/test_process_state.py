@@ -24,7 +24,7 @@ import convscope
 from convscope.environment import own_warning_filters
 from convscope.experiment import ExperimentConfig, run_experiment
 from convscope.training.config import TrainingConfig
-from convscope.training.data import as_tensor
+from convscope.training.feeds import as_tensor
 
 # What somebody may change, how, and how to put it back.
 CULPRITS = {

@@ -15,8 +15,8 @@ from convscope.errors import LoweringError, UsageError, expected_got, unknown_na
 from convscope.training import engine_keras
 from convscope.training.checkpoint import TrainingState
 from convscope.training.config import ENGINES, PRECISIONS, require_count, require_engine_for
-from convscope.training.data import ArrayInput, Shuffle, StreamInput, read_input
 from convscope.training.events import Listener, TrainBreak, is_mistake, reason_of
+from convscope.training.inputs import ArrayInput, Shuffle, StreamInput, read_input
 from convscope.training.progress import progress_listener
 from convscope.training.request import (
     FitRequest,

@@ -22,10 +22,11 @@ from convscope.lowering.structure import ModelStructure
 from convscope.training import capture
 from convscope.training.callbacks import CallbackBridge, CallbackMemory, looks_at_batches
 from convscope.training.checkpoint import load_state
-from convscope.training.data import ArrayFeed, ArrayInput, StreamFeed, make_feed
 from convscope.training.distributed import require_apart
 from convscope.training.engine_keras import seed_layers
 from convscope.training.events import EngineChange, EpochEnd, Notice, is_mistake, reason_of
+from convscope.training.feeds import ArrayFeed, StreamFeed, make_feed
+from convscope.training.inputs import ArrayInput
 from convscope.training.loop import LoopRange, train
 from convscope.training.request import FitRequest, own_method, require_fitting
 from convscope.training.step import Trainer

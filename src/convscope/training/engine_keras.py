@@ -18,8 +18,9 @@ from convscope.errors import UsageError, expected_got
 from convscope.lowering.devices import current_device, forked_generators
 from convscope.training.callbacks import CallbackMemory
 from convscope.training.checkpoint import TrainingState, load_state, snapshot
-from convscope.training.data import (
-    ArrayFeed,
+from convscope.training.events import EpochBegin, EpochEnd, StepEnd, TrainBegin, TrainEnd, diverged
+from convscope.training.feeds import ArrayFeed
+from convscope.training.inputs import (
     ArrayInput,
     BatchPlan,
     PreparedDataset,
@@ -30,7 +31,6 @@ from convscope.training.data import (
     prepare_stream,
     read_input,
 )
-from convscope.training.events import EpochBegin, EpochEnd, StepEnd, TrainBegin, TrainEnd, diverged
 from convscope.training.optimizers import set_rate
 from convscope.training.request import FitRequest, input_shape, require_fitting_images, with_checks
 

@@ -30,7 +30,7 @@ from convscope.training.events import (
 )
 
 if TYPE_CHECKING:
-    from convscope.training.data import ArrayFeed, StreamFeed
+    from convscope.training.feeds import ArrayFeed, StreamFeed
     from convscope.training.schedules import Schedule
     from convscope.training.step import Trainer
 

@@ -21,7 +21,7 @@ from torch.nn import functional
 from convscope import _keras_internals as internals
 from convscope.errors import UsageError, expected_got
 from convscope.lowering.graph import is_altered
-from convscope.training.data import first_leaf
+from convscope.training.inputs import first_leaf
 from convscope.training.optimizers import Tensors
 
 _BINARY = keras.losses.binary_crossentropy

@@ -19,20 +19,9 @@ from convscope.lowering.devices import computing_on, current_device, device_of
 from convscope.lowering.structure import ModelStructure
 from convscope.training import capture
 from convscope.training.capture import StepRunner
-from convscope.training.data import (
-    ArrayFeed,
-    ArrayInput,
-    PlannedBatch,
-    StreamFeed,
-    StreamInput,
-    as_tensor,
-    leaves_of,
-    map_leaves,
-    plan_batches,
-    planned,
-    read_input,
-)
 from convscope.training.events import is_mistake, reason_of
+from convscope.training.feeds import ArrayFeed, PlannedBatch, StreamFeed, as_tensor, planned
+from convscope.training.inputs import ArrayInput, StreamInput, leaves_of, map_leaves, plan_batches, read_input
 from convscope.training.request import input_shape, own_method, require_fitting_images, with_checks
 from convscope.training.step import with_rank
 

@@ -17,7 +17,8 @@ from convscope import _keras_internals as internals
 from convscope.errors import UsageError, expected_got
 from convscope.training.checkpoint import TrainingState
 from convscope.training.config import require_count
-from convscope.training.data import (
+from convscope.training.events import Event, Listener, Notice, notify
+from convscope.training.inputs import (
     ArrayInput,
     BatchPlan,
     Input,
@@ -31,7 +32,6 @@ from convscope.training.data import (
     read_input,
     to_array,
 )
-from convscope.training.events import Event, Listener, Notice, notify
 from convscope.training.schedules import Schedule
 
 if TYPE_CHECKING:

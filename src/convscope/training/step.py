@@ -20,8 +20,9 @@ from convscope.training import capture
 from convscope.training.callbacks import CallbackMemory
 from convscope.training.capture import StepRunner
 from convscope.training.checkpoint import TrainingState, snapshot
-from convscope.training.data import ArrayInput, Batch, PlannedBatch, first_leaf, map_leaves, planned
 from convscope.training.events import is_mistake
+from convscope.training.feeds import Batch, PlannedBatch, planned
+from convscope.training.inputs import ArrayInput, first_leaf, map_leaves
 from convscope.training.objective import MetricsPlan, Penalties, find_cross_entropy
 from convscope.training.optimizers import KerasStep, Numbers, OptimizerStep, RuleStep, has_rule, plan_step
 from convscope.training.request import require_fitting

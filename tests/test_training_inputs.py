@@ -14,17 +14,9 @@ from training_cases import assert_same_history, identical, network, weights
 import convscope
 from convscope.augmentation import Augmentation
 from convscope.errors import UsageError
-from convscope.training import data as feeds
-from convscope.training.data import (
-    ArrayFeed,
-    ArrayInput,
-    BatchPlan,
-    as_tensor,
-    class_weights_to_sample_weights,
-    epoch_order,
-    plan_batches,
-    read_input,
-)
+from convscope.training import feeds
+from convscope.training.feeds import ArrayFeed, as_tensor, class_weights_to_sample_weights
+from convscope.training.inputs import ArrayInput, BatchPlan, epoch_order, plan_batches, read_input
 from convscope.training.request import with_checks
 
 CPU = torch.device("cpu")
