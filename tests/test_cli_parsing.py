@@ -1,9 +1,12 @@
 """What is typed for a time, a share and an augmentation."""
 
+from pathlib import Path
+
 import pytest
 
 from convscope.augmentation import PRESETS, Augmentation
-from convscope.cli.parsing import read_augmentation, read_duration, read_share
+from convscope.cli.inspecting import parse_image
+from convscope.cli.parsing import read_augmentation, read_duration, read_position, read_share
 from convscope.errors import UsageError
 
 
@@ -19,6 +22,13 @@ def test_times_are_read(text, seconds):
 def test_what_is_no_time_is_refused(text):
     with pytest.raises(UsageError, match=r"^Expected a time such as 60s, 2m or 1h, got"):
         read_duration(text)
+
+
+def test_positions_and_images_are_read():
+    assert read_position("3,4") == read_position("3x4") == (3, 4)
+    assert (parse_image("42"), parse_image("./42")) == (42, Path("42"))
+    with pytest.raises(UsageError, match=r"^Expected a row and a column such as 3,4, got '3'"):
+        read_position("3")
 
 
 @pytest.mark.parametrize(("text", "share"), [("99%", 0.99), ("99.5", 0.995), ("0.98", 0.98), ("100 %", 1.0)])

@@ -302,13 +302,6 @@ def warp(
 
     For each image: an angle counter-clockwise as seen on the screen, in radians; a zoom, above 1 to enlarge;
     shifts in pixels. Interpolated bilinearly.
-
-    Examples
-    --------
-    >>> import torch
-    >>> row = torch.tensor([[[[1.0, 2.0, 3.0]]]])
-    >>> warp(row, np.zeros(1), np.ones(1), np.ones(1), np.zeros(1)).round().ravel().tolist()
-    [1.0, 1.0, 2.0]
     """
     import torch
     from torch.nn import functional

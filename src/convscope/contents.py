@@ -27,39 +27,16 @@ RECORDED = ("data", "network", "config", "device", "versions")
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """A run, as the report needs it.
-
-    Parameters
-    ----------
-    path : Path
-        The run's directory.
-    record : dict
-        What ``run.json`` says.
-    history : dict of str to list of float
-        A value for each finished epoch; empty when there is none.
-    evaluations : dict of str to Evaluation
-        For ``test`` and ``validation``, where the run has predictions for them; calibrated, as ``predict``
-        and exports are.
-    uncalibrated : dict of str to Evaluation
-        The same of the network's own probabilities.
-    calibration : Calibration
-        Between the two.
-    images : ndarray of shape (n, h, w, c), uint8, or None
-        The test images, in the order of the predictions.
-    images_missing : str
-        Why there are no images, a sentence; empty when there are.
-    test_set_uses : dict or None
-        The log of the uses of the test set, where the run has one.
-    """
+    """A run, as the report needs it; evaluations are those of the parts that it has predictions for."""
 
     path: Path
-    record: dict[str, Any]
-    history: dict[str, list[float]]
-    evaluations: dict[str, Evaluation]
-    uncalibrated: dict[str, Evaluation]
-    calibration: Calibration
-    images: NDArray[np.uint8] | None = field(default=None, repr=False)
-    images_missing: str = ""
+    record: dict[str, Any]  # what run.json says
+    history: dict[str, list[float]]  # a value for each finished epoch
+    evaluations: dict[str, Evaluation]  # calibrated, as what predict and exports answer is
+    uncalibrated: dict[str, Evaluation]  # of the network's own probabilities
+    calibration: Calibration  # between the two
+    images: NDArray[np.uint8] | None = field(default=None, repr=False)  # (n, h, w, c), the test images
+    images_missing: str = ""  # why there are none
     test_set_uses: dict[str, Any] | None = None
 
     @cached_property

@@ -33,22 +33,11 @@ _SHAPE, _CLASSES, _ROWS = (12, 12, 1), 4, 64
 
 @dataclass(frozen=True)
 class Check:
-    """One part of the self-test.
+    """One part of the self-test."""
 
-    Attributes
-    ----------
-    name : str
-        What was held against Keras.
-    passed : bool
-    detail : str
-        The largest difference, or what was raised.
-    seconds : float
-        How long it took.
-    """
-
-    name: str
+    name: str  # of what was held against Keras
     passed: bool
-    detail: str
+    detail: str  # the largest difference, or what was raised
     seconds: float
 
 
@@ -70,18 +59,7 @@ class Diagnosis:
 
 
 def examine() -> Diagnosis:
-    """Gather the facts about this machine, and test that the engine computes what Keras computes on it.
-
-    Returns
-    -------
-    Diagnosis
-        A failed check is part of it, never an exception.
-
-    Examples
-    --------
-    >>> examine().passed
-    True
-    """
+    """Gather the facts about this machine, and test that the engine computes what Keras computes on it."""
     _PROGRESS.info("Looking at this machine")
     facts = {
         "processor": _processor_facts(),

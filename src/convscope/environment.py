@@ -30,13 +30,7 @@ _filters_in_use = threading.RLock()
 
 
 def versions() -> dict[str, str]:
-    """Return the version of Python and of each package that decides a result.
-
-    Examples
-    --------
-    >>> "keras" in versions()
-    True
-    """
+    """Return the version of Python and of each package that decides a result."""
     packages = {name: metadata.version(name) for name in PACKAGES}
     return {"python": platform.python_version(), "convscope": __version__, **packages}
 
@@ -123,11 +117,6 @@ def cache_folder() -> Path:
     """Return the user's cache folder of convscope; it need not exist yet.
 
     ``CONVSCOPE_CACHE`` names another one.
-
-    Examples
-    --------
-    >>> cache_folder().name
-    'convscope'
     """
     return Path(os.environ.get("CONVSCOPE_CACHE") or platformdirs.user_cache_dir("convscope"))
 
@@ -138,11 +127,6 @@ def own_warning_filters() -> Iterator[None]:
 
     Filters belong to the whole process: of two threads that come and go by turns, the one would leave the
     other's behind for good.
-
-    Examples
-    --------
-    >>> with own_warning_filters():
-    ...     warnings.simplefilter("ignore")
     """
     with _filters_in_use, warnings.catch_warnings():
         yield
@@ -150,13 +134,7 @@ def own_warning_filters() -> Iterator[None]:
 
 @contextmanager
 def own_random_numbers() -> Iterator[None]:
-    """Let a block seed and use the global generators, which are at its end as they were.
-
-    Examples
-    --------
-    >>> with own_random_numbers():
-    ...     random.seed(0)
-    """
+    """Let a block seed and use the global generators, which are at its end as they were."""
     import numpy as np  # the command line asks this module before it shows its help
     import torch
 

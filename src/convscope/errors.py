@@ -78,25 +78,13 @@ class InterruptedRunError(ConvscopeError):
 
 
 def expected_got(expected: str, got: object, hint: str = "") -> str:
-    """Say what was expected, what was found and what to do, in the project's one form.
-
-    Examples
-    --------
-    >>> expected_got("epochs of at least 1", -3, "Leave it out for 10.")
-    'Expected epochs of at least 1, got -3. Leave it out for 10.'
-    """
+    """Say what was expected, what was found and what to do, in the project's one form."""
     text = f"Expected {expected}, got {got}."
     return f"{text} {hint}" if hint else text
 
 
 def unknown_name(kind: str, name: str, valid: Iterable[str], hint: str = "") -> UnknownNameError:
-    """Make the error for a name that does not exist, with the nearest valid one, or else a hint.
-
-    Examples
-    --------
-    >>> str(unknown_name("network", "depe", ["simple", "deep"]))
-    "Expected one of the networks simple, deep, got 'depe'. Did you mean 'deep'?"
-    """
+    """Make the error for a name that does not exist, with the nearest valid one, or else a hint."""
     options = list(valid)
     near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     hint = f"Did you mean {near[0]!r}?" if near else hint

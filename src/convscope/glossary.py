@@ -33,11 +33,5 @@ GLOSSARY = {
 
 
 def explain(*words: str) -> list[str]:
-    """Give a line for each word: the word, a colon, its sentence.
-
-    Examples
-    --------
-    >>> explain("letterbox")
-    ['letterbox: keep the whole image and its proportions, and fill the rest of the frame with black.']
-    """
+    """Give a line for each word: the word, a colon, its sentence."""
     return [f"{word}: {GLOSSARY[word]}" for word in words]

@@ -184,26 +184,10 @@ class Preprocess:
     def apply_tensor(
         self, pixels: torch.Tensor, tensors: tuple[torch.Tensor, torch.Tensor] | None = None
     ) -> torch.Tensor:
-        """Preprocess a batch that already has the right size; the one implementation of the arithmetic.
+        """Preprocess uint8 pixels (n, height, width, channels); the one implementation of the arithmetic.
 
-        Parameters
-        ----------
-        pixels : torch.Tensor of shape (n, height, width, channels), uint8
-            On any device.
-        tensors : pair of torch.Tensor, optional
-            Scale and offset where the pixels are, from ``tensors``.
-
-        Returns
-        -------
-        torch.Tensor, float32
-            ``(n, height, width, channels)`` or ``(n, channels, height, width)``, contiguous.
-
-        Examples
-        --------
-        >>> import torch
-        >>> preprocess = Preprocess.fit(np.zeros((1, 4, 4, 1), np.uint8), scaling="unit")
-        >>> preprocess.apply_tensor(torch.full((1, 4, 4, 1), 255, dtype=torch.uint8)).max().item()
-        1.0
+        Gives float32 on the same device, contiguous, (n, h, w, c) or (n, c, h, w) by the data format.
+        ``tensors`` are scale and offset where the pixels are.
         """
         import torch
 
@@ -217,18 +201,7 @@ class Preprocess:
         return values
 
     def resize_to_input(self, images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-        """Bring images to the size and channels of the training images, still as uint8 pixels.
-
-        Parameters
-        ----------
-        images : ndarray of shape (n, h, w, c), uint8, or a sequence of (h, w, c) arrays
-            Images of any size.
-
-        Returns
-        -------
-        ndarray of shape (n, height, width, channels), uint8
-            The array itself where nothing had to change.
-        """
+        """Bring images to size and channels of the training images, still uint8; copied only if need be."""
         if isinstance(images, np.ndarray):
             _require_images(images)
             if images.shape[1:] == (self.height, self.width, self.channels):
@@ -238,13 +211,7 @@ class Preprocess:
         return np.stack(resized) if resized else np.empty((0, *shape, self.channels), np.uint8)
 
     def describe(self) -> list[str]:
-        """Say in words what is done to an image, a line for each step.
-
-        Examples
-        --------
-        >>> Preprocess.fit(np.zeros((1, 4, 4, 1), np.uint8), scaling="unit").describe()[1]
-        'unit scaling: divided by 255'
-        """
+        """Say in words what is done to an image, a line for each step."""
         scaling = {
             "minmax": "minmax scaling: each pixel to [0, 1] by its range over the training images, clipped",
             "unit": "unit scaling: divided by 255",
@@ -273,13 +240,7 @@ class Preprocess:
         return f"(pixel − {written(-self.offset * deviation)}){divided}"
 
     def to_files(self) -> dict[str, bytes]:
-        """Serialise to named files: the settings as JSON, the arrays as NumPy's npz.
-
-        Examples
-        --------
-        >>> sorted(Preprocess.fit(np.zeros((1, 4, 4, 1), np.uint8)).to_files())
-        ['preprocess.json', 'preprocess.npz']
-        """
+        """Serialise to named files: the settings as JSON, the arrays as NumPy's npz."""
         arrays = {"scale": self.scale, "offset": self.offset}
         settings = {key: value for key, value in asdict(self).items() if key not in arrays}
         buffer = io.BytesIO()
@@ -291,19 +252,7 @@ class Preprocess:
 
     @classmethod
     def from_files(cls, files: dict[str, bytes]) -> Preprocess:
-        """Load what ``to_files`` made.
-
-        Raises
-        ------
-        DataError
-            If a file is missing or damaged.
-
-        Examples
-        --------
-        >>> preprocess = Preprocess.fit(np.zeros((1, 4, 4, 1), np.uint8))
-        >>> Preprocess.from_files(preprocess.to_files()).input_shape
-        (4, 4, 1)
-        """
+        """Load what ``to_files`` made; a DataError where a file is missing or damaged."""
         try:
             settings: dict[str, Any] = json.loads(files["preprocess.json"])
             with np.load(io.BytesIO(files["preprocess.npz"]), allow_pickle=False) as arrays:
@@ -315,13 +264,7 @@ class Preprocess:
 
 
 def one_hot(labels: NDArray[np.int64], classes: int) -> NDArray[np.float32]:
-    """Turn class numbers (n,) into target vectors (n, classes): 1 at the label, 0 elsewhere.
-
-    Examples
-    --------
-    >>> one_hot(np.array([2, 0]), 3).tolist()
-    [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
-    """
+    """Turn class numbers (n,) into target vectors (n, classes): 1 at the label, 0 elsewhere."""
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
         found = f"{labels.min()} to {labels.max()}"
         raise UsageError(expected_got(f"labels from 0 to {classes - 1}", found))
@@ -333,33 +276,11 @@ def one_hot(labels: NDArray[np.int64], classes: int) -> NDArray[np.float32]:
 def resize_to_input(
     image: NDArray[np.uint8], size: tuple[int, int], channels: int, resize: str = "letterbox"
 ) -> NDArray[np.uint8]:
-    """Bring one image to a size and a number of channels.
+    """Bring one uint8 image (h, w, 1 or 3) to a size (height, width) and to 1 or 3 channels.
 
-    Parameters
-    ----------
-    image : ndarray of shape (h, w, 1) or (h, w, 3), uint8
-        Grey or RGB.
-    size : tuple of int
-        Height and width wanted, in pixels.
-    channels : {1, 3}
-        Grey is repeated into RGB; RGB becomes grey by luminance (ITU-R BT.601, as Pillow does).
-    resize : {"letterbox", "crop", "stretch"}
-        ``letterbox`` keeps the whole image and its proportions and fills the rest with black; ``crop``
-        keeps the proportions and cuts what stands over; ``stretch`` changes the proportions.
-
-    Returns
-    -------
-    ndarray of shape (height, width, channels), uint8
-
-    Raises
-    ------
-    DataError
-        If the image is not uint8 with 1 or 3 channels.
-
-    Examples
-    --------
-    >>> resize_to_input(np.full((10, 20, 3), 255, np.uint8), (8, 8), 1)[:, 0, 0].tolist()
-    [0, 0, 255, 255, 255, 255, 0, 0]
+    ``letterbox`` keeps the whole image and its proportions and fills the rest with black; ``crop`` keeps the
+    proportions and cuts what stands over; ``stretch`` changes them. RGB becomes grey by luminance (ITU-R
+    BT.601, as Pillow does).
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
         found = f"{image.dtype} of shape {image.shape}"

@@ -129,32 +129,9 @@ def probe_run(
 ) -> Probe:
     """Look inside a run's network with one image.
 
-    Parameters
-    ----------
-    path : str or Path
-        The run directory.
-    image : int or Path
-        A test image, from 0, which is counted as a use of the test set; or the file of any image.
-    layer : str, optional
-        The layer to look at; the first convolution when left out.
-    position : pair of int, optional
-        Row and column of the activation to recompute.
-    channel : int, optional
-        Its channel, or the unit of a dense layer. What is left out of position and channel is where the
-        activation is strongest.
-    with_map : bool
-        Draw a map of the last hidden layer too, by t-SNE of up to 1,000 test images; it takes some seconds.
-
-    Returns
-    -------
-    Probe
-
-    Raises
-    ------
-    UsageError
-        If the run has no such image, layer, position or channel.
-    DataError
-        If the data of the run are no longer to be had, or the file cannot be read as an image.
+    A number is that of a test image, whose use is counted; a path that of any image file. The layer is the
+    first convolution unless named; what is left out of ``position`` (row and column) and ``channel`` is where
+    the activation is strongest. ``with_map`` adds a map of up to 1,000 test images by t-SNE.
     """
     run = open_run(path)
     record = run.read_json(RUN_FILE)

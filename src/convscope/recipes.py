@@ -127,28 +127,9 @@ def suggest(dataset: Dataset, network: str | None = None) -> ExperimentConfig:
 
 
 def choose_backbone(images: int, side: float, channels: int) -> tuple[str | None, str]:
-    """Choose a pretrained network for few photographs; also say why, or what is missing.
+    """Choose a pretrained network for few photographs, or None; also say why, or what is missing.
 
-    Parameters
-    ----------
-    images : int
-        How many there are.
-    side : float
-        The longer side of the usual one, in pixels.
-    channels : int
-        1 for grey ones.
-
-    Returns
-    -------
-    str or None
-        The network, None where the usual one is trained from scratch.
-    str
-        One line for a person; empty where there is nothing to say.
-
-    Examples
-    --------
-    >>> choose_backbone(60_000, 28, channels=1)
-    (None, '')
+    ``side`` is the longer side of the usual image, in pixels; ``channels`` is 1 for grey ones.
     """
     if channels == 1 or images > MOST_FOR_BACKBONE or side < LEAST_SIDE_FOR_BACKBONE:
         return None, ""
@@ -197,13 +178,7 @@ def _are_photographs(dataset: Dataset) -> bool:
 
 
 def recipe(name: str) -> ExperimentConfig:
-    """Return the configuration of one of ``RECIPES``.
-
-    Examples
-    --------
-    >>> recipe("swift").training.epochs
-    1
-    """
+    """Return the configuration of one of ``RECIPES``."""
     if name not in RECIPES:
         raise unknown_name("recipe", name, RECIPES)
     return RECIPES[name].config

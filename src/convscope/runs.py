@@ -50,14 +50,6 @@ class RunDirectory:
     """A directory with the files of one run; ``target`` is where it belongs once it is readable.
 
     Reading raises RunError where a file is missing or damaged, writing where the file system refuses.
-
-    Examples
-    --------
-    >>> with tempfile.TemporaryDirectory() as root:
-    ...     with create_run(Path(root) / "first") as run:
-    ...         run.write_json("run.json", {"status": "completed"})
-    ...     RunDirectory(Path(root) / "first").read_json("run.json")["status"]
-    'completed'
     """
 
     def __init__(self, path: str | Path, target: Path | None = None) -> None:

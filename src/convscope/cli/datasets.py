@@ -114,21 +114,8 @@ def undo(
 def check_first(name: str, reading: dict[str, Any], quiet: bool) -> Dataset | None:
     """Look quickly at somebody's images before they are trained on; say what is left out, file by file.
 
-    Image files are given back as a dataset, so that they need not be looked for and read again.
-
-    Parameters
-    ----------
-    name : str
-        As ``load`` takes it.
-    reading : dict
-        The arguments that ``load`` will be given.
-    quiet : bool
-        Say nothing, but refuse all the same.
-
-    Raises
-    ------
-    DataError
-        If training on them would be meaningless.
+    Image files are given back as a dataset, so that they need not be looked for and read again. ``reading``
+    are the arguments that ``load`` will be given. Data that teach nothing are refused, also where ``quiet``.
     """
     from convscope.data.ingest import ReadOptions
     from convscope.data.loading import to_dataset

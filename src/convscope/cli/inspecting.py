@@ -99,13 +99,7 @@ def _find(target: str) -> str:
 
 
 def parse_image(text: str) -> int | Path:
-    """Read the number of a test image, or the path of a file; a file named like a number needs ./ before it.
-
-    Examples
-    --------
-    >>> parse_image("42")
-    42
-    """
+    """Read the number of a test image, or the path of a file; one named like a number needs ./ before it."""
     return int(text) if re.fullmatch(r"-?\d{1,18}", text) else Path(text)
 
 

@@ -249,15 +249,7 @@ def _show_marks(marks: Marks) -> None:
 
 
 def ask_quiz(seed: int | None, json: bool) -> None:
-    """Ask for the shapes and parameters of random networks, and show the arithmetic behind each answer.
-
-    Parameters
-    ----------
-    seed : int or None
-        Decides the networks; drawn when None.
-    json : bool
-        Print networks and answers instead of asking.
-    """
+    """Ask for the shapes and parameters of random networks, and show the arithmetic behind each answer."""
     from convscope.teaching.quiz import make_quiz
 
     seed = _seed(seed)

@@ -150,13 +150,7 @@ def table(
 def fitting(
     columns: Sequence[str], rows: Sequence[Sequence[object]], width: int, spare: Sequence[int]
 ) -> list[int]:
-    """Choose the columns of a table that a terminal has room for, by number.
-
-    Examples
-    --------
-    >>> fitting(["layer", "input", "output"], [["conv", "28×28", "26×26"]], 20, spare=[1])
-    [0, 2]
-    """
+    """Choose the columns of a table that a terminal has room for, by number."""
     shown, may_go = list(range(len(columns))), list(spare)
     widths = [max(len(str(cell)) for cell in cells) for cells in zip(columns, *rows, strict=True)]
     # Beside each cell a space on both sides and a line, and a line at the end.

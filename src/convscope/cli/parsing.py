@@ -81,13 +81,7 @@ Device = Annotated[
 
 
 def read_duration(text: str) -> float:
-    """Read a time in seconds, minutes or hours.
-
-    Examples
-    --------
-    >>> read_duration("1h30m"), read_duration("45s"), read_duration("60")
-    (5400.0, 45.0, 60.0)
-    """
+    """Read a time in seconds, minutes or hours."""
     plain = text.replace(" ", "").lower()
     parts = re.findall(r"(\d+(?:\.\d+)?)(min|[smh]?)", plain)
     seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
@@ -97,13 +91,7 @@ def read_duration(text: str) -> float:
 
 
 def read_share(text: str) -> float:
-    """Read a share, in per cent where it says so or is above 1.
-
-    Examples
-    --------
-    >>> read_share("99%"), read_share("99.5"), read_share("0.5")
-    (0.99, 0.995, 0.5)
-    """
+    """Read a share, in per cent where it says so or is above 1."""
     number = text.strip().removesuffix("%").strip()
     try:
         value = float(number)
@@ -117,13 +105,7 @@ def read_share(text: str) -> float:
 
 
 def read_augmentation(text: str) -> Augmentation:
-    """Read a preset, single settings, or a preset with settings of one's own; those named last win.
-
-    Examples
-    --------
-    >>> read_augmentation("digits, rotate=0, shift=0.1").zoom
-    0.1
-    """
+    """Read a preset, single settings, or a preset with settings of one's own; those named last win."""
     from convscope.augmentation import PRESETS, Augmentation
 
     values = Augmentation().to_dict()
@@ -148,13 +130,7 @@ def _amount(name: str, text: str) -> float:
 
 
 def read_position(text: str) -> tuple[int, int]:
-    """Read row and column such as 3,4.
-
-    Examples
-    --------
-    >>> read_position("3,4")
-    (3, 4)
-    """
+    """Read row and column such as 3,4."""
     parts = re.fullmatch(r"(\d{1,5})\s*[,x×]\s*(\d{1,5})", text)
     if parts is None:
         raise UsageError(expected_got("a row and a column such as 3,4", repr(text)))
@@ -162,13 +138,7 @@ def read_position(text: str) -> tuple[int, int]:
 
 
 def read_shape(text: str) -> tuple[int, int, int]:
-    """Read a shape such as 28x28x1.
-
-    Examples
-    --------
-    >>> read_shape("28x28x1")
-    (28, 28, 1)
-    """
+    """Read a shape such as 28x28x1."""
     parts = re.fullmatch(r"([1-9]\d{0,4})[x×,]([1-9]\d{0,4})[x×,]([1-9]\d{0,4})", text)
     if parts is None:
         raise UsageError(expected_got("a shape such as 28x28x1", repr(text)))

@@ -118,15 +118,7 @@ def _logging_as_before() -> Iterator[None]:
 
 
 def run() -> int:
-    """Run the command that was typed; return its exit code.
-
-    Raises
-    ------
-    KeyboardInterrupt
-        If a person stopped it where it had nothing to say about that.
-    Exception
-        Whatever nobody foresaw.
-    """
+    """Run the command that was typed; return its exit code."""
     with _logging_as_before():
         try:
             code = app(prog_name="convscope", standalone_mode=False)

@@ -119,13 +119,7 @@ def is_read(name: str) -> bool:
 
 
 def sniff(head: bytes) -> str:
-    """Tell what a file is by its first ``HEAD`` bytes: a format, another kind in words, or nothing.
-
-    Examples
-    --------
-    >>> sniff(b"GIF89a and so on"), sniff(b"  <!DOCTYPE html><html>"), sniff(b"hello")
-    ('GIF', 'an HTML page', '')
-    """
+    """Tell what a file is by its first ``HEAD`` bytes: a format, another kind in words, or nothing."""
     if name := _image_format(head):
         return name
     for magic, kind in _OTHER_KINDS:

@@ -48,29 +48,10 @@ _TONES = ("brightness", "darkest", "brightest", "border")
 
 @dataclass(frozen=True)
 class TrainingStatistics:
-    """The range of each of a few features over the training images.
-
-    Attributes
-    ----------
-    images : int
-        How many training images there were.
-    ranges : dict of str to tuple of three float
-        For each of ``FEATURES``: one image in a thousand lies below the first value, half below the second,
-        all but one in a thousand below the third.
-
-    Examples
-    --------
-    >>> images = np.zeros((50, 8, 8, 1), np.uint8)
-    >>> images[:, 2:6, 2:6] = 200  # light squares on dark ground
-    >>> statistics = TrainingStatistics.fit(images)
-    >>> statistics.drift_warnings(images[:1])
-    [()]
-    >>> print(statistics.drift_warnings(255 - images[:1])[0][0])
-    inverted: its border is at grey level 255, that of training images at 0 to 0; it would fit as 255 − pixel
-    """
+    """The range of each of a few features over the training images."""
 
     images: int
-    ranges: Mapping[str, tuple[float, float, float]]
+    ranges: Mapping[str, tuple[float, float, float]]  # of each of FEATURES the values at QUANTILES
 
     @classmethod
     def fit(cls, images: NDArray[np.uint8]) -> TrainingStatistics:

@@ -133,12 +133,6 @@ def take_fold(dataset: Dataset, number: int, folds: int, seed: int) -> Dataset:
 
     A test part that the source brings stays out of both, so that it is still unused when a network has been
     chosen; one that was held back at random takes part, and so do validation images.
-
-    Examples
-    --------
-    >>> folds = [take_fold(load("digits"), number, 5, seed=1338) for number in (1, 2, 3, 4, 5)]
-    >>> [len(fold.test) for fold in folds], len(folds[0].train)
-    ([288, 288, 287, 288, 286], 1149)
     """
     if not 1 <= number <= folds:
         raise UsageError(expected_got(f"a fold from 1 to {folds}", number))

@@ -21,12 +21,6 @@ def split_indices(
     ``labels``, the same for the same seed. Examples with the same number in ``groups`` stay together; the
     first of them decides for all, so that fraction and proportions are met less exactly the larger such
     groups are.
-
-    Examples
-    --------
-    >>> first, second = split_indices(np.repeat([0, 1], 50), 0.3, seed=1338)
-    >>> len(first), len(second), np.bincount(np.repeat([0, 1], 50)[second]).tolist()
-    (70, 30, [15, 15])
     """
     if groups is not None:
         return _split_groups(labels, fraction, seed, stratify, groups)
@@ -63,12 +57,6 @@ def fold_indices(
 
     Each fold is an array of increasing indices into ``labels``. Examples with the same number in ``groups``
     stay together, as in ``split_indices``.
-
-    Examples
-    --------
-    >>> labels = np.repeat([0, 1], 10)
-    >>> [np.bincount(labels[fold]).tolist() for fold in fold_indices(labels, 5, seed=0)]
-    [[2, 2], [2, 2], [2, 2], [2, 2], [2, 2]]
     """
     if folds < 2:
         raise UsageError(expected_got("at least 2 folds", folds))
@@ -109,11 +97,6 @@ def balanced_class_weights(labels: NDArray[np.int64], classes: int) -> dict[int,
 
     The weight is n / (classes present · images of the class), scikit-learn's ``balanced`` (King and Zeng,
     "Logistic Regression in Rare Events Data", 2001); a class without images gets 1.
-
-    Examples
-    --------
-    >>> balanced_class_weights(np.array([0, 0, 0, 1]), 2)
-    {0: 0.6666666666666666, 1: 2.0}
     """
     from sklearn.utils.class_weight import compute_class_weight
 

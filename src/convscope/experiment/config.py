@@ -122,18 +122,7 @@ class ExperimentConfig:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ExperimentConfig:
-        """Read what ``to_json`` gave.
-
-        Raises
-        ------
-        UnknownNameError
-            If a setting has no such name.
-
-        Examples
-        --------
-        >>> ExperimentConfig.from_json(ExperimentConfig("simple").to_json()) == ExperimentConfig("simple")
-        True
-        """
+        """Read what ``to_json`` gave."""
         known = [setting.name for setting in fields(cls)]
         for name in values:
             if name not in known:

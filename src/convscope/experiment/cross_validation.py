@@ -51,14 +51,8 @@ def cross_validate(
     """Train one network for each fold, and evaluate what each answers for the images of its fold.
 
     A part of the other folds' images is held back for the choice of the epoch, as in any training, so that
-    nothing is chosen by the images that are counted. ``options`` are those of ``run_several``.
-
-    Raises
-    ------
-    UsageError
-        If there are fewer than two folds.
-    DataError
-        If a class has fewer different images than there are folds.
+    nothing is chosen by the images that are counted. ``options`` are those of ``run_several``. Fewer than two
+    folds, and a class with fewer different images than there are folds, are refused.
     """
     if folds < 2:
         raise UsageError(expected_got("at least 2 folds", folds))

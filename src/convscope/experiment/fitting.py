@@ -243,13 +243,6 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
     """Turn the first SIGINT or SIGTERM into a request; a second one interrupts at once.
 
     Yields what returns True once a signal came; never outside the main thread, where Python handles none.
-
-    Examples
-    --------
-    >>> with stop_on_signals() as stop_asked:
-    ...     signal.raise_signal(signal.SIGTERM)
-    ...     stop_asked()
-    True
     """
     asked = threading.Event()
 
@@ -276,11 +269,6 @@ def say_how_it_ended(
 
     ``ended`` holds, where there was a deadline, the last ``learning_rate``, how many ``passes`` over the
     training images were made, and the seconds ``after`` the begin, which a resumed training does not know.
-
-    Examples
-    --------
-    >>> say_how_it_ended(TrainingConfig(until=0.9), {"loss": [1, 1], "val_accuracy": [0.5, 0.8]})
-    ['90% validation accuracy was not reached in 2 epochs: 80.00% at best, in epoch 2.']
     """
     lines = []
     if ended is not None:
@@ -312,13 +300,7 @@ def say_how_it_ended(
 
 
 def kept_epoch(training: TrainingConfig, history: History) -> int | None:
-    """Find the epoch whose weights the network has, counted from 1; None for the last one.
-
-    Examples
-    --------
-    >>> kept_epoch(TrainingConfig(keep="best"), {"val_loss": [0.5, 0.3, 0.4]})
-    2
-    """
+    """Find the epoch whose weights the network has, counted from 1; None for the last one."""
     watched = list(history.get(f"val_{training.monitor}", []))
     if training.keeps == "last" or not watched:
         return None

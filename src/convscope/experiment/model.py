@@ -58,13 +58,7 @@ def _channels(shape: tuple[int | None, ...], data_format: str) -> int | None:
 
 
 def image_shape_of(model: keras.Model, data_format: str) -> tuple[int | None, int | None, int | None]:
-    """Return height, width and channels that a model takes; None where it leaves them open.
-
-    Examples
-    --------
-    >>> image_shape_of(networks.build("simple", (8, 9, 3)), "channels_last")
-    (8, 9, 3)
-    """
+    """Return height, width and channels that a model takes; None where it leaves them open."""
     shape = model.input_shape
     return shape[1:] if data_format == "channels_last" else (*shape[2:], shape[1])
 
@@ -183,11 +177,6 @@ def build_model(
     """Build and compile the network for one-hot targets; the seed decides its first weights.
 
     A network that was ``loaded`` from a file keeps its weights.
-
-    Examples
-    --------
-    >>> build_model(ExperimentConfig("simple"), (8, 8, 1), classes=2).output_shape
-    (None, 2)
     """
     import keras
 

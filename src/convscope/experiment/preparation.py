@@ -145,13 +145,6 @@ def prepare(
 
     ``image_shape`` is the height, width and channels that the network takes, None where they are the
     dataset's.
-
-    Examples
-    --------
-    >>> import convscope
-    >>> prepared = prepare(convscope.load("digits"), ExperimentConfig())
-    >>> len(prepared.train), len(prepared.validation)
-    (1005, 432)
     """
     if dataset.resize not in (None, config.resize):
         expected = f"images brought to their size by {config.resize}, as the network's inputs will be"

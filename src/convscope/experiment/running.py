@@ -229,17 +229,8 @@ def resume_experiment(
     Weights, optimizer and history are those of an uninterrupted training, to the last bit where the machine
     is the same. Whether a report is written was said when the run began, unless it is said anew; ``data`` is
     where the data are now, if no longer where the run found them. Of a run that began with ``run_trial`` the
-    test images are not looked at; of any other what comes out is a ``Result``.
-
-    Raises
-    ------
-    RunError
-        If the run is completed, its checkpoint is lost, it is being trained by another process, or was made
-        with other versions; the message names the field. Also if it cannot be written.
-    DataError
-        If the data have changed.
-    InterruptedRunError
-        If a person stops the training again.
+    test images are not looked at; of any other what comes out is a ``Result``. A run whose versions, data or
+    network are no longer the same is refused.
     """
     run = open_unfinished(path)
     record = run.read_json(RUN_FILE)

@@ -199,12 +199,8 @@ def train_side_by_side(
 
     A task has what ``run_experiment`` needs: ``config``, ``data`` (as a run records it), ``target``,
     ``command``, ``with_report`` and ``device``. ``on_message`` gets a run's name and what happens to it:
-    ``{"event": …}``, or ``{"done": true}``.
-
-    Raises
-    ------
-    KeyboardInterrupt
-        When a person stopped it; by then all workers have ended, and their runs can be resumed.
+    ``{"event": …}``, or ``{"done": true}``. When a person stops it, all workers end first, and their runs can
+    be resumed.
     """
     busy = _Busy(deque(tasks.items()))
     threads, heard = share_of_threads(workers), queue.SimpleQueue[tuple[Worker, dict[str, Any] | None]]()

@@ -81,13 +81,7 @@ class Space:
     pruner: Mapping[str, Any]
 
     def settings(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Give the settings of one trial as ``train`` takes them; groups are put together.
-
-        Examples
-        --------
-        >>> parse_space("augment.shift = [0.0, 0.1]", ["augment"]).settings({"augment.shift": 0.1})
-        {'augment': 'shift=0.1'}
-        """
+        """Give the settings of one trial as ``train`` takes them; groups are put together."""
         groups: dict[str, dict[str, Any]] = {}
         settings: dict[str, Any] = {}
         for name, value in {**self.fixed, **values}.items():
@@ -122,14 +116,7 @@ def read_space(path: Path, known: Collection[str]) -> Space:
 
 
 def parse_space(text: str, known: Collection[str], where: str = "the space file") -> Space:
-    r"""Parse a space file; whatever is wrong in it is a UsageError of one line.
-
-    Examples
-    --------
-    >>> space = parse_space("epochs = 3\nbatch_size = [32, 64]", ["epochs", "batch_size"])
-    >>> dict(space.fixed), str(space.searched["batch_size"])
-    ({'epochs': 3}, '32, 64')
-    """
+    r"""Parse a space file; whatever is wrong in it is a UsageError of one line."""
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

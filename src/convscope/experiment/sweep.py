@@ -100,13 +100,7 @@ def work(
     """Train trial after trial until none is left, and those that others work on are finished too.
 
     ``listeners`` gives those of a run by its name; no trial is begun after ``until``, by ``time.monotonic``.
-
-    Raises
-    ------
-    InterruptedRunError
-        If a person stopped it: the trial is resumed when anybody goes on with the sweep.
-    RunError
-        If the disk refuses to be written to, or the storage cannot be reached.
+    A trial that a person stops is resumed when anybody goes on with the sweep.
     """
     while time.monotonic() < until:
         with ExitStack() as held:
@@ -348,11 +342,6 @@ def expected_luck(trials: int, accuracy: float, images: int) -> float:
 
     The expected largest of n normal errors (G. Blom, "Statistical estimates and transformed beta-variables",
     1958). Networks that err on the same images differ by less, so it is an upper end.
-
-    Examples
-    --------
-    >>> expected_luck(1, 0.6, 600), round(expected_luck(50, 0.6, 600), 3)
-    (0.0, 0.045)
     """
     from scipy.special import ndtri
 

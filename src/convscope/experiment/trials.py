@@ -160,11 +160,6 @@ def divide_time(within: float, left: float, afterwards: float) -> float:
 
     All is to be done in time, with what evaluation and files are expected to take ``afterwards``; but no less
     than a usual share, as long as the training itself ends in time; but no less than a least share.
-
-    Examples
-    --------
-    >>> divide_time(600, left=590, afterwards=10), divide_time(60, left=45, afterwards=6)
-    (580, 45)
     """
     return max(min(left, max(left - afterwards, _USUAL_SHARE * within)), _LEAST_SHARE * within)
 

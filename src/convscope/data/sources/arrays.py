@@ -434,11 +434,6 @@ def read_idx(content: bytes, source: str, dimensions: int | None = None) -> NDAr
 
     The format: two zero bytes, a type byte, the number of dimensions, each dimension as a big-endian
     32-bit integer, then the values in row-major order (LeCun, Cortes & Burges, THE MNIST DATABASE).
-
-    Examples
-    --------
-    >>> read_idx(bytes([0, 0, 8, 1, 0, 0, 0, 3, 7, 8, 9]), "three")
-    array([7, 8, 9], dtype=uint8)
     """
     kind, rank = _idx_magic(content, source)
     if dimensions is not None and rank != dimensions:

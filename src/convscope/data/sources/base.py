@@ -56,26 +56,14 @@ Reader = Callable[[], bytes]
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of thing that a look at somebody's data brought to light.
+    """One kind of thing that a look at somebody's data brought to light."""
 
-    Attributes
-    ----------
-    kind : str
-        A short name that does not change, such as ``truncated``.
-    severity : str
-        ``error``: left out, or spoils the result; ``warning``: used, but look at it; ``info``: good to know.
-    message, advice : str
-        What was found, and what to do about it; no advice where nothing need be done.
-    names, details : tuple of str
-        Every file that it is about, and what there is to say about each; details may be empty.
-    """
-
-    kind: str
-    severity: str
+    kind: str  # a short name that does not change, such as "truncated"
+    severity: str  # "error": left out, or spoils the result; "warning": used, but look at it; or "info"
     message: str
-    advice: str = ""
-    names: tuple[str, ...] = ()
-    details: tuple[str, ...] = ()
+    advice: str = ""  # none where nothing need be done
+    names: tuple[str, ...] = ()  # of every file that it is about
+    details: tuple[str, ...] = ()  # what there is to say about each, or nothing
 
     def to_json(self) -> dict[str, Any]:
         """Give the finding as JSON values."""
@@ -113,40 +101,18 @@ Chunk = list[Reader] | Pixels
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Images with their labels, as a folder, a file or several files bring them.
-
-    Attributes
-    ----------
-    name, layout : str
-        The folder's or file's name, and how it was understood.
-    chunks : callable
-        Iterates over all images, some at a time; may be called again.
-    signature : str
-        As ``sign`` gives it: stays the same while the files do, or empty where that cannot be told.
-    index : Index, optional
-        Of image files. That of pixels comes with them, and only the names of their classes may be known.
-    files : tuple of Path
-        What pixels are read from.
-    class_names : tuple of str, optional
-        Of pixels whose labels are positions in it.
-    are_files : bool
-        Whether the index's names are those of files, whose endings say something.
-    is_table : bool
-        Whether the order of the images is that of a table's rows.
-    findings : tuple of Finding
-        What was noticed before any image was opened.
-    """
+    """Images with their labels, as a folder, a file or several files bring them."""
 
     name: str
-    layout: str
-    chunks: Callable[[], Iterator[Chunk]] = field(repr=False)
-    signature: str = ""
-    index: Index | None = None
-    files: tuple[Path, ...] = ()
-    class_names: tuple[str, ...] | None = None
-    are_files: bool = True
-    is_table: bool = False
-    findings: tuple[Finding, ...] = field(default=(), repr=False)
+    layout: str  # how it was understood
+    chunks: Callable[[], Iterator[Chunk]] = field(repr=False)  # over all images; may be called again
+    signature: str = ""  # stays the same while the files do; empty where that cannot be told
+    index: Index | None = None  # of image files; that of pixels comes with them
+    files: tuple[Path, ...] = ()  # what pixels are read from
+    class_names: tuple[str, ...] | None = None  # of pixels whose labels are positions in it
+    are_files: bool = True  # whether the index's names are those of files, whose endings say something
+    is_table: bool = False  # whether the order of the images is that of a table's rows
+    findings: tuple[Finding, ...] = field(default=(), repr=False)  # from before any image was opened
 
 
 def index_of(source: Source) -> Index:
@@ -210,13 +176,7 @@ def make_index(
 
 
 def order_classes(names: Iterable[str]) -> tuple[str, ...]:
-    """Put class names in order: numbers by value, anything else by its letters.
-
-    Examples
-    --------
-    >>> order_classes(["10", "9", "1"]), order_classes(["dog", "cat"])
-    (('1', '9', '10'), ('cat', 'dog'))
-    """
+    """Put class names in order: numbers by value, anything else by its letters."""
     unique = set(names)
     # isdecimal lets only through what int() understands, which isdigit does not: "²".
     if all(name.isdecimal() for name in unique):
@@ -229,11 +189,6 @@ def read_label(value: object, where: str, is_name: bool = False) -> str:
 
     A fraction, NaN or nothing is a number that is measured, not a class; but a name (``is_name``), as that of
     a folder, may look like a fraction.
-
-    Examples
-    --------
-    >>> read_label(3.0, ""), read_label("3.0", ""), read_label(" cafe\u0301 ", "")
-    ('3', '3', 'café')
     """
     if isinstance(value, str):
         name = printable(unicodedata.normalize("NFC", value).strip())
@@ -259,11 +214,6 @@ def encode_labels(
     Names that differ only in blanks around them, in their Unicode form, or, where they are longer than a
     letter, in upper and lower case, mean one class. ``where`` takes a position and says where it stands, for
     messages.
-
-    Examples
-    --------
-    >>> encode_labels(["dog", "cat", "dog"], str)
-    (array([1, 0, 1]), ('cat', 'dog'), {})
     """
     read: dict[object, str] = {}
     for position, value in enumerate(values):
@@ -304,13 +254,7 @@ def require_classes(class_names: Sequence[str], where: object) -> None:
 
 
 def words_of(name: str) -> list[str]:
-    """Split a name into its words, without the number, and without what means the same in any of them.
-
-    Examples
-    --------
-    >>> words_of("training_set"), words_of("TestData 20"), words_of("seg_train"), words_of("images")
-    (['training'], ['test'], ['seg', 'train'], [])
-    """
+    """Split a name into its words, without the number, and without what means the same in any of them."""
     found = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)
     # A word that is nothing else disappears, and trainset is train.
     bare = [_ANY_IMAGES.sub("", word.lower()) for word in found]
@@ -318,13 +262,7 @@ def words_of(name: str) -> list[str]:
 
 
 def split_in_name(name: str, entirely: bool = False) -> int | None:
-    """Tell which split a name speaks of; with ``entirely``, only if it speaks of nothing else.
-
-    Examples
-    --------
-    >>> split_in_name("seg_test"), split_in_name("seg_test", entirely=True), split_in_name("train_set", True)
-    (2, None, 0)
-    """
+    """Tell which split a name speaks of; with ``entirely``, only if it speaks of nothing else."""
     words = words_of(name)
     if "".join(words) in SPLIT_NAMES:  # hold-out, PublicTest
         words = ["".join(words)]
@@ -335,25 +273,13 @@ def split_in_name(name: str, entirely: bool = False) -> int | None:
 
 
 def last_split_in(text: str) -> int | None:
-    """Tell which split the last word of a file's name that says one means.
-
-    Examples
-    --------
-    >>> last_split_in("my_train-00001-of-00002"), last_split_in("cats")
-    (0, None)
-    """
+    """Tell which split the last word of a file's name that says one means."""
     words = re.split(r"[^a-z0-9]+", text.lower())
     return next((SPLIT_NAMES[word] for word in reversed(words) if word in SPLIT_NAMES), None)
 
 
 def settle_splits(splits: Mapping[str, int]) -> dict[str, int]:
-    """Take ``eval`` for the validation split where another name is the test split, and none is validation.
-
-    Examples
-    --------
-    >>> settle_splits({"train": 0, "eval": 2, "test": 2}), settle_splits({"train": 0, "eval": 2})
-    ({'train': 0, 'eval': 1, 'test': 2}, {'train': 0, 'eval': 2})
-    """
+    """Take ``eval`` for the validation split where another name is the test split, and none is validation."""
     tests = [name for name, split in splits.items() if split == 2]
     evaluations = {name for name in tests if not {"eval", "evaluation"}.isdisjoint(words_of(name))}
     if 1 in splits.values() or len(evaluations) == len(tests):
@@ -378,13 +304,7 @@ def without_labels(names: Sequence[str], noun: str, advice: str) -> tuple[Findin
 
 
 def count(number: int, noun: str) -> str:
-    """Write a number with its noun.
-
-    Examples
-    --------
-    >>> count(1, "file"), count(2500, "class"), count(0, "entry")
-    ('1 file', '2,500 classes', '0 entries')
-    """
+    """Write a number with its noun."""
     if number == 1:
         return f"1 {noun}"
     if noun.endswith("y"):
