@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from convscope.data.loading import load
-from convscope.experiment import run_experiment
+from convscope.experiment.running import run_experiment
 from convscope.inspection import grad_cam
 from convscope.model_files import load_model
 from convscope.networks import pretrained

@@ -21,7 +21,10 @@ from typing import Any
 
 import convscope
 from convscope.environment import versions
-from convscope.experiment import ExperimentConfig, build_model, prepare, train
+from convscope.experiment.config import ExperimentConfig
+from convscope.experiment.fitting import train
+from convscope.experiment.model import build_model
+from convscope.experiment.preparation import prepare
 from convscope.lowering.devices import describe_device
 from convscope.training.api import predict
 from convscope.training.config import TrainingConfig

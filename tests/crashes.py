@@ -17,7 +17,9 @@ import h5py
 import numpy as np
 
 import convscope
-from convscope.experiment import ExperimentConfig, resume_experiment, run_experiment, running
+from convscope.experiment import running
+from convscope.experiment.config import ExperimentConfig
+from convscope.experiment.running import resume_experiment, run_experiment
 from convscope.runs import open_run
 from convscope.training import checkpoint
 from convscope.training.checkpoint import load_checkpoint

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 import convscope
-from convscope.experiment import ExperimentConfig, running
+from convscope.experiment import running
+from convscope.experiment.config import ExperimentConfig
 from convscope.experiment.space import parse_space
 from convscope.experiment.study import Study, SweepPlan
 from convscope.experiment.sweep import work

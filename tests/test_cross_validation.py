@@ -12,7 +12,8 @@ from convscope.data.loading import load_again, take_fold
 from convscope.data.splits import fold_indices
 from convscope.errors import DataError, UsageError
 from convscope.evaluation import Evaluation
-from convscope.experiment import ExperimentConfig, cross_validate
+from convscope.experiment.config import ExperimentConfig
+from convscope.experiment.cross_validation import cross_validate
 from convscope.runs import RUN_FILE, RunDirectory
 from convscope.training.config import TrainingConfig
 

@@ -10,8 +10,9 @@ import pytest
 
 from convscope.data.loading import load
 from convscope.errors import DataError, UnknownNameError, UsageError
-from convscope.experiment import ExperimentConfig, run_experiment
+from convscope.experiment.config import ExperimentConfig
 from convscope.experiment.model import adapt_network, image_shape_of, settle_input
+from convscope.experiment.running import run_experiment
 from convscope.export import load_bundle
 from convscope.model_files import load_model
 from convscope.networks import build, require_network

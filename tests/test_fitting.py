@@ -13,8 +13,11 @@ import convscope
 from convscope.augmentation import Augmentation
 from convscope.data.dataset import Dataset, Split, fingerprint
 from convscope.errors import InterruptedRunError, UnknownNameError, UsageError
-from convscope.experiment import ExperimentConfig, build_model, prepare, resume_experiment, run_experiment
+from convscope.experiment.config import ExperimentConfig
 from convscope.experiment.fitting import say_how_it_ended, schedule_and_callbacks
+from convscope.experiment.model import build_model
+from convscope.experiment.preparation import prepare
+from convscope.experiment.running import resume_experiment, run_experiment
 from convscope.experiment.trials import divide_time
 from convscope.recipes import RECIPES, suggest, with_small_batches
 from convscope.runs import open_run

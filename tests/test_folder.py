@@ -25,7 +25,7 @@ from convscope.data.sources import base
 from convscope.data.sources.base import order_classes
 from convscope.data.sources.folder import read_folder, walk
 from convscope.errors import DataError, DataNotFoundError, UnknownNameError, UsageError
-from convscope.experiment import ExperimentConfig
+from convscope.experiment.config import ExperimentConfig
 from convscope.experiment.preparation import prepare
 from convscope.export import Bundle
 from convscope.prediction import predict_files

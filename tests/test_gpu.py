@@ -480,7 +480,7 @@ def read_predictions(folder):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Train a run on each device with the program itself; both start from the same weights."""
-    from convscope.experiment import run_several
+    from convscope.experiment.several import run_several
 
     folder = tmp_path_factory.mktemp("runs")
     dataset = convscope.load("digits")

@@ -11,7 +11,8 @@ from sklearn.metrics.pairwise import cosine_similarity
 from convscope import cli, probes
 from convscope.errors import UnknownNameError, UsageError
 from convscope.evaluation import test_set_log
-from convscope.experiment import ExperimentConfig, prepare
+from convscope.experiment.config import ExperimentConfig
+from convscope.experiment.preparation import prepare
 from convscope.export import load_bundle
 from convscope.inspection import embeddings, feature_maps
 from convscope.training.config import TrainingConfig

@@ -22,7 +22,8 @@ from process_state import changes, process_state, settled_changes
 
 import convscope
 from convscope.environment import own_warning_filters
-from convscope.experiment import ExperimentConfig, run_experiment
+from convscope.experiment.config import ExperimentConfig
+from convscope.experiment.running import run_experiment
 from convscope.training.config import TrainingConfig
 from convscope.training.feeds import as_tensor
 

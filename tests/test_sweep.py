@@ -18,8 +18,8 @@ import sweep_kills
 from convscope.data.loading import load
 from convscope.errors import UsageError
 from convscope.evaluation import test_set_log as uses
-from convscope.experiment import ExperimentConfig
 from convscope.experiment import study as study_module
+from convscope.experiment.config import ExperimentConfig
 from convscope.experiment.space import parse_space
 from convscope.experiment.study import Study, SweepPlan
 from convscope.experiment.sweep import conclude, expected_luck, work

@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 import convscope
 from convscope.data.loading import load
 from convscope.errors import InterruptedRunError, UnknownNameError, UsageError
-from convscope.experiment import resume_experiment, run_experiment
+from convscope.experiment.running import resume_experiment, run_experiment
 from convscope.experiment.transfer import features_of, fit_logistic, is_average, keep_better
 from convscope.networks import pretrained
 from convscope.recipes import choose_backbone, suggest

@@ -31,7 +31,7 @@ _PUBLIC = {
     "build": "networks",
     "fit": "training.api",
     "predict": "training.api",
-    "evaluate": "experiment",
+    "evaluate": "experiment.results",
     "load_bundle": "export",
     "Evaluation": "evaluation",
     "describe": "inspection",
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from convscope.data.loading import load
     from convscope.errors import ConvscopeError
     from convscope.evaluation import Evaluation
-    from convscope.experiment import evaluate
+    from convscope.experiment.results import evaluate
     from convscope.export import load_bundle
     from convscope.inspection import describe
     from convscope.networks import build

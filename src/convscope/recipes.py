@@ -10,7 +10,7 @@ from convscope.data.builtin import CATALOG
 from convscope.data.dataset import Dataset
 from convscope.data.splits import split_indices
 from convscope.errors import unknown_name
-from convscope.experiment import ExperimentConfig
+from convscope.experiment.config import ExperimentConfig
 from convscope.networks import pretrained
 from convscope.training.config import TrainingConfig
 

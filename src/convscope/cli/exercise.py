@@ -18,7 +18,7 @@ from convscope.errors import unknown_name
 
 if TYPE_CHECKING:
     from convscope.data.dataset import Dataset
-    from convscope.experiment import Result
+    from convscope.experiment.running import Result
 
 
 # A group that does the exercise itself when none of its commands is named.
@@ -66,7 +66,7 @@ def exercise(
         return
     # Heavy imports wait until the command is certain to be this one.
     from convscope.environment import versions
-    from convscope.experiment import ExperimentConfig
+    from convscope.experiment.config import ExperimentConfig
     from convscope.teaching import exercise as exercises
     from convscope.training.config import TrainingConfig
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from convscope.errors import ConvscopeError, DataNotFoundError, UsageError, expe
 
 if TYPE_CHECKING:
     from convscope.data.dataset import Dataset
-    from convscope.experiment import ExperimentConfig
+    from convscope.experiment.config import ExperimentConfig
 
 
 # The settings of ``train`` that decide what is trained; a sweep searches among their values.
@@ -28,37 +28,36 @@ SETTINGS = (
 
 def read_settings(data: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read settings of ``train`` as they are typed: those of the experiment, and those of its training."""
+    from convscope.experiment.config import ExperimentConfig
+    from convscope.networks import require_network
+    from convscope.training.config import TrainingConfig
+
     refuse_both("--within", given.get("within"), "--epochs", given.get("epochs"))
     rate, find = given.get("learning_rate"), given.get("find_learning_rate")
     refuse_both("--find-learning-rate", find, "--learning-rate", rate)
-    size, augment, within, until = (given.get(name) for name in ("size", "augment", "within", "until"))
-    experiment = ("resize", "scaling", "validation_share", "data_format", "preflight", "size")
-    training = (
-        "epochs", "batch_size", "optimizer", "schedule", "learning_rate", "find_learning_rate",
-        "label_smoothing", "class_weights", "patience", "keep", "monitor", "seed", "engine", "precision",
-        "deterministic",
-    )  # fmt: skip
-    return (
-        {
-            "network": findable(_known(given.get("network"))),
-            "data": findable(data),
-            "weights": findable(given.get("weights")),
-            "reading": {"size": size} if size else {},
-            "augmentation": read_augmentation(augment) if augment else None,
-            "optimizer_settings": given.get("optimizer_settings"),
-            **{name: given.get(name) for name in experiment},
-        },
-        {
-            "within": read_duration(within) if within else None,
-            "until": read_share(until) if until else None,
-            **{name: given.get(name) for name in training},
-        },
+    network, size = given.get("network"), given.get("size")
+    if network is not None:
+        require_network(network)  # before its data are read
+    settings = {
+        **given,
+        "network": findable(network),
+        "data": findable(data),
+        "weights": findable(given.get("weights")),
+        "reading": {"size": size} if size else {},
+        "augmentation": read_augmentation(given["augment"]) if given.get("augment") else None,
+        "within": read_duration(given["within"]) if given.get("within") else None,
+        "until": read_share(given["until"]) if given.get("until") else None,
+    }
+    experiment, training = (
+        {field.name: settings[field.name] for field in fields(config) if field.name in settings}
+        for config in (ExperimentConfig, TrainingConfig)
     )
+    return experiment, training
 
 
 def check_settings(data: str, given: Mapping[str, Any]) -> None:
     """Refuse settings that no training can have, before any data are read."""
-    from convscope.experiment import ExperimentConfig
+    from convscope.experiment.config import ExperimentConfig
     from convscope.recipes import recipe
 
     base = recipe(given["recipe"]) if given.get("recipe") else ExperimentConfig()
@@ -80,7 +79,7 @@ def settle(
     """
     from convscope.data.corrections import add_corrections, read_corrections
     from convscope.data.loading import load
-    from convscope.experiment import ExperimentConfig
+    from convscope.experiment.config import ExperimentConfig
     from convscope.networks import pretrained
     from convscope.recipes import recipe as find_recipe
     from convscope.recipes import suggest, with_small_batches
@@ -194,15 +193,6 @@ def findable(name: str | None) -> str | None:
     if not name or name in (*CATALOG, *NETWORKS):
         return name
     return str(Path(name).resolve()) if Path(name).exists() else name
-
-
-def _known(network: str | None) -> str | None:
-    """Refuse a network that is not there before its data are read."""
-    from convscope.networks import require_network
-
-    if network is not None:
-        require_network(network)
-    return network
 
 
 def refuse_both(name: str, value: object, other: str, value_of_other: object) -> None:

@@ -15,7 +15,7 @@ import typer
 from convscope.cli import waiting
 from convscope.cli.output import explain, say, show_json, table
 from convscope.cli.parsing import DataNow, Device, Json, Run
-from convscope.cli.settings import refuse_both, settle
+from convscope.cli.settings import SETTINGS, refuse_both, settle
 from convscope.environment import is_one_of_several
 from convscope.errors import UsageError, expected_got
 
@@ -24,7 +24,8 @@ _BEGAN = time.perf_counter()
 
 if TYPE_CHECKING:
     from convscope.data.dataset import Dataset
-    from convscope.experiment import ExperimentConfig, Result, Trained
+    from convscope.experiment.config import ExperimentConfig
+    from convscope.experiment.running import Result, Trained
 
 
 def train(
@@ -157,21 +158,13 @@ def train(
 
     Example: convscope train my-photographs --within 2m
     """
+    given = {name: value for name, value in locals().items() if name in SETTINGS}
     if seeds < 1:
         raise UsageError(expected_got("seeds of at least 1", seeds))
     if folds is not None and folds < 2:
         raise UsageError(expected_got("folds of at least 2", folds))
     refuse_both("--folds", folds, "--seeds", seeds if seeds > 1 else None)
     refuse_both("--folds", folds, "--add", add)
-    given = {
-        "network": network, "weights": weights, "recipe": recipe, "epochs": epochs, "within": within,
-        "until": until, "patience": patience, "keep": keep, "monitor": monitor, "augment": augment,
-        "class_weights": class_weights, "batch_size": batch_size, "optimizer": optimizer,
-        "learning_rate": learning_rate, "find_learning_rate": find_learning_rate, "schedule": schedule,
-        "label_smoothing": label_smoothing, "validation_share": validation_share, "scaling": scaling,
-        "data_format": data_format, "resize": resize, "size": size, "engine": engine,
-        "precision": precision, "deterministic": deterministic, "seed": seed, "preflight": preflight,
-    }  # fmt: skip
     several = folds or seeds
     if several > 1 and is_one_of_several():
         hint = "Start it without torchrun, with --workers."
@@ -204,7 +197,7 @@ def _train_seeds(
     config: ExperimentConfig, dataset: Dataset, out: Path, seeds: int, json: bool, options: dict[str, Any]
 ) -> None:
     """Train with one seed or several, and print what came out."""
-    from convscope.experiment import run_several  # it loads Keras
+    from convscope.experiment.several import run_several  # it loads Keras
 
     show: Callable[[Result], None] = (lambda _result: None) if json else show_result
     results = run_several(_with_seeds(config, seeds), dataset, out, "train", on_result=show, **options)
@@ -220,7 +213,8 @@ def _train_together(
     config: ExperimentConfig, dataset: Dataset, out: Path, json: bool, options: dict[str, Any]
 ) -> None:
     """Train one network on several processes, and print on the first what came out."""
-    from convscope.experiment import Result, train_together  # it loads Keras
+    from convscope.experiment.running import Result  # it loads Keras
+    from convscope.experiment.together import train_together
 
     taken = {name: options[name] for name in ("listeners", "command", "with_report")}
     result = train_together(config, dataset, out, **taken)
@@ -237,7 +231,7 @@ def _train_folds(
     config: ExperimentConfig, dataset: Dataset, out: Path, folds: int, json: bool, options: dict[str, Any]
 ) -> None:
     """Train a network for each fold, and print what they say together."""
-    from convscope.experiment import cross_validate  # it loads Keras
+    from convscope.experiment.cross_validation import cross_validate  # it loads Keras
 
     def show(result: Result) -> None:
         say(f"\n{result.run.name}: {result.test.summary()}\n")
@@ -278,7 +272,8 @@ def resume(
     from convscope.runs import open_unfinished
 
     open_unfinished(run)  # a wrong path is answered before Keras is loaded
-    from convscope.experiment import Result, resume_together
+    from convscope.experiment.running import Result
+    from convscope.experiment.together import resume_together
 
     result = resume_together(run, waiting.training(json), with_report=report, data=data)
     if result is None:
@@ -355,7 +350,7 @@ def _with_seeds(config: ExperimentConfig, seeds: int) -> dict[str, ExperimentCon
 
 
 def _as_json(data: str | None, results: list[Result]) -> dict[str, Any]:
-    from convscope.experiment import spread
+    from convscope.experiment.several import spread
     from convscope.runs import RUN_FILE, RunDirectory
 
     def stages(result: Result) -> dict[str, Any]:
@@ -384,7 +379,7 @@ def _as_json(data: str | None, results: list[Result]) -> dict[str, Any]:
 
 def _show_spread(title: str, results: list[Result]) -> None:
     """Print mean, deviation and range over several runs."""
-    from convscope.experiment import spread
+    from convscope.experiment.several import spread
 
     forms = {"test_accuracy": "{:.3%}", "test_loss": "{:.4f}", "seconds": "{:.2f} s"}
     keys = ("mean", "deviation", "minimum", "maximum")

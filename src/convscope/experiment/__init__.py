@@ -11,7 +11,7 @@
 - ``sweep``: trials with settings out of a ``space``, which a ``study`` hands out.
 - ``results``: evaluations, figures and files; ``convscope.evaluate`` in a notebook.
 
-The names below are loaded on first use, so that a configuration is checked before Keras is loaded for it.
+What users call is loaded on first use, so that a configuration is checked before Keras is loaded for it.
 """
 
 from __future__ import annotations
@@ -20,71 +20,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 # public name → the module that holds it
-_PUBLIC = {
-    "Assessment": "results",
-    "CrossValidation": "cross_validation",
-    "ExperimentConfig": "config",
-    "Prepared": "preparation",
-    "Result": "running",
-    "Trained": "running",
-    "build_model": "model",
-    "cross_validate": "cross_validation",
-    "draw_figures": "results",
-    "evaluate": "results",
-    "evaluate_parts": "results",
-    "prepare": "preparation",
-    "resume_experiment": "running",
-    "resume_together": "together",
-    "run_experiment": "running",
-    "run_several": "several",
-    "run_trial": "running",
-    "spread": "several",
-    "evaluate_on_test": "running",
-    "train": "fitting",
-    "train_together": "together",
-}
+_PUBLIC = {"ExperimentConfig": "config", "run_experiment": "running"}
+
+__all__ = ["ExperimentConfig", "run_experiment"]
 
 if TYPE_CHECKING:
     from convscope.experiment.config import ExperimentConfig
-    from convscope.experiment.cross_validation import CrossValidation, cross_validate
-    from convscope.experiment.fitting import train
-    from convscope.experiment.model import build_model
-    from convscope.experiment.preparation import Prepared, prepare
-    from convscope.experiment.results import Assessment, draw_figures, evaluate, evaluate_parts
-    from convscope.experiment.running import (
-        Result,
-        Trained,
-        evaluate_on_test,
-        resume_experiment,
-        run_experiment,
-        run_trial,
-    )
-    from convscope.experiment.several import run_several, spread
-    from convscope.experiment.together import resume_together, train_together
-
-__all__ = [
-    "Assessment",
-    "CrossValidation",
-    "ExperimentConfig",
-    "Prepared",
-    "Result",
-    "Trained",
-    "build_model",
-    "cross_validate",
-    "draw_figures",
-    "evaluate",
-    "evaluate_on_test",
-    "evaluate_parts",
-    "prepare",
-    "resume_experiment",
-    "resume_together",
-    "run_experiment",
-    "run_several",
-    "run_trial",
-    "spread",
-    "train",
-    "train_together",
-]
+    from convscope.experiment.running import run_experiment
 
 
 def __getattr__(name: str) -> Any:

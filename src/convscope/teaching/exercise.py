@@ -16,7 +16,7 @@ from convscope.networks import NETWORKS, PUBLISHED
 from convscope.runs import RunDirectory
 
 if TYPE_CHECKING:
-    from convscope.experiment import Result
+    from convscope.experiment.running import Result
     from convscope.training.events import Listener
 
 
@@ -59,7 +59,7 @@ def run_exercise(
     The configuration's network is replaced by each name in turn; runs that were finished stay.
     """
     # Keras is loaded only once everything that can be checked without it is known to be right.
-    from convscope.experiment import run_several
+    from convscope.experiment.several import run_several
 
     configs = {name: replace(config, network=name) for name in names}
     results = run_several(
