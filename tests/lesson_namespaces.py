@@ -49,7 +49,7 @@ def check(task, **answers):
 
 def checked_wrong(task, fragment, **answers):
     """Check a wrong answer; assert that the message, or one of its hints, says what is wrong."""
-    checking._attempts._met.clear()  # each test hears the first hint
+    checking._met.clear()  # each test hears the first hint
     verdict = check(task, **answers)
     assert not verdict, str(verdict)
     assert verdict.points == 0

@@ -15,7 +15,7 @@ QUESTIONS = {"A": ({"filters": 16, "kernel_size": 5}, (28, 28, 1))}
 
 @pytest.fixture(autouse=True)
 def first_hints():
-    checking._attempts._met.clear()
+    checking._met.clear()
 
 
 def test_an_unknown_task_names_the_nearest():

@@ -19,22 +19,8 @@ from convscope.errors import ConvscopeError, expected_got, unknown_name
 from convscope.teaching.grading.tasks import TASKS, Task
 from convscope.teaching.grading.verdict import MIME_TYPE, CheckFailed, Verdict
 
-
-class _Attempts:
-    """Counts how often a mistake was met in this session, so that each time the next hint is given."""
-
-    def __init__(self) -> None:
-        self._met: Counter[tuple[str, tuple[str, ...]]] = Counter()
-
-    def next_hint(self, task: str, hints: tuple[str, ...]) -> str:
-        if not hints:
-            return ""
-        met = self._met[task, hints]
-        self._met[task, hints] += 1
-        return hints[min(met, len(hints) - 1)]
-
-
-_attempts = _Attempts()
+# How often each mistake, known by task and hints, was met in this session: each time the next hint is given.
+_met: Counter[tuple[str, tuple[str, ...]]] = Counter()
 
 
 def check(task: str, /, **answers: Any) -> Verdict:
@@ -73,7 +59,8 @@ def check(task: str, /, **answers: Any) -> Verdict:
     try:
         message = _judge(entry, found)
     except CheckFailed as failed:
-        hint = _attempts.next_hint(task, failed.hints)
+        hint = failed.hints[min(_met[task, failed.hints], len(failed.hints) - 1)] if failed.hints else ""
+        _met[task, failed.hints] += 1
         return Verdict(task, entry.title, 0, entry.points, failed.message, hint, failed.answered)
     return Verdict(task, entry.title, entry.points, entry.points, message)
 
@@ -152,7 +139,7 @@ def sign(verdict: Mapping[str, Any], key: str) -> str:
 
 def _judge(task: Task, found: Mapping[str, Any]) -> str:
     """Judge what was found; whatever an answer makes go wrong is a mistake of the answer."""
-    values = {name.lower(): value for name, value in (_answers(task, found) | _given(task, found)).items()}
+    values = _take(task, found)
     try:
         with own_warning_filters(), _own_figures(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")  # an answer may well divide by zero; its result is judged
@@ -182,24 +169,16 @@ def _own_figures() -> Iterator[None]:
             sys.modules["matplotlib.pyplot"].close(number)
 
 
-def _answers(task: Task, found: Mapping[str, Any]) -> dict[str, Any]:
-    """Take the variables that the student makes."""
+def _take(task: Task, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Take the variables that the student makes, and those that the lesson made or an earlier task."""
     missing = [name for name in task.answers if found.get(name, ...) is ...]
     if missing:
-        listed = ", ".join(f"`{name}`" for name in missing)
-        answered = len(missing) < len(task.answers)
-        raise CheckFailed(
-            expected_got(listed, "nothing yet", "Fill in the cell above and run it."), answered=answered
+        message = expected_got(
+            ", ".join(f"`{name}`" for name in missing), "nothing yet", "Fill in the cell above and run it."
         )
-    return {name: found[name] for name in task.answers}
-
-
-def _given(task: Task, found: Mapping[str, Any]) -> dict[str, Any]:
-    """Take the variables that the lesson made, or an earlier task."""
-    missing = [name for name in task.given if found.get(name, ...) is ...]
-    if missing:
-        hint = "Run the notebook from its top, and solve the tasks above first."
-        raise CheckFailed(
-            expected_got(f"`{missing[0]}` from the cells above", "nothing", hint), answered=False
-        )
-    return {name: found[name] for name in task.given}
+        raise CheckFailed(message, answered=len(missing) < len(task.answers))
+    for name in task.given:
+        if found.get(name, ...) is ...:
+            hint = "Run the notebook from its top, and solve the tasks above first."
+            raise CheckFailed(expected_got(f"`{name}` from the cells above", "nothing", hint), answered=False)
+    return {argument: found[name] for name, argument in (task.answers | task.given).items()}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from convscope.data.dataset import Dataset
 from convscope.errors import expected_got
 from convscope.teaching.grading.verdict import as_array, as_shape, require, row_counts
 
@@ -290,7 +291,7 @@ def _require_channel_axis(
 
 
 def judge_one_hot(
-    class_names: tuple[str, ...],
+    data: Dataset,
     labels_train: Array,
     labels_val: Array,
     test_labels: Array,
@@ -301,8 +302,8 @@ def judge_one_hot(
     """Judge the targets: one row for each label, a single 1 at the label."""
     labels = {"y_train": labels_train, "y_val": labels_val, "y_test": test_labels}
     for (name, own), value in zip(labels.items(), (y_train, y_val, y_test), strict=True):
-        _require_one_hot(as_array(value, name), own, len(class_names), name)
-    return f"Each label is a row of {len(class_names)} numbers with a single 1."
+        _require_one_hot(as_array(value, name), own, len(data.class_names), name)
+    return f"Each label is a row of {len(data.class_names)} numbers with a single 1."
 
 
 def _require_one_hot(targets: Array, labels: Array, classes: int, name: str) -> None:

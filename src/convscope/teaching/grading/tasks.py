@@ -4,191 +4,109 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from inspect import signature
 from typing import Any
 
 from convscope.teaching.grading import counting, layers_by_hand, pictures, preparation, scores
 from convscope.teaching.grading.networks import judge_network, judge_training
 
+# What notebooks write in capitals.
+_CONSTANTS = ("batch_size", "epochs", "box", "shifts")
+
 
 @dataclass(frozen=True)
 class Task:
-    """One task: its judge, the variables that a student makes, and those that are there before.
+    """One task: its judge, and which of the judge's arguments a student makes; the others are there before.
 
-    The judge takes them all, their names in lower case; it says what is right, or raises a ``CheckFailed``.
+    The judge says what is right, or raises a ``CheckFailed``. Its arguments are called as the notebook's
+    variables, but for the ``ending`` that these may have.
     """
 
     title: str
     judge: Callable[..., str]
-    answers: tuple[str, ...]
-    given: tuple[str, ...] = ()
+    made: str  # names with a space between them
     points: int = 1
+    ending: str = ""
+
+    @property
+    def answers(self) -> dict[str, str]:
+        """The variables that a student makes, and the arguments of the judge that they are."""
+        return {f"{name}{self.ending}": name for name in self.made.split()}
+
+    @property
+    def given(self) -> dict[str, str]:
+        """The variables that are there before, and the arguments of the judge that they are."""
+        arguments = signature(self.judge).parameters.values()
+        names = [
+            one.name for one in arguments if one.default is one.empty and one.name not in self.made.split()
+        ]
+        return {f"{name.upper() if name in _CONSTANTS else name}{self.ending}": name for name in names}
 
 
 def _network(name: str) -> Task:
     def judge(model: Any, x_train: Any, y_train: Any) -> str:
         return judge_network(name, model, x_train.shape[1:], y_train.shape[1])
 
-    return Task(f"build the network `{name}`", judge, ("model",), ("x_train", "y_train"))
-
-
-_PARTS = ("x_train", "y_train", "x_val", "y_val", "x_test", "y_test")
+    return Task(f"build the network `{name}`", judge, "model")
 
 
 def _training(name: str) -> Task:
-    def judge(model: Any, history: Any, data: Any, **values: Any) -> str:
-        parts = [values[part] for part in _PARTS]
-        train, val, test = zip(parts[::2], parts[1::2], strict=True)
-        settings = (values["batch_size"], values["epochs"])
-        return judge_training(name, model, history, data.name, train, val, test, *settings)
+    def judge(
+        model: Any, history: Any, data: Any, x_train: Any, y_train: Any, x_val: Any, y_val: Any, x_test: Any,
+        y_test: Any, batch_size: Any, epochs: Any,
+    ) -> str:  # fmt: skip
+        train, val, test = (x_train, y_train), (x_val, y_val), (x_test, y_test)
+        return judge_training(name, model, history, data.name, train, val, test, batch_size, epochs)
 
-    given = ("data", *_PARTS, "BATCH_SIZE", "EPOCHS")
-    return Task(f"train the network `{name}`", judge, ("model", "history"), given, points=2)
+    return Task(f"train the network `{name}`", judge, "model history", points=2)
 
-
-def _one_hot(data: Any, **values: Any) -> str:
-    return preparation.judge_one_hot(data.class_names, **values)
-
-
-_SCALED = ("scaled_train", "scaled_val", "scaled_test")
 
 TASKS: dict[str, Task] = {
     "1.1": Task(
         "split the training images",
         preparation.judge_split,
-        ("images_train", "labels_train", "images_val", "labels_val"),
-        ("images", "labels", "test_images"),
+        "images_train labels_train images_val labels_val",
     ),
-    "1.2": Task(
-        "scale the pixels",
-        preparation.judge_scaling,
-        ("scaler", *_SCALED),
-        ("images_train", "images_val", "test_images"),
-    ),
-    "1.3": Task(
-        "add the channel axis",
-        preparation.judge_channel_axis,
-        ("input_shape", "x_train", "x_val", "x_test"),
-        ("data_format", *_SCALED),
-    ),
-    "1.4": Task(
-        "make one-hot targets",
-        _one_hot,
-        ("y_train", "y_val", "y_test"),
-        ("data", "labels_train", "labels_val", "test_labels"),
-    ),
-    "2.1": Task(
-        "predict the shape of a convolution's output",
-        counting.judge_conv_shapes,
-        ("shapes",),
-        ("questions",),
-    ),
+    "1.2": Task("scale the pixels", preparation.judge_scaling, "scaler scaled_train scaled_val scaled_test"),
+    "1.3": Task("add the channel axis", preparation.judge_channel_axis, "input_shape x_train x_val x_test"),
+    "1.4": Task("make one-hot targets", preparation.judge_one_hot, "y_train y_val y_test"),
+    "2.1": Task("predict the shape of a convolution's output", counting.judge_conv_shapes, "shapes"),
     "2.2": Task(
-        "predict the number of a convolution's parameters",
-        counting.judge_conv_parameters,
-        ("parameters",),
-        ("questions",),
+        "predict the number of a convolution's parameters", counting.judge_conv_parameters, "parameters"
     ),
     "2.3": _network("simple"),
     "2.4": _training("simple"),
-    "3.1": Task(
-        "predict the test images",
-        scores.judge_predictions,
-        ("probabilities", "predicted", "accuracy"),
-        ("model", "x_test", "test_labels"),
-    ),
-    "3.2": Task("count the confusions", scores.judge_confusion, ("confusion",), ("test_labels", "predicted")),
-    "3.3": Task("compute the loss", scores.judge_loss, ("loss",), ("probabilities", "test_labels")),
-    "3.4": Task("find the worst errors", scores.judge_worst, ("worst",), ("probabilities", "test_labels")),
-    "3.5": Task(
-        "say how sure the accuracy is",
-        scores.judge_interval,
-        ("interval",),
-        ("test_labels", "predicted"),
-    ),
-    "3.6": Task(
-        "write a function that evaluates",
-        scores.judge_evaluate,
-        ("evaluate",),
-        ("model", "x_test", "y_test"),
-        points=2,
-    ),
+    "3.1": Task("predict the test images", scores.judge_predictions, "probabilities predicted accuracy"),
+    "3.2": Task("count the confusions", scores.judge_confusion, "confusion"),
+    "3.3": Task("compute the loss", scores.judge_loss, "loss"),
+    "3.4": Task("find the worst errors", scores.judge_worst, "worst"),
+    "3.5": Task("say how sure the accuracy is", scores.judge_interval, "interval"),
+    "3.6": Task("write a function that evaluates", scores.judge_evaluate, "evaluate", points=2),
     "4.1": _network("dense"),
     "4.2": _training("dense"),
     "4.3": Task(
-        "find out what dropout does",
-        layers_by_hand.judge_dropout,
-        ("dropped", "share_of_zeros", "kept_value"),
-        ("ones", "rate"),
+        "find out what dropout does", layers_by_hand.judge_dropout, "dropped share_of_zeros kept_value"
     ),
-    "4.4": Task(
-        "count the parameters of each layer",
-        counting.judge_layer_parameters,
-        ("parameters",),
-        ("layers",),
-    ),
-    "5.1": Task("pool by hand", layers_by_hand.judge_max_pool, ("max_pool",)),
+    "4.4": Task("count the parameters of each layer", counting.judge_layer_parameters, "parameters"),
+    "5.1": Task("pool by hand", layers_by_hand.judge_max_pool, "max_pool"),
     "5.2": _network("deep"),
     "5.3": _training("deep"),
-    "6.1": Task("predict the shape of every layer", counting.judge_layer_shapes, ("shapes",), ("layers",)),
-    "6.2": Task(
-        "predict the parameters of every layer",
-        counting.judge_layer_parameters,
-        ("parameters",),
-        ("layers",),
-    ),
-    "6.3": Task(
-        "bring a kernel into torch's layout",
-        partial(counting.judge_kernel_layout, layer_name="conv2d_3"),
-        ("torch_kernel",),
-        ("model",),
-    ),
-    "6.4": Task(
-        "recompute one activation",
-        partial(layers_by_hand.judge_activation, layer_name="conv2d_1"),
-        ("activation",),
-        ("model", "image"),
-        points=2,
-    ),
-    "7.1": Task(
-        "prepare a photograph",
-        pictures.judge_prepare,
-        ("prepare",),
-        ("BOX",),
-        points=2,
-    ),
-    "7.2": Task(
-        "measure what the preparation is worth",
-        pictures.judge_own_accuracy,
-        ("accuracy_prepared",),
-        ("model", "preprocess", "pictures", "digits", "prepare"),
-    ),
-    "7.3": Task(
-        "measure what a shift costs",
-        pictures.judge_shifts,
-        ("accuracy_by_shift",),
-        ("model", "data_format", "x_some", "labels_some", "SHIFTS"),
-    ),
+    "6.1": Task("predict the shape of every layer", counting.judge_layer_shapes, "shapes"),
+    "6.2": Task("predict the parameters of every layer", counting.judge_layer_parameters, "parameters"),
+    "6.3": Task("bring a kernel into torch's layout", counting.judge_kernel_layout, "torch_kernel"),
+    "6.4": Task("recompute one activation", layers_by_hand.judge_activation, "activation", points=2),
+    "7.1": Task("prepare a photograph", pictures.judge_prepare, "prepare", points=2),
+    "7.2": Task("measure what the preparation is worth", pictures.judge_own_accuracy, "accuracy_prepared"),
+    "7.3": Task("measure what a shift costs", pictures.judge_shifts, "accuracy_by_shift"),
 }
-
-
-def _quiz_task(judge: Callable[[Any, Any], str], title: str, variable: str, letter: str) -> Task:
-    """Make a task of the quiz, whose variables end in the network's letter."""
-    answer, layers = f"{variable}_{letter}", f"layers_{letter}"
-
-    def judge_named(**values: Any) -> str:
-        return judge(values[layers], values[answer])
-
-    return Task(f"{title} of network {letter.upper()}", judge_named, (answer,), (layers,))
-
-
+# The quiz: two tasks for each of its networks, whose letter the variables end in.
 for _number, _letter in enumerate("abc"):
-    TASKS[f"8.{2 * _number + 1}"] = _quiz_task(
-        counting.judge_layer_shapes, "predict the shapes", "shapes", _letter
-    )
-    TASKS[f"8.{2 * _number + 2}"] = _quiz_task(
-        counting.judge_layer_parameters, "predict the parameters", "parameters", _letter
-    )
+    for _task, _judge, _made in (
+        (2 * _number + 1, counting.judge_layer_shapes, "shapes"),
+        (2 * _number + 2, counting.judge_layer_parameters, "parameters"),
+    ):
+        _title = f"predict the {_made} of network {_letter.upper()}"
+        TASKS[f"8.{_task}"] = Task(_title, _judge, _made, ending=f"_{_letter}")
 
 
 def tasks_of(lesson: int) -> dict[str, Task]:
