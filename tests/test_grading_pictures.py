@@ -8,7 +8,7 @@ from PIL import Image
 
 from convscope.errors import DataError
 from convscope.teaching.lessons import make_photographs, read_pictures
-from convscope.teaching.photographs import photograph
+from convscope.teaching.lessons.data import photograph
 
 
 @pytest.mark.parametrize("task", ["7.1", "7.2", "7.3"])

@@ -14,7 +14,6 @@ from convscope.cli.output import say, show_json, table, warn
 from convscope.cli.parsing import Device, Json
 from convscope.cli.settings import findable
 from convscope.cli.training import show_data, show_next, show_result
-from convscope.errors import unknown_name
 
 if TYPE_CHECKING:
     from convscope.data.dataset import Dataset
@@ -70,8 +69,7 @@ def exercise(
     from convscope.teaching import exercise as exercises
     from convscope.training.config import TrainingConfig
 
-    if network not in exercises.choices():
-        raise unknown_name("network", network, exercises.choices())
+    networks = exercises.networks_of(network)
     training = TrainingConfig(
         epochs=epochs, batch_size=batch_size, seed=seed, engine=engine, precision=precision
     )
@@ -83,7 +81,7 @@ def exercise(
     if not json:
         show_data(dataset)
     results = exercises.run_exercise(
-        exercises.networks_of(network),
+        networks,
         config,
         dataset,
         out,
@@ -136,31 +134,15 @@ def _show_network(name: str, config: Any, dataset: Dataset) -> None:
 def _show_comparison(dataset: Dataset, results: list[Result]) -> None:
     from convscope.teaching.exercise import comparison
 
+    forms = {"parameters": "{:,}", "test_accuracy": "{:.2%}", "test_loss": "{:.4f}"}
+    columns = ["network", *(column for name in forms for column in (name.replace("_", " "), "published"))]
     rows = []
     for row in comparison(results):
         published = row["published"]
-        rows.append(
-            [
-                row["network"],
-                f"{row['parameters']:,}",
-                f"{published['parameters']:,}" if published else "–",
-                f"{row['test_accuracy']:.2%}",
-                f"{published['test_accuracy']:.2%}" if published else "–",
-                f"{row['test_loss']:.4f}",
-                f"{published['test_loss']:.4f}" if published else "–",
-                f"{row['seconds']:.1f} s",
-            ]
-        )
-    columns = [
-        "network",
-        "parameters",
-        "published",
-        "test accuracy",
-        "published",
-        "test loss",
-        "published",
-        "training",
-    ]
+        cells = [row["network"]]
+        for name, form in forms.items():
+            cells += [form.format(row[name]), form.format(published[name]) if published else "–"]
+        rows.append([*cells, f"{row['seconds']:.1f} s"])
     say("")
     title = f"This run on {dataset.name} beside the exercise's published results on mnist"
-    table(title, columns, rows, spare=(2, 7))
+    table(title, [*columns, "training"], rows, spare=(2, 7))

@@ -274,19 +274,10 @@ def ask_quiz(seed: int | None, json: bool) -> None:
 
 
 def _as_json(network: QuizNetwork) -> dict[str, Any]:
-    layers = [
-        {
-            "name": layer.name,
-            "type": layer.type,
-            "settings": dict(layer.settings),
-            "input_shape": list(layer.input_shape),
-            "output_shape": list(layer.output_shape),
-            "parameters": layer.parameters,
-            "arithmetic": list(layer.arithmetic),
-        }
-        for layer in network.layers
-    ]
-    return {"input_shape": list(network.input_shape), "parameters": network.parameters, "layers": layers}
+    layers = [asdict(layer) for layer in network.layers]
+    for layer in layers:
+        del layer["weight_shapes"]  # the arithmetic names them
+    return {"input_shape": network.input_shape, "parameters": network.parameters, "layers": layers}
 
 
 def _ask_network(network: QuizNetwork, answers: list[bool]) -> None:

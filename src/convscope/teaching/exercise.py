@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from convscope.data.dataset import Dataset
 from convscope.data.loading import load
-from convscope.errors import DataNotFoundError
+from convscope.errors import DataNotFoundError, unknown_name
 from convscope.experiment.config import ExperimentConfig
 from convscope.networks import NETWORKS, PUBLISHED
 from convscope.runs import RunDirectory
@@ -35,12 +35,9 @@ def exercise_data(name: str | None) -> tuple[Dataset, str | None]:
 
 def networks_of(choice: str) -> list[str]:
     """List the networks that a choice means: ``all`` for the three of the exercise."""
+    if choice not in (*NETWORKS, "all"):
+        raise unknown_name("network", choice, [*NETWORKS, "all"])
     return list(PUBLISHED) if choice == "all" else [choice]
-
-
-def choices() -> list[str]:
-    """List what may be asked for as a network."""
-    return [*NETWORKS, "all"]
 
 
 def run_exercise(

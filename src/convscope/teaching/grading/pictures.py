@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from convscope.errors import expected_got
 from convscope.teaching.grading.verdict import CheckFailed, as_array, as_number, call_answer, close, require
-from convscope.teaching.photographs import cut_out, photograph
+from convscope.teaching.lessons.data import cut_out, photograph
 
 Array = NDArray[Any]
 Prepare = Callable[[Array], Any]

@@ -17,9 +17,8 @@ from PIL import Image
 
 from convscope.data.dataset import Dataset, Split, fingerprint
 from convscope.data.decode import read_image
-from convscope.data.loading import load
-from convscope.errors import DataError, DataNotFoundError, UsageError, expected_got
-from convscope.teaching.photographs import photograph
+from convscope.errors import DataError, UsageError, expected_got
+from convscope.teaching.exercise import exercise_data
 
 VARIABLE = "CONVSCOPE_LESSONS"
 DATASETS = ("mnist", "digits")
@@ -72,19 +71,12 @@ def load_data() -> Dataset:
     (28, 28, 1)
     """
     settings = LessonSettings.from_environment()
-    dataset = load(settings.dataset) if settings.dataset else _mnist_or_digits()
+    dataset, _ = exercise_data(settings.dataset)
     if not settings.quick:
         return dataset
     train, test = _first(dataset.train, QUICK_TRAIN), _first(dataset.test, QUICK_TEST)
     print_ = fingerprint(train, test, class_names=dataset.class_names)
     return replace(dataset, train=train, test=test, fingerprint=print_)
-
-
-def _mnist_or_digits() -> Dataset:
-    try:
-        return load("mnist")
-    except DataNotFoundError:
-        return load("digits")
 
 
 def _first(part: Split, count: int) -> Split:
@@ -192,3 +184,31 @@ def make_photographs(data: Dataset, count: int = 100) -> tuple[list[Picture], ND
     generator = np.random.default_rng(SEED)
     pictures = [photograph(image, generator) for image in data.test.images[:count]]
     return pictures, data.test.labels[:count].copy()
+
+
+def photograph(image: Picture, generator: np.random.Generator) -> Picture:
+    """Make of a bright digit on black, uint8 (h, w), what a telephone would see, uint8 (H, W).
+
+    That is dark ink somewhere on uneven, light paper, between 180 and 320 pixels a side.
+    """
+    ink = cut_out(image.reshape(image.shape[:2]))
+    height, width = (int(side) for side in generator.integers(180, 320, size=2))
+    factor = generator.uniform(0.4, 0.62) * min(height, width) / max(ink.shape)
+    size = (max(1, round(ink.shape[1] * factor)), max(1, round(ink.shape[0] * factor)))
+    enlarged = np.asarray(Image.fromarray(ink).resize(size, Image.Resampling.BICUBIC), np.float64) / 255
+    top = generator.integers(4, height - size[1] - 4)
+    left = generator.integers(4, width - size[0] - 4)
+    cover = np.zeros((height, width))
+    cover[top : top + size[1], left : left + size[0]] = enlarged
+    slope = generator.uniform(-20, 20, size=2)  # paper is brighter towards one side
+    down, across = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    paper = generator.uniform(195, 225) + slope[0] * down + slope[1] * across
+    picture = paper * (1 - cover) + generator.uniform(20, 60) * cover
+    noisy = picture + generator.normal(0, 3, picture.shape)
+    return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+
+
+def cut_out(image: Picture) -> Picture:
+    """Cut away the black around a digit."""
+    rows, columns = (np.flatnonzero((image > 0).any(axis=axis)) for axis in (1, 0))
+    return image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else image
