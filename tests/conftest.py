@@ -36,7 +36,7 @@ settings.load_profile("busy")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER_ARGUMENTS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--no-first-run",
+    "--disable-component-update", "--disable-sync", "--no-first-run", "--use-fake-device-for-media-stream",
 ]  # fmt: skip
 
 
@@ -179,3 +179,35 @@ def browser():
         started = playwright.chromium.launch(executable_path=executable, args=BROWSER_ARGUMENTS)
         yield started
         started.close()
+
+
+# What a page shows once it has computed what it does at first, by what it carries.
+READY = {"#payload": "html[data-ready]", "#walk-data": "#walk[data-ready]"}
+
+
+@pytest.fixture
+def open_page(browser):
+    """Open files of ours in a browser; whatever a page complains of or asks for fails the test."""
+    contexts, complaints, requests = [], [], []
+
+    def open_(file, fragment="", width=1280, scheme="light", language="en-GB", **others):
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=scheme, locale=language, **others
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(Path(file).as_uri() + fragment)
+        for carried, ready in READY.items():
+            if page.query_selector(carried) and others.get("java_script_enabled", True):
+                page.wait_for_selector(ready, state="attached")
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert len([url for url in requests if url.startswith("file:")]) == len(contexts)

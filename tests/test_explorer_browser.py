@@ -1,11 +1,11 @@
 """The explorer in a real browser: opened from a file, every layer held against what Python computed."""
 
-from pathlib import Path
+import json
 
 import numpy as np
 import pytest
+from photographs import write_classes
 from report_runs import make_dataset, make_run
-from scipy.ndimage import gaussian_filter
 
 from convscope.contents import read_contents
 from convscope.explorer import write_page
@@ -14,30 +14,6 @@ from convscope.networks import NETWORKS, build
 pytestmark = pytest.mark.browser
 
 AGREES = 1e-4
-
-
-@pytest.fixture
-def open_page(browser):
-    """Open an explorer; whatever it complains of or asks for fails the test."""
-    contexts, complaints, requests = [], [], []
-
-    def open_(file, width=1280, scheme="light"):
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(Path(file).as_uri())
-        page.wait_for_selector("html[data-ready]", state="attached")
-        return page
-
-    yield open_
-    for context in contexts:
-        context.close()
-    assert complaints == []
-    assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
-    assert len([url for url in requests if url.startswith("file:")]) == len(contexts)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -101,16 +77,17 @@ def test_an_image_is_as_far_from_the_training_images_as_predict_says(open_page, 
 
 
 @pytest.mark.slow
-def test_a_backbone_of_photographs_computes_in_a_file_of_8_mb(open_page, tmp_path):
-    dataset = make_dataset(5, (192, 192, 3), count=40)
-    for split in (dataset.train, dataset.test):
-        split.images[:] = gaussian_filter(split.images, (0, 3, 3, 0))
-    path, dataset = make_run(
-        tmp_path / "run", dataset=dataset, model=build("efficientnet-lite0", (192, 192, 3), 5)
-    )
-    written = write_page(read_contents(path, dataset))
-    assert written.bytes < 8e6
-    assert written.weight_bits == 8
-    assert written.shown_only == ()
-    page = open_page(written.file)
+def test_a_run_of_own_photographs_computes_in_a_file_of_8_mb(open_page, typed, tmp_path):
+    write_classes(tmp_path / "photos", ("cat", "dog", "owl"), count=12, size=240)
+    chosen = ("--network", "efficientnet-lite0", "--epochs", "1", "--no-report", "--no-preflight")
+    done = typed("train", "photos", *chosen, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = typed("explore", "latest", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    written = json.loads(done.stdout)
+    assert written["bytes"] < 8e6
+    assert written["weight_bits"] == 8
+    assert written["shown_only"] == []
+    page = open_page(tmp_path / written["explorer"])
     assert max(page.evaluate("explorer.engine.check()")["perLayer"]) < AGREES
+    assert page.locator("#badge.good").count() == 1

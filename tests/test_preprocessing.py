@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from hypothesis import given, settings
@@ -129,6 +130,22 @@ def test_one_hot_has_a_single_one_at_the_label(labels):
 def test_one_hot_refuses_a_label_that_is_no_class():
     with pytest.raises(UsageError, match="labels from 0 to 2, got 0 to 3"):
         one_hot(np.array([0, 3]), 3)
+
+
+@pytest.mark.parametrize(("height", "width", "first"), [(61, 40, (40, 28)), (40, 61, (28, 40))])
+def test_the_axis_that_is_resampled_first_is_that_of_pillow_13(height, width, first):
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    picture = Image.fromarray(image)
+    one, whole = (
+        np.asarray(
+            picture.resize(size, Image.Resampling.BILINEAR).resize((28, 28), Image.Resampling.BILINEAR)
+        )
+        for size in (first, (28, 28))
+    )
+    found = resize_to_input(image, (28, 28), 3, "stretch")
+    np.testing.assert_array_equal(found, one)
+    if PIL.__version__ >= "13":
+        np.testing.assert_array_equal(found, whole)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """The report in a real browser: opened from a file, used by pointer and keyboard, checked for all readers."""
 
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
@@ -16,33 +14,6 @@ pytestmark = pytest.mark.browser
 NARROW, WIDE = 390, 1280
 TOLERANCE = 1e-5
 HOSTILE = ["<script>alert(1)</script>", "</script><!--", '"><img src=x onerror=alert(1)>']
-
-
-@pytest.fixture
-def open_page(browser):
-    """Open a report; whatever the page complains of or asks for fails the test."""
-    contexts, complaints, requests = [], [], []
-
-    def open_(file, width=WIDE, scheme="light", javascript=True):
-        context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=scheme, java_script_enabled=javascript
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(Path(file).as_uri())
-        if javascript and page.query_selector("#walk-data"):
-            page.wait_for_selector("#walk[data-ready]")
-        return page
-
-    yield open_
-    for context in contexts:
-        context.close()
-    assert complaints == []
-    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
-    assert len([url for url in requests if url.startswith("file:")]) == len(contexts)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +45,7 @@ both_widths = pytest.mark.parametrize("width", [NARROW, WIDE], ids=["phone", "de
 @both_themes
 @both_widths
 def test_it_opens_from_a_file_and_fits_the_window(open_page, report, width, scheme):
-    page = open_page(report, width, scheme)
+    page = open_page(report, width=width, scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("scrollY") == 0  # the walk chooses a layer far below
     ground = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
@@ -89,7 +60,7 @@ def test_it_opens_from_a_file_and_fits_the_window(open_page, report, width, sche
 def test_an_automatic_check_finds_nothing_against_accessibility(open_page, request, which, width, scheme):
     from axe_playwright_python.sync_playwright import Axe
 
-    page = open_page(request.getfixturevalue(which), width, scheme)
+    page = open_page(request.getfixturevalue(which), width=width, scheme=scheme)
     page.evaluate("for (const folded of document.querySelectorAll('details')) folded.open = true")
     found = Axe().run(page)
     assert [
@@ -360,7 +331,7 @@ def test_long_arithmetic_fits_a_small_phone(open_page, tmp_path):
     small = 350
     dataset = make_dataset(4, (12, 12, 3), 40)
     path, dataset = make_run(tmp_path / "run", dataset=dataset, model=every_kind("channels_last"))
-    page = open_page(write_report(path, dataset=dataset), small)
+    page = open_page(write_report(path, dataset=dataset), width=small)
     assert page.locator(".equation dt").first.is_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= small
 
@@ -374,7 +345,7 @@ def test_names_that_hold_html_are_text_in_the_panes_too(open_page, hostile):
 
 
 def test_without_javascript_everything_but_the_interaction_is_there(open_page, report):
-    page = open_page(report, javascript=False)
+    page = open_page(report, java_script_enabled=False)
     assert "With JavaScript" in page.locator("#walk").inner_text()
     assert not page.locator("#theme").is_visible()
     text = page.locator("main").inner_text()
@@ -429,14 +400,14 @@ def test_images_enlarge_by_pointer_and_keyboard_and_esc_closes(open_page, report
 def test_an_enlarged_image_has_nothing_against_accessibility_on_a_phone(open_page, report):
     from axe_playwright_python.sync_playwright import Axe
 
-    page = open_page(report, NARROW)
+    page = open_page(report, width=NARROW)
     page.locator("#errors .cards img").first.click()
     assert [one["id"] for one in Axe().run(page).response["violations"]] == []
     assert page.evaluate("document.documentElement.scrollWidth") <= NARROW
 
 
 def test_the_first_screen_of_a_phone_says_how_good_compared_with_what_and_where_wrong(open_page, report):
-    page = open_page(report, NARROW)
+    page = open_page(report, width=NARROW)
     for words in ("90.00", "most frequent class", "Most often wrong:"):
         lines = page.locator("#summary").get_by_text(words).first.bounding_box()
         assert 0 < lines["y"] < 844 - lines["height"]

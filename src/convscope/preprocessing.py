@@ -296,15 +296,28 @@ def _resized(picture: Image.Image, size: tuple[int, int], resize: str) -> Image.
     """Resample a picture to (height, width)."""
     height, width = size
     if resize == "stretch":
-        return picture.resize((width, height), Image.Resampling.BILINEAR)
+        return _resample(picture, width, height)
     pick = min if resize == "letterbox" else max
     factor = pick(width / picture.width, height / picture.height)
     inner = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-    resampled = picture.resize(inner, Image.Resampling.BILINEAR)
+    resampled = _resample(picture, *inner)
     canvas = Image.new(picture.mode, (width, height))
     # A negative corner crops, a positive one leaves a border: one line for both.
     canvas.paste(resampled, ((width - inner[0]) // 2, (height - inner[1]) // 2))
     return canvas
+
+
+def _resample(picture: Image.Image, width: int, height: int) -> Image.Image:
+    """Resample along one axis, then along the other; whole grey levels in between make the order count.
+
+    Releases of Pillow differ in it; this is that of Pillow 13, of the ONNX export and of the page.
+    """
+    narrower, lower = picture.width - width, picture.height - height
+    halfway = (picture.width, height) if lower > max(0, 2 * narrower) else (width, picture.height)
+    for size in (halfway, (width, height)):
+        if picture.size != size:
+            picture = picture.resize(size, Image.Resampling.BILINEAR)
+    return picture
 
 
 def _require_images(images: NDArray[np.uint8]) -> None:

@@ -160,6 +160,9 @@ function drawWithPointer(canvas, acts) {
   canvas.addEventListener("pointercancel", end);
 }
 
+// How a picture of another size is brought to the network's, as CSS shows a video so.
+const FITS = { letterbox: "contain", crop: "cover", stretch: "fill" };
+
 /**
  * The camera, where the browser has one: what it sees is predicted until it is stopped.
  * @param {App} app
@@ -167,6 +170,8 @@ function drawWithPointer(canvas, acts) {
  */
 function cameraButton(app, video) {
   if (!navigator.mediaDevices?.getUserMedia) return null;
+  const { store } = app;
+  video.style.objectFit = FITS[/** @type {keyof typeof FITS} */ (app.engine.preprocessing.resize)];
   /** @type {MediaStream | null} */
   let stream = null;
   let timer = 0;
@@ -174,33 +179,42 @@ function cameraButton(app, video) {
     clearInterval(timer);
     for (const track of stream?.getTracks() ?? []) track.stop();
     stream = null;
+    video.srcObject = null;
     video.hidden = true;
-    app.store.settle();
+    store.settle();
     show();
   };
   const start = async () => {
+    app.complain("");
+    made.disabled = true; // while the browser asks
     try {
       stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
-    } catch {
-      app.complain(t("draw.no-camera"));
-      return;
+      video.srcObject = stream;
+      await video.play();
+      if (store.state.section !== "draw") return stop();
+      video.hidden = false;
+      store.settle();
+      timer = window.setInterval(() => app.takeFrame(video), 1000 / FRAMES);
+      stream.getVideoTracks()[0].addEventListener("ended", stop); // unplugged, or no longer allowed
+    } catch (error) {
+      stop();
+      const { name } = /** @type {DOMException} */ (error);
+      app.complain(t(name === "NotAllowedError" ? "draw.camera-refused" : name === "NotFoundError" ? "draw.no-camera" : "draw.camera-failed"));
+    } finally {
+      made.disabled = false;
+      show();
     }
-    video.srcObject = stream;
-    await video.play();
-    video.hidden = false;
-    app.store.settle();
-    timer = window.setInterval(() => app.takeFrame(video), 1000 / FRAMES);
-    show();
   };
   const made = button("draw.camera", () => (stream ? stop() : start()));
+  made.id = "camera";
   const show = () => {
     made.dataset.t = stream ? "draw.stop" : "draw.camera";
     made.textContent = t(made.dataset.t);
   };
   // Another image, or another section, ends it.
-  app.store.subscribe((state, changed) => {
-    const other = changed.has("image") && !(state.image.kind === "picture" && app.store.merging === "camera");
-    if (stream && (other || state.section !== "draw")) stop();
+  store.subscribe((state, changed) => {
+    const other = changed.has("image") && !(state.image.kind === "picture" && store.merging === "camera");
+    if (timer && stream && (other || state.section !== "draw")) stop();
   });
   return made;
 }
