@@ -7,14 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from convscope import _keras_internals as internals
-from convscope.arithmetic import (
-    Fields,
-    LayerArithmetic,
-    ReceptiveField,
-    Shape,
-    analyse,
-    show_shape,
-)
+from convscope.arithmetic import Fields, LayerArithmetic, ReceptiveField, Shape, analyse, show_shape
 from convscope.lowering.graph import Call, Graph, read_graph
 
 if TYPE_CHECKING:

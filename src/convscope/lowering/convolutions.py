@@ -12,13 +12,7 @@ from convscope import _torch_internals as torch_internals
 from convscope.lowering.cpu import compiled
 from convscope.lowering.cpu.compiled import WindowGeometry
 from convscope.lowering.ir import DataFormat, Pair
-from convscope.lowering.kernels import (
-    Context,
-    Epilogue,
-    Tensor,
-    require_first_order,
-    tile_max,
-)
+from convscope.lowering.kernels import Context, Epilogue, Tensor, require_first_order, tile_max
 from convscope.lowering.processor import fused_convolution
 
 

@@ -12,18 +12,7 @@ from numpy.typing import ArrayLike
 
 from convscope.errors import UsageError, expected_got
 from convscope.evaluation import Coverage, Curve, Evaluation, Reliability, as_labels, as_probabilities
-from convscope.plotting.style import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PINK,
-    RED,
-    SKY,
-    new_figure,
-    shorten,
-)
+from convscope.plotting.style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, new_figure, shorten
 
 
 def plot_probability(

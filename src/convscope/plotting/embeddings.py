@@ -13,18 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from convscope.errors import UsageError, expected_got
 from convscope.evaluation import as_labels
 from convscope.plotting.images import as_pictures, draw_picture
-from convscope.plotting.style import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PINK,
-    RED,
-    SKY,
-    new_figure,
-    shorten,
-)
+from convscope.plotting.style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, new_figure, shorten
 
 if TYPE_CHECKING:
     # Inspection loads torch and Keras; drawing needs only the arrays that it gives.

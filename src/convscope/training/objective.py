@@ -22,7 +22,7 @@ from convscope import _keras_internals as internals
 from convscope.errors import UsageError, expected_got
 from convscope.lowering.graph import is_altered
 from convscope.training.inputs import first_leaf
-from convscope.training.optimizers import Tensors
+from convscope.training.update_rules import Tensors
 
 _BINARY = keras.losses.binary_crossentropy
 _CATEGORICAL = keras.losses.categorical_crossentropy

@@ -24,8 +24,9 @@ from convscope.training.events import is_mistake
 from convscope.training.feeds import Batch, PlannedBatch, planned
 from convscope.training.inputs import ArrayInput, first_leaf, map_leaves
 from convscope.training.objective import MetricsPlan, Penalties, find_cross_entropy
-from convscope.training.optimizers import KerasStep, Numbers, OptimizerStep, RuleStep, has_rule, plan_step
+from convscope.training.optimizers import KerasStep, OptimizerStep, RuleStep, has_rule, plan_step
 from convscope.training.request import require_fitting
+from convscope.training.update_rules import Numbers
 
 if TYPE_CHECKING:
     from convscope.training.distributed import Group

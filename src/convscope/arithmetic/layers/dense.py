@@ -6,24 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from convscope.arithmetic.context import (
-    LayerArithmetic,
-    LayerContext,
-)
-from convscope.arithmetic.formulas import (
-    dense_parameters,
-    product_of,
-    show,
-    show_shape,
-)
+from convscope.arithmetic.context import LayerArithmetic, LayerContext
+from convscope.arithmetic.formulas import dense_parameters, product_of, show, show_shape
 from convscope.arithmetic.kind import LayerKind
-from convscope.arithmetic.recomputed import (
-    ActivationContext,
-    Array,
-    Recomputed,
-    product_line,
-    show_value,
-)
+from convscope.arithmetic.recomputed import ActivationContext, Array, Recomputed, product_line, show_value
 
 
 def dense(context: LayerContext) -> LayerArithmetic:

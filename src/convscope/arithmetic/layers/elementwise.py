@@ -6,10 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from convscope.arithmetic.context import (
-    LayerArithmetic,
-    LayerContext,
-)
+from convscope.arithmetic.context import LayerArithmetic, LayerContext
 from convscope.arithmetic.kind import LayerKind
 from convscope.arithmetic.layers.dense import recompute_softmax
 from convscope.arithmetic.recomputed import ActivationContext, Recomputed, show_value

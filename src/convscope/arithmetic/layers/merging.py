@@ -8,17 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from convscope.arithmetic.context import (
-    Fields,
-    LayerArithmetic,
-    LayerContext,
-)
-from convscope.arithmetic.formulas import (
-    Length,
-    Shape,
-    show,
-    show_shape,
-)
+from convscope.arithmetic.context import Fields, LayerArithmetic, LayerContext
+from convscope.arithmetic.formulas import Length, Shape, show, show_shape
 from convscope.arithmetic.kind import LayerKind
 from convscope.arithmetic.recomputed import ActivationContext, Array, Recomputed, show_value
 

@@ -14,14 +14,7 @@ from convscope.arithmetic.context import (
     field_lines,
     whole_image,
 )
-from convscope.arithmetic.formulas import (
-    Length,
-    Shape,
-    known_lengths,
-    product_of,
-    show,
-    show_shape,
-)
+from convscope.arithmetic.formulas import Length, Shape, known_lengths, product_of, show, show_shape
 from convscope.arithmetic.kind import LayerKind
 from convscope.arithmetic.recomputed import ActivationContext, Recomputed, show_value
 

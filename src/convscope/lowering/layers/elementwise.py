@@ -15,15 +15,7 @@ from convscope.lowering import kernels
 from convscope.lowering.activations import TORCH_FUNCTIONS, Function, activation_function
 from convscope.lowering.ir import Activation, Op, Shape, Value
 from convscope.lowering.kernels import Epilogue
-from convscope.lowering.layers.base import (
-    ProgramBuilder,
-    Runner,
-    Step,
-    Tensor,
-    WeightSource,
-    reads,
-    runs,
-)
+from convscope.lowering.layers.base import ProgramBuilder, Runner, Step, Tensor, WeightSource, reads, runs
 from convscope.lowering.masks import Mask, MaskSource, bits_type, keep_probability
 from convscope.lowering.shapes import broadcast, channel_axis
 

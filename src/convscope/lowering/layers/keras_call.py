@@ -12,14 +12,7 @@ import keras
 from convscope import _keras_internals as internals
 from convscope.lowering.devices import seeded_generators
 from convscope.lowering.ir import Op, Shape, Value
-from convscope.lowering.layers.base import (
-    ProgramBuilder,
-    Runner,
-    Step,
-    Tensor,
-    WeightSource,
-    runs,
-)
+from convscope.lowering.layers.base import ProgramBuilder, Runner, Step, Tensor, WeightSource, runs
 from convscope.lowering.masks import mix
 
 

@@ -9,15 +9,7 @@ from typing import Any, Literal
 import torch
 
 from convscope.lowering.ir import Op, Shape, Value
-from convscope.lowering.layers.base import (
-    ProgramBuilder,
-    Runner,
-    Step,
-    Tensor,
-    WeightSource,
-    reads,
-    runs,
-)
+from convscope.lowering.layers.base import ProgramBuilder, Runner, Step, Tensor, WeightSource, reads, runs
 from convscope.lowering.layers.elementwise import Affine
 from convscope.lowering.shapes import broadcast, require
 

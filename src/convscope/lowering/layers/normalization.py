@@ -13,15 +13,7 @@ import torch.nn.functional as F  # noqa: N812  the name that torch's own documen
 from convscope import _torch_internals as torch_internals
 from convscope.lowering import kernels
 from convscope.lowering.ir import Op, Shape, Value
-from convscope.lowering.layers.base import (
-    ProgramBuilder,
-    Runner,
-    Step,
-    Tensor,
-    WeightSource,
-    reads,
-    runs,
-)
+from convscope.lowering.layers.base import ProgramBuilder, Runner, Step, Tensor, WeightSource, reads, runs
 from convscope.lowering.shapes import require
 
 
