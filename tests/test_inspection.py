@@ -217,7 +217,7 @@ def test_integrated_gradients_take_more_steps_until_they_add_up(deep):
 def test_gradients_that_do_not_add_up_are_told(linear):
     found = inspection.integrated_gradients(linear, np.zeros((4, 5, 2)), class_index=0)
     assert found.completeness.holds  # nothing to explain, nothing explained
-    crooked = inspection.Completeness(total=1.0, difference=2.0, error=0.5, steps=64)
+    crooked = inspection.Completeness(total=1.0, difference=2.0, steps=64)
     assert not crooked.holds
 
 

@@ -114,7 +114,7 @@ def _attribution_as_json(
         "insertion_area": come.area,
         "insertion_area_in_random_order": come.random_area,
         "better_than_chance": gone.better_than_chance and come.better_than_chance,
-        "completeness": vars(whole) | {"holds": whole.holds} if whole else None,
+        "completeness": vars(whole) | {"error": whole.error, "holds": whole.holds} if whole else None,
     }
 
 

@@ -3,13 +3,12 @@
 It needs neither Keras nor torch, so that a network that cannot exist is explained before anything is built.
 
 - ``formulas``: one quantity at a time (lengths, padding, parameters, multiply-accumulates, receptive field).
+- ``kind``: what a layer's functions are given and give back.
 - ``layers``: one kind of layer at a time; the one home of what a kind is. ``activations``: its functions.
 - ``analysis``: a layer, a chain of layers, and why one cannot exist.
-- ``context``, ``recomputed``: what a layer's arithmetic is given, and what it gives back.
 """
 
 from convscope.arithmetic.analysis import KNOWN_LAYERS, analyse, analyse_chain, explain_failure
-from convscope.arithmetic.context import Fields, LayerArithmetic, LayerContext
 from convscope.arithmetic.formulas import (
     Calculation,
     ReceptiveField,
@@ -22,6 +21,7 @@ from convscope.arithmetic.formulas import (
     same_padding,
     show_shape,
 )
+from convscope.arithmetic.kind import Fields, LayerArithmetic, LayerContext
 
 __all__ = [
     "KNOWN_LAYERS",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from convscope.arithmetic.context import Fields, LayerArithmetic, LayerContext
 from convscope.arithmetic.formulas import Length, ReceptiveField, Shape
+from convscope.arithmetic.kind import Fields, LayerArithmetic, LayerContext
 from convscope.arithmetic.layers import LAYERS
 from convscope.errors import ArchitectureError
 
@@ -45,7 +45,10 @@ def analyse(
     if channels_first is None or settings.get("data_format"):
         channels_first = settings.get("data_format") == "channels_first"
     if fields is None:
-        fields, image = _as_image(input_shapes, channels_first)
+        seen = [as_image(shape, channels_first) for shape in input_shapes]
+        fields, image = [one for one, _ in seen], seen[0][1]
+        if None in fields:
+            fields, image = [None] * len(seen), None
     return kind.analyse(
         LayerContext(layer_type, settings, tuple(input_shapes), tuple(fields), image, channels_first)
     )
@@ -67,7 +70,7 @@ def analyse_chain(
     listed = list(layers)
     formats = [settings["data_format"] for _, settings in listed if settings.get("data_format")]
     channels_first = bool(formats) and formats[0] == "channels_first"
-    (fields,), image = _as_image([input_shape], channels_first)
+    fields, image = as_image(input_shape, channels_first)
     shape, results = input_shape, list[LayerArithmetic | None]()
     for layer_type, settings in listed:
         result = analyse(
@@ -116,11 +119,9 @@ Use padding='same', a smaller kernel, fewer layers before it, or a larger image.
     return ""
 
 
-def _as_image(
-    shapes: Sequence[Shape], channels_first: bool
-) -> tuple[list[Fields], tuple[Length, Length] | None]:
-    """Take inputs as images, each position of which sees itself; anything else is not known."""
-    if any(len(shape) != 3 for shape in shapes):
-        return [None] * len(shapes), None
-    height, width = shapes[0][1:] if channels_first else shapes[0][:2]
-    return [(ReceptiveField(), ReceptiveField())] * len(shapes), (height, width)
+def as_image(shape: Shape, channels_first: bool) -> tuple[Fields, tuple[Length, Length] | None]:
+    """Take an input as an image, each position of which sees itself, of a height and width; else None."""
+    if len(shape) != 3:
+        return None, None
+    height, width = shape[1:] if channels_first else shape[:2]
+    return (ReceptiveField(), ReceptiveField()), (height, width)

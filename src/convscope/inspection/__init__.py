@@ -9,7 +9,7 @@
 - ``layer_health``, ``verdicts``: scales and dead units; layers, curves and confidence judged in words.
 """
 
-from convscope.arithmetic.recomputed import Recomputed
+from convscope.arithmetic.kind import Recomputed
 from convscope.inspection.attribution import (
     Attribution,
     Completeness,

@@ -62,14 +62,19 @@ class Attribution:
 class Completeness:
     """Whether attributions add up to what they explain (Sundararajan et al. 2017, section 3, Completeness).
 
-    ``total`` is their sum, ``difference`` the score of the image less the score of the baseline, ``error``
-    ``|total − difference| / |difference|``, and ``steps`` the points at which gradients were taken.
+    ``total`` is their sum, ``difference`` the score of the image less that of the baseline, and ``steps``
+    are the points at which gradients were taken.
     """
 
     total: float
     difference: float
-    error: float
     steps: int
+
+    @property
+    def error(self) -> float:
+        """How far the two are apart, as a share of the difference."""
+        gap = abs(self.total - self.difference)
+        return gap / abs(self.difference) if self.difference else (0.0 if gap == 0 else float("inf"))
 
     @property
     def holds(self) -> bool:
@@ -216,7 +221,7 @@ def integrated_gradients(
         values = to_float64(
             method.attribute(batch, baselines=start, target=target, n_steps=steps, internal_batch_size=size)
         )
-        completeness = _completeness(float(values.sum()), difference, steps)
+        completeness = Completeness(float(values.sum()), difference, steps)
         if completeness.holds or steps * 2 > MOST_STEPS:
             break
         steps *= 2
@@ -291,9 +296,11 @@ def occlusion(
                 f"window {window} and stride {stride}",
             )
         )
-    channels = batch.shape[1] if graph.channels_first else batch.shape[-1]
-    patch = (channels, window, window) if graph.channels_first else (window, window, channels)
-    moves = (channels, stride, stride) if graph.channels_first else (stride, stride, channels)
+    channels = channels_last(graph, batch).shape[-1]
+    patch, moves = (
+        (channels, side, side) if graph.channels_first else (side, side, channels)
+        for side in (window, stride)
+    )
     with torch.no_grad():
         at_image = scores(graph, batch)
         target = chosen_class(at_image, class_index)
@@ -350,12 +357,6 @@ def _class_activation_map(
 
 def _baseline(graph: Graph, batch: torch.Tensor, baseline: npt.ArrayLike | None) -> torch.Tensor:
     return torch.zeros_like(batch) if baseline is None else one_image(graph, baseline)
-
-
-def _completeness(total: float, difference: float, steps: int) -> Completeness:
-    gap = abs(total - difference)
-    error = gap / abs(difference) if difference else (0.0 if gap == 0 else float("inf"))
-    return Completeness(total, difference, error, steps)
 
 
 def _over_channels(graph: Graph, values: torch.Tensor) -> FloatArray:
@@ -484,7 +485,7 @@ def _curves(
 ) -> list[FaithfulnessCurve]:
     graph = read_graph(model)
     batch = one_image(graph, image)
-    empty = torch.zeros_like(batch) if baseline is None else one_image(graph, baseline)
+    empty = _baseline(graph, batch, baseline)
     importances = [_importance(graph, batch, one) for one in attributions]
     pixels = importances[0].size
     with torch.no_grad():

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from convscope import _keras_internals as internals
-from convscope.arithmetic import Fields, LayerArithmetic, ReceptiveField, Shape, analyse, show_shape
+from convscope.arithmetic import Fields, LayerArithmetic, Shape, analyse, show_shape
+from convscope.arithmetic.analysis import as_image
 from convscope.lowering.graph import Call, Graph, read_graph
 
 if TYPE_CHECKING:
@@ -125,10 +126,11 @@ def describe(model: keras.Model) -> NetworkDescription:
     """
     graph = read_graph(model)
     values = {
-        number: _input_value(origin, shape, graph.channels_first)
+        number: _Value(*as_image(shape, graph.channels_first), origin)
         for origin, (number, shape) in enumerate(zip(graph.inputs, graph.input_shapes, strict=True))
     }
     layers = [_describe_call(call, graph, values) for call in graph.calls]
+    is_open = any(None in shape for shape in graph.input_shapes)
     return NetworkDescription(
         name=model.name,
         input_shape=_one_or_all(graph.input_shapes),
@@ -136,17 +138,15 @@ def describe(model: keras.Model) -> NetworkDescription:
         layers=tuple(layers),
         parameters=sum(layer.parameters for layer in layers),
         trainable_parameters=sum(layer.trainable_parameters for layer in layers),
-        macs=_total_macs(layers, graph),
+        macs=None if is_open else sum(layer.macs or 0 for layer in layers),
     )
 
 
 def _describe_call(call: Call, graph: Graph, values: dict[int, _Value]) -> LayerDescription:
     entering = [values[number] for number in call.inputs]
-    arithmetic = _arithmetic(call, graph, entering)
     weights = list(getattr(call.operation, "weights", []))
     shapes = tuple(tuple(weight.shape) for weight in weights)
-    lines = _lines(call, arithmetic, shapes)
-    trusted = arithmetic if arithmetic is not None and _agrees(arithmetic, call, shapes) else None
+    trusted, lines = _checked(call, _arithmetic(call, graph, entering), shapes)
     fields = trusted.fields if trusted else None
     first = entering[0] if entering else _Value(None, None, -1)
     values.update(dict.fromkeys(call.outputs, replace(first, fields=fields)))
@@ -181,40 +181,24 @@ def _arithmetic(call: Call, graph: Graph, entering: list[_Value]) -> LayerArithm
     )
 
 
-def _agrees(arithmetic: LayerArithmetic, call: Call, shapes: tuple[tuple[int, ...], ...]) -> bool:
-    """Compare with Keras's own shapes; a layer changed by hand or quantized may differ."""
-    expected = tuple(shape for _, shape in arithmetic.weight_shapes)
-    return arithmetic.output_shape == call.output_shapes[0] and expected == shapes
-
-
-def _lines(
+def _checked(
     call: Call, arithmetic: LayerArithmetic | None, shapes: tuple[tuple[int, ...], ...]
-) -> tuple[str, ...]:
+) -> tuple[LayerArithmetic | None, tuple[str, ...]]:
+    """Hold the arithmetic against Keras's own shapes, and write it; a layer changed by hand may differ."""
     if arithmetic is None:
-        return (f"no arithmetic known for {call.type}; shapes and weights are as Keras reports them",)
-    if not _agrees(arithmetic, call, shapes):
+        return None, (f"no arithmetic known for {call.type}; shapes and weights are as Keras reports them",)
+    expected = tuple(shape for _, shape in arithmetic.weight_shapes)
+    if arithmetic.output_shape != call.output_shapes[0] or expected != shapes:
         listed = ", ".join(show_shape(shape) or "one number" for shape in shapes) or "none"
-        return (
+        line = (
             f"Keras reports output {show_shape(call.output_shapes[0])} and weights {listed}, "
-            f"which the arithmetic of {call.type} does not give; only Keras's numbers are shown",
+            f"which the arithmetic of {call.type} does not give; only Keras's numbers are shown"
         )
+        return None, (line,)
     if not call.first_use and shapes:
-        return (*arithmetic.lines, "the weights are shared with the layer's first use and counted there")
-    return arithmetic.lines
-
-
-def _input_value(origin: int, shape: Shape, channels_first: bool) -> _Value:
-    if len(shape) != 3:
-        return _Value(None, None, origin)
-    height, width = shape[1:] if channels_first else shape[:2]
-    return _Value((ReceptiveField(), ReceptiveField()), (height, width), origin)
-
-
-def _total_macs(layers: list[LayerDescription], graph: Graph) -> int | None:
-    """Add the known ones; an open length anywhere leaves the sum open."""
-    if any(None in shape for shape in graph.input_shapes):
-        return None
-    return sum(layer.macs or 0 for layer in layers)
+        shared = "the weights are shared with the layer's first use and counted there"
+        return arithmetic, (*arithmetic.lines, shared)
+    return arithmetic, arithmetic.lines
 
 
 def _count(weights: list[Any]) -> int:

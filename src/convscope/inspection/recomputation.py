@@ -12,8 +12,9 @@ import torch
 
 from convscope import _keras_internals as internals
 from convscope.arithmetic import LayerContext
+from convscope.arithmetic.activations import Array
+from convscope.arithmetic.kind import ActivationContext, Recomputed
 from convscope.arithmetic.layers import LAYERS
-from convscope.arithmetic.recomputed import ActivationContext, Array, Recomputed
 from convscope.errors import UsageError, expected_got
 from convscope.inspection.forward import FloatArray, channels_last, find_activation, one_image, run, to_numpy
 from convscope.lowering.graph import Call, read_graph
@@ -119,7 +120,6 @@ class Recomputation:
                 position=place,
                 channel=channel,
                 network_value=float(output[(*(place or ()), channel)]),
-                channels_first=self._graph.channels_first,
                 activation=find_activation(call.operation),
                 optional_weight=_weights_of(call.operation),
             )

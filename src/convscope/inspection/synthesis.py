@@ -109,8 +109,8 @@ def maximise_filter(
     def score(values: Values) -> torch.Tensor:
         return channels_last(graph, values[call.outputs[0]])[0, ..., channel].mean()
 
-    ascent = _Ascent(steps, learning_rate, smoothness, limits, seed)
-    return ascent.climb(graph, f"{call.name}, filter {channel}", score, until=call)
+    settings = (steps, learning_rate, smoothness, limits, seed)
+    return _climb(graph, f"{call.name}, filter {channel}", score, call, *settings)
 
 
 def maximise_class(
@@ -144,42 +144,40 @@ def maximise_class(
     def score(values: Values) -> torch.Tensor:
         return logits(graph, values)[0, class_index]
 
-    ascent = _Ascent(steps, learning_rate, smoothness, limits, seed)
-    return ascent.climb(graph, f"class {name}", score, until=None)
+    settings = (steps, learning_rate, smoothness, limits, seed)
+    return _climb(graph, f"class {name}", score, None, *settings)
 
 
-@dataclass(frozen=True)
-class _Ascent:
-    """How to climb."""
-
-    steps: int
-    learning_rate: float
-    smoothness: float
-    limits: tuple[float, float]
-    seed: int
-
-    def climb(
-        self, graph: Graph, target: str, score: Callable[[Values], torch.Tensor], until: Call | None
-    ) -> Synthesis:
-        """Raise the score step by step; pixels stay within the limits."""
-        low, high = self.limits
-        image = _noise(graph, self.limits, self.seed).requires_grad_()
-        optimizer = torch.optim.Adam([image], lr=self.learning_rate * (high - low))
-        history = []
-        for _ in range(self.steps):
-            reached = score(run(graph, image, until))
-            roughness = _roughness(channels_last(graph, image)) / (high - low)
-            # The score's own size varies from filter to filter; Adam's steps do not depend on it, but the
-            # balance with the roughness does.
-            objective = self.smoothness * roughness - reached / (reached.detach().abs() + 1)
-            (image.grad,) = torch.autograd.grad(objective, image)
-            optimizer.step()
-            with torch.no_grad():
-                image.clamp_(low, high)
-            history.append(reached.detach())
+def _climb(
+    graph: Graph,
+    target: str,
+    score: Callable[[Values], torch.Tensor],
+    until: Call | None,
+    steps: int,
+    learning_rate: float,
+    smoothness: float,
+    limits: tuple[float, float],
+    seed: int,
+) -> Synthesis:
+    """Raise the score step by step; pixels stay within the limits."""
+    low, high = limits
+    image = _noise(graph, limits, seed).requires_grad_()
+    optimizer = torch.optim.Adam([image], lr=learning_rate * (high - low))
+    history = []
+    for _ in range(steps):
+        reached = score(run(graph, image, until))
+        roughness = _roughness(channels_last(graph, image)) / (high - low)
+        # The score's own size varies from filter to filter; Adam's steps do not depend on it, but the balance
+        # with the roughness does.
+        objective = smoothness * roughness - reached / (reached.detach().abs() + 1)
+        (image.grad,) = torch.autograd.grad(objective, image)
+        optimizer.step()
         with torch.no_grad():
-            history.append(score(run(graph, image, until)))
-        return Synthesis(target, to_numpy(channels_last(graph, image)[0]), to_numpy(torch.stack(history)))
+            image.clamp_(low, high)
+        history.append(reached.detach())
+    with torch.no_grad():
+        history.append(score(run(graph, image, until)))
+    return Synthesis(target, to_numpy(channels_last(graph, image)[0]), to_numpy(torch.stack(history)))
 
 
 def _noise(graph: Graph, limits: tuple[float, float], seed: int) -> torch.Tensor:

@@ -6,10 +6,17 @@ from dataclasses import replace
 
 import numpy as np
 
-from convscope.arithmetic.context import LayerArithmetic, LayerContext
+from convscope.arithmetic.activations import Array
 from convscope.arithmetic.formulas import dense_parameters, product_of, show, show_shape
-from convscope.arithmetic.kind import LayerKind
-from convscope.arithmetic.recomputed import ActivationContext, Array, Recomputed, product_line, show_value
+from convscope.arithmetic.kind import (
+    ActivationContext,
+    LayerArithmetic,
+    LayerContext,
+    LayerKind,
+    Recomputed,
+    show_value,
+    sum_lines,
+)
 
 
 def dense(context: LayerContext) -> LayerArithmetic:
@@ -48,7 +55,6 @@ def _last_length(context: LayerContext) -> int:
 
 
 def _recompute_dense(context: ActivationContext) -> Recomputed:
-    """Recompute an activation of Dense; under a softmax all its units enter."""
     row = context.row()
     kernel = context.weight("kernel")
     biases = context.optional_weight("bias")
@@ -69,12 +75,7 @@ def recompute_softmax(
     powers = np.exp(sums - largest)
     bias = 0.0 if biases is None else float(biases[context.channel])
     lines = [
-        *([] if weights is None else [product_line(row, weights, total - bias)]),
-        *(
-            []
-            if biases is None
-            else [f"sum + bias: {show_value(total - bias)} + {show_value(bias)} = {show_value(total)}"]
-        ),
+        *([] if weights is None else sum_lines(row, weights, total - bias, None if biases is None else bias)),
         f"softmax over {sums.size} units, the largest sum {show_value(largest)} taken off each: "
         f"e^({total - largest:.6g}) / Σ = {powers[context.channel]:.6g} / {powers.sum():.6g} "
         f"= {value:.6g}".replace("-", "−"),

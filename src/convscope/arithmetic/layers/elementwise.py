@@ -6,10 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from convscope.arithmetic.context import LayerArithmetic, LayerContext
-from convscope.arithmetic.kind import LayerKind
+from convscope.arithmetic.kind import (
+    ActivationContext,
+    LayerArithmetic,
+    LayerContext,
+    LayerKind,
+    Recomputed,
+    show_value,
+)
 from convscope.arithmetic.layers.dense import recompute_softmax
-from convscope.arithmetic.recomputed import ActivationContext, Recomputed, show_value
 
 
 def elementwise(context: LayerContext) -> LayerArithmetic:
@@ -22,16 +27,14 @@ def elementwise(context: LayerContext) -> LayerArithmetic:
 
 
 def _recompute_softmax(context: ActivationContext) -> Recomputed:
-    """Recompute an activation of a softmax layer, along the last axis."""
     row = context.row()
     return recompute_softmax(context, row, row, None, None)
 
 
 def _recompute_activation(context: ActivationContext) -> Recomputed:
-    """Recompute an activation of an activation layer."""
     if context.activation.name == "softmax":
         return _recompute_softmax(context)
-    x = context.at(context.in_named_order(context.inputs[0]))
+    x = context.element()
     value = float(context.activation(np.array([x]))[0])
     lines = context.activation.lines(x, value)
     return context.result(
@@ -40,15 +43,13 @@ def _recompute_activation(context: ActivationContext) -> Recomputed:
 
 
 def _recompute_unchanged(context: ActivationContext) -> Recomputed:
-    """Recompute an activation of a layer that changes nothing at inference."""
-    x = context.at(context.in_named_order(context.inputs[0]))
+    x = context.element()
     line = f"{context.layer.layer_type} changes nothing at inference: {show_value(x)}"
     return context.result(np.array([x]), value=x, lines=[line])
 
 
 def _recompute_rescaling(context: ActivationContext) -> Recomputed:
-    """Recompute an activation of Rescaling."""
-    x = context.at(context.in_named_order(context.inputs[0]))
+    x = context.element()
     scale, offset = (_of_channel(context, context.layer.settings[key]) for key in ("scale", "offset"))
     value = x * scale + offset
     line = f"{show_value(x)}·{show_value(scale)} + {show_value(offset)} = {show_value(value)}"
@@ -61,6 +62,7 @@ def _of_channel(context: ActivationContext, setting: Any) -> float:
     return float(values[context.channel if values.size > 1 else 0])
 
 
+_UNCHANGED = ("Dropout", "SpatialDropout2D", "GaussianNoise", "GaussianDropout", "AlphaDropout", "Identity")
 KINDS = (
     LayerKind("Activation", elementwise, _recompute_activation, page="activation"),
     LayerKind("ReLU", elementwise, _recompute_activation, page="activation"),
@@ -70,15 +72,5 @@ KINDS = (
     LayerKind("Softmax", elementwise, _recompute_softmax, page="activation"),
     LayerKind("Rescaling", elementwise, _recompute_rescaling, page="scale"),
     LayerKind("ActivityRegularization", elementwise, page="same"),
-    *(
-        LayerKind(name, elementwise, _recompute_unchanged, page="same")
-        for name in (
-            "Dropout",
-            "SpatialDropout2D",
-            "GaussianNoise",
-            "GaussianDropout",
-            "AlphaDropout",
-            "Identity",
-        )
-    ),
+    *(LayerKind(name, elementwise, _recompute_unchanged, page="same") for name in _UNCHANGED),
 )

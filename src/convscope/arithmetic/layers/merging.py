@@ -8,10 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from convscope.arithmetic.context import Fields, LayerArithmetic, LayerContext
+from convscope.arithmetic.activations import Array
 from convscope.arithmetic.formulas import Length, Shape, show, show_shape
-from convscope.arithmetic.kind import LayerKind
-from convscope.arithmetic.recomputed import ActivationContext, Array, Recomputed, show_value
+from convscope.arithmetic.kind import (
+    ActivationContext,
+    Fields,
+    LayerArithmetic,
+    LayerContext,
+    LayerKind,
+    Recomputed,
+    show_value,
+)
 
 
 def elementwise_merge(context: LayerContext) -> LayerArithmetic:
@@ -88,9 +95,8 @@ _MERGES: dict[str, tuple[Callable[[Array], Any], str]] = {
 
 
 def _recompute_merge(context: ActivationContext) -> Recomputed:
-    """Recompute an activation of Add, Subtract, Multiply, Average, Maximum or Minimum."""
     combine, sign = _MERGES[context.layer.layer_type]
-    arrays = np.broadcast_arrays(*map(context.in_named_order, context.inputs))
+    arrays = np.broadcast_arrays(*map(context.channels_last, context.inputs))
     numbers = np.array([context.at(array) for array in arrays])
     value = float(combine(numbers))
     line = f"{sign}({', '.join(show_value(number) for number in numbers)}) = {show_value(value)}"
@@ -98,17 +104,12 @@ def _recompute_merge(context: ActivationContext) -> Recomputed:
 
 
 def _recompute_concatenate(context: ActivationContext) -> Recomputed:
-    """Recompute an activation of Concatenate: find which input it came from."""
-    joined = np.concatenate(context.inputs, axis=_own_axis(context))
-    value = context.at(context.in_named_order(joined))
+    axis = int(context.layer.settings["axis"])
+    joined = np.concatenate(context.inputs, axis=axis - 1 if axis > 0 else axis)
+    value = context.at(context.channels_last(joined))
     return context.result(
         np.array([value]), value=value, lines=[f"taken over from an input: {show_value(value)}"]
     )
-
-
-def _own_axis(context: ActivationContext) -> int:
-    axis = int(context.layer.settings["axis"])
-    return axis - 1 if axis > 0 else axis
 
 
 KINDS = (

@@ -6,10 +6,16 @@ import math
 
 import numpy as np
 
-from convscope.arithmetic.context import LayerArithmetic, LayerContext
+from convscope.arithmetic.activations import Array
 from convscope.arithmetic.formulas import known_lengths, show, show_shape
-from convscope.arithmetic.kind import LayerKind
-from convscope.arithmetic.recomputed import ActivationContext, Array, Recomputed, show_value
+from convscope.arithmetic.kind import (
+    ActivationContext,
+    LayerArithmetic,
+    LayerContext,
+    LayerKind,
+    Recomputed,
+    show_value,
+)
 
 
 def batch_normalization(context: LayerContext) -> LayerArithmetic:
@@ -119,14 +125,12 @@ def _learned(
 
 
 def _recompute_batch_normalization(context: ActivationContext) -> Recomputed:
-    """Recompute an activation of BatchNormalization with its moving statistics."""
     feature = (context.place_in_own_order()[_axes(context.layer)[0]],)
     mean, variance = (float(context.weight(name)[feature]) for name in ("moving_mean", "moving_variance"))
     return _recompute_normalized(context, mean, variance, feature)
 
 
 def _recompute_layer_normalization(context: ActivationContext) -> Recomputed:
-    """Recompute an activation of LayerNormalization from the elements along its axes."""
     axes, place = _axes(context.layer), context.place_in_own_order()
     entering = context.inputs[0][tuple(slice(None) if i in axes else at for i, at in enumerate(place))]
     feature = tuple(place[axis] for axis in sorted(axes))
@@ -134,7 +138,6 @@ def _recompute_layer_normalization(context: ActivationContext) -> Recomputed:
 
 
 def _recompute_group_normalization(context: ActivationContext) -> Recomputed:
-    """Recompute an activation of GroupNormalization from all positions of the channels of its group."""
     axis = _axes(context.layer)[0]
     by_channel = np.moveaxis(context.inputs[0], axis, 0)  # (c, ...)
     channel = context.place_in_own_order()[axis]

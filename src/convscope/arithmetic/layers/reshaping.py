@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 
-from convscope.arithmetic.context import (
+from convscope.arithmetic.formulas import Length, Shape, known_lengths, product_of, show, show_shape
+from convscope.arithmetic.kind import (
+    ActivationContext,
     Fields,
     LayerArithmetic,
     LayerContext,
+    LayerKind,
+    Recomputed,
     by_axis,
     field_lines,
+    show_value,
     whole_image,
 )
-from convscope.arithmetic.formulas import Length, Shape, known_lengths, product_of, show, show_shape
-from convscope.arithmetic.kind import LayerKind
-from convscope.arithmetic.recomputed import ActivationContext, Recomputed, show_value
 
 
 def flatten(context: LayerContext) -> LayerArithmetic:
@@ -54,14 +57,7 @@ def reshape(context: LayerContext) -> LayerArithmetic:
     )
 
 
-def zero_padding(context: LayerContext) -> LayerArithmetic:
-    """Analyse ZeroPadding2D."""
-    return _margins(context, "padding", "+")
-
-
-def cropping(context: LayerContext) -> LayerArithmetic:
-    """Analyse Cropping2D."""
-    return _margins(context, "cropping", "−")
+_NOT_FOLLOWED = "receptive field: not followed further, since neighbours see the same pixels"
 
 
 def upsampling(context: LayerContext) -> LayerArithmetic:
@@ -73,14 +69,7 @@ def upsampling(context: LayerContext) -> LayerArithmetic:
     return LayerArithmetic(
         output_shape=context.image_shape([result.value for result in results], channels),
         fields=context.fields[0] if same else None,
-        lines=(
-            *by_axis("", results[0].text, results[1].text),
-            *(
-                ()
-                if same
-                else ("receptive field: not followed further, since neighbours see the same pixels",)
-            ),
-        ),
+        lines=(*by_axis("", results[0].text, results[1].text), *(() if same else (_NOT_FOLLOWED,))),
     )
 
 
@@ -89,13 +78,14 @@ def _all_positions(context: LayerContext) -> Fields:
     return whole_image(context, lengths)
 
 
-def _margins(context: LayerContext, key: str, sign: str) -> LayerArithmetic:
+def margins(context: LayerContext, key: str, sign: str) -> LayerArithmetic:
+    """Analyse ZeroPadding2D and Cropping2D."""
     lengths, channels = context.image_parts()
-    margins = context.margins(key)
+    sides = context.margins(key)
     direction = 1 if sign == "+" else -1
     results: list[Length] = []
     texts = []
-    for length, (before, after) in zip(lengths, margins, strict=True):
+    for length, (before, after) in zip(lengths, sides, strict=True):
         result = None if length is None else length + direction * (before + after)
         text = f"{show(length)} {sign} {before} {sign} {after} = {show(result).replace('-', '−')}"
         if result is not None and result < 1:
@@ -110,7 +100,7 @@ def _margins(context: LayerContext, key: str, sign: str) -> LayerArithmetic:
     if context.fields[0] is not None:
         height, width = (
             field.through(1, 1, direction * before)
-            for field, (before, _) in zip(context.fields[0], margins, strict=True)
+            for field, (before, _) in zip(context.fields[0], sides, strict=True)
         )
         fields = height, width
     return LayerArithmetic(
@@ -121,7 +111,6 @@ def _margins(context: LayerContext, key: str, sign: str) -> LayerArithmetic:
 
 
 def _recompute_flatten(context: ActivationContext) -> Recomputed:
-    """Recompute an activation of Flatten: find where it came from."""
     image = context.image()
     place = np.unravel_index(context.channel, image.shape)
     value = float(image[place])
@@ -132,30 +121,17 @@ def _recompute_flatten(context: ActivationContext) -> Recomputed:
 
 
 def _recompute_reshape(context: ActivationContext) -> Recomputed:
-    """Recompute an activation of Reshape: the same numbers in the same order."""
     target = context.inputs[0].reshape([length or -1 for length in context.output_shape])
-    ordered = target.transpose(1, 2, 0) if context.channels_first and target.ndim == 3 else target
-    value = context.at(ordered)
+    value = context.at(context.channels_last(target))
     return context.result(
         np.array([value]), value=value, lines=[f"the same number elsewhere: {show_value(value)}"]
     )
 
 
-def _recompute_zero_padding(context: ActivationContext) -> Recomputed:
-    """Recompute an activation of ZeroPadding2D."""
-    (top, _), (left, _) = context.layer.margins("padding")
-    return _shifted(context, top, left)
-
-
-def _recompute_cropping(context: ActivationContext) -> Recomputed:
-    """Recompute an activation of Cropping2D."""
-    (top, _), (left, _) = context.layer.margins("cropping")
-    return _shifted(context, -top, -left)
-
-
-def _shifted(context: ActivationContext, down: int, right: int) -> Recomputed:
+def _recompute_margins(context: ActivationContext, key: str, sign: int) -> Recomputed:
     image = context.image()
-    row, column = context.place()[0] - down, context.place()[1] - right
+    (top, _), (left, _) = context.layer.margins(key)
+    row, column = context.place()[0] - sign * top, context.place()[1] - sign * left
     inside = 0 <= row < image.shape[0] and 0 <= column < image.shape[1]
     value = float(image[row, column, context.channel]) if inside else 0.0
     where = f"the input at row {row}, column {column}" if inside else "padding"
@@ -165,7 +141,17 @@ def _shifted(context: ActivationContext, down: int, right: int) -> Recomputed:
 KINDS = (
     LayerKind("Flatten", flatten, _recompute_flatten, page="same"),
     LayerKind("Reshape", reshape, _recompute_reshape, page="same"),
-    LayerKind("ZeroPadding2D", zero_padding, _recompute_zero_padding, page="zero_padding"),
-    LayerKind("Cropping2D", cropping, _recompute_cropping, page="cropping"),
+    LayerKind(
+        "ZeroPadding2D",
+        partial(margins, key="padding", sign="+"),
+        partial(_recompute_margins, key="padding", sign=1),
+        page="zero_padding",
+    ),
+    LayerKind(
+        "Cropping2D",
+        partial(margins, key="cropping", sign="−"),
+        partial(_recompute_margins, key="cropping", sign=-1),
+        page="cropping",
+    ),
     LayerKind("UpSampling2D", upsampling, page="upsampling"),
 )

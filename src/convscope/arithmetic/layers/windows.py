@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
-from convscope.arithmetic.context import (
-    Fields,
-    LayerArithmetic,
-    LayerContext,
-    by_axis,
-    field_lines,
-    whole_image,
-)
+from convscope.arithmetic.activations import Array
 from convscope.arithmetic.formulas import (
     Calculation,
     Length,
@@ -29,12 +23,21 @@ from convscope.arithmetic.formulas import (
     show,
     show_shape,
 )
-from convscope.arithmetic.kind import LayerKind
-from convscope.arithmetic.recomputed import ActivationContext, Array, Recomputed, show_value
+from convscope.arithmetic.kind import (
+    ActivationContext,
+    Fields,
+    LayerArithmetic,
+    LayerContext,
+    LayerKind,
+    Recomputed,
+    by_axis,
+    field_lines,
+    show_value,
+    whole_image,
+)
 
 
-@dataclass(frozen=True)
-class _Window:
+class _Window(NamedTuple):
     """A window as a layer slides it."""
 
     size: tuple[int, int]
@@ -43,8 +46,7 @@ class _Window:
     padding: str
 
 
-@dataclass(frozen=True)
-class _Slid:
+class _Slid(NamedTuple):
     """What comes of sliding it."""
 
     lengths: tuple[Length, Length]
@@ -211,12 +213,8 @@ def _slide(context: LayerContext, lengths: tuple[Length, Length], window: _Windo
             raise _does_not_fit(context, lengths, window, result)
     padding, padding_lines = _padding(lengths, window)
     fields, seen = _fields(context, window, padding)
-    return _Slid(
-        lengths=(height.value, width.value),
-        fields=fields,
-        lines=(*by_axis("", height.text, width.text), *padding_lines),
-        field_lines=seen,
-    )
+    lines = (*by_axis("", height.text, width.text), *padding_lines)
+    return _Slid((height.value, width.value), fields, lines, seen)
 
 
 def _does_not_fit(
@@ -274,7 +272,6 @@ def _fields(
 
 
 def _recompute_convolution(context: ActivationContext) -> Recomputed:
-    """Recompute an activation of Conv2D."""
     image = context.image()
     kernel = context.weight("kernel")  # (h, w, channels/groups, filters)
     seen, filters = kernel.shape[2], kernel.shape[3]
@@ -285,19 +282,16 @@ def _recompute_convolution(context: ActivationContext) -> Recomputed:
 
 
 def _recompute_depthwise_convolution(context: ActivationContext) -> Recomputed:
-    """Recompute an activation of DepthwiseConv2D."""
     image = context.image()
     kernel = context.weight("kernel")  # (h, w, channels, multiplier)
     channel, copy = divmod(context.channel, kernel.shape[3])
     window = _Patch(context, kernel.shape[:2])
     patch = window.zero_filled(image[..., channel : channel + 1])
-    return window.mark(
-        context.product_result(patch, kernel[..., channel : channel + 1, copy], context.bias()),
-    )
+    products = context.product_result(patch, kernel[..., channel : channel + 1, copy], context.bias())
+    return window.mark(products)
 
 
 def _recompute_separable_convolution(context: ActivationContext) -> Recomputed:
-    """Recompute an activation of SeparableConv2D: the depthwise sums first, then their weighted sum."""
     image = context.image()
     kernel = context.weight("depthwise_kernel")  # (h, w, channels, multiplier)
     window = _Patch(context, kernel.shape[:2])
@@ -314,25 +308,20 @@ def _recompute_separable_convolution(context: ActivationContext) -> Recomputed:
 
 
 def _recompute_max_pooling(context: ActivationContext) -> Recomputed:
-    """Recompute an activation of MaxPooling2D; padding never wins."""
     window = _Patch(context, context.layer.pair("pool_size", 2), pooled=True)
     image = context.image()[..., context.channel]
-    found = window.only_inside(image)
+    found = window.only_inside(image)  # padding never wins
     value = float(found.max())
-    answer = context.result(
-        window.zero_filled(image[..., None]),
-        value=value,
-        lines=[f"max({_listed(found)}) = {show_value(value)}"],
-    )
-    return window.mark(answer)
+    line = f"max({_listed(found)}) = {show_value(value)}"
+    return window.mark(context.result(window.zero_filled(image[..., None]), value=value, lines=[line]))
 
 
 def _recompute_average_pooling(context: ActivationContext) -> Recomputed:
-    """Recompute an activation of AveragePooling2D; zeros of the padding are not counted."""
     window = _Patch(context, context.layer.pair("pool_size", 2), pooled=True)
     image = context.image()[..., context.channel]
     uneven = window.uneven
-    # Keras on torch repeats the edge, and counts what it repeats, where "same" pads one side more.
+    # Zeros of the padding are not counted; but Keras on torch repeats the edge, and counts what it repeats,
+    # where "same" pads one side more.
     found = window.repeated(image) if uneven else window.only_inside(image)
     value = float(found.mean())
     note = ["the padding is uneven, for which Keras on torch repeats the edge pixels"] if uneven else []
@@ -344,21 +333,12 @@ def _recompute_average_pooling(context: ActivationContext) -> Recomputed:
     return window.mark(answer)
 
 
-def _recompute_global_average_pooling(context: ActivationContext) -> Recomputed:
-    """Recompute an activation of GlobalAveragePooling2D."""
+def _recompute_global_pooling(context: ActivationContext) -> Recomputed:
     channel = context.image()[..., context.channel]
-    value = float(channel.mean())
-    line = f"the mean of {channel.shape[0]}·{channel.shape[1]} = {channel.size} numbers: {show_value(value)}"
-    return context.result(channel[..., None], value=value, lines=[line])
-
-
-def _recompute_global_max_pooling(context: ActivationContext) -> Recomputed:
-    """Recompute an activation of GlobalMaxPooling2D."""
-    channel = context.image()[..., context.channel]
-    value = float(channel.max())
-    line = (
-        f"the largest of {channel.shape[0]}·{channel.shape[1]} = {channel.size} numbers: {show_value(value)}"
-    )
+    largest = context.layer.layer_type == "GlobalMaxPooling2D"
+    value = float(channel.max() if largest else channel.mean())
+    counted = f"{channel.shape[0]}·{channel.shape[1]} = {channel.size} numbers"
+    line = f"the {'largest' if largest else 'mean'} of {counted}: {show_value(value)}"
     return context.result(channel[..., None], value=value, lines=[line])
 
 
@@ -424,6 +404,6 @@ KINDS = (
     LayerKind("SeparableConv2D", separable_convolution, _recompute_separable_convolution, page="separable"),
     LayerKind("MaxPooling2D", pooling, _recompute_max_pooling, page="max"),
     LayerKind("AveragePooling2D", pooling, _recompute_average_pooling, page="average"),
-    LayerKind("GlobalMaxPooling2D", global_pooling, _recompute_global_max_pooling, page="max"),
-    LayerKind("GlobalAveragePooling2D", global_pooling, _recompute_global_average_pooling, page="average"),
+    LayerKind("GlobalMaxPooling2D", global_pooling, _recompute_global_pooling, page="max"),
+    LayerKind("GlobalAveragePooling2D", global_pooling, _recompute_global_pooling, page="average"),
 )
