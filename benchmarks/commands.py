@@ -48,6 +48,11 @@ COMMANDS: dict[str, list[str]] = {
     "inspect RUN": ["inspect", "{run}"],
     "inspect RUN --image": ["inspect", "{run}", "--image", "3"],
     "report": ["report", "{run}"],
+    "explore": ["explore", "{run}", "--out", "{new}.html"],
+    "embed, 200 images": ["embed", "{photographs}", "--network", "{run}", "--out", "{new}.npz"],
+    "sweep of the digits, 2 trials of 1 epoch": [
+        *("sweep", "digits", "--space", "{space}", "--trials", "2", "--no-report", "--out", "{new}"),
+    ],
     "export, keras": ["export", "{run}", "--format", "keras", "--out", "{new}"],
     "export, onnx": ["export", "{run}", "--format", "onnx", "--out", "{new}"],
     "exercise on the digits, 1 epoch": ["exercise", "--data", "digits", "--epochs", "1", "--out", "{new}"],
@@ -97,6 +102,8 @@ class Side:
         self.name, self._source, self._folder, self._new = name, source, folder, 0
         self._environment = {**os.environ, "CONVSCOPE_CACHE": str(folder / "cache")}
         self._photographs, runs = make_photographs(folder / "photographs"), folder / "runs"
+        self._space = folder / "space.toml"
+        self._space.write_text('network = "simple"\nepochs = 1\nbatch_size = [64, 128]\n', encoding="utf-8")
         print(f"{name}: preparing runs with {source}", flush=True)
         prepared = ["exercise", "--data", "digits", "--epochs", "1", "--out", str(runs)]
         if measure(source, prepared, self._environment) is None:
@@ -114,6 +121,7 @@ class Side:
             "other": self._exercise / "simple",
             "photographs": self._photographs,
             "image": next(self._photographs.rglob("*.png")),
+            "space": self._space,
             "new": self._folder / f"new-{self._new}",
         }
         return measure(self._source, [part.format(**places) for part in command], self._environment)
