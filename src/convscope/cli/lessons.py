@@ -257,8 +257,10 @@ def ask_quiz(seed: int | None, json: bool) -> None:
     if json:
         show_json({"seed": seed, "networks": [_as_json(network) for network in networks]})
         return
-    say(f"Quiz {seed}: three random networks. Type each output shape as 26x26x32, and each number of")
-    say("parameters; an empty line shows the answer, q ends the quiz.")
+    say(
+        f"Quiz {seed}: three random networks. Type each output shape as 26x26x32, and each number of "
+        "parameters; an empty line shows the answer, q ends the quiz."
+    )
     answers: list[bool] = []  # whether each was right, as far as the quiz got
     again = f"The same quiz again: convscope exercise --quiz --seed {seed}"
     try:
