@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812  the name that torch's own documen
 from lowering_cases import built
 
 from convscope.lowering import emit, kernels, lower, optimise
-from convscope.lowering.cpu import compiled, loops, pooled, products, vectors, winograd
+from convscope.lowering.cpu import compiled, loops, normalization, pooled, products, vectors, winograd
 from convscope.lowering.cpu.compiled import PackedMask, WindowGeometry
 from convscope.lowering.kernels import bfloat16_copy, copy_of, declare_copy_current
 from convscope.lowering.masks import Mask, MaskSource, hashed_fields, mix, threshold_of
@@ -81,6 +81,12 @@ def convolved(dtype, relu=True):
     return compiled.few_channel_convolution(photographs(), kernel, bias, windows(), relu, dtype, signed=True)
 
 
+def normalized(images, gradient):
+    result, *kept = compiled.normalize(images, None, None, 1e-3, 6.0, gradient)
+    found = compiled.normalize_back(gradient, images, result, None, *kept, 6.0, True, True)
+    return torch.cat([part.flatten() for part in (result, *kept, *found)])
+
+
 def adam_step(gradient, copy=None):
     weights, moments, squares = (numbers(gradient.numel(), seed=seed) for seed in (7, 8, 9))
     squares.abs_()
@@ -127,6 +133,7 @@ WORK = {
             )
         ]
     ),
+    "normalization": lambda _dtype: normalized(numbers(16, 13, 12, 24), numbers(16, 13, 12, 24, seed=5)),
     "adam": lambda dtype: adam_step(numbers(50_000, seed=2).to(dtype))[0],
 }  # fmt: skip
 
@@ -192,7 +199,9 @@ def test_without_a_folder_to_keep_them_in_loops_are_compiled_anew(monkeypatch):
     assert kept == ["a loop"]
 
 
-@pytest.mark.parametrize("module", [loops, pooled, products, winograd], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [loops, normalization, pooled, products, winograd], ids=lambda module: module.__name__
+)
 def test_what_numba_keeps_is_of_these_vectors(module):
     """Change ``VECTORS`` where vectors.py is used, with it: users would go on with what is compiled."""
     text = Path(vectors.__file__).read_bytes()

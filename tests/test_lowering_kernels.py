@@ -9,9 +9,17 @@ import torch.nn.functional as F  # noqa: N812  the name that torch's own documen
 from lowering_cases import require_precision_here
 
 from convscope.lowering.convolutions import Convolution, FewChannelConvolution, Geometry, Order
-from convscope.lowering.cpu import memory
+from convscope.lowering.cpu import compiled, memory
 from convscope.lowering.cpu.compiled import PackedMask
-from convscope.lowering.kernels import Drop, Epilogue, MatrixProduct, TileMaxPool, apply, batch_statistics
+from convscope.lowering.kernels import (
+    Drop,
+    Epilogue,
+    MatrixProduct,
+    TileMaxPool,
+    apply,
+    batch_statistics,
+    fused_normalization,
+)
 from convscope.lowering.masks import Mask, bits_type
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -285,3 +293,41 @@ def test_batch_statistics_are_those_of_float64(shape):
     assert ((mean - wide.mean(0)).abs() <= 1e-6 * deviation + 1e-12).all()
     expected = wide.var(0, correction=0)
     assert ((variance - expected).abs() <= 1e-6 * expected + 1e-12).all()
+
+
+@pytest.mark.parametrize("with_residual", [False, True], ids=["alone", "residual"])
+@pytest.mark.parametrize("ceiling", [None, float("inf"), 1.5], ids=["plain", "relu", "clipped"])
+@pytest.mark.parametrize("shape", [(4, 6, 6, 24), (2, 8, 8, 3), (600, 16), (3, 5, 16, 80)], ids=str)
+def test_normalization_in_loops_is_that_of_float64(shape, ceiling, with_residual):
+    images, gamma, beta = random(*shape), random(shape[-1], seed=1), random(shape[-1], seed=2)
+    residual = random(*shape, seed=3) if with_residual else None
+    assert compiled.suits_normalization(images)
+    result, mean, variance = fused_normalization(images, gamma, beta, 1e-3, residual, ceiling)
+
+    def reference(x, gamma, beta, residual):
+        axes = tuple(range(x.dim() - 1))
+        true_variance, true_mean = torch.var_mean(x, axes, correction=0)
+        close(mean, true_mean, torch.float32)
+        close(variance, true_variance, torch.float32)
+        y = (x - true_mean) * torch.rsqrt(true_variance + 1e-3) * gamma + beta
+        y = y if residual is None else y + residual
+        return y if ceiling is None else y.clamp(0, ceiling)
+
+    compare(result, [images, gamma, beta, residual], reference, torch.float32)
+
+
+def test_normalization_in_loops_keeps_its_digits_far_from_zero():
+    images = random(32, 16, 16, 16).detach() + 1000
+    _, mean, variance = fused_normalization(images, None, None, 1e-3)
+    wide = images.double().reshape(-1, 16)
+    assert (mean - wide.mean(0)).abs().max() < 1e-4
+    assert ((variance - wide.var(0, correction=0)).abs() / wide.var(0, correction=0)).max() < 1e-5
+
+
+@pytest.mark.parametrize("ceiling", [None, float("inf"), 6.0], ids=["plain", "relu", "clipped"])
+def test_what_is_not_a_number_stays_visible_behind_normalization(ceiling):
+    images = random(4, 6, 6, 16).detach()
+    images[0, 0, 0, 3] = float("nan")
+    result, *_ = fused_normalization(images, None, None, 1e-3, None, ceiling)
+    assert result[..., 3].isnan().all()
+    assert result.isnan().sum() == 4 * 6 * 6

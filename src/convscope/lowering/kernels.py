@@ -155,6 +155,61 @@ def batch_normalization(
     return result
 
 
+class FusedNormalization(torch.autograd.Function):
+    """clip(normalized images + residual, 0, ceiling) in compiled loops, the batch's statistics beside it."""
+
+    @staticmethod
+    def forward(
+        ctx: Context,
+        images: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        residual: Tensor | None,
+        epsilon: float,
+        ceiling: float | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute from images and a residual (n, ..., c), channels last in memory; statistics are (c,)."""
+        residual = None if residual is None else residual.contiguous()
+        result, moments, columns = compiled.normalize(images, gamma, beta, epsilon, ceiling, residual)
+        kept = result if residual is not None and ceiling is not None else None
+        ctx.save_for_backward(images, kept, gamma, moments, columns)
+        ctx.ceiling, ctx.has_gamma, ctx.has_beta = ceiling, gamma is not None, beta is not None
+        mean, variance = moments[0], moments[1]
+        ctx.mark_non_differentiable(mean, variance)
+        return result, mean, variance
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Tensor, *_statistics: Any) -> tuple[Any, ...]:
+        """Send the gradient through the clipping, the normalization and the statistics."""
+        require_first_order()
+        images, results, gamma, moments, columns = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        split = ctx.needs_input_grad[3] and ctx.ceiling is not None
+        found, weights, through = compiled.normalize_back(
+            gradient, images, results, gamma, moments, columns, ctx.ceiling, ctx.needs_input_grad[0], split
+        )
+        through = through if split or not ctx.needs_input_grad[3] else gradient
+        gamma_gradient, beta_gradient = (
+            weights[0] if ctx.has_gamma else None,
+            weights[1] if ctx.has_beta else None,
+        )
+        return found, gamma_gradient, beta_gradient, through, None, None
+
+
+def fused_normalization(
+    images: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    epsilon: float,
+    residual: Tensor | None = None,
+    ceiling: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalize as ``FusedNormalization`` does; return the batch's mean and variance (c,) too."""
+    arguments = images, gamma, beta, residual, epsilon, ceiling
+    result: tuple[Tensor, Tensor, Tensor] = FusedNormalization.apply(*arguments)  # type: ignore[no-untyped-call]
+    return result
+
+
 class SharedBatchNormalization(torch.autograd.Function):
     """Normalization by the statistics of a batch whose rows several processes share.
 

@@ -68,7 +68,8 @@ def _passes(context: PlanContext) -> list[tuple[str, Callable[[Program], Rewritt
             "normalization folded into weights",
             lambda program: fold_normalizations(program, context.training),
         ),
-        ("activation fused", fuse_activations),
+        ("sum behind normalization", lambda program: fuse_sums(program, context)),
+        ("activation fused", lambda program: fuse_activations(program, context)),
         ("output activation folded into the loss", fold_outputs),
         ("dropout scale into the matrix product", fold_dropout_scales),
         ("dropout fused behind ReLU", fuse_dropouts),
@@ -138,15 +139,53 @@ def _last_written_axis(op: ops.ConvOrDense, program: Program) -> int:
     return program.value(op.output).rank - 1
 
 
-def fuse_activations(program: Program) -> Rewritten:
+def fuse_sums(program: Program, context: PlanContext) -> Rewritten:
+    """Let a normalization by the batch's statistics add a residual to its result, where a ReLU follows."""
+    changes: list[str] = []
+    if not (context.training and context.device.startswith("cpu")):
+        return program, changes
+    for op in program:
+        if not (
+            isinstance(op, ops.Merge) and op.mode == "add" and len(set(op.inputs)) == len(op.inputs) == 2
+        ):
+            continue
+        follows = _only_reader(program, op.output)
+        if not (isinstance(follows, ops.Activate) and _is_clipping(follows.activation)):
+            continue
+        # The last of the two that is computed: by then the other one is there.
+        writers = [program.producer(name) for name in op.inputs]
+        last = max(program.ops.index(writer) if writer is not None else -1 for writer in writers)
+        before = program.ops[last]
+        shapes = {program.value(name).shape for name in op.inputs}
+        if (
+            isinstance(before, ops.BatchNormalization)
+            and not before.frozen
+            and len(before.inputs) == 1
+            and _only_reader(program, before.output) is op
+            and len(shapes) == 1
+        ):
+            residual = next(name for name in op.inputs if name != before.output)
+            program = _absorb(program, before, op, inputs=(*before.inputs, residual))
+            changes.append(f"{op.name} into {before.name}")
+    return program, changes
+
+
+def _is_clipping(activation: Activation) -> bool:
+    return activation.is_plain_relu or activation.ceiling is not None
+
+
+def fuse_activations(program: Program, context: PlanContext) -> Rewritten:
     """Let the op before compute the activation on its own result."""
-    changes = []
+    changes: list[str] = []
+    clips = context.training and context.device.startswith("cpu")
     for op in program:
         if not isinstance(op, ops.Activate) or op.activation.name in ("softmax", "log_softmax"):
             continue
         before = program.producer(op.inputs[0])
+        if isinstance(before, ops.BatchNormalization) and not (clips and _is_clipping(op.activation)):
+            continue
         if (
-            isinstance(before, ops.ConvOrDense | ops.Pool2D)
+            isinstance(before, ops.ConvOrDense | ops.Pool2D | ops.BatchNormalization)
             and _only_reader(program, before.output) is op
             and before.activation is None
             and not _is_folded_output(program, op)

@@ -12,6 +12,7 @@ import ctypes
 import functools
 import importlib
 import logging
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -349,6 +350,116 @@ def _pooled_image_gradient(
     loop = _more_loops("pooled").pooled_image_gradient
     _run(loop, tiles.parts, tiles.each, *tiles.sizes, *addresses, at_once, *rooms, work=tiles.work)
     return found
+
+
+def suits_normalization(images: Tensor) -> bool:
+    """Say whether the loops can normalize images (n, ..., c), channels last in memory."""
+    fits = images.device.type == "cpu" and images.dtype is torch.float32 and images.is_contiguous()
+    return (
+        fits
+        and images.numel() > 0
+        and images.numel() % math.lcm(images.shape[-1], LANES) == 0
+        and available()
+    )
+
+
+def _cut(images: Tensor) -> tuple[int, int, int, int]:
+    """Cut images into blocks of lines: return blocks, lines of a block, of all, and elements of a line."""
+    line = math.lcm(images.shape[-1], LANES)
+    lines = images.numel() // line
+    each = min(512, max(64, 8192 // line))
+    return -(-lines // each), each, lines, line
+
+
+@functools.cache
+def _ceilings(ceiling: float) -> Tensor:
+    return torch.full((LANES,), ceiling, dtype=torch.float32, device="cpu")
+
+
+def normalize(
+    images: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    epsilon: float,
+    ceiling: float | None,
+    residual: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalize images (n, ..., c) by their own statistics, add a residual, and clip to zero and a ceiling.
+
+    Returns the results; mean, biased variance and 1 / deviation (3, c); what the way back needs (6, line).
+    """
+    blocks, each, lines, line = _cut(images)
+    channels, loops = images.shape[-1], _more_loops("normalization")
+    statistics = images.new_empty((blocks, 2, line))
+    inverses = _inverses(each, lines - (blocks - 1) * each)
+    _run(
+        loops.block_statistics, blocks, each, lines, line, images.data_ptr(), statistics.data_ptr(),
+        inverses.data_ptr(), work=images.numel(),
+    )  # fmt: skip
+    moments, columns = images.new_empty((3, channels)), images.new_empty((6, line))
+    small = ctypes.c_double(epsilon)
+    _run(
+        loops.finish_statistics, 1, each, lines, line, channels, statistics.data_ptr(), _address(gamma),
+        _address(beta), ctypes.addressof(small), moments.data_ptr(), columns.data_ptr(), work=0,
+    )  # fmt: skip
+    results = torch.empty_like(images)
+    _run(
+        loops.normalize, blocks, each, lines, line, images.data_ptr(), results.data_ptr(), columns.data_ptr(),
+        _address(residual), 0 if ceiling is None else _ceilings(ceiling).data_ptr(), work=images.numel(),
+    )  # fmt: skip
+    return results, moments, columns
+
+
+def normalize_back(
+    gradient: Tensor,
+    images: Tensor,
+    results: Tensor | None,
+    gamma: Tensor | None,
+    moments: Tensor,
+    columns: Tensor,
+    ceiling: float | None,
+    wanted: bool,
+    split: bool,
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """Compute the gradients of images if ``wanted``, of gamma and beta (2, c), of a residual if ``split``.
+
+    Without ``results``, they are computed again to see which were clipped.
+    """
+    blocks, each, lines, line = _cut(images)
+    channels, loops = images.shape[-1], _more_loops("normalization")
+    sums = images.new_empty((blocks, 2, line))
+    limit = 0 if ceiling is None else _ceilings(ceiling).data_ptr()
+    addresses = images.data_ptr(), gradient.data_ptr(), _address(results), columns.data_ptr()
+    common = each, lines, line, *addresses
+    _run(loops.gradient_sums, blocks, *common, limit, sums.data_ptr(), work=images.numel())
+    weight_gradients = images.new_empty((2, channels))
+    _run(
+        loops.finish_gradients, 1, each, lines, line, channels, sums.data_ptr(), _address(gamma),
+        moments.data_ptr(), weight_gradients.data_ptr(), columns.data_ptr(), work=0,
+    )  # fmt: skip
+    if not (wanted or split):
+        return None, weight_gradients, None
+    found = torch.empty_like(images)
+    through = torch.empty_like(images) if split else None
+    _run(
+        loops.image_gradients,
+        blocks,
+        *common,
+        limit,
+        found.data_ptr(),
+        _address(through),
+        work=images.numel(),
+    )
+    return found, weight_gradients, through
+
+
+@functools.cache
+def _inverses(*counts: int) -> Tensor:
+    return torch.tensor(counts, dtype=torch.float32, device="cpu").reciprocal().repeat_interleave(LANES)
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def adam(

@@ -251,3 +251,51 @@ def where_signs(_typing: Any, _vector: Any, _address: Any) -> Any:
         return builder.select(keep, arguments[0], _all(0.0, _FLOATS))
 
     return _VECTOR(_VECTOR, types.int64), generate
+
+
+@intrinsic
+def fused(_typing: Any, _first: Any, _second: Any, _sum: Any) -> Any:
+    """Add the product of two vectors to a third; rounded once if possible."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
+        function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32")
+        return builder.call(function, list(arguments))
+
+    return _VECTOR(_VECTOR, _VECTOR, _VECTOR), generate
+
+
+@intrinsic
+def multiply(_typing: Any, _first: Any, _second: Any) -> Any:
+    """Multiply two vectors."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.fmul(*arguments)
+
+    return _VECTOR(_VECTOR, _VECTOR), generate
+
+
+@intrinsic
+def clip(_typing: Any, _vector: Any, _ceiling: Any) -> Any:
+    """Bring numbers between zero and those of a ceiling; what is not a number stays none."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        vector, ceiling = arguments
+        zero = _all(0.0, _FLOATS)
+        vector = builder.select(builder.fcmp_ordered("<=", vector, zero), zero, vector)
+        return builder.select(builder.fcmp_ordered(">=", vector, ceiling), ceiling, vector)
+
+    return _VECTOR(_VECTOR, _VECTOR), generate
+
+
+@intrinsic
+def where_between(_typing: Any, _vector: Any, _judged: Any, _ceiling: Any) -> Any:
+    """Keep numbers where those of a second vector are not clipped to zero or a ceiling, zero elsewhere."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        vector, judged, ceiling = arguments
+        zero = _all(0.0, _FLOATS)
+        low, high = builder.fcmp_ordered("<=", judged, zero), builder.fcmp_ordered(">=", judged, ceiling)
+        return builder.select(builder.or_(low, high), zero, vector)
+
+    return _VECTOR(_VECTOR, _VECTOR, _VECTOR), generate

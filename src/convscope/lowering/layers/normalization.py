@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,9 @@ import torch.nn.functional as F  # noqa: N812  the name that torch's own documen
 
 from convscope import _torch_internals as torch_internals
 from convscope.lowering import kernels
-from convscope.lowering.ir import Op, Shape, Value
+from convscope.lowering.activations import activation_function
+from convscope.lowering.cpu import compiled
+from convscope.lowering.ir import Activation, Op, Shape, Value
 from convscope.lowering.layers.base import ProgramBuilder, Runner, Step, Tensor, WeightSource, reads, runs
 from convscope.lowering.shapes import require
 
@@ -53,6 +56,7 @@ class BatchNormalization(Normalization):
     moving_variance: str
     momentum: float = 0.99
     frozen: bool = False
+    activation: Activation | None = None  # fused behind it, and behind a second input that is added before
 
     @property
     def state(self) -> tuple[str, ...]:
@@ -60,8 +64,9 @@ class BatchNormalization(Normalization):
         return (self.moving_mean, self.moving_variance)
 
     def _output_shape(self, shapes: Sequence[Shape]) -> Shape:
-        (shape,) = shapes
+        shape = shapes[0]
         require(0 < self.axis < len(shape), f"axis {self.axis} does not exist in {shape}")
+        require(all(other == shape for other in shapes), f"the shapes {shapes} differ")
         return shape
 
 
@@ -82,13 +87,22 @@ def _read_batch_normalization(builder: ProgramBuilder, layer: Any, inputs: Seque
 
 @runs(BatchNormalization)
 def _run_batch_normalization(op: BatchNormalization, network: WeightSource) -> Runner:
-    def run(step: Step, x: Tensor) -> Tensor:
+    activation = op.activation
+    activate = None if activation is None else activation_function(activation)
+    ceiling = None if activation is None else math.inf if activation.ceiling is None else activation.ceiling
+
+    def finish(result: Tensor, residual: Tensor | None) -> Tensor:
+        result = result.movedim(-1, op.axis)
+        result = result if residual is None else result + residual
+        return result if activate is None else activate(result)
+
+    def run(step: Step, x: Tensor, residual: Tensor | None = None) -> Tensor:
         gamma, beta = op.scale_and_offset(network)
         mean, variance = network.tensor(op.moving_mean), network.tensor(op.moving_variance)
         images = x.movedim(op.axis, -1)
         if not step.training or op.frozen:
             apply = apply_statistics if x.device.type == "mps" else _apply_statistics_by_torch
-            return apply(images, mean, variance, gamma, beta, op.epsilon).movedim(-1, op.axis)
+            return finish(apply(images, mean, variance, gamma, beta, op.epsilon), residual)
         # In narrower types, the images' own rounding hides that of their statistics.
         suits_kernel = images.is_contiguous() and x.device.type == "cpu" and x.dtype is torch.float32
         normalize = kernels.batch_normalization if suits_kernel else _normalize_by_torch
@@ -96,11 +110,18 @@ def _run_batch_normalization(op: BatchNormalization, network: WeightSource) -> R
             normalize = normalize_elementwise
         if step.shard is not None:
             normalize = partial(kernels.shared_batch_normalization, step.shard)
-        result, *statistics = normalize(images, gamma, beta, op.epsilon)
+        other = None if residual is None else residual.movedim(op.axis, -1)
+        fused = step.shard is None and compiled.suits_normalization(images)
+        fused = fused and (other is None or other.dtype is images.dtype)
+        if fused:
+            found = kernels.fused_normalization(images, gamma, beta, op.epsilon, other, ceiling)
+        else:
+            found = normalize(images, gamma, beta, op.epsilon)
+        result, *statistics = found
         with torch.no_grad():
             for moving, of_batch in zip((mean, variance), statistics, strict=True):
                 moving.lerp_(of_batch, 1.0 - op.momentum)
-        return result.movedim(-1, op.axis)
+        return result.movedim(-1, op.axis) if fused else finish(result, residual)
 
     return run
 
