@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from photographs import photograph
 from scipy import ndimage
 
-from convscope.augmentation import PRESETS, Augmentation, warp
+from convscope.augmentation import PRESETS, Augmentation, affine_maps, warp
 from convscope.errors import UnknownNameError, UsageError
 
 PHOTOS = np.stack([photograph([4, number], 24) for number in range(32)])[:, :18]  # (32, 18, 24, 3)
@@ -112,7 +112,8 @@ def test_a_shift_moves_whole_pixels_and_repeats_the_edge():
 
 def test_a_quarter_turn_is_numpys():
     square = torch.from_numpy(PHOTOS[:1, :, :18].transpose(0, 3, 1, 2).astype(np.float32))
-    turned = warp(square, np.array([np.pi / 2]), np.ones(1), np.zeros(1), np.zeros(1))
+    maps = affine_maps(18, 18, np.array([np.pi / 2]), np.ones(1), np.zeros(1), np.zeros(1))
+    turned = warp(square, torch.from_numpy(maps).float())
     assert np.abs(turned.numpy() - np.rot90(square.numpy(), axes=(2, 3))).max() < 1e-2  # of 255, in float32
 
 
@@ -121,7 +122,8 @@ def test_a_quarter_turn_is_numpys():
 def test_a_warp_is_scipys_affine_transform(angle, zoom, right, down):
     image = PHOTOS[0, ..., 0].astype(np.float64)  # (18, 24): sides that differ
     values = torch.from_numpy(image)[None, None]
-    ours = warp(values, np.array([angle]), np.array([zoom]), np.array([right * 1.0]), np.array([down * 1.0]))
+    maps = affine_maps(*image.shape, *(np.array([value]) for value in (angle, zoom, right, down)))
+    ours = warp(values, torch.from_numpy(maps))
     centre = (np.array(image.shape) - 1) / 2
     # SciPy maps (row, column) of the result to (row, column) of the image.
     back = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) / zoom

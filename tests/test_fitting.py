@@ -14,11 +14,11 @@ from convscope.augmentation import Augmentation
 from convscope.data.dataset import Dataset, Split, fingerprint
 from convscope.errors import InterruptedRunError, UnknownNameError, UsageError
 from convscope.experiment.config import ExperimentConfig
+from convscope.experiment.dry_runs import divide_time
 from convscope.experiment.fitting import say_how_it_ended, schedule_and_callbacks
 from convscope.experiment.model import build_model
 from convscope.experiment.preparation import prepare
 from convscope.experiment.running import resume_experiment, run_experiment
-from convscope.experiment.trials import divide_time
 from convscope.recipes import RECIPES, suggest, with_small_batches
 from convscope.runs import open_run
 from convscope.training.config import TrainingConfig
@@ -311,7 +311,7 @@ def test_settings_suit_the_images(dataset, flip, network):
 @pytest.mark.parametrize("name", ["digits", "mnist"])
 def test_named_data_keep_the_settings_of_the_exercise(name):
     dataset = replace(images_of((32, 32, 3), ("cat", "dog")), name=name)
-    assert suggest(dataset) == ExperimentConfig() == RECIPES["exercise"].config
+    assert suggest(dataset) == ExperimentConfig() == RECIPES["exercise"]
 
 
 @pytest.mark.parametrize("shape", [(32, 32, 3), (32, 32, 1), (28, 28, 1)], ids=str)
@@ -341,7 +341,7 @@ def test_named_data_keep_their_batches(digits):
 
 def test_the_help_of_train_says_what_applies_to_own_images(typed, tmp_path):
     page = " ".join(typed("train", "--help", cwd=tmp_path).stdout.split())
-    exercise, own = (RECIPES[name].config for name in ("exercise", "photographs"))
+    exercise, own = (RECIPES[name] for name in ("exercise", "photographs"))
     for before, after in (
         (exercise.network, own.network),
         (exercise.training.epochs, own.training.epochs),

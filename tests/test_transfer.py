@@ -227,7 +227,7 @@ def test_photographs_are_trained_on_a_backbone_and_the_run_is_an_ordinary_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("convscope.experiment.running.write_figures", lambda *_, **__: None)
-    monkeypatch.setattr("convscope.experiment.trials.LEAST_TO_FINE_TUNE", 10)
+    monkeypatch.setattr("convscope.experiment.dry_runs.LEAST_TO_FINE_TUNE", 10)
     dataset = load(write_photographs(tmp_path / "photographs", 20), size=32, channels=3, resize="crop")
     config = suggest(dataset, network=pretrained.DEFAULT)
     config = replace(config, size=32, training=replace(config.training, epochs=2, batch_size=8))
@@ -275,7 +275,7 @@ def test_features_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @needs_weights
 def test_a_deadline_leaves_out_what_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("convscope.experiment.running.write_figures", lambda *_, **__: None)
-    monkeypatch.setattr("convscope.experiment.trials.LEAST_TO_FINE_TUNE", 10)
+    monkeypatch.setattr("convscope.experiment.dry_runs.LEAST_TO_FINE_TUNE", 10)
     monkeypatch.setenv("CONVSCOPE_CACHE", str(tmp_path / "cache"))
     dataset = load(write_photographs(tmp_path / "photographs", 12), size=32, channels=3, resize="crop")
     config = suggest(dataset, network=pretrained.DEFAULT)
@@ -293,7 +293,7 @@ def test_a_deadline_leaves_out_what_does_not_fit(tmp_path: Path, monkeypatch: py
 @needs_weights
 def test_kerass_own_engine_fine_tunes_with_one_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("convscope.experiment.running.write_figures", lambda *_, **__: None)
-    monkeypatch.setattr("convscope.experiment.trials.LEAST_TO_FINE_TUNE", 10)
+    monkeypatch.setattr("convscope.experiment.dry_runs.LEAST_TO_FINE_TUNE", 10)
     dataset = load(write_photographs(tmp_path / "photographs", 12), size=32, channels=3, resize="crop")
     config = suggest(dataset, network=pretrained.DEFAULT)
     training = replace(config.training, epochs=1, batch_size=8, engine="keras")

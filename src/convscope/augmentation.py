@@ -212,7 +212,7 @@ class Augmentation:
             zooms = _factors(draw, self.zoom, count)
             fractions = draw.uniform(-self.shift, self.shift, (2, count))
             right, down = np.rint(fractions[0] * width), np.rint(fractions[1] * height)
-            drawn["moves"] = _moves(height, width, angles, zooms, right, down)
+            drawn["moves"] = affine_maps(height, width, angles, zooms, right, down)
         if self.contrast:
             drawn["contrasts"] = _factors(draw, self.contrast, count)
         if self.erase:
@@ -248,15 +248,13 @@ class Augmentation:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Change a batch as drawn: images (n, h, w, c), uint8, and what was drawn, where the images are."""
         import torch
-        from torch.nn import functional
 
         values = images.permute(0, 3, 1, 2).to(torch.float32)  # (n, c, h, w)
         for name, axis in (("mirrored", 3), ("turned", 2)):
             if name in drawn:
                 values = torch.where(_each(drawn[name]), values.flip(axis), values)
         if "moves" in drawn:
-            grid = functional.affine_grid(drawn["moves"], list(values.shape), align_corners=False)
-            values = functional.grid_sample(values, grid, padding_mode="border", align_corners=False)
+            values = warp(values, drawn["moves"])
         if "contrasts" in drawn:
             means = values.mean(dim=(1, 2, 3), keepdim=True)
             # Clipped at once: what follows paints and blends real grey levels.
@@ -291,29 +289,15 @@ class Augmentation:
             raise UsageError(expected_got("one-hot labels as floating point for mixup and cutmix", found))
 
 
-def warp(
-    values: torch.Tensor,
-    angles: NDArray[np.float64],
-    zooms: NDArray[np.float64],
-    right: NDArray[np.float64],
-    down: NDArray[np.float64],
-) -> torch.Tensor:
-    """Rotate, zoom and shift images (n, c, h, w) about their centres; beyond the edge pixels are repeated.
-
-    For each image: an angle counter-clockwise as seen on the screen, in radians; a zoom, above 1 to enlarge;
-    shifts in pixels. Interpolated bilinearly.
-    """
-    import torch
+def warp(values: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+    """Move images (n, c, h, w) by maps (n, 2, 3), bilinearly; beyond the edge pixels are repeated."""
     from torch.nn import functional
 
-    height, width = values.shape[2:]
-    moves = _moves(height, width, angles, zooms, right, down)
-    theta = torch.from_numpy(moves).to(values.device, values.dtype)
-    grid = functional.affine_grid(theta, list(values.shape), align_corners=False)
+    grid = functional.affine_grid(maps, list(values.shape), align_corners=False)
     return functional.grid_sample(values, grid, padding_mode="border", align_corners=False)
 
 
-def _moves(
+def affine_maps(
     height: int,
     width: int,
     angles: NDArray[np.float64],
@@ -321,7 +305,11 @@ def _moves(
     right: NDArray[np.float64],
     down: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Compute from which place of an image each place of the result comes, (n, 2, 3)."""
+    """Compute from which place of an image each place of the result comes, (n, 2, 3).
+
+    For each image: an angle counter-clockwise as seen on the screen, in radians; a zoom, above 1 to enlarge;
+    shifts in pixels.
+    """
     cosine, sine = np.cos(angles) / zooms, np.sin(angles) / zooms
     # From a place in the result back to the place in the image, in coordinates from -1 to 1 along each axis.
     matrix = np.array([[cosine, -sine * height / width], [sine * width / height, cosine]])  # (2, 2, n)

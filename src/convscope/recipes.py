@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from convscope.augmentation import PRESETS
 from convscope.data.builtin import CATALOG
@@ -14,15 +14,6 @@ from convscope.experiment.config import ExperimentConfig
 from convscope.networks import pretrained
 from convscope.training.config import TrainingConfig
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """A configuration and what it is for."""
-
-    config: ExperimentConfig
-    summary: str
-
-
 # Measured on small photographs, see docs/training.md.
 _OWN_IMAGES = ExperimentConfig(
     network="normalized",
@@ -32,48 +23,39 @@ _OWN_IMAGES = ExperimentConfig(
 )
 
 RECIPES = {
-    "exercise": Recipe(ExperimentConfig(), "the exercise's settings; the default for mnist and digits"),
-    "swift": Recipe(
-        ExperimentConfig(
-            network="swift",
-            scaling="unit",
-            validation_share=0,
-            optimizer_settings={"beta_1": 0.7, "beta_2": 0.9},
-            training=TrainingConfig(
-                epochs=1,
-                batch_size=256,
-                optimizer="adam",
-                learning_rate=0.01,
-                schedule="one-cycle",
-                label_smoothing=0.05,
-            ),
+    # The exercise's settings; the default for mnist and digits.
+    "exercise": ExperimentConfig(),
+    # The exercise's best accuracy on MNIST in one pass over all 60,000 training images.
+    "swift": ExperimentConfig(
+        network="swift",
+        scaling="unit",
+        validation_share=0,
+        optimizer_settings={"beta_1": 0.7, "beta_2": 0.9},
+        training=TrainingConfig(
+            epochs=1, batch_size=256, learning_rate=0.01, schedule="one-cycle", label_smoothing=0.05
         ),
-        "the exercise's best accuracy on MNIST in one pass over all 60,000 training images",
     ),
-    "photographs": Recipe(
-        replace(_OWN_IMAGES, augmentation=PRESETS["photographs"]),
-        "colour photographs: images of things that stay what they are when mirrored",
-    ),
-    "pretrained": Recipe(
-        ExperimentConfig(
-            network=pretrained.DEFAULT,
-            scaling="published",
-            resize="crop",
-            validation_share=0.2,
-            augmentation=PRESETS["photographs"],
-            training=TrainingConfig(
-                epochs=4,
-                batch_size=32,
-                learning_rate=0.001,
-                schedule="one-cycle",
-                label_smoothing=0.1,
-                keep="best",
-                monitor="accuracy",
-            ),
+    # Colour photographs: images of things that stay what they are when mirrored.
+    "photographs": replace(_OWN_IMAGES, augmentation=PRESETS["photographs"]),
+    # Few colour photographs: a network that was trained on a million others, and a head of one's own.
+    "pretrained": ExperimentConfig(
+        network=pretrained.DEFAULT,
+        scaling="published",
+        resize="crop",
+        validation_share=0.2,
+        augmentation=PRESETS["photographs"],
+        training=TrainingConfig(
+            epochs=4,
+            batch_size=32,
+            learning_rate=0.001,
+            schedule="one-cycle",
+            label_smoothing=0.1,
+            keep="best",
+            monitor="accuracy",
         ),
-        "few colour photographs: a network that was trained on a million others, and a head of your own",
     ),
-    "images": Recipe(_OWN_IMAGES, "other images of one's own: grey ones, signs, letters; no augmentation"),
+    # Other images of one's own: grey ones, signs, letters; no augmentation.
+    "images": _OWN_IMAGES,
 }
 # Fewer images than these, and how often to go through them: about as many steps for each.
 _EPOCHS = ((3_000, 40), (10_000, 20), (math.inf, 10))
@@ -109,14 +91,14 @@ def suggest(dataset: Dataset, network: str | None = None) -> ExperimentConfig:
     >>> suggest(load("digits")).network
     'deep'
     """
-    exercise = RECIPES["exercise"].config
+    exercise = RECIPES["exercise"]
     if dataset.name in CATALOG:
         return exercise
     if network is not None and pretrained.is_pretrained(network):
-        config = replace(RECIPES["pretrained"].config, network=network)
+        config = replace(RECIPES["pretrained"], network=network)
         epochs, rate = next(values for most, *values in _FINE_TUNING if len(dataset.train) < most)
         return replace(config, training=replace(config.training, epochs=int(epochs), learning_rate=rate))
-    chosen = RECIPES["photographs" if _are_photographs(dataset) else "images"].config
+    chosen = RECIPES["photographs" if _are_photographs(dataset) else "images"]
     if dataset.input_shape == (28, 28, 1):
         chosen = exercise
     if chosen is exercise or network not in (None, chosen.network):
@@ -181,4 +163,4 @@ def recipe(name: str) -> ExperimentConfig:
     """Return the configuration of one of ``RECIPES``."""
     if name not in RECIPES:
         raise unknown_name("recipe", name, RECIPES)
-    return RECIPES[name].config
+    return RECIPES[name]

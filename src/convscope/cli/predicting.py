@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convscope.cli import waiting
+from convscope.cli.embedding import require_new
 from convscope.cli.output import answered_all_the_same, fail, say, show_json, table
 from convscope.cli.parsing import DataNow, Device, Json, Run, find_run_or_export, require_inputs
 from convscope.errors import UsageError, expected_got
@@ -75,7 +76,7 @@ def predict(
         return
     if workers is not None:
         raise UsageError(expected_got("--workers beside --out", "no --out"))
-    _require_new(show)
+    require_new("--show", show, (".png",))
     from convscope.export import load_bundle
     from convscope.prediction import Failure, Prediction, predict_files, require_threshold
 
@@ -140,20 +141,6 @@ def _predict_to_table(
         say(f"Table: {out}", whole=True)
     if written.failures:
         raise typer.Exit(SOME_FAILED)
-
-
-def _require_new(file: Path | None) -> None:
-    """Refuse to draw over a file: it might be a photograph."""
-    if file is None:
-        return
-    if file.suffix.lower() != ".png":
-        raise UsageError(expected_got("a file that ends in .png for --show", file))
-    if file.exists():
-        raise UsageError(
-            expected_got("a new file for --show", f"{file}, which is there", "Choose another name.")
-        )
-    if not file.absolute().parent.is_dir():
-        raise UsageError(expected_got("a file in an existing folder for --show", file))
 
 
 def _read_standard_input() -> bytes:

@@ -185,7 +185,7 @@ def train(
     if is_one_of_several():
         _train_together(config, dataset, out, json, options)
         return
-    with waiting.side_by_side(json, several) as hear:
+    with waiting.SideBySide(json, several) as hear:
         options["on_event"] = hear
         if folds is None:
             _train_seeds(config, dataset, out, seeds, json, options)

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _spinning(text: str) -> Spinner:
 
 
 _shown: Waiting | None = None
-_several: _SideBySide | None = None
+_several: SideBySide | None = None
 
 
 def show_waiting() -> None:
@@ -159,13 +159,8 @@ def counting(what: str, json: bool) -> Iterator[Callable[[int, int], None]]:
         bar.stop()
 
 
-def side_by_side(json: bool, runs: int) -> AbstractContextManager[Callable[[str, Event], None]]:
-    """Show several trainings at once: a table that changes on a terminal, a line for each epoch elsewhere."""
-    return _SideBySide(json, runs)
-
-
-class _SideBySide:
-    """What is known of trainings that other processes do."""
+class SideBySide:
+    """Shows what other processes train: a table that changes on a terminal, a line for each epoch elsewhere."""
 
     def __init__(self, json: bool, runs: int) -> None:
         self._json, self._runs = json, runs

@@ -100,32 +100,25 @@ def load(
     ((1437, 28, 28, 1), (360, 28, 28, 1))
     """
     _PROGRESS.info("Reading %s", name)
-    if add is not None:
-        folder, limit = (add, None) if isinstance(add, (str, Path)) else add
-        whole = load(
-            name, path, download, size=size, channels=channels, resize=resize, seed=seed, fold=fold,
-            workers=workers, progress=progress,
-        )  # fmt: skip
-        return add_corrections(whole, Path(folder), limit, resize)
-    if fold is not None:
-        whole = load(
-            name, path, download, size=size, channels=channels, resize=resize, seed=seed,
-            workers=workers, progress=progress,
-        )  # fmt: skip
-        return take_fold(whole, *fold)
     if name in CATALOG:
         if size is not None or channels is not None:
             raise UsageError(
                 expected_got(f"no size or channels for {name}, which has its own", size or channels)
             )
-        return CATALOG[str(name)].loader(Path(path) if path else None, download)
-    location = Path(name)
-    if (dataset := load_mnist_like(location)) is not None:
-        return dataset
-    if isinstance(name, str) and os.sep not in name and not location.exists():
+        dataset = CATALOG[str(name)].loader(Path(path) if path else None, download)
+    elif (found := load_mnist_like(Path(name))) is not None:
+        dataset = found
+    elif isinstance(name, str) and os.sep not in name and not Path(name).exists():
         raise unknown_name("dataset", name, CATALOG, "There is no file or folder of that name.")
-    options = ReadOptions(size, channels, resize, workers)
-    return to_dataset(open_path(location, options, progress or no_progress), seed)
+    else:
+        options = ReadOptions(size, channels, resize, workers)
+        dataset = to_dataset(open_path(Path(name), options, progress or no_progress), seed)
+    if fold is not None:
+        dataset = take_fold(dataset, *fold)
+    if add is not None:
+        folder, limit = (add, None) if isinstance(add, (str, Path)) else add
+        dataset = add_corrections(dataset, Path(folder), limit, resize)
+    return dataset
 
 
 def take_fold(dataset: Dataset, number: int, folds: int, seed: int) -> Dataset:

@@ -3,7 +3,7 @@
 - ``running``: the recipe, top-down; begin here.
 - ``config``: what decides the outcome.
 - ``preparation``: data and network of a training; ``model`` builds and adapts the network.
-- ``trials``: what is tried on copies of the network before it is trained.
+- ``dry_runs``: what is tried on copies of the network before it is trained.
 - ``fitting``: the training: schedule, stops, checkpoints, orderly ends.
 - ``several``: more than one of them, one after the other or side by side in ``workers``.
 - ``together``: one of them on several processes.

@@ -19,6 +19,7 @@ from convscope.data.loading import take_fold
 from convscope.errors import UsageError, expected_got
 from convscope.evaluation import Evaluation
 from convscope.experiment.config import ExperimentConfig
+from convscope.experiment.results import write_figures
 from convscope.experiment.running import Result
 from convscope.experiment.several import run_several
 from convscope.runs import RunDirectory
@@ -96,7 +97,4 @@ def _write(found: CrossValidation, subject: str) -> None:
         "confusion_matrix": plotting.plot_confusion_matrix(evaluation.confusion, evaluation.class_names),
         "reliability": plotting.plot_reliability(evaluation.reliability),
     }
-    for name, figure in figures.items():
-        own = figure.get_suptitle()
-        figure.suptitle(f"{subject}: {own}" if own else subject)
-        files.write_bytes(f"figures/{name}.png", plotting.png_bytes(figure))
+    write_figures(files, figures, subject)

@@ -188,11 +188,9 @@ def write_evaluation(
     return calibrated
 
 
-def write_figures(
-    run: RunDirectory, test: Evaluation, part: Split, history: dict[str, list[float]], subject: str
-) -> None:
-    """Write the exercise's figures, with the subject (such as ``deep on mnist``) in every title."""
-    for name, figure in draw_figures(test, part.images, history).items():
+def write_figures(run: RunDirectory, figures: Mapping[str, Figure], subject: str) -> None:
+    """Write figures, with the subject (such as ``deep on mnist``) in every title."""
+    for name, figure in figures.items():
         own = figure.get_suptitle()
         figure.suptitle(f"{subject}: {own}" if own else subject)
         run.write_bytes(f"figures/{name}.png", plotting.png_bytes(figure))

@@ -19,6 +19,7 @@ from convscope.data.loading import load_again
 from convscope.errors import ConvscopeError, DivergedError, InterruptedRunError, RunError, expected_got
 from convscope.evaluation import Evaluation, test_set_log
 from convscope.experiment.config import ExperimentConfig
+from convscope.experiment.dry_runs import try_out
 from convscope.experiment.fitting import (
     CheckpointListener,
     Timetable,
@@ -32,6 +33,7 @@ from convscope.experiment.preparation import Session, begin_session
 from convscope.experiment.results import (
     HISTORY_FILE,
     calibrate,
+    draw_figures,
     evaluate_parts,
     examine_parts,
     write_evaluation,
@@ -41,7 +43,6 @@ from convscope.experiment.results import (
     write_training,
 )
 from convscope.experiment.transfer import fit_head, is_average, keep_better, rate_factors
-from convscope.experiment.trials import try_out
 from convscope.export import load_statistics
 from convscope.lowering.devices import current_device, device_of
 from convscope.lowering.processor import takes_bfloat16
@@ -436,7 +437,8 @@ def _evaluate(
         evaluations = write_evaluation(run, raw, distances)
         if part == "test":
             _PROGRESS.info("Drawing figures")
-            write_figures(run, evaluations["test"], prepared.test, training.history, subject)
+            figures = draw_figures(evaluations["test"], prepared.test.images, training.history)
+            write_figures(run, figures, subject)
         run.write_json(RUN_FILE, record | {"status": "completed"})
         with write_errors_named(run.path):
             run.publish()

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
@@ -72,12 +72,11 @@ def run_several(
     when all the others are finished.
     """
     results = []
-    if workers > 1 and len(configs) > 1:
-        with new_folder(out, f"{datetime.now():%Y%m%d-%H%M%S}-{kind}-{dataset.name}") as folder:
+    with new_folder(out, f"{datetime.now():%Y%m%d-%H%M%S}-{kind}-{dataset.name}") as folder:
+        if workers > 1 and len(configs) > 1:
             return _run_side_by_side(
                 configs, dataset, folder, workers, on_begin, on_result, on_event, command, with_report
             )
-    with new_folder(out, f"{datetime.now():%Y%m%d-%H%M%S}-{kind}-{dataset.name}") as folder:
         for name, config in configs.items():
             on_begin(name)
             fold = config.reading.get("fold")
@@ -130,7 +129,7 @@ def _run_side_by_side(
     results: dict[str, Result] = {}
     try:
         tasks = {name: task(name, config) for name, config in configs.items()}
-        failures = train_side_by_side(tasks, workers, log, hear)
+        failures = _train_side_by_side(tasks, workers, log, hear)
     except KeyboardInterrupt as error:
         left = [name for name in configs if (folder / name / RUN_FILE).is_file() and name not in results]
         hint = (
@@ -141,7 +140,7 @@ def _run_side_by_side(
         )
         raise InterruptedRunError(f"{text} {hint}".strip()) from error
     if failures:
-        raise failed(failures, len(configs))
+        raise _failed(failures, len(configs))
     log.unlink(missing_ok=True)
     return [results[name] for name in configs]
 
@@ -180,16 +179,7 @@ class Failure:
     code: int
 
 
-@dataclass
-class _Busy:
-    """What the workers of `train_side_by_side` do just now."""
-
-    tasks: deque[tuple[str, Mapping[str, Any]]]
-    running: dict[Worker, str] = field(default_factory=dict)
-    failures: list[Failure] = field(default_factory=list)
-
-
-def train_side_by_side(
+def _train_side_by_side(
     tasks: Mapping[str, Mapping[str, Any]],
     workers: int,
     log: Path,
@@ -202,7 +192,7 @@ def train_side_by_side(
     ``{"event": …}``, or ``{"done": true}``. When a person stops it, all workers end first, and their runs can
     be resumed.
     """
-    busy = _Busy(deque(tasks.items()))
+    waiting, running, failures = deque(tasks.items()), dict[Worker, str](), list[Failure]()
     threads, heard = share_of_threads(workers), queue.SimpleQueue[tuple[Worker, dict[str, Any] | None]]()
 
     def start() -> Worker:
@@ -219,32 +209,31 @@ def train_side_by_side(
                 continue
             if message is None:
                 team.remove(worker)
-                name = busy.running.pop(worker, None)
+                name = running.pop(worker, None)
                 if name is not None:
-                    code = worker.process.returncode
-                    busy.failures.append(Failure(name, _why_it_died(code, log), 3))
-                if busy.tasks and name is not None:
-                    team.append(start())
+                    failures.append(Failure(name, _why_it_died(worker.process.returncode, log), 3))
+                    if waiting:
+                        team.append(start())
                 continue
             if "event" in message:
-                on_message(busy.running[worker], message)
+                on_message(running[worker], message)
                 continue
-            name = busy.running.pop(worker, "")
+            name = running.pop(worker, "")
             if "failed" in message:
-                busy.failures.append(Failure(name, message["failed"], message["code"]))
+                failures.append(Failure(name, message["failed"], message["code"]))
             elif name:
                 on_message(name, message)
-            if busy.tasks:
-                busy.running[worker], task = busy.tasks.popleft()
+            if waiting:
+                running[worker], task = waiting.popleft()
                 worker.send(task)
             else:
                 worker.stop()
     finally:
         end(team)
-    return busy.failures
+    return failures
 
 
-def failed(failures: Sequence[Failure], runs: int) -> ConvscopeError:
+def _failed(failures: Sequence[Failure], runs: int) -> ConvscopeError:
     """Make the error that names the runs which failed."""
     first = failures[0]
     others = "" if len(failures) == runs else " The others are complete."

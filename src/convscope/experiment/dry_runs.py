@@ -1,4 +1,4 @@
-"""Trials before a training, on copies of the network: preflight, learning rate, throughput."""
+"""What is tried before a training, on copies of the network: preflight, learning rate, throughput."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from convscope import plotting
 from convscope.errors import UsageError, expected_got
 from convscope.experiment.fitting import Timetable, fit_arguments, training_arrays
 from convscope.experiment.preparation import Session
+from convscope.experiment.results import write_figures
 from convscope.experiment.transfer import MOST_MEASURED
 from convscope.runs import RunDirectory
 from convscope.training.events import Listener, Notice, notify
@@ -124,8 +125,7 @@ def _find_learning_rate(session: Session, run: RunDirectory, say: Callable[[str]
     session.model.optimizer.learning_rate = search.found
     subject = f"{session.config.network_name} on {session.dataset.name}"
     figure = plotting.plot_rate_search(search.rates, search.losses, search.smoothed, search.found)
-    figure.suptitle(f"{subject}: {figure.get_suptitle()}")
-    run.write_bytes("figures/learning-rate.png", plotting.png_bytes(figure))
+    write_figures(run, {"learning-rate": figure}, subject)
     say(
         f"learning rate: {search.found:.2g}, a tenth of the rate at which the loss was lowest in "
         f"{len(search.rates)} steps from {search.rates[0]:.0e} to {search.rates[-1]:.2g}"
