@@ -10,7 +10,8 @@ import pytest
 from lesson_outputs import complaints, full_marks, outputs, verdicts
 
 import convscope
-from convscope.errors import UnknownNameError, UsageError
+from convscope.data.loading import load
+from convscope.errors import DataNotFoundError, UnknownNameError, UsageError
 from convscope.teaching.grading import tasks_of
 from convscope.teaching.grading.execution import execute
 from convscope.teaching.lessons import data, epochs, load_data, notebooks
@@ -319,22 +320,22 @@ def test_another_word_in_the_environment_is_refused(monkeypatch):
 
 
 def test_where_there_is_no_mnist_the_digits_take_its_place(monkeypatch):
-    def load(name):
+    def load_digits_alone(name):
         if name == "mnist":
-            raise data.DataNotFoundError("no connection")
+            raise DataNotFoundError("no connection")
         return whole
 
-    whole = data.load("digits")
+    whole = load("digits")
     monkeypatch.delenv(data.VARIABLE, raising=False)
-    monkeypatch.setattr(data, "load", load)
+    monkeypatch.setattr("convscope.teaching.exercise.load", load_digits_alone)
     assert load_data() is whole
     monkeypatch.setenv(data.VARIABLE, "mnist")
-    with pytest.raises(data.DataNotFoundError, match="no connection"):
+    with pytest.raises(DataNotFoundError, match="no connection"):
         load_data()
 
 
 def test_quick_takes_the_first_images_and_fewer_epochs(monkeypatch):
-    whole = data.load("digits")
+    whole = load("digits")
     monkeypatch.setenv(data.VARIABLE, "digits")
     longer = epochs(whole)
     monkeypatch.setenv(data.VARIABLE, "digits,quick")

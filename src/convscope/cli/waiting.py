@@ -160,7 +160,7 @@ def counting(what: str, json: bool) -> Iterator[Callable[[int, int], None]]:
 
 
 class SideBySide:
-    """Shows what other processes train: a table that changes on a terminal, a line for each epoch elsewhere."""
+    """Shows what other processes train: a table on a terminal, a line for each epoch elsewhere."""
 
     def __init__(self, json: bool, runs: int) -> None:
         self._json, self._runs = json, runs
