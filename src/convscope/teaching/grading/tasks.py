@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
-from convscope.teaching.grading import counting, layers_by_hand, pictures, preparation, scores
+from convscope.teaching.grading import (
+    counting,
+    data_preparation,
+    evaluation_by_hand,
+    layers_by_hand,
+    pictures,
+)
 from convscope.teaching.grading.networks import judge_network, judge_training
 
 # What notebooks write in capitals.
@@ -64,24 +70,30 @@ def _training(name: str) -> Task:
 TASKS: dict[str, Task] = {
     "1.1": Task(
         "split the training images",
-        preparation.judge_split,
+        data_preparation.judge_split,
         "images_train labels_train images_val labels_val",
     ),
-    "1.2": Task("scale the pixels", preparation.judge_scaling, "scaler scaled_train scaled_val scaled_test"),
-    "1.3": Task("add the channel axis", preparation.judge_channel_axis, "input_shape x_train x_val x_test"),
-    "1.4": Task("make one-hot targets", preparation.judge_one_hot, "y_train y_val y_test"),
+    "1.2": Task(
+        "scale the pixels", data_preparation.judge_scaling, "scaler scaled_train scaled_val scaled_test"
+    ),
+    "1.3": Task(
+        "add the channel axis", data_preparation.judge_channel_axis, "input_shape x_train x_val x_test"
+    ),
+    "1.4": Task("make one-hot targets", data_preparation.judge_one_hot, "y_train y_val y_test"),
     "2.1": Task("predict the shape of a convolution's output", counting.judge_conv_shapes, "shapes"),
     "2.2": Task(
         "predict the number of a convolution's parameters", counting.judge_conv_parameters, "parameters"
     ),
     "2.3": _network("simple"),
     "2.4": _training("simple"),
-    "3.1": Task("predict the test images", scores.judge_predictions, "probabilities predicted accuracy"),
-    "3.2": Task("count the confusions", scores.judge_confusion, "confusion"),
-    "3.3": Task("compute the loss", scores.judge_loss, "loss"),
-    "3.4": Task("find the worst errors", scores.judge_worst, "worst"),
-    "3.5": Task("say how sure the accuracy is", scores.judge_interval, "interval"),
-    "3.6": Task("write a function that evaluates", scores.judge_evaluate, "evaluate", points=2),
+    "3.1": Task(
+        "predict the test images", evaluation_by_hand.judge_predictions, "probabilities predicted accuracy"
+    ),
+    "3.2": Task("count the confusions", evaluation_by_hand.judge_confusion, "confusion"),
+    "3.3": Task("compute the loss", evaluation_by_hand.judge_loss, "loss"),
+    "3.4": Task("find the worst errors", evaluation_by_hand.judge_worst, "worst"),
+    "3.5": Task("say how sure the accuracy is", evaluation_by_hand.judge_interval, "interval"),
+    "3.6": Task("write a function that evaluates", evaluation_by_hand.judge_evaluate, "evaluate", points=2),
     "4.1": _network("dense"),
     "4.2": _training("dense"),
     "4.3": Task(
