@@ -11,7 +11,7 @@ from lesson_outputs import complaints, full_marks, outputs, verdicts
 
 import convscope
 from convscope.data.loading import load
-from convscope.errors import DataNotFoundError, UnknownNameError, UsageError
+from convscope.errors import DataNotFoundError, RunError, UnknownNameError, UsageError
 from convscope.teaching.grading import tasks_of
 from convscope.teaching.grading.execution import execute
 from convscope.teaching.lessons import data, epochs, load_data, notebooks
@@ -266,7 +266,7 @@ def test_what_is_there_is_kept_unless_it_may_be_replaced(tmp_path):
 
 def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / "course").write_text("a file", encoding="utf-8")
-    with pytest.raises(UsageError, match=r"a place to write 1-data-preparation\.ipynb, got .*course"):
+    with pytest.raises(RunError, match=r"to be able to write .*1-data-preparation\.ipynb, got .*course"):
         write_notebooks(tmp_path / "course", NAMES[:1])
 
 

@@ -69,21 +69,8 @@ class RunDirectory:
             self.path, self._target = self._target, None
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Write a file so that it is there whole or as it was before, also after a power cut."""
-        target = self.path / name
-        with write_errors_named(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            handle, scratch = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                Path(scratch).chmod(0o644)
-                Path(scratch).replace(target)
-            except BaseException:
-                Path(scratch).unlink(missing_ok=True)
-                raise
+        """Write a file, as ``write_file`` does."""
+        write_file(self.path / name, content)
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a dict as JSON that any parser reads: NaN and infinity become null."""
@@ -146,6 +133,23 @@ class RunDirectory:
             return {key: [float(row[i]) for row in body] for i, key in enumerate(header)}
         except (ValueError, IndexError) as error:
             raise RunError(expected_got(f"{name} in {self.path} to be a table of numbers", error)) from error
+
+
+def write_file(target: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or as it was before, also after a power cut."""
+    with write_errors_named(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, scratch = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(scratch).chmod(0o644)
+            Path(scratch).replace(target)
+        except BaseException:
+            Path(scratch).unlink(missing_ok=True)
+            raise
 
 
 @contextmanager

@@ -232,10 +232,9 @@ def _draw(bundle: Bundle, predictions: list[Prediction], file: Path | None) -> N
         return
     from convscope.plotting import png_bytes
     from convscope.prediction import draw_sheet
-    from convscope.runs import RunDirectory
+    from convscope.runs import write_file
 
-    content = png_bytes(draw_sheet(bundle, predictions))
-    RunDirectory(file.absolute().parent).write_bytes(file.name, content)
+    write_file(file, png_bytes(draw_sheet(bundle, predictions)))
 
 
 def export(

@@ -13,7 +13,7 @@ from convscope.data.loading import load
 from convscope.errors import DataNotFoundError, unknown_name
 from convscope.experiment.config import ExperimentConfig
 from convscope.networks import NETWORKS, PUBLISHED
-from convscope.runs import RunDirectory
+from convscope.runs import write_file
 
 if TYPE_CHECKING:
     from convscope.experiment.running import Result
@@ -63,8 +63,8 @@ def run_exercise(
         configs, dataset, out, "exercise", command=command, listeners=listeners, on_begin=on_begin,
         on_result=on_result,
     )  # fmt: skip
-    folder = RunDirectory(results[0].run.parent)
-    folder.write_bytes("comparison.json", json.dumps(comparison(results), indent=2).encode())
+    content = json.dumps(comparison(results), indent=2).encode()
+    write_file(results[0].run.parent / "comparison.json", content)
     return results
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import hmac
+import io
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from convscope.errors import ConvscopeError, DataError, DataNotFoundError, UsageError, expected_got
+from convscope.runs import write_file
 from convscope.teaching.grading import MIME_TYPE, TASKS, sign, tasks_of
 from convscope.teaching.grading.execution import CellError, Execution, cell_errors, execute_async, wait_for
 from convscope.teaching.lessons.data import LessonSettings
@@ -195,15 +197,11 @@ def write_marks(marks: Iterable[Marks], file: Path) -> None:
     ]
     tasks = [task for task in TASKS if any(task in row for row in rows)]
     columns = ["notebook", "lesson", "points", "out_of", *tasks, "seconds", "remarks"]
-    temporary = file.with_name(f".{file.name}.part")
-    try:
-        with temporary.open("w", newline="", encoding="utf-8-sig") as stream:  # as spreadsheets know UTF-8
-            table = csv.DictWriter(stream, columns, restval="")
-            table.writeheader()
-            table.writerows(rows)
-        temporary.replace(file)
-    except OSError as error:
-        raise UsageError(expected_got("a place to write the table", f"{error.strerror}: {file}")) from error
+    stream = io.StringIO(newline="")
+    table = csv.DictWriter(stream, columns, restval="")
+    table.writeheader()
+    table.writerows(rows)
+    write_file(file, stream.getvalue().encode("utf-8-sig"))  # as spreadsheets know UTF-8
 
 
 def _read(path: Path) -> Any:

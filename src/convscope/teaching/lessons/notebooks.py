@@ -17,13 +17,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from convscope.errors import UsageError, expected_got, unknown_name
+from convscope.runs import write_file
 
 ROLES = ("task", "hint", "answer", "check", "remark")
 CHECK = re.compile(r'^convscope\.check\("(?P<task>\d+\.\d+)"\)$')
@@ -237,15 +237,4 @@ def write_notebooks(
 
 def write_notebook(notebook: Any, path: Path) -> None:
     """Write one notebook, whole or not at all."""
-    text = require_tool("nbformat").writes(notebook)
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(f"{text}\n", encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise UsageError(
-            expected_got(f"a place to write {path.name}", f"{error.strerror}: {path}")
-        ) from error
+    write_file(path, f"{require_tool('nbformat').writes(notebook)}\n".encode())
