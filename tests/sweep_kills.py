@@ -56,22 +56,20 @@ def main(folder, workers, kills, trials):
         return child
 
     running.run_trial(settle({"batch_size": 256})[0], dataset, folder.parent / "warm")
-    team, killed, ended = [fork() for _ in range(workers)], 0, Counter()
+    team, ended = [fork() for _ in range(workers)], Counter()
     began = time.perf_counter()
     while team:
         time.sleep(generator.uniform(0.1, 0.6))
-        if killed < kills:
-            os.kill(team[generator.integers(len(team))], signal.SIGKILL)
-            killed += 1
         for child in list(team):
             found, status = os.waitpid(child, os.WNOHANG)
             if found:
                 team.remove(child)
-                ended[
-                    "killed" if os.WIFSIGNALED(status) else f"code {os.waitstatus_to_exitcode(status)}"
-                ] += 1
-                if os.WIFSIGNALED(status):
+                code = os.waitstatus_to_exitcode(status)
+                ended["killed" if code == -signal.SIGKILL else f"code {code}"] += 1
+                if code == -signal.SIGKILL:
                     team.append(fork())
+        if team and ended["killed"] < kills:  # whoever was killed before is counted by now
+            os.kill(team[generator.integers(len(team))], signal.SIGKILL)
     rows = Study(plan(folder, trials)).rows()
     journal = [json.loads(line) for line in (folder / "journal.log").read_text().splitlines()]
     ends = Counter(

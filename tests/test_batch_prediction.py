@@ -163,7 +163,7 @@ def test_killed_processes_lose_nothing(digits_run, folder, tmp_path):
     for wanted in (2, 6):  # parts that are there when everything is killed
         process = subprocess.Popen([sys.executable, script, digits_run, folder, file], start_new_session=True)
         parts = tmp_path / ".t.csv.parts"
-        while process.poll() is None and len(list(parts.glob("*.jsonl"))) < wanted:
+        while process.poll() is None and len(list(parts.glob("[0-9]*"))) < wanted:
             time.sleep(0.002)
         os.kill(process.pid, signal.SIGKILL)  # its workers end by themselves
         process.wait()
@@ -175,7 +175,7 @@ def test_killed_processes_lose_nothing(digits_run, folder, tmp_path):
 @pytest.mark.slow
 @pytest.mark.posix("kills processes")
 def test_a_worker_that_dies_ends_the_call_which_can_be_repeated(digits_run, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(batch_prediction, "_predict_here", die)
+    monkeypatch.setattr(batch_prediction, "_prepare", die)
     with pytest.raises(RunError, match="one that ended"):
         predict_to_table(digits_run, [folder], tmp_path / "t.csv", workers=2)
     monkeypatch.undo()

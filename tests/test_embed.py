@@ -11,7 +11,7 @@ from sklearn.neighbors import NearestNeighbors
 
 import convscope
 from convscope import embedding as embedding_module
-from convscope.embedding import embed, lay_out, nearest_to
+from convscope.embedding import embed, embed_to_table, lay_out, nearest_to
 from convscope.errors import DataError, UsageError
 from convscope.export import load_bundle
 from convscope.inspection import embeddings
@@ -162,13 +162,86 @@ def test_the_command_writes_features_and_a_map(typed, folder, digits_run, tmp_pa
 
 def test_features_are_written_as_parquet(typed, folder, digits_run, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
-    done = typed("embed", str(folder), "--network", str(digits_run), "--out", "f.parquet", cwd=tmp_path)
+    options = ("--network", str(digits_run), "--out", "f.parquet", "--map", "m.html", "--json")
+    done = typed("embed", str(folder), *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     table = parquet.read_table(tmp_path / "f.parquet")
     expected, _ = embed(folder, str(digits_run))
-    assert table.column_names == ["name", "class", "features"]
+    assert table.column_names == ["name", "class", "features", "error"]
     np.testing.assert_array_equal(np.stack(table["features"].to_numpy()), expected.features)
     assert table["name"].to_pylist() == list(expected.names)
+    assert table["error"].null_count == 80
+    said = json.loads(done.stdout)
+    assert (said["images"], said["features"]) == expected.features.shape
+    assert len(data_of((tmp_path / "m.html").read_text(encoding="utf-8"))["images"]) == 80
+
+
+@pytest.fixture
+def mixed(folder, tmp_path):
+    """The digits, and three files that are no images, of which one comes first."""
+    place = shutil.copytree(folder, tmp_path / "mixed")
+    for name in ("a.png", "b.png", "zz.png"):
+        (place / name).write_bytes(b"no image")
+    return place
+
+
+def test_a_table_goes_on_where_it_was_and_a_bad_file_is_a_row(mixed, digits_run, tmp_path, monkeypatch):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(embedding_module, "PART", 2)  # so the first part has nothing to read
+    whole = embed_to_table(mixed, tmp_path / "whole.parquet", str(digits_run))
+    gone_through = []
+    compute = embedding_module._features_of
+
+    def until_tenth(network, images):
+        gone_through.append([image.name for image in images])
+        if len(gone_through) == 10:
+            raise KeyboardInterrupt
+        return compute(network, images)
+
+    monkeypatch.setattr(embedding_module, "_features_of", until_tenth)
+    with pytest.raises(KeyboardInterrupt):
+        embed_to_table(mixed, tmp_path / "f.parquet", str(digits_run))
+    assert not (tmp_path / "f.parquet").exists()
+    done = embed_to_table(mixed, tmp_path / "f.parquet", str(digits_run))
+    assert (done.found_done, done.images, done.failures) == (18, 80, whole.failures)
+    assert (tmp_path / "f.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    assert sum(map(len, gone_through)) == 83 + 2  # the part that was interrupted, twice
+    table = parquet.read_table(tmp_path / "f.parquet")
+    expected, _ = embed(mixed, str(digits_run))
+    bad = table.filter(table["error"].is_valid())
+    assert bad["name"].to_pylist() == [str(mixed / name) for name in ("a.png", "b.png", "zz.png")]
+    assert table["features"].null_count == 3
+    again, _ = embed(mixed, str(digits_run), table=tmp_path / "f.parquet")
+    np.testing.assert_allclose(again.features, expected.features, rtol=1e-5, atol=1e-6)
+    assert (again.names, again.classes, again.failures) == (
+        expected.names, expected.classes, expected.failures,
+    )  # fmt: skip
+    np.testing.assert_array_equal(again.pixels(50), expected.pixels(50))
+    assert {path.name for path in tmp_path.iterdir()} == {"mixed", "whole.parquet", "f.parquet"}
+
+
+def test_a_table_of_nothing_is_not_written(tmp_path, digits_run):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"broken\.png to be an image"):
+        embed_to_table(tmp_path / "broken.png", tmp_path / "f.parquet", str(digits_run))
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.png"]
+
+
+@pytest.mark.slow
+def test_several_processes_give_the_same_table(mixed, digits_run, tmp_path, typed):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    options = ("--network", str(digits_run), "--json", "--out")
+    answers = [
+        typed("embed", "mixed", *options, f"{workers}.parquet", "--workers", str(workers), cwd=tmp_path)
+        for workers in (1, 2)
+    ]
+    assert [answer.returncode for answer in answers] == [3, 3], answers
+    one, two = (parquet.read_table(tmp_path / f"{workers}.parquet") for workers in (1, 2))
+    assert one.drop_columns("features") == two.drop_columns("features")
+    values = [np.stack(table["features"].drop_null().to_numpy()) for table in (one, two)]
+    np.testing.assert_allclose(*values, rtol=1e-5, atol=1e-6)
+    assert json.loads(answers[0].stdout)["failures"] == json.loads(answers[1].stdout)["failures"]
 
 
 def test_the_command_shows_the_nearest_and_draws_them(typed, folder, digits_run, tmp_path):
@@ -201,6 +274,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_embedded(typed, folder, digit
         (["photos", "--network", "nothing"], 2, "Expected efficientnet-lite0 or a run as the network"),
         (["photos", "--method", "umap"], 2, "Expected --method tsne or pca, got 'umap'"),
         (["photos", "--show", "a.png"], 2, "Expected --show beside --similar"),
+        (["photos", "--workers", "2"], 2, "Expected --workers beside --out FILE.parquet"),
         (["photos", "--out", "a.csv"], 2, "Expected a file that ends in .npz or .parquet for --out"),
         (["photos", "--map", "there.html"], 2, "Expected a new file for --map, got there.html"),
         (["nowhere"], 2, "nowhere"),

@@ -699,6 +699,48 @@ print(ingest(read_folder(Path({str(photos)!r})), ReadOptions()).images.sum())
     assert list(own_cache.glob("scratch/*")) == []
 
 
+BUILD = """
+import logging, os, sys, time
+from convscope.data import ingest
+from convscope.data.loading import load
+
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+logging.getLogger("convscope.progress").setLevel(logging.INFO)
+look = ingest._look_at
+
+def look_slowly(*arguments):
+    print("reads", flush=True)
+    while not os.path.exists(sys.argv[2]):
+        time.sleep(0.01)
+    return look(*arguments)
+
+ingest._look_at = look_slowly
+print("images:", len(load(sys.argv[1]).train))
+"""
+WAITING = "Waiting for another process that decodes these images"
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["whole", "killed"])
+def test_whoever_comes_second_waits_and_reads(photos, own_cache, killed):
+    for path in photos.rglob("*"):
+        os.utime(path, (1, 1))
+    time.sleep(2.1)  # until then their change times are too young to be trusted
+    gate = own_cache.with_name("gate")
+    command = [sys.executable, "-u", "-c", BUILD, str(photos), str(gate)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+        assert "reads\n" in iter(first.stdout.readline, "")
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as second:
+            assert f"{WAITING}\n" in iter(second.stdout.readline, "")
+            if killed:
+                first.kill()
+                first.wait()
+            gate.touch()
+            rest = second.communicate()[0].splitlines()
+    assert rest[-1].startswith("images: ")
+    assert ("reads" in rest) is killed
+    assert [path for path in own_cache.glob("known/*") if path.suffix == ".lock"] == []
+
+
 def test_what_a_killed_process_left_is_removed_after_a_day(photos, own_cache):
     for name, age_seconds in (("old", 90_000), ("new", 60)):
         (own_cache / "scratch" / name).mkdir(parents=True)

@@ -13,18 +13,21 @@ from photographs import encoded, photograph, tree_of, write_classes
 from PIL import Image
 
 from convscope.cli.datasets import check, check_first
+from convscope.data import ingest as ingest_module
 from convscope.data import sources
-from convscope.data.ingest import open_path
+from convscope.data.ingest import ReadOptions, open_path
 from convscope.data.loading import load
 from convscope.data.quality import (
     SEVERITIES,
     check_collection,
     check_dataset,
     check_folder,
+    check_path,
     contact_sheet,
     measure,
     tree_accuracy,
 )
+from convscope.data.sources import base
 from convscope.data.sources.folder import read_folder
 from convscope.errors import DataError, DataNotFoundError
 
@@ -32,6 +35,7 @@ from convscope.errors import DataError, DataNotFoundError
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("CONVSCOPE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.fixture
@@ -396,3 +400,88 @@ def test_a_report_cannot_be_changed(photos):
     report = check_collection(open_path(photos), "photos")
     with pytest.raises(dataclasses.FrozenInstanceError):
         report.used = 0
+
+
+# Many files, in parts
+
+
+@pytest.fixture
+def many(tmp_path, monkeypatch):
+    """Forty images in parts of seven, some of them damaged, one the same as another."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "many"
+    for number in range(40):
+        place = root / ("cat", "dog")[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20 + number % 3, 24, 3), np.uint8)).save(
+            place / f"{number}.png"
+        )
+    (root / "cat" / "bad.png").write_bytes(b"no image")
+    (root / "dog" / "cut.png").write_bytes((root / "dog" / "1.png").read_bytes()[:400])
+    (root / "dog" / "copy.png").write_bytes((root / "dog" / "3.png").read_bytes())
+    for file in root.rglob("*.png"):
+        os.utime(file, (1, 1))
+    monkeypatch.setattr(base, "CHUNK", 7)
+    monkeypatch.setattr(base, "SETTLED_SECONDS", -1)
+    monkeypatch.setattr(ingest_module, "KEPT", 1)
+    return root
+
+
+def test_a_report_is_the_same_with_any_number_of_processes(many, tmp_path, monkeypatch):
+    reports, pixels = [], []
+    for processes in (1, 2):
+        monkeypatch.setenv("CONVSCOPE_CACHE", str(tmp_path / f"cache-{processes}"))
+        told = []
+        report, collection = check_path(
+            many,
+            options=ReadOptions(processes=processes),
+            progress=lambda *both, told=told: told.append(both),
+        )
+        reports.append(report.to_json())
+        pixels.append(collection.images)
+        assert told[-1] == (43, 43)
+        assert list((tmp_path / f"cache-{processes}" / "parts").iterdir()) == []
+    assert reports[0] == reports[1]
+    assert {finding["kind"] for finding in reports[0]["findings"]} >= {
+        "not_an_image",
+        "truncated",
+        "duplicate",
+    }
+    np.testing.assert_array_equal(*pixels)
+
+
+@pytest.mark.parametrize("stopped_in", ["_look_at", "_decode"])
+def test_what_was_read_before_it_is_stopped_is_not_read_again(many, own_cache, monkeypatch, stopped_in):
+    log = {"_look_at": [], "_decode": []}
+    is_stopped = True
+
+    def noting(name, work):
+        def note(*arguments):
+            log[name].append([image for image, read in arguments[-1] if read is not None])
+            if is_stopped and name == stopped_in and len(log[name]) == 4:
+                raise KeyboardInterrupt
+            return work(*arguments)
+
+        return note
+
+    for name in log:
+        monkeypatch.setattr(ingest_module, name, noting(name, getattr(ingest_module, name)))
+    with pytest.raises(KeyboardInterrupt):
+        check_folder(many)
+    is_stopped = False
+    report = check_folder(many)
+    looked = [name for part in log["_look_at"] for name in part]
+    assert len(looked) == 43 + 7 * (stopped_in == "_look_at")
+    decoded = [name for part in log["_decode"] for name in part]
+    assert len(set(decoded)) == 41  # what the first look found to be no image is passed over
+    assert len(decoded) - len(set(decoded)) <= 7
+    assert list((own_cache / "parts").iterdir()) == []
+    monkeypatch.setenv("CONVSCOPE_CACHE", str(own_cache / "undisturbed"))
+    assert check_folder(many) == report
+
+
+def test_the_command_takes_workers(many, typed, tmp_path):
+    answer = typed("data", "check", str(many), "--workers", "2", "--json", "--quick", cwd=tmp_path)
+    assert json.loads(answer.stdout)["used"] == 41
+    refused = typed("data", "check", str(many), "--workers", "0", cwd=tmp_path)
+    assert (refused.returncode, "from 1 to 64 workers, got 0" in refused.stderr) == (2, True)

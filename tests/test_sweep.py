@@ -241,7 +241,8 @@ def test_samplers_by_their_names(tmp_path, sampler):
 @pytest.mark.posix("a process that forks")
 def test_whoever_is_killed_every_trial_is_finished_once(tmp_path):
     # A part of it by default; CONVSCOPE_FULL=1 kills the eight workers of one sweep forty times.
-    workers, kills, trials = (8, 40, 30) if os.environ.get("CONVSCOPE_FULL") else (4, 10, 8)
+    full = bool(os.environ.get("CONVSCOPE_FULL"))
+    workers, kills, trials = (8, 40, 60) if full else (4, 10, 8)
     done = subprocess.run(
         [
             sys.executable,
@@ -258,6 +259,7 @@ def test_whoever_is_killed_every_trial_is_finished_once(tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert set(found["ended"]) == {"killed", "code 0"}
+    assert found["ended"]["killed"] >= kills or not full  # a few trials may be over before
     assert found["states"] == {"complete": trials}
     assert found["ended_once"] == found["runs"] == found["begun"] == trials
     assert found["as_undisturbed"]

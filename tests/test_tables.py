@@ -965,7 +965,7 @@ def test_another_size_can_be_asked_for(tmp_path):
 def test_numbers_are_read_once(tmp_path, monkeypatch):
     path = save_npz(tmp_path / "d.npz", x=COLOUR, y=LABELS)
     first = load(path)
-    monkeypatch.setattr(ingest, "_write_pixels", None)
+    monkeypatch.setattr(ingest, "_write_numbers", None)
     assert load(path).fingerprint == first.fingerprint
     monkeypatch.setattr(base, "SETTLED_SECONDS", -1)
     load(path)

@@ -5,32 +5,43 @@ The network is a backbone with published weights, which needs no training, or th
 
 from __future__ import annotations
 
-import io
+import hashlib
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.data.dataset import Split, printable
+from convscope.data.dataset import Dataset, Split, printable
 from convscope.data.decode import SUFFIXES, ImageError, decode, quiet_pillow, read_bytes
 from convscope.data.loading import load, load_again
 from convscope.data.sources.base import SPLIT_NAMES
 from convscope.data.sources.folder import walk
-from convscope.environment import require_package
 from convscope.errors import DataError, RunError, UsageError, expected_got
 from convscope.evaluation.novelty import reduce
 from convscope.export import load_bundle
+from convscope.export.loading import digest_of_network
 from convscope.networks.pretrained import (
     DEFAULT,
     DEFAULT_SIZE,
     backbone,
     is_pretrained,
     preprocess_for,
+)
+from convscope.parts import (
+    file_stamp,
+    in_parts,
+    pack,
+    part_file,
+    parts_of,
+    require_new,
+    require_workers,
+    unpack,
 )
 from convscope.preprocessing import Preprocess
 from convscope.runs import RUN_FILE, find_run, open_run
@@ -43,6 +54,8 @@ if TYPE_CHECKING:
 _PROGRESS = logging.getLogger("convscope.progress")
 # Images that are decoded before the network is asked.
 CHUNK = 64
+# Images in a part of a table.
+PART = 512
 # Longer features, of networks that end in a whole map, are kept as sums of random signs.
 LONGEST = 4_096
 # t-SNE of so many images takes some ten seconds; the page stays below 3 MB.
@@ -58,13 +71,30 @@ class _Network:
     features: Callable[[NDArray[np.uint8]], NDArray[np.float32]] = field(repr=False)
 
 
-@dataclass(frozen=True, eq=False)
-class Images:
-    """Images by number, read when they are needed: their names, and their classes ('' where unknown)."""
+@dataclass(frozen=True, eq=False, slots=True)
+class _Image:
+    """An image that has not been read yet: a file, or pixels; its class is '' where it is not known."""
 
-    names: Sequence[str]
-    classes: Sequence[str]
-    read: Callable[[int, int], NDArray[np.uint8]] = field(repr=False)
+    name: str
+    label: str
+    content: Path | NDArray[np.uint8] = field(repr=False)
+
+    def read(self, preprocess: Preprocess) -> NDArray[np.uint8]:
+        """Read it in the size that the network takes, (h, w, c); raises ImageError."""
+        pixels = self.content
+        if isinstance(pixels, Path):
+            pixels = decode(read_bytes(pixels, self.name), self.name, preprocess.depth)
+        image: NDArray[np.uint8] = preprocess.resize_to_input([pixels])[0]
+        return image
+
+
+@dataclass(frozen=True, eq=False)
+class _Images:
+    """Images by number, and what stays the same while they do."""
+
+    count: int
+    get: Callable[[int], _Image] = field(repr=False)
+    digest: Callable[[], str] = field(repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +124,16 @@ class Embedding:
     pixels: Callable[[int], NDArray[np.uint8]] = field(repr=False)
     failures: tuple[str, ...] = ()
 
+    @property
+    def images(self) -> int:
+        """How many rows there are."""
+        return len(self.features)
+
+    @property
+    def length(self) -> int:
+        """How many features an image has."""
+        return int(self.features.shape[1])
+
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Give features, names and classes as arrays, and the network's name."""
         return {
@@ -103,21 +143,31 @@ class Embedding:
             "network": np.array(self.network),
         }
 
-    def to_parquet(self) -> bytes:
-        """Give a table with a row for each image: its name, its class and a list of its features."""
-        require_package("pyarrow", "parquet")
-        import pyarrow
-        from pyarrow import parquet
 
-        flat = pyarrow.array(self.features.reshape(-1))
-        columns = {
-            "name": pyarrow.array(self.names),
-            "class": pyarrow.array([one or None for one in self.classes], pyarrow.string()),
-            "features": pyarrow.FixedSizeListArray.from_arrays(flat, self.features.shape[1]),
-        }
-        buffer = io.BytesIO()
-        parquet.write_table(pyarrow.table(columns).replace_schema_metadata({"network": self.network}), buffer)
-        return buffer.getvalue()
+@dataclass(frozen=True)
+class FeatureTable:
+    """A table of features that is written.
+
+    Attributes
+    ----------
+    file : Path
+        Where it lies.
+    network : str
+        Whose features they are.
+    images, length : int
+        How many images could be read, and how many features each has.
+    failures : tuple of str
+        What could not be read, and why; each is a row, too.
+    found_done : int
+        Images that an earlier, interrupted call had gone through already.
+    """
+
+    file: Path
+    network: str
+    images: int
+    length: int
+    failures: tuple[str, ...]
+    found_done: int
 
 
 def embed(
@@ -127,6 +177,7 @@ def embed(
     similar: Sequence[str | Path] = (),
     size: int | None = None,
     weights: str | None = None,
+    table: str | Path | None = None,
 ) -> tuple[Embedding, Embedding | None]:
     """Compute the features of images, some at a time; memory holds the features, not the images.
 
@@ -144,6 +195,8 @@ def embed(
         Height and width in which a network that is no run sees the images; 192 when left out.
     weights : str, optional
         A file of weights for such a network, in the place of the published ones.
+    table : str or Path, optional
+        What `embed_to_table` wrote of the same source with the same network: read, and not computed again.
 
     Returns
     -------
@@ -165,15 +218,101 @@ def embed(
     >>> embedding.features.shape  # doctest: +SKIP
     (1437, 1280)
     """
-    run = _run_at(source)
-    images = _of_run(run) if run else _of_path(source)
-    chosen = _open_network(network or (str(run) if run else DEFAULT), size, weights)
+    images, name = _find(source, network)
+    chosen = _open_network(name, size, weights)
     asked = None
     if similar:
         files = [Path(one) for one in similar]
-        asked = _compute(chosen, _of_files(files, [str(one) for one in files], [""] * len(files)))
-    _PROGRESS.info("Computing the features of %s images", f"{len(images.names):,}")
+        asked = _compute(chosen, _of_files(files, [""] * len(files)))
+    if table is not None:
+        return _read_table(chosen, images, Path(table)), asked
+    _PROGRESS.info("Computing the features of %s images", f"{images.count:,}")
     return _compute(chosen, images), asked
+
+
+def embed_to_table(
+    source: str | Path,
+    file: str | Path,
+    network: str = "",
+    *,
+    size: int | None = None,
+    weights: str | None = None,
+    workers: int = 1,
+    on_progress: Callable[[int, int], None] = lambda _done, _all: None,
+) -> FeatureTable:
+    """Compute the features of many images into a table: a row for each, in order; memory stays flat.
+
+    The columns are ``name``, ``class``, ``features`` (a list of a fixed length) and ``error``: an image that
+    cannot be read is a row with its error and without features. An interrupted call with the same arguments
+    goes on where it was.
+
+    Parameters
+    ----------
+    source : str or Path
+        As `embed` takes it.
+    file : str or Path
+        A new file that ends in ``.parquet``.
+    network : str
+        As `embed` takes it, and so ``size`` and ``weights``.
+    size : int, optional
+        Height and width in which a network that is no run sees the images; 192 when left out.
+    weights : str, optional
+        A file of weights for such a network, in the place of the published ones.
+    workers : int
+        Processes that compute, each with its share of the threads; 1 computes in this one. A script that asks
+        for several calls this below ``if __name__ == "__main__":``, since each of them loads it again.
+    on_progress : callable
+        Called with the number of images that are done, and of all.
+
+    Returns
+    -------
+    FeatureTable
+
+    Raises
+    ------
+    DataError
+        If there is no image, or none can be read.
+    UsageError
+        If there is no such network, for an impossible number of workers or file, and where parts of another
+        call lie.
+    RunError
+        If a process ends that computes, or another is at this table.
+
+    Examples
+    --------
+    >>> embed_to_table("photos", "features.csv")
+    Traceback (most recent call last):
+    ...
+    convscope.errors.UsageError: Expected a table that ends in .parquet, got features.csv.
+    """
+    file = Path(file)
+    require_new(file, (".parquet",))
+    require_workers(workers)
+    images, name = _find(source, network)
+    plan = {"network": _digest_of(name, size, weights), "images": images.digest(), "part": PART}
+    parts = [range(start, min(start + PART, images.count)) for start in range(0, images.count, PART)]
+    failures: list[str] = []
+
+    def tables(contents: Iterable[bytes]) -> Iterator[dict[str, NDArray[Any]]]:
+        for part, content in zip(parts, contents, strict=True):
+            found = unpack(content)
+            failures.extend(str(one) for one in found["errors"] if one)
+            yield found
+            on_progress(part.stop, images.count)
+
+    with parts_of(file, plan) as folder:
+        found_done = sum(
+            len(part) for number, part in enumerate(parts) if part_file(folder, number).is_file()
+        )
+        on_progress(0, images.count)
+        jobs = ([images.get(number) for number in part] for part in parts)
+        contents = in_parts(jobs, partial(_prepare, name, size, weights), folder, min(workers, len(parts)))
+        length, shown = _write_table(folder / "table", tables(contents))
+        if length:
+            (folder / "table").replace(file)
+    if not length:
+        raise _nothing(failures)
+    return FeatureTable(file, shown, images.count - len(failures), length, tuple(failures), found_done)
 
 
 def nearest_to(embedding: Embedding, asked: Embedding, count: int) -> Neighbours:
@@ -218,38 +357,141 @@ def draw_similar(embedding: Embedding, asked: Embedding, found: Neighbours) -> F
     return plot_neighbours(queries, known, placed, query_labels=names, known_labels=labels, searched="images")
 
 
-def _compute(network: _Network, images: Images) -> Embedding:
+def _find(source: str | Path, network: str) -> tuple[_Images, str]:
+    """Find the images, and name the network that is asked about them."""
+    run = _run_at(source)
+    return (_of_run(run) if run else _of_path(source)), network or (str(run) if run else DEFAULT)
+
+
+def _compute(network: _Network, images: _Images) -> Embedding:
     """Compute the features of all images that can be read."""
-    preprocess, rows, kept, failures = network.preprocess, [], [], []
-    for start in range(0, len(images.names), CHUNK):
-        read = []
-        with quiet_pillow():
-            for number in range(start, min(start + CHUNK, len(images.names))):
-                try:
-                    image = images.read(number, preprocess.depth)
-                except ImageError as error:
-                    failures.append(str(error))
-                else:
-                    read.append(preprocess.resize_to_input([image])[0])
-                    kept.append(number)
-        if read:
-            features = network.features(np.stack(read))
-            rows.append(reduce(features) if features.shape[1] > LONGEST else features)
-    if not rows:
-        raise DataError(failures[0] if failures else expected_got("images", "none"))
+    rows, seen, errors = [], list[tuple[str, str]](), list[str]()
+    for start in range(0, images.count, CHUNK):
+        some = [images.get(number) for number in range(start, min(start + CHUNK, images.count))]
+        features, found = _features_of(network, some)
+        seen += [(image.name, image.label) for image in some]
+        errors += found
+        if len(features):
+            rows.append(features)
+    return _embedding(network, images, np.concatenate(rows) if rows else None, seen, errors)
 
-    def pixels(row: int) -> NDArray[np.uint8]:
-        image: NDArray[np.uint8] = preprocess.resize_to_input([images.read(kept[row], preprocess.depth)])[0]
-        return image
 
+def _features_of(network: _Network, images: Sequence[_Image]) -> tuple[NDArray[np.float32], list[str]]:
+    """Compute the features (k, d) of those images that can be read; say of each what is wrong with it."""
+    read, errors = [], []
+    with quiet_pillow():
+        for image in images:
+            try:
+                read.append(image.read(network.preprocess))
+                errors.append("")
+            except ImageError as error:
+                errors.append(str(error))
+    if not read:
+        return np.empty((0, 0), np.float32), errors
+    features = network.features(np.stack(read))
+    return reduce(features) if features.shape[1] > LONGEST else features, errors
+
+
+def _embedding(
+    network: _Network,
+    images: _Images,
+    features: NDArray[np.float32] | None,
+    seen: Sequence[tuple[str, str]],
+    errors: Sequence[str],
+) -> Embedding:
+    """Put together what was computed of images, by name and class of each."""
+    failures = tuple(error for error in errors if error)
+    if features is None:
+        raise _nothing(failures)
+    kept = [number for number, error in enumerate(errors) if not error]
     return Embedding(
         network=network.name,
-        features=np.concatenate(rows),
-        names=tuple(images.names[number] for number in kept),
-        classes=tuple(images.classes[number] for number in kept),
-        pixels=pixels,
-        failures=tuple(failures),
+        features=features,
+        names=tuple(seen[number][0] for number in kept),
+        classes=tuple(seen[number][1] for number in kept),
+        pixels=lambda row: images.get(kept[row]).read(network.preprocess),
+        failures=failures,
     )
+
+
+def _nothing(failures: Sequence[str]) -> DataError:
+    """Make the error for images of which none can be read."""
+    return DataError(failures[0] if failures else expected_got("images", "none"))
+
+
+def _prepare(name: str, size: int | None, weights: str | None) -> Callable[[Sequence[_Image]], bytes]:
+    """Open the network, once in each process."""
+    network = _open_network(name, size, weights)
+
+    def work(images: Sequence[_Image]) -> bytes:
+        some = [
+            _features_of(network, images[start : start + CHUNK]) for start in range(0, len(images), CHUNK)
+        ]
+        errors = [error for _, found in some for error in found]
+        rows = [features for features, _ in some if len(features)]
+        return pack(
+            {
+                "network": np.array(network.name),
+                "names": np.array([image.name for image in images]),
+                "classes": np.array([image.label for image in images]),
+                "errors": np.array(errors),
+                "features": np.concatenate(rows) if rows else np.empty((0, 0), np.float32),
+            }
+        )
+
+    return work
+
+
+def _write_table(file: Path, parts: Iterator[dict[str, NDArray[Any]]]) -> tuple[int, str]:
+    """Write parts into a table; give the number of features, 0 where no image could be read, and whose."""
+    import pyarrow
+    from pyarrow import parquet
+
+    def table(part: dict[str, NDArray[Any]], length: int) -> pyarrow.Table:
+        bad = part["errors"] != ""
+        features = np.zeros((len(bad), length), np.float32)
+        features[~bad] = part["features"].reshape(-1, length)
+        flat, mask = pyarrow.array(features.reshape(-1)), pyarrow.array(bad)
+        texts = {
+            name: pyarrow.array([str(one) or None for one in part[name]], pyarrow.string())
+            for name in ("names", "classes", "errors")
+        }
+        columns = {
+            "name": texts["names"],
+            "class": texts["classes"],
+            "features": pyarrow.FixedSizeListArray.from_arrays(flat, length, mask=mask),
+            "error": texts["errors"],
+        }
+        return pyarrow.table(columns).replace_schema_metadata({"network": str(part["network"])})
+
+    unreadable = []  # until the first image that could be read says how many features there are
+    for part in parts:
+        length = part["features"].shape[1]
+        if not length:
+            unreadable.append(part)
+            continue
+        first = table(part, length)
+        with parquet.ParquetWriter(file, first.schema) as writer:
+            for one in unreadable:
+                writer.write_table(table(one, length))
+            writer.write_table(first)
+            for one in parts:
+                writer.write_table(table(one, length))
+        return length, str(part["network"])
+    return 0, ""
+
+
+def _read_table(network: _Network, images: _Images, file: Path) -> Embedding:
+    """Read what was written of the same images."""
+    from pyarrow import parquet
+
+    table = parquet.read_table(file)
+    errors, names, classes = (
+        [one or "" for one in table[column].to_pylist()] for column in ("error", "name", "class")
+    )
+    column = table["features"].drop_null().combine_chunks()
+    features = column.flatten().to_numpy().reshape(len(column), -1)
+    return _embedding(network, images, features, list(zip(names, classes, strict=True)), errors)
 
 
 def _run_at(source: str | Path) -> Path | None:
@@ -268,13 +510,7 @@ def _open_network(name: str, size: int | None, weights: str | None) -> _Network:
         size = size or DEFAULT_SIZE
         model, settings = backbone(name, size, weights), preprocess_for(name, size)
         return _Network(name, settings, lambda pixels: predict(model, pixels, preprocess=settings))
-    if size is not None or weights is not None:
-        hint = "A run has a size and weights of its own."
-        raise UsageError(expected_got(f"{DEFAULT} or keras:NAME beside a size or weights", repr(name), hint))
-    try:
-        run = find_run(name)
-    except RunError as error:
-        raise UsageError(expected_got(f"{DEFAULT} or a run as the network", repr(name))) from error
+    run = _run_of_network(name, size, weights)
     bundle = load_bundle(run)
 
     def features(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -283,29 +519,43 @@ def _open_network(name: str, size: int | None, weights: str | None) -> _Network:
     return _Network(f"the run {run.name}", bundle.preprocess, features)
 
 
-def _of_run(run: Path) -> Images:
+def _run_of_network(name: str, size: int | None, weights: str | None) -> Path:
+    """Find the run whose network is meant."""
+    if size is not None or weights is not None:
+        hint = "A run has a size and weights of its own."
+        raise UsageError(expected_got(f"{DEFAULT} or keras:NAME beside a size or weights", repr(name), hint))
+    try:
+        return find_run(name)
+    except RunError as error:
+        raise UsageError(expected_got(f"{DEFAULT} or a run as the network", repr(name))) from error
+
+
+def _digest_of(name: str, size: int | None, weights: str | None) -> list[Any]:
+    """Say what tells one network from another."""
+    if is_pretrained(name):
+        return [name, size or DEFAULT_SIZE, weights, file_stamp(weights) if weights else None]
+    return [digest_of_network(_run_of_network(name, size, weights))]
+
+
+def _of_run(run: Path) -> _Images:
     """Take the training and validation images of a run; its test images stay unseen."""
     dataset = load_again(open_run(run).read_json(RUN_FILE)["data"])
     parts = [dataset.train, *([dataset.validation] if dataset.validation else [])]
-    return _of_parts(parts, dataset.class_names)
+    return _of_parts(dataset, parts)
 
 
-def _of_path(source: str | Path) -> Images:
+def _of_path(source: str | Path) -> _Images:
     """Take the images at a path: files as they are, without a copy in the cache; else what `load` reads."""
     path = Path(source)
     if path.is_dir():
         found = [Path(one) for one in walk(path).files if Path(one).suffix.lower() in SUFFIXES]
         if found:
-            return _of_files(
-                [path / one for one in found],
-                [str(path / one) for one in found],
-                [_class_of(one) for one in found],
-            )
+            return _of_files([path / one for one in found], [_class_of(one) for one in found])
     elif path.is_file() and path.suffix.lower() in SUFFIXES:
-        return _of_files([path], [str(path)], [""])
+        return _of_files([path], [""])
     dataset = load(str(source))
     parts = [part for part in (dataset.train, dataset.validation, dataset.test) if part]
-    return _of_parts(parts, dataset.class_names)
+    return _of_parts(dataset, parts)
 
 
 def _class_of(file: Path) -> str:
@@ -313,26 +563,30 @@ def _class_of(file: Path) -> str:
     return next((name for name in file.parent.parts if name.lower() not in SPLIT_NAMES), "")
 
 
-def _of_files(files: Sequence[Path], names: Sequence[str], classes: Sequence[str]) -> Images:
-    shown = [printable(name) for name in names]
+def _of_files(files: Sequence[Path], classes: Sequence[str]) -> _Images:
+    def digest() -> str:
+        found = hashlib.sha256()
+        for file in files:
+            found.update(repr((str(file), file_stamp(file))).encode("utf-8", "backslashreplace"))
+        return found.hexdigest()
 
-    def read(number: int, depth: int) -> NDArray[np.uint8]:
-        return decode(read_bytes(files[number], shown[number]), shown[number], depth)
+    return _Images(
+        len(files),
+        lambda number: _Image(printable(str(files[number])), printable(classes[number]), files[number]),
+        digest,
+    )
 
-    return Images(shown, [printable(one) for one in classes], read)
 
-
-def _of_parts(parts: Sequence[Split], class_names: Sequence[str]) -> Images:
+def _of_parts(dataset: Dataset, parts: Sequence[Split]) -> _Images:
     ends = np.cumsum([len(part) for part in parts])
 
-    def read(number: int, _depth: int) -> NDArray[np.uint8]:
-        part = int(np.searchsorted(ends, number, side="right"))
-        before = int(ends[part - 1]) if part else 0
-        image: NDArray[np.uint8] = np.asarray(parts[part].images[number - before])
-        return image
+    def get(number: int) -> _Image:
+        index = int(np.searchsorted(ends, number, side="right"))
+        part, row = parts[index], number - (int(ends[index - 1]) if index else 0)
+        label = dataset.class_names[int(part.labels[row])]
+        return _Image(str(part.names[row]), label, np.asarray(part.images[row]))
 
-    names = [str(name) for part in parts for name in part.names]
-    return Images(names, [class_names[int(label)] for part in parts for label in part.labels], read)
+    return _Images(int(ends[-1]), get, lambda: dataset.fingerprint)
 
 
 def distance(similarity: float) -> float:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from convscope.cli import waiting
 from convscope.cli.output import explain, say, show_help, show_json, table
 from convscope.cli.parsing import Json
 from convscope.errors import ConvscopeError, DataError, expected_got
@@ -71,15 +72,22 @@ def check(
     sheet: Annotated[
         Path | None, typer.Option(help="Write a contact sheet of the images to this PNG file.")
     ] = None,
+    workers: Annotated[
+        int, typer.Option(help="Processes that read the images; the report is the same with any number.")
+    ] = 1,
     json: Json = False,
 ) -> None:
     """Look for what is wrong with your images; changes nothing.
 
+    Of many images, what was read until it is stopped is not read again.
+
     Example: convscope data check photos/ --sheet photos.png
     """
+    from convscope.data.ingest import ReadOptions
     from convscope.data.quality import check_folder
 
-    report = check_folder(path, quick)
+    with waiting.counting("Reading images", json) as progress:
+        report = check_folder(path, quick, ReadOptions(processes=workers), progress)
     if sheet is not None:
         _write_sheet(path, sheet)
     if json:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from convscope.cli import waiting
 from convscope.cli.output import answered_all_the_same, say, show_json, table, warn
 from convscope.cli.parsing import Device, Json
 from convscope.errors import UsageError, expected_got
 
 if TYPE_CHECKING:
-    from convscope.embedding import Embedding
+    from convscope.embedding import Embedding, FeatureTable
     from convscope.inspection import Neighbours
 
 SOME_FAILED = 3
@@ -52,6 +54,9 @@ def embed(
     ] = None,
     count: Annotated[int, typer.Option(help="How many of them.", min=1)] = 8,
     show: Annotated[Path | None, typer.Option(help="Draw them into this new .png file.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="For a .parquet table: processes that compute. [default: 1]")
+    ] = None,
     _device: Device = None,
     json: Json = False,
 ) -> None:
@@ -59,33 +64,37 @@ def embed(
 
     Without --out, --map and --similar, features and map are written to the current folder.
 
+    For many images, --out features.parquet goes on where it was stopped, and --workers computes in several
+    processes.
+
     Example: convscope embed photos/ --similar photo.jpg --show alike.png
     """
-    if method not in METHODS:
-        raise UsageError(expected_got(f"--method {' or '.join(METHODS)}", repr(method)))
-    if show is not None and not similar:
-        raise UsageError(expected_got("--show beside --similar", "no --similar"))
     if out is None and map is None and not similar:
         stem = Path(source).resolve().name or "images"
         out, map = Path(f"{stem}-features.npz"), Path(f"{stem}-map.html")
-    for option, file, endings in (
-        ("--out", out, (".npz", ".parquet")),
-        ("--map", map, (".html",)),
-        ("--show", show, (".png",)),
-    ):
-        require_new(option, file, endings)
-    if out is not None and out.suffix.lower() == ".parquet":
-        from convscope.environment import require_package
-
-        require_package("pyarrow", "parquet")
+    files = {"features": out, "map": map, "figure": show}
+    table_file = out if out is not None and out.suffix.lower() == ".parquet" else None
+    _require_possible(files, method, similar or (), None if table_file else workers)
     from convscope.embedding import embed as compute
     from convscope.embedding import nearest_to
 
-    embedding, asked = compute(source, network or "", similar=similar or (), size=size, weights=weights)
+    written = None
+    if table_file is not None:
+        written = _write_table(source, table_file, network, size, weights, workers or 1, json)
+        if map is None and not similar:
+            if _answer(written, [], files, json):
+                raise typer.Exit(SOME_FAILED)
+            return
+    embedding, asked = compute(
+        source, network or "", similar=similar or (), size=size, weights=weights, table=table_file
+    )
     found = None if asked is None else nearest_to(embedding, asked, count)
 
     def write() -> None:
-        _write_features(embedding, out)
+        if out is not None and table_file is None:
+            from convscope.runs import RunDirectory
+
+            RunDirectory(out.absolute().parent).write_arrays(out.name, embedding.to_arrays())
         _write_map(embedding, source, map, method)
         if show is not None and asked is not None and found is not None:
             from convscope.embedding import draw_similar
@@ -93,32 +102,26 @@ def embed(
 
             _write(show, png_bytes(draw_similar(embedding, asked, found)))
 
-    failures = [*embedding.failures, *(asked.failures if asked else ())]
     with answered_all_the_same(write):
-        if json:
-            files = {"features": out, "map": map, "figure": show}
-            show_json(
-                {
-                    "network": embedding.network,
-                    "images": len(embedding.names),
-                    "features": embedding.features.shape[1],
-                    "similar": _similar_as_json(embedding, asked, found),
-                    "files": {name: str(file) for name, file in files.items() if file},
-                    "failures": failures,
-                }
-            )
-        else:
-            images, features = embedding.features.shape
-            say(f"{images:,} images, {features:,} features each, of {embedding.network}")
-            if asked is not None and found is not None:
-                _show_similar(embedding, asked, found)
-            for what, file in (("Features", out), ("Map", map), ("The nearest images", show)):
-                if file is not None:
-                    say(f"{what}: {shlex.quote(str(file))}", whole=True)
-            for failure in failures:
-                warn(failure)
-    if failures:
+        similar_to = [] if asked is None or found is None else _similar(embedding, asked, found)
+        failed = _answer(embedding, similar_to, files, json, asked.failures if asked else ())
+    if failed:
         raise typer.Exit(SOME_FAILED)
+
+
+def _require_possible(
+    files: dict[str, Path | None], method: str, similar: Sequence[Path], workers: int | None
+) -> None:
+    """Refuse options that do not fit together; ``workers`` are those for which there is no table."""
+    if method not in METHODS:
+        raise UsageError(expected_got(f"--method {' or '.join(METHODS)}", repr(method)))
+    if files["figure"] is not None and not similar:
+        raise UsageError(expected_got("--show beside --similar", "no --similar"))
+    if workers is not None:
+        raise UsageError(expected_got("--workers beside --out FILE.parquet", "no such table"))
+    require_new("--out", files["features"], (".npz", ".parquet"))
+    require_new("--map", files["map"], (".html",))
+    require_new("--show", files["figure"], (".png",))
 
 
 def require_new(option: str, file: Path | None, endings: tuple[str, ...]) -> None:
@@ -134,22 +137,32 @@ def require_new(option: str, file: Path | None, endings: tuple[str, ...]) -> Non
         raise UsageError(expected_got(f"a file in an existing folder for {option}", file))
 
 
+def _write_table(
+    source: str,
+    file: Path,
+    network: str | None,
+    size: int | None,
+    weights: str | None,
+    workers: int,
+    json: bool,
+) -> FeatureTable:
+    """Compute many features, with a bar on a terminal and a line now and then elsewhere."""
+    from convscope.embedding import embed_to_table
+
+    with waiting.counting("Computing features", json) as on_progress:
+        written = embed_to_table(
+            source, file, network or "", size=size, weights=weights, workers=workers, on_progress=on_progress
+        )
+    if written.found_done and not json:
+        say(f"{written.found_done:,} had been gone through before.")
+    return written
+
+
 def _write(file: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
     from convscope.runs import RunDirectory
 
     RunDirectory(file.absolute().parent).write_bytes(file.name, content)
-
-
-def _write_features(embedding: Embedding, file: Path | None) -> None:
-    from convscope.runs import RunDirectory
-
-    if file is None:
-        return
-    if file.suffix.lower() == ".parquet":
-        _write(file, embedding.to_parquet())
-    else:
-        RunDirectory(file.absolute().parent).write_arrays(file.name, embedding.to_arrays())
 
 
 def _write_map(embedding: Embedding, source: str, file: Path | None, method: str) -> None:
@@ -173,35 +186,47 @@ def _write_map(embedding: Embedding, source: str, file: Path | None, method: str
     _write(file, page.encode("utf-8", "backslashreplace"))
 
 
-def _nearest(embedding: Embedding, found: Neighbours, row: int) -> list[tuple[str, str, float]]:
-    """List name, class and distance of the images nearest to one."""
+def _similar(embedding: Embedding, asked: Embedding, found: Neighbours) -> list[dict[str, Any]]:
+    """List the images nearest to each that was asked about."""
     from convscope.embedding import distance
 
-    pairs = zip(found.indices[row], found.similarities[row], strict=True)
-    return [
-        (embedding.names[index], embedding.classes[index], distance(float(cosine))) for index, cosine in pairs
-    ]
+    def nearest(row: int) -> list[dict[str, Any]]:
+        pairs = zip(found.indices[row], found.similarities[row], strict=True)
+        return [
+            {
+                "file": embedding.names[index],
+                "class": embedding.classes[index] or None,
+                "distance": distance(float(cosine)),
+            }
+            for index, cosine in pairs
+        ]
+
+    return [{"file": name, "nearest": nearest(row)} for row, name in enumerate(asked.names)]
 
 
-def _similar_as_json(
-    embedding: Embedding, asked: Embedding | None, found: Neighbours | None
-) -> list[dict[str, object]]:
-    if asked is None or found is None:
-        return []
-    return [
-        {
-            "file": name,
-            "nearest": [
-                {"file": file, "class": label or None, "distance": far}
-                for file, label, far in _nearest(embedding, found, row)
-            ],
-        }
-        for row, name in enumerate(asked.names)
-    ]
-
-
-def _show_similar(embedding: Embedding, asked: Embedding, found: Neighbours) -> None:
-    for row, name in enumerate(asked.names):
-        rows = [[file, label or "–", f"{far:.3f}"] for file, label, far in _nearest(embedding, found, row)]
-        table(f"Most like {name}", ["image", "class", "distance"], rows, left=(0, 1))
-    say("A distance of 0 is the same to the network, one of 1.4 has nothing in common with it.")
+def _answer(
+    result: Embedding | FeatureTable,
+    similar: list[dict[str, Any]],
+    files: dict[str, Path | None],
+    json: bool,
+    more_failures: Sequence[str] = (),
+) -> bool:
+    """Say what was computed; whether something could not be read."""
+    failures = [*result.failures, *more_failures]
+    if json:
+        answer = {"network": result.network, "images": result.images, "features": result.length}
+        written = {name: str(file) for name, file in files.items() if file}
+        show_json(answer | {"similar": similar, "files": written, "failures": failures})
+        return bool(failures)
+    say(f"{result.images:,} images, {result.length:,} features each, of {result.network}")
+    for one in similar:
+        rows = [[near["file"], near["class"] or "–", f"{near['distance']:.3f}"] for near in one["nearest"]]
+        table(f"Most like {one['file']}", ["image", "class", "distance"], rows, left=(0, 1))
+    if similar:
+        say("A distance of 0 is the same to the network, one of 1.4 has nothing in common with it.")
+    for what, name in (("Features", "features"), ("Map", "map"), ("The nearest images", "figure")):
+        if file := files[name]:
+            say(f"{what}: {shlex.quote(str(file))}", whole=True)
+    for failure in failures:
+        warn(failure)
+    return bool(failures)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -19,17 +20,20 @@ import time
 import weakref
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from filelock import Timeout
 from numpy.typing import NDArray
 
 from convscope.environment import cache_folder
 from convscope.errors import DataError, RunError, UsageError, expected_got
 from convscope.runs import is_lock_left, locked
+
+_PROGRESS = logging.getLogger("convscope.progress")
 
 LIMIT_VARIABLE = "CONVSCOPE_CACHE_GB"
 DEFAULT_GB = 20.0
@@ -56,7 +60,7 @@ def scratch_folder() -> Iterator[Path]:
     folder = cache_folder() / "scratch"
     with disk_errors_named():
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_left_behind(folder)
+        _remove_left_behind(folder, unless=lambda entry: is_recent(entry) and not is_lock_left(entry))
     scratch = folder / secrets.token_hex(8)
     with locked(scratch):
         with disk_errors_named():
@@ -67,11 +71,48 @@ def scratch_folder() -> Iterator[Path]:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _remove_left_behind(folder: Path) -> None:
+@contextmanager
+def one_at_a_time(name: str) -> Iterator[None]:
+    """Let one process at a time work on what has this name in the cache; others say that they wait."""
+    path = cache_folder() / name
+    with disk_errors_named():
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(path))
+        except RunError as error:
+            if not isinstance(error.__cause__, Timeout):
+                raise DataError(str(error)) from error
+            _PROGRESS.info("Waiting for another process that decodes these images")
+            held.enter_context(locked(path, seconds=-1))
+        yield
+
+
+@contextmanager
+def kept_parts(name: str) -> Iterator[Path]:
+    """Give a folder for parts of a store that one process writes; it goes when the block ends well.
+
+    What a process leaves that is stopped is there for whoever comes next, for a day.
+    """
+    folder = cache_folder() / "parts" / name
+    with disk_errors_named():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left_behind(folder.parent, unless=is_recent)
+        folder.mkdir(exist_ok=True)
+        yield folder
+        shutil.rmtree(folder)
+
+
+def is_recent(path: Path) -> bool:
+    """Say whether a file or folder was changed within a day."""
+    return time.time() - path.stat().st_mtime < STALE_SECONDS
+
+
+def _remove_left_behind(folder: Path, unless: Callable[[Path], bool]) -> None:
     """Remove what killed processes left; others may be doing the same."""
     for entry in folder.iterdir():
         with suppress(OSError, RunError):
-            if not is_lock_left(entry) and time.time() - entry.stat().st_mtime < STALE_SECONDS:
+            if unless(entry):
                 continue
             with locked(entry):
                 if entry.is_dir():
@@ -171,12 +212,10 @@ def open_or_write(key: str, write: Callable[[], None]) -> Store:
     """Open the store of that key, or write it first; where another process is at it, wait for that one."""
     if (store := open_store(key)) is not None:
         return store
-    with disk_errors_named():
-        store_folder().mkdir(parents=True, exist_ok=True)
-        with locked(store_folder() / key, seconds=-1):
-            if (store := open_store(key)) is None:  # else another process has just written it
-                write()
-                store = open_store(key)
+    with disk_errors_named(), one_at_a_time(f"images/{key}"):
+        if (store := open_store(key)) is None:  # else another process has just written it
+            write()
+            store = open_store(key)
     if store is None:
         hint = "Is another program clearing it?"
         raise DataError(expected_got(f"the cache {cache_folder()} to keep what is written", "nothing", hint))
@@ -228,6 +267,11 @@ def _publish(folder: Path, target: Path) -> None:
         folder.rename(target)
 
 
+def known_key(signature: Sequence[Any]) -> str:
+    """Condense the signature of files, and what is done with them."""
+    return hashlib.sha256(json.dumps(signature).encode()).hexdigest()
+
+
 def known_store(signature: Sequence[Any]) -> Store | None:
     """Open the store that belongs to files that have not changed, without reading them."""
     try:
@@ -248,7 +292,7 @@ def remember_store(signature: Sequence[Any], key: str) -> None:
 
 def _known_file(signature: Sequence[Any]) -> Path:
     """Name the file that holds a key."""
-    return cache_folder() / "known" / hashlib.sha256(json.dumps(signature).encode()).hexdigest()
+    return cache_folder() / "known" / known_key(signature)
 
 
 # The size of the cache

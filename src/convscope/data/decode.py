@@ -98,6 +98,10 @@ class ImageError(DataError):
         self.kind = kind
         self.found = found
 
+    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str, str]]:
+        """Let it be sent to another process."""
+        return type(self), (self.kind, str(self), self.found)
+
 
 @dataclass(frozen=True, slots=True)
 class Header:

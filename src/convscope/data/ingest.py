@@ -1,7 +1,8 @@
 """A source → images of one size with their labels, decoded once into the cache: ``ingest``.
 
 Image files are gone through twice: a first look at each gives the size that suits most, and how many bits are
-in use; then they are decoded, in several threads. Images that come as numbers are read once.
+in use; then they are decoded, part after part, in several threads or processes. Of many images the parts are
+kept until the end, so that a build which is stopped goes on. Images that come as numbers are read once.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +24,17 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
-from convscope.data.cache import Store, StoreWriter, known_store, open_or_write, remember_store, write_store
+from convscope.data.cache import (
+    Store,
+    StoreWriter,
+    kept_parts,
+    known_key,
+    known_store,
+    one_at_a_time,
+    open_or_write,
+    remember_store,
+    write_store,
+)
 from convscope.data.dataset import Names, take_names
 from convscope.data.decode import (
     DEPTH,
@@ -48,6 +62,7 @@ from convscope.data.sources.base import (
     united_classes,
 )
 from convscope.errors import DataError, UsageError, expected_got, unknown_name
+from convscope.parts import in_parts, pack, unpack
 from convscope.preprocessing import RESIZES, resize_to_input
 
 # The longest side that a folder's images get unless another size is asked for.
@@ -56,12 +71,16 @@ LARGEST_SIDE = 96
 SIDE_STEP = 8
 # Beyond this many threads, decoding waits for the disk.
 MOST_WORKERS = 64
-# Images that are handed to the disk at a time.
-FLUSH = 256
+# Bytes of decoded images in a part, at most.
+PART_BYTES = 64 * 2**20
+# From so many images on, parts are kept on the disk until all are done.
+KEPT = 8_192
 # Raised when the same files would give other pixels or other notes.
 FILES_VERSION, PIXELS_VERSION = 2, 5
 
 _Answer = TypeVar("_Answer")
+# Some image files: the name of each, and what reads it; None for one that is passed over.
+_Job = Sequence[tuple[str, Reader | None]]
 Progress = Callable[[int, int], None]  # takes how many are done, and of how many
 
 
@@ -71,12 +90,16 @@ def no_progress(done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How images are brought to one size; the arguments of ``load`` with the same names."""
+    """How images are brought to one size; the arguments of ``load`` with the same names.
+
+    ``workers`` are threads, ``processes`` are as many programs, each with its share of the threads.
+    """
 
     size: int | tuple[int, int] | None = None
     channels: int | None = None
     resize: str = "letterbox"
     workers: int | None = None
+    processes: int = 1
 
     def __post_init__(self) -> None:
         if self.resize not in RESIZES:
@@ -87,6 +110,13 @@ class ReadOptions:
             raise UsageError(expected_got("a height and a width from 1 to 4096 pixels", self.size))
         if self.workers is not None and not 0 <= self.workers <= MOST_WORKERS:
             raise UsageError(expected_got(f"from 0 to {MOST_WORKERS} workers", self.workers))
+        if not 1 <= self.processes <= MOST_WORKERS:
+            raise UsageError(expected_got(f"from 1 to {MOST_WORKERS} workers", self.processes))
+
+    @property
+    def threads(self) -> int:
+        """How many threads decode in each process; 0 for none beside its first."""
+        return max(1, min(8, os.cpu_count() or 1) // self.processes) if self.workers is None else self.workers
 
     @property
     def shape(self) -> tuple[int, int] | None:
@@ -126,6 +156,16 @@ class Survey:
     def refuse(self, position: int, error: ImageError) -> None:
         """Note why an image cannot be used."""
         self.problems[position] = (error.kind, error.found, str(error))
+
+    def pack_problems(self) -> dict[str, NDArray[Any]]:
+        """Give the problems as an array beside others."""
+        rows = [[position, *why] for position, why in self.problems.items()]
+        return {"problems": np.array(json.dumps(rows))}
+
+    def take_problems(self, packed: Mapping[str, NDArray[Any]], begin: int) -> None:
+        """Take what ``pack_problems`` gave of images from a position on."""
+        for position, *why in json.loads(str(packed["problems"])):
+            self.problems[begin + position] = tuple(why)
 
     def has_trait(self, trait: str) -> NDArray[np.bool_]:
         """Tell which images have a trait."""
@@ -193,16 +233,16 @@ def ingest(source: Source, options: ReadOptions, progress: Progress = no_progres
     are_files = source.index is not None
     version = [FILES_VERSION, PIL.__version__] if are_files else [PIXELS_VERSION, source.layout]
     settings = [*version, options.shape, options.channels, options.resize]
-    store = known_store([source.signature, *settings]) if source.signature else None
+    known = [source.signature, *settings]
+    store = known_store(known) if source.signature else None
     if store is None:
-        with quiet_pillow():
-            if are_files:
-                key, write = _plan_files(source, options, progress)
-            else:
-                key, write = _plan_pixels(source, options, settings)
-            store = open_or_write(key, write)
-        if source.signature:
-            remember_store([source.signature, *settings], key)
+        with one_at_a_time(f"known/{known_key(known)}") if source.signature else nullcontext():
+            store = known_store(known) if source.signature else None  # another process may have been faster
+            if store is None:
+                write = _write_files if are_files else _write_pixels
+                key, store = write(source, options, settings, progress)
+                if source.signature:
+                    remember_store(known, key)
     make = _collect_files if are_files else _collect_pixels
     return make(source, store, options.resize)
 
@@ -231,47 +271,76 @@ def peek(source: Source, most: int = 48) -> tuple[int, float, int] | None:
     return (len(source.index), float(np.median(sides)), max(channels)) if sides else None
 
 
-def _plan_files(source: Source, options: ReadOptions, progress: Progress) -> tuple[str, Callable[[], None]]:
-    """Look at all files: the key stands for their content and what is done with them."""
-    survey = _survey(source, progress, options.workers)
-    shape = choose_shape(survey, options, source.name)
-    settings = [FILES_VERSION, PIL.__version__, shape, options.resize, sorted(survey.problems)]
-    digest = hashlib.sha256(json.dumps(settings).encode())
-    digest.update(survey.digests.tobytes())
-    key = digest.hexdigest()
+def _write_files(
+    source: Source, options: ReadOptions, _settings: list[Any], progress: Progress
+) -> tuple[str, Store]:
+    """Look at all files, and decode them unless that was done: the key stands for content and shape."""
+    with _kept([source.signature, FILES_VERSION, PIL.__version__], source) as folder:
+        survey = _survey(source, options, progress, folder)
+        shape = choose_shape(survey, options, source.name)
+        settings = [FILES_VERSION, PIL.__version__, shape, options.resize, sorted(survey.problems)]
+        digest = hashlib.sha256(json.dumps(settings).encode())
+        digest.update(survey.digests.tobytes())
+        key = digest.hexdigest()
 
-    def write() -> None:
-        with write_store(key, shape) as writer:
-            kept, hashes = _decode_into(writer, source, survey, options, progress)
-            require_usable(survey, source.name)
-            writer.arrays.update({name: getattr(survey, name) for name in COLUMNS}, kept=kept)
-            writer.arrays["groups"] = near_duplicates(writer.so_far(), hashes)
-            writer.notes["problems"] = [[position, *why] for position, why in sorted(survey.problems.items())]
+        def write() -> None:
+            with write_store(key, shape) as writer, _kept([key], source) as folder:
+                kept, hashes = _decode_into(writer, source, survey, options, progress, folder)
+                require_usable(survey, source.name)
+                writer.arrays.update({name: getattr(survey, name) for name in COLUMNS}, kept=kept)
+                writer.arrays["groups"] = near_duplicates(writer.so_far(), hashes)
+                problems = [[position, *why] for position, why in sorted(survey.problems.items())]
+                writer.notes["problems"] = problems
 
-    return key, write
+        return key, open_or_write(key, write)
 
 
-def _survey(source: Source, progress: Progress, workers: int | None) -> Survey:
+@contextmanager
+def _kept(identity: list[Any], source: Source) -> Iterator[Path | None]:
+    """Give a folder for the parts of many images; None where they are few, or may change unnoticed."""
+    if len(index_of(source)) < KEPT or not source.signature:
+        yield None
+        return
+    with kept_parts(known_key(identity)) as folder:
+        yield folder
+
+
+def _survey(source: Source, options: ReadOptions, progress: Progress, folder: Path | None) -> Survey:
     """Read what each image says about itself."""
-    names = index_of(source).names
-    survey = Survey.empty(len(names))
+    survey = Survey.empty(len(index_of(source)))
+    prepare = partial(partial, _look_at, options.threads)
+    begin = 0
+    for content in in_parts(_jobs(source), prepare, folder, options.processes):
+        found = unpack(content)
+        end = begin + len(found["heights"])
+        for name in COLUMNS:
+            getattr(survey, name)[begin:end] = found[name]
+        survey.take_problems(found, begin)
+        begin = end
+        progress(begin, len(survey.heights))
+    return survey
+
+
+def _look_at(threads: int, job: _Job) -> bytes:
+    """Read what some images say about themselves."""
+    survey = Survey.empty(len(job))
     formats = list(FORMATS)
 
-    def look(position: int, read: Reader) -> None:
+    def look(position: int, name: str, read: Reader) -> None:
         raw = read()
         survey.digests[position] = np.frombuffer(hashlib.sha256(raw).digest(), np.uint8)
-        header = read_header(raw, names[position])
+        header = read_header(raw, name)
         survey.heights[position], survey.widths[position] = header.height, header.width
         survey.formats[position] = formats.index(header.format)
         survey.channels[position] = header.channels
         survey.traits[position] = sum(1 << TRAITS.index(trait) for trait in header.traits)
         if "sixteen_bit" in header.traits:
-            survey.peaks[position] = read_peak(raw, names[position])
+            survey.peaks[position] = read_peak(raw, name)
 
-    for position, answer in _each_image(source, look, progress, workers=workers):
+    for position, answer in enumerate(_each_image(job, look, threads)):
         if isinstance(answer, ImageError):
             survey.refuse(position, answer)
-    return survey
+    return pack({name: getattr(survey, name) for name in COLUMNS} | survey.pack_problems())
 
 
 def choose_shape(survey: Survey, options: ReadOptions, where: str) -> tuple[int, int, int]:
@@ -302,73 +371,91 @@ def require_usable(survey: Survey, where: str) -> None:
 
 
 def _decode_into(
-    writer: StoreWriter, source: Source, survey: Survey, options: ReadOptions, progress: Progress
+    writer: StoreWriter,
+    source: Source,
+    survey: Survey,
+    options: ReadOptions,
+    progress: Progress,
+    folder: Path | None,
 ) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
     """Append all usable images to a store; return their positions and hashes."""
-    height, width, channels = writer.shape
-    names, depth = index_of(source).names, survey.depth
+    prepare = partial(partial, _decode, options.threads, writer.shape, options.resize, survey.depth)
+    most = max(1, PART_BYTES // math.prod(writer.shape))
+    jobs = _jobs(source, frozenset(survey.problems), most)
+    kept, hashes = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
+    begin = 0
+    for content in in_parts(jobs, prepare, folder, options.processes):
+        found = unpack(content)
+        writer.append(found["images"])
+        kept.append(begin + found["kept"])
+        hashes.append(found["hashes"])
+        survey.take_problems(found, begin)
+        begin += int(found["count"])
+        progress(begin, len(survey.heights))
+    return np.concatenate(kept), np.concatenate(hashes)
 
-    def work(position: int, read: Reader) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        image = decode(read(), names[position], depth)
-        pixels = resize_to_input(image, (height, width), channels, options.resize)
+
+def _decode(threads: int, shape: tuple[int, ...], resize: str, depth: int, job: _Job) -> bytes:
+    """Decode some images."""
+    survey = Survey.empty(len(job))
+    height, width, channels = shape
+
+    def work(_position: int, name: str, read: Reader) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        pixels = resize_to_input(decode(read(), name, depth), (height, width), channels, resize)
         return pixels, thumbnail(pixels)
 
-    kept: list[int] = []
-    hashes = [np.empty(0, np.uint64)]
-    waiting: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []
-
-    def flush() -> None:
-        images, thumbnails = (np.stack(arrays) for arrays in zip(*waiting, strict=True))
-        writer.append(images)
-        hashes.append(perceptual_hash(thumbnails))
-        waiting.clear()
-
-    unusable = frozenset(survey.problems)
-    for position, answer in _each_image(source, work, progress, unusable, options.workers):
+    kept, images, thumbnails = [], [], []
+    for position, answer in enumerate(_each_image(job, work, threads)):
         if isinstance(answer, ImageError):
             survey.refuse(position, answer)
         elif answer is not None:
             kept.append(position)
-            waiting.append(answer)
-        if len(waiting) == FLUSH:
-            flush()
-    if waiting:
-        flush()
-    return np.array(kept, np.int64), np.concatenate(hashes)
+            images.append(answer[0])
+            thumbnails.append(answer[1])
+    arrays: dict[str, NDArray[Any]] = {
+        "count": np.array(len(job)),
+        "kept": np.array(kept, np.int64),
+        "images": np.stack(images) if images else np.empty((0, *shape), np.uint8),
+        "hashes": perceptual_hash(np.stack(thumbnails)) if images else np.empty(0, np.uint64),
+    }
+    return pack(arrays | survey.pack_problems())
+
+
+def _jobs(source: Source, skip: Container[int] = (), most: int | None = None) -> Iterator[_Job]:
+    """Go through the files of a source, some at a time."""
+    names, position = index_of(source).names, 0
+    for chunk in source.chunks():
+        if isinstance(chunk, Pixels):
+            raise TypeError("a source with an index gives files")
+        job = [
+            (names[number], None if number in skip else read) for number, read in enumerate(chunk, position)
+        ]
+        position += len(job)
+        step = most or len(job)
+        yield from (job[start : start + step] for start in range(0, len(job), step))
 
 
 def _each_image(
-    source: Source,
-    work: Callable[[int, Reader], _Answer],
-    progress: Progress,
-    skip: Container[int] = (),
-    workers: int | None = None,
-) -> Iterator[tuple[int, _Answer | ImageError | None]]:
-    """Do something with each image, in several threads; yield positions and answers in order.
+    job: _Job, work: Callable[[int, str, Reader], _Answer], threads: int
+) -> Iterator[_Answer | ImageError | None]:
+    """Do something with each image, in several threads; yield answers in order.
 
-    An image that fails gives its ImageError, one that is skipped None.
+    An image that fails gives its ImageError, one that is passed over None.
     """
 
-    def attempt(position: int, read: Reader) -> _Answer | ImageError | None:
+    def attempt(position: int, name: str, read: Reader | None) -> _Answer | ImageError | None:
         try:
-            return None if position in skip else work(position, read)
+            return None if read is None else work(position, name, read)
         except ImageError as error:
             return error
 
-    threads = min(8, os.cpu_count() or 1) if workers is None else workers
-    position, total = 0, len(index_of(source))
     pool = ThreadPoolExecutor(max(threads, 1))  # starts its threads with the first task
+    positions, names, readers = range(len(job)), [name for name, _ in job], [read for _, read in job]
     try:
-        for chunk in source.chunks():
-            if isinstance(chunk, Pixels):
-                raise TypeError("a source with an index gives files")
-            positions = range(position, position + len(chunk))
-            answers = pool.map(attempt, positions, chunk) if threads else map(attempt, positions, chunk)
-            yield from zip(positions, answers, strict=True)
-            position += len(chunk)
-            progress(position, total)
+        with quiet_pillow():
+            yield from (pool.map if threads else map)(attempt, positions, names, readers)
     finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the images in work, not for all of the chunk
+        pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the images in work, not for all of the part
 
 
 def _collect_files(source: Source, store: Store, resize: str) -> Collection:
@@ -394,11 +481,13 @@ def _collect_files(source: Source, store: Store, resize: str) -> Collection:
 # Images as numbers
 
 
-def _plan_pixels(source: Source, options: ReadOptions, settings: list[Any]) -> tuple[str, Callable[[], None]]:
-    """Read the files: the key stands for their content and what is done with it."""
+def _write_pixels(
+    source: Source, options: ReadOptions, settings: list[Any], _progress: Progress
+) -> tuple[str, Store]:
+    """Read the files unless that was done: the key stands for their content and what is done with it."""
     digests = [_digest(file) for file in source.files]
     key = hashlib.sha256(json.dumps([settings, digests]).encode()).hexdigest()
-    return key, lambda: _write_pixels(source, options, key)
+    return key, open_or_write(key, lambda: _write_numbers(source, options, key))
 
 
 def _digest(file: Path) -> str:
@@ -407,7 +496,7 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _write_pixels(source: Source, options: ReadOptions, key: str) -> None:
+def _write_numbers(source: Source, options: ReadOptions, key: str) -> None:
     """Read everything once, into a store."""
     chunks = (chunk for chunk in source.chunks() if isinstance(chunk, Pixels) and len(chunk.images))
     first = next(chunks, None)

@@ -28,6 +28,8 @@ NOVELTY_FILE = "novelty.npz"
 PREPROCESS_FILES = ("preprocess.json", "preprocess.npz")
 
 LARGEST_SIDE = 16_384
+# Whatever of a run or an export decides what is predicted.
+_DECISIVE = (BUNDLE_FILE, "weights.safetensors", *PREPROCESS_FILES, CALIBRATION_FILE)
 
 
 def load_bundle(path: str | Path, *, int8: bool = False) -> Bundle:
@@ -65,6 +67,15 @@ def load_bundle(path: str | Path, *, int8: bool = False) -> Bundle:
     preprocess = load_preprocess(run)
     names, temperature = load_class_names(run), load_calibration(run).temperature
     return Bundle.from_model(model, preprocess, names, temperature, load_statistics(run), load_novelty(run))
+
+
+def digest_of_network(path: str | Path) -> str:
+    """Give a SHA-256 over what decides the predictions of a run or an export."""
+    digest = hashlib.sha256()
+    for name in _DECISIVE:
+        if (file := Path(path) / name).is_file():
+            digest.update(name.encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def load_preprocess(run: RunDirectory) -> Preprocess:
