@@ -204,7 +204,7 @@ def test_matrix_product(dtype, epilogue, scale, biased):
 @pytest.mark.parametrize("scale", [1.0, 4 / 3])
 @pytest.mark.parametrize(
     ("count", "inputs", "outputs"),
-    [(1, 16, 16), (7, 48, 32), (13, 80, 16), (6, 528, 48), (70, 4128, 16)],
+    [(1, 16, 16), (7, 48, 32), (13, 80, 16), (6, 528, 48), (70, 4128, 16), (9, 4128, 10), (2, 32, 1)],
     ids=str,
 )
 def test_a_matrix_product_in_tiles(count, inputs, outputs, scale, epilogue):

@@ -306,9 +306,10 @@ def test_images_of_few_channels_have_the_loops_among_their_candidates():
         ("AMD Ryzen", 60, 2048, {"direct"}),
         ("AMD Ryzen", 64, 8, {"direct"}),
         ("Intel Core", 64, 2048, {"direct"}),
+        ("Intel Core", 10, 8192, {"direct", "tiled"}),  # few columns
     ],
 )
-def test_large_dense_layers_have_loops_among_their_candidates_on_amd(
+def test_large_dense_layers_have_loops_among_their_candidates_on_amd_or_with_few_columns(
     name, units, batch, algorithms, monkeypatch
 ):
     here = dataclasses.replace(processor.this_processor(), name=name)
@@ -332,6 +333,13 @@ def test_a_dense_layer_in_tiles_trains_as_torchs_does():
             weight.grad = None
     for direct, tiled in zip(*found, strict=True):
         torch.testing.assert_close(direct, tiled, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(("batch", "measured"), [(8192, True), (8, False)])
+def test_only_a_large_layer_of_logits_is_measured(batch, measured):
+    program = lower(built([L.Flatten(), L.Dense(10)], (16, 16, 1)))
+    _, lines = choose(program, PlanContext(True, False, "float32", batch, "cpu"))
+    assert lines[-1].endswith("(output)") != measured
 
 
 def test_images_of_unknown_size_are_left_to_the_rules():

@@ -348,7 +348,7 @@ class MatrixProduct(torch.autograd.Function):
         computed = bfloat16_copy(kernel) if lasting else kernel.to(precision)
         if tiled:
             x, computed = x.contiguous(), computed.contiguous()
-            result = compiled.dense_product(x, computed)
+            result = compiled.dense_product(x, computed).contiguous()
         else:
             result = x.to(precision) @ computed
         if scale != 1.0:

@@ -210,7 +210,9 @@ def _choose_one(
     shape = program.value(op.inputs[0]).shape
     if isinstance(op, ops.Dense) and program.is_output(op.output):
         # Logits are few, and their rounding would go straight into the loss.
-        return KernelChoice("float32"), "output"
+        context = dataclasses.replace(context, precision="float32")
+        if len(_candidates(op, context)) == 1:
+            return KernelChoice("float32"), "output"
     if None in shape[1:] or not context.measured:
         return _by_rule(op, context), "rule"
     candidates = _candidates(op, context)
@@ -269,7 +271,8 @@ def _fits_tiles(op: ConvOrDense) -> bool:
     """Say whether the loops for matrix products can compute this op."""
     return (
         isinstance(op, ops.Dense)
-        and all(size % LANES == 0 for size in op.kernel_shape)
+        and op.kernel_shape[0] % LANES == 0
+        and (op.filters < LANES or op.filters % LANES == 0)
         and compiled.available()
     )
 
@@ -285,9 +288,10 @@ def _candidates(op: ConvOrDense, context: PlanContext) -> list[KernelChoice]:
         if precision == "float32":
             found += [KernelChoice(precision, "channels_last", name) for name in _pooled_algorithms(op)]
             work = math.prod(op.kernel_shape) * context.batch_size
-            # Torch's products are MKL's, which is made for the processors of another maker.
-            slow = "AMD" in processor.this_processor().name and context.training and work > _MUCH_WORK
-            if slow and _fits_tiles(op):
+            # Torch's products are MKL's, which is made for the processors of another maker, and for more
+            # than a few columns.
+            slow = "AMD" in processor.this_processor().name or op.filters < LANES
+            if slow and context.training and work > _MUCH_WORK and _fits_tiles(op):
                 found.append(KernelChoice(precision, "channels_last", "tiled"))
         found += [KernelChoice(precision, layout, "direct") for layout in layouts]
     return found

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812  the name that torch's own documentation uses
 
 from convscope.lowering.cpu import LANES
 from convscope.lowering.processor import openmp
@@ -238,8 +239,9 @@ def _halves(first: Tensor, second: Tensor, third: Tensor) -> list[Tensor]:
 
 
 def dense_product(rows: Tensor, kernel: Tensor) -> Tensor:
-    """Multiply rows (n, in) and a kernel (in, out), contiguous float32; in and out multiples of sixteen."""
+    """Multiply rows (n, in) and a kernel (in, out), contiguous float32; out below sixteen or a multiple."""
     count, inputs = rows.shape
+    few, kernel = kernel.shape[1], _widened(kernel)
     outputs = kernel.shape[1]
     # The parts do not depend on the number of threads, so the sums do not either.
     each = -(-inputs // min(_DENSE_PARTS, -(-inputs // _DEEP)))
@@ -249,7 +251,12 @@ def dense_product(rows: Tensor, kernel: Tensor) -> Tensor:
     addresses = (tensor.data_ptr() for tensor in (rows, kernel, sums, panels))
     loop = _more_loops("products").dense_product
     _run(loop, parts, each, inputs, count, outputs, *addresses, _DEEP, work=rows.numel() * outputs)
-    return sums[0] if parts == 1 else sums.sum(0)
+    return (sums[0] if parts == 1 else sums.sum(0))[:, :few]
+
+
+def _widened(columns: Tensor) -> Tensor:
+    """Fill up fewer than sixteen columns with zeros."""
+    return F.pad(columns, (0, LANES - columns.shape[1])) if columns.shape[1] < LANES else columns
 
 
 def dense_input_gradient(gradient: Tensor, kernel: Tensor) -> Tensor:
@@ -267,6 +274,7 @@ def dense_input_gradient(gradient: Tensor, kernel: Tensor) -> Tensor:
 def dense_kernel_gradient(rows: Tensor, gradient: Tensor) -> Tensor:
     """Multiply rows (n, in) turned over and gradients (n, out): the gradients of the kernel (in, out)."""
     count, inputs = rows.shape
+    few, gradient = gradient.shape[1], _widened(gradient)
     outputs = gradient.shape[1]
     found = rows.new_empty((inputs, outputs))
     panels = gradient.view(count, outputs // LANES, LANES).transpose(0, 1).contiguous()
@@ -275,7 +283,7 @@ def dense_kernel_gradient(rows: Tensor, gradient: Tensor) -> Tensor:
     addresses = (tensor.data_ptr() for tensor in (rows, panels, found, copied))
     loop = _more_loops("products").dense_kernel_gradient
     _run(loop, parts, inputs, count, outputs, *addresses, work=found.numel() * count)
-    return found
+    return found if few == outputs else found[:, :few].contiguous()
 
 
 def pooled_gradients(
