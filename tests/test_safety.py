@@ -646,3 +646,21 @@ def test_the_damage_reaches_the_inside_of_archives(digits_run):
         file.read("config.json")
     with zipfile.ZipFile(io.BytesIO(mend(damaged))) as file:
         assert b'"units": 11' in file.read("config.json")
+
+
+def test_a_configuration_is_rehearsed_once(tmp_path, monkeypatch, digits_run):
+    monkeypatch.setenv("CONVSCOPE_CACHE", str(tmp_path))
+    rehearsed, rehearse = [], models._rehearse
+    monkeypatch.setattr(models, "_rehearse", lambda config: rehearsed.append(1) or rehearse(config))
+    first, second = (load_bundle(digits_run).model for _ in range(2))
+    assert len(rehearsed) == 1
+    assert [one.shape for one in first.get_weights()] == [one.shape for one in second.get_weights()]
+    [file] = (tmp_path / "networks").iterdir()
+    file.write_text("damaged")
+    load_bundle(digits_run)
+    assert len(rehearsed) == 2
+    file.unlink()
+    (tmp_path / "networks").rmdir()
+    (tmp_path / "networks").write_text("in the way")
+    load_bundle(digits_run)
+    assert len(rehearsed) == 3

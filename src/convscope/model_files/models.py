@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
+import json
 import math
 import os
 import stat
@@ -13,14 +15,16 @@ import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+import convscope
 from convscope import networks
+from convscope.environment import cache_folder
 from convscope.errors import ConvscopeError, DataError, expected_got, reason
 from convscope.model_files.allowed import read_config
 from convscope.runs import RUN_FILE, RunDirectory, open_run
@@ -243,11 +247,26 @@ def _build(config: dict[str, Any], source: Path, available: int) -> keras.Model:
     import keras
 
     if keras.backend.backend() == "torch":
-        needed = _rehearse(config)
+        needed = _count_needed(config)
         if needed > available:
             expected = f"as many weights in the file as {source} describes ({needed:,})"
             raise DataError(expected_got(expected, f"{available:,}", "The file is damaged; save it again."))
     return keras.saving.deserialize_keras_object(config, safe_mode=True)
+
+
+def _count_needed(config: dict[str, Any]) -> int:
+    """Count the weights of the network that a configuration describes; each is rehearsed once."""
+    import keras
+
+    known = f"{convscope.__version__} {keras.__version__} {MOST_VALUES} {json.dumps(config, sort_keys=True)}"
+    file = cache_folder() / "networks" / hashlib.sha256(known.encode()).hexdigest()
+    with suppress(OSError, ValueError):
+        return int(file.read_text())
+    needed = _rehearse(config)
+    with suppress(OSError):  # a cache that cannot be written costs only time
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(str(needed))
+    return needed
 
 
 def _rehearse(config: dict[str, Any]) -> int:
