@@ -15,15 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.data.cache import map_pixels
-from convscope.data.dataset import Dataset, Names, Split
+from convscope.data.dataset import Dataset, Split
 from convscope.data.decode import ImageError, decode, quiet_pillow
 from convscope.data.sources.base import count
+from convscope.data.splits import join
 from convscope.errors import DataError, expected_got, reason
 from convscope.preprocessing import resize_to_input
 from convscope.runs import RunDirectory, locked, write_errors_named
@@ -119,12 +118,12 @@ def add_corrections(
     new = sorted(
         number for content, number in latest.items() if content not in held_back and content not in own
     )
-    train = _with(
-        replace(dataset.train, labels=labels),
-        images[new],
-        np.array([position[found[number].label] for number in new], np.int64),
-        [f"{folder.name}/{found[number].name}" for number in new],
-    )
+    train, groups = replace(dataset.train, labels=labels), None
+    if train.groups is not None:  # each new image is in one of its own
+        groups = np.arange(len(new)) + int(train.groups.max(initial=-1)) + 1
+    new_labels = np.array([position[found[number].label] for number in new], np.int64)
+    names = [f"{folder.name}/{found[number].name}" for number in new]
+    train = join([train, Split(images[new], new_labels, names, groups)])
     digest = hashlib.sha256(dataset.fingerprint.encode())
     for one, image in zip(found, images, strict=True):
         digest.update(one.label.encode() + b"\0" + image.tobytes())
@@ -176,36 +175,3 @@ def _known(wanted: dict[bytes, int], parts: Sequence[Split]) -> dict[bytes, list
             if (content := image.tobytes()) in wanted:
                 rows.setdefault(content, []).append(row)
     return rows
-
-
-def _with(train: Split, images: NDArray[np.uint8], labels: NDArray[np.int64], names: Sequence[str]) -> Split:
-    """Put further images behind those of a split, each in a group of its own."""
-    if not len(images):
-        return train
-    groups = None
-    if train.groups is not None:
-        first = int(train.groups.max(initial=-1)) + 1
-        groups = np.concatenate([train.groups, np.arange(first, first + len(images))])
-    together: Any = _Joined(train.images, images)
-    return Split(
-        map_pixels(together, lambda image: image, images.shape[1:]),
-        np.concatenate([train.labels, labels]),
-        Names([*train.names, *names]),
-        groups,
-    )
-
-
-class _Joined:
-    """Rows of two arrays, the second's behind the first's, without a copy of either."""
-
-    def __init__(self, first: NDArray[np.uint8], second: NDArray[np.uint8]) -> None:
-        self._first, self._second = first, second
-
-    def __len__(self) -> int:
-        return len(self._first) + len(self._second)
-
-    def __getitem__(self, rows: slice) -> list[NDArray[np.uint8]]:
-        start, stop, _ = rows.indices(len(self))
-        middle = len(self._first)
-        second = self._second[max(start - middle, 0) : max(stop - middle, 0)]
-        return [*self._first[min(start, middle) : min(stop, middle)], *second]

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from convscope.data.builtin import CATALOG, load_mnist_like
 from convscope.data.corrections import add_corrections
-from convscope.data.dataset import Dataset, Names, Split, fingerprint, take_names
+from convscope.data.dataset import Dataset, Split, fingerprint, take_names
 from convscope.data.decode import DEPTH
 from convscope.data.ingest import Collection, ReadOptions, no_progress, open_path
 from convscope.data.sources.base import SPLITS, UNUSABLE, count
-from convscope.data.splits import fold_indices, split_indices
+from convscope.data.splits import fold_indices, join, split_indices
 from convscope.errors import DataError, UsageError, expected_got, unknown_name
 
 _PROGRESS = logging.getLogger("convscope.progress")
@@ -130,7 +130,7 @@ def take_fold(dataset: Dataset, number: int, folds: int, seed: int) -> Dataset:
     if not 1 <= number <= folds:
         raise UsageError(expected_got(f"a fold from 1 to {folds}", number))
     parts = [dataset.train, dataset.validation, dataset.test if dataset.test_held_back else None]
-    pool = _joined([part for part in parts if part is not None])
+    pool = join([part for part in parts if part is not None])
     fold = fold_indices(pool.labels, folds, seed, pool.groups)[number - 1]
     train, test = pool.take(np.setdiff1d(np.arange(len(pool)), fold)), pool.take(fold)
     notes = [note for note in dataset.notes if not note.startswith(_HELD_BACK)]
@@ -140,19 +140,6 @@ def take_fold(dataset: Dataset, number: int, folds: int, seed: int) -> Dataset:
         dataset, train=train, test=test, validation=None, notes=tuple(notes), test_held_back=False,
         fingerprint=fingerprint(train, test, class_names=dataset.class_names),
     )  # fmt: skip
-
-
-def _joined(parts: Sequence[Split]) -> Split:
-    """Put splits together; near-duplicates of one another keep the same number."""
-    if len(parts) == 1:
-        return parts[0]
-    groups = [part.groups for part in parts if part.groups is not None]
-    return Split(
-        np.concatenate([part.images for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-        Names(name for part in parts for name in part.names),
-        np.concatenate(groups) if len(groups) == len(parts) else None,
-    )
 
 
 def load_again(recorded: Mapping[str, Any]) -> Dataset:

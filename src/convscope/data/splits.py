@@ -1,10 +1,15 @@
-"""Splits, seeded and stratified, and class weights: pure functions of labels."""
+"""Splits, seeded and stratified, and put together again; class weights."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from convscope.data.cache import map_pixels
+from convscope.data.dataset import Names, Split
 from convscope.errors import DataError, UsageError, expected_got
 
 
@@ -90,6 +95,39 @@ def _dividable(groups: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[
     alone = np.bincount(labels[leaders], minlength=int(labels.max(initial=0)) + 1) == 1
     dissolved = alone[labels[leaders]][member_of]
     return np.where(dissolved, groups.max(initial=0) + 1 + np.arange(len(groups)), groups)
+
+
+def join(parts: Sequence[Split]) -> Split:
+    """Put splits together, and the numbers of their groups where all have some; many images on the disk."""
+    parts = [part for part in parts if len(part)]
+    if len(parts) == 1:
+        return parts[0]
+    images: Any = _Rows([part.images for part in parts])
+    groups = [part.groups for part in parts if part.groups is not None]
+    return Split(
+        map_pixels(images, lambda image: image, parts[0].images.shape[1:]),
+        np.concatenate([part.labels for part in parts]),
+        Names(name for part in parts for name in part.names),
+        np.concatenate(groups) if len(groups) == len(parts) else None,
+    )
+
+
+class _Rows:
+    """The rows of several arrays, one's behind the other's, without a copy of any."""
+
+    def __init__(self, arrays: Sequence[NDArray[np.uint8]]) -> None:
+        self._arrays = arrays
+
+    def __len__(self) -> int:
+        return sum(map(len, self._arrays))
+
+    def __getitem__(self, rows: slice) -> list[NDArray[np.uint8]]:
+        start, stop, _ = rows.indices(len(self))
+        found: list[NDArray[np.uint8]] = []
+        for array in self._arrays:
+            found += array[max(start, 0) : max(stop, 0)]
+            start, stop = start - len(array), stop - len(array)
+        return found
 
 
 def balanced_class_weights(labels: NDArray[np.int64], classes: int) -> dict[int, float]:

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from convscope.data.decode import SUFFIXES
 from convscope.data.sources.archive import SUFFIXES_OF_ARCHIVES, look_into
 from convscope.data.sources.arrays import find_idx, read_npz
-from convscope.data.sources.base import Finding, Index, Source, count, index_of, split_in_name
+from convscope.data.sources.base import Finding, Index, Source, find, index_of, split_in_name
 from convscope.data.sources.folder import is_clutter, read_folder
 from convscope.data.sources.parquet import read_parquet
 from convscope.data.sources.table import SUFFIXES_OF_TABLES, NoImagesError, is_form, read_tables
@@ -150,20 +150,17 @@ def _labelled_by_tables(source: Source, files: Sequence[Path], read: Callable[[]
         return source
     except DataError as error:
         reason = str(error)
-    names = tuple(file.name for file in files)
-    message = f"{count(len(names), 'table')} not used, the folders give the labels. {reason}"
-    return replace(
-        source, findings=(*source.findings, Finding("unused_table", "warning", message, "", names))
-    )
+    words = f"not used, the folders give the labels. {reason}"
+    unused = find("unused_table", "warning", [file.name for file in files], "table", words)
+    return replace(source, findings=(*source.findings, *unused))
 
 
 def _not_in_table(table: Index, folders: Index) -> list[Finding]:
     """Report images of which the tables that give the labels do not speak."""
     known = set(table.names)
-    names = tuple(name for name in folders.names if name not in known)
-    message = f"{count(len(names), 'image')} in no table: not used."
+    names = [name for name in folders.names if name not in known]
     advice = "Add a row for each; or take the table away if the folders are the classes."
-    return [Finding("not_in_table", "warning", message, advice, names)] if names else []
+    return find("not_in_table", "warning", names, "image", "in no table: not used.", advice)
 
 
 def _says_the_same(table: Index, folders: Index) -> bool:

@@ -16,7 +16,7 @@ from typing import IO
 
 from convscope.data.dataset import printable
 from convscope.data.decode import BYTE_CAP, HEAD, SUFFIXES, ImageError, refusal, too_many_bytes
-from convscope.data.sources.base import CHUNK, Finding, Index, Reader, Source, count, index_of, sign
+from convscope.data.sources.base import CHUNK, Finding, Index, Reader, Source, find, index_of, sign
 from convscope.data.sources.folder import Listing, arrange, is_clutter
 from convscope.data.sources.table import SUFFIXES_OF_TABLES, is_form
 from convscope.errors import DataError, expected_got
@@ -107,11 +107,9 @@ class Archive:
         rows.sort(key=lambda row: place_of[index.names[row]])
         names = [index.names[row] for row in rows]
         chosen = Index(names, index.labels[rows], index.splits[rows], index.class_names)
-        findings = list(found.findings)
-        if missing := sorted(set(index.names) - set(names)):
-            message = f"{count(len(missing), 'image')} of the table not in the archive."
-            advice = "Get the whole archive, or remove the rows."
-            findings.append(Finding("missing", "error", message, advice, tuple(missing)))
+        missing = sorted(set(index.names) - set(names))
+        words, advice = "of the table not in the archive.", "Get the whole archive, or remove the rows."
+        findings = [*found.findings, *find("missing", "error", missing, "image", words, advice)]
         return self._source(chosen, [place_of[name] for name in names], found.layout, findings)
 
     def _source(self, index: Index, places: list[int], layout: str, findings: list[Finding]) -> Source:
@@ -122,9 +120,8 @@ class Archive:
             ("link", "error", self.links, "not used", "only links to another", _UNPACK),
             ("unused_table", "warning", self.not_read, words, "not read in an archive", _UNPACK),
         ):
-            if names:
-                text = f"{count(len(names), 'entry')} of the archive: {message}."
-                findings.append(Finding(kind, severity, text, advice, tuple(names), (detail,) * len(names)))
+            text, details = f"of the archive: {message}.", [detail] * len(names)
+            findings += find(kind, severity, names, "entry", text, advice, details)
         return Source(
             name=self.name,
             layout=f"an archive; {layout}",

@@ -12,7 +12,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -199,10 +199,13 @@ def read_npz(path: Path) -> Source:
     ``x_train``, ``train_images``, ``x``, ``images`` and the like, each with the labels that go with it;
     ``class_names`` if there are any.
     """
-    members = _members(path)
-    pairs, class_names = _pair(members, path), _class_names(members)
-    used = {images.name for images, _ in pairs.values()}
-    unused = [name for name in _splits_of(members, IMAGE_WORDS) if name not in used]
+    members = {member.name: member for member in _members(path)}
+    found, unused = _pair(*(_splits_of(members, words) for words in (IMAGE_WORDS, LABEL_WORDS)))
+    if not found:
+        expected = f"arrays x_train and y_train, or images and labels, in {path}"
+        raise DataError(expected_got(expected, ", ".join(members) or "no arrays"))
+    pairs = {split: (members[images], members[labels]) for split, (images, labels) in found.items()}
+    class_names = _class_names(members.values())
     return Source(
         name=path.stem,
         layout=f"arrays {', '.join(images.name for images, _ in pairs.values())}",
@@ -211,7 +214,7 @@ def read_npz(path: Path) -> Source:
         chunks=partial(_npz_chunks, pairs, class_names),
         class_names=class_names,
         is_table=True,
-        findings=without_labels(unused, "array", "Add an array of labels for each split."),
+        findings=tuple(without_labels(unused, "array", "Add an array of labels for each split.")),
     )
 
 
@@ -254,30 +257,27 @@ def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any
     raise ValueError(f"version {version} of the format")
 
 
-def _pair(members: Sequence[_Member], path: Path) -> dict[int, tuple[_Member, _Member]]:
-    """Find images and labels for each split."""
-    images, labels = (_by_split(members, words) for words in (IMAGE_WORDS, LABEL_WORDS))
-    pairs = {split: (images[split], labels[split]) for split in sorted(images) if split in labels}
-    if not pairs:
-        found = ", ".join(member.name for member in members) or "no arrays"
-        raise DataError(expected_got(f"arrays x_train and y_train, or images and labels, in {path}", found))
-    return pairs
+def _pair(
+    images: Mapping[str, int], labels: Mapping[str, int]
+) -> tuple[dict[int, tuple[str, str]], list[str]]:
+    """Pair names of images and of labels by their splits, the first of each; also name images left over."""
+    of_images, of_labels = (
+        {split: name for name, split in reversed(settle_splits(splits).items())}
+        for splits in (images, labels)
+    )
+    pairs = {split: (of_images[split], of_labels[split]) for split in sorted(of_images) if split in of_labels}
+    used = {name for name, _ in pairs.values()}
+    return pairs, [name for name in images if name not in used]
 
 
-def _by_split(members: Sequence[_Member], words: set[str]) -> dict[int, _Member]:
-    """Pick the arrays of images, or of labels, of each split; the first of each."""
-    settled = _splits_of(members, words)
-    return {settled[member.name]: member for member in reversed(members) if member.name in settled}
-
-
-def _splits_of(members: Sequence[_Member], words: set[str]) -> dict[str, int]:
+def _splits_of(names: Iterable[str], words: set[str]) -> dict[str, int]:
     """Tell the split of each array whose name says images, or labels."""
     found: dict[str, int] = {}
-    for member in members:
-        pieces = re.split(r"[_\-. ]+", member.name.lower())
+    for name in names:
+        pieces = re.split(r"[_\-. ]+", name.lower())
         if "".join(piece for piece in pieces if piece not in SPLIT_NAMES) in words:
-            found[member.name] = next((SPLIT_NAMES[piece] for piece in pieces if piece in SPLIT_NAMES), 0)
-    return settle_splits(found)
+            found[name] = next((SPLIT_NAMES[piece] for piece in pieces if piece in SPLIT_NAMES), 0)
+    return found
 
 
 def _labels(member: _Member, images: _Member, class_names: tuple[str, ...] | None) -> NDArray[Any]:
@@ -331,7 +331,7 @@ def _position(label: str, dtype: np.dtype[Any], class_names: tuple[str, ...], wh
     return position
 
 
-def _class_names(members: Sequence[_Member]) -> tuple[str, ...] | None:
+def _class_names(members: Iterable[_Member]) -> tuple[str, ...] | None:
     """Read the names of the classes, if the file has them."""
     for member in members:
         if member.name.lower().replace("_", "") in CLASS_NAME_WORDS and member.dtype.kind in "US":
@@ -476,16 +476,11 @@ def find_idx(folder: Path) -> Source | None:
             words = re.split(r"[^a-z0-9]+", match["stem"].lower().replace("t10k", "test"))
             known = [SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES]
             found[match["what"].lower()][file.name] = known[-1] if known else 0
-    images, labels = (
-        {split: folder / name for name, split in reversed(settle_splits(splits).items())}
-        for splits in found.values()
-    )
-    pairs = {split: (images[split], labels[split]) for split in sorted(images) if split in labels}
-    if not pairs:
+    named, unused = _pair(**found)
+    if not named:
         return None
+    pairs = {split: (folder / images, folder / labels) for split, (images, labels) in named.items()}
     files = tuple(file for pair in pairs.values() for file in pair)
-    used = {file.name for file in files}
-    unused = [name for name in found["images"] if name not in used]
     return Source(
         name=folder.resolve().name,
         layout=f"IDX: {', '.join(SPLITS[split] for split in pairs)}",
@@ -493,7 +488,7 @@ def find_idx(folder: Path) -> Source | None:
         signature=sign(folder, [file.name for file in files]),
         chunks=partial(_idx_chunks, pairs),
         is_table=True,
-        findings=without_labels(unused, "file", "Add a file of labels for each split."),
+        findings=tuple(without_labels(unused, "file", "Add a file of labels for each split.")),
     )
 
 

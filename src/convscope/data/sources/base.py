@@ -13,7 +13,7 @@ import re
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -235,14 +235,26 @@ def encode_labels(
     )
 
 
+def find(
+    kind: str,
+    severity: str,
+    names: Collection[str],
+    noun: str,
+    words: str,
+    advice: str = "",
+    details: Iterable[str] = (),
+) -> list[Finding]:
+    """Report things by their number, a noun and what is said of them; nothing where there are none."""
+    message = f"{count(len(names), noun)} {words}"
+    return [Finding(kind, severity, message, advice, tuple(names), tuple(details))] if names else []
+
+
 def united_classes(united: Mapping[str, str]) -> list[Finding]:
     """Report names that were taken for another class's name."""
-    if not united:
-        return []
-    message = f"{count(len(united), 'class name')} unlike another only in case, blanks or Unicode form."
+    words = "unlike another only in case, blanks or Unicode form."
     advice = "Rename what is a class of its own."
-    details = tuple(f"taken for {name!r}" for name in united.values())
-    return [Finding("united_class", "warning", message, advice, tuple(united), details)]
+    details = (f"taken for {name!r}" for name in united.values())
+    return find("united_class", "warning", united, "class name", words, advice, details)
 
 
 def require_classes(class_names: Sequence[str], where: object) -> None:
@@ -297,10 +309,9 @@ def present(splits: Iterable[int]) -> str:
     return ", ".join(SPLITS[split] for split in sorted(set(splits)))
 
 
-def without_labels(names: Sequence[str], noun: str, advice: str) -> tuple[Finding, ...]:
+def without_labels(names: Sequence[str], noun: str, advice: str) -> list[Finding]:
     """Report tables or files of images that are not used because nothing can be learned from them."""
-    message = f"{count(len(names), noun)} without labels: not used."
-    return (Finding("no_labels", "warning", message, advice, tuple(names)),) if names else ()
+    return find("no_labels", "warning", names, noun, "without labels: not used.", advice)
 
 
 def count(number: int, noun: str) -> str:

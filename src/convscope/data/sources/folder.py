@@ -22,6 +22,7 @@ from convscope.data.sources.base import (
     Source,
     count,
     file_chunks,
+    find,
     make_index,
     present,
     require_classes,
@@ -65,15 +66,15 @@ _Identity = tuple[int, int]  # device and inode: what a file or folder is, whate
 
 def read_folder(root: Path) -> Source:
     """Find the images of a folder, their classes and their splits; only odd files' first bytes are read."""
-    walked = walk(root)
-    index, files, layout, findings = arrange(Listing(str(root), walked.files, walked.head, walked.empty))
+    listing = walk(root)
+    index, files, layout, findings = arrange(listing)
     return Source(
         name=root.resolve().name,
         layout=layout,
-        signature=walked.signature,
+        signature=listing.signature,
         index=index,
         chunks=partial(file_chunks, root, files, index.names),
-        findings=(*walked.findings, *findings),
+        findings=(*listing.findings, *findings),
     )
 
 
@@ -81,25 +82,18 @@ def read_folder(root: Path) -> Source:
 
 
 @dataclass
-class Walk:
-    """What was found below a folder: files by their relative paths, empty folders, what is in the way."""
+class Listing:
+    """Files by their paths, whether on a disk or in an archive, and how each of them begins."""
 
-    root: Path
-    files: list[str] = field(default_factory=list)
+    where: str  # for messages
+    files: list[str]
+    head: Callable[[str], bytes]
+    empty: list[str] = field(default_factory=list)  # folders
     signature: str = ""
-    empty: list[str] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
-
-    def head(self, file: str) -> bytes:
-        """Read how a file begins; nothing if it cannot be read."""
-        try:
-            with open(os.path.join(self.root, file), "rb") as stream:  # noqa: PTH118, PTH123  may be no UTF-8
-                return stream.read(HEAD)
-        except OSError:
-            return b""
+    findings: list[Finding] = field(default_factory=list)  # what was in the way
 
 
-def walk(root: Path) -> Walk:
+def walk(root: Path) -> Listing:
     """List every file below a folder in an order that depends on names only.
 
     Links are followed, except in circles; hidden files and what operating systems leave behind are passed
@@ -122,7 +116,17 @@ def walk(root: Path) -> Walk:
         findings.append(
             Finding(kind, "error", f"{count(len(rows), 'entry')}: {words}.", advice, names, details)
         )
-    return Walk(root, sorted(walker.files), str(walker.signature), walker.empty, findings)
+    head = partial(_head, root)
+    return Listing(str(root), sorted(walker.files), head, walker.empty, str(walker.signature), findings)
+
+
+def _head(root: Path, file: str) -> bytes:
+    """Read how a file begins; nothing if it cannot be read."""
+    try:
+        with open(os.path.join(root, file), "rb") as stream:  # noqa: PTH118, PTH123  may be no UTF-8
+            return stream.read(HEAD)
+    except OSError:
+        return b""
 
 
 class _Walker:
@@ -186,16 +190,6 @@ def is_clutter(name: str) -> bool:
 
 
 # Classes and splits, read off the paths of images
-
-
-@dataclass
-class Listing:
-    """Files by their paths, whether on a disk or in an archive, and how each of them begins."""
-
-    where: str  # for messages
-    files: list[str]
-    head: Callable[[str], bytes]
-    empty: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -434,33 +428,26 @@ def _findings(listing: Listing, placing: _Placing, layout: _Layout) -> Iterator[
     hint = _hint(placing.foreign, "Save as JPEG or PNG.")
     endings = tuple(PurePosixPath(file).suffix.lower() for file in placing.foreign)
     moved = "Move the classes into one of the parts, or the folder away."
-    for kind, severity, files, words, advice in (
-        ("unsupported", "error", placing.foreign, "of a format that is not read.", hint),
-        ("no_class", "error", sorted(astray), "in no class's folder.", "Move into the folder of a class."),
-        ("no_part", "error", beside, f"in {tops}, which is no part.", moved),
-        ("unlabelled", "info", unlabelled, "without labels, not used.", ""),
+    empty = sorted({*listing.empty, *imageless})
+    inside, bare = "Move into the folder of a class.", "with no image inside: no class is made of it."
+    plain = "with a name that is no plain text; used, and shown with escapes."
+    for kind, severity, files, noun, words, advice in (
+        ("unsupported", "error", placing.foreign, "image", "of a format that is not read.", hint),
+        ("no_class", "error", sorted(astray), "image", "in no class's folder.", inside),
+        ("no_part", "error", beside, "image", f"in {tops}, which is no part.", moved),
+        ("unlabelled", "info", unlabelled, "image", "without labels, not used.", ""),
+        ("other_file", "info", placing.others, "file", "of another kind, not used.", ""),
+        ("empty_folder", "warning", empty, "folder", bare, "Fill or remove it."),
+        ("odd_name", "warning", odd, "file", plain, "Rename if other tools refuse it."),
     ):
-        if files:
-            message = f"{count(len(files), 'image')} {words}"
-            details = endings if kind == "unsupported" else ()
-            yield Finding(kind, severity, message, advice, _shown(files), details)
-    if placing.others:
-        message = f"{count(len(placing.others), 'file')} of another kind, not used."
-        yield Finding("other_file", "info", message, "", _shown(placing.others))
-    if empty := sorted({*listing.empty, *imageless}):
-        message = f"{count(len(empty), 'folder')} with no image inside: no class is made of it."
-        yield Finding("empty_folder", "warning", message, "Fill or remove it.", _shown(empty))
+        details = endings if kind == "unsupported" else ()
+        yield from find(kind, severity, _shown(files), noun, words, advice, details)
     for split, name in enumerate(SPLITS):
         several = sorted(top for top, (of, _) in layout.splits.items() if of == split)
         if len(several) > 1:
             message = f"{printable(', '.join(several))} are all taken for the {name} part."
             advice = "Call them otherwise if that is not meant."
             yield Finding("united_part", "info", message, advice, _shown(several))
-    if odd:
-        message = (
-            f"{count(len(odd), 'file')} with a name that is no plain text; used, and shown with escapes."
-        )
-        yield Finding("odd_name", "warning", message, "Rename if other tools refuse it.", _shown(odd))
 
 
 def _is_flat(top: str, folders: list[str]) -> bool:

@@ -24,8 +24,8 @@ from convscope.data.sources.base import (
     Finding,
     Pixels,
     Source,
-    count,
     file_chunks,
+    find,
     last_split_in,
     make_index,
     present,
@@ -154,11 +154,9 @@ def read_tables(
     if not tables:
         raise NoImagesError(expected_got(f"a table of paths and labels in {name}", "numbers"))
     source = _read_pixels(of_pixels, name) if of_pixels else _read_paths(tables, name, root, is_there)
-    if not forms:
-        return source
-    message = f"{count(len(forms), 'table')} that only shows the form of an answer: not used."
-    finding = Finding("submission", "info", message, "", tuple(file.name for file in forms))
-    return replace(source, findings=(*source.findings, finding))
+    words = "that only shows the form of an answer: not used."
+    unused = find("submission", "info", [file.name for file in forms], "table", words)
+    return replace(source, findings=(*source.findings, *unused))
 
 
 def is_form(file: Path) -> bool:
@@ -261,18 +259,17 @@ def _readable(file: Path) -> Iterator[None]:
         raise DataError(expected_got(f"{file} to be a CSV file", str(error), hint)) from error
 
 
-def _unlabelled(tables: Iterable[Table], used: Container[Table]) -> tuple[Finding, ...]:
+def _unlabelled(tables: Iterable[Table], used: Container[Table]) -> list[Finding]:
     """Report tables that lack labels."""
     names = [table.name for table in tables if table not in used]
     return without_labels(names, "table", "Add a column 'label'.")
 
 
-def _other_encodings(tables: Iterable[Table]) -> tuple[Finding, ...]:
+def _other_encodings(tables: Iterable[Table]) -> list[Finding]:
     """Report tables whose letters had to be guessed."""
-    names = tuple(table.name for table in tables if table.encoding == OTHER_ENCODING)
-    message = f"{count(len(names), 'table')} not in UTF-8: read as Windows-1252 (Western European)."
-    finding = Finding("encoding", "warning", message, "Save it as UTF-8 if names come out wrong.", names)
-    return (finding,) if names else ()
+    names = [table.name for table in tables if table.encoding == OTHER_ENCODING]
+    words = "not in UTF-8: read as Windows-1252 (Western European)."
+    return find("encoding", "warning", names, "table", words, "Save it as UTF-8 if names come out wrong.")
 
 
 def _is_number(cell: str) -> bool:
@@ -354,6 +351,7 @@ def _read_paths(
     index, united = make_index(rows.files, rows.labels, splits, rows.where)
     require_classes(index.class_names, name)
     files = ", ".join(table.name for table in ways)
+    lost, why = [table.name for table in columns if table not in ways], "whose files are not there: not used."
     return Source(
         name=name,
         layout=f"a table of paths and labels ({files}): {present(rows.splits)}",
@@ -363,7 +361,7 @@ def _read_paths(
         is_table=True,
         findings=(
             *_unlabelled(tables, columns),
-            *_lost_tables([table.name for table in columns if table not in ways]),
+            *find("lost_table", "warning", lost, "table", why, "Check its paths."),
             *_other_encodings(ways),
             *united,
         ),
@@ -453,12 +451,6 @@ def _no_files(table: Table, columns: _Columns) -> DataError:
     expected = f"the files that {table.file} names, relative to its folder"
     cells = _cells(table, columns.path)
     return NoImagesError(expected_got(expected, f"no {cells[0] if cells else 'paths'}", "Check the paths."))
-
-
-def _lost_tables(names: Sequence[str]) -> tuple[Finding, ...]:
-    """Report tables that speak of files that are not there."""
-    message = f"{count(len(names), 'table')} whose files are not there: not used."
-    return (Finding("lost_table", "warning", message, "Check its paths.", tuple(names)),) if names else ()
 
 
 # Tables of pixels
