@@ -79,6 +79,13 @@ def unchanged_process():
 
 
 @pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """Keep a test's decoded images from those of other tests."""
+    monkeypatch.setenv("CONVSCOPE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
 def typed(monkeypatch, capsys):
     """Run a command in this process: another one would spend seconds on loading torch and Keras."""
 

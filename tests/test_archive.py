@@ -14,6 +14,8 @@ from convscope.data.quality import check_folder
 from convscope.data.sources import archive, find_source
 from convscope.errors import DataError
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 ENDINGS = {
     ".zip": "w",
     ".tar": "w",
@@ -22,11 +24,6 @@ ENDINGS = {
     ".tar.bz2": "w:bz2",
     ".tar.xz": "w:xz",
 }
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("CONVSCOPE_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture

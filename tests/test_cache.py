@@ -29,13 +29,10 @@ from convscope.data.cache import (
 from convscope.data.dataset import Split, fingerprint
 from convscope.errors import DataError, UsageError
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 IMAGES = np.zeros((64, 32, 32, 1), np.uint8)  # 64 kB
 KEYS = [digit * 64 for digit in "abc"]
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("CONVSCOPE_CACHE", str(tmp_path / "cache"))
 
 
 def write(key):

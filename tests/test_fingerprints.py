@@ -10,6 +10,8 @@ from PIL import Image
 
 from convscope.data.loading import load
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 RECORDED = {
     "folder": "5589575e7439c5f98ff54f8558c05e9337c7580195a118d0ff9dff4bb52faeae",
     "parts": "c01d88730345a3c234d4c1a4bcbd91bdbb9395c8d39309e82924fd0a302f159b",
@@ -20,11 +22,6 @@ RECORDED = {
     "parquet": "3206eb20c3c8e244289ac0702c68f8c33db0283bbf3caae2080d765ccb09a172",
     "digits": "6150525991c39b673ec1c2e877c21fdc5ca5dc5dc8372bc8e8f5ec038fe1bf24",
 }
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("CONVSCOPE_CACHE", str(tmp_path / "cache"))
 
 
 def images(count=12, side=8, channels=3):

@@ -31,11 +31,7 @@ from convscope.export import Bundle
 from convscope.prediction import predict_files
 from convscope.preprocessing import Preprocess
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("CONVSCOPE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

@@ -31,11 +31,7 @@ from convscope.data.sources import base
 from convscope.data.sources.folder import read_folder
 from convscope.errors import DataError, DataNotFoundError
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("CONVSCOPE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

@@ -151,7 +151,7 @@ def test_threads_are_shared(monkeypatch):
 def test_a_worker_ends_when_whoever_started_it_is_gone():
     """Nothing is left behind that computes for nobody."""
     code = (
-        "import time\nfrom convscope.experiment.workers import obey\nobey()\n"
+        "import time\nfrom convscope.experiment.workers import stop_with_input\nstop_with_input()\n"
         "try:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    print('stopped', flush=True)\n"
     )
     process = subprocess.Popen(

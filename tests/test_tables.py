@@ -22,14 +22,11 @@ from convscope.data.sources import arrays, base, find_source, table
 from convscope.data.sources.arrays import ValueRange, find_layout
 from convscope.errors import ConvscopeError, DataError
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 COLOUR = np.stack([photograph([7, number], 12) for number in range(40)])
 GREY = np.stack([photograph([8, number], 12, 1) for number in range(40)])
 LABELS = np.arange(40) * 7 % 4
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("CONVSCOPE_CACHE", str(tmp_path / "cache"))
 
 
 def write_csv(path, rows, header=None, delimiter=","):

@@ -88,7 +88,7 @@ def sweep(
         raise UsageError(expected_got("a validation share above 0", config.validation_share, hint))
     from convscope.experiment.study import Study, SweepPlan
     from convscope.experiment.sweep import conclude, work
-    from convscope.experiment.workers import obey
+    from convscope.experiment.workers import stop_with_input
 
     name = name or f"sweep-{dataset.name}-{space.stem}"
     plan = SweepPlan(
@@ -116,7 +116,7 @@ def sweep(
         )
 
     if as_worker is not None:
-        obey()
+        stop_with_input()
         train_here()
         return
     try:
@@ -139,7 +139,7 @@ def sweep(
 def _train_in_workers(study: Study, workers: int, until: float, display: _Display) -> None:
     """Let processes train the trials, and put another in the place of one that is killed."""
     from convscope.environment import share_of_threads
-    from convscope.experiment.workers import Worker, end, last_words
+    from convscope.experiment.workers import Worker, end, last_lines
 
     threads, log = share_of_threads(workers), study.folder / "workers.log"
 
@@ -160,12 +160,12 @@ def _train_in_workers(study: Study, workers: int, until: float, display: _Displa
                 if code < 0 and time.monotonic() < until:
                     killed += 1
                     if killed > MOST_KILLED * workers:
-                        words = last_words(log)
+                        words = last_lines(log)
                         hint = f"See {log}. {words}"
                         raise RunError(expected_got("workers that are not killed", f"{killed} times", hint))
                     team.append(start())
                 elif code > 0 and not team and not study.finished and time.monotonic() < until:
-                    found = f"one that ended with code {code}: {last_words(log)}"
+                    found = f"one that ended with code {code}: {last_lines(log)}"
                     raise RunError(expected_got("a worker that trains the trials", found, f"See {log}."))
     finally:
         end(team)

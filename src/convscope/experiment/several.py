@@ -28,7 +28,7 @@ from convscope.environment import share_of_threads
 from convscope.errors import ConvscopeError, DivergedError, InterruptedRunError, RunError, UsageError
 from convscope.experiment.config import ExperimentConfig
 from convscope.experiment.running import Result, read_result, run_experiment
-from convscope.experiment.workers import Worker, end, last_words, obey
+from convscope.experiment.workers import Worker, end, last_lines, stop_with_input
 from convscope.lowering.devices import computing_on, current_device, require_device
 from convscope.runs import RUN_FILE, new_folder
 from convscope.training.checkpoint import TrainingState
@@ -248,7 +248,7 @@ def _why_it_died(code: int, log: Path) -> str:
     if code < 0:
         with suppress(ValueError):
             return f"its process was ended by {signal.Signals(-code).name}."
-    return f"its process ended with code {code}: {last_words(log)} See {log}."
+    return f"its process ended with code {code}: {last_lines(log)} See {log}."
 
 
 def main() -> None:
@@ -263,7 +263,7 @@ def main() -> None:
         answers.flush()
 
     with suppress(KeyboardInterrupt):  # whoever wants that knows it
-        obey(tasks.put)
+        stop_with_input(tasks.put)
         known: dict[str, Any] = {}
         answer({"ready": True})
         while line := tasks.get():

@@ -1,7 +1,7 @@
 """Helper processes of a command: with their share of the threads, and stopped in an orderly way.
 
-A worker is a program that calls `obey`. It ends when its standard input does: so it stops after a checkpoint
-when it is told to, and also when whoever started it is no longer there.
+A worker is a program that calls `stop_with_input`. It ends when its standard input does: so it stops after a
+checkpoint when it is told to, and also when whoever started it is no longer there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import IO, Any, NoReturn
 from convscope.environment import THREADS
 
 # The last lines that a worker wrote before it died, which say why.
-_LAST_WORDS = 3
+_SHOWN_LINES = 3
 
 
 class Worker:
@@ -88,16 +88,16 @@ def end(team: Sequence[Worker]) -> None:
         raise
 
 
-def last_words(log: Path) -> str:
+def last_lines(log: Path) -> str:
     """Give the last lines that workers wrote."""
     with suppress(OSError):
         return " ".join(
-            log.read_text(encoding="utf-8", errors="replace").split("\n")[-_LAST_WORDS - 1 :]
+            log.read_text(encoding="utf-8", errors="replace").split("\n")[-_SHOWN_LINES - 1 :]
         ).strip()
     return ""
 
 
-def obey(on_line: Callable[[bytes], None] = lambda _line: None) -> None:
+def stop_with_input(on_line: Callable[[bytes], None] = lambda _line: None) -> None:
     """Stop this process in order when its standard input ends; before, ``on_line`` gets every line of it."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
