@@ -201,12 +201,9 @@ def _train_seeds(
 
     show: Callable[[Result], None] = (lambda _result: None) if json else show_result
     results = run_several(_with_seeds(config, seeds), dataset, out, "train", on_result=show, **options)
-    if json:
-        show_json({**_as_json(dataset.name, results), "left_out": dict(dataset.left_out)})
-        return
-    if seeds > 1:
+    if seeds > 1 and not json:
         _show_spread(f"{seeds} seeds on {dataset.name}", results)
-    show_next(results[-1])
+    _show_all(dataset, results, json)
 
 
 def _train_together(
@@ -218,13 +215,18 @@ def _train_together(
 
     taken = {name: options[name] for name in ("listeners", "command", "with_report")}
     result = train_together(config, dataset, out, **taken)
-    if not isinstance(result, Result):
-        return
+    if isinstance(result, Result):
+        if not json:
+            show_result(result)
+        _show_all(dataset, [result], json)
+
+
+def _show_all(dataset: Dataset, results: list[Result], json: bool) -> None:
+    """Print runs as JSON, or what can be done with the last one."""
     if json:
-        show_json({**_as_json(dataset.name, [result]), "left_out": dict(dataset.left_out)})
-        return
-    show_result(result)
-    show_next(result)
+        show_json({**_as_json(dataset.name, results), "left_out": dict(dataset.left_out)})
+    else:
+        show_next(results[-1])
 
 
 def _train_folds(

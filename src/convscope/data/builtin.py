@@ -108,7 +108,7 @@ def _assemble(name: str, contents: dict[str, bytes]) -> Dataset:
     return _dataset(name, train, test, tuple(str(label) for label in range(classes)))
 
 
-def _load_digits() -> Dataset:
+def _load_digits(_path: Path | None, _download: bool) -> Dataset:
     """Load scikit-learn's digits, enlarged to 28×28 so that they fit every network of the exercise."""
     from sklearn.datasets import load_digits
 
@@ -129,10 +129,7 @@ def _dataset(name: str, train: Split, test: Split, class_names: tuple[str, ...])
 
 CATALOG = {
     "mnist": Entry(_load_mnist, "60,000 + 10,000 handwritten digits, 28×28 grey (LeCun, Cortes & Burges)"),
-    "digits": Entry(
-        lambda _path, _download: _load_digits(),
-        "1,797 handwritten digits, 8×8 grey, enlarged to 28×28 (scikit-learn)",
-    ),
+    "digits": Entry(_load_digits, "1,797 handwritten digits, 8×8 grey, enlarged to 28×28 (scikit-learn)"),
 }
 
 
