@@ -125,7 +125,7 @@ class _Rows:
         start, stop, _ = rows.indices(len(self))
         found: list[NDArray[np.uint8]] = []
         for array in self._arrays:
-            found += array[max(start, 0) : max(stop, 0)]
+            found.extend(array[max(start, 0) : max(stop, 0)])
             start, stop = start - len(array), stop - len(array)
         return found
 
