@@ -226,8 +226,8 @@ def check_strides_and_dilation(
     Traceback (most recent call last):
     ...
     convscope.errors.ArchitectureError: Expected strides of 1 or a dilation_rate of 1 for Conv2D, \
-    got strides=(2, 2) with dilation_rate=(3, 3). \
-    Dilate with strides=1 and shrink the image in a layer of its own, for example MaxPooling2D.
+got strides=(2, 2) with dilation_rate=(3, 3). \
+Dilate with strides=1 and shrink the image in a layer of its own, for example MaxPooling2D.
     """
     if max(strides) > 1 and max(dilation) > 1:
         raise ArchitectureError(

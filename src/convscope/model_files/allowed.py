@@ -76,7 +76,7 @@ def read_config(content: bytes, source: str) -> dict[str, Any]:
     Traceback (most recent call last):
         ...
     convscope.errors.DataError: Expected only layers of image classifiers in model.keras, got \
-    keras.layers.Lambda 'trap'. Load it with Keras itself if you trust whoever made it.
+keras.layers.Lambda 'trap'. Load it with Keras itself if you trust whoever made it.
     """
     try:
         config = json.loads(content)
