@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from convscope.errors import UsageError, expected_got
-from convscope.plotting.images import as_pictures
-from convscope.plotting.style import BLUE, GREY, RED, hide_axes, new_figure, shorten
+from convscope.plotting.images import as_pictures, stretched
+from convscope.plotting.style import BLUE, GREY, RED, hide_axes, hide_frame, new_figure, shorten
 
 if TYPE_CHECKING:
     # Inspection loads torch and Keras; drawing needs only the arrays that it gives.
@@ -68,15 +68,13 @@ def plot_attribution(
             raise UsageError(expected_got(f"attributions of shape {picture.shape[:2]}", one.values.shape))
     with new_figure(2.3 * (len(maps) + 1), 3.4) as figure:
         panels = figure.subplots(1, len(maps) + 1)
-        panels[0].imshow(_stretched(picture), cmap="gray", vmin=0, vmax=1)
+        panels[0].imshow(stretched(picture), cmap="gray", vmin=0, vmax=1)
         panels[0].set_title("Image\n")
         panels[0].set_anchor("S")  # as a colour bar anchors those that it stands below
         hide_axes(panels[0])
         for axes, one in zip(panels[1:], maps, strict=True):
             axes.imshow(attribution_picture(image, one))
-            axes.set_xticks([])
-            axes.set_yticks([])
-            axes.spines[:].set_visible(False)
+            hide_frame(axes)
             bar = figure.colorbar(_scale(one), ax=axes, orientation="horizontal", shrink=0.9, pad=0.03)
             bar.ax.tick_params(labelsize=7)
             bar.ax.locator_params(nbins=4)
@@ -88,7 +86,7 @@ def plot_attribution(
 def attribution_picture(image: Any, found: Attribution) -> NDArray[np.uint8]:
     """Lay a map over a pale grey copy of its image, as `plot_attribution` shows it: (h, w, 3)."""
     (picture,) = as_pictures(np.asarray(image)[np.newaxis])
-    grey = _grey(picture)[..., np.newaxis]  # (h, w, 1)
+    grey = np.atleast_3d(stretched(picture))[..., :3].mean(axis=2, keepdims=True)  # (h, w, 1)
     pale = 1 - 0.25 * (1 - grey) if grey.mean() > 0.5 else 1 - 0.35 * grey
     colours = _scale(found).to_rgba(found.values)  # (h, w, 4)
     mixed = colours[..., :3] * colours[..., 3:] + pale * (1 - colours[..., 3:])
@@ -114,17 +112,6 @@ def _note(one: Attribution) -> str:
 
 def _class(one: Attribution | FaithfulnessCurve, class_names: Sequence[str] | None) -> str:
     return f"class {one.class_index}" if class_names is None else shorten(class_names[one.class_index], 16)
-
-
-def _grey(picture: Any) -> Any:
-    stretched = _stretched(picture)
-    return stretched if stretched.ndim == 2 else stretched[..., :3].mean(axis=2)  # (h, w)
-
-
-def _stretched(picture: Any) -> Any:
-    values = np.asarray(picture, dtype=np.float64)
-    low, high = values.min(), values.max()
-    return (values - low) / ((high - low) or 1)
 
 
 def plot_faithfulness(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -89,18 +90,11 @@ def plot_comparison(found: Comparison) -> Figure:
     >>> len(plot_comparison(compare(run, run)).axes)
     2
     """
-    with new_figure(9.5, 2.6) as figure:
-        left, right = figure.subplots(1, 2)
-        names = [shorten(found.label_a), shorten(found.label_b)]
-        for place, (accuracy, interval) in enumerate(
-            [(found.accuracy_a, found.interval_a), (found.accuracy_b, found.interval_b)]
-        ):
-            _whisker(left, place, accuracy, interval, BLUE)
-        left.set_yticks([0, 1], names)
-        left.set(ylim=(1.6, -0.6), xlabel="accuracy (%), 95 % interval")
-        left.set_title(f"Accuracy on {found.images:,} images")
-        _draw_difference(right, found, names)
-        figure.suptitle(_verdict_title(found.verdict, *names), wrap=True)
+    with _two_panels(found) as (figure, axes):
+        _whisker(axes, 0, found.accuracy_a, found.interval_a, BLUE)
+        _whisker(axes, 1, found.accuracy_b, found.interval_b, BLUE)
+        axes.set_xlabel("accuracy (%), 95 % interval")
+        axes.set_title(f"Accuracy on {found.images:,} images")
     return figure
 
 
@@ -123,19 +117,30 @@ def plot_seed_comparison(found: SeedComparison) -> Figure:
     >>> len(plot_seed_comparison(compare_seeds(runs, runs)).axes)
     2
     """
+    with _two_panels(found) as (figure, axes):
+        for place, accuracies in enumerate([found.accuracies_a, found.accuracies_b]):
+            spread = np.linspace(-0.18, 0.18, len(accuracies)) if len(accuracies) > 1 else np.zeros(1)
+            axes.plot(100 * np.array(accuracies), place + spread, "o", color=BLUE, alpha=0.7, markersize=5)
+            axes.plot([100 * np.mean(accuracies)] * 2, [place - 0.3, place + 0.3], color=BLACK)
+        axes.set_xlabel("accuracy (%); line: mean")
+        axes.set_title(f"Each seed on {found.images:,} images")
+    return figure
+
+
+@contextmanager
+def _two_panels(found: Comparison | SeedComparison) -> Iterator[tuple[Figure, Axes]]:
+    """Draw the difference and the verdict; the panel on the left is for both sides' accuracies."""
     with new_figure(9.5, 2.6) as figure:
         left, right = figure.subplots(1, 2)
         names = [shorten(found.label_a), shorten(found.label_b)]
-        for place, accuracies in enumerate([found.accuracies_a, found.accuracies_b]):
-            spread = np.linspace(-0.18, 0.18, len(accuracies)) if len(accuracies) > 1 else np.zeros(1)
-            left.plot(100 * np.array(accuracies), place + spread, "o", color=BLUE, alpha=0.7, markersize=5)
-            left.plot([100 * np.mean(accuracies)] * 2, [place - 0.3, place + 0.3], color=BLACK)
+        yield figure, left
         left.set_yticks([0, 1], names)
-        left.set(ylim=(1.6, -0.6), xlabel="accuracy (%); line: mean")
-        left.set_title(f"Each seed on {found.images:,} images")
+        left.set_ylim(1.6, -0.6)
         _draw_difference(right, found, names)
-        figure.suptitle(_verdict_title(found.verdict, *names), wrap=True)
-    return figure
+        title = f"{names[1]} is {found.verdict} than {names[0]}"
+        if found.verdict == "could be chance":
+            title = f"{names[0]} and {names[1]}: the difference could be chance"
+        figure.suptitle(title, wrap=True)
 
 
 def _whisker(axes: Axes, place: float, value: float, interval: Sequence[float], colour: str) -> None:
@@ -151,12 +156,6 @@ def _draw_difference(axes: Axes, found: Comparison | SeedComparison, names: Sequ
     axes.set(ylim=(0.8, -0.8), yticks=[], xlabel="difference in points, 95 % interval")
     axes.set_title(f"{names[1]} minus {names[0]} (p = {found.p_value:.2g})")
     axes.margins(x=0.15)
-
-
-def _verdict_title(verdict: str, name_a: str, name_b: str) -> str:
-    if verdict == "could be chance":
-        return f"{name_a} and {name_b}: the difference could be chance"
-    return f"{name_b} is {verdict} than {name_a}"
 
 
 def plot_differences(

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from convscope.errors import UsageError, expected_got
-from convscope.plotting.images import as_pictures, image_grid
+from convscope.plotting.images import as_pictures, image_grid, stretched
 from convscope.plotting.style import GREY, SIGNED, hide_axes, new_figure, plain, shorten
 
 if TYPE_CHECKING:
@@ -153,9 +153,8 @@ def _all_layers(layers: Sequence[FeatureMaps], image: Any, count: int) -> Figure
             _name_row(figure.add_subplot(grid[0, 0]), "image", np.asarray(image).shape)
             first = 1
         for row, layer in enumerate(layers, first):
-            _name_row(
-                figure.add_subplot(grid[row, 0]), f"{plain(layer.layer)}\n{layer.type}", layer.values.shape
-            )
+            name = f"{plain(layer.layer)}\n{layer.type}"
+            _name_row(figure.add_subplot(grid[row, 0]), name, layer.values.shape)
             if layer.values.ndim == IMAGE_RANK:
                 for number in range(min(count, layer.values.shape[2])):
                     _draw_map(figure.add_subplot(grid[row, number + 1]), layer.values[:, :, number], "")
@@ -167,16 +166,13 @@ def _all_layers(layers: Sequence[FeatureMaps], image: Any, count: int) -> Figure
 
 def _name_row(axes: Axes, name: str, shape: tuple[int, ...]) -> None:
     hide_axes(axes)
-    axes.text(
-        0, 0.5, f"{name}\n{'×'.join(map(str, shape))}", fontsize=8, va="center", transform=axes.transAxes
-    )
+    text = f"{name}\n{'×'.join(map(str, shape))}"
+    axes.text(0, 0.5, text, fontsize=8, va="center", transform=axes.transAxes)
 
 
 def _draw_image(axes: Axes, image: Any) -> None:
     (picture,) = as_pictures(np.asarray(image)[np.newaxis])
-    values = np.asarray(picture, dtype=np.float64)
-    low, high = values.min(), values.max()
-    axes.imshow((values - low) / ((high - low) or 1), cmap="gray", vmin=0, vmax=1)
+    axes.imshow(stretched(picture), cmap="gray", vmin=0, vmax=1)
     hide_axes(axes)
     axes.set_title("image", fontsize=8)
 
@@ -192,11 +188,10 @@ def _draw_strip(axes: Axes, values: NDArray[Any]) -> None:
     """Draw a row of numbers: bars where there are few, a strip of colours where there are many."""
     if values.size <= 64:
         axes.bar(range(values.size), values, color=GREY)
-        axes.tick_params(labelsize=7)
     else:
         axes.imshow(values[np.newaxis], cmap="viridis", aspect="auto", interpolation="nearest")
         axes.set_yticks([])
-        axes.tick_params(labelsize=7)
+    axes.tick_params(labelsize=7)
 
 
 def plot_synthesis(found: Synthesis | Sequence[Synthesis]) -> Figure:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from convscope.data.quality import ContactSheet
 from convscope.errors import UsageError, expected_got
 from convscope.evaluation import Evaluation, as_labels, as_probabilities, worst_errors
-from convscope.plotting.style import BLACK, BLUE, GREY, RED, hide_axes, new_figure, plain, shorten
+from convscope.plotting.style import BLACK, BLUE, GREY, RED, hide_axes, hide_frame, new_figure, plain, shorten
 
 COLOUR_CHANNELS = (3, 4)
 CHANNEL_COUNTS = (1, *COLOUR_CHANNELS)
@@ -74,15 +74,10 @@ def plot_errors(
         for index in worst
     ]
     total = int((predicted != truth).sum())
-    title = _errors_title(len(worst), total)
+    title = f"The worst {len(worst)} of {total} errors" if total > len(worst) else f"All {total} errors"
+    title = "The only error" if total == 1 else title
     below = _names_below(names, worst, len(table))
     return image_grid(as_pictures(images, len(table))[worst], captions, title, columns=3, below=below)
-
-
-def _errors_title(shown: int, total: int) -> str:
-    if total == 1:
-        return "The only error"
-    return f"The worst {shown} of {total} errors" if total > shown else f"All {total} errors"
 
 
 def plot_predictions(
@@ -127,10 +122,8 @@ def plot_predictions(
     pictures = as_pictures(images, len(table))[:count]
     shown = table[: len(pictures)]
     predicted = np.argmax(shown, axis=1)  # (n, k) → (n,)
-    texts = [
-        f"{_class(class_names, index)} ({row[index]:.2f})"
-        for index, row in zip(predicted, shown, strict=True)
-    ]
+    pairs = zip(predicted, shown, strict=True)
+    texts = [f"{_class(class_names, index)} ({row[index]:.2f})" for index, row in pairs]
     title = f"The first {len(pictures)} images and their predictions"
     if labels is None:
         return image_grid(pictures, texts, title, columns=5)
@@ -208,29 +201,26 @@ def draw_picture(axes: Axes, picture: NDArray[Any]) -> None:
     uint8 goes from 0 to 255, floating point from 0 to 1, or between its own ends where it leaves that range.
     """
     axes.imshow(_in_unit_range(picture), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_visible(False)
+    hide_frame(axes)
+
+
+def stretched(picture: NDArray[Any]) -> NDArray[np.float64]:
+    """Bring the smallest value of a picture to 0 and its largest to 1."""
+    values = np.asarray(picture, dtype=np.float64)
+    low, high = values.min(), values.max()
+    scaled: NDArray[np.float64] = (values - low) / ((high - low) or 1)
+    return scaled
 
 
 def _in_unit_range(picture: NDArray[Any]) -> NDArray[np.float64]:
     if picture.dtype.kind in "iub":
-        full = (
-            np.iinfo(picture.dtype).max
-            if picture.dtype == np.uint16
-            else 1
-            if picture.dtype.kind == "b"
-            else 255
-        )
+        full = {"uint16": 65535, "bool": 1}.get(picture.dtype.name, 255)
         return np.clip(picture / full, 0, 1)
     values = np.nan_to_num(picture.astype(np.float64))
     low, high = values.min(initial=0), values.max(initial=0)
     if low >= -1e-6 and high <= 1 + 1e-6:
         return np.clip(values, 0, 1)
-    if low >= 0 and high <= 255:
-        return values / 255
-    stretched: NDArray[np.float64] = (values - low) / (high - low)
-    return stretched
+    return values / 255 if low >= 0 and high <= 255 else stretched(values)
 
 
 def message_figure(title: str, message: str) -> Figure:
@@ -331,14 +321,12 @@ def plot_examples(
     present = [int(index) for index in np.flatnonzero(result.support)[:MOST_ROWS]]
     rows = present if classes is None else list(classes)
     if not rows or count < 1:
-        raise UsageError(
-            expected_got("at least one class and one image of each kind", f"{len(rows)} and {count}")
-        )
+        expected = "at least one class and one image of each kind"
+        raise UsageError(expected_got(expected, f"{len(rows)} and {count}"))
     pictures = as_pictures(images, result.images)
     with new_figure(1.0 + 2 * count * 1.05, 0.7 + 1.25 * len(rows)) as figure:
-        figure.suptitle(
-            "Hardest (left) and easiest (right) images of each class, probability of that class", wrap=True
-        )
+        title = "Hardest (left) and easiest (right) images of each class, probability of that class"
+        figure.suptitle(title, wrap=True)
         for row, index in enumerate(rows):
             hard, easy = result.hardest(index, count), result.easiest(index, count)[::-1]
             places = [*enumerate(hard), *((2 * count - easy.size + n, image) for n, image in enumerate(easy))]

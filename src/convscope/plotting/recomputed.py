@@ -11,7 +11,7 @@ from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
 from convscope.plotting.confusion import readable_on
-from convscope.plotting.style import BLACK, BLUE, GREY, RED, SIGNED, hide_axes, new_figure, plain
+from convscope.plotting.style import BLACK, BLUE, GREY, RED, SIGNED, hide_axes, hide_frame, new_figure, plain
 
 if TYPE_CHECKING:
     # Inspection loads torch and Keras; drawing needs only the arrays that it gives.
@@ -85,9 +85,8 @@ def _arithmetic(found: Recomputed) -> list[str]:
 
 def _write(axes: Axes, lines: list[str]) -> None:
     hide_axes(axes)
-    axes.text(
-        0, 1, "\n".join(map(plain, lines)), fontsize=8, va="top", family="monospace", transform=axes.transAxes
-    )
+    text = "\n".join(map(plain, lines))
+    axes.text(0, 1, text, fontsize=8, va="top", family="monospace", transform=axes.transAxes)
 
 
 def _draw_window(figure: SubFigure, found: Recomputed) -> None:
@@ -103,16 +102,12 @@ def _draw_window(figure: SubFigure, found: Recomputed) -> None:
         _draw_numbers(row[0], found.inputs[..., channel], ranges[0], f"input{name}", found.inside)
         if found.weights is not None and products is not None:
             _draw_numbers(row[1], found.weights[..., channel], ranges[1], "× weights", None)
-            total = products[..., channel].sum()
-            _draw_numbers(
-                row[2], products[..., channel], ranges[2], f"= products, sum {_number(total, 4)}", None
-            )
+            title = f"= products, sum {_number(products[..., channel].sum(), 4)}"
+            _draw_numbers(row[2], products[..., channel], ranges[2], title, None)
     rest = found.inputs.shape[2] - len(shown)
     if rest > 0 and products is not None:
-        others = products.sum() - products[..., shown].sum()
-        figure.supxlabel(
-            f"and {rest} more input channels, whose products sum to {_number(others, 4)}", fontsize=8
-        )
+        others = _number(products.sum() - products[..., shown].sum(), 4)
+        figure.supxlabel(f"and {rest} more input channels, whose products sum to {others}", fontsize=8)
 
 
 def _largest_channels(values: Array) -> list[int]:
@@ -128,19 +123,15 @@ def _draw_numbers(
     axes: Axes, values: Array, limit: float, title: str, inside: NDArray[np.bool_] | None
 ) -> None:
     shown = axes.imshow(values, cmap=SIGNED, vmin=-limit, vmax=limit)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_visible(False)
+    hide_frame(axes)
     axes.set_title(title, fontsize=8)
     if max(values.shape) > MOST_WRITTEN:
         return
     colours = np.asarray(shown.to_rgba(values))
     for (row, column), value in np.ndenumerate(values):
         padding = inside is not None and not inside[row, column]
-        text = "pad" if padding else _cell(value)
-        axes.text(
-            column, row, text, ha="center", va="center", fontsize=7, color=readable_on(colours[row, column])
-        )
+        text, colour = "pad" if padding else _cell(value), readable_on(colours[row, column])
+        axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
 
 
 def _number(value: float, digits: int) -> str:

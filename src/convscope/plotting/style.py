@@ -6,7 +6,6 @@ import functools
 import importlib
 import io
 import os
-import secrets
 import sys
 import warnings
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from matplotlib.layout_engine import LayoutEngine
 
 from convscope.environment import own_warning_filters
 from convscope.errors import UsageError, expected_got
+from convscope.runs import write_file
 
 # Colours that people with any common colour blindness tell apart (Okabe and Ito, "Color Universal
 # Design", 2008).
@@ -70,17 +70,9 @@ STYLE: dict[str, Any] = {
 
 # Class names come in every script; DejaVu Sans lacks these, so an installed font that has them helps out.
 OTHER_SCRIPTS = (
-    "Noto Sans CJK SC",
-    "Noto Sans CJK JP",
-    "WenQuanYi Zen Hei",
-    "Microsoft YaHei",
-    "PingFang SC",
-    "Hiragino Sans",
-    "Noto Sans Devanagari",
-    "Noto Sans Thai",
-    "Arial Unicode MS",
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Microsoft YaHei", "PingFang SC"),
+    *("Hiragino Sans", "Noto Sans Devanagari", "Noto Sans Thai", "Arial Unicode MS"),
 )
-
 
 _embedded = ContextVar("embedded", default=False)
 
@@ -144,11 +136,8 @@ def new_figure(width: float, height: float, gap: float = 0.02) -> Iterator[Figur
     inline = _inline_backend() and not _embedded.get()
     if inline:  # loading it turns pyplot's interactive mode on, which rc_context would turn off again
         _module("matplotlib_inline.backend_inline")
-    style: dict[Any, Any] = {
-        **STYLE,
-        "figure.constrained_layout.hspace": gap,
-        "font.family": _families(),
-    }  # rc_context lists every legal key in its type
+    own = {"figure.constrained_layout.hspace": gap, "font.family": _families()}
+    style: dict[Any, Any] = STYLE | own  # rc_context lists every legal key in its type
     with mpl.rc_context(style):
         if inline:
             pyplot = _module("matplotlib.pyplot")
@@ -162,6 +151,12 @@ def hide_axes(axes: Axes) -> None:
     axes.set_axis_off()
     axes.xaxis.set_visible(False)
     axes.yaxis.set_visible(False)
+
+
+def hide_frame(axes: Axes) -> None:
+    """Leave out frame and ticks of an image; its labels stay."""
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
 
 
 def png_bytes(figure: Figure) -> bytes:
@@ -190,7 +185,7 @@ def lay_out(figure: Figure) -> LayoutEngine | None:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Write a figure as PNG, whole or not at all; UsageError for another ending, or where the disk refuses.
+    """Write a figure as PNG, whole or not at all; RunError where the disk refuses.
 
     Examples
     --------
@@ -202,25 +197,8 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     if target.suffix.lower() != ".png":
         raise UsageError(expected_got("a path that ends in .png", str(target)))
-    try:
-        _replace(target, png_bytes(figure))
-    except OSError as error:
-        raise UsageError(
-            expected_got(f"a place to write {target.name}", f"{error.strerror}: {target}")
-        ) from error
+    write_file(target, png_bytes(figure))
     return target
-
-
-def _replace(target: Path, content: bytes) -> None:
-    """Write beside the target, then rename: a reader never meets half a file."""
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def plain(text: object) -> str:
@@ -233,10 +211,8 @@ def plain(text: object) -> str:
     >>> print(plain("5 $ or 6 $"))
     5 \$ or 6 \$
     """
-    shown = "".join(
-        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(text)
-    )
-    return shown.replace("$", r"\$")
+    shown = (one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in str(text))
+    return "".join(shown).replace("$", r"\$")
 
 
 def shorten(text: object, length: int = 24, keep_end: bool = False) -> str:
