@@ -20,7 +20,7 @@ from convscope.errors import RunError
 from convscope.evaluation import Evaluation
 from convscope.inspection import feature_maps
 from convscope.networks import build
-from convscope.report import attribution, formatting, page, render_report, write_report
+from convscope.report import attribution, formatting, render_report, rendering, write_report
 from convscope.report.explorer import chosen_images, walk
 from convscope.report.provenance import reproduction
 
@@ -326,7 +326,7 @@ def test_the_default_networks_are_walked_whole_with_six_images(tmp_path, name, s
 
 def test_a_page_that_would_be_too_large_leaves_out_what_is_heaviest(reports, monkeypatch):
     path, dataset, report = reports("plain")
-    monkeypatch.setattr(page, "LARGEST", len(report.html) - 1000)
+    monkeypatch.setattr(rendering, "LARGEST", len(report.html) - 1000)
     text = Page(render_report(path, dataset=dataset)).text
     assert "The walk through the network cannot be shown. It would make this page larger" in text
 
@@ -383,7 +383,7 @@ def test_a_section_that_cannot_be_made_says_why_and_the_others_stay(tmp_path):
 
 def test_an_unforeseen_failure_costs_only_its_section(tmp_path, monkeypatch):
     path, dataset = make_run(tmp_path / "run")
-    monkeypatch.setattr(page, "attribution", lambda *_: 1 / 0)
+    monkeypatch.setattr(rendering, "attribution", lambda *_: 1 / 0)
     report = Page(render_report(path, dataset=dataset))
     assert "What the network looks at cannot be shown. ZeroDivisionError: division by zero" in report.text
     assert "A walk inside" in report.text

@@ -34,7 +34,7 @@ from convscope.experiment.running import (
 )
 from convscope.experiment.space import Range
 from convscope.experiment.study import DEFAULTS, MOST_ATTEMPTS, Claim, Study, TrialRow, hold
-from convscope.report.sweep import render_sweep
+from convscope.report.rendering import render_sweep
 from convscope.runs import RUN_FILE, RunDirectory, lock_run, locked
 from convscope.training.events import EpochBegin, EpochEnd, Event, Listener
 

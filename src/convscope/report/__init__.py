@@ -2,12 +2,12 @@ r"""A run → one self-contained HTML file: nothing is fetched, nothing is built
 
 In the order in which they build on each other:
 
-    formatting, media          numbers, charts and images for a page
-    source                     what lies in a run
-    summary, provenance, architecture, training      \
-    scores, errors, calibration                       a section each: what the template shows
-    explorer, attribution                            /
-    page                       the sections, the template in ``page/``, its style and its scripts
+    formatting, media                            numbers, charts and images for a page
+    summary, provenance, network, training       \
+    scores, mistakes, calibration                 a section each: what the template shows
+    explorer, attribution                        /
+    rendering                                    sections, the templates in ``page/``, styles and scripts
+    image_map                                    a page of its own
 
 A section that cannot be made says why, and the others stay.
 """
@@ -15,7 +15,7 @@ A section that cannot be made says why, and the others stay.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from convscope.report.page import render_report, write_report
+    from convscope.report.rendering import render_report, write_report
 
 __all__ = ["render_report", "write_report"]
 
@@ -24,6 +24,6 @@ def __getattr__(name: str) -> Any:
     """Load the page with its sections on first use: who only reads a run needs no network for it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from convscope.report import page
+    from convscope.report import rendering
 
-    return getattr(page, name)
+    return getattr(rendering, name)

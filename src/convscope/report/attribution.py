@@ -14,11 +14,11 @@ from convscope.errors import UsageError
 from convscope.evaluation import Evaluation
 from convscope.inspection import describe
 from convscope.inspection.attribution import Attribution, grad_cam, integrated_gradients
-from convscope.inspection.representations import filters
-from convscope.plotting import attribution_picture, filter_pictures
-from convscope.report.errors import image as describe_image
+from convscope.plotting import attribution_picture
+from convscope.plotting.attributions import METHOD_NAMES
 from convscope.report.explorer import chosen_images
 from convscope.report.media import Album, data_address
+from convscope.report.mistakes import image as describe_image
 
 IMAGES = 4
 # A large network is slow to look into; after so long, the images so far must do.
@@ -38,7 +38,12 @@ def attribution(contents: Contents, evaluation: Evaluation) -> dict[str, Any] | 
     if contents.images is None:
         return None
     model, preprocess = contents.bundle.model, contents.bundle.preprocess
-    lacking = missing("captum", "attribution") or _why_too_large(describe(model).macs or 0)
+    macs = describe(model).macs or 0
+    lacking = missing("captum", "attribution")
+    if not lacking and macs > MOST_MACS:  # asked for its gradient at up to a thousand points
+        lacking = (
+            f"with {macs / 1e6:,.0f} million multiply-accumulates for an image, they would take minutes."
+        )
     album = Album(contents.images)
     rows: list[dict[str, Any]] = []
     begin = time.perf_counter()
@@ -63,37 +68,9 @@ def attribution(contents: Contents, evaluation: Evaluation) -> dict[str, Any] | 
     }
 
 
-def _why_too_large(macs: int) -> str | None:
-    """Say why a network of this cost is not asked for its gradient at up to a thousand points."""
-    if macs <= MOST_MACS:
-        return None
-    return f"with {macs / 1e6:,.0f} million multiply-accumulates for an image, they would take minutes."
-
-
-def first_filters(contents: Contents) -> dict[str, Any] | None:
-    """Draw the kernels of the first convolution, averaged over its input channels.
-
-    Gives ``layer``, ``shape``, ``kernels`` (pictures), ``all``; None for a network without a convolution.
-    """
-    try:
-        found = filters(contents.bundle.model)
-    except UsageError:
-        return None
-    kernels, largest = filter_pictures(found)
-    return {
-        "layer": found.layer,
-        "size": kernels.shape[1:3],
-        "channels": found.kernels.shape[-1],
-        "count": len(found.kernels),
-        "kernels": [data_address(kernel, drawn=True) for kernel in kernels],
-        "largest": largest,
-    }
-
-
 def _map(pixels: Any, found: Attribution, evaluation: Evaluation) -> dict[str, Any]:
-    method = {"grad_cam": "Grad-CAM", "integrated_gradients": "integrated gradients"}[found.method]
     return {
-        "method": method,
+        "method": METHOD_NAMES[found.method],
         "class": evaluation.class_names[found.class_index],
         "picture": data_address(attribution_picture(pixels, found), drawn=True),
         "error": found.completeness.error if found.completeness else None,

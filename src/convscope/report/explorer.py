@@ -19,7 +19,7 @@ from convscope.contents import Contents
 from convscope.evaluation import Evaluation
 from convscope.explorer.layers import Layer, read_layers
 from convscope.explorer.payload import describe_layer, pack
-from convscope.inspection import Recomputation, describe
+from convscope.inspection import describe
 from convscope.inspection.representations import FeatureMaps, feature_maps
 from convscope.lowering.graph import read_graph
 from convscope.report.formatting import name
@@ -258,50 +258,4 @@ def _image(evaluation: Evaluation, index: int, album: Album) -> dict[str, Any]:
         "true": true,
         "predicted": predicted,
         "picture": album.picture(index),
-    }
-
-
-# A larger window makes no table that anybody reads.
-LARGEST_WINDOW = 7
-
-
-def example(contents: Contents, evaluation: Evaluation) -> dict[str, Any] | None:
-    """Recompute the strongest activation of the first convolution for one test image.
-
-    Gives ``grids`` (patch, kernel, products of the input channel that adds most) and the sums; None without
-    images, or for a network without a convolution.
-    """
-    if contents.images is None:
-        return None
-    index = chosen_images(evaluation, 1)[0]
-    image = contents.bundle.preprocess.apply(contents.images[[index]])[0]
-    found = Recomputation(contents.bundle.model, image).strongest()
-    if (
-        found.position is None
-        or found.weights is None
-        or found.inputs.ndim != 3
-        or max(found.inputs.shape[:2]) > LARGEST_WINDOW
-    ):
-        return None
-    products = found.inputs * found.weights  # (h, w, channels)
-    strongest = int(np.abs(products.sum(axis=(0, 1))).argmax())
-    return {
-        "found": found,
-        "biased": getattr(read_graph(contents.bundle.model).call(found.layer).operation, "bias", None)
-        is not None,
-        "image": evaluation.name_of(index),
-        "row": found.position[0],
-        "column": found.position[1],
-        "channels": products.shape[2],
-        "input_channel": strongest,
-        "grids": [
-            (caption, values[:, :, strongest].tolist(), float(np.abs(values[:, :, strongest]).max()))
-            for caption, values in (
-                ("patch", found.inputs),
-                ("kernel", found.weights),
-                ("products", products),
-            )
-        ],
-        "sum": float(products.sum()),
-        "count": int(products.size),
     }

@@ -14,17 +14,6 @@ MINUS = "\N{MINUS SIGN}"
 SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 
-def is_number(value: Any) -> bool:
-    """Say whether a value is a finite number.
-
-    Examples
-    --------
-    >>> is_number(0.5), is_number(float("nan")), is_number(None)
-    (True, False, False)
-    """
-    return value is not None and math.isfinite(value)
-
-
 def percent(share: float | None, digits: int = 2) -> str:
     """Write a share as a percentage; 100 only when nothing is missing, 0 only when nothing is there.
 
@@ -71,8 +60,8 @@ def number(value: float | None, digits: int = 4) -> str:
 
     Examples
     --------
-    >>> number(0.12345678), number(-2e-9), number(-0.0), number(None)
-    ('0.1235', '−2.0·10⁻⁹', '0.0000', '–')
+    >>> number(0.12345678), number(-2e-9), number(-0.0), number(1234567.0), number(None)
+    ('0.1235', '−2.0·10⁻⁹', '0.0000', '1.2·10⁶', '–')
     """
     if value is None or not math.isfinite(value):
         return NO_VALUE
@@ -82,13 +71,6 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def _scientific(value: float) -> str:
-    """Write a number with a power of ten.
-
-    Examples
-    --------
-    >>> _scientific(1234567.0)
-    '1.2·10⁶'
-    """
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa}·10{str(int(exponent)).translate(SUPERSCRIPTS)}"
 
@@ -149,13 +131,5 @@ def name(text: Any) -> str:
     return printable(str(text))
 
 
-FILTERS = {
-    "percent": percent,
-    "points": points,
-    "count": count,
-    "number": number,
-    "duration": duration,
-    "plural": plural,
-    "shape": shape,
-    "name": name,
-}
+# What a template may call.
+FILTERS = {one.__name__: one for one in (percent, count, number, duration, plural, shape, name)}

@@ -12,7 +12,7 @@ from PIL import Image
 
 from convscope.report.formatting import name as shown
 from convscope.report.media import data_address
-from convscope.report.page import fill_page
+from convscope.report.rendering import fill_page
 
 WIDTH, HEIGHT, EDGE = 1000, 720, 24
 # Colours that people with any common colour blindness tell apart; the page's style has them for both themes.

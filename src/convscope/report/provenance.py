@@ -118,23 +118,7 @@ def _value(value: Any) -> str:
     return str(value)
 
 
-def _files(contents: Contents) -> list[tuple[str, str, str]]:
+def _files(contents: Contents) -> list[tuple[str, int, str]]:
     """List the files of the run, without those of its folders."""
-    found = sorted(
-        file for file in contents.path.iterdir() if file.is_file() and not file.name.startswith(".")
-    )
-    return [(file.name, _size(file.stat().st_size), FILES.get(file.name, "")) for file in found]
-
-
-def _size(bytes_: int) -> str:
-    """Write a size in bytes as a person would.
-
-    Examples
-    --------
-    >>> _size(512), _size(2_500_000)
-    ('512 B', '2.5 MB')
-    """
-    for unit, factor in (("MB", 1_000_000), ("kB", 1000)):
-        if bytes_ >= factor:
-            return f"{bytes_ / factor:.1f} {unit}"
-    return f"{bytes_} B"
+    files = (one for one in contents.path.iterdir() if one.is_file() and not one.name.startswith("."))
+    return [(file.name, file.stat().st_size, FILES.get(file.name, "")) for file in sorted(files)]

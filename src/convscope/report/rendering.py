@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convscope import web_page
 from convscope.contents import Contents, read_contents
 from convscope.data.dataset import Dataset
 from convscope.errors import ConvscopeError
-from convscope.evaluation import Evaluation, test_set_log
+from convscope.evaluation import test_set_log
 from convscope.explorer import page as explorer_page
 from convscope.glossary import GLOSSARY
 from convscope.plotting import embedded
-from convscope.report.architecture import architecture
-from convscope.report.attribution import attribution, first_filters
+from convscope.report.attribution import attribution
 from convscope.report.calibration import calibration
-from convscope.report.errors import cells, confusion, mistakes
-from convscope.report.explorer import example, walk
+from convscope.report.explorer import walk
 from convscope.report.formatting import FILTERS
-from convscope.report.media import Album
+from convscope.report.media import Album, chart
+from convscope.report.mistakes import cells, confusion, mistakes
+from convscope.report.network import architecture, example, first_filters
 from convscope.report.provenance import data, reproduction
 from convscope.report.scores import scores
 from convscope.report.summary import summary
 from convscope.report.training import health, learning
 from convscope.runs import LOG_FILE, RunDirectory, log_into
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _LOG = logging.getLogger(__name__)
 _PROGRESS = logging.getLogger("convscope.progress")
@@ -117,19 +119,47 @@ def fill_page(
     )
 
 
+def render_sweep(
+    title: str,
+    sentences: Sequence[str],
+    figures: Mapping[str, Figure],
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    space: Sequence[tuple[str, str]],
+    how: str,
+) -> str:
+    """Make a whole HTML page that needs nothing but itself; ``rows`` are the cells of the trials."""
+    charts = [
+        {"title": name, "svg": chart(figure, name, " ".join(sentences[:1]), figure.axes)}
+        for name, figure in figures.items()
+    ]
+    return fill_page(
+        "sweep.html",
+        ("report.css",),
+        ("theme.js",),
+        title=title,
+        sentences=sentences,
+        charts=charts,
+        columns=columns,
+        rows=rows,
+        space=space,
+        how=how,
+    )
+
+
 def _sections(contents: Contents) -> dict[str, Any]:
     """Gather what each section shows; a section that cannot be made says why, and the others stay."""
     gallery = Album(contents.images, GALLERY)
     sections = {
         "run": contents,
         "test_set_uses": _test_set_uses(contents),
-        "summary": _attempt(partial(summary, contents)),
-        "data": _attempt(partial(data, contents, gallery)),
-        "network": _attempt(partial(architecture, contents)),
-        "learning": _attempt(partial(learning, contents)),
-        "health": _attempt(partial(health, contents)),
-        "filters": _attempt(partial(first_filters, contents)),
-        "reproduction": _attempt(partial(reproduction, contents)),
+        "summary": _attempt(summary, contents),
+        "data": _attempt(data, contents, gallery),
+        "network": _attempt(architecture, contents),
+        "learning": _attempt(learning, contents),
+        "health": _attempt(health, contents),
+        "filters": _attempt(first_filters, contents),
+        "reproduction": _attempt(reproduction, contents),
         **dict.fromkeys(("scores", "confusion", "cells", "mistakes", "calibration")),
         **dict.fromkeys(("attribution", "example", "walk")),
     }
@@ -140,21 +170,19 @@ def _sections(contents: Contents) -> dict[str, Any]:
     if part != "test":
         gallery = behind = Album(None)
     sections |= {
-        "scores": _attempt(partial(scores, evaluation)),
-        "mistakes": _attempt(partial(mistakes, evaluation, gallery)),
-        "confusion": _attempt(partial(confusion, evaluation, gallery)),
-        "cells": _attempt(partial(cells, evaluation, behind)),
-        "calibration": _attempt(partial(calibration, contents, part, evaluation)),
+        "scores": _attempt(scores, evaluation),
+        "mistakes": _attempt(mistakes, evaluation, gallery),
+        "confusion": _attempt(confusion, evaluation, gallery),
+        "cells": _attempt(cells, evaluation, behind),
+        "calibration": _attempt(calibration, contents, part, evaluation),
     }
-    return sections | (_probes(contents, evaluation) if part == "test" else {})
-
-
-def _probes(contents: Contents, evaluation: Evaluation) -> dict[str, Any]:
-    return {
-        "attribution": _attempt(partial(attribution, contents, evaluation)),
-        "example": _attempt(partial(example, contents, evaluation)),
-        "walk": _attempt(partial(walk, contents, evaluation)),
-    }
+    if part == "test":
+        sections |= {
+            "attribution": _attempt(attribution, contents, evaluation),
+            "example": _attempt(example, contents, evaluation),
+            "walk": _attempt(walk, contents, evaluation),
+        }
+    return sections
 
 
 @dataclass(frozen=True)
@@ -164,10 +192,10 @@ class Problem:
     problem: str
 
 
-def _attempt(make: Callable[[], Any]) -> Any:
+def _attempt(make: Callable[..., Any], *arguments: Any) -> Any:
     """Make a section, or the reason why it is missing."""
     try:
-        return make()
+        return make(*arguments)
     except ConvscopeError as error:
         return Problem(str(error))
     # A network that nobody foresaw may break a probe in any way; the rest of the report is worth having.
@@ -181,8 +209,6 @@ def _test_set_uses(contents: Contents) -> str:
     if contents.test is None:
         return ""
     if contents.test_set_uses is None:
-        return (
-            "The run keeps no record of how often its test set was used: at least once, for the final "
-            "evaluation."
-        )
+        unknown = "The run keeps no record of how often its test set was used"
+        return f"{unknown}: at least once, for the final evaluation."
     return test_set_log.describe(contents.test_set_uses)
