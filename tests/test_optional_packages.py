@@ -13,7 +13,7 @@ from PIL import Image
 from convscope.environment import missing
 from convscope.errors import UsageError
 
-# import name → the extra it comes with
+# import name, or that of the distribution → the extra it comes with
 OPTIONAL = {
     "captum": "attribution",
     "cleanlab": "labels",
@@ -32,9 +32,13 @@ OPTIONAL = {
     "python_multipart": "serve",
     "prometheus_client": "serve",
     "optuna": "sweep",
+    "mlflow_skinny": "mlflow",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "ray": "ray",
 }
 # Only there because others ask for them.
-FOLLOWERS = ["pandas", "tqdm", "IPython"]
+FOLLOWERS = ["pandas", "tqdm", "IPython", "mlflow"]
 
 
 PROGRAM = """

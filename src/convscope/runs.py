@@ -61,6 +61,11 @@ class RunDirectory:
         """Whether the run is at its final place."""
         return self._target is None
 
+    @property
+    def target(self) -> Path:
+        """The final place."""
+        return self._target or self.path
+
     def publish(self) -> None:
         """Move a new run to its final place; from then on it is kept, whatever happens."""
         if self._target is not None:

@@ -80,6 +80,16 @@ Device = Annotated[
 ]
 
 
+# Its targets are read by the command, before it reads data.
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        help="Send the run to mlflow, tensorboard or wandb, as NAME or NAME=ADDRESS; repeatable.",
+    ),
+]
+
+
 def read_duration(text: str) -> float:
     """Read a time in seconds, minutes or hours."""
     plain = text.replace(" ", "").lower()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convscope.cli import waiting
-from convscope.cli.output import explain, say, show_json, table
-from convscope.cli.parsing import DataNow, Device, Json, Run
+from convscope.cli.output import explain, say, show_json, table, warn
+from convscope.cli.parsing import DataNow, Device, Json, Run, Track
 from convscope.cli.settings import SETTINGS, refuse_both, settle
 from convscope.environment import is_one_of_several
 from convscope.errors import UsageError, expected_got
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from convscope.data.dataset import Dataset
     from convscope.experiment.config import ExperimentConfig
     from convscope.experiment.running import Result, Trained
+    from convscope.tracking.tools import Target
+    from convscope.training.events import Listener
 
 
 def train(
@@ -148,6 +150,7 @@ def train(
     ] = True,
     out: Annotated[Path, typer.Option(help="The folder in which runs are written.")] = Path("runs"),
     report: Annotated[bool, typer.Option(help="Write report.html for each run.")] = True,
+    track: Track = None,
     _device: Device = None,
     json: Json = False,
 ) -> None:
@@ -171,13 +174,16 @@ def train(
         raise UsageError(expected_got("one training on several processes", f"{several}", hint))
     if several > 1 and workers is not None and workers < 1:
         raise UsageError(expected_got("workers of at least 1", workers))
+    from convscope.tracking import read_targets
+
+    targets = read_targets(track or ())
     readers = workers if several == 1 else None
     config, dataset = settle(data, given, workers=readers, add=add, quiet=json)
     if not json:
         show_data(dataset)
     options: dict[str, Any] = {
         "command": ["convscope", *sys.argv[1:]],
-        "listeners": waiting.training(json),
+        "listeners": followed(waiting.training(json), targets),
         "with_report": report,
         "began": _BEGAN,
         "workers": (workers or 1) if several > 1 else 1,
@@ -186,11 +192,19 @@ def train(
         _train_together(config, dataset, out, json, options)
         return
     with waiting.SideBySide(json, several) as hear:
-        options["on_event"] = hear
+        options |= {"on_event": hear, "track": list(map(str, targets))}
         if folds is None:
             _train_seeds(config, dataset, out, seeds, json, options)
         else:
             _train_folds(config, dataset, out, folds, json, options)
+
+
+def followed(listeners: Sequence[Listener], targets: Sequence[Target]) -> list[Listener]:
+    """Let tools follow a training beside those that show it; what fails is a line among theirs."""
+    from convscope.tracking import follow
+    from convscope.training.events import Notice, notify
+
+    return [*listeners, *follow(targets, lambda text: notify(listeners, Notice(text)))]
 
 
 def _train_seeds(
@@ -264,20 +278,27 @@ def resume(
     report: Annotated[
         bool | None, typer.Option(help="Write report.html. [default: as when the run began]")
     ] = None,
+    track: Track = None,
     _device: Device = None,
     json: Json = False,
 ) -> None:
     """Go on with a training that was interrupted, bit for bit.
+
+    The tools that followed it go on, too, unless --track names others.
 
     Example: convscope resume runs/20260131-120000-train-mnist/deep
     """
     from convscope.runs import open_unfinished
 
     open_unfinished(run)  # a wrong path is answered before Keras is loaded
+    from convscope.tracking import followed_by, read_targets
+
+    targets = read_targets(track) if track else followed_by(run, warn)
     from convscope.experiment.running import Result
     from convscope.experiment.together import resume_together
 
-    result = resume_together(run, waiting.training(json), with_report=report, data=data)
+    listeners = followed(waiting.training(json), targets)
+    result = resume_together(run, listeners, with_report=report, data=data)
     if result is None:
         return  # the first process speaks
     if not isinstance(result, Result):

@@ -6,7 +6,8 @@ import logging
 import math
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -61,7 +62,16 @@ from convscope.runs import (
 )
 from convscope.training.checkpoint import TrainingState, load_checkpoint, remove_checkpoints
 from convscope.training.distributed import alone, join
-from convscope.training.events import EpochEnd, Event, Listener, Notice, StepEnd, notify
+from convscope.training.events import (
+    EpochEnd,
+    Event,
+    Listener,
+    Notice,
+    RunBegin,
+    RunEnd,
+    StepEnd,
+    notify,
+)
 
 _LOG = logging.getLogger(__name__)
 _PROGRESS = logging.getLogger("convscope.progress")
@@ -169,7 +179,8 @@ def _run(
         with alone():
             session = fit_head(session, record, listeners)
             session = try_out(session, run, record, listeners, began=began, with_report=with_report)
-        return _train_and_finish(run, session, record, listeners, began=began)
+        with _announced(run, record, listeners):
+            return _train_and_finish(run, session, record, listeners, began=began)
 
 
 def evaluate_on_test(
@@ -249,7 +260,28 @@ def resume_experiment(
             session = fit_head(session, record, listeners)
         if with_report is not None:
             record["with_report"] = with_report
-        return _train_and_finish(run, session, record, listeners, state, seconds)
+        with _announced(run, record, listeners, state.epoch if state else 0):
+            return _train_and_finish(run, session, record, listeners, state, seconds)
+
+
+@contextmanager
+def _announced(
+    run: RunDirectory, record: Mapping[str, Any], listeners: Sequence[Listener], first_epoch: int = 0
+) -> Iterator[None]:
+    """Tell listeners of a run's begin, and of its end, whatever that is."""
+    status = "failed"
+    notify(listeners, RunBegin(run, record, first_epoch))
+    try:
+        yield
+        status = "completed"
+    except DivergedError:
+        status = "diverged"
+        raise
+    except (InterruptedRunError, KeyboardInterrupt):
+        status = "interrupted"
+        raise
+    finally:
+        notify(listeners, RunEnd(run, status))
 
 
 @dataclass(frozen=True, eq=False)

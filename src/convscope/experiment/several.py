@@ -31,6 +31,7 @@ from convscope.experiment.running import Result, read_result, run_experiment
 from convscope.experiment.workers import Worker, end, last_lines, stop_with_input
 from convscope.lowering.devices import computing_on, current_device, require_device
 from convscope.runs import RUN_FILE, new_folder
+from convscope.tracking import follow, read_targets
 from convscope.training.checkpoint import TrainingState
 from convscope.training.events import EpochEnd, Event, Listener, Notice, TrainBegin
 
@@ -59,6 +60,7 @@ def run_several(
     with_report: bool = True,
     began: float | None = None,
     workers: int = 1,
+    track: Sequence[str] = (),
 ) -> list[Result]:
     """Run experiments, each under its name in a folder of their own below ``out``.
 
@@ -69,13 +71,13 @@ def run_several(
     With one worker they are run one after the other, and ``listeners`` receive every event. With several
     they are run side by side, each worker a process with its share of the threads: ``on_event`` receives
     what begins a training, ends an epoch or is to be told, with the run's name, and the first error is raised
-    when all the others are finished.
+    when all the others are finished. ``track`` names the tools that these processes send their runs to.
     """
     results = []
     with new_folder(out, f"{datetime.now():%Y%m%d-%H%M%S}-{kind}-{dataset.name}") as folder:
         if workers > 1 and len(configs) > 1:
             return _run_side_by_side(
-                configs, dataset, folder, workers, on_begin, on_result, on_event, command, with_report
+                configs, dataset, folder, workers, on_begin, on_result, on_event, command, with_report, track
             )
         for name, config in configs.items():
             on_begin(name)
@@ -100,6 +102,7 @@ def _run_side_by_side(
     on_event: Callable[[str, Event], None],
     command: Sequence[str],
     with_report: bool,
+    track: Sequence[str],
 ) -> list[Result]:
     """Run experiments in several processes, which load the data again."""
     log, device = folder / WORKERS_LOG, str(current_device())
@@ -111,7 +114,7 @@ def _run_side_by_side(
             "fingerprint": dataset.fingerprint,
             "reading": {**reading, "resize": config.resize},
         }
-        facts = {"command": list(command), "with_report": with_report, "device": device}
+        facts = {"command": list(command), "with_report": with_report, "device": device, "track": list(track)}
         return {"config": config.to_json(), "data": data, "target": str(folder / name), **facts}
 
     def hear(name: str, message: Mapping[str, Any]) -> None:
@@ -188,9 +191,9 @@ def _train_side_by_side(
     """Train runs, so many at a time; what one cannot finish does not keep the others from it.
 
     A task has what ``run_experiment`` needs: ``config``, ``data`` (as a run records it), ``target``,
-    ``command``, ``with_report`` and ``device``. ``on_message`` gets a run's name and what happens to it:
-    ``{"event": …}``, or ``{"done": true}``. When a person stops it, all workers end first, and their runs can
-    be resumed.
+    ``command``, ``with_report``, ``device`` and ``track``. ``on_message`` gets a run's name and what happens
+    to it: ``{"event": …}``, or ``{"done": true}``. When a person stops it, all workers end first, and their
+    runs can be resumed.
     """
     waiting, running, failures = deque(tasks.items()), dict[Worker, str](), list[Failure]()
     threads, heard = share_of_threads(workers), queue.SimpleQueue[tuple[Worker, dict[str, Any] | None]]()
@@ -282,8 +285,12 @@ def _train(task: Mapping[str, Any], known: dict[str, Any], answer: Callable[[Any
         elif isinstance(event, Notice):
             answer({"event": "notice", "text": event.text})
 
+    def say(text: str) -> None:
+        answer({"event": "notice", "text": text})
+
     began = time.perf_counter()
     try:
+        listeners = [listen, *follow(read_targets(task["track"]), say)]
         config = ExperimentConfig.from_json(task["config"])
         fold = config.reading.get("fold")
         key = json.dumps(task["data"], sort_keys=True)
@@ -292,7 +299,7 @@ def _train(task: Mapping[str, Any], known: dict[str, Any], answer: Callable[[Any
         dataset = take_fold(known[key], *fold) if fold else known[key]
         with computing_on(require_device(task["device"])):
             run_experiment(
-                config, dataset, Path(task["target"]), [listen], task["command"],
+                config, dataset, Path(task["target"]), listeners, task["command"],
                 with_report=task["with_report"], began=began,
             )  # fmt: skip
     except ConvscopeError as error:

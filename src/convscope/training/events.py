@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from convscope.errors import ConvscopeError, DivergedError, LoweringError, expected_got
 
 if TYPE_CHECKING:
+    from convscope.runs import RunDirectory
     from convscope.training.checkpoint import TrainingState
 
 
@@ -144,6 +145,26 @@ class TrainEnd(Event):
 
     logs: Mapping[str, float]
     seconds: float
+
+
+@dataclass(frozen=True)
+class RunBegin(Event):
+    """The training of a run begins, or goes on with an epoch; ``record`` is what ``run.json`` will say."""
+
+    run: RunDirectory
+    record: Mapping[str, Any]
+    first_epoch: int
+
+
+@dataclass(frozen=True)
+class RunEnd(Event):
+    """All of a run is written that will be, whether or not there is one; ``status`` says how it ended.
+
+    It is completed, interrupted, diverged or failed.
+    """
+
+    run: RunDirectory
+    status: str
 
 
 Listener = Callable[[Event], None]
