@@ -98,9 +98,7 @@ def test_whatever_is_imported_is_declared():
     project = PROJECT["project"]
     extras = project["optional-dependencies"]
     known = declared(project["dependencies"]) | {
-        name
-        for extra in extras.keys() - {"test", "dev", "bench", "all"}
-        for name in declared(extras[extra])
+        name for extra in extras.keys() - {"test", "dev", "bench", "all"} for name in declared(extras[extra])
     }
     of_module = packages_distributions()
     imported = {name.split(".")[0] for path in modules() for name in imports_of(path)}
