@@ -1,9 +1,9 @@
 """Few photographs: training on a pretrained backbone beside training from scratch.
 
-    python benchmarks/photographs.py FOLDER --seeds 3
+    python benchmarks/photographs.py FOLDER --seeds 1338 1339 1340
 
 runs `convscope train FOLDER` as anybody would, from prompt to prompt, and writes accuracies with their
-intervals and the seconds into benchmarks/results/photographs.json.
+intervals and the seconds into benchmarks/results/photographs.json, beside what is there of other seeds.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def measure(folder: Path, options: list[str], seed: int) -> dict[str, Any]:
             interval = wilson_interval(round(accuracy * images), images)
             parts[part] = {"accuracy": accuracy, "images": images, "interval": list(interval)}
     return {
+        "date": f"{date.today():%Y-%m-%d}",
         "seed": seed,
         "seconds": round(seconds, 1),
         "network": record["network"]["name"],
@@ -60,13 +62,14 @@ def main() -> None:
     """Measure each way with each seed, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1338, 1339, 1340])
     parser.add_argument("--ways", nargs="*", choices=list(WAYS), default=list(WAYS))
     arguments = parser.parse_args()
-    processor = str(describe_device(None)["processor"])
+    device = describe_device(None)
+    processor = f"{device['processor']}, as {device['processor_class']}, {device['torch_threads']} threads"
     known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     for way in arguments.ways:
-        rows = [measure(arguments.folder, WAYS[way], 1338 + number) for number in range(arguments.seeds)]
+        rows = [measure(arguments.folder, WAYS[way], seed) for seed in arguments.seeds]
         for row in rows:
             shown = "  ".join(
                 f"{part} {row[part]['accuracy']:.1%} "
@@ -75,7 +78,9 @@ def main() -> None:
                 if part in row
             )
             print(f"{arguments.folder.name}, {way}, seed {row['seed']}: {shown}  {row['seconds']:.0f} s")
-        known.setdefault(processor, {}).setdefault(arguments.folder.name, {})[way] = rows
+        ways = known.setdefault(processor, {}).setdefault(arguments.folder.name, {})
+        others = [row for row in ways.get(way, []) if row["seed"] not in arguments.seeds]
+        ways[way] = sorted(others + rows, key=lambda row: row["seed"])
         RESULTS.write_text(json.dumps(known, indent=1) + "\n")
 
 

@@ -277,6 +277,25 @@ def test_what_ended_a_training_is_said():
     )
 
 
+def test_epochs_of_fine_tuning_are_counted_without_the_head_alone():
+    training = TrainingConfig(until=0.9, monitor="accuracy", keep="best")
+    history = {"loss": [1.0] * 4, "val_accuracy": [0.8, 0.7, 0.85, 0.82]}
+    missed, kept = say_how_it_ended(training, history, head=True)
+    assert missed == "90% validation accuracy was not reached in 3 epochs: 85.00% at best, in epoch 2."
+    assert kept == (
+        "The validation accuracy was best in epoch 2 of 3 of fine-tuning: 85.00%. "
+        "The network has the weights of that epoch."
+    )
+    averaged = {"loss": [1.0] * 5, "val_accuracy": [0.8, 0.7, 0.85, 0.82, 0.86]}
+    last = TrainingConfig(until=0.9, keep="last")
+    [missed] = say_how_it_ended(last, averaged, head=True, averaged=True)
+    assert missed.endswith("in 3 epochs: 86.00% at best, with the average of the weights.")
+    alone = {"loss": [1.0], "val_accuracy": [0.95]}
+    assert say_how_it_ended(training, alone, head=True) == [
+        "90% validation accuracy reached with the head alone: 95.00%."
+    ]
+
+
 @pytest.mark.parametrize(
     ("within", "left", "afterwards", "expected"),
     [(600, 590, 10, 580), (60, 55, 6, 50.7), (60, 40, 6, 40), (60, -5, 6, 15)],

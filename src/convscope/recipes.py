@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
-from convscope.augmentation import PRESETS
+from convscope.augmentation import PRESETS, Augmentation
 from convscope.data.builtin import CATALOG
 from convscope.data.dataset import Dataset
 from convscope.data.splits import split_indices
@@ -60,7 +61,12 @@ RECIPES = {
 # Fewer images than these, and how often to go through them: about as many steps for each.
 _EPOCHS = ((3_000, 40), (10_000, 20), (math.inf, 10))
 # The same for fine-tuning, and its highest learning rate: more of it, and few images forget the others.
-_FINE_TUNING = ((1_000, 6, 5e-4), (3_000, 4, 1e-3), (math.inf, 2, 1e-3))
+_FINE_TUNING = ((3_000, 4, 1e-3), (math.inf, 2, 1e-3))
+# Fewer photographs than these are fitted by the head almost without an error. Larger changes leave something
+# to learn; smoothed labels would pull at a head that is sure of them, and so at a backbone that then forgets.
+_FEW = 1_000
+_TUNED_BY_FEW: dict[str, Any] = {"epochs": 6, "learning_rate": 2e-4, "label_smoothing": 0.0}
+_AUGMENTATION_OF_FEW = Augmentation(shift=0.15, rotate=15, zoom=0.3, flip="horizontal", contrast=0.3)
 # A pretrained network is taken for at most so many photographs, of at least so many pixels on one side.
 MOST_FOR_BACKBONE, LEAST_SIDE_FOR_BACKBONE = 10_000, 32
 # Images up to this size say no more at a larger one.
@@ -96,7 +102,11 @@ def suggest(dataset: Dataset, network: str | None = None) -> ExperimentConfig:
         return exercise
     if network is not None and pretrained.is_pretrained(network):
         config = replace(RECIPES["pretrained"], network=network)
-        epochs, rate = next(values for most, *values in _FINE_TUNING if len(dataset.train) < most)
+        images = len(dataset.train)
+        if images < _FEW:
+            few = replace(config.training, **_TUNED_BY_FEW)
+            return replace(config, training=few, augmentation=_AUGMENTATION_OF_FEW)
+        epochs, rate = next(values for most, *values in _FINE_TUNING if images < most)
         return replace(config, training=replace(config.training, epochs=int(epochs), learning_rate=rate))
     chosen = RECIPES["photographs" if _are_photographs(dataset) else "images"]
     if dataset.input_shape == (28, 28, 1):

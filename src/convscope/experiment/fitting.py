@@ -263,13 +263,27 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
 
 
 def say_how_it_ended(
-    training: TrainingConfig, history: History, ended: Mapping[str, float | None] | None = None
+    training: TrainingConfig,
+    history: History,
+    ended: Mapping[str, float | None] | None = None,
+    *,
+    head: bool = False,
+    averaged: bool = False,
 ) -> list[str]:
     """Say why a training ended when it did, and which epoch's weights the network has.
 
     ``ended`` holds, where there was a deadline, the last ``learning_rate``, how many ``passes`` over the
     training images were made, and the seconds ``after`` the begin, which a resumed training does not know.
+    Of a pretrained network the first row of the history is its ``head`` alone, the last may be ``averaged``.
     """
+    rows = len(history.get("loss", []))
+    epochs = f"{rows - head - averaged}{' of fine-tuning' if head else ''}"
+
+    def named(row: int) -> str:
+        if head and row == 1:
+            return "with the head alone"
+        return "with the average of the weights" if averaged and row == rows else f"in epoch {row - head}"
+
     lines = []
     if ended is not None:
         after = f" {ended['after']:.1f} s after the start" if ended["after"] else ""
@@ -282,16 +296,18 @@ def say_how_it_ended(
     if training.until is not None and reached:
         best, goal = max(reached), f"{100 * training.until:.6g}% validation accuracy"
         if best >= training.until:
-            lines.append(f"{goal} reached in epoch {len(reached)}: {best:.2%}.")
+            lines.append(f"{goal} reached {named(reached.index(best) + 1)}: {best:.2%}.")
         else:
-            missed = f"{goal} was not reached in {len(reached)} epochs"
-            lines.append(f"{missed}: {best:.2%} at best, in epoch {reached.index(best) + 1}.")
+            missed = f"{goal} was not reached in {len(reached) - head - averaged} epochs"
+            lines.append(f"{missed}: {best:.2%} at best, {named(reached.index(best) + 1)}.")
     kept = kept_epoch(training, history)
-    if kept is not None:
+    if head and kept == 1:
+        pass  # the comparison with fine-tuning has said it
+    elif kept is not None:
         value = history[f"val_{training.monitor}"][kept - 1]
         shown = f"{value:.2%}" if training.monitor == "accuracy" else f"{value:.4f}"
         lines.append(
-            f"The validation {training.monitor} was best in epoch {kept} of {len(history['loss'])}: {shown}. "
+            f"The validation {training.monitor} was best {named(kept)} of {epochs}: {shown}. "
             "The network has the weights of that epoch."
         )
     elif training.keep == "best":

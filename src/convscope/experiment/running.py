@@ -378,10 +378,13 @@ def _train_and_finish(
                 "after": time.perf_counter() - began if began else None,
             }
         settings = session.config.training
-        if is_average(record):  # of no single epoch
+        averaged = is_average(record)
+        if averaged:  # of no single epoch
             settings = replace(settings, keep="last")
         record["kept_epoch"] = kept_epoch(settings, training.history)
-        for line in say_how_it_ended(settings, training.history, record.get("ended")):
+        head = session.head is not None
+        ended = record.get("ended")
+        for line in say_how_it_ended(settings, training.history, ended, head=head, averaged=averaged):
             notify(listeners, Notice(line))
         evaluations = _evaluate(run, session, record, listeners, training)
     except KeyboardInterrupt as error:
