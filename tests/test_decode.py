@@ -94,6 +94,15 @@ def test_cmyk_becomes_rgb():
     assert "cmyk" in read_header(buffer.getvalue(), "photo").traits
 
 
+def test_inks_are_rounded_as_browsers_round_them():
+    ink, black = np.meshgrid(np.arange(256), np.arange(256))
+    planes = [Image.fromarray(plane.astype(np.uint8)) for plane in (ink, ink, ink, black)]
+    buffer = io.BytesIO()
+    Image.merge("CMYK", planes).save(buffer, "TIFF")
+    expected = (255 - ink) * (255 - black) // 255
+    np.testing.assert_array_equal(decode(buffer.getvalue(), "photo")[..., 0], expected)
+
+
 def test_of_sixteen_bits_the_upper_eight_are_kept():
     values = np.array([[0, 255, 256], [32768, 65279, 65535]], np.uint16)
     buffer = io.BytesIO()

@@ -725,37 +725,6 @@ def test_the_served_explorer_keeps_what_an_image_really_shows(browser, digits_ru
 
 
 @pytest.mark.slow
-def test_interface_command_line_and_onnx_agree_on_a_thousand_images(
-    digits_run, trained, trained_server, tmp_path
-):
-    from convscope.export.exporting import export_run
-
-    images = convscope.load("digits").train.images[:1000]
-    folder = tmp_path / "images"
-    folder.mkdir()
-    files = [png(one) for one in images]
-    for number, image in enumerate(files):
-        (folder / f"{number:04d}.png").write_bytes(image)
-    onnx = load_bundle(export_run(copy_of(digits_run, tmp_path / "run"), "onnx", tmp_path / "onnx").path)
-    command = list(predict_files(trained, [folder]))
-    exported = list(predict_files(onnx, [folder]))
-    asked = []
-    for start in range(0, 1000, 250):
-        asked += trained_server.ask("POST", "/predict", **form_of(files[start : start + 250])).json()[
-            "predictions"
-        ]
-    with Server(create_app(onnx)) as other:
-        first = other.ask("POST", "/predict", **form_of(files[:250])).json()["predictions"]
-        assert other.ask("POST", "/predict?gradcam=1", **form_of(files[:1])).status == 400
-    labels = [one.label for one in command]
-    assert labels == [one.label for one in exported] == [one["label"] for one in asked]
-    assert labels[:250] == [one["label"] for one in first]
-    probabilities = np.array([list(one["probabilities"].values()) for one in asked])
-    for others in (command, exported):
-        np.testing.assert_allclose(probabilities, [one.probabilities for one in others], atol=1e-4)
-
-
-@pytest.mark.slow
 def test_beyond_this_machine_a_token_is_made_and_asked_for(digits_run, tmp_path):
     import subprocess
 

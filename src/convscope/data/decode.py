@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, features
+from PIL import ExifTags, Image, ImageChops, ImageOps, features
 
 from convscope.environment import own_warning_filters
 from convscope.errors import DataError, expected_got
@@ -428,6 +428,9 @@ def _pixels(image: Image.Image, source: str, depth: int) -> NDArray[np.uint8]:
         brighter = [min(value << (DEPTH - depth), 255) for value in range(256)]
         bands = [brighter if band != "A" else list(range(256)) for band in image.getbands()]
         image = image.point([value for band in bands for value in band])
+    if image.mode == "CMYK":  # rounded as browsers do it, down
+        *inks, black = ImageChops.invert(image).split()
+        image = Image.merge("RGB", [ImageChops.multiply(ink, black) for ink in inks])
     if image.has_transparency_data:  # on white: what people see where they make such images
         clear = image.convert("RGBA")
         canvas = Image.new("RGBA", clear.size, "white")

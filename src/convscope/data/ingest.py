@@ -76,7 +76,7 @@ PART_BYTES = 64 * 2**20
 # From so many images on, parts are kept on the disk until all are done.
 KEPT = 8_192
 # Raised when the same files would give other pixels or other notes.
-FILES_VERSION, PIXELS_VERSION = 2, 5
+FILES_VERSION, PIXELS_VERSION = 3, 5
 
 _Answer = TypeVar("_Answer")
 # Some image files: the name of each, and what reads it; None for one that is passed over.

@@ -21,8 +21,6 @@ from convscope.runs import RUN_FILE, RunDirectory
 # Two classes closer than this count as equally probable: either may come out first.
 TIE = 1e-4
 TOLERANCE = 1e-4
-# Where the graph resizes: its filter's weights are less exact than Pillow's.
-RESIZED_TOLERANCE = 0.02
 BATCHES = (1, 7, 64)
 # Images that go through one by one, and seven by seven; all of them go through by 64.
 FEW = 70
@@ -184,7 +182,7 @@ def require_same_resizing(forward: Forward, bundle: Bundle, pixels: NDArray[np.u
         sizes = ((height, width), settings.channels, "stretch")
         images = np.stack([resize_to_input(image, *sizes) for image in pixels[:FEW]])
         largest = max(largest, compare(bundle.predict(images), forward(images)).largest_difference)
-    if largest > RESIZED_TOLERANCE:
+    if largest > TOLERANCE:
         expected = f"{name} to resize images as its source does"
         raise ExportError(
             expected_got(expected, f"probabilities up to {largest:.1e} apart", "Nothing was written.")

@@ -123,7 +123,11 @@ async function start() {
     takePicture: async (file) => {
       complain("");
       try {
-        const bitmap = await createImageBitmap(file, { imageOrientation: "from-image", colorSpaceConversion: "none" });
+        const bitmap = await createImageBitmap(file, {
+          imageOrientation: "from-image",
+          colorSpaceConversion: "none",
+          premultiplyAlpha: "none", // else some formats are rounded once more
+        });
         store.settle();
         keepPicture(bitmap, bitmap.width, bitmap.height, file.name || t("draw.pasted"));
         bitmap.close();
