@@ -15,7 +15,7 @@ from convscope.preprocessing import Preprocess
 
 SIZED = "sized"
 
-# Luminance in weights of 16 bits, then Pillow's triangle filter along one axis and then along the other, each
+# Luminance in weights of 16 bits, then Pillow's triangle filter along one axis and then the other, each
 # rounded to uint8, in the order of `preprocessing._resample`. Here `resample` brings axis 1 of (n, length, …)
 # to another length, eight places at a time, which share their inputs. The filter's weights have 22 bits and
 # are applied as three digits of 8, in products that every runtime gets exactly right.
@@ -48,7 +48,7 @@ resize (uint8[n, height, width, channels] pixels) => (uint8[n, $height, $width, 
             down_first = Squeeze (down_first_listed)
             turned = If (down_first) <
                 then_branch = as_it_is () => (rows) { rows = Identity (colours) },
-                else_branch = on_its_side () => (columns) { columns = Transpose <perm = [0, 2, 1, 3]> (colours) }
+                else_branch = aside () => (columns) { columns = Transpose <perm = [0, 2, 1, 3]> (colours) }
             >
             first_length = Where (down_first, inner_height, inner_width)
             second_length = Where (down_first, inner_width, inner_height)
@@ -56,8 +56,8 @@ resize (uint8[n, height, width, channels] pixels) => (uint8[n, $height, $width, 
             other_way = Transpose <perm = [0, 2, 1, 3]> (half_resized)
             both_resized = convscope.resample (other_way, second_length)
             resized = If (down_first) <
-                then_branch = turn_back () => (upright) { upright = Transpose <perm = [0, 2, 1, 3]> (both_resized) },
-                else_branch = keep_it () => (kept_so) { kept_so = Identity (both_resized) }
+                then_branch = back () => (low) { low = Transpose <perm = [0, 2, 1, 3]> (both_resized) },
+                else_branch = stay () => (high) { high = Identity (both_resized) }
             >
             space = Sub (wanted, inner)
             odd = Mod (space, two)
