@@ -242,7 +242,7 @@ def test_receptive_field_is_cut_to_the_image():
 
 
 def test_every_record_names_a_layer_of_keras_and_a_page_arithmetic_that_is_there():
-    script = resources.files("convscope.explorer").joinpath("page", "network.js").read_text(encoding="utf-8")
+    script = resources.files("convscope.explorer").joinpath("page", "kinds.js").read_text(encoding="utf-8")
     table = script[script.index("const KINDS") :]
     computed = re.findall(r"^  (\w+)(?::|,$)", table[: table.index("\n};")], re.MULTILINE)
     for name, kind in LAYERS.items():

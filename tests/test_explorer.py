@@ -23,7 +23,7 @@ AGREES = 1e-5
 HARNESS = """
 const { Network } = modules["network.js"];
 const { unpack, unpackWeights } = modules["arrays.js"];
-const { gradCam, occlusion } = modules["gradients.js"];
+const { gradCam, occlusion } = modules["attribution.js"];
 const made = async ({ network, weights }) =>
   new Network(network, await unpackWeights(weights, network.layers));
 const plain = (value) => value && Array.from(value);
@@ -35,7 +35,7 @@ def javascript(browser):
     """Run functions of the page's modules."""
     context = browser.new_context()
     page = context.new_page()
-    page.add_script_tag(content=bundle("arrays.js", "unlike.js", "worker.js") + HARNESS)
+    page.add_script_tag(content=bundle("arrays.js", "unlike.js", "arithmetic.js", "worker.js") + HARNESS)
 
     def run(body, **given):
         return page.evaluate(f"async (given) => {{ {body} }}", json.loads(json.dumps(given)))
@@ -130,6 +130,29 @@ CASES = {
     "padding": lambda: [layers.ZeroPadding2D(((1, 2), (3, 0)))],
     "cropping": lambda: [layers.Cropping2D(((2, 0), (1, 1)))],
     "upsampling": lambda: [layers.UpSampling2D((2, 3))],
+    "upsampling bilinear": lambda: [layers.UpSampling2D((2, 3), interpolation="bilinear")],
+    "resizing": lambda: [layers.Resizing(5, 17), layers.Conv2D(3, 3)],
+    "centre crop": lambda: [layers.CenterCrop(5, 6)],
+    "transposed": lambda: [layers.Conv2DTranspose(5, 3, strides=2, activation="relu")],
+    "transposed same": lambda: [layers.Conv2DTranspose(5, (4, 3), strides=(2, 3), padding="same")],
+    "transposed wide steps": lambda: [layers.Conv2DTranspose(3, 2, strides=3, use_bias=False)],
+    "transposed wide steps same": lambda: [layers.Conv2DTranspose(3, 2, strides=3, padding="same")],
+    "transposed dilated": lambda: [layers.Conv2DTranspose(3, 3, dilation_rate=2, padding="same")],
+    "permute": lambda: [layers.Permute((3, 1, 2)), layers.Flatten(), layers.RepeatVector(3)],
+    "sequence": lambda: [
+        layers.Reshape((99, 4)),
+        layers.RMSNormalization(),
+        layers.Dense(6, activation="softmax"),
+        layers.GlobalAveragePooling1D(),
+    ],
+    "global maximum of a sequence": lambda: [layers.Reshape((99, 4)), layers.GlobalMaxPooling1D()],
+    "augmentation": lambda: [
+        layers.RandomFlip(),
+        layers.RandomRotation(0.1),
+        layers.RandomZoom(0.2),
+        layers.RandomTranslation(0.1, 0.1),
+        layers.RandomContrast(0.2),
+    ],
     "random": lambda: [layers.Dropout(0.5), layers.GaussianNoise(1.0), layers.SpatialDropout2D(0.5)],
     **{
         f"activation {name}": lambda name=name: [layers.Activation(name)]
@@ -142,6 +165,106 @@ CASES = {
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_a_layer_computes_what_keras_does(javascript, case):
     agree(javascript, chain(*case()))
+
+
+ops = keras.ops
+FUNCTIONS = {
+    "arithmetic with numbers": lambda x: (2.5 - x * 3.0) / 4 + (1.0 + x - 0.5),
+    "arithmetic of values": lambda x: x * x - (x + 3.0) / ops.exp(x),
+    "a number for each channel": lambda x: x + np.array([1.0, 2.0, 3.0, 4.0], np.float32),
+    "limits": lambda x: ops.maximum(ops.minimum(ops.clip(x, -1, 1), 0.5), -0.5),
+    "extremes": lambda x: ops.maximum(x, -x) + ops.minimum(x, ops.square(x)),
+    "each number": lambda x: ops.sqrt(ops.abs(x)) + x**2 + ops.log(ops.exp(x)) + ops.rsqrt(ops.square(x) + 1),
+    "activations": lambda x: (
+        ops.relu(x) + ops.sigmoid(x) + ops.tanh(x) + ops.gelu(x) + ops.gelu(x, False) + ops.silu(x)
+    ),
+    "activations with settings": lambda x: ops.leaky_relu(x, 0.3) + ops.elu(x, 0.7) + ops.relu6(x),
+    "softmax": lambda x: ops.softmax(x) - ops.log_softmax(x, axis=-1),
+    "means": lambda x: x - ops.mean(x, axis=(1, 2), keepdims=True),
+    "reductions": lambda x: ops.concatenate(
+        [ops.mean(x, axis=(1, 2)), ops.max(x, axis=(1, 2)), ops.min(x, axis=(1, 2)), ops.sum(x, axis=(1, 2))],
+        axis=1,
+    ),
+    "over channels": lambda x: ops.concatenate(
+        [ops.mean(x, axis=-1, keepdims=True), ops.max(x, axis=3, keepdims=True), x], axis=-1
+    ),
+    "moves": lambda x: ops.transpose(x, (0, 3, 1, 2)) + ops.reshape(ops.flip(x, axis=2), (-1, 4, 9, 11)),
+    "axes": lambda x: ops.reshape(ops.moveaxis(ops.swapaxes(x, 1, 3), -1, 1), (-1, 396)) + ops.reshape(
+        ops.squeeze(ops.expand_dims(x, 1), 1), (-1, 396)
+    ),
+    "parts": lambda x: x[:, 1:, ::2, :3],
+    "one channel": lambda x: x[..., 1],
+    "resize": lambda x: ops.image.resize(x, (6, 20)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+def test_a_function_between_layers_computes_what_keras_does(javascript, function):
+    image = keras.Input((9, 11, 4))
+    agree(javascript, randomized(keras.Model(image, function(layers.Conv2D(4, 1)(image)))))
+
+
+def attending(places=(4, 4), classes=3):
+    """Build a network that cuts an image into patches, and lets them attend to each other."""
+    image = keras.Input((8, 8, 3))
+    x = layers.Conv2D(6, 2, strides=2, activation="tanh")(image)
+    x = layers.Reshape((16, 6))(x)
+    x = layers.LayerNormalization()(x)
+    y = layers.MultiHeadAttention(3, 5, value_dim=4, name="attention")(x, x)
+    x = layers.Add()([x, y])
+    y = layers.Dense(6, activation="gelu")(layers.LayerNormalization()(x))
+    x = layers.GlobalAveragePooling1D()(layers.Add()([x, y]))
+    return randomized(keras.Model(image, layers.Dense(classes, "softmax")(x)))
+
+
+def test_attention_computes_what_keras_does(javascript):
+    agree(javascript, attending())
+    image = keras.Input((6, 4))
+    few = layers.Dense(5)(image[:, :3])
+    crossed = layers.MultiHeadAttention(2, 3, use_bias=False)(few, image, key=image)
+    agree(javascript, randomized(keras.Model(image, crossed)))
+
+
+RECOMPUTED = {
+    "attention": attending,
+    "transposed": lambda: chain(layers.Conv2DTranspose(3, 3, strides=2, padding="same", activation="tanh")),
+    "resized": lambda: chain(layers.UpSampling2D(2, interpolation="bilinear"), layers.Resizing(5, 7)),
+    "functions": lambda: functional(
+        lambda x: ops.max(x[:, 1:], axis=(1, 2)) / (2.0 + ops.mean(ops.square(x), axis=(1, 2)))
+    ),
+    "gate": lambda: functional(lambda x: x * ops.sigmoid(ops.mean(x, axis=(1, 2), keepdims=True))),
+    "sequence": lambda: functional(
+        lambda x: ops.softmax(ops.transpose(ops.reshape(x, (-1, 99, 4)), (0, 2, 1)))
+    ),
+}  # fmt: skip
+
+
+def functional(function, shape=(9, 11, 4)):
+    image = keras.Input(shape)
+    return randomized(keras.Model(image, function(layers.Conv2D(4, 1)(image))))
+
+
+@pytest.mark.parametrize("build_", RECOMPUTED.values(), ids=RECOMPUTED)
+def test_every_number_is_recomputed_and_leads_back_to_the_image(javascript, build_):
+    model = build_()
+    found = javascript(
+        "const network = await made(given); const image = await unpack(given.image);"
+        "const { recompute, wayBack } = modules['arithmetic.js'];"
+        "const { placeAt, receptiveField } = modules['places.js'];"
+        "const pass = { network, image, outputs: network.forward(image, 1), changes: {} };"
+        "return network.layers.flatMap(({ index, name }) => [0, 1, 2].map((part) => {"
+        "  const flat = Math.floor((part * (pass.outputs[index].length - 1)) / 2);"
+        "  const place = placeAt(network.maps(index), flat);"
+        "  const found = recompute(pass, index, place);"
+        "  return [name, found && found.difference, wayBack(pass, index, place).at(-1).layer,"
+        "    receptiveField(network, index, place)]; }));",
+        **describe_network(model),
+        image=pack(np.random.default_rng(9).normal(size=model.input_shape[1:]).astype(np.float32)),
+    )
+    for name, difference, end, field in found:
+        assert difference is not None and difference < AGREES, name
+        assert end == -1, name
+        assert field["height"] > 0 and field["width"] > 0, name
 
 
 def test_branches_and_nested_models_and_shared_layers(javascript):
@@ -187,11 +310,15 @@ def test_what_is_not_known_is_not_live_and_says_why(javascript):
 
     for layer, reason in (
         (Odd(), "reason_own_code"),
-        (layers.Conv2DTranspose(3, 3), "reason_unknown_layer"),
+        (layers.Dot(1), "reason_unknown_layer"),
+        (layers.Conv2DTranspose(3, 3, strides=2, output_padding=1), "reason_setting"),
         (layers.Conv2D(3, 3, activation=twice), "reason_unknown_activation"),
-        (layers.UpSampling2D(2, interpolation="bilinear"), "reason_setting"),
+        (layers.UpSampling2D(2, interpolation="bicubic"), "reason_setting"),
     ):
-        model = chain(layers.Conv2D(4, 3), layer, layers.Flatten())
+        image = keras.Input((9, 11, 4))
+        x = layers.Conv2D(4, 3)(image)
+        x = layer([x, x]) if isinstance(layer, layers.Dot) else layer(x)
+        model = randomized(keras.Model(image, layers.Flatten()(x)))
         agree(javascript, model, live=False)
         described = describe_network(model)["network"]["layers"]
         assert [one["reason"] for one in described] == ["", reason, ""]
@@ -263,6 +390,43 @@ def test_grad_cam_and_occlusion_are_those_of_python(javascript):
     for values, method in zip(found, (grad_cam, occlusion), strict=True):
         expected = method(model, image, 2).values
         np.testing.assert_allclose(np.reshape(values, (12, 12)), expected, atol=1e-4 * np.abs(expected).max())
+
+
+BEHIND = {
+    "separable": lambda: [layers.SeparableConv2D(5, 3, depth_multiplier=2, activation="tanh")],
+    "layer normalization": lambda: [layers.LayerNormalization(), layers.LayerNormalization(axis=(1, 2, 3))],
+    "group normalization": lambda: [layers.GroupNormalization(2)],
+    "root mean square": lambda: [layers.RMSNormalization()],
+    "transposed": lambda: [layers.Conv2DTranspose(3, 3, strides=2, padding="same")],
+    "resized": lambda: [
+        layers.UpSampling2D(2),
+        layers.UpSampling2D(2, interpolation="bilinear"),
+        layers.Cropping2D(2),
+    ],
+    "prelu": lambda: [layers.PReLU(shared_axes=[1, 2])],
+    "sequence": lambda: [layers.Reshape((99, 4)), layers.Permute((2, 1)), layers.Dense(3, "tanh")],
+    "maximum": lambda: [layers.Reshape((99, 4)), layers.GlobalMaxPooling1D()],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rest", BEHIND.values(), ids=BEHIND)
+def test_grad_cam_goes_back_through_what_stands_behind_the_maps(javascript, rest):
+    image = keras.Input((9, 11, 3))
+    x = maps = layers.Conv2D(4, 3, padding="same", activation="tanh", name="maps")(image)
+    for layer in rest():
+        x = layer(x)
+    gate = ops.sigmoid(ops.mean(maps, axis=(1, 2)) / 2.0) * ops.maximum(maps, 0.1)[:, 4, 4]
+    x = layers.Concatenate()([layers.Flatten()(x), gate])
+    model = randomized(keras.Model(image, layers.Dense(3, "softmax")(x)))
+    given = np.random.default_rng(3).normal(size=(9, 11, 3)).astype(np.float32)
+    found = javascript(
+        "const network = await made(given); const image = await unpack(given.image);"
+        "return plain(gradCam(network, image, 2, { layer: 0 }));",
+        **describe_network(model),
+        image=pack(given),
+    )
+    expected = grad_cam(model, given, 2, layer="maps").values
+    np.testing.assert_allclose(np.reshape(found, (9, 11)), expected, atol=1e-4 * np.abs(expected).max())
 
 
 TRAINED = {

@@ -2,6 +2,7 @@
 
 import base64
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import ExifTags, Image
 
 from convscope.data.drift import TrainingStatistics
 from convscope.evaluation.metrics import wilson_interval
+from convscope.explorer import layers as explorer_layers
 from convscope.explorer.page import PAGE, fill, write_page
 from convscope.explorer.payload import make_payload
 from convscope.export import load_bundle
@@ -474,6 +476,8 @@ def test_every_text_is_there_in_every_language(open_page, explorer):
         source = file.read_text(encoding="utf-8")
         used |= set(re.findall(r'\bt\(\s*"([\w.-]+)"', source))
         used |= set(re.findall(r'data-t(?:-label|-title)?"?[:=]\s*"([\w.-]+)"', source))
+    layers = Path(explorer_layers.__file__).read_text(encoding="utf-8")
+    used |= set(re.findall(r'"(reason_\w+)"', layers))  # why a layer is not computed
     assert used - set(table) == set()
 
 

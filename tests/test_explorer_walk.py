@@ -139,7 +139,8 @@ def test_the_numbers_shown_are_pythons(walk):
 
 # Recomputes numbers all over every layer, in the page.
 RECOMPUTE_ALL = """() => {
-  const { recompute, placeAt, wayBack } = modules["arithmetic.js"];
+  const { recompute, wayBack } = modules["arithmetic.js"];
+  const { placeAt } = modules["places.js"];
   const { result } = explorer.store.state;
   const { network } = explorer.engine;
   const pass = { network, image: result.image, outputs: result.outputs, changes: {} };
@@ -170,7 +171,7 @@ def test_the_receptive_field_is_what_the_number_depends_on(walk):
     walked = walk()
     graph = read_graph(walked.model)
     field = walked.page.evaluate(
-        "([layer, place]) => modules['arithmetic.js'].receptiveField(explorer.engine.network, layer, place)",
+        "([layer, place]) => modules['places.js'].receptiveField(explorer.engine.network, layer, place)",
         [walked.names.index("depthwise"), {"row": 3, "column": 2, "channel": 0}],
     )
     batch = to_batch(graph, walked.image).requires_grad_()

@@ -339,12 +339,12 @@ def show_value(number: float) -> str:
     return f"(−{text})" if number < 0 and text != "0" else text
 
 
-# Which arithmetic a page does for a layer: a function of ``explorer/page/network.js``.
+# Which arithmetic a page does for a layer: a function of ``explorer/page/kinds.js``.
 PageArithmetic = Literal[
-    "convolution", "depthwise", "separable", "dense", "max", "average",
+    "convolution", "transposed", "depthwise", "separable", "dense", "attention", "max", "average", "reduce",
     "normalization", "layer_normalization", "group_normalization", "activation", "prelu", "scale",
-    "same", "zero_padding", "cropping", "upsampling", "concatenate",
-    "add", "subtract", "multiply", "mean", "maximum", "minimum",
+    "same", "strided", "zero_padding", "cropping", "upsampling", "resize", "concatenate",
+    "add", "subtract", "multiply", "divide", "mean", "maximum", "minimum",
 ]  # fmt: skip
 
 

@@ -6,19 +6,28 @@ A family of kinds has a module here, which says what their arithmetic is, and on
 
 from collections.abc import Mapping
 
-from convscope.arithmetic.kind import LayerKind
+from convscope.arithmetic.kind import LayerKind, PageArithmetic
 from convscope.arithmetic.layers import dense, elementwise, merging, normalization, reshaping, windows
 
 # Foreign files may name these, too; their arithmetic is not known here, and they run as Keras layers.
 # fmt: off
 _ONLY_NAMED = (
-    "InputLayer", "EinsumDense", "Conv1D", "Conv2DTranspose", "MultiHeadAttention", "Permute", "RepeatVector",
-    "MaxPooling1D", "AveragePooling1D", "AdaptiveAveragePooling2D", "AdaptiveMaxPooling2D",
-    "GlobalAveragePooling1D", "GlobalMaxPooling1D", "CenterCrop", "Resizing", "SpatialDropout1D",
-    "RMSNormalization", "UnitNormalization", "Dot", "RandomFlip", "RandomRotation",
-    "RandomZoom", "RandomTranslation", "RandomCrop", "RandomContrast", "RandomBrightness", "RandomShear",
-    "RandomErasing",
+    "InputLayer", "EinsumDense", "Conv1D", "MaxPooling1D", "AveragePooling1D", "AdaptiveAveragePooling2D",
+    "AdaptiveMaxPooling2D", "UnitNormalization", "Dot", "RandomCrop",
 )
+# As these, which a page computes.
+_ONLY_ON_PAGES: Mapping[PageArithmetic, tuple[str, ...]] = {
+    "transposed": ("Conv2DTranspose",),
+    "attention": ("MultiHeadAttention",),
+    "layer_normalization": ("RMSNormalization",),
+    "reduce": ("GlobalAveragePooling1D", "GlobalMaxPooling1D"),
+    "strided": ("Permute", "RepeatVector", "CenterCrop"),
+    "resize": ("Resizing",),
+    "same": (
+        "SpatialDropout1D", "RandomFlip", "RandomRotation", "RandomZoom", "RandomTranslation",
+        "RandomContrast", "RandomBrightness", "RandomShear", "RandomErasing",
+    ),
+}
 # fmt: on
 _FAMILIES = (windows, dense, normalization, elementwise, reshaping, merging)
 
@@ -27,5 +36,6 @@ LAYERS: Mapping[str, LayerKind] = {
     for kind in (
         *(kind for family in _FAMILIES for kind in family.KINDS),
         *map(LayerKind, _ONLY_NAMED),
+        *(LayerKind(name, page=page) for page, names in _ONLY_ON_PAGES.items() for name in names),
     )
 }

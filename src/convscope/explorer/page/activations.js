@@ -50,10 +50,22 @@ export const ACTIVATIONS = {
   exponential: Math.exp,
 };
 
+/** The same and others of `keras.ops`. @type {Object<string, Activation>} */
+export const FUNCTIONS = {
+  ...ACTIVATIONS,
+  absolute: Math.abs,
+  clip: (x, { low = -Infinity, high = Infinity }) => Math.min(Math.max(x, low), high),
+  log: Math.log,
+  negative: (x) => -x,
+  power: (x, { power }) => x ** power,
+  rsqrt: (x) => 1 / Math.sqrt(x),
+  sqrt: Math.sqrt,
+  square: (x) => x * x,
+};
+
 /** Those that look at a row of values at once. */
 const OVER_ROW = ["softmax", "log_softmax"];
 
-export const KNOWN_ACTIVATIONS = [...Object.keys(ACTIVATIONS), ...OVER_ROW];
 
 /**
  * Computes a function of every value, in place; softmax for each row of `length` values.
@@ -65,7 +77,7 @@ export function activate(name, values, length, settings = {}) {
   } else if (name === "relu" && !settings.negative_slope && !settings.threshold && settings.max_value == null) {
     for (let at = 0; at < values.length; at += 1) if (values[at] < 0) values[at] = 0;
   } else if (name !== "linear") {
-    const apply = ACTIVATIONS[name];
+    const apply = FUNCTIONS[name];
     for (let at = 0; at < values.length; at += 1) values[at] = apply(values[at], settings);
   }
 }
@@ -88,7 +100,7 @@ function softmax(row, logarithm) {
  */
 export function activateOne(name, sum, settings = {}, row = [sum], place = 0) {
   if (!name) return sum;
-  if (!OVER_ROW.includes(name)) return ACTIVATIONS[name](sum, settings);
+  if (!OVER_ROW.includes(name)) return FUNCTIONS[name](sum, settings);
   const sums = Float64Array.from(row);
   sums[place] = sum;
   const highest = sums.reduce((a, b) => Math.max(a, b));
@@ -104,7 +116,7 @@ export function slope(name, x, settings = {}) {
   if (!name || name === "linear") return 1;
   if (name === "relu" && !settings.negative_slope && !settings.threshold && settings.max_value == null) return x > 0 ? 1 : 0;
   if (name === "relu6") return x > 0 && x < 6 ? 1 : 0;
-  const apply = ACTIVATIONS[name];
+  const apply = FUNCTIONS[name];
   const step = 1e-5;
   return (apply(x + step, settings) - apply(x - step, settings)) / (2 * step);
 }

@@ -1,15 +1,16 @@
-// One number of a network, recomputed from the numbers that entered its layer, the layer's kernel and its bias; where
-// it looks in the image, and which number before it counts most. Sums are made in double precision.
+// One number of a network, recomputed from the numbers that entered its layer, the layer's kernel and its bias; and which
+// number before it counts most. Sums are made in double precision.
 
-import { ACTIVATIONS, activateOne } from "./activations.js";
+import { activateOne, FUNCTIONS } from "./activations.js";
+import { attend, between, reducedPlaces, REDUCTIONS } from "./kinds.js";
+import { enteringPlace, flatIndex, joinedFrom, mapsOf, originOf, placeAt, reachOf, stretched, windowBox } from "./places.js";
 
 /** @typedef {import("./network.js").Network} Network */
 /** @typedef {import("./network.js").Layer} Layer */
 /** @typedef {import("./network.js").Changes} Changes */
-/** @typedef {{row: number, column: number, channel: number}} Place  Row and column are 0 in a layer that gives a row. */
-/** @typedef {{layer: number, place: Place}} Spot */
-/** @typedef {{size: number[], strides: number[], dilation: number[], padding: number[]}} Reach */
-/** @typedef {{top: number, left: number, height: number, width: number}} Box */
+/** @typedef {import("./places.js").Place} Place */
+/** @typedef {import("./places.js").Spot} Spot */
+/** @typedef {import("./places.js").Reach} Reach */
 
 /**
  * One image's way through a network, as it is after some changes.
@@ -30,7 +31,7 @@ import { ACTIVATIONS, activateOne } from "./activations.js";
  * @property {number} subtotal
  */
 
-/** @typedef {{unit: number, value: number, weight: number, product: number}} Product */
+/** @typedef {{unit: number, value: number, weight: number, product: number, spot?: Spot}} Product `spot`: where the value is, if anywhere */
 
 /**
  * A number with its arithmetic.
@@ -43,6 +44,8 @@ import { ACTIVATIONS, activateOne } from "./activations.js";
  * @property {Term[]} [terms]  Of a convolution or pooling.
  * @property {Product[]} [products]  Of a dense layer, or of the second step of a separable convolution.
  * @property {number} [count]  How many numbers a pooling saw.
+ * @property {Spot} [source]  Which of the numbers that enter counts most, where nothing above says it.
+ * @property {Float32Array} [looks]  How much an attention takes from each place of what enters, its heads together.
  * @property {[string, number][]} [steps]  Anything else: what each number is (the key of a text), and the number.
  */
 
@@ -50,120 +53,6 @@ import { ACTIVATIONS, activateOne } from "./activations.js";
 
 /** @type {(pass: Pass, index: number) => Float32Array | null} */
 export const valuesOf = (pass, index) => (index < 0 ? pass.image : pass.outputs[index]);
-
-/** @param {readonly number[]} shape @param {Place} place */
-export function flatIndex(shape, { row, column, channel }) {
-  return shape.length === 3 ? (row * shape[1] + column) * shape[2] + channel : channel;
-}
-
-/** @param {readonly number[]} shape @param {number} flat @returns {Place} */
-export function placeAt(shape, flat) {
-  if (shape.length !== 3) return { row: 0, column: 0, channel: flat };
-  const pixel = Math.floor(flat / shape[2]);
-  return { row: Math.floor(pixel / shape[1]), column: pixel % shape[1], channel: flat % shape[2] };
-}
-
-/** The window that a layer moves over its input; null for a layer without one. @param {Layer} layer @returns {Reach | null} */
-export function reachOf(layer) {
-  const { window, strides, padding, dilation } = layer.settings;
-  return window ? { size: window, strides, padding, dilation } : null;
-}
-
-/** The part of a layer's input that one place of it sees; it may stand over the edge. @param {Reach} reach @param {Place} place @returns {Box} */
-export function windowBox({ size, strides, dilation, padding }, { row, column }) {
-  return {
-    top: row * strides[0] - padding[0],
-    left: column * strides[1] - padding[1],
-    height: (size[0] - 1) * dilation[0] + 1,
-    width: (size[1] - 1) * dilation[1] + 1,
-  };
-}
-
-/**
- * The part of the image that a number depends on, cut at the image's edge.
- * @param {Network} network
- * @param {number} index
- * @param {Place} place
- * @returns {Box}
- */
-export function receptiveField(network, index, place) {
-  const [height, width] = network.input;
-  /** @type {(index: number, box: Box) => Box} */
-  const back = (at, box) => {
-    if (at < 0) return box;
-    const layer = network.layers[at];
-    return layer.inputs.map((input) => back(input, seen(network, layer, input, box))).reduce(around);
-  };
-  const spatial = network.shape(index).length === 3;
-  const start = { top: spatial ? place.row : 0, left: spatial ? place.column : place.channel, height: 1, width: 1 };
-  const box = back(index, start);
-  const top = Math.max(0, box.top);
-  const left = Math.max(0, box.left);
-  const bottom = Math.min(height, box.top + box.height);
-  const right = Math.min(width, box.left + box.width);
-  return { top, left, height: Math.max(0, bottom - top), width: Math.max(0, right - left) };
-}
-
-/** @type {(one: Box, other: Box) => Box} */
-function around(one, other) {
-  const top = Math.min(one.top, other.top);
-  const left = Math.min(one.left, other.left);
-  const bottom = Math.max(one.top + one.height, other.top + other.height);
-  const right = Math.max(one.left + one.width, other.left + other.width);
-  return { top, left, height: bottom - top, width: right - left };
-}
-
-/**
- * What a box of a layer needs of one of its inputs; a row of units lies in a box of height 1.
- * @param {Network} network @param {Layer} layer @param {number} input @param {Box} box
- * @returns {Box}
- */
-function seen(network, layer, input, box) {
-  const shape = network.shape(input);
-  const whole = shape.length === 3 ? { top: 0, left: 0, height: shape[0], width: shape[1] } : { top: 0, left: 0, height: 1, width: shape[0] };
-  const reach = reachOf(layer);
-  if (reach) {
-    const first = windowBox(reach, { row: layer.shape.length === 3 ? box.top : 0, column: layer.shape.length === 3 ? box.left : 0, channel: 0 });
-    if (layer.shape.length !== 3) return first;
-    return { ...first, height: first.height + (box.height - 1) * reach.strides[0], width: first.width + (box.width - 1) * reach.strides[1] };
-  }
-  if (layer.kind === "dense" || layer.kind.endsWith("_normalization")) return whole;
-  if (layer.kind === "concatenate") return layer.settings.axis === layer.shape.length - 1 ? (layer.shape.length === 3 ? box : whole) : whole;
-  const corners = [
-    { row: box.top, column: box.left, channel: box.left },
-    { row: box.top + box.height - 1, column: box.left + box.width - 1, channel: box.left + box.width - 1 },
-  ].map((place) => enteringPlace(network, layer, place));
-  if (corners.some((place) => !place)) return whole;
-  const [one, other] = /** @type {Place[]} */ (corners);
-  if (shape.length !== 3) return { top: 0, left: one.channel, height: 1, width: other.channel - one.channel + 1 };
-  if (layer.shape.length !== 3 && box.width > 1) return whole; // several units of what was flattened
-  return { top: one.row, left: one.column, height: other.row - one.row + 1, width: other.column - one.column + 1 };
-}
-
-/**
- * Which number of its first input a layer takes to a place, where it takes one; null where none does (a margin), and
- * for a layer that takes several.
- * @param {Network} network @param {Layer} layer @param {Place} place
- * @returns {Place | null}
- */
-function enteringPlace(network, layer, place) {
-  const shape = network.shape(layer.inputs[0]);
-  const { row, column, channel } = place;
-  if (layer.kind === "zero_padding" || layer.kind === "cropping") {
-    const sign = layer.kind === "cropping" ? 1 : -1;
-    const [top, left] = layer.settings.margins;
-    return { row: row + sign * top, column: column + sign * left, channel };
-  }
-  if (layer.kind === "upsampling") {
-    const [down, across] = layer.settings.size;
-    return { row: Math.floor(row / down), column: Math.floor(column / across), channel };
-  }
-  if (layer.kind !== "same") return shape.length === layer.shape.length ? place : null;
-  const flat = flatIndex(layer.shape, place);
-  if (!layer.settings.channelsFirst) return placeAt(shape, flat);
-  const places = shape[0] * shape[1]; // such a network flattens (c, h, w)
-  return { row: Math.floor((flat % places) / shape[1]), column: flat % shape[1], channel: Math.floor(flat / places) };
-}
 
 /**
  * Recomputes one number of a layer; null where its arithmetic or the numbers that enter are not at hand.
@@ -181,7 +70,7 @@ export function recompute(pass, index, place) {
   if (columnOf(layer, place.channel) < 0) return null;
   const found = rule(pass, layer, place);
   if (!found) return null;
-  const own = outputs[flatIndex(layer.shape, place)];
+  const own = outputs[flatIndex(mapsOf(layer), place)];
   return { bias: null, ...found, own, difference: Math.abs(found.result - own) };
 }
 
@@ -204,23 +93,24 @@ const weightOf = (pass, layer, name, unit) => pass.network.weightsOf(layer, pass
 const RULES = {
   convolution,
   depthwise: convolution,
+  transposed,
   separable,
   dense,
+  attention,
   max: pooling,
   average: pooling,
   normalization,
   layer_normalization: normalizationOfImage,
   group_normalization: normalizationOfImage,
-  activation: (pass, layer, place) => activated(pass, layer, place, entering(pass, layer)[flatIndex(layer.shape, place)], null),
+  activation: (pass, layer, place) => activated(pass, layer, place, entering(pass, layer)[flatIndex(mapsOf(layer), place)], null),
   prelu: (pass, layer, place) => {
-    const flat = flatIndex(layer.shape, place);
-    const sum = entering(pass, layer)[flat];
+    const sum = entering(pass, layer)[flatIndex(mapsOf(layer), place)];
     const { shape, values } = pass.network.weightsOf(layer, pass.changes).alpha;
     const own = shape.reduce((at, length, axis) => at * length + (length > 1 ? [place.row, place.column, place.channel].slice(-shape.length)[axis] : 0), 0);
     return { sum, result: sum >= 0 ? sum : sum * values[own], steps: [["walk.enters", sum], ["alpha", values[own]]] };
   },
   scale: (pass, layer, place) => {
-    const sum = entering(pass, layer)[flatIndex(layer.shape, place)];
+    const sum = entering(pass, layer)[flatIndex(mapsOf(layer), place)];
     const [scale, offset] = [layer.settings.scale, layer.settings.offset].map((one) => one[one.length > 1 ? place.channel : 0]);
     return { sum, result: sum * scale + offset, steps: [["walk.enters", sum], ["walk.timesScale", scale], ["walk.plusOffset", offset]] };
   },
@@ -228,15 +118,19 @@ const RULES = {
   zero_padding: moved,
   cropping: moved,
   upsampling: moved,
+  strided: moved,
+  resize,
+  reduce,
   add: merged((values) => values.reduce((all, one) => all + one, 0)),
   subtract: merged((values) => values.reduce((all, one) => all - one)),
   multiply: merged((values) => values.reduce((all, one) => all * one, 1)),
+  divide: merged((values) => values.reduce((all, one) => all / one)),
   mean: merged((values) => values.reduce((all, one) => all + one, 0) / values.length),
   maximum: merged((values) => Math.max(...values)),
   minimum: merged((values) => Math.min(...values)),
   concatenate: (pass, layer, place) => {
     const source = joinedFrom(pass.network, layer, place);
-    const value = /** @type {Float32Array} */ (valuesOf(pass, source.layer))[flatIndex(pass.network.shape(source.layer), source.place)];
+    const value = /** @type {Float32Array} */ (valuesOf(pass, source.layer))[flatIndex(pass.network.maps(source.layer), source.place)];
     return { sum: value, result: value };
   },
 };
@@ -249,39 +143,43 @@ const RULES = {
 function activated(pass, layer, place, sum, bias) {
   const name = layer.activation;
   const total = sum + (bias ?? 0);
-  if (!name || name in ACTIVATIONS) return { sum, bias, result: activateOne(name, total, layer.settings) };
-  const sums = layer.shape.length === 1 ? sumsOf(pass, layer) : null; // a softmax looks at all units
+  if (!name || name in FUNCTIONS) return { sum, bias, result: activateOne(name, total, layer.settings) };
+  const sums = sumsOf(pass, layer, place); // a softmax looks at all units
   return sums && { sum, bias, result: activateOne(name, total, layer.settings, sums, place.channel) };
 }
 
-/** What enters the softmax of a layer, for all units. @param {Pass} pass @param {Layer} layer */
-function sumsOf(pass, layer) {
-  if (layer.kind === "activation") return entering(pass, layer);
+/** What enters the softmax of a layer, for all units at a place. @param {Pass} pass @param {Layer} layer @param {Place} place */
+function sumsOf(pass, layer, place) {
+  const units = layer.shape[layer.shape.length - 1];
+  const first = flatIndex(mapsOf(layer), { ...place, channel: 0 });
+  if (layer.kind === "activation") return entering(pass, layer).subarray(first, first + units);
   if (layer.kind !== "dense") return null;
   if (layer.settings.units) return pass.scores ?? null;
-  return Float64Array.from({ length: layer.shape[0] }, (_, unit) => {
-    const { sum, bias } = productsOf(pass, layer, unit);
+  return Float64Array.from({ length: units }, (_, unit) => {
+    const { sum, bias } = productsOf(pass, layer, { ...place, channel: unit });
     return sum + (bias ?? 0);
   });
 }
 
-/** @type {(pass: Pass, layer: Layer, unit: number) => {products: Product[], sum: number, bias: number | null}} */
-function productsOf(pass, layer, unit) {
+/** @type {(pass: Pass, layer: Layer, place: Place) => {products: Product[], sum: number, bias: number | null}} */
+function productsOf(pass, layer, place) {
   const { shape, values: kernel } = pass.network.weightsOf(layer, pass.changes).kernel;
-  const column = columnOf(layer, unit);
+  const column = columnOf(layer, place.channel);
+  const [input] = layer.inputs;
+  const maps = pass.network.maps(input);
+  const first = Math.floor(flatIndex(mapsOf(layer), place) / layer.shape[layer.shape.length - 1]) * shape[0];
   let sum = 0;
-  const products = Array.from(entering(pass, layer), (value, input) => {
-    const weight = kernel[input * shape[1] + column];
+  const products = Array.from(entering(pass, layer).subarray(first, first + shape[0]), (value, unit) => {
+    const weight = kernel[unit * shape[1] + column];
     sum += value * weight;
-    return { unit: input, value, weight, product: value * weight };
+    return { unit, value, weight, product: value * weight, spot: { layer: input, place: placeAt(maps, first + unit) } };
   });
   return { products, sum, bias: weightOf(pass, layer, "bias", column) };
 }
 
 /** @type {(pass: Pass, layer: Layer, place: Place) => Found | null} */
 function dense(pass, layer, place) {
-  if (layer.shape.length !== 1) return null;
-  const { products, sum, bias } = productsOf(pass, layer, place.channel);
+  const { products, sum, bias } = productsOf(pass, layer, place);
   const found = activated(pass, layer, place, sum, bias);
   return found && { ...found, products };
 }
@@ -329,6 +227,90 @@ function convolution(pass, layer, place) {
   return found && { ...found, terms };
 }
 
+/** Each number of the input that is laid on a place, times its weight. @type {(pass: Pass, layer: Layer, place: Place) => Found | null} */
+function transposed(pass, layer, place) {
+  const [input] = layer.inputs;
+  const [height, width, channels] = pass.network.shape(input);
+  const { strides, crop, dilation } = layer.settings;
+  const { shape, values: kernel } = pass.network.weightsOf(layer, pass.changes).kernel;
+  const [down, across, filters] = shape;
+  /** @type {Product[]} */
+  const products = [];
+  let sum = 0;
+  for (let ky = 0; ky < down; ky += 1) {
+    for (let kx = 0; kx < across; kx += 1) {
+      const [row, column] = [(place.row + crop[0] - ky * dilation[0]) / strides[0], (place.column + crop[1] - kx * dilation[1]) / strides[1]];
+      if (!Number.isInteger(row) || !Number.isInteger(column) || row < 0 || column < 0 || row >= height || column >= width) continue;
+      for (let channel = 0; channel < channels; channel += 1) {
+        const value = entering(pass, layer)[(row * width + column) * channels + channel];
+        const weight = kernel[((ky * across + kx) * filters + place.channel) * channels + channel];
+        sum += value * weight;
+        products.push({ unit: products.length, value, weight, product: value * weight, spot: { layer: input, place: { row, column, channel } } });
+      }
+    }
+  }
+  const found = activated(pass, layer, place, sum, weightOf(pass, layer, "bias", place.channel));
+  return found && { ...found, products };
+}
+
+/** The four pixels around a place, by how near they are. @type {(pass: Pass, layer: Layer, place: Place) => Found} */
+function resize(pass, layer, place) {
+  const [input] = layer.inputs;
+  const [height, width, channels] = pass.network.shape(input);
+  const [top, bottom, down] = between(place.row, height, layer.shape[0]);
+  const [left, right, over] = between(place.column, width, layer.shape[1]);
+  const corners = [[top, left, (1 - down) * (1 - over)], [top, right, (1 - down) * over], [bottom, left, down * (1 - over)], [bottom, right, down * over]];
+  const products = corners.map(([row, column, weight], unit) => {
+    const value = entering(pass, layer)[(row * width + column) * channels + place.channel];
+    return { unit, value, weight, product: value * weight, spot: { layer: input, place: { row, column, channel: place.channel } } };
+  });
+  const sum = products.reduce((all, one) => all + one.product, 0);
+  return { sum, result: sum, products };
+}
+
+/** Over some axes: a mean, a sum, the largest or smallest. @type {(pass: Pass, layer: Layer, place: Place) => Found} */
+function reduce(pass, layer, place) {
+  const places = reducedPlaces(layer, pass.network.shape(layer.inputs[0]));
+  const flat = flatIndex(mapsOf(layer), place);
+  const values = entering(pass, layer);
+  const inside = [...values.keys()].filter((at) => places[at] === flat);
+  const { how } = layer.settings;
+  const { first, add, last } = REDUCTIONS[how];
+  const sum = inside.reduce((all, at) => add(all, values[at]), first);
+  const most = largest(inside, (at) => (how === "min" ? -values[at] : how === "max" ? values[at] : Math.abs(values[at])));
+  const source = { layer: layer.inputs[0], place: placeAt(pass.network.maps(layer.inputs[0]), most) };
+  return { sum, result: last(sum, inside.length), count: inside.length, source };
+}
+
+/** What the heads have gathered at a place, times the last kernel. @type {(pass: Pass, layer: Layer, place: Place) => Found} */
+function attention(pass, layer, place) {
+  const weights = pass.network.weightsOf(layer, pass.changes);
+  const shapes = layer.inputs.map((input) => pass.network.shape(input));
+  const { mixed, shares } = attend({ layer, entering: layer.inputs.map((_, position) => entering(pass, layer, position)), shapes, n: 1, weights });
+  const [tokens, units] = layer.shape;
+  const { values: kernel } = weights.output_kernel;
+  const depth = kernel.length / units;
+  const token = Math.floor(flatIndex(mapsOf(layer), place) / units);
+  let sum = 0;
+  const products = Array.from(mixed.subarray(token * depth, (token + 1) * depth), (value, unit) => {
+    const weight = kernel[unit * units + place.channel];
+    sum += value * weight;
+    return { unit, value, weight, product: value * weight };
+  });
+  const bias = weightOf(pass, layer, "output_bias", place.channel);
+  const { heads, roles } = layer.settings;
+  const others = shapes[roles[2]][0];
+  const looks = new Float32Array(others);
+  for (let head = 0; head < heads; head += 1) for (let other = 0; other < others; other += 1) looks[other] += shares[(head * tokens + token) * others + other] / heads;
+  // From the place that it looks at most, the largest number.
+  const gathered = entering(pass, layer, roles[1]);
+  const size = shapes[roles[1]][1];
+  const seen = looks.indexOf(looks.reduce((most, one) => Math.max(most, one)));
+  const strongest = largest([...Array(size).keys()], (at) => Math.abs(gathered[seen * size + at]));
+  const source = { layer: layer.inputs[roles[1]], place: placeAt(pass.network.maps(layer.inputs[roles[1]]), seen * size + strongest) };
+  return { sum, bias, result: sum + (bias ?? 0), products, looks, source };
+}
+
 /** First a sum for each channel, then the weighted sum of those. @type {(pass: Pass, layer: Layer, place: Place) => Found | null} */
 function separable(pass, layer, place) {
   const { depthwise, pointwise } = pass.network.weightsOf(layer, pass.changes);
@@ -369,20 +351,20 @@ function normalization(pass, layer, place) {
 
 /** By the mean and variance of this image: of a row, or of a group of channels. @type {(pass: Pass, layer: Layer, place: Place) => Found} */
 function normalizationOfImage(pass, layer, place) {
-  const flat = flatIndex(layer.shape, place);
+  const flat = flatIndex(mapsOf(layer), place);
   const values = entering(pass, layer);
   const channels = layer.shape[layer.shape.length - 1];
-  const { rows, groups } = layer.settings;
+  const { rows, groups, centred = true } = layer.settings;
   const of = layer.kind === "layer_normalization" ? (/** @type {number} */ at) => Math.floor(at / rows) : (/** @type {number} */ at) => Math.floor((at % channels) / (channels / groups));
   const among = values.filter((_, at) => of(at) === of(flat));
-  const mean = among.reduce((all, one) => all + one, 0) / among.length;
+  const mean = centred ? among.reduce((all, one) => all + one, 0) / among.length : 0;
   const variance = among.reduce((all, one) => all + (one - mean) ** 2, 0) / among.length;
   return normalized(pass, layer, place, layer.kind === "layer_normalization" ? flat % rows : place.channel, mean, variance);
 }
 
 /** @type {(pass: Pass, layer: Layer, place: Place, unit: number, mean: number, variance: number) => Found} */
 function normalized(pass, layer, place, unit, mean, variance) {
-  const sum = entering(pass, layer)[flatIndex(layer.shape, place)];
+  const sum = entering(pass, layer)[flatIndex(mapsOf(layer), place)];
   const scaled = (sum - mean) / Math.sqrt(variance + layer.settings.epsilon);
   const gamma = weightOf(pass, layer, "gamma", unit) ?? 1;
   const beta = weightOf(pass, layer, "beta", unit) ?? 0;
@@ -391,7 +373,7 @@ function normalized(pass, layer, place, unit, mean, variance) {
 
 /** @type {(pass: Pass, layer: Layer, place: Place) => Found} */
 function moved(pass, layer, place) {
-  const shape = pass.network.shape(layer.inputs[0]);
+  const shape = pass.network.maps(layer.inputs[0]);
   const from = /** @type {Place} */ (enteringPlace(pass.network, layer, place));
   const outside = shape.length === 3 && (from.row < 0 || from.column < 0 || from.row >= shape[0] || from.column >= shape[1]);
   const value = outside ? 0 : entering(pass, layer)[flatIndex(shape, from)];
@@ -401,29 +383,10 @@ function moved(pass, layer, place) {
 /** @param {(values: number[]) => number} combine @returns {(pass: Pass, layer: Layer, place: Place) => Found | null} */
 function merged(combine) {
   return (pass, layer, place) => {
-    const values = layer.inputs.map((input, position) => entering(pass, layer, position)[stretched(pass.network.shape(input), layer.shape, place)]);
+    const values = layer.inputs.map((input, position) => entering(pass, layer, position)[stretched(pass.network.shape(input), layer, place)]);
     const result = combine(values);
     return { sum: result, result, steps: values.map((value, position) => [pass.network.layers[layer.inputs[position]]?.name ?? "walk.image", value]) };
   };
-}
-
-/** The place in an array whose axes of length 1 are repeated. @param {number[]} shape @param {number[]} whole @param {Place} place */
-function stretched(shape, whole, place) {
-  const at = whole.length === 3 ? [place.row, place.column, place.channel] : [place.channel];
-  return shape.reduce((flat, length, axis) => flat * length + (length > 1 ? at[axis + whole.length - shape.length] : 0), 0);
-}
-
-/** Which input a number of joined inputs comes from. @param {Network} network @param {Layer} layer @param {Place} place @returns {Spot} */
-function joinedFrom(network, layer, place) {
-  const spatial = layer.shape.length === 3;
-  const key = /** @type {const} */ (["row", "column", "channel"])[layer.settings.axis + (spatial ? 0 : 2)];
-  let at = place[key];
-  for (const input of layer.inputs) {
-    const length = network.shape(input)[layer.settings.axis];
-    if (at < length) return { layer: input, place: { ...place, [key]: at } };
-    at -= length;
-  }
-  throw new RangeError(`${layer.name} has no ${key} ${place[key]}`);
 }
 
 /**
@@ -441,16 +404,17 @@ export function strongestSource(pass, index, place) {
   const [input] = layer.inputs;
   if (layer.kind === "separable") return underWindow(layer, place, [depthwiseTerm(pass, layer, place, largest(found.products ?? [], (one) => Math.abs(one.product)).unit)]);
   if (layer.kind === "concatenate") return joinedFrom(network, layer, place);
-  if (found.products) return { layer: input, place: placeAt(network.shape(input), largest(found.products, (one) => Math.abs(one.product)).unit) };
+  if (found.source) return found.source;
+  if (found.products) return largest(found.products, (one) => Math.abs(one.product)).spot ?? null;
   if (found.terms) return underWindow(layer, place, found.terms);
   if (layer.inputs.length > 1) {
     const values = layer.inputs.map((one, position) => ({ one, size: Math.abs(/** @type {[string, number][]} */ (found.steps)[position][1]) }));
     const source = largest(values, ({ size }) => size).one;
-    return { layer: source, place: placeAt(network.shape(source), stretched(network.shape(source), layer.shape, place)) };
+    return { layer: source, place: placeAt(network.maps(source), stretched(network.shape(source), layer, place)) };
   }
   const from = enteringPlace(network, layer, place);
-  const [height, width] = network.shape(input);
-  const inside = from && (network.shape(input).length !== 3 || (from.row >= 0 && from.column >= 0 && from.row < height && from.column < width));
+  const [height, width] = network.maps(input);
+  const inside = from && (network.maps(input).length !== 3 || (from.row >= 0 && from.column >= 0 && from.row < height && from.column < width));
   return inside ? { layer: input, place: from } : null;
 }
 
@@ -489,19 +453,6 @@ export function wayBack(pass, index, place) {
 }
 
 /**
- * Where a unit of a row comes from, seen through flattening and through what changes nothing.
- * @param {Network} network
- * @param {Spot} spot
- * @returns {Spot}
- */
-export function originOf(network, { layer: index, place }) {
-  const layer = network.layers[index];
-  if (index < 0 || layer.kind !== "same") return { layer: index, place };
-  const from = /** @type {Place} */ (enteringPlace(network, layer, place));
-  return originOf(network, { layer: layer.inputs[0], place: from });
-}
-
-/**
  * What speaks for and against a class: what each feature map (or unit, where none were flattened) before the last
  * dense layer adds to its score, the largest first, and the place of the map that adds most. With the bias they add up
  * to the score before the softmax. Null for a network whose last weights are not those of a dense layer.
@@ -516,11 +467,11 @@ export function contributions(pass, unit) {
   if (layer?.kind !== "dense" || layer.shape.length !== 1 || !valuesOf(pass, layer.inputs[0]) || pass.changes.off?.includes(index)) return null;
   if (layer.activation && !["softmax", "sigmoid"].includes(layer.activation)) return null;
   if (columnOf(layer, unit) < 0) return null;
-  const { products, sum, bias } = productsOf(pass, layer, unit);
+  const { products, sum, bias } = productsOf(pass, layer, { row: 0, column: 0, channel: unit });
   /** @type {Map<number, {spot: Spot, product: number, most: number}>} */
   const groups = new Map();
-  for (const { unit: input, product } of products) {
-    const spot = originOf(network, { layer: layer.inputs[0], place: { row: 0, column: 0, channel: input } });
+  for (const { product, spot: entered } of products) {
+    const spot = originOf(network, /** @type {Spot} */ (entered));
     const group = groups.get(spot.place.channel) ?? { spot, product: 0, most: 0 };
     if (Math.abs(product) > group.most) Object.assign(group, { spot, most: Math.abs(product) });
     group.product += product;

@@ -119,7 +119,7 @@ function networkPart(app) {
     off.checked = (changes.off ?? []).includes(index);
     /** @type {HTMLElement} */ (part.querySelector("#change-layer-hint")).textContent = layer.live
       ? t("change.layer-hint", { type: layer.type ?? layer.kind })
-      : layer.reason;
+      : t(layer.reason);
     showChannels(app, channels);
     showWeights(app, weights);
   };

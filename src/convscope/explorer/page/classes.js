@@ -7,7 +7,7 @@ import { term } from "./learn.js";
 import { percent, t } from "./texts.js";
 
 /** @typedef {import("./arithmetic.js").Pass} Pass */
-/** @typedef {import("./arithmetic.js").Spot} Spot */
+/** @typedef {import("./places.js").Spot} Spot */
 
 const LIST = 8;
 const FEW_CLASSES = 12;

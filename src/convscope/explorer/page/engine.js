@@ -1,8 +1,9 @@
 // The page's side of the Worker: every question is a promise.
 
 import { unpack, unpackWeights } from "./arrays.js";
-import { Network, volume } from "./network.js";
+import { Network } from "./network.js";
 import { scale } from "./preprocess.js";
+import { volume } from "./shapes.js";
 
 /**
  * @typedef {import("./network.js").Changes} Changes

@@ -3,7 +3,7 @@
 import { element } from "./dom.js";
 import { language, t } from "./texts.js";
 
-/** @typedef {import("./arithmetic.js").Box} Box */
+/** @typedef {import("./places.js").Box} Box */
 
 /** @type {(text: string) => string} */
 const minus = (text) => text.replace("-", "\u2212");

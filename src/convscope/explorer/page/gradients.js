@@ -1,7 +1,8 @@
-// Backward through the network: Grad-CAM, occlusion, and the gradients of a little training.
+// Backward through the network: the gradients of Grad-CAM and of a little training.
 
 import { slope } from "./activations.js";
-import { broadcastPlaces, volume } from "./network.js";
+import { between, reducedPlaces, stridedPlaces } from "./kinds.js";
+import { broadcastPlaces, volume } from "./shapes.js";
 
 /**
  * @typedef {import("./network.js").Network} Network
@@ -10,7 +11,7 @@ import { broadcastPlaces, volume } from "./network.js";
  * @typedef {import("./network.js").Outputs} Outputs
  * @typedef {Object<string, Float64Array>} WeightGradients by the weight's name
  * What a layer's backward pass works on: `out` is the gradient of its sums; it gives that of each input.
- * @typedef {{layer: Layer, entering: Float32Array[], shapes: number[][], n: number, weights: Object<string, import("./network.js").Weight>,
+ * @typedef {{layer: Layer, entering: Float32Array[], shapes: number[][], n: number, weights: Object<string, import("./kinds.js").Weight>,
  *   output: Float32Array, out: Float32Array, into: boolean, learned: WeightGradients | null}} Back
  */
 
@@ -109,6 +110,8 @@ const BACKWARD = {
   dense: denseBack,
   convolution: (back) => convolutionBack(back),
   depthwise: (back) => convolutionBack(back, true),
+  transposed: transposedBack,
+  separable: separableBack,
   max: (back) => poolBack(back, true),
   average: (back) => poolBack(back, false),
   normalization: ({ layer, weights, out }) => {
@@ -120,7 +123,13 @@ const BACKWARD = {
       return (value * (gamma ? gamma.values[z] : 1)) / Math.sqrt(variance.values[z] + epsilon);
     })];
   },
+  layer_normalization: (back) => normalizationBack(back, "layer"),
+  group_normalization: (back) => normalizationBack(back, "group"),
   activation: ({ out }) => [out],
+  prelu: ({ layer, entering, weights, out }) => {
+    const places = broadcastPlaces(weights.alpha.shape, layer.shape);
+    return [out.map((value, at) => (entering[0][at] >= 0 ? value : value * weights.alpha.values[places[at % places.length]]))];
+  },
   scale: ({ layer, out }) => {
     const { scale } = layer.settings;
     return [out.map((value, at) => value * scale[at % scale.length])];
@@ -136,18 +145,34 @@ const BACKWARD = {
     });
     return [made];
   },
+  strided: ({ layer, shapes, n, out }) => {
+    const places = stridedPlaces(layer);
+    const size = volume(shapes[0]);
+    const made = new Float32Array(n * size);
+    out.forEach((value, at) => (made[Math.floor(at / places.length) * size + places[at % places.length]] += value));
+    return [made];
+  },
+  reduce: ({ layer, entering, shapes, output, n, out }) => {
+    const { how } = layer.settings;
+    const [size, length] = [volume(shapes[0]), volume(layer.shape)];
+    const places = reducedPlaces(layer, shapes[0]);
+    const whole = (/** @type {number} */ at) => Math.floor(at / size) * length + places[at % size];
+    if (how === "sum" || how === "mean") return [entering[0].map((_, at) => (out[whole(at)] * (how === "mean" ? length : size)) / size)];
+    const ties = new Float32Array(n * length); // equal ones share, as in torch
+    entering[0].forEach((value, at) => (ties[whole(at)] += Number(value === output[whole(at)])));
+    return [entering[0].map((value, at) => (value === output[whole(at)] ? out[whole(at)] / ties[whole(at)] : 0))];
+  },
+  maximum: extremeBack,
+  minimum: extremeBack,
+  divide: (back) => back.shapes.map((shape, which) => gathered(back, shape, (image, at) => {
+    const [over, under] = back.entering.map((_, position) => valueAt(back, position, image, at));
+    return which === 0 ? 1 / under : -over / under ** 2;
+  })),
   add: (back) => back.shapes.map((shape) => gathered(back, shape, () => 1)),
   subtract: (back) => back.shapes.map((shape, which) => gathered(back, shape, () => (which === 0 ? 1 : -1))),
   mean: (back) => back.shapes.map((shape) => gathered(back, shape, () => 1 / back.shapes.length)),
-  multiply: (back) => back.shapes.map((shape, which) => {
-    const size = volume(back.layer.shape);
-    const others = back.shapes.map((other) => (volume(other) === size ? null : broadcastPlaces(other, back.layer.shape)));
-    return gathered(back, shape, (image, at) =>
-      back.entering.reduce((product, values, other) => {
-        const places = others[other];
-        return other === which ? product : product * values[image * volume(back.shapes[other]) + (places ? places[at] : at)];
-      }, 1));
-  }),
+  multiply: (back) => back.shapes.map((shape, which) => gathered(back, shape, (image, at) =>
+    back.entering.reduce((product, _, other) => (other === which ? product : product * valueAt(back, other, image, at)), 1))),
   concatenate: ({ layer, shapes, n, out }) => {
     const { axis } = layer.settings;
     const inner = volume(layer.shape.slice(axis + 1));
@@ -161,6 +186,48 @@ const BACKWARD = {
       from += length;
       return made;
     });
+  },
+  cropping: ({ layer, shapes, n, out }) => {
+    const [height, width, channels] = shapes[0];
+    const [rows, columns] = layer.shape;
+    const [top, left] = layer.settings.margins;
+    const made = new Float32Array(n * volume(shapes[0]));
+    for (let image = 0; image < n; image += 1) {
+      for (let row = 0; row < rows; row += 1) {
+        const from = (image * rows + row) * columns * channels;
+        made.set(out.subarray(from, from + columns * channels), ((image * height + row + top) * width + left) * channels);
+      }
+    }
+    return [made];
+  },
+  upsampling: ({ layer, shapes, n, out }) => {
+    const [rows, columns, channels] = layer.shape;
+    const [height, width] = shapes[0];
+    const [down, across] = layer.settings.size;
+    const made = new Float32Array(n * volume(shapes[0]));
+    out.forEach((value, at) => {
+      const place = Math.floor(at / channels);
+      const [image, row, column] = [Math.floor(place / (rows * columns)), Math.floor(place / columns) % rows, place % columns];
+      made[((image * height + Math.floor(row / down)) * width + Math.floor(column / across)) * channels + (at % channels)] += value;
+    });
+    return [made];
+  },
+  resize: ({ layer, shapes, n, out }) => {
+    const [height, width, channels] = shapes[0];
+    const [rows, columns] = layer.shape;
+    const made = new Float32Array(n * volume(shapes[0]));
+    out.forEach((value, at) => {
+      const place = Math.floor(at / channels);
+      const [top, bottom, down] = between(Math.floor(place / columns) % rows, height, rows);
+      const [left, right, over] = between(place % columns, width, columns);
+      const image = Math.floor(place / (rows * columns));
+      const put = (/** @type {number} */ y, /** @type {number} */ x, /** @type {number} */ share) => (made[((image * height + y) * width + x) * channels + (at % channels)] += share * value);
+      put(top, left, (1 - down) * (1 - over));
+      put(top, right, (1 - down) * over);
+      put(bottom, left, down * (1 - over));
+      put(bottom, right, down * over);
+    });
+    return [made];
   },
   zero_padding: ({ layer, shapes, n, out }) => {
     const [height, width, channels] = shapes[0];
@@ -191,6 +258,98 @@ function gathered({ layer, n, out }, shape, factor) {
     for (let at = 0; at < size; at += 1) made[image * own + (places ? places[at] : at)] += out[image * size + at] * factor(image, at);
   }
   return made;
+}
+
+/** What an input of a merge has at a place of what comes out. @param {Back} back @param {number} which @param {number} image @param {number} at */
+function valueAt({ layer, entering, shapes }, which, image, at) {
+  const shape = shapes[which];
+  if (volume(shape) === volume(layer.shape)) return entering[which][image * volume(shape) + at];
+  let [rest, place, step] = [at, 0, 1];
+  for (let axis = shape.length - 1; axis >= 0; axis -= 1) {
+    if (shape[axis] > 1) place += (rest % layer.shape[axis]) * step;
+    rest = Math.floor(rest / layer.shape[axis]);
+    step *= shape[axis];
+  }
+  return entering[which][image * volume(shape) + place];
+}
+
+/** To the input that is the largest, or the smallest; equal ones share. @param {Back} back */
+function extremeBack(back) {
+  const size = volume(back.layer.shape);
+  return back.shapes.map((shape, which) => gathered(back, shape, (image, at) => {
+    const reached = back.output[image * size + at];
+    if (valueAt(back, which, image, at) !== reached) return 0;
+    return 1 / back.entering.filter((_, other) => valueAt(back, other, image, at) === reached).length;
+  }));
+}
+
+/** Over the statistics of the image itself, which depend on every value. @param {Back} back @param {"layer" | "group"} what */
+function normalizationBack({ layer, entering, n, weights, out }, what) {
+  const { epsilon, groups = 1, rows, centred = true } = layer.settings;
+  const size = volume(layer.shape);
+  const channels = layer.shape[layer.shape.length - 1];
+  const set = what === "layer" ? (/** @type {number} */ at) => Math.floor(at / rows) : (/** @type {number} */ at) => Math.floor(((at % channels) * groups) / channels);
+  const sets = what === "layer" ? size / rows : groups;
+  const made = new Float32Array(out.length);
+  const scaled = out.map((value, at) => value * (weights.gamma ? weights.gamma.values[(at % size) % (what === "layer" ? rows : channels)] : 1));
+  for (let image = 0; image < n; image += 1) {
+    const x = entering[0].subarray(image * size, (image + 1) * size);
+    const slopes = scaled.subarray(image * size, (image + 1) * size);
+    const mean = (/** @type {(at: number) => number} */ value) => {
+      const sums = new Float64Array(sets);
+      for (let at = 0; at < size; at += 1) sums[set(at)] += value(at) / (size / sets);
+      return sums;
+    };
+    const means = centred ? mean((at) => x[at]) : new Float64Array(sets);
+    const scales = mean((at) => (x[at] - means[set(at)]) ** 2).map((variance) => 1 / Math.sqrt(variance + epsilon));
+    const normal = (/** @type {number} */ at) => (x[at] - means[set(at)]) * scales[set(at)];
+    const slope = centred ? mean((at) => slopes[at]) : new Float64Array(sets);
+    const along = mean((at) => slopes[at] * normal(at));
+    for (let at = 0; at < size; at += 1) made[image * size + at] = scales[set(at)] * (slopes[at] - slope[set(at)] - normal(at) * along[set(at)]);
+  }
+  return [made];
+}
+
+/** @param {Back} back */
+function transposedBack({ layer, shapes, n, weights, out }) {
+  const { strides, crop, dilation } = layer.settings;
+  const [height, width, channels] = shapes[0];
+  const [rows, columns, filters] = layer.shape;
+  const [down, across] = weights.kernel.shape;
+  const made = new Float64Array(n * volume(shapes[0]));
+  for (let place = 0; place < n * height * width; place += 1) {
+    const [image, y, x] = [Math.floor(place / (height * width)), Math.floor(place / width) % height, place % width];
+    for (let ky = 0; ky < down; ky += 1) {
+      const row = y * strides[0] + ky * dilation[0] - crop[0];
+      for (let kx = 0; kx < across; kx += 1) {
+        const column = x * strides[1] + kx * dilation[1] - crop[1];
+        if (row < 0 || row >= rows || column < 0 || column >= columns) continue;
+        const from = ((image * rows + row) * columns + column) * filters;
+        for (let filter = 0; filter < filters; filter += 1) {
+          const own = ((ky * across + kx) * filters + filter) * channels;
+          for (let z = 0; z < channels; z += 1) made[place * channels + z] += out[from + filter] * weights.kernel.values[own + z];
+        }
+      }
+    }
+  }
+  return [Float32Array.from(made)];
+}
+
+/** Backwards through the sum over channels, then through each channel's own kernels. @param {Back} back */
+function separableBack(back) {
+  const { layer, out, weights } = back;
+  const [rows, columns, filters] = layer.shape;
+  const { depthwise, pointwise } = weights;
+  const middle = depthwise.shape[2] * depthwise.shape[3];
+  const inner = new Float32Array((out.length / filters) * middle);
+  for (let place = 0; place < out.length / filters; place += 1) {
+    for (let unit = 0; unit < middle; unit += 1) {
+      let sum = 0;
+      for (let filter = 0; filter < filters; filter += 1) sum += out[place * filters + filter] * pointwise.values[unit * filters + filter];
+      inner[place * middle + unit] = sum;
+    }
+  }
+  return convolutionBack({ ...back, layer: { ...layer, shape: [rows, columns, middle] }, out: inner, weights: { kernel: depthwise }, learned: null }, true);
 }
 
 /** @param {Back} back */
@@ -308,103 +467,6 @@ function poolBack({ layer, entering, shapes, n, out }, largest) {
     }
   }
   return [made];
-}
-
-/**
- * Where a class's evidence lies in a layer's maps, brought to the size of the image: (h·w), not negative
- * (Selvaraju et al., "Grad-CAM", 2017, equations 1 and 2).
- * @param {Network} network @param {Float32Array} image @param {number} target @param {{changes?: Changes, layer?: number, known?: Outputs}} [options]
- */
-export function gradCam(network, image, target, { changes = {}, layer, known } = {}) {
-  const index = layer ?? lastMaps(network);
-  const outputs = network.forward(image, 1, changes, { known });
-  const scores = network.logits(outputs, 1, changes);
-  const maps = outputs[index];
-  if (!scores || !maps) throw new Error("not every layer up to the classes is computed");
-  const gradient = new Float32Array(scores.length);
-  gradient[target] = 1;
-  const found = backward(network, image, 1, outputs, gradient, { changes, layer: index }).outputs[index];
-  const [height, width, channels] = network.shape(index);
-  const weights = new Float64Array(channels);
-  const coarse = new Float64Array(height * width);
-  if (found) for (let at = 0; at < found.length; at += 1) weights[at % channels] += found[at] / (height * width);
-  for (let at = 0; at < maps.length; at += 1) coarse[Math.floor(at / channels)] += maps[at] * weights[at % channels];
-  return enlarge(coarse.map((value) => Math.max(value, 0)), height, width, network.input[0], network.input[1]);
-}
-
-/** The last convolution, or else the last layer with maps. @param {Network} network */
-export function lastMaps(network) {
-  const maps = network.layers.filter(({ shape }) => shape.length === 3);
-  const convolutions = maps.filter(({ kind }) => ["convolution", "depthwise", "separable"].includes(kind));
-  return (convolutions.at(-1) ?? maps.at(-1))?.index ?? -1;
-}
-
-/** Between the middles of neighbours, in straight lines. @param {Float64Array} values @param {number} height @param {number} width @param {number} high @param {number} wide */
-function enlarge(values, height, width, high, wide) {
-  const made = new Float32Array(high * wide);
-  const between = (/** @type {number} */ at, /** @type {number} */ from, /** @type {number} */ to) => {
-    const place = Math.max(0, ((at + 0.5) * from) / to - 0.5);
-    const first = Math.min(from - 1, Math.floor(place));
-    return [first, Math.min(from - 1, first + 1), place - first];
-  };
-  for (let row = 0; row < high; row += 1) {
-    const [top, bottom, down] = between(row, height, high);
-    for (let column = 0; column < wide; column += 1) {
-      const [left, right, over] = between(column, width, wide);
-      const upper = values[top * width + left] * (1 - over) + values[top * width + right] * over;
-      const lower = values[bottom * width + left] * (1 - over) + values[bottom * width + right] * over;
-      made[row * wide + column] = upper * (1 - down) + lower * down;
-    }
-  }
-  return made;
-}
-
-/**
- * How far a class's score falls where a square of zeros covers the image, averaged over the squares that cover a pixel
- * (Zeiler and Fergus, 2014, section 4.2): (h·w), negative where covering helps.
- * @param {Network} network @param {Float32Array} image @param {number} target @param {{changes?: Changes, window?: number, stride?: number}} [options]
- */
-export function occlusion(network, image, target, { changes = {}, window, stride } = {}) {
-  const [height, width, channels] = network.input;
-  const side = window ?? Math.max(4, Math.floor(Math.min(height, width) / 7));
-  const step = stride ?? Math.max(1, Math.floor(side / 2));
-  const score = (/** @type {Float32Array} */ images, /** @type {number} */ n) => {
-    const inputs = network.layers[network.last].inputs.filter((input) => input >= 0);
-    const outputs = network.forward(images, n, changes, { only: [...inputs, network.last] });
-    const scores = network.logits(outputs, n, changes);
-    if (!scores) throw new Error("not every layer up to the classes is computed");
-    return scores;
-  };
-  const classes = network.layers[network.last].shape[0];
-  const whole = score(image, 1)[target];
-  const corners = [];
-  for (let row = 0; row < Math.ceil((height - side) / step) + 1; row += 1) {
-    for (let column = 0; column < Math.ceil((width - side) / step) + 1; column += 1) corners.push([row * step, column * step]);
-  }
-  const sums = new Float64Array(height * width);
-  const counts = new Float64Array(height * width);
-  for (let first = 0; first < corners.length; first += 8) {
-    const some = corners.slice(first, first + 8);
-    const images = new Float32Array(some.length * image.length);
-    some.forEach(([top, left], which) => {
-      const own = images.subarray(which * image.length, (which + 1) * image.length);
-      own.set(image);
-      for (let row = top; row < Math.min(height, top + side); row += 1) {
-        own.fill(0, (row * width + left) * channels, (row * width + Math.min(width, left + side)) * channels);
-      }
-    });
-    const scores = score(images, some.length);
-    some.forEach(([top, left], which) => {
-      const fall = whole - scores[which * classes + target];
-      for (let row = top; row < Math.min(height, top + side); row += 1) {
-        for (let column = left; column < Math.min(width, left + side); column += 1) {
-          sums[row * width + column] += fall;
-          counts[row * width + column] += 1;
-        }
-      }
-    });
-  }
-  return Float32Array.from(sums, (sum, at) => (counts[at] ? sum / counts[at] : 0));
 }
 
 /**

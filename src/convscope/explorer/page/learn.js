@@ -1,12 +1,12 @@
 // Words that a newcomer may not know, each with one sentence; and a quiz that hides numbers until they are guessed.
 
-import { placeAt } from "./arithmetic.js";
 import { element } from "./dom.js";
+import { mapsOf, placeAt } from "./places.js";
 import { t } from "./texts.js";
 
 /** The words of the page; a word's text is `term.WORD`, its sentence `term.WORD.is`. */
 export const TERMS = [
-  "activation", "bias", "channel", "contribution", "convolution", "crossEntropy", "dense", "depthwise", "dropout",
+  "activation", "attention", "bias", "channel", "contribution", "convolution", "crossEntropy", "dense", "depthwise", "dropout",
   "featureMap", "flatten", "gradCam", "gradient", "kernel", "layer", "learningRate", "normalization", "occlusion",
   "padding", "parameter", "patch", "pooling", "product", "receptiveField", "relu", "score", "softmax", "stride",
 ];
@@ -123,7 +123,7 @@ export function mountLearn(root, { engine, store }) {
   const walkTo = (/** @type {number} */ layer, /** @type {string} */ part) => () => {
     const values = store.state.result?.outputs?.[layer];
     const largest = values ? values.reduce((best, value, at) => (value > values[best] ? at : best), 0) : 0;
-    const { row, column, channel } = placeAt(layers[layer].shape, largest);
+    const { row, column, channel } = placeAt(mapsOf(layers[layer]), largest);
     store.set({ section: "walk", layer, channel, place: [row, column] });
     document.querySelector(part)?.scrollIntoView({ block: "center" });
   };

@@ -1,12 +1,14 @@
 // The walk of a run's report: the explorer's, of a few test images. Small layers come with the page; large ones are
 // computed here, and held against some of the network's own numbers.
 
-import { flatIndex, valuesOf } from "./arithmetic.js";
+import { valuesOf } from "./arithmetic.js";
 import { unpack, unpackWeights } from "./arrays.js";
 import { element } from "./dom.js";
 import { choice, precise, scientific } from "./figures.js";
 import { Quiz } from "./learn.js";
-import { Network, volume } from "./network.js";
+import { Network } from "./network.js";
+import { flatIndex } from "./places.js";
+import { volume } from "./shapes.js";
 import { Store } from "./state.js";
 import { t } from "./texts.js";
 import { compared, judged, TOLERANCE, Walk } from "./walk.js";
@@ -55,11 +57,11 @@ export function agreement(pass, index) {
  * A recomputed number is held against the network's own, where the page carries it; elsewhere the numbers of the
  * layer's own that are here decide.
  * @param {Pass} pass @param {number} index @param {import("./arithmetic.js").Recomputed} found
- * @param {import("./arithmetic.js").Place} place
+ * @param {import("./places.js").Place} place
  */
 function judge(pass, index, found, place) {
   const { network, checks } = /** @type {Passage} */ (pass);
-  const own = checks.get(index)?.get(flatIndex(network.shape(index), place));
+  const own = checks.get(index)?.get(flatIndex(network.maps(index), place));
   if (own !== undefined) return compared({ ...found, own, difference: Math.abs(found.result - own) });
   let layer = network.layers[index];
   while (layer?.kind === "same") layer = network.layers[layer.inputs[0]];

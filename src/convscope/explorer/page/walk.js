@@ -1,17 +1,19 @@
 // The walk: the network as a row of layers; a layer, a map of it and a pixel of the map are chosen, and the page shows
 // where the number there comes from, back to the image, and what speaks for and against a class.
 
-import { flatIndex, originOf, placeAt, reachOf, receptiveField, recompute, valuesOf, wayBack, windowBox } from "./arithmetic.js";
+import { recompute, valuesOf, wayBack } from "./arithmetic.js";
 import { ClassView } from "./classes.js";
 import { element } from "./dom.js";
 import { choice, counted, drawChannel, drawInput, drawUnits, figure, frame, numbers, precise, scientific, short, unitsAcross } from "./figures.js";
 import { hidden, quiz, term } from "./learn.js";
+import { flatIndex, mapsOf, originOf, placeAt, reachOf, receptiveField, windowBox } from "./places.js";
+import { asMaps } from "./shapes.js";
 import { t, translate } from "./texts.js";
 
 /** @typedef {import("./arithmetic.js").Pass} Pass */
-/** @typedef {import("./arithmetic.js").Place} Place */
+/** @typedef {import("./places.js").Place} Place */
 /** @typedef {import("./arithmetic.js").Recomputed} Recomputed */
-/** @typedef {import("./arithmetic.js").Spot} Spot */
+/** @typedef {import("./places.js").Spot} Spot */
 /** @typedef {import("./learn.js").Quiz} Quiz */
 /** @typedef {import("./network.js").Layer} Layer */
 /** @typedef {import("./state.js").Store} Store */
@@ -90,7 +92,7 @@ export class Walk {
 
   /** @returns {Place} */
   get place() {
-    const { shape } = this.layer;
+    const shape = mapsOf(this.layer);
     const { place, channel } = this.state;
     // Another section may have chosen another layer, and left the place as it was.
     const within = (/** @type {number} */ value, /** @type {number} */ length) => Math.min(value, length - 1);
@@ -152,7 +154,7 @@ export class Walk {
   drawMap(canvas, index, channel) {
     const pass = /** @type {Pass} */ (this.pass);
     const values = valuesOf(pass, index);
-    if (values) drawChannel(canvas, pass.network.shape(index), values, channel);
+    if (values) drawChannel(canvas, pass.network.maps(index), values, channel);
   }
 
   /** @param {number} index */
@@ -206,13 +208,14 @@ export class Walk {
 
   /** @param {Layer} layer */
   thumbnailsOf(layer) {
-    const maps = layer.shape.length === 3 ? Math.min(THUMBNAILS, layer.shape[2]) : 1;
+    const shape = mapsOf(layer);
+    const maps = shape.length === 3 ? Math.min(THUMBNAILS, shape[2]) : 1;
     return Array.from({ length: maps }, (_, channel) => {
       const canvas = element("canvas", { width: 1, height: 1 });
       const draw = () => {
         const values = valuesOf(/** @type {Pass} */ (this.pass), layer.index);
         if (!values) return;
-        if (layer.shape.length === 3) drawChannel(canvas, layer.shape, values, channel);
+        if (shape.length === 3) drawChannel(canvas, shape, values, channel);
         else drawUnits(canvas, values);
       };
       this.thumbnails.push(draw);
@@ -226,7 +229,7 @@ export class Walk {
   chooseLayer(index, only = null) {
     const pass = /** @type {Pass} */ (this.pass);
     const values = valuesOf(pass, index);
-    const { shape } = pass.network.layers[index];
+    const shape = pass.network.maps(index);
     const depth = shape[shape.length - 1];
     const units = pass.network.layers[index].settings.units;
     let best = only ?? units?.[0] ?? 0;
@@ -252,7 +255,7 @@ export class Walk {
 
   showMaps() {
     this.maps.clear();
-    const { shape } = this.layer;
+    const shape = mapsOf(this.layer);
     if (shape.length !== 3 || !valuesOf(/** @type {Pass} */ (this.pass), this.state.layer)) {
       this.parts.maps.replaceChildren();
       return;
@@ -304,7 +307,7 @@ export class Walk {
     }
     if (valuesOf(pass, layer.index)) figures.push(this.chosenMap());
     this.parts.places.replaceChildren(
-      element("p", { class: "step" }, t(layer.shape.length === 3 ? "walk.choosePixel" : "walk.chooseUnit")),
+      element("p", { class: "step" }, t(mapsOf(layer).length === 3 ? "walk.choosePixel" : "walk.chooseUnit")),
       element("div", { class: "places" }, ...figures),
       this.controls(),
     );
@@ -337,12 +340,13 @@ export class Walk {
     const pass = /** @type {Pass} */ (this.pass);
     const { layer, place } = this;
     const values = /** @type {Float32Array} */ (valuesOf(pass, layer.index));
-    const spatial = layer.shape.length === 3;
+    const shape = mapsOf(layer);
+    const spatial = shape.length === 3;
     const canvas = element("canvas");
-    const { low, high } = spatial ? drawChannel(canvas, layer.shape, values, place.channel) : drawUnits(canvas, values);
-    const across = spatial ? layer.shape[1] : unitsAcross(values.length);
-    const down = spatial ? layer.shape[0] : Math.ceil(values.length / across);
-    const box = this.boxAround(layer.shape, place);
+    const { low, high } = spatial ? drawChannel(canvas, shape, values, place.channel) : drawUnits(canvas, values);
+    const across = spatial ? shape[1] : unitsAcross(values.length);
+    const down = spatial ? shape[0] : Math.ceil(values.length / across);
+    const box = this.boxAround(shape, place);
     const words = spatial ? t("walk.mapOf", { channel: place.channel, layer: layer.name }) : t("walk.unitsOf", { layer: layer.name });
     const framed = frame(canvas, box, words);
     const choose = (/** @type {number} */ row, /** @type {number} */ column) => {
@@ -369,7 +373,7 @@ export class Walk {
   }
 
   controls() {
-    const { shape } = this.layer;
+    const shape = mapsOf(this.layer);
     const control = (/** @type {string} */ name, /** @type {number} */ value, /** @type {number} */ most, /** @type {(value: number) => void} */ choose) => {
       const input = element("input", { type: "number", min: 0, max: most - 1, value, inputmode: "numeric", "data-focus": name });
       input.addEventListener("input", () => {
@@ -389,7 +393,7 @@ export class Walk {
 
   where() {
     const { row, column, channel } = this.place;
-    if (this.layer.shape.length === 3) return t("walk.wherePixel", { row, column, channel });
+    if (mapsOf(this.layer).length === 3) return t("walk.wherePixel", { row, column, channel });
     const { layers } = /** @type {Pass} */ (this.pass).network;
     const name = this.layer.index === layers.length - 1 ? this.guide.classes[channel] : undefined;
     return t("walk.whereUnit", { unit: channel }) + (name === undefined ? "" : ` (${name})`);
@@ -401,7 +405,7 @@ export class Walk {
     const { layer } = this;
     const heading = element("h3", {}, `${layer.name}: ${this.where()}`);
     if (!found) {
-      const own = valuesOf(pass, layer.index)?.[flatIndex(layer.shape, this.place)];
+      const own = valuesOf(pass, layer.index)?.[flatIndex(mapsOf(layer), this.place)];
       const words = own === undefined ? t("walk.leftOut", { layer: layer.name }) : t("walk.ownNumber", { value: precise(own) });
       this.parts.pane.replaceChildren(heading, element("p", {}, `${words} ${this.obstacle()}`));
       return;
@@ -441,7 +445,7 @@ export class Walk {
   explain(found) {
     const { layer } = this;
     if (found.steps) return this.explainSteps(found);
-    if (found.products) return [this.largestProducts(found), this.sumUp(found)];
+    if (found.products) return [...this.looks(found), this.largestProducts(found), this.sumUp(found)];
     if (found.count !== undefined) return this.explainPooling(found);
     if (found.terms) return this.explainConvolution(found);
     if (layer.kind === "activation") return [this.equation([[t("walk.enters"), found.sum], [layer.activation ?? "", found.result, "result"]])];
@@ -451,11 +455,26 @@ export class Walk {
   /** @param {Recomputed} found */
   explainPooling(found) {
     const { layer } = this;
-    const [{ patch }] = found.terms ?? [{ patch: [] }];
-    const largest = layer.kind === "max";
-    const table = patch.flat().length <= LARGEST_GRID ? [element("div", { class: "tables" }, numbers(t("walk.patch"), patch, largest && !this.guide.quiz.on ? found.result : null, this.into(found)))] : [];
-    const lines = /** @type {Line[]} */ (largest ? [["max", found.result, "result"]] : [["Σ", found.sum], [`Σ / ${found.count}`, found.result, "result"]]);
-    return [element("p", {}, t(largest ? "walk.largestOf" : "walk.meanOf", { count: found.count ?? 0 })), ...table, this.equation(lines)];
+    const [patch] = (found.terms ?? []).map((term_) => term_.patch);
+    const how = { max: "max", average: "mean" }[layer.kind] ?? layer.settings.how;
+    const largest = how === "max";
+    const table = patch && patch.flat().length <= LARGEST_GRID ? [element("div", { class: "tables" }, numbers(t("walk.patch"), patch, largest && !this.guide.quiz.on ? found.result : null, this.into(found)))] : [];
+    const lines = /** @type {Line[]} */ (how === "mean" ? [["Σ", found.sum], [`Σ / ${found.count}`, found.result, "result"]] : [[how === "sum" ? "Σ" : how, found.result, "result"]]);
+    return [element("p", {}, t(`walk.${patch ? "window" : "reduce"}.${how}`, { count: found.count ?? 0 })), ...table, this.equation(lines)];
+  }
+
+  // Where an attention looks: how much it takes from each place of the sequence.
+  /** @param {Recomputed} found */
+  looks({ looks }) {
+    if (!looks) return [];
+    const { layer } = this;
+    const shape = asMaps([looks.length, 1]);
+    const canvas = element("canvas");
+    const { low, high } = drawChannel(canvas, shape, looks, 0);
+    const words = t("walk.looks", { low: short(low), high: short(high) });
+    const from = /** @type {Pass} */ (this.pass).network.maps(layer.inputs[layer.settings.roles[1]]);
+    const box = shape[0] === from[0] && layer.inputs[0] === layer.inputs[layer.settings.roles[1]] ? this.boxAround(shape, { ...this.place, channel: 0 }) : null;
+    return [element("div", { class: "places" }, figure(frame(canvas, box, words), words, " ", term("attention")))];
   }
 
   /** @param {Recomputed} found */
@@ -463,7 +482,7 @@ export class Walk {
     const { layer } = this;
     const lines = (found.steps ?? []).map(([what, value]) => /** @type {Line} */ ([t(what), value]));
     const merge = layer.inputs.length > 1 ? [element("p", {}, t(`walk.merge.${layer.kind}`))] : [];
-    const normal = layer.kind.endsWith("normalization") ? [element("p", {}, t("walk.normalized", { epsilon: scientific(layer.settings.epsilon) }), " ", term("normalization"))] : [];
+    const normal = layer.kind.endsWith("normalization") && layer.settings.centred !== false ? [element("p", {}, t("walk.normalized", { epsilon: scientific(layer.settings.epsilon) }), " ", term("normalization"))] : [];
     return [...merge, ...normal, this.equation([...lines, ["=", found.result, "result"]])];
   }
 
@@ -487,7 +506,7 @@ export class Walk {
   into(found) {
     const [input] = this.layer.inputs;
     if (input < 0) return null;
-    const window = /** @type {import("./arithmetic.js").Reach} */ (reachOf(this.layer));
+    const window = /** @type {import("./places.js").Reach} */ (reachOf(this.layer));
     const { top, left } = windowBox(window, this.place);
     const { channel } = this.termShown(found);
     return (/** @type {number} */ row, /** @type {number} */ column) => this.go(input, { row: top + row * window.dilation[0], column: left + column * window.dilation[1], channel });
@@ -533,8 +552,8 @@ export class Walk {
     const shown = products.slice(0, LIST);
     const rest = products.length - shown.length;
     const other = found.sum - shown.reduce((all, one) => all + one.product, 0);
-    const source = (/** @type {number} */ unit) => (layer.kind === "dense" ? this.link({ layer: layer.inputs[0], place: placeAt([products.length], unit) }) : t("walk.sourceChannel", { unit }));
-    const rows = shown.map(({ unit, value, weight, product }) => element("tr", {}, element("th", { scope: "row" }, source(unit)), ...[value, weight, product].map((one) => element("td", {}, short(one)))));
+    const source = (/** @type {import("./arithmetic.js").Product} */ { unit, spot }) => (spot ? this.link(spot) : t(layer.kind === "attention" ? "walk.sourceGathered" : "walk.sourceChannel", { unit }));
+    const rows = shown.map((one) => element("tr", {}, element("th", { scope: "row" }, source(one)), ...[one.value, one.weight, one.product].map((number) => element("td", {}, short(number)))));
     if (rest > 0) rows.push(element("tr", {}, element("th", { scope: "row", colspan: 3 }, t("walk.others", { count: rest })), element("td", {}, short(other))));
     const head = element("tr", {}, ...["walk.input", "walk.value", "walk.weight", "walk.product"].map((key) => element("th", { scope: "col" }, t(key))));
     return element("table", { class: "terms" }, element("caption", {}, t("walk.largest")), element("thead", {}, head), element("tbody", {}, ...rows));
@@ -547,7 +566,7 @@ export class Walk {
     const { layer, place } = originOf(network, spot);
     const { row, column, channel } = place;
     if (layer < 0) return t("walk.sourceImage", { row, column, channel }) + after;
-    const where = network.shape(layer).length === 3 ? t("walk.sourcePixel", { row, column, channel }) : t("walk.sourceUnit", { unit: channel });
+    const where = network.maps(layer).length === 3 ? t("walk.sourcePixel", { row, column, channel }) : t("walk.sourceUnit", { unit: channel });
     const words = `${this.title(layer)} ${where}${after}`;
     return element("button", { type: "button", class: "link", click: () => this.go(layer, place) }, words);
   }
@@ -579,7 +598,7 @@ export class Walk {
     const [, ...all] = wayBack(pass, this.state.layer, this.place);
     const steps = all.filter(({ layer }) => pass.network.layers[layer]?.kind !== "same"); // it is the number before
     const items = steps.map((spot) => {
-      const shape = pass.network.shape(spot.layer);
+      const shape = pass.network.maps(spot.layer);
       const values = /** @type {Float32Array} */ (valuesOf(pass, spot.layer));
       const canvas = element("canvas");
       if (shape.length === 3) drawChannel(canvas, shape, values, spot.place.channel);

@@ -1,9 +1,10 @@
 // What the Worker does for the page: the network's work, away from the page, so that the page never stops.
 
-import { gradCam, occlusion } from "./gradients.js";
-import { Network, volume } from "./network.js";
+import { gradCam, occlusion } from "./attribution.js";
+import { Network } from "./network.js";
 import { alter } from "./preprocess.js";
 import { Training } from "./sgd.js";
+import { volume } from "./shapes.js";
 
 /** @type {Network} */
 let network;
