@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from convscope.arithmetic.formulas import same_margins
 from convscope.arithmetic.kind import PageArithmetic
 from convscope.arithmetic.layers import LAYERS
-from convscope.lowering.graph import Call, Graph, buffers_kept, is_altered, is_of_a_library
+from convscope.inspection.forward import call_alone, to_numpy
+from convscope.lowering.graph import Call, Graph, is_altered, is_of_a_library
 from convscope.lowering.layers.elementwise import KERAS_FUNCTIONS
 from convscope.lowering.layers.operations import is_plain
 
@@ -175,7 +175,7 @@ def _with_constant(
     """Read the arithmetic of a value and of numbers that are always the same."""
     is_left = isinstance(first, _Entering)
     given = second if is_left else first
-    constant = np.asarray(given.detach().cpu() if isinstance(given, torch.Tensor) else given, np.float64)
+    constant = np.asarray(to_numpy(given) if hasattr(given, "detach") else given, np.float64)
     channels = call.output_shapes[0][-1]
     fits = constant.size == 1 or constant.shape[-1:] == (channels,) == (constant.size,)
     _require(fits and not (_is_first(call, graph) and constant.size > 1), "reason_axis_order")
@@ -324,15 +324,15 @@ def _reduction(call: Call, graph: Graph) -> dict[str, Any]:
 
 def _strided(call: Call, graph: Graph) -> dict[str, Any]:
     """Let a layer move places to learn how it moves numbers: where it begins, and a step for each axis."""
-    (number,) = set(call.inputs)
+    _require(len(call.inputs) == 1, "reason_setting")
     shape, made = (channels_last(one, graph) for one in (call.input_shapes[0], call.output_shapes[0]))
     size = math.prod(shape)
     _require(size + math.prod(made) <= _MOST_MOVED, "reason_setting")
-    places = torch.arange(2 * size, dtype=torch.float32).reshape(2, *shape)  # exact: there are few enough
-    turned = places.movedim(-1, 1) if graph.channels_first and len(shape) == 3 else places
+    places = np.arange(2 * size, dtype=np.float32).reshape(2, *shape)  # exact: there are few enough
+    turned = np.moveaxis(places, -1, 1) if graph.channels_first and len(shape) == 3 else places
     found = None
-    with suppress(Exception), buffers_kept(call.operation):
-        found = call({number: turned.to(graph.device)})[0].detach().cpu().double().numpy()
+    with suppress(Exception):  # whatever it does not take, such as a batch of two
+        found = call_alone(graph, call, turned)
     _require(found is not None and found.ndim == len(made) + 1, "reason_setting")
     assert found is not None  # noqa: S101  for mypy
     moved = np.moveaxis(found, 1, -1) if graph.channels_first and len(made) == 3 else found

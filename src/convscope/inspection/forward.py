@@ -16,7 +16,7 @@ from convscope.arithmetic import show_shape
 from convscope.arithmetic.activations import ACTIVATIONS, ActivationFunction, leaky_rectifier, rectifier
 from convscope.errors import UsageError, expected_got
 from convscope.lowering.devices import computing_on
-from convscope.lowering.graph import Call, Graph
+from convscope.lowering.graph import Call, Graph, buffers_kept
 
 # How many values of a network are computed at a time: 32 MB.
 MOST_ELEMENTS = 2**23
@@ -88,6 +88,12 @@ def run(
                 for number in [one for one in values if uses[one] <= 0 and one not in keep]:
                     del values[number]
     return values
+
+
+def call_alone(graph: Graph, call: Call, entering: FloatArray) -> FloatArray:
+    """Call one layer as at inference on what enters it, (n, …) in the network's order; its first output."""
+    with computing_on(graph.device), buffers_kept(call.operation):
+        return to_numpy(call({call.inputs[0]: torch.tensor(entering, device=graph.device)})[0])
 
 
 def fitting_batch(graph: Graph, most: int) -> int:
