@@ -320,6 +320,94 @@ def convnext(x: Any) -> Any:
     return pooled(x)
 
 
+@network("Dai et al., 2021", "coatnet-like")
+def coatnet(x: Any) -> Any:
+    x = conv(x, 32, stride=2, activation="gelu")
+    for _ in range(2):
+        y = conv(L.BatchNormalization()(x), 64, 1, activation="gelu")
+        y = L.BatchNormalization()(L.DepthwiseConv2D(3, padding="same", use_bias=False)(y))
+        x = L.Add()([x, L.Conv2D(32, 1)(excited(L.Activation("gelu")(y), 4, "silu", "sigmoid"))])
+    x = L.Conv2D(64, 1)(L.MaxPooling2D(2)(x))
+    return pooled(transformer(L.Reshape((64, 64))(x), 2, 4))
+
+
+@network("Yu et al., 2022", "poolformer")
+def poolformer(x: Any) -> Any:
+    x = L.Conv2D(48, 4, 4)(x)
+    for _ in range(4):
+        y = L.GroupNormalization(1)(x)
+        x = x + thinned(LayerScale()(L.AveragePooling2D(3, 1, "same")(y) - y), 0.1)
+        x = x + thinned(LayerScale()(mlp(L.GroupNormalization(1)(x), 192, 0.0)), 0.1)
+    return pooled(x)
+
+
+@network("Touvron et al., 2021", "patchconvnet")
+def patchconvnet(x: Any) -> Any:
+    for width in (32, 64):
+        x = conv(x, width, stride=2, activation="gelu")
+    for _ in range(3):
+        y = L.Activation("gelu")(L.Conv2D(64, 1)(L.LayerNormalization(epsilon=1e-6)(x)))
+        y = L.Activation("gelu")(L.DepthwiseConv2D(3, padding="same")(y))
+        x = x + thinned(LayerScale()(L.Conv2D(64, 1)(excited(y, 4, "relu", "sigmoid"))), 0.1)
+    tokens = L.LayerNormalization(epsilon=1e-6)(L.Reshape((64, 64))(x))
+    token = ClassToken()(tokens)[:, :1]
+    token = token + L.MultiHeadAttention(1, 64)(token, tokens)
+    return (token + mlp(L.LayerNormalization(epsilon=1e-6)(token), 128))[:, 0]
+
+
+class ExternalAttention(L.Layer):
+    """Attention to a learned memory in the place of other tokens."""
+
+    def __init__(self, width: int, heads: int, slots: int = 16) -> None:
+        super().__init__()
+        self.width, self.heads = width, heads
+        self.widen, self.keys = L.Dense(4 * width), L.Dense(slots)
+        self.values, self.out = L.Dense(4 * width // heads), L.Dense(width)
+
+    def call(self, x: Any) -> Any:
+        count = x.shape[1]
+        x = ops.reshape(self.widen(x), (-1, count, self.heads, 4 * self.width // self.heads))
+        shares = ops.softmax(self.keys(ops.transpose(x, (0, 2, 1, 3))), axis=2)
+        shares = shares / (1e-9 + ops.sum(shares, axis=-1, keepdims=True))
+        x = ops.transpose(self.values(shares), (0, 2, 1, 3))
+        return self.out(ops.reshape(x, (-1, count, 4 * self.width)))
+
+
+@network("Guo et al., 2021", "eanet")
+def eanet(x: Any) -> Any:
+    x = Positions(64, 64)(Patches(4)(x))
+    for _ in range(4):
+        x = x + ExternalAttention(64, 4)(L.LayerNormalization(epsilon=1e-5)(x))
+        x = x + mlp(L.LayerNormalization(epsilon=1e-5)(x), 64, 0.2)
+    return pooled(x)
+
+
+class Latents(L.Layer):
+    """Learned vectors, the same for each image."""
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__()
+        self.count, self.width = count, width
+
+    def build(self, _input_shape: Any) -> None:
+        shape = (1, self.count, self.width)
+        self.vectors = self.add_weight(shape=shape, initializer="random_normal", name="vectors")
+
+    def call(self, x: Any) -> Any:
+        return ops.broadcast_to(self.vectors, (ops.shape(x)[0], self.count, self.width))
+
+
+@network("Jaegle et al., 2021", "perceiver-like")
+def perceiver(x: Any) -> Any:
+    pixels = Positions(256, 32)(Patches(2)(x))
+    x = Latents(32, 64)(pixels)
+    for _ in range(2):
+        seen = L.LayerNormalization(epsilon=1e-6)(pixels)
+        x = L.Add()([x, L.MultiHeadAttention(1, 32)(L.LayerNormalization(epsilon=1e-6)(x), seen)])
+        x = transformer(L.Add()([x, mlp(L.LayerNormalization(epsilon=1e-6)(x), 64)]), 1, 4)
+    return pooled(x)
+
+
 # Convolutional networks.
 
 
@@ -429,7 +517,64 @@ def unet(x: Any) -> Any:
     return pooled(x)
 
 
-MIXING = ("vit", "deit", "cct", "mlp", "fnet", "gmlp", "swin", "mobilevit", "convmixer", "convnext")
+@network("He et al., 2016b", "resnet, pre-activation")
+def resnet_v2(x: Any) -> Any:
+    x = L.Conv2D(16, 3, padding="same", use_bias=False)(x)
+    for filters, stride in ((16, 1), (32, 2), (64, 2)):
+        y = L.ReLU()(L.BatchNormalization()(x))
+        x = L.Conv2D(filters, 1, stride, use_bias=False)(y)
+        y = L.Conv2D(filters, 3, padding="same", use_bias=False)(conv(y, filters, stride=stride))
+        x = L.Add()([x, y])
+    return pooled(L.ReLU()(L.BatchNormalization()(x)))
+
+
+@network("Iandola et al., 2016", "squeezenet")
+def squeezenet(x: Any) -> Any:
+    x = L.Conv2D(32, 3, 2, "same", activation="relu")(x)
+    for width in (8, 8, 16):
+        x = L.Conv2D(width, 1, activation="relu")(x)
+        sides = [L.Conv2D(4 * width, size, padding="same", activation="relu")(x) for size in (1, 3)]
+        x = L.Concatenate()(sides)
+    return pooled(L.Conv2D(64, 1, activation="relu")(L.Dropout(0.5)(x)))
+
+
+@network("Han et al., 2020", "ghostnet")
+def ghostnet(x: Any) -> Any:
+    def ghost(x: Any, filters: int, activation: str | None) -> Any:
+        y = conv(x, filters // 2, 1, activation=activation)
+        cheap = L.BatchNormalization()(L.DepthwiseConv2D(3, padding="same", use_bias=False)(y))
+        return L.Concatenate()([y, L.Activation(activation)(cheap) if activation else cheap])
+
+    x = conv(x, 16, stride=2)
+    for _ in range(3):
+        x = L.Add()([x, ghost(excited(ghost(x, 48, "relu"), 4, "relu", "hard_sigmoid"), 16, None)])
+    return pooled(x)
+
+
+@network("Ding et al., 2021", "repvgg")
+def repvgg(x: Any) -> Any:
+    for filters, stride in ((24, 2), (24, 1), (48, 2), (48, 1)):
+        branches = [conv(x, filters, size, stride, None) for size in (3, 1)]
+        branches += [L.BatchNormalization()(x)] if stride == 1 else []
+        x = L.ReLU()(L.Add()(branches))
+    return pooled(x)
+
+
+@network("Radosavovic et al., 2020", "regnet")
+def regnet(x: Any) -> Any:
+    x = conv(x, 16, stride=2)
+    for width, stride in ((24, 1), (24, 1), (56, 2), (56, 1)):
+        y = L.Conv2D(width, 3, stride, "same", groups=width // 8, use_bias=False)(conv(x, width, 1))
+        y = conv(excited(L.ReLU()(L.BatchNormalization()(y)), 4, "relu", "sigmoid"), width, 1, 1, None)
+        x = conv(x, width, 1, stride, None) if x.shape[-1] != width or stride > 1 else x
+        x = L.ReLU()(L.Add()([x, y]))
+    return pooled(x)
+
+
+MIXING = (
+    "vit", "deit", "cct", "mlp", "fnet", "gmlp", "swin", "mobilevit", "convmixer", "convnext",
+    "coatnet", "poolformer", "patchconvnet", "eanet", "perceiver",
+)  # fmt: skip
 
 
 def build(name: str) -> Any:
