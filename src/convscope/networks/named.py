@@ -136,25 +136,7 @@ _SPATIAL = ("Conv2D", "MaxPooling2D", "GlobalAveragePooling2D", "Flatten")
 
 
 def require_network(name: str) -> None:
-    """Refuse what is no named or pretrained network, and say what to do with other files.
-
-    Raises
-    ------
-    DataError
-        If there is no such file.
-    UsageError
-        For a file of another kind.
-    UnknownNameError
-        If there is no such network.
-
-    Examples
-    --------
-    >>> require_network("cats.h5")
-    Traceback (most recent call last):
-        ...
-    convscope.errors.DataError: Expected the name of a network or a .keras file, got no file cats.h5. \
-Check its path.
-    """
+    """Refuse what is no named or pretrained network, and say what to do with other files."""
     if name in NETWORKS:
         return
     if pretrained.is_pretrained(name):
@@ -186,30 +168,7 @@ def is_file_name(name: str) -> bool:
 
 
 def layers_of(name: str, classes: int = 10) -> list[LayerSpec]:
-    """List the layers of a named network and their settings.
-
-    Parameters
-    ----------
-    name : str
-        One of ``NETWORKS``.
-    classes : int
-        How many classes the last layer tells apart.
-
-    Returns
-    -------
-    list of (str, dict)
-        Keras's name of each layer's class, and its settings.
-
-    Raises
-    ------
-    UnknownNameError
-        If there is no such network.
-
-    Examples
-    --------
-    >>> [kind for kind, settings in layers_of("simple")]
-    ['Conv2D', 'Flatten', 'Dense']
-    """
+    """List the layers of a named network: Keras's name of each layer's class, and its settings."""
     if name not in NETWORKS:
         require_network(name)
         raise unknown_name("network", name, NETWORKS)  # a pretrained one is no list

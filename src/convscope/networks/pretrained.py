@@ -136,13 +136,7 @@ def backbone(name: str, size: int, weights: str | None = None) -> keras.Model:
 
 
 def preprocess_for(name: str, size: int, resize: str = "letterbox", depth: int = 16) -> Preprocess:
-    """Give the preprocessing that a backbone was trained with; raw pixels where it holds it itself.
-
-    Examples
-    --------
-    >>> preprocess_for("efficientnet-lite0", 192).apply(np.full((1, 192, 192, 3), 255, np.uint8)).max().item()
-    1.0
-    """
+    """Give the preprocessing that a backbone was trained with; raw pixels where it holds it itself."""
     require_backbone(name)
     scale, offset = np.full(3, 1 / _DEVIATION), np.full(3, -_MEAN / _DEVIATION)
     if name != DEFAULT:
@@ -153,13 +147,7 @@ def preprocess_for(name: str, size: int, resize: str = "letterbox", depth: int =
 
 
 def classifier(features: keras.Model, classes: int, dropout: float = 0.2) -> keras.Model:
-    """Put a head on a backbone, for one model with the backbone's own layers: features → dropout → softmax.
-
-    Examples
-    --------
-    >>> classifier(backbone("efficientnet-lite0", 32), classes=5).layers[-1].name
-    'head'
-    """
+    """Put a head on a backbone, for one model with the backbone's own layers: features, dropout, softmax."""
     import keras
 
     dropped = keras.layers.Dropout(dropout, name="head_dropout")(features.output)
@@ -168,14 +156,7 @@ def classifier(features: keras.Model, classes: int, dropout: float = 0.2) -> ker
 
 
 def stage_of(model: keras.Model) -> dict[str, int]:
-    """Count a network's stages: 0 where maps are largest, one more with each halving, the last is the head.
-
-    Examples
-    --------
-    >>> stages = stage_of(classifier(backbone("efficientnet-lite0", 32), classes=5))
-    >>> stages["stem_conv"], stages["block2a_expand_conv"], stages["top_conv"], stages["head"]
-    (0, 0, 4, 5)
-    """
+    """Count a network's stages: 0 where maps are largest, one more with each halving, the head last."""
     shapes = [layer.output.shape for layer in model.layers]
     # What squeezes and excites has no height, but layers behind it have; what pads adds a pixel or two.
     heights = np.maximum.accumulate([shape[1] if len(shape) == 4 else 0 for shape in shapes][::-1])[::-1]
