@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
         Attribution,
         FaithfulnessCurve,
         FeatureMaps,
-        Neighbours,
         Recomputed,
         Synthesis,
     )
@@ -154,7 +153,7 @@ def probe_run(
     checks = inspection.check_attributions(model, prepared, attributions)
     deletions, insertions = zip(*checks, strict=True)
     searched = _trained_on(dataset, record["config"])[:SEARCHED]
-    found = _find_similar(bundle, dataset.train, searched, pixels)
+    similar, nearest = _find_similar(bundle, dataset.train, searched, pixels)
     some = dataset.train.images[searched[:RANGED]]
     syntheses = _synthesise(bundle, some, chosen, recomputed.channel, int(probabilities.argmax()))
     methods = [one.method for one in attributions]
@@ -165,7 +164,7 @@ def probe_run(
         "attribution": plotting.plot_attribution(prepared, attributions, names),
         "deletion": plotting.plot_faithfulness(deletions, methods, names),
         "insertion": plotting.plot_faithfulness(insertions, methods, names),
-        "similar": _draw_similar(bundle, dataset.train, searched, pixels, found),
+        "similar": nearest,
         "synthesis": plotting.plot_synthesis(syntheses),
     }
     if with_map:
@@ -180,7 +179,7 @@ def probe_run(
         attributions=attributions,
         deletions=deletions,
         insertions=insertions,
-        similar=_describe_similar(dataset.train, searched, found, names),
+        similar=similar,
         syntheses=syntheses,
         figures=figures,
         uncounted=uncounted,
@@ -224,36 +223,22 @@ def _embed(bundle: Bundle, images: NDArray[np.uint8], places: NDArray[np.intp]) 
 
 def _find_similar(
     bundle: Bundle, train: Split, searched: NDArray[np.intp], pixels: NDArray[np.uint8]
-) -> Neighbours:
+) -> tuple[Similar, Figure]:
+    """Find the training images most like one, and draw them beside it."""
     known, asked = _embed(bundle, train.images, searched), _embed(bundle, pixels, np.arange(1))
-    return inspection.nearest(known, asked, min(SIMILAR, len(known)))
-
-
-def _describe_similar(
-    train: Split, searched: NDArray[np.intp], found: Neighbours, class_names: Sequence[str]
-) -> Similar:
+    found = inspection.nearest(known, asked, min(SIMILAR, len(known)))
     places = searched[found.indices[0]]
-    return Similar(
-        names=tuple(str(train.names[place]) for place in places),
-        classes=tuple(class_names[int(train.labels[place])] for place in places),
-        similarities=tuple(map(float, found.similarities[0])),
-        searched=len(searched),
+    names = tuple(str(train.names[place]) for place in places)
+    classes = tuple(bundle.class_names[int(train.labels[place])] for place in places)
+    similar = Similar(names, classes, tuple(map(float, found.similarities[0])), len(searched))
+    query, pictures = (
+        bundle.preprocess.resize_to_input(images)
+        for images in (pixels, [train.images[place] for place in places])
     )
-
-
-def _draw_similar(
-    bundle: Bundle,
-    train: Split,
-    searched: NDArray[np.intp],
-    pixels: NDArray[np.uint8],
-    found: Neighbours,
-) -> Figure:
-    places = searched[found.indices[0]]
-    ordered = type(found)(np.arange(len(places))[None], found.similarities)
-    labels = [bundle.class_names[int(train.labels[place])] for place in places]
-    pictures = bundle.preprocess.resize_to_input([train.images[place] for place in places])
-    asked = bundle.preprocess.resize_to_input(pixels)
-    return plotting.plot_neighbours(asked, pictures, ordered, query_labels=["asked"], known_labels=labels)
+    ordered = replace(found, indices=np.arange(len(places))[None])
+    return similar, plotting.plot_neighbours(
+        query, pictures, ordered, query_labels=["asked"], known_labels=classes
+    )
 
 
 def _synthesise(
