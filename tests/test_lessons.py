@@ -111,7 +111,7 @@ def test_a_check_cell_holds_nothing_else():
 
 def test_without_the_extra_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "jupytext", None)
-    with pytest.raises(UsageError, match=r"jupytext, which makes notebooks.*convscope\[notebooks\]"):
+    with pytest.raises(UsageError, match=r"the package jupytext, .*convscope\[notebooks\]"):
         read_lesson(NAMES[0])
 
 

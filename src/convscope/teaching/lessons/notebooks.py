@@ -14,6 +14,7 @@ All other cells are the same in both versions.
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -22,6 +23,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from convscope.environment import require_package
 from convscope.errors import UsageError, expected_got, unknown_name
 from convscope.runs import write_file
 
@@ -111,13 +113,8 @@ def _with_tasks(name: str, cells: list[Cell]) -> list[Cell]:
 
 def require_tool(name: str) -> Any:
     """Import what comes with the extra ``notebooks``, or say what to install."""
-    import importlib
-
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        hint = "Install it: pip install 'convscope[notebooks]'"
-        raise UsageError(expected_got(f"{name}, which makes notebooks", "no such package", hint)) from error
+    require_package(name, "notebooks")
+    return importlib.import_module(name)
 
 
 VERSIONS = ("student", "solution")
