@@ -20,7 +20,6 @@ from convscope.data.loading import load
 from convscope.data.quality import (
     SEVERITIES,
     check_collection,
-    check_dataset,
     check_folder,
     check_path,
     contact_sheet,
@@ -347,8 +346,12 @@ def test_findings_of_a_kind_are_one_row(photos):
     assert len(kinds(report)) == len(set(kinds(report)))
 
 
-def test_a_loaded_dataset_is_looked_at_too():
-    report = check_dataset(load("digits"))
+def test_arrays_are_looked_at_too(tmp_path):
+    digits = load("digits")
+    parts = {"x_train": digits.train.images, "y_train": digits.train.labels}
+    parts |= {"x_test": digits.test.images, "y_test": digits.test.labels}
+    np.savez(tmp_path / "digits.npz", **parts)
+    report = check_folder(tmp_path / "digits.npz")
     assert (report.files, report.used, report.meaningless) == (1797, 1797, "")
     assert report.find("leakage").severity == "warning"  # small digits are much alike, but none is the same
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope.data.builtin import CATALOG
-from convscope.data.dataset import Dataset
 from convscope.data.decode import FLOATING, FORMATS, SUFFIXES, convert_floats
 from convscope.data.ingest import (
     Collection,
@@ -27,9 +26,9 @@ from convscope.data.ingest import (
     ingest,
     no_progress,
 )
-from convscope.data.similarity import BLANK, members_of, near_duplicates, perceptual_hash, thumbnail
+from convscope.data.similarity import BLANK, members_of
 from convscope.data.sources import find_source
-from convscope.data.sources.base import SPLITS, UNUSABLE, Finding, Index, Source, count, index_of
+from convscope.data.sources.base import SPLITS, UNUSABLE, Finding, Index, Source, count, find, index_of
 from convscope.errors import DataError, DataNotFoundError
 
 _PROGRESS = logging.getLogger("convscope.progress")
@@ -91,35 +90,17 @@ _TRAITS = {
 
 @dataclass(frozen=True)
 class DataReport:
-    """What is in a folder or file, before an hour is spent on it.
-
-    Attributes
-    ----------
-    path, layout : str
-        What was looked at, and how it was understood.
-    files, used : int
-        Images that were found, and those that can be trained on.
-    size : tuple of int
-        Height, width and channels that all images are brought to.
-    counts : dict of str to dict of str to int
-        For each split (``train``, ``validation``, ``test``) the images of each class.
-    findings : tuple of Finding
-        Errors first.
-    meaningless : str
-        Why training would be meaningless; empty if it would not.
-    quick : bool
-        Whether only the quick part was done.
-    """
+    """What is in a folder or file, before an hour is spent on it."""
 
     path: str
-    layout: str
-    files: int
-    used: int
-    size: tuple[int, int, int]
-    counts: Mapping[str, Mapping[str, int]]
-    findings: tuple[Finding, ...] = field(repr=False)
-    meaningless: str = ""
-    quick: bool = False
+    layout: str  # how it was understood
+    files: int  # images that were found
+    used: int  # those that can be trained on
+    size: tuple[int, int, int]  # height, width and channels that all images are brought to
+    counts: Mapping[str, Mapping[str, int]]  # for each split the images of each class
+    findings: tuple[Finding, ...] = field(repr=False)  # errors first
+    meaningless: str = ""  # why training would be; empty if it would not
+    quick: bool = False  # whether only the quick part was done
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -146,20 +127,8 @@ class DataReport:
 
     def to_json(self) -> dict[str, Any]:
         """Give the report as JSON values."""
-        return {
-            "path": self.path,
-            "layout": self.layout,
-            "files": self.files,
-            "used": self.used,
-            "size": list(self.size),
-            "counts": {split: dict(classes) for split, classes in self.counts.items()},
-            "findings": [finding.to_json() for finding in self.findings],
-            "left_out": list(self.left_out),
-            "meaningless": self.meaningless,
-            "trainable": not self.meaningless,
-            "verdict": self.verdict,
-            "quick": self.quick,
-        }
+        own = {"left_out": self.left_out, "trainable": not self.meaningless, "verdict": self.verdict}
+        return {**asdict(self), **own}
 
 
 def check_folder(
@@ -170,28 +139,8 @@ def check_folder(
 ) -> DataReport:
     """Look at a folder of images, or at any other data that can be loaded by their path.
 
-    Nothing at the path is changed. Images are decoded into the cache, where loading finds them again.
-
-    Parameters
-    ----------
-    path : path
-        As for ``convscope.load``.
-    quick : bool
-        Leave out brightness, sharpness and what betrays the class.
-    options : ReadOptions, optional
-        As they will be used for training.
-    progress : callable
-        Told how many images are done, and of how many.
-
-    Returns
-    -------
-    DataReport
-        ``meaningless`` says why training would be, if it would.
-
-    Raises
-    ------
-    DataNotFoundError
-        If nothing lies there.
+    Nothing at the path is changed. Images are decoded into the cache, where loading finds them again. What is
+    quick leaves out brightness, sharpness and what betrays the class.
     """
     return check_path(path, quick, options, progress)[0]
 
@@ -231,31 +180,6 @@ def check_before_training(
     if name in CATALOG or not Path(name).exists():
         return None, None
     return check_path(name, quick=True, options=options, progress=progress)
-
-
-def check_dataset(dataset: Dataset, quick: bool = False) -> DataReport:
-    """Look at a dataset that has been loaded, such as one of the catalogue, but not at its files.
-
-    Examples
-    --------
-    >>> import convscope
-    >>> check_dataset(convscope.load("digits"), quick=True).used
-    1797
-    """
-    splits = [split for split in (dataset.train, dataset.validation, dataset.test) if split is not None]
-    numbers = [0, 1, 2] if dataset.validation is not None else [0, 2]
-    images = np.concatenate([split.images for split in splits])
-    hashes = perceptual_hash(np.stack([thumbnail(image) for image in images]))
-    collection = Collection(
-        names=[name for split in splits for name in split.names],
-        labels=np.concatenate([split.labels for split in splits]),
-        splits=np.repeat(np.array(numbers, np.int8), [len(split) for split in splits]),
-        class_names=dataset.class_names,
-        source=Source(dataset.name, "a dataset", chunks=lambda: iter(())),
-        images=images,
-        groups=near_duplicates(images, hashes),
-    )
-    return check_collection(collection, dataset.name, quick)
 
 
 def check_collection(collection: Collection, path: str, quick: bool = False) -> DataReport:
@@ -332,16 +256,14 @@ def _classes(class_names: tuple[str, ...], counts: NDArray[np.int64]) -> Iterato
         if counts[split].any()
         for label in np.flatnonzero(counts[split] == 0)
     ]
-    if missing:
-        names, details = zip(*missing, strict=True)
-        message = f"{count(len(missing), 'class')} missing from a part."
-        yield Finding("missing_class", "error", message, "Add images of it there.", names, details)
-    few = np.flatnonzero((counts[0] > 0) & (counts[0] < FEW))
-    if len(few):
-        message = f"{count(len(few), 'class')} with fewer than {FEW} training images."
-        details = tuple(count(int(counts[0][label]), "image") for label in few)
-        names = tuple(class_names[label] for label in few)
-        yield Finding("few_images", "warning", message, "Collect more of it.", names, details)
+    advice = "Add images of it there."
+    yield from _find("missing_class", "error", missing, "class", "missing from a part.", advice)
+    few = [
+        (class_names[label], count(int(counts[0][label]), "image"))
+        for label in np.flatnonzero((counts[0] > 0) & (counts[0] < FEW))
+    ]
+    words = f"with fewer than {FEW} training images."
+    yield from _find("few_images", "warning", few, "class", words, "Collect more of it.")
     trained = np.flatnonzero(counts[0])
     if len(trained) > 1:
         least, most = trained[counts[0][trained].argmin()], trained[counts[0][trained].argmax()]
@@ -440,10 +362,8 @@ def _misnamed(index: Index, survey: Survey) -> Iterator[Finding]:
         actual = formats[survey.formats[number]]
         if suffix and SUFFIXES.get(suffix) != actual:
             rows.append((index.names[number], f"{actual} named {suffix}"))
-    if rows:
-        names, details = zip(*rows, strict=True)
-        message = f"{count(len(rows), 'image')} named as another format: used all the same."
-        yield Finding("misnamed", "warning", message, "Rename if other tools refuse it.", names, details)
+    words = "named as another format: used all the same."
+    yield from _find("misnamed", "warning", rows, "image", words, "Rename if other tools refuse it.")
 
 
 def _odd_sizes(index: Index, survey: Survey) -> Iterator[Finding]:
@@ -459,12 +379,18 @@ def _odd_sizes(index: Index, survey: Survey) -> Iterator[Finding]:
     odd = extreme & (sizes != usual).any(axis=1)
     if counts.max() >= COMMON_FRACTION * len(usable):
         odd |= (sizes != usual).any(axis=1)
-    if odd.any():
-        details = tuple(f"{height}×{width}" for height, width in sizes[odd].tolist())
-        message = f"{count(int(odd.sum()), 'image')} of an odd size."
-        advice = "Check that it is the whole image and nothing else."
-        names = tuple(index.names[int(position)] for position in usable[odd])
-        yield Finding("odd_size", "warning", message, advice, names, details)
+    advice = "Check that it is the whole image and nothing else."
+    details = (f"{height}×{width}" for height, width in sizes[odd].tolist())
+    names = [index.names[int(position)] for position in usable[odd]]
+    yield from find("odd_size", "warning", names, "image", "of an odd size.", advice, details)
+
+
+def _find(
+    kind: str, severity: str, rows: Sequence[tuple[str, str]], noun: str, words: str, advice: str
+) -> list[Finding]:
+    """Report things with what there is to say about each; nothing where there are none."""
+    names, details = [name for name, _ in rows], [detail for _, detail in rows]
+    return find(kind, severity, names, noun, words, advice, details)
 
 
 def _named(names: Sequence[str], chosen: NDArray[np.bool_]) -> tuple[str, ...]:
@@ -490,10 +416,7 @@ def _duplicates(collection: Collection) -> Iterator[Finding]:
                 kind = "duplicate" if same else "near_duplicate"
                 rows[kind].append((collection.names[number], f"like {collection.names[first]}"))
     for kind, words in (("duplicate", "the same as"), ("near_duplicate", "nearly the same as")):
-        if rows[kind]:
-            names, details = zip(*rows[kind], strict=True)
-            message = f"{count(len(names), 'image')} {words} another."
-            yield Finding(kind, "warning", message, "Keep one of them.", names, details)
+        yield from _find(kind, "warning", rows[kind], "image", f"{words} another.", "Keep one of them.")
 
 
 def _leaks_and_conflicts(collection: Collection) -> Iterator[Finding]:
@@ -509,15 +432,13 @@ def _leaks_and_conflicts(collection: Collection) -> Iterator[Finding]:
                 same |= bool((images[number] == images[trained[0]]).all())
         if len({int(labels[number]) for number in members}) > 1:
             conflicts += [(names[number], collection.class_names[labels[number]]) for number in members]
-    if leaks:
-        shown, details = zip(*leaks, strict=True)
-        message = f"{count(len(leaks), 'image')} of validation or test that training has seen, or nearly."
-        severity = "error" if same else "warning"
-        yield Finding("leakage", severity, message, "Remove one of each pair.", shown, details)
-    if conflicts:
-        shown, details = zip(*conflicts, strict=True)
-        message = f"{count(len(conflicts), 'image')} that another label has too."
-        yield Finding("conflicting", "error", message, "Decide which label is right.", shown, details)
+    words, severity = (
+        "of validation or test that training has seen, or nearly.",
+        "error" if same else "warning",
+    )
+    yield from _find("leakage", severity, leaks, "image", words, "Remove one of each pair.")
+    words, advice = "that another label has too.", "Decide which label is right."
+    yield from _find("conflicting", "error", conflicts, "image", words, advice)
 
 
 # Outliers, and what betrays the class
@@ -570,19 +491,16 @@ def _laplacian(grey: NDArray[np.float32]) -> NDArray[np.float32]:
 def _outliers(statistics: PixelStatistics, names: Sequence[str]) -> Iterator[Finding]:
     """Report images that are blank, or far darker, brighter, blurrier or sharper than the rest."""
     blank = statistics.contrast < BLANK
-    if blank.any():
-        message = f"{count(int(blank.sum()), 'image')} of one flat colour."
-        yield Finding("blank", "warning", message, "Remove it: there is nothing on it.", _named(names, blank))
+    flat, advice = _named(names, blank), "Remove it: there is nothing on it."
+    yield from find("blank", "warning", flat, "image", "of one flat colour.", advice)
     for kind, values, words in (
         ("brightness", statistics.brightness, ("far darker", "far brighter")),
         ("sharpness", statistics.sharpness, ("far blurrier", "far sharper")),
     ):
         scores = _robust_scores(values)
         odd = (np.abs(scores) > OUTLIER) & ~blank
-        if odd.any():
-            message = f"{count(int(odd.sum()), 'image')} unlike the rest in {kind}."
-            details = tuple(words[int(score > 0)] for score in scores[odd])
-            yield Finding(kind, "warning", message, "Look at it.", _named(names, odd), details)
+        details, unlike = (words[int(score > 0)] for score in scores[odd]), f"unlike the rest in {kind}."
+        yield from find(kind, "warning", _named(names, odd), "image", unlike, "Look at it.", details)
 
 
 def _robust_scores(values: NDArray[np.float64]) -> NDArray[np.float64]:

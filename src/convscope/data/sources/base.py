@@ -14,7 +14,7 @@ import time
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,12 +64,6 @@ class Finding:
     advice: str = ""  # none where nothing need be done
     names: tuple[str, ...] = ()  # of every file that it is about
     details: tuple[str, ...] = ()  # what there is to say about each, or nothing
-
-    def to_json(self) -> dict[str, Any]:
-        """Give the finding as JSON values."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
-        }
 
 
 @dataclass(frozen=True, eq=False)
