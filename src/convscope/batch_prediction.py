@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from convscope.export import load_bundle
-from convscope.export.loading import digest_of_network
+from convscope.export.bundle_files import digest_of_network
 from convscope.parts import file_stamp, in_parts, part_file, parts_of, require_new, require_workers
 from convscope.prediction import (
     COLUMNS,

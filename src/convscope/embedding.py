@@ -25,7 +25,7 @@ from convscope.data.sources.folder import walk
 from convscope.errors import DataError, RunError, UsageError, expected_got
 from convscope.evaluation.novelty import reduce
 from convscope.export import load_bundle
-from convscope.export.loading import digest_of_network
+from convscope.export.bundle_files import digest_of_network
 from convscope.networks.pretrained import (
     DEFAULT,
     DEFAULT_SIZE,

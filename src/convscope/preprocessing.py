@@ -143,6 +143,11 @@ class Preprocess:
             return self.channels, self.height, self.width
         return self.height, self.width, self.channels
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """The shape of an image of uint8 that has the network's size: (h, w, c)."""
+        return self.height, self.width, self.channels
+
     def apply(self, images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """Preprocess images that lie in memory.
 
@@ -204,7 +209,7 @@ class Preprocess:
         """Bring images to size and channels of the training images, still uint8; copied only if need be."""
         if isinstance(images, np.ndarray):
             _require_images(images)
-            if images.shape[1:] == (self.height, self.width, self.channels):
+            if images.shape[1:] == self.image_shape:
                 return images
         shape = (self.height, self.width)
         resized = [resize_to_input(image, shape, self.channels, self.resize) for image in images]

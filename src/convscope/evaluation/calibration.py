@@ -150,11 +150,9 @@ class Calibration:
         """
         images, errors = validation.images, validation.errors
         if images < FEWEST_IMAGES or errors < FEWEST_ERRORS:
-            what, found, needed = (
-                ("image", images, FEWEST_IMAGES)
-                if images < FEWEST_IMAGES
-                else ("error", errors, FEWEST_ERRORS)
-            )
+            what, found, needed = "error", errors, FEWEST_ERRORS
+            if images < FEWEST_IMAGES:
+                what, found, needed = "image", images, FEWEST_IMAGES
             few = f"1 validation {what} is" if found == 1 else f"{found} validation {what}s are"
             return cls(images=images, errors=errors, reason=f"{few} too few ({needed} are needed)")
         probabilities, labels = validation.probabilities, validation.labels

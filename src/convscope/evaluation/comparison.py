@@ -365,11 +365,8 @@ def compare_seeds(
 
     if not a or not b or len(a) + len(b) < 3:
         found = f"{len(a)} and {len(b)}"
-        raise UsageError(
-            expected_got(
-                "a run on each side and at least two on one", found, "Compare two runs with compare."
-            )
-        )
+        expected = "a run on each side and at least two on one"
+        raise UsageError(expected_got(expected, found, "Compare two runs with compare."))
     for other in [*a[1:], *b]:
         check_same_test(a[0], other)
     right_a, right_b = _right(a), _right(b)  # (seeds, images)

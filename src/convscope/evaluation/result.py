@@ -64,24 +64,8 @@ class Evaluation:
         For each class; 0 where there is nothing to divide by.
     support : ndarray of shape (k,), int64
         Number of images of each class.
-    accuracy_interval : Interval
-        95 % Wilson interval of the accuracy.
-    top_k : dict of int to float
-        k → share of images whose true class is among the k most probable; k = 1, 3, 5 where below the
-        number of classes.
-    balanced_accuracy, kappa, log_loss, brier_score : float
-        Mean recall; Cohen's kappa (NaN where undefined); cross-entropy that does not forgive being certain
-        and wrong; squared distance to the truth, from 0 to 2.
-    areas : Areas
-        One-vs-rest ROC area and average precision of each class.
-    reliability : Reliability
-        Confidence against accuracy in 15 bins, and the expected calibration error.
-    coverage : Coverage
-        Accuracy against the share of images answered.
-    label_check : LabelCheck
-        All images, the most likely wrong label first.
 
-    What is not needed to print it is computed when first asked for, and then kept.
+    What is not needed to print it, the properties below, is computed when first asked for, and then kept.
     """
 
     probabilities: FloatArray
@@ -228,7 +212,7 @@ class Evaluation:
 
     @cached_property
     def top_k(self) -> dict[int, float]:
-        """How often the true class is among the k most probable ones."""
+        """How often the true class is among the k most probable ones: k = 1, 3, 5 below the classes."""
         return metrics.top_k_accuracies(self.probabilities, self.labels)
 
     @cached_property
@@ -238,7 +222,7 @@ class Evaluation:
 
     @cached_property
     def kappa(self) -> float:
-        """Cohen's kappa: agreement with the labels beyond chance."""
+        """Cohen's kappa: agreement with the labels beyond chance; NaN where it is undefined."""
         return metrics.cohen_kappa(self.confusion)
 
     @cached_property
@@ -262,7 +246,7 @@ class Evaluation:
 
     @cached_property
     def reliability(self) -> Reliability:
-        """Confidence against accuracy, and the expected calibration error."""
+        """Confidence against accuracy in 15 bins, and the expected calibration error."""
         return reliability(self.probabilities, self.labels)
 
     @cached_property
@@ -334,17 +318,9 @@ class Evaluation:
         return self._by_difficulty(class_index)[:count]
 
     def easiest(self, class_index: int, count: int = 6) -> IntArray:
-        """Find the images of one class that get the most probability for it.
+        """Find the images of one class that get the most probability for it, the easiest first.
 
-        Returns
-        -------
-        ndarray of shape (at most count,), int64
-            Indices of images, the easiest first.
-
-        Raises
-        ------
-        UsageError
-            When there is no such class.
+        Takes, gives and raises what `hardest` does.
 
         Examples
         --------

@@ -295,7 +295,7 @@ def _references(bundle: Bundle, chosen: _Chosen | None) -> dict[str, Any]:
     Of a layer that the page does not compute all values are kept, so that it can show them.
     """
     preprocess = bundle.preprocess
-    shape = (preprocess.height, preprocess.width, preprocess.channels)
+    shape = preprocess.image_shape
     if chosen is None:
         pixels = np.random.default_rng(_SEED).integers(0, 256, (REFERENCES, *shape), np.uint8)
         places = [-1] * REFERENCES

@@ -1,7 +1,7 @@
 """A trained network as something to be used elsewhere, checked against its source.
 
 bundle        a network with all that it needs to predict
-loading       a run or an export → a bundle
+bundle_files  a run or an export → a bundle
 formats       the formats, one record each
 onnx_graph, onnx_resizing, onnx_int8, torch_graph, torch_source
               what the formats write and read
@@ -10,7 +10,7 @@ checking      whether an export does what its source does, and how fast
 """
 
 from convscope.export.bundle import Bundle
-from convscope.export.loading import (
+from convscope.export.bundle_files import (
     CALIBRATION_FILE,
     NOVELTY_FILE,
     STATISTICS_FILE,

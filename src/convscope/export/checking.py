@@ -148,9 +148,7 @@ def _made_up(bundle: Bundle, error: Exception) -> CheckImages:
     """Make images: noise, fine and coarse, so that every part of a network has something to do."""
     generator = np.random.default_rng(0)
     settings = bundle.preprocess
-    fine = generator.integers(
-        0, 256, (RANDOM_IMAGES, settings.height, settings.width, settings.channels), np.uint8
-    )
+    fine = generator.integers(0, 256, (RANDOM_IMAGES, *settings.image_shape), np.uint8)
     coarse = [
         generator.integers(0, 256, (*generator.integers(2, 8, 2), settings.channels), np.uint8)
         for _ in range(RANDOM_IMAGES)
@@ -184,9 +182,8 @@ def require_same_resizing(forward: Forward, bundle: Bundle, pixels: NDArray[np.u
         largest = max(largest, compare(bundle.predict(images), forward(images)).largest_difference)
     if largest > TOLERANCE:
         expected = f"{name} to resize images as its source does"
-        raise ExportError(
-            expected_got(expected, f"probabilities up to {largest:.1e} apart", "Nothing was written.")
-        )
+        found = f"probabilities up to {largest:.1e} apart"
+        raise ExportError(expected_got(expected, found, "Nothing was written."))
     return f"{name} takes images of any size; resized by it, they get probabilities up to {largest:.1e} apart"
 
 

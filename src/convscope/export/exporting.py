@@ -14,6 +14,13 @@ from numpy.typing import NDArray
 from convscope.environment import require_package, versions
 from convscope.errors import RunError, UsageError, expected_got, unknown_name
 from convscope.export.bundle import Bundle, Forward
+from convscope.export.bundle_files import (
+    BUNDLE_FILE,
+    BUNDLE_VERSION,
+    NOVELTY_FILE,
+    STATISTICS_FILE,
+    load_bundle,
+)
 from convscope.export.checking import (
     CheckImages,
     compare,
@@ -23,7 +30,6 @@ from convscope.export.checking import (
     require_same_resizing,
 )
 from convscope.export.formats import FORMATS, ExportFormat
-from convscope.export.loading import BUNDLE_FILE, BUNDLE_VERSION, NOVELTY_FILE, STATISTICS_FILE, load_bundle
 from convscope.export.onnx_graph import INPUT, OUTPUT
 from convscope.model_files.models import CONFIG, WEIGHTS_FILE, write_weights
 from convscope.runs import RUN_FILE, RunDirectory, create_run, open_run
@@ -105,9 +111,8 @@ def _require_possible(format: str, int8: bool) -> None:
     if format not in FORMATS:
         raise unknown_name("export format", format, FORMATS)
     if int8 and format not in ("onnx", "int8"):
-        raise UsageError(
-            expected_got("--format onnx with --int8", format, "ONNX Runtime does the quantizing.")
-        )
+        hint = "ONNX Runtime does the quantizing."
+        raise UsageError(expected_got("--format onnx with --int8", format, hint))
     for package in FORMATS[format].packages:
         require_package(package, "onnx")
 
@@ -188,7 +193,9 @@ def _write_companions(
     also = f"`{small}` is used alike: in 8 bits, smaller and less exact.\n"
     both = small not in form.files and (scratch.path / small).is_file()
     scratch.write_bytes(GUIDE_FILE, _page(bundle, form, also if both else "").encode())
-    settings, record = bundle.preprocess, run.read_json(RUN_FILE)
+    record = run.read_json(RUN_FILE)
+    data = record.get("data")
+    known = data if isinstance(data, dict) else {}
     files = sorted(file for file in scratch.path.iterdir() if file.is_file())
     scratch.write_json(
         BUNDLE_FILE,
@@ -197,29 +204,18 @@ def _write_companions(
             "format": format,
             "class_names": list(bundle.class_names),
             "temperature": bundle.temperature,
-            "input": {
-                "name": INPUT,
-                "dtype": "uint8",
-                "shape": ["n", settings.height, settings.width, settings.channels],
-            },
+            "input": {"name": INPUT, "dtype": "uint8", "shape": ["n", *bundle.preprocess.image_shape]},
             "output": {"name": OUTPUT, "dtype": "float32", "shape": ["n", len(bundle.class_names)]},
             "checked": {"images": images, "result": agreement},
             "source": {
                 "run": run.path.resolve().name,
                 "network": record.get("network"),
-                "data": _data(record),
+                # Without the paths of the machine that trained it.
+                "data": {key: known[key] for key in ("name", "fingerprint") if key in known},
             },
             "versions": versions(),
             "files": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
         },
-    )
-
-
-def _data(record: dict[str, Any]) -> dict[str, Any]:
-    """Say what a run was trained on, without the paths of the machine that did it."""
-    data = record.get("data")
-    return (
-        {key: data[key] for key in ("name", "fingerprint") if key in data} if isinstance(data, dict) else {}
     )
 
 

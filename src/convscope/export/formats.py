@@ -39,17 +39,11 @@ def _write_onnx(bundle: Bundle, folder: Path) -> Forward:
     from convscope.export.torch_graph import trace
 
     write_onnx(trace(bundle), bundle, folder / ONNX.files[0])
-    return open_session(folder / ONNX.files[0], *_form(bundle))
+    return open_session(folder / ONNX.files[0], bundle.preprocess.image_shape, len(bundle.class_names))
 
 
 def _quantize(bundle: Bundle, folder: Path, images: CheckImages) -> tuple[Forward, str]:
     return write_int8(folder / ONNX.files[0], folder / INT8.files[0], bundle, images)
-
-
-def _form(bundle: Bundle) -> tuple[tuple[int, int, int], int]:
-    """Give the shape of an image, and the number of classes."""
-    settings = bundle.preprocess
-    return (settings.height, settings.width, settings.channels), len(bundle.class_names)
 
 
 def _write_keras(bundle: Bundle, folder: Path) -> Forward:
@@ -82,8 +76,7 @@ def _with_keras_alone(bundle: Bundle) -> str:
             "canvas.paste(picture.resize(inner, Image.Resampling.BILINEAR), corner)",
             "picture = canvas",
         ]
-    shape = f"1, {settings.height}, {settings.width}, {settings.channels}"
-    lines += [f"values = np.asarray(picture, np.float32).reshape({shape})"]
+    lines += [f"values = np.asarray(picture, np.float32).reshape{(1, *settings.image_shape)}"]
     if settings.scaling == "unit":
         lines += ["values = values / 255"]
     elif settings.scaling != "raw":

@@ -58,8 +58,7 @@ def _to_network(program: torch.export.ExportedProgram, bundle: Bundle) -> Any:
 
     from convscope.export.torch_graph import TRACED_BATCH, quiet
 
-    settings = bundle.preprocess
-    shape = (TRACED_BATCH, settings.height, settings.width, settings.channels)
+    shape = (TRACED_BATCH, *bundle.preprocess.image_shape)
     with quiet():
         try:
             exported = torch.onnx.export(

@@ -38,8 +38,6 @@ def write_int8(source: Path, target: Path, bundle: Bundle, images: CheckImages) 
     if images.training is None or images.judging is None:
         hint = "Name them with --data."
         raise DataError(expected_got("the run's training images to quantize with", images.origin, hint))
-    settings = bundle.preprocess
-    shape = (settings.height, settings.width, settings.channels)
     pixels, labels = images.judging
     reference = bundle.predict(pixels).argmax(axis=1)
     before = float(np.mean(reference == labels))
@@ -49,7 +47,7 @@ def write_int8(source: Path, target: Path, bundle: Bundle, images: CheckImages) 
         graph = _fuse(source, fused)
         for words, kept in _choices(graph):
             _quantize(fused, target, graph, images.training, kept)
-            forward = open_session(target, shape, len(bundle.class_names))
+            forward = open_session(target, bundle.preprocess.image_shape, len(bundle.class_names))
             predicted = forward(pixels).argmax(axis=1)
             after = float(np.mean(predicted == labels))
             if before - after <= allowed + 1e-9:

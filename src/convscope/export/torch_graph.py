@@ -53,9 +53,7 @@ def trace(bundle: Bundle) -> torch.export.ExportedProgram:
     if keras.backend.backend() != "torch":
         hint = "Set KERAS_BACKEND=torch; the run stays the same."
         raise UsageError(expected_got("Keras on torch for this export", keras.backend.backend(), hint))
-    settings = bundle.preprocess
-    shape = (TRACED_BATCH, settings.height, settings.width, settings.channels)
-    pixels = torch.zeros(shape, dtype=torch.uint8)
+    pixels = torch.zeros((TRACED_BATCH, *bundle.preprocess.image_shape), dtype=torch.uint8)
     batch = torch.export.Dim("n", min=1)
     # A file belongs to no device: it is traced on the one that every machine has.
     with quiet(), torch.no_grad(), computing_on(torch.device("cpu")):

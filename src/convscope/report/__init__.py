@@ -3,7 +3,7 @@ r"""A run → one self-contained HTML file: nothing is fetched, nothing is built
 In the order in which they build on each other:
 
     formatting, media                            numbers, charts and images for a page
-    summary, provenance, network, training       \
+    summary, provenance, architecture, training  \
     scores, mistakes, calibration                 a section each: what the template shows
     explorer, attribution                        /
     rendering                                    sections, the templates in ``page/``, styles and scripts

@@ -58,7 +58,7 @@ class Batcher:
     async def start(self) -> None:
         """Prepare the network: the first request should not have to wait for that."""
         preprocess = self._bundle.preprocess
-        blank = np.zeros((preprocess.height, preprocess.width, preprocess.channels), np.uint8)
+        blank = np.zeros(preprocess.image_shape, np.uint8)
         await self._run(self._network, judge, self._bundle, [Input("blank", blank)])
         await self._run(self._decoder, self._decode, [])
 

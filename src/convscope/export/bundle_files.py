@@ -94,11 +94,12 @@ def load_preprocess(run: RunDirectory) -> Preprocess:
 
 def _require_possible(preprocess: Preprocess) -> None:
     """Refuse settings that no training could have produced."""
-    shape = (preprocess.height, preprocess.width, preprocess.channels)
-    limits = preprocess.limits or (0.0, 1.0)
+    shape, limits = preprocess.image_shape, preprocess.limits or (0.0, 1.0)
     # Each check is made only where those before it hold.
     checks: dict[str, Callable[[], object]] = {
-        f"a size of up to {LARGEST_SIDE:,}": lambda: all(_is_side(length) for length in shape),
+        f"a size of up to {LARGEST_SIDE:,}": lambda: all(
+            type(length) is int and 0 < length <= LARGEST_SIDE for length in shape
+        ),
         "1 or 3 channels": lambda: preprocess.channels in (1, 3),
         "a known scaling": lambda: preprocess.scaling in SCALINGS,
         "a known data format": lambda: preprocess.data_format in DATA_FORMATS,
@@ -113,11 +114,6 @@ def _require_possible(preprocess: Preprocess) -> None:
     for expected, holds in checks.items():
         if not holds():
             raise DataError(expected_got(f"preprocessing with {expected}", "another value"))
-
-
-def _is_side(length: object) -> bool:
-    """Tell whether a value is a number of pixels."""
-    return type(length) is int and 0 < length <= LARGEST_SIDE
 
 
 def load_class_names(run: RunDirectory) -> tuple[str, ...]:
@@ -184,8 +180,7 @@ def _load_export(folder: RunDirectory, int8: bool) -> Bundle:
     if not file.is_file():
         hint = "Export it with --int8." if int8 else ""
         raise UsageError(expected_got(f"{file.name} in {folder.path}", "no such file", hint))
-    shape = (preprocess.height, preprocess.width, preprocess.channels)
-    forward = form.open(file, shape, len(names))
+    forward = form.open(file, preprocess.image_shape, len(names))
     return Bundle(preprocess, names, temperature, statistics, forward=forward)
 
 
