@@ -55,6 +55,11 @@ class LayerContext:
         return self.inputs[0]
 
     @property
+    def use_bias(self) -> bool:
+        """Whether a layer that may have a bias has one."""
+        return bool(self.settings.get("use_bias", True))
+
+    @property
     def label(self) -> str:
         """What to call the layer in a message."""
         name = self.settings.get("name")

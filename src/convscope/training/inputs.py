@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from convscope import _keras_internals as internals
 from convscope.errors import UsageError, expected_got
+from convscope.training.config import require_count
 
 if TYPE_CHECKING:
     from convscope.preprocessing import Preprocess
@@ -110,8 +111,8 @@ def plan_batches(
     if rows < 1:
         raise UsageError(expected_got("at least one example", rows))
     for name, value in (("batch_size", batch_size), ("steps_per_epoch", steps)):
-        if value is not None and (isinstance(value, bool) or value != int(value) or value < 1):
-            raise UsageError(expected_got(f"{name} of at least 1, a whole number", value))
+        if value is not None:
+            require_count(name, value, 1)
     size = batch_size or (math.ceil(rows / steps) if steps else 32)
     return BatchPlan(rows, int(size), shuffle, seed, steps, first_epoch)
 
@@ -300,11 +301,6 @@ def preprocess_batch(batch: Any, preprocess: Preprocess | None) -> Any:
     return (preprocess.apply(as_array(x)), *rest)
 
 
-def preprocess_stream(batches: Any, preprocess: Preprocess) -> Iterator[Any]:
-    """Apply the preprocessing to each batch of an iterable, one after the other."""
-    return (preprocess_batch(batch, preprocess) for batch in batches)
-
-
 def prepare_stream(
     stream: StreamInput, seed: int | None, steps: int | None = None, first_epoch: int = 0
 ) -> Any:
@@ -312,7 +308,9 @@ def prepare_stream(
     if isinstance(stream.batches, keras.utils.PyDataset):
         return PreparedDataset(stream.batches, stream.preprocess, seed, steps, first_epoch, stream.check)
     batches = stream.from_the_start()
-    return batches if stream.preprocess is None else preprocess_stream(batches, stream.preprocess)
+    if stream.preprocess is None:
+        return batches
+    return (preprocess_batch(batch, stream.preprocess) for batch in batches)
 
 
 def map_leaves(function: Callable[[Any], Any], structure: Any) -> Any:
@@ -345,9 +343,8 @@ def _require_a_weight_for_each_output(y: Any, sample_weight: Any) -> None:
     try:
         keras.tree.assert_same_structure(y, sample_weight)
     except (TypeError, ValueError):
-        names = (
-            ", ".join(map(str, sample_weight)) if isinstance(sample_weight, Mapping) else len(sample_weight)
-        )
+        is_named = isinstance(sample_weight, Mapping)
+        names = ", ".join(map(str, sample_weight)) if is_named else len(sample_weight)
         found = f"a {type(sample_weight).__name__} of {names}"
         hint = "Write None for an output without weights."
         raise UsageError(expected_got("sample_weight as one array, or nested as y is", found, hint)) from None

@@ -22,7 +22,7 @@ from convscope.arithmetic.kind import (
 def dense(context: LayerContext) -> LayerArithmetic:
     """Analyse Dense: every unit meets every number along the last axis."""
     inputs = _last_length(context)
-    units, use_bias = int(context.settings["units"]), bool(context.settings.get("use_bias", True))
+    units, use_bias = int(context.settings["units"]), context.use_bias
     parameters = dense_parameters(inputs, units, use_bias)
     macs = product_of([*context.shape[:-1], inputs, units])
     kernel = ("kernel", (inputs, units))

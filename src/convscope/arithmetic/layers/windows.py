@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -62,25 +62,12 @@ def convolution(context: LayerContext) -> LayerArithmetic:
     check_strides_and_dilation(window.strides, window.dilation, context.label)
     filters, groups = int(context.settings["filters"]), int(context.settings.get("groups") or 1)
     _check_groups(context, channels, filters, groups)
-    use_bias = bool(context.settings.get("use_bias", True))
     slid = _slide(context, lengths, window)
-    parameters = conv_parameters(window.size, channels, filters, groups, use_bias)
+    parameters = conv_parameters(window.size, channels, filters, groups, context.use_bias)
     macs = conv_macs(slid.lengths, window.size, channels, filters, groups)
-    kernel = ("kernel", (*window.size, channels // groups, filters))
-    return LayerArithmetic(
-        output_shape=context.image_shape(slid.lengths, filters),
-        weight_shapes=(kernel, ("bias", (filters,))) if use_bias else (kernel,),
-        parameters=parameters.value or 0,
-        macs=macs.value,
-        fields=slid.fields,
-        lines=(
-            *slid.lines,
-            f"channels: one for each of the {show(filters)} filters",
-            f"parameters: {parameters}",
-            f"multiply-accumulates: {macs}",
-            *slid.field_lines,
-        ),
-    )
+    kernel = {"kernel": (*window.size, channels // groups, filters)}
+    made = f"one for each of the {show(filters)} filters"
+    return _convolved(context, slid, filters, kernel, made, parameters, macs)
 
 
 def depthwise_convolution(context: LayerContext) -> LayerArithmetic:
@@ -88,64 +75,70 @@ def depthwise_convolution(context: LayerContext) -> LayerArithmetic:
     lengths, channels = context.image_parts()
     window = _kernel_window(context)
     multiplier = int(context.settings.get("depth_multiplier") or 1)
-    use_bias = bool(context.settings.get("use_bias", True))
     slid = _slide(context, lengths, window)
     filters = channels * multiplier
+    area = f"{window.size[0]}·{window.size[1]}"
     weights = window.size[0] * window.size[1] * filters
-    total = weights + (filters if use_bias else 0)
-    terms = f"{window.size[0]}·{window.size[1]}·{show(channels)}·{multiplier}"
-    bias = f" + {show(filters)}" if use_bias else ""
+    parameters = _with_bias(context, weights, f"{area}·{show(channels)}·{multiplier}", filters)
     macs = product_of([*slid.lengths, filters, *window.size])
-    kernel = ("kernel", (*window.size, channels, multiplier))
-    return LayerArithmetic(
-        output_shape=context.image_shape(slid.lengths, filters),
-        weight_shapes=(kernel, ("bias", (filters,))) if use_bias else (kernel,),
-        parameters=total,
-        macs=macs.value,
-        fields=slid.fields,
-        lines=(
-            *slid.lines,
-            f"channels: {show(channels)}·{multiplier} = {show(filters)}",
-            f"parameters: {terms}{bias} = {show(total)}",
-            f"multiply-accumulates: {macs}",
-            *slid.field_lines,
-        ),
-    )
+    kernel = {"kernel": (*window.size, channels, multiplier)}
+    made = f"{show(channels)}·{multiplier} = {show(filters)}"
+    return _convolved(context, slid, filters, kernel, made, parameters, macs)
 
 
 def separable_convolution(context: LayerContext) -> LayerArithmetic:
     """Analyse SeparableConv2D: a depthwise convolution, then a 1×1 convolution over its channels."""
     lengths, channels = context.image_parts()
     window = _kernel_window(context)
-    multiplier = int(context.settings.get("depth_multiplier") or 1)
-    filters, use_bias = int(context.settings["filters"]), bool(context.settings.get("use_bias", True))
+    multiplier, filters = int(context.settings.get("depth_multiplier") or 1), int(context.settings["filters"])
     slid = _slide(context, lengths, window)
-    middle = channels * multiplier
-    area = window.size[0] * window.size[1]
-    total = area * middle + middle * filters + (filters if use_bias else 0)
+    middle, size = channels * multiplier, window.size[0] * window.size[1]
+    area, places = f"{window.size[0]}·{window.size[1]}", "·".join(map(show, slid.lengths))
+    terms = f"{area}·{show(channels)}·{multiplier} + 1·1·{show(middle)}·{show(filters)}"
+    parameters = _with_bias(context, size * middle + middle * filters, terms, filters)
     positions = product_of(list(slid.lengths)).value
-    macs = None if positions is None else positions * (middle * area + filters * middle)
-    kernel = f"{window.size[0]}·{window.size[1]}"
-    places = "·".join(map(show, slid.lengths))
-    bias = f" + {show(filters)}" if use_bias else ""
-    weights = (
-        ("depthwise_kernel", (*window.size, channels, multiplier)),
-        ("pointwise_kernel", (1, 1, middle, filters)),
+    total = None if positions is None else positions * (middle * size + filters * middle)
+    each = f"{show(middle)}·{area} + {show(filters)}·{show(middle)}"
+    macs = Calculation(total, f"{places}·({each}) = {show(total)}")
+    kernels = {
+        "depthwise_kernel": (*window.size, channels, multiplier),
+        "pointwise_kernel": (1, 1, middle, filters),
+    }
+    made = (
+        f"{show(channels)}·{multiplier} = {show(middle)} between the two steps, "
+        f"then one for each of the {show(filters)} filters"
     )
+    return _convolved(context, slid, filters, kernels, made, parameters, macs)
+
+
+def _with_bias(context: LayerContext, weights: int, terms: str, filters: int) -> Calculation:
+    """Add a bias for each filter, if the layer has one."""
+    total = weights + (filters if context.use_bias else 0)
+    return Calculation(total, f"{terms}{f' + {show(filters)}' if context.use_bias else ''} = {show(total)}")
+
+
+def _convolved(
+    context: LayerContext,
+    slid: _Slid,
+    filters: int,
+    kernels: Mapping[str, tuple[int, ...]],
+    made: str,
+    parameters: Calculation,
+    macs: Calculation,
+) -> LayerArithmetic:
+    """Put together what is known of a convolution; ``made`` says how many channels it makes."""
+    bias = (("bias", (filters,)),) if context.use_bias else ()
     return LayerArithmetic(
         output_shape=context.image_shape(slid.lengths, filters),
-        weight_shapes=(*weights, ("bias", (filters,))) if use_bias else weights,
-        parameters=total,
-        macs=macs,
+        weight_shapes=(*kernels.items(), *bias),
+        parameters=parameters.value or 0,
+        macs=macs.value,
         fields=slid.fields,
         lines=(
             *slid.lines,
-            f"channels: {show(channels)}·{multiplier} = {show(middle)} between the two steps, "
-            f"then one for each of the {show(filters)} filters",
-            f"parameters: {kernel}·{show(channels)}·{multiplier} + 1·1·{show(middle)}·{show(filters)}{bias} "
-            f"= {show(total)}",
-            f"multiply-accumulates: {places}·({show(middle)}·{kernel} + {show(filters)}·{show(middle)}) "
-            f"= {show(macs)}",
+            f"channels: {made}",
+            f"parameters: {parameters}",
+            f"multiply-accumulates: {macs}",
             *slid.field_lines,
         ),
     )
