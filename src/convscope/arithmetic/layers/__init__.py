@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from convscope.arithmetic.kind import LayerKind, PageArithmetic
 from convscope.arithmetic.layers import dense, elementwise, merging, normalization, reshaping, windows
 
-# Foreign files may name these, too; their arithmetic is not known here, and they run as Keras layers.
+# Foreign files may name these, too; their arithmetic is not known here.
 # fmt: off
 _ONLY_NAMED = (
     "InputLayer", "EinsumDense", "Conv1D", "MaxPooling1D", "AveragePooling1D", "AdaptiveAveragePooling2D",
@@ -32,10 +32,10 @@ _ONLY_ON_PAGES: Mapping[PageArithmetic, tuple[str, ...]] = {
 _FAMILIES = (windows, dense, normalization, elementwise, reshaping, merging)
 
 LAYERS: Mapping[str, LayerKind] = {
-    kind.name: kind
+    kind.name: kind  # of two with one name the last: a family's
     for kind in (
-        *(kind for family in _FAMILIES for kind in family.KINDS),
         *map(LayerKind, _ONLY_NAMED),
         *(LayerKind(name, page=page) for page, names in _ONLY_ON_PAGES.items() for name in names),
+        *(kind for family in _FAMILIES for kind in family.KINDS),
     )
 }
