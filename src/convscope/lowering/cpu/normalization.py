@@ -55,12 +55,13 @@ def block_statistics(block: Any) -> None:
             store(target + group, zeros())
         for strip in range(0, count, height):
             for group in range(0, line, _BYTES):
-                total = load(target + group)
+                total, first_line = load(target + group), load(corner + group)
                 for index in range(strip, min(strip + height, count)):
-                    total = add(total, load(corner + index * line + group))
+                    total = add(total, subtract(load(corner + index * line + group), first_line))
                 store(target + group, total)
         for group in range(0, line, _BYTES):
-            mean = multiply(load(target + group), inverse)
+            # Far from zero, sums of distances from the first line keep digits that others would lose.
+            mean = fused(load(target + group), inverse, load(corner + group))
             first_sum = zeros()
             second_sum = first_sum
             for index in range(0, count - 1, 2):
