@@ -4,6 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from convscope.evaluation import Evaluation
+
+evaluate = Evaluation.from_probabilities
+
 
 def random_case(images, classes, seed=0, skill=2.0):
     """Probabilities of a classifier with some skill, and the true labels."""

@@ -5,23 +5,15 @@ import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
-from prediction_cases import case, predictions, random_case
+from prediction_cases import case, evaluate, predictions, random_case
 from sklearn import metrics as oracle
 from statsmodels.stats.proportion import proportion_confint
 
 from convscope.errors import UsageError
-from convscope.evaluation import (
-    Evaluation,
-    wilson_interval,
-    worst_errors,
-)
+from convscope.evaluation import wilson_interval, worst_errors
 
 # float64 sums in another order
 TIGHT = {"rtol": 1e-11, "atol": 1e-12}
-
-
-def evaluate(probabilities, labels):
-    return Evaluation.from_probabilities(probabilities, labels)
 
 
 class TestWilsonInterval:

@@ -4,20 +4,13 @@ import numpy as np
 import pytest
 import scipy.stats
 from hypothesis import given
-from prediction_cases import case, predictions, random_case
+from prediction_cases import case, evaluate, predictions, random_case
 from sklearn import metrics as oracle
 
 from convscope.errors import UsageError
-from convscope.evaluation import (
-    Evaluation,
-)
 
 # float64 sums in another order
 TIGHT = {"rtol": 1e-11, "atol": 1e-12}
-
-
-def evaluate(probabilities, labels):
-    return Evaluation.from_probabilities(probabilities, labels)
 
 
 class TestRanking:

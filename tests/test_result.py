@@ -7,21 +7,13 @@ import time
 import numpy as np
 import pytest
 from hypothesis import assume, given
-from prediction_cases import case, predictions, random_case
+from prediction_cases import case, evaluate, predictions, random_case
 from sklearn import metrics as oracle
-
-from convscope.evaluation import (
-    Evaluation,
-)
-
-
-def evaluate(probabilities, labels):
-    return Evaluation.from_probabilities(probabilities, labels)
 
 
 @case
 def test_counts_and_scores_equal_scikit_learn(probabilities, labels):
-    result = Evaluation.from_probabilities(probabilities, labels)
+    result = evaluate(probabilities, labels)
     predictions = probabilities.argmax(axis=1)
     classes = range(probabilities.shape[1])
     expected = oracle.precision_recall_fscore_support(labels, predictions, labels=classes, zero_division=0.0)
@@ -45,7 +37,7 @@ def test_report_is_scikit_learns(probabilities, labels):
         zero_division=0.0,
     )
     expected = re.sub(r"\.0$", "  ", expected, flags=re.MULTILINE)  # without hits its counts are floats
-    own = Evaluation.from_probabilities(probabilities, labels, names).report()
+    own = evaluate(probabilities, labels, names).report()
     assert own.split() == expected.split()
     assert own.splitlines()[0] == expected.splitlines()[0]
 
@@ -56,30 +48,30 @@ def test_loss_is_keras_loss(probabilities, labels):
 
     classes = probabilities.shape[1]
     loss = keras.losses.CategoricalCrossentropy()(np.eye(classes)[labels], probabilities)
-    own = Evaluation.from_probabilities(probabilities, labels).loss
+    own = evaluate(probabilities, labels).loss
     np.testing.assert_allclose(own, float(loss), rtol=2e-5, atol=3e-8)  # Keras in float32
 
 
 def test_loss_of_impossible_predictions_is_clipped_at_epsilon():
-    result = Evaluation.from_probabilities([[1.0, 0.0]], [1])
+    result = evaluate([[1.0, 0.0]], [1])
     np.testing.assert_allclose(result.loss, -np.log(1e-7), rtol=1e-12)
 
 
 @case
 def test_json_holds_only_plain_finite_values(probabilities, labels):
-    text = json.dumps(Evaluation.from_probabilities(probabilities, labels).to_json(), allow_nan=False)
+    text = json.dumps(evaluate(probabilities, labels).to_json(), allow_nan=False)
     assert json.loads(text)["images"] == len(labels)
 
 
 def test_one_hot_and_integer_labels_give_the_same_evaluation():
     probabilities, labels = random_case(100, 5)
-    integer = Evaluation.from_probabilities(probabilities, labels).to_json()
-    assert Evaluation.from_probabilities(probabilities, np.eye(5)[labels]).to_json() == integer
+    integer = evaluate(probabilities, labels).to_json()
+    assert evaluate(probabilities, np.eye(5)[labels]).to_json() == integer
 
 
 def test_an_evaluation_cannot_be_changed():
     probabilities, labels = random_case(10, 3)
-    result = Evaluation.from_probabilities(probabilities, labels)
+    result = evaluate(probabilities, labels)
     with pytest.raises(ValueError, match="read-only"):
         result.probabilities[0, 0] = 1
     probabilities[:] = 0  # the caller's own array stays the caller's
@@ -90,11 +82,11 @@ def test_an_evaluation_cannot_be_changed():
 def test_at_most_six_worst_errors(wrong, expected):
     labels = np.zeros(20, dtype=int)
     predicted = np.where(np.arange(20) < wrong, 1, 0)
-    assert len(Evaluation.from_probabilities(np.eye(2)[predicted], labels).worst_errors()) == expected
+    assert len(evaluate(np.eye(2)[predicted], labels).worst_errors()) == expected
 
 
 def test_names_reach_the_worst_errors():
-    result = Evaluation.from_probabilities([[0.9, 0.1]], [1], ["cat", "dog"], ["photos/7.jpg"])
+    result = evaluate([[0.9, 0.1]], [1], ["cat", "dog"], ["photos/7.jpg"])
     assert result.to_json()["worst_errors"] == [
         {
             "index": 0,
@@ -108,7 +100,7 @@ def test_names_reach_the_worst_errors():
 
 
 def test_it_prints_as_summary_and_report():
-    result = Evaluation.from_probabilities([[0.9, 0.1], [0.6, 0.4]], [0, 1])
+    result = evaluate([[0.9, 0.1], [0.6, 0.4]], [0, 1])
     assert str(result) == f"{result.summary()}\n\n{result.report()}"
     assert result.summary().startswith("accuracy 50.00% (1 of 2 images, 95 % interval 9.45% … 90.55%), loss")
     assert repr(result) == f"<Evaluation: {result.summary()}>"
@@ -118,8 +110,8 @@ def test_it_prints_as_summary_and_report():
 def test_the_order_of_images_does_not_matter(drawn):
     table, labels, rng = drawn
     order = rng.permutation(len(labels))
-    first = Evaluation.from_probabilities(table, labels)
-    second = Evaluation.from_probabilities(table[order], labels[order])
+    first = evaluate(table, labels)
+    second = evaluate(table[order], labels[order])
     assert second.accuracy == first.accuracy
     assert second.loss == pytest.approx(first.loss, rel=1e-12)
     np.testing.assert_array_equal(second.confusion, first.confusion)
@@ -128,7 +120,7 @@ def test_the_order_of_images_does_not_matter(drawn):
 @given(predictions())
 def test_bounds(drawn):
     table, labels, _ = drawn
-    result = Evaluation.from_probabilities(table, labels)
+    result = evaluate(table, labels)
     scores = np.concatenate([result.precision, result.recall, result.f1, [result.accuracy]])
     assert ((scores >= 0) & (scores <= 1)).all()
     assert 0 <= result.loss <= -np.log(1e-7) + 1e-9
@@ -140,10 +132,10 @@ def test_bounds(drawn):
 def test_renaming_the_classes_moves_their_scores_and_nothing_else(drawn):
     table, labels, rng = drawn
     order = rng.permutation(table.shape[1])
-    first = Evaluation.from_probabilities(table, labels)
+    first = evaluate(table, labels)
     top_two = np.sort(table, axis=1)[:, -2:]
     assume((top_two[:, 0] < top_two[:, 1]).all())  # of equal probabilities the first class is predicted
-    second = Evaluation.from_probabilities(table[:, order], np.argsort(order)[labels])
+    second = evaluate(table[:, order], np.argsort(order)[labels])
     assert second.accuracy == first.accuracy
     np.testing.assert_array_equal(second.confusion, first.confusion[np.ix_(order, order)])
 
@@ -151,7 +143,7 @@ def test_renaming_the_classes_moves_their_scores_and_nothing_else(drawn):
 def test_ten_thousand_images_are_evaluated_quickly():
     probabilities, labels = random_case(10_000, 10)
     start = time.process_time()  # of this process: the tests may share the machine
-    Evaluation.from_probabilities(probabilities, labels).to_json()
+    evaluate(probabilities, labels).to_json()
     assert time.process_time() - start < 2
 
 
@@ -159,7 +151,7 @@ def test_ten_thousand_images_are_evaluated_quickly():
 def test_a_thousand_classes_are_evaluated_quickly_too():
     probabilities, labels = random_case(10_000, 1000, skill=4.0)
     start = time.process_time()
-    Evaluation.from_probabilities(probabilities, labels).to_json()
+    evaluate(probabilities, labels).to_json()
     assert time.process_time() - start < 10
 
 

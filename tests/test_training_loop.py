@@ -12,14 +12,7 @@ from training_cases import assert_close, identical, images, network, weights
 
 import convscope
 from convscope.errors import DivergedError
-from convscope.training.events import (
-    EpochBegin,
-    EpochEnd,
-    StepEnd,
-    TrainBegin,
-    TrainEnd,
-    ValidationEnd,
-)
+from convscope.training.events import EpochBegin, EpochEnd, StepEnd, TrainBegin, TrainEnd, ValidationEnd
 from convscope.training.schedules import OneCycle
 
 X, Y = images()

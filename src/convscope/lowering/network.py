@@ -30,27 +30,11 @@ Tensor = torch.Tensor
 
 
 def emit(program: Program, model: Any, plan: Mapping[str, Any] | None = None) -> LoweredNetwork:
-    """Turn a program into a network that runs on torch.
+    """Turn a program, read from ``model``, into a network that runs on torch.
 
-    Parameters
-    ----------
-    program : Program
-        Read from ``model``, optimised or not.
-    model : keras.Model
-        Holds the variables. On Keras's torch back end the network uses their storage: what trains here is in
-        the model at once.
-    plan : mapping, optional
-        A recorded ``network.plan``, used in place of the program's own choices.
-
-    Returns
-    -------
-    LoweredNetwork
-        Ready to be called.
-
-    Raises
-    ------
-    LoweringError
-        When the plan belongs to another program, or a variable is not float32.
+    On Keras's torch back end it uses the storage of the model's variables: what trains here is in the model
+    at once. A ``plan``, as `LoweredNetwork.plan` gives it, is used in place of the program's own choices.
+    LoweringError where it belongs to another program, or a variable is not float32.
 
     Examples
     --------
@@ -68,19 +52,12 @@ def emit(program: Program, model: Any, plan: Mapping[str, Any] | None = None) ->
 class LoweredNetwork:
     """A program on torch.
 
-    Attributes
-    ----------
-    weights : dict of str to Tensor
-        By Keras variable path, float32, in Keras's layout: first the trainable ones in the order of
-        ``model.trainable_variables`` (``requires_grad``), then frozen ones. What a layer that runs as a Keras
-        layer trains is the model's own parameter, the others are leaves that share its storage.
-    state : dict of str to Tensor
-        Other variables that the program uses (moving statistics); a pass in training mode updates them.
-        Those of layers that run as Keras layers stay with the layers.
-    output_activations : tuple
-        For each output "softmax", "sigmoid" or None: what ``logits=True`` leaves out.
-    activity_loss : Tensor or None
-        The activity regularization of the last forward pass.
+    ``weights`` are by Keras's paths, float32, in Keras's layout: first the trainable ones in the order of
+    ``model.trainable_variables``, then frozen ones. What a layer that runs as a Keras layer trains is the
+    model's own parameter, the others are leaves that share its storage. ``state`` are other variables that
+    the program uses (moving statistics), which a pass in training mode updates; those of Keras layers stay
+    with these. ``output_activations`` are what ``logits=True`` leaves out: "softmax", "sigmoid" or None for
+    each output. ``activity_loss`` is the activity regularization of the last pass.
     """
 
     def __init__(self, program: Program, model: Any) -> None:
@@ -157,22 +134,11 @@ class LoweredNetwork:
         self._seed, self._number, self._keys, self._shard = seed, step, keys, shard
 
     def __call__(self, inputs: Any, training: bool = False, logits: bool = False) -> Any:
-        """Compute the outputs.
+        """Compute the outputs, float32, packed as the Keras model packs its own.
 
-        Parameters
-        ----------
-        inputs : Tensor, or list, tuple or dict of Tensors
-            In the axis order of the model's inputs; on any device; float32, or integers where the model
-            takes them.
-        training : bool
-            Dropout drops, normalization uses and records the batch's statistics.
-        logits : bool
-            Leave out the final softmax or sigmoid (``output_activations``).
-
-        Returns
-        -------
-        Tensor or structure of Tensors
-            float32, packed as the Keras model packs its outputs.
+        Inputs are tensors in the axis order and structure of the model's, on any device. In training, dropout
+        drops and normalization uses and records the batch's statistics; ``logits`` leaves out a final softmax
+        or sigmoid.
         """
         step = Step(training, self._seed, self._number, keys=self._keys, shard=self._shard)
         slots: dict[str, Any] = dict(zip(self._input_names, self._flat(inputs), strict=True))
@@ -327,14 +293,7 @@ def _collect(program: Program, model: Any) -> tuple[dict[str, Tensor], dict[str,
 
 
 def restore(network: LoweredNetwork, model: Any) -> None:
-    """Write a network's weights and state into the variables of the model it was lowered from.
-
-    Parameters
-    ----------
-    network : LoweredNetwork
-        Emitted for ``model``.
-    model : keras.Model
-        Its variables are changed in place. Nothing is copied where the two share their storage.
+    """Write a network's weights and state into the variables of its model, where the two do not share them.
 
     Examples
     --------

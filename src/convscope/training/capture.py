@@ -86,18 +86,10 @@ def graphs_on(device: torch.device) -> Graphs | None:
 
 
 class StepRunner:
-    """Runs a step again and again on its own tensors: as it is, then recorded.
+    """Runs a step again and again on its own tensors, which lie on a device: as it is, then recorded.
 
-    Parameters
-    ----------
-    device : torch.device
-        Where the tensors lie.
-    graphs : Graphs or None
-        What records; None to run every step as it is.
-    changed : callable
-        Lists the tensors that a step changes: torch counts changes, but not those of a replay.
-    notify : callable
-        Told once, in a sentence, why steps run as they are.
+    ``graphs`` records; None runs every step as it is, and ``notify`` is told once, in a sentence, why.
+    ``changed`` lists the tensors that a step changes: torch counts changes, but not those of a replay.
     """
 
     def __init__(

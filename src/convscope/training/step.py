@@ -38,35 +38,15 @@ _ACTIVATIONS: dict[str | None, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 class Trainer:
-    """Trains a Keras model through the network lowered from it, whose weights are the model's own.
+    """Trains a compiled Keras model through the network lowered from it, whose weights are the model's own.
 
-    Parameters
-    ----------
-    model : keras.Model
-        Compiled and built.
-    network : LoweredNetwork
-        Emitted for training.
-    seed : int
-        What the dropout masks follow.
-    history, memory
-        What the model's History holds and its callbacks remember, for snapshots.
-    strict : bool
-        Whether gradients stop where Keras clips probabilities.
-    rate_factors : mapping or None
-        What the learning rate is multiplied by in a layer, by its name.
-    prepare : callable
-        Called before every batch; it may hand over another network (:meth:`use`).
-    give_up : callable
-        Called with the error where a network fails at its first batch, which then has changed nothing; it
-        raises, or Keras's own steps go on from there (:meth:`use_keras`).
-    seed_layers : callable or None
-        Called with the number of each epoch in which Keras's own steps train.
-    notify : callable
-        Told in a sentence why steps are not captured, on a device where others are.
-    watcher : str or None
-        The callback that is called for each batch, if there is one.
-    group : Group or None
-        The processes that share each batch, of which this one has its own rows of x.
+    Dropout masks follow the ``seed``; ``history`` and ``memory`` are for snapshots; ``strict`` stops
+    gradients where Keras clips probabilities; ``rate_factors`` are by the names of layers. ``prepare`` is
+    called before every batch and may hand over another network (:meth:`use`). ``give_up`` is called with the
+    error where a network fails at its first batch, which then has changed nothing: it raises, or Keras's own
+    steps go on (:meth:`use_keras`), for which ``seed_layers`` is called with the number of each epoch.
+    ``notify`` is told why steps are not captured, where others are; ``watcher`` names the callback that is
+    called for each batch. Of a ``group`` of processes that share each batch, this one has its own rows of x.
     """
 
     def __init__(
