@@ -2,9 +2,10 @@
 
     python benchmarks/scaling.py stages --batch 128 --processes 1 2 4
 
-Each process has one thread. Two of them measure the parts: a step of some local batches while both compute by
-themselves, and an all-reduce of some sizes. ``predict`` puts the parts together for any number of processes
-and any link; what 1, 2 and 4 processes really take stands beside it.
+Each process has one thread. Two of them measure the parts, always both at once: steps of some local batches,
+each by itself; an all-reduce of some sizes; and what a step does more where it is shared, with the network's
+own gradients and outputs. ``predict`` puts the parts together for any number of processes and any link; what
+1, 2 and 4 processes really take stands beside it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,8 @@ def predict(
     link: tuple[float, float],
     collectives: int = 2,
     cores: int | None = None,
+    sharing: float = 0.0,
+    spread: Sequence[float] = (1.0,),
 ) -> float:
     """Predict the seconds of a step.
 
@@ -57,6 +62,11 @@ def predict(
         In a step: outputs, gradients, and two for each batch normalization.
     cores : int or None
         Of one machine, where all processes share it; None where each has its own.
+    sharing : float
+        Seconds that each process works more in a step that is shared, beside what goes over the link.
+    spread : sequence of float
+        How long single steps take, the median being 1. A shared step takes as long as the slowest of all
+        processes: of *n* draws the largest is, by its median, the quantile 0.5 ** (1 / n) of one.
 
     Examples
     --------
@@ -69,6 +79,7 @@ def predict(
     seconds = crowded * (fixed + each * -(-batch // processes))
     if processes == 1:
         return seconds
+    seconds = seconds * float(np.quantile(spread, 0.5 ** (1 / processes))) + crowded * sharing
     latency, speed = link
     moved = 2 * (processes - 1) / processes * gradient_bytes  # a ring: there and back, a part at a time
     return seconds + crowded * (collectives * 2 * (processes - 1) * latency + moved / speed)
@@ -84,8 +95,8 @@ def _fit(x: list[float], y: list[float]) -> tuple[float, float]:
     return float(first), float(second)
 
 
-def _steps(name: str, batch: int, *, single: bool) -> float:
-    """Train a few steps; the median of their seconds."""
+def _steps(name: str, batch: int, *, single: bool) -> list[float]:
+    """Train a few steps; the seconds of each."""
     from contextlib import nullcontext
 
     import keras
@@ -115,24 +126,44 @@ def _steps(name: str, batch: int, *, single: bool) -> float:
                 lambda event: moments.append(time.perf_counter()) if isinstance(event, StepEnd) else None
             ],
         )
-    return float(np.median(np.diff(moments[WARM_UP:])))
+    return np.diff(moments[WARM_UP:]).tolist()
 
 
-def _all_reduce(floats: int) -> float:
-    import torch
-    import torch.distributed as dist
+def _median(seconds: Sequence[float]) -> float:
+    return float(np.median(seconds))
 
-    numbers = torch.zeros(floats)
+
+def _time(call: Callable[[], object]) -> float:
+    """Call something a few times, with the others; the median of its seconds."""
     moments = []
     for _ in range(STEPS):
-        dist.all_reduce(numbers)
+        call()
         moments.append(time.perf_counter())
-    return float(np.median(np.diff(moments[WARM_UP:])))
+    return _median(np.diff(moments[WARM_UP:]))
+
+
+def _sharing(model: Any, batch: int, group: Any) -> float:
+    """Do what a step does more where it is shared: gather outputs, and sum gradients."""
+    import torch
+
+    weights = [torch.nn.Parameter(torch.zeros(tuple(v.shape))) for v in model.trainable_variables]
+    own = [torch.zeros_like(weight) for weight in weights]
+    shard = group.shard(batch)
+    outputs = torch.zeros((shard.rows, *model.output_shape[1:]))
+
+    def share() -> None:
+        group.gather(outputs, shard)
+        for weight, gradient in zip(weights, own, strict=True):
+            weight.grad = gradient
+        group.sum_gradients(weights, shard)
+
+    return _time(share)
 
 
 def _measure(name: str, batch: int, size: int) -> dict[str, Any]:
     """Measure in one of the processes; all call it at the same time."""
     import torch
+    import torch.distributed as dist
 
     from convscope.networks import build
     from convscope.training.distributed import join
@@ -140,12 +171,22 @@ def _measure(name: str, batch: int, size: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     group = join()
     _steps(name, batch, single=False)  # the first steps of a process wait for memory
-    found: dict[str, Any] = {"together": _steps(name, batch, single=False)}
+    found: dict[str, Any] = {"together": _median(_steps(name, batch, single=False))}
     if size == 2 and group is not None:
-        parts = [batch // 8, batch // 4, batch // 2, batch]
-        found["alone"] = {part: _steps(name, part, single=True) for part in parts}
-        found["all_reduce"] = {floats: _all_reduce(floats) for floats in MEASURED_FLOATS}
+        steps = {
+            part: _steps(name, part, single=True) for part in (batch // 8, batch // 4, batch // 2, batch)
+        }
+        both: list[Any] = [None, None]
+        dist.all_gather_object(both, steps)
+        found["alone"] = {part: _median(both[0][part] + both[1][part]) for part in steps}
+        found["spread"] = sorted(
+            float(second / found["alone"][part]) for one in both for part in one for second in one[part]
+        )
+        found["all_reduce"] = {
+            floats: _time(partial(dist.all_reduce, torch.zeros(floats))) for floats in MEASURED_FLOATS
+        }
         model = build(name)
+        found["shared"] = _sharing(model, batch, group)
         found["weights"] = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
         kinds = [type(layer).__name__ for layer in model.layers]
         found["collectives"] = 2 + 2 * kinds.count("BatchNormalization")
@@ -180,7 +221,7 @@ def _best(found: list[Any]) -> Any:
     """Take of each number the smallest of all rounds: what disturbs only makes a step longer."""
     if isinstance(found[0], dict):
         return {key: _best([one[key] for one in found]) for key in found[0]}
-    return min(found)
+    return min(found, key=lambda one: one[-1] if isinstance(one, list) else one)
 
 
 def main() -> None:
@@ -205,12 +246,19 @@ def main() -> None:
     wire = _fit([4.0 * float(floats) for floats in parts["all_reduce"]], list(parts["all_reduce"].values()))
     link = wire[0] / 2, 1 / max(wire[1], 1e-15)  # two processes: two words, and all bytes once
     gradients = 4 * parts["weights"]
+    # Of the two sums in a step, the gradients' has all the bytes; what is left is work of the process itself.
+    over_the_link = predict(2, 0, (0.0, 0.0), gradients, link)
+    sharing = max(0.0, parts["shared"] - over_the_link)
     print(
         f"{name}, batches of {batch}: a step takes {1e3 * step[0]:.1f} ms and {1e3 * step[1]:.3f} an image;"
     )
     print(f"{gradients / 1e6:.1f} MB of gradients; {1e6 * link[0]:.0f} µs, {link[1] / 1e6:.0f} MB/s")
+    print(f"where it is shared, {1e3 * sharing:.1f} ms more; the slower of two takes "
+          f"{np.quantile(parts['spread'], 0.5 ** 0.5):.2f} of a step")  # fmt: skip
     for size, one in found.items():
-        expected = predict(size, batch, step, gradients, link, parts["collectives"], _cores())
+        expected = predict(
+            size, batch, step, gradients, link, parts["collectives"], _cores(), sharing, parts["spread"]
+        )
         ratio, faster = one["together"] / expected, found[options.processes[0]]["together"] / one["together"]
         print(
             f"{size} processes: {1e3 * one['together']:7.1f} ms, predicted {1e3 * expected:7.1f} "
@@ -218,7 +266,17 @@ def main() -> None:
         )
     for speed, text in ((118e6, "1 Gbit/s"), (1.18e9, "10 Gbit/s"), (11.8e9, "100 Gbit/s")):
         row = [
-            predict(size, batch, step, gradients, (50e-6, speed), parts["collectives"])
+            predict(
+                size,
+                batch,
+                step,
+                gradients,
+                (50e-6, speed),
+                parts["collectives"],
+                None,
+                sharing,
+                parts["spread"],
+            )
             for size in (1, 2, 4, 8, 16, 32, 64)
         ]
         print(f"{text}: " + ", ".join(f"{row[0] / seconds:.1f}" for seconds in row) + " times as fast")

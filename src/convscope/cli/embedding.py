@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from convscope.inspection import Neighbours
 
 SOME_FAILED = 3
+MOST_FAILURES = 10
 METHODS = ("tsne", "pca")
 SEED = 1338
 
@@ -227,6 +228,8 @@ def _answer(
     for what, name in (("Features", "features"), ("Map", "map"), ("The nearest images", "figure")):
         if file := files[name]:
             say(f"{what}: {shlex.quote(str(file))}", whole=True)
-    for failure in failures:
+    for failure in failures[:MOST_FAILURES]:
         warn(failure)
+    if len(failures) > MOST_FAILURES:
+        warn(f"{len(failures) - MOST_FAILURES:,} more could not be read; --json lists them all.")
     return bool(failures)

@@ -24,6 +24,7 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
+from convscope import __version__
 from convscope.data.cache import (
     Store,
     StoreWriter,
@@ -301,7 +302,7 @@ def _kept(identity: list[Any], source: Source) -> Iterator[Path | None]:
     if len(index_of(source)) < KEPT or not source.signature:
         yield None
         return
-    with kept_parts(known_key(identity)) as folder:
+    with kept_parts(known_key([*identity, __version__])) as folder:  # another one may cut other parts
         yield folder
 
 
