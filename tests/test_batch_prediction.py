@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,16 +111,22 @@ def test_what_was_interrupted_goes_on_and_predicts_nothing_twice(digits_run, fol
     assert sum(len(part) for part in asked) == 32 + len(asked[2])
 
 
-def test_parts_of_other_inputs_are_refused(digits_run, folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("changed", ["an input", "the network", "the threshold"])
+def test_parts_of_other_inputs_are_refused(digits_run, folder, tmp_path, monkeypatch, changed):
     def stopped(*_arguments):
         raise KeyboardInterrupt
 
+    run = shutil.copytree(digits_run, tmp_path / "run")
     monkeypatch.setattr(batch_prediction, "predict_sources", stopped)
     with pytest.raises(KeyboardInterrupt):
-        predict_to_table(digits_run, [folder], tmp_path / "t.csv")
-    (folder / "00.png").write_bytes((folder / "01.png").read_bytes() + b"more")
+        predict_to_table(run, [folder], tmp_path / "t.csv")
+    if changed == "an input":
+        (folder / "00.png").write_bytes((folder / "01.png").read_bytes() + b"more")
+    elif changed == "the network":
+        (run / "weights.safetensors").write_bytes(b"others")
+    abstain = 0.5 if changed == "the threshold" else None
     with pytest.raises(UsageError, match=r"to fit, got other inputs. Remove .*\.t\.csv\.parts"):
-        predict_to_table(digits_run, [folder], tmp_path / "t.csv")
+        predict_to_table(run, [folder], tmp_path / "t.csv", abstain=abstain)
 
 
 @pytest.mark.parametrize(
