@@ -32,8 +32,8 @@ test-backends: $(PEERS)/.installed ## Train with Keras's own fit on JAX and Tens
 	$(PEERS)/bin/python -m pytest -m backends tests/test_backends.py
 
 lint: $(VENV)/.dev ## Check style and types
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --check src tests benchmarks examples
 	$(BIN)/mypy
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory types; \
 		else echo "npm is not here: the types of the explorer's scripts were not checked."; fi

@@ -14,9 +14,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from convscope.export import load_bundle
+from convscope.data.dataset import printable
+from convscope.export import Bundle, load_bundle
 from convscope.export.bundle_files import digest_of_network
 from convscope.parts import file_stamp, in_parts, part_file, parts_of, require_new, require_workers
 from convscope.prediction import (
@@ -28,6 +29,9 @@ from convscope.prediction import (
     predict_sources,
     require_threshold,
 )
+
+if TYPE_CHECKING:
+    import pyarrow
 
 ENDINGS = (".parquet", ".csv")
 # Images in a part: predicted in some seconds, so that little is lost when a process dies.
@@ -175,15 +179,59 @@ def _prepare(network: Path, threshold: float) -> Callable[[Sequence[_Source]], b
     bundle = load_bundle(network)
 
     def work(sources: Sequence[_Source]) -> bytes:
-        rows = []
-        for one in predict_sources(bundle, sources, threshold):
-            row = one.to_row()
-            if not isinstance(one, Failure):
-                row["all"] = [float(value) for value in one.probabilities]
-            rows.append(row)
+        rows = _predict_rows(bundle, sources, threshold)
         return json.dumps({"classes": bundle.class_names, "rows": rows}).encode()
 
     return work
+
+
+def _predict_rows(bundle: Bundle, sources: Iterable[_Source], threshold: float) -> list[dict[str, Any]]:
+    """Predict; a row has its probabilities of all classes as one list."""
+    rows = []
+    for one in predict_sources(bundle, sources, threshold):
+        row = one.to_row()
+        if not isinstance(one, Failure):
+            row["all"] = [float(value) for value in one.probabilities]
+        rows.append(row)
+    return rows
+
+
+def predict_to_arrow(
+    bundle: Bundle, images: Iterable[tuple[str, bytes]], *, abstain: float | None = None
+) -> pyarrow.Table:
+    """Predict image files that were read already: the rows that `predict_to_table` writes.
+
+    Parameters
+    ----------
+    bundle : Bundle
+        The network and what it needs; see ``load_bundle``.
+    images : iterable of (str, bytes)
+        The name of each file, and its content.
+    abstain : float, optional
+        Above 0 and up to 1; a prediction with a lower probability abstains.
+
+    Returns
+    -------
+    pyarrow.Table
+        In the order of the images.
+    """
+    import pyarrow
+
+    require_threshold(abstain)
+    sources = [ImageSource(printable(name), content) for name, content in images]
+    rows = _predict_rows(bundle, sources, abstain or 0.0)
+    names = [f"p({name})" for name in bundle.class_names]
+    for row in rows:
+        row.update(zip(names, row.pop("all", []), strict=False))
+    return pyarrow.Table.from_pylist(rows, _schema([*COLUMNS, *names]))
+
+
+def _schema(columns: Sequence[str]) -> pyarrow.Schema:
+    import pyarrow
+
+    texts = ("file", "label", "second", "third", "warnings", "error")
+    types = {name: pyarrow.string() for name in texts} | {"abstained": pyarrow.bool_()}
+    return pyarrow.schema([(name, types.get(name, pyarrow.float32())) for name in columns])
 
 
 _Rows = Iterator[tuple[list[str], list[dict[str, Any]]]]  # of each part: the columns, and its rows
@@ -203,12 +251,9 @@ def _write_parquet(file: Path, parts: _Rows) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    texts = ("file", "label", "second", "third", "warnings", "error")
-    types = {name: pyarrow.string() for name in texts} | {"abstained": pyarrow.bool_()}
     with ExitStack() as stack:
         writer = None
         for columns, rows in parts:
             if writer is None:
-                schema = pyarrow.schema([(name, types.get(name, pyarrow.float32())) for name in columns])
-                writer = stack.enter_context(parquet.ParquetWriter(file, schema))
+                writer = stack.enter_context(parquet.ParquetWriter(file, _schema(columns)))
             writer.write_table(pyarrow.Table.from_pylist(rows, writer.schema))
