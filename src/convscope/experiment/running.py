@@ -284,36 +284,17 @@ def _announced(
         notify(listeners, RunEnd(run, status))
 
 
-@dataclass(frozen=True, eq=False)
-class Together:
-    """What the first of several processes has settled, so that all train the same."""
-
-    config: ExperimentConfig
-    learning_rate: float
-    by_stage: bool
-    is_left_out: bool
-    plan: Any
-    state: TrainingState | None
-
-    @staticmethod
-    def of(session: Session, record: Mapping[str, Any], state: TrainingState | None) -> Together:
-        """Gather what the others need to know."""
-        rate = float(session.model.optimizer.learning_rate)
-        by_stage = bool(session.head) and session.config.training.engine != "keras"
-        left_out = record.get("fine_tuning") == "left out"
-        return Together(session.config, rate, by_stage, left_out, record.get("plan"), state)
-
-
 def train_along(config: ExperimentConfig, dataset: Dataset) -> None:
     """Train a network together with the first process, which writes the run."""
     group = join()
     assert group is not None  # noqa: S101  only called where there are others
     session = begin_session(config, dataset)
-    settled: Together = group.same(None)
-    if settled.is_left_out:
+    settled: Any = group.same(None)  # as _train has it
+    config, rate, by_stage, is_left_out, state, plan = settled
+    if is_left_out:
         return
-    session.model.optimizer.learning_rate = settled.learning_rate
-    factors = rate_factors(session.model) if settled.by_stage else None
+    session.model.optimizer.learning_rate = rate
+    factors = rate_factors(session.model) if by_stage else None
     with stop_on_signals() as stop_asked:
         stop = group.stop_together(stop_asked)
 
@@ -321,16 +302,7 @@ def train_along(config: ExperimentConfig, dataset: Dataset) -> None:
             if isinstance(event, StepEnd | EpochEnd) and stop():
                 raise KeyboardInterrupt
 
-        train(
-            session.model,
-            session.prepared,
-            settled.config,
-            [listen],
-            settled.state,
-            settled.plan,
-            None,
-            factors,
-        )
+        train(session.model, session.prepared, config, [listen], state, plan, rate_factors=factors)
 
 
 def _on_this_machine(
@@ -414,23 +386,23 @@ def _train(
     seconds: float,
 ) -> Training:
     """Train, keeping checkpoints, and write the network as it was in the end."""
-    model, prepared = session.model, session.prepared
+    config, model, prepared, group = session.config, session.model, session.prepared, join()
+    timetable = Timetable(**record["timetable"]) if "timetable" in record else None
+    plan, is_left_out = record.get("plan"), record.get("fine_tuning") == "left out"
+    # Keras's own optimizers have one rate for all layers.
+    by_stage = session.head is not None and config.training.engine != "keras"
     try:
         with stop_on_signals() as asked_here:
             stop_asked = asked_here
-            timetable = Timetable(**record["timetable"]) if "timetable" in record else None
-            plan, group = record.get("plan"), join()
             if group is not None:
-                stop_asked = group.stop_together(stop_asked)
-                group.same(Together.of(session, record, state))
+                stop_asked, rate = group.stop_together(stop_asked), float(model.optimizer.learning_rate)
+                group.same((config, rate, by_stage, is_left_out, state, plan))
             hearing: list[Listener] = [*listeners, CheckpointListener(run, record, stop_asked, seconds)]
-            if record.get("fine_tuning") == "left out":
+            if is_left_out:
                 training = Training({}, 0.0, interrupted=False)
             else:
-                # Keras's own optimizers have one rate for all layers.
-                by_stage = session.head and session.config.training.engine != "keras"
                 factors = rate_factors(model) if by_stage else None
-                training = train(model, prepared, session.config, hearing, state, plan, timetable, factors)
+                training = train(model, prepared, config, hearing, state, plan, timetable, factors)
     except DivergedError:
         if run.published:
             run.write_json(RUN_FILE, record | {"status": "diverged"})
