@@ -92,7 +92,7 @@ def settle(
         base, line = _pretrained_recipe(data, network, size)
         if line and not quiet:
             say(line)
-    early = _applied(base or ExperimentConfig(), *chosen)  # a wrong name is told before images are read
+    early = _applied(base or ExperimentConfig(), *chosen)  # a wrong name is refused before images are read
     if early.training.precision == "bfloat16":
         from convscope.lowering.devices import current_device
         from convscope.lowering.processor import require_precision

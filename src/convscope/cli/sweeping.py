@@ -190,14 +190,14 @@ class _Display:
 
     def __init__(self, study: Study, json: bool) -> None:
         self._study, self._json = study, json
-        self._told: set[int] = set()
+        self._reported: set[int] = set()
         self._live: Live | None = None
         self._began = time.monotonic()
 
     def __enter__(self) -> _Display:
-        self._told = {row.number for row in self._study.rows() if row.over}
-        if self._told and not self._json:
-            say(f"Going on: {len(self._told)} of {self._study.trials} trials are done.")
+        self._reported = {row.number for row in self._study.rows() if row.over}
+        if self._reported and not self._json:
+            say(f"Going on: {len(self._reported)} of {self._study.trials} trials are done.")
         if not self._json and sys.stdout.isatty():
             from rich.live import Live
 
@@ -229,8 +229,8 @@ class _Display:
             self._live.update(self._picture(rows), refresh=True)
             return
         for row in rows:
-            if row.over and row.number not in self._told:
-                self._told.add(row.number)
+            if row.over and row.number not in self._reported:
+                self._reported.add(row.number)
                 done = f"{sum(row.over for row in rows)}/{len(rows)}"
                 _, _, _, reached, *values = _cells(row, list(row.settings))
                 settings = ", ".join(map(" ".join, zip(row.settings, values, strict=True)))

@@ -141,15 +141,15 @@ def counting(what: str, json: bool) -> Iterator[Callable[[int, int], None]]:
         disable=json or not sys.stderr.isatty(),
     )
     task = bar.add_task(what, total=None)
-    told = time.monotonic()
+    last = time.monotonic()
 
     def show(number: int, of: int) -> None:
-        nonlocal told
+        nonlocal last
         done()
         bar.start()
         bar.update(task, completed=number, total=of)
-        if not json and not sys.stderr.isatty() and time.monotonic() - told > SECONDS_BETWEEN_LINES:
-            told = time.monotonic()
+        if not json and not sys.stderr.isatty() and time.monotonic() - last > SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
             sys.stderr.write(f"{what}: {number:,} of {of:,}\n")
             sys.stderr.flush()
 
@@ -171,7 +171,7 @@ class SideBySide:
     def __enter__(self) -> Callable[[str, Event], None]:
         global _several  # noqa: PLW0603  a process has one standard output
         _several = self
-        return self._hear
+        return self._show_event
 
     def __exit__(self, *_error: object) -> None:
         global _several  # noqa: PLW0603  as above
@@ -184,7 +184,7 @@ class SideBySide:
             self._live.stop()
             self._live = None
 
-    def _hear(self, name: str, event: Event) -> None:
+    def _show_event(self, name: str, event: Event) -> None:
         from convscope.training.events import EpochEnd, TrainBegin
         from convscope.training.progress import describe_epoch
 

@@ -1,4 +1,4 @@
-"""What training images look like, in a few numbers, so that an input that looks unlike them can be told."""
+"""What training images look like, in a few numbers, so that an input that looks unlike them is noticed."""
 
 from __future__ import annotations
 

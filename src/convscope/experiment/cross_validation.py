@@ -58,7 +58,7 @@ def cross_validate(
     if folds < 2:
         raise UsageError(expected_got("at least 2 folds", folds))
     seed = config.training.seed
-    take_fold(dataset, 1, folds, seed)  # too few images are told before a folder is made
+    take_fold(dataset, 1, folds, seed)  # too few images are refused before a folder is made
     configs = {
         f"{config.folder_name}-fold-{number}": replace(
             config, reading={**config.reading, "fold": [number, folds, seed]}

@@ -105,7 +105,7 @@ class Session:
 
 
 def begin_session(config: ExperimentConfig, dataset: Dataset, listeners: Sequence[Listener] = ()) -> Session:
-    """Prepare the data and build the network; listeners hear how."""
+    """Prepare the data and build the network; listeners are notified how."""
     loaded, notes = load_network(config), list(dataset.notes)
     image_shape: tuple[int | None, int | None, int | None] | None = None
     if pretrained.is_pretrained(config.network):

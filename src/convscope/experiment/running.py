@@ -397,12 +397,12 @@ def _train(
             if group is not None:
                 stop_asked, rate = group.stop_together(stop_asked), float(model.optimizer.learning_rate)
                 group.same((config, rate, by_stage, is_left_out, state, plan))
-            hearing: list[Listener] = [*listeners, CheckpointListener(run, record, stop_asked, seconds)]
+            all_listeners: list[Listener] = [*listeners, CheckpointListener(run, record, stop_asked, seconds)]
             if is_left_out:
                 training = Training({}, 0.0, interrupted=False)
             else:
                 factors = rate_factors(model) if by_stage else None
-                training = train(model, prepared, config, hearing, state, plan, timetable, factors)
+                training = train(model, prepared, config, all_listeners, state, plan, timetable, factors)
     except DivergedError:
         if run.published:
             run.write_json(RUN_FILE, record | {"status": "diverged"})
@@ -428,7 +428,7 @@ def _evaluate(
     *,
     by: str = "train",
 ) -> dict[str, Evaluation]:
-    """Evaluate the network and complete the run; numbers that cannot be written are told."""
+    """Evaluate the network and complete the run; numbers that cannot be written are shown."""
     model, prepared = session.model, session.prepared
     subject = f"{session.config.network_name} on {record['data']['name']}"
     _PROGRESS.info("Evaluating %s", subject)
@@ -458,7 +458,7 @@ def _evaluate(
 
 
 def _report(run: RunDirectory, session: Session, listeners: Sequence[Listener]) -> None:
-    """Write the report; a report that cannot be made is told of, and the run is kept."""
+    """Write the report; where it cannot be made, that is noted, and the run is kept."""
     try:
         write_report(run.path, dataset=session.dataset)
     except KeyboardInterrupt as error:

@@ -70,7 +70,7 @@ def run_several(
 
     With one worker they are run one after the other, and ``listeners`` receive every event. With several
     they are run side by side, each worker a process with its share of the threads: ``on_event`` receives
-    what begins a training, ends an epoch or is to be told, with the run's name, and the first error is raised
+    what begins a training, ends an epoch or is noted, with the run's name, and the first error is raised
     when all the others are finished. ``track`` names the tools that these processes send their runs to.
     """
     results = []
@@ -117,7 +117,7 @@ def _run_side_by_side(
         facts = {"command": list(command), "with_report": with_report, "device": device, "track": list(track)}
         return {"config": config.to_json(), "data": data, "target": str(folder / name), **facts}
 
-    def hear(name: str, message: Mapping[str, Any]) -> None:
+    def on_message(name: str, message: Mapping[str, Any]) -> None:
         if "done" in message:
             results[name] = cast(Result, read_result(folder / name))
             on_result(results[name])
@@ -132,7 +132,7 @@ def _run_side_by_side(
     results: dict[str, Result] = {}
     try:
         tasks = {name: task(name, config) for name, config in configs.items()}
-        failures = _train_side_by_side(tasks, workers, log, hear)
+        failures = _train_side_by_side(tasks, workers, log, on_message)
     except KeyboardInterrupt as error:
         left = [name for name in configs if (folder / name / RUN_FILE).is_file() and name not in results]
         hint = (
@@ -196,18 +196,18 @@ def _train_side_by_side(
     runs can be resumed.
     """
     waiting, running, failures = deque(tasks.items()), dict[Worker, str](), list[Failure]()
-    threads, heard = share_of_threads(workers), queue.SimpleQueue[tuple[Worker, dict[str, Any] | None]]()
+    threads, messages = share_of_threads(workers), queue.SimpleQueue[tuple[Worker, dict[str, Any] | None]]()
 
     def start() -> Worker:
         worker = Worker(["convscope", "worker"], threads, log)
-        worker.listen(heard)
+        worker.listen(messages)
         return worker
 
     team = [start() for _ in range(min(workers, len(tasks)))]
     try:
         while team:
             try:
-                worker, message = heard.get(timeout=_POLL_SECONDS)
+                worker, message = messages.get(timeout=_POLL_SECONDS)
             except queue.Empty:
                 continue
             if message is None:

@@ -515,7 +515,7 @@ def _label_without_header(table: Table) -> int:
     try:
         columns = np.array([[float(row[cell]) for cell in cells] for row in table.rows(len(first))])
     except ValueError:
-        return 0  # told with its row where all cells are read
+        return 0  # refused with its row where all cells are read
     likeness, kinds = {}, {}
     for place, values, beside in zip(places, columns[:, :2].T, columns[:, 2:].T, strict=True):
         if np.ptp(values) > 0 and (values == np.rint(values)).all():
