@@ -147,9 +147,8 @@ def _measure(session: Session, within: float, began: float, with_report: bool) -
     evaluated = (held_back + len(prepared.test)) * speed.image_seconds
     if session.head is not None:  # the average of weights is measured too
         evaluated += (held_back + min(len(prepared.train), MOST_MEASURED)) * speed.image_seconds
-    writing = (_WRITING_SECONDS + _REPORT_SECONDS * with_report) * _waiting()
     left = within - (time.perf_counter() - began)
-    seconds = divide_time(within, left, evaluated + writing)
+    seconds = divide_time(within, left, evaluated + _writing_seconds(with_report))
     steps = math.ceil(len(prepared.train) / session.config.training.batch_size)
     epochs = max(1, round(seconds / speed.epoch_seconds(steps, held_back)))
     return Timetable(seconds, held_back * speed.image_seconds, epochs), speed.plan
@@ -179,15 +178,15 @@ def _why_no_fine_tuning(session: Session, began: float, with_report: bool) -> st
     held_back = len(prepared.validation) if prepared.validation else 0
     epoch = head.image_seconds * (_TRAINING_COST * len(prepared.train) + held_back)
     afterwards = head.image_seconds * (held_back + len(prepared.test))
-    writing = (_WRITING_SECONDS + _REPORT_SECONDS * with_report) * _waiting()
-    left = training.within - (time.perf_counter() - began) - afterwards - writing
+    left = training.within - (time.perf_counter() - began) - afterwards - _writing_seconds(with_report)
     if left > epoch:
         return ""
     return f"an epoch takes about {epoch:.0f} s, and {max(left, 0):.0f} of {training.within:g} s are left"
 
 
-def _waiting() -> float:
-    """Count the seconds that pass for each that this process computes: more than 1 on a busy machine."""
+def _writing_seconds(with_report: bool) -> float:
+    """Estimate what files and report take; each second more as this process has to wait for its core."""
     computed = time.process_time() - _COMPUTED_AT_IMPORT
     passed = time.perf_counter() - _IMPORTED
-    return min(max(passed / computed, 1.0), _MOST_WAITING) if computed else 1.0
+    stretch = min(max(passed / computed, 1.0), _MOST_WAITING) if computed else 1.0
+    return (_WRITING_SECONDS + _REPORT_SECONDS * with_report) * stretch
