@@ -119,6 +119,8 @@ CASES = {
     "upsampling bilinear": ([lambda: L.UpSampling2D((2, 3), interpolation="bilinear")], IMAGE),
     "upsampling channels first": ([lambda: L.UpSampling2D(2, **FIRST)], (4, 7, 8)),
     "rescaling": ([lambda: L.Rescaling(1 / 255, offset=-0.5)], IMAGE),
+    "rescaling that adds only": ([lambda: L.Rescaling(1.0, offset=2.0)], IMAGE),
+    "rescaling by nothing": ([lambda: L.Rescaling(1.0)], IMAGE),
     "rescaling per channel": ([lambda: L.Rescaling([0.1, 0.2, 0.3, 0.4])], IMAGE),
     "normalization": ([lambda: L.Normalization(mean=[1.0, 2, 3, 4], variance=[0.5, 1, 2, 4])], IMAGE),
     "normalization inverse": ([lambda: L.Normalization(mean=3.0, variance=2.0, invert=True)], IMAGE),

@@ -243,11 +243,16 @@ def _run_affine(op: Affine, network: WeightSource) -> Runner:
     constants = [
         torch.tensor(numbers, dtype=torch.float32).reshape(shape) for numbers in (op.scale, op.offset)
     ]
+    # A factor of one or a sum with zero would be a pass over memory for nothing.
+    scales, shifts = op.scale != (1.0,), op.offset != (0.0,)
 
     def run(_step: Step, x: Tensor) -> Tensor:
         scale, offset = (network.on_device(constant) for constant in constants)
         wide = x if x.is_floating_point() else x.float()
-        result = (wide + offset) / scale if op.divide else wide * scale + offset
+        result = wide + offset if op.divide and shifts else wide
+        if scales:
+            result = result / scale if op.divide else result * scale
+        result = result + offset if shifts and not op.divide else result
         return result.to(wide.dtype)
 
     return run
