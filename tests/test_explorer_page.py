@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
+from report_runs import make_dataset, make_run
 
+from convscope.contents import read_contents
 from convscope.data.drift import TrainingStatistics
 from convscope.evaluation.metrics import wilson_interval
 from convscope.explorer import layers as explorer_layers
@@ -375,6 +377,28 @@ def test_a_zeroed_channel_costs_as_much_as_in_keras(open_page, explorer, digits_
     assert sum(int(text) for text in cells if text) == count
 
 
+def test_of_many_classes_the_most_frequent_confusions_are_listed(open_page, tmp_path):
+    dataset = make_dataset(30, (12, 12, 1), 240, class_names=[f"class {number}" for number in range(30)])
+    path, dataset = make_run(tmp_path / "run", dataset=dataset)
+    contents = read_contents(path, dataset)
+    page = open_page(write_page(contents).file, "#section=change&zeroed=0,2")
+    wait_until(page, "document.querySelectorAll('.score').length === 2")
+    assert page.locator(".confusion").count() == 0
+    places = page.evaluate("explorer.payload.images.places.slice(0, explorer.payload.images.sample)")
+    labels = dataset.test.labels[places]
+    found = contents.bundle.predict(dataset.test.images[places]).argmax(axis=1)
+    rows = page.locator(".confusions tbody tr").all()
+    assert 0 < len(rows) <= 12
+    counts = []
+    for row in rows:
+        true, predicted, count, before = row.locator("th, td").all_inner_texts()
+        counts.append(int(count))
+        pair = (labels == int(true.split()[1])) & (found == int(predicted.split()[1]))
+        assert int(before) == pair.sum()
+        assert true != predicted
+    assert counts == sorted(counts, reverse=True)
+
+
 def test_a_weight_and_a_filter_are_set_and_named(open_page, explorer):
     page = open_page(explorer, "#section=change")
     page.locator("#w-bias-0").fill("0.5")
@@ -507,3 +531,14 @@ def test_a_digit_of_mnist_is_laid_as_mnist_is(open_page, explorer, real_mnist):
     assert found == {"dark": True, "side": pytest.approx(20 / 28), "mass": True}
     photographs = np.random.default_rng(0).integers(0, 256, images.shape)
     assert page.evaluate(find, photographs.reshape(len(images), -1).tolist()) is None
+
+
+def test_photographs_with_a_black_border_are_laid_like_nothing(open_page, explorer):
+    images = np.zeros((40, 28, 28, 3), np.uint8)
+    images[:, 5:23] = np.random.default_rng(0).integers(0, 256, (40, 18, 28, 3))
+    find = """images => modules["convention.js"].findConvention(images,
+                { height: 28, width: 28, channels: 3 })"""
+    page = open_page(explorer)
+    assert page.evaluate(find, images.reshape(len(images), -1).tolist()) is None
+    grey = np.repeat(images[..., :1], 3, axis=3)
+    assert page.evaluate(find, grey.reshape(len(grey), -1).tolist())["dark"] is True

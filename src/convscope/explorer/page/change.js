@@ -7,9 +7,11 @@ import { number, percent, t, translate } from "./texts.js";
  *  @typedef {import("./state.js").Changes} Changes
  *  @typedef {{accuracy: number, count: number, confusion: ArrayLike<number>[]}} Accuracy */
 
-// More channels than this are chosen by number, and more classes than this have no matrix.
+// More channels than this are chosen by number; of more classes than this the matrix would be unreadable, and the most
+// frequent confusions are listed.
 const CHIPS = 128;
 const MOST_CLASSES = 20;
+const MOST_PAIRS = 12;
 // A kernel of more places is edited one number at a time.
 const LARGEST_KERNEL = 7;
 // Quiet time before the accuracy is computed anew, in milliseconds.
@@ -215,7 +217,7 @@ function numberField(id, value, own, label, edit) {
     id,
     class: `weight ${sign} shade-${strength}${value === own ? "" : " changed"}`,
     "aria-label": label,
-    value: String(Number(value.toPrecision(4))),
+    value: String(Number(value.toPrecision(3))),
   });
   field.addEventListener("change", () => {
     const wanted = field.value === "" ? own : Number(field.value);
@@ -364,7 +366,7 @@ function accuracyPart(app) {
     body.replaceChildren(
       line("change.before", before),
       changed ? line("change.after", after) : "",
-      ...(classes.length <= MOST_CLASSES ? [matrix(after.confusion, before.confusion, classes), element("p", { class: "hint" }, t("change.matrix-hint"))] : []),
+      ...(classes.length <= MOST_CLASSES ? [matrix(after.confusion, before.confusion, classes), element("p", { class: "hint" }, t("change.matrix-hint"))] : confusions(after.confusion, before.confusion, classes)),
     );
   };
   const count = async () => {
@@ -423,6 +425,22 @@ function matrix(now, before, classes) {
       ),
     ),
   );
+}
+
+/** Of many classes, which are taken for which most often; how often as trained stands beside it. @param {ArrayLike<number>[]} now @param {ArrayLike<number>[]} before @param {string[]} classes */
+function confusions(now, before, classes) {
+  const pairs = classes.flatMap((_, row) => classes.flatMap((__, guess) => (row === guess || !now[row][guess] ? [] : [{ row, guess, count: now[row][guess], was: before[row][guess] }])));
+  pairs.sort((one, other) => other.count - one.count || other.was - one.was);
+  const shown = pairs.slice(0, MOST_PAIRS);
+  const rest = pairs.slice(MOST_PAIRS).reduce((all, { count }) => all + count, 0);
+  const rows = shown.map(({ row, guess, count, was }) =>
+    element("tr", {}, element("th", { scope: "row" }, classes[row]), element("td", {}, classes[guess]), element("td", { class: count > was ? "more" : count < was ? "less" : "" }, String(count)), element("td", {}, String(was))),
+  );
+  const head = ["change.true", "change.predicted", "change.images", "change.before"].map((key) => element("th", { scope: "col" }, t(key)));
+  return [
+    element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": t("change.confusions") }, element("table", { class: "confusions" }, element("caption", {}, t("change.confusions")), element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows))),
+    ...(rest ? [element("p", { class: "hint" }, t("change.other-confusions", { count: rest }))] : []),
+  ];
 }
 
 /** What was changed, one line each, and the way back. @param {App} app */

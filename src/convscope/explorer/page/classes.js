@@ -101,9 +101,10 @@ export class ClassView {
       status.textContent = ` ${t("walk.computing")}`;
       const heat = await compute(target).catch(() => null);
       if (!canvas.isConnected) return; // another image or class was chosen meanwhile
-      status.textContent = heat ? "" : ` ${t("walk.noHeat")}`;
+      const nothing = heat && !Array.from(heat).some(Boolean);
+      status.textContent = nothing ? ` ${t("walk.noEvidence")}` : heat ? "" : ` ${t("walk.noHeat")}`;
       if (!heat) return;
-      overlay(canvas, heat);
+      if (!nothing) overlay(canvas, heat);
       /** @type {any} */ (made).heat = heat; // for who wants the numbers
       made.dataset.ready = "";
     };

@@ -29,6 +29,7 @@ export function findConvention(images, { height, width, channels }) {
   const boxes = [];
   let [dark, light] = [0, 0];
   for (const pixels of images) {
+    if (colourful(pixels, channels)) continue; // a photograph with a black border is no drawing
     const grey = Float32Array.from({ length: height * width }, (_, pixel) => {
       let sum = 0;
       for (let channel = 0; channel < channels; channel++) sum += pixels[pixel * channels + channel];
@@ -52,6 +53,20 @@ export function findConvention(images, { height, width, channels }) {
   if (near < MOST * boxes.length) return null;
   const centred = boxes.filter((box) => Math.abs(box.row - 0.5) < CENTRED && Math.abs(box.column - 0.5) < CENTRED).length;
   return { dark: dark > light, side: side / longer, mass: centred >= MOST * boxes.length };
+}
+
+// Of an image in colours, more than so many pixels are not grey.
+const COLOURED = 0.1;
+
+/** @param {ArrayLike<number>} pixels @param {number} channels */
+function colourful(pixels, channels) {
+  if (channels === 1) return false;
+  let count = 0;
+  for (let at = 0; at < pixels.length; at += channels) {
+    const spread = Math.max(pixels[at], pixels[at + 1], pixels[at + 2]) - Math.min(pixels[at], pixels[at + 1], pixels[at + 2]);
+    if (spread > GROUND) count++;
+  }
+  return count * channels > COLOURED * pixels.length;
 }
 
 /**

@@ -60,6 +60,7 @@ export function mountDraw(root, app) {
         "div",
         { class: "easel" },
         board,
+        element("p", { class: "hint", "data-t": "draw.begin" }),
         element(
           "div",
           { class: "tools" },

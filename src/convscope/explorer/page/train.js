@@ -13,6 +13,8 @@ import { number, t } from "./texts.js";
 const MOST_PARAMETERS = 300_000;
 const MOST_PRODUCTS = 6e9;
 const EPOCHS = 5;
+// So few losses are dots too.
+const FEW_POINTS = 8;
 
 /**
  * What can be trained in the page, and what the reason is where nothing can.
@@ -215,9 +217,16 @@ function curve(state) {
     made.append(drawn("text", { x: left - 6, y: y(level * highest) + 4, "text-anchor": "end" }, number(level * highest, highest < 1 ? 2 : 1)));
   }
   made.append(drawn("text", { x: left, y: high - 6 }, "0"), drawn("text", { x: wide - 8, y: high - 6, "text-anchor": "end" }, t("train.steps", { steps: state.step })));
-  made.append(drawn("path", { d: line(losses.map((loss, step) => [step, loss])), class: "batch" }));
-  made.append(drawn("path", { d: line(measured.map((one) => [one.step, one.loss])), class: "learned" }));
-  made.append(drawn("path", { d: line(measured.map((one) => [one.step, one.heldOutLoss])), class: "held" }));
+  const series = /** @type {[string, [number, number][]][]} */ ([
+    ["batch", losses.map((loss, step) => [step, loss])],
+    ["learned", measured.map((one) => [one.step, one.loss])],
+    ["held", measured.map((one) => [one.step, one.heldOutLoss])],
+  ]);
+  for (const [kind, points] of series) {
+    made.append(drawn("path", { d: line(points), class: kind }));
+    // The first points alone make no line.
+    if (points.length <= FEW_POINTS) for (const [step, loss] of points) made.append(drawn("circle", { cx: x(step), cy: y(loss), r: 3.5, class: kind }));
+  }
   return element("figure", { class: "curve" }, made, element("figcaption", {}, key("batch", "train.key.batch"), key("learned", "train.key.learned"), key("held", "train.key.held")));
 }
 

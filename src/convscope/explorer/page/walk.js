@@ -494,8 +494,8 @@ export class Walk {
     if ((found.terms?.length ?? 0) > 1) parts.push(this.channelChoice(found));
     if (weights.flat().length <= LARGEST_GRID) {
       const products = term_.patch.map((line, y) => line.map((value, x) => (value ?? 0) * weights[y][x]));
-      const sign = (/** @type {string} */ text) => element("span", { class: "sign", "aria-hidden": "true" }, text);
-      parts.push(element("div", { class: "tables" }, numbers(t("walk.patch"), term_.patch, null, this.into(found)), sign("×"), numbers(t("walk.kernel"), weights), sign("="), numbers(t("walk.products"), products)));
+      const behind = (/** @type {string} */ sign, /** @type {HTMLElement} */ table) => element("span", { class: "behind" }, element("span", { class: "sign", "aria-hidden": "true" }, sign), table);
+      parts.push(element("div", { class: "tables" }, numbers(t("walk.patch"), term_.patch, null, this.into(found)), behind("×", numbers(t("walk.kernel"), weights)), behind("=", numbers(t("walk.products"), products))));
     }
     parts.push(this.sumUp(found));
     return parts;
