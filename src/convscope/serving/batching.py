@@ -1,4 +1,4 @@
-"""Uploaded images → predictions: decoded in one thread, predicted in another, together while it is busy."""
+"""Uploaded images → predictions: decoded in threads, predicted in another, many requests' at once."""
 
 from __future__ import annotations
 
@@ -9,21 +9,26 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from convscope.data.dataset import printable
 from convscope.data.decode import quiet_pillow
+from convscope.environment import share_of_threads
 from convscope.export import Bundle
 from convscope.prediction import Failure, Input, Prediction, judge, read_input
 
-_T = TypeVar("_T")
+_Given = TypeVar("_Given")
+_Made = TypeVar("_Made")
+_Value = TypeVar("_Value")
 # Images decoded at a stretch, so that a long request does not keep a short one waiting.
 DECODED = 8
 # Images that one call of the network takes, of as many requests as there are.
 TOGETHER = 128
+# Images that are unpacked at a time, on as many processors; each may take 200 MB.
+DECODERS = 4
 LONGEST_NAME = 200
 
 
@@ -40,32 +45,27 @@ class Upload:
 
 
 class Batcher:
-    """Predicts the images of many requests. While the network computes, what arrives is gathered.
-
-    One thread decodes (Pillow's warnings are the whole process's), so that one image at most is unpacked at a
-    time; another asks the network, which is not made to be asked by two. Everything else happens in the
-    thread of the event loop.
-    """
+    """Predicts the images of many requests; call it in the thread of one event loop."""
 
     def __init__(self, bundle: Bundle, limit: int, notice: Callable[[int], object]) -> None:
         self.pending = 0
         self._bundle, self._limit, self._notice = bundle, limit, notice
-        self._decoder = ThreadPoolExecutor(1, "convscope-decode")
-        self._network = ThreadPoolExecutor(1, "convscope-network")
-        self._queue: deque[tuple[list[Input], asyncio.Future[list[Prediction]]]] = deque()
-        self._worker: asyncio.Task[None] | None = None
+        self._readers = ThreadPoolExecutor(min(share_of_threads(1), DECODERS), "convscope-decode")
+        self._decoding = _Stage(self._decode, DECODED)
+        self._predicting = _Stage(self._judge, TOGETHER)
 
     async def start(self) -> None:
         """Prepare the network: the first request should not have to wait for that."""
-        preprocess = self._bundle.preprocess
-        blank = np.zeros(preprocess.image_shape, np.uint8)
-        await self._run(self._network, judge, self._bundle, [Input("blank", blank)])
-        await self._run(self._decoder, self._decode, [])
+        buffer = io.BytesIO()
+        Image.new("L", (1, 1)).save(buffer, "PNG")
+        read = await self._decoding.ask([Upload("blank", buffer.getvalue())])
+        await self._predicting.run(judge, self._bundle, read)
 
     def close(self) -> None:
         """End the threads when they have done what was begun."""
-        self._decoder.shutdown()
-        self._network.shutdown()
+        for one in (self._decoding, self._predicting):
+            one.close()
+        self._readers.shutdown()
 
     async def predict(self, uploads: Sequence[Upload]) -> list[Prediction | Failure]:
         """Predict images in their order; refuse them all where too many wait."""
@@ -75,61 +75,78 @@ class Batcher:
         try:
             read: list[Input | Failure] = []
             for start in range(0, len(uploads), DECODED):
-                read += await self._run(self._decoder, self._decode, uploads[start : start + DECODED])
-            predictions = iter(await self._ask([one for one in read if isinstance(one, Input)]))
+                read += await self._decoding.ask(uploads[start : start + DECODED])
+            predictions = iter(await self._predicting.ask([one for one in read if isinstance(one, Input)]))
             return [one if isinstance(one, Failure) else next(predictions) for one in read]
         finally:
             self.pending -= len(uploads)
 
     async def decode(self, upload: Upload) -> Failure | None:
         """Say why an image cannot be read, if it cannot."""
-        (found,) = await self._run(self._decoder, self._decode, [upload])
+        (found,) = await self._decoding.ask([upload])
         return found if isinstance(found, Failure) else None
 
     async def grad_cam(self, prediction: Prediction) -> str:
         """Show where the evidence for a prediction lies, as the data address of a PNG."""
-        return await self._run(self._network, _grad_cam, self._bundle, prediction)
+        return await self._predicting.run(_grad_cam, self._bundle, prediction)
 
     def _decode(self, uploads: Sequence[Upload]) -> list[Input | Failure]:
-        with quiet_pillow():
-            return [
-                read_input(one.content, printable(one.name[:LONGEST_NAME]), self._bundle) for one in uploads
-            ]
+        def read(one: Upload) -> Input | Failure:
+            return read_input(one.content, printable(one.name[:LONGEST_NAME]), self._bundle)
 
-    async def _ask(self, inputs: list[Input]) -> list[Prediction]:
-        if not inputs:
+        with quiet_pillow():  # of the whole process, so that one thread enters it for all
+            return list(self._readers.map(read, uploads))
+
+    def _judge(self, inputs: Sequence[Input]) -> list[Prediction]:
+        self._notice(len(inputs))
+        return judge(self._bundle, inputs)
+
+
+class _Stage(Generic[_Given, _Made]):
+    """A function of several things, in a thread of its own; what arrives while it works is gathered."""
+
+    def __init__(self, work: Callable[[Sequence[_Given]], Sequence[_Made]], most: int) -> None:
+        self._work, self._most = work, most
+        self._thread = ThreadPoolExecutor(1)
+        self._queue: deque[tuple[Sequence[_Given], asyncio.Future[Sequence[_Made]]]] = deque()
+        self._worker: asyncio.Task[None] | None = None
+
+    def close(self) -> None:
+        """End the thread when it has done what was begun."""
+        self._thread.shutdown()
+
+    async def run(self, function: Callable[..., _Value], *arguments: Any) -> _Value:
+        """Call a function in the thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+    async def ask(self, given: Sequence[_Given]) -> Sequence[_Made]:
+        """Have some things worked on, together with those of others."""
+        if not given:
             return []
-        answer: asyncio.Future[list[Prediction]] = asyncio.get_running_loop().create_future()
-        self._queue.append((inputs, answer))
+        answer: asyncio.Future[Sequence[_Made]] = asyncio.get_running_loop().create_future()
+        self._queue.append((given, answer))
         if self._worker is None or self._worker.done():
-            self._worker = asyncio.create_task(self._work())
+            self._worker = asyncio.create_task(self._empty_queue())
         return await answer
 
-    async def _work(self) -> None:
-        """Ask the network again and again until nothing waits."""
+    async def _empty_queue(self) -> None:
         while self._queue:
             taken = [self._queue.popleft()]
             size = len(taken[0][0])
-            while self._queue and size + len(self._queue[0][0]) <= TOGETHER:
+            while self._queue and size + len(self._queue[0][0]) <= self._most:
                 taken.append(self._queue.popleft())
                 size += len(taken[-1][0])
-            self._notice(size)
-            inputs = [one for some, _ in taken for one in some]
             try:
-                predictions = iter(await self._run(self._network, judge, self._bundle, inputs))
+                made = iter(await self.run(self._work, [one for some, _ in taken for one in some]))
             except Exception as error:  # whatever it is, each of those who wait is to hear it
                 for _, answer in taken:
                     if not answer.done():
                         answer.set_exception(error)
                 continue
             for some, answer in taken:
-                found = [next(predictions) for _ in some]
+                found = [next(made) for _ in some]
                 if not answer.done():  # nobody waits where the server was made to stop at once
                     answer.set_result(found)
-
-    @staticmethod
-    async def _run(pool: ThreadPoolExecutor, function: Callable[..., _T], *arguments: Any) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
 
 
 def _grad_cam(bundle: Bundle, prediction: Prediction) -> str:

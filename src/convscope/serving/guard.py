@@ -21,7 +21,8 @@ from convscope.web_page import source_hash
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+Scope = MutableMapping[str, Any]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = Iterable[tuple[bytes, bytes]]
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9]([a-z0-9._-]*[a-z0-9])?)(?::(\d{1,5}))?")
@@ -138,12 +139,12 @@ class Guard:
         self._app, self._gate, self._limits, self._notice = app, gate, limits, notice
         self._held = 0  # bytes of bodies in memory
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or refuse it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, answer, body = time.perf_counter(), _Answer(send), bytearray()
+        began, answer, body = time.perf_counter(), Reply(send), bytearray()
         try:
             try:
                 self._gate.require(scope["method"], scope["path"], scope["headers"])
@@ -151,7 +152,9 @@ class Guard:
             except Refusal as refusal:
                 await answer.refuse(refusal, receive)
             else:
-                await self._app(scope, _replay(bytes(body), receive), answer.send)
+                # HEAD is GET without the content, which the server leaves out.
+                method = {"HEAD": "GET"}.get(scope["method"], scope["method"])
+                await self._app({**scope, "method": method}, _replay(bytes(body), receive), answer.send)
         finally:
             self._held -= len(body)
             self._notice(scope["path"], answer.status, time.perf_counter() - began)
@@ -159,9 +162,11 @@ class Guard:
     async def _read(self, headers: Headers, receive: Receive, body: bytearray) -> None:
         """Read a body; refuse it as soon as it is certain that it is too large or too slow."""
         limits = self._limits
-        declared = _values(headers, b"content-length")
-        if not declared and not _values(headers, b"transfer-encoding"):
+        declared, chunked = (_values(headers, name) for name in (b"content-length", b"transfer-encoding"))
+        if not declared and not chunked:
             return
+        if declared and chunked:  # of which a proxy may believe the other (RFC 9112, 6.1)
+            raise Refusal(400, "Expected Content-Length or Transfer-Encoding, got both.")
         # That there is at most one, and that it is a number, the server has seen to.
         if declared and int(declared[0]) > limits.body:
             raise self._too_large()
@@ -188,7 +193,7 @@ class Guard:
         return Refusal(413, f"Expected a body of at most {self._limits.body // 2**20} MB, got more.")
 
 
-class _Answer:
+class Reply:
     """Passes an answer on, with the headers that each has."""
 
     def __init__(self, send: Send) -> None:
@@ -196,6 +201,7 @@ class _Answer:
         self.status = 0
 
     async def send(self, message: Message) -> None:
+        """Send a part of the answer."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             given = {name.lower() for name, _ in message["headers"]}

@@ -16,12 +16,13 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from convscope.errors import UsageError, expected_got, reason
-from convscope.serving.guard import App
+from convscope.serving.guard import App, Receive, Reply, Scope, Send, busy
 
 # A request's head has to be there after so long, and somebody has to take the answer.
 HEAD_SECONDS, ANSWER_SECONDS, KEEP_ALIVE_SECONDS = 10.0, 30.0, 15
 DRAIN_SECONDS = 60
-CONNECTIONS = 1_000
+# Fewer than the files that a process may open, of which the usual limit is 1,024.
+CONNECTIONS = 500
 
 
 def open_socket(host: str, port: int) -> socket.socket:
@@ -69,9 +70,9 @@ def serve(app: App, opened: socket.socket, ready: Callable[[], object] = lambda:
         lifespan="on",
         log_config=None,
         access_log=False,
+        log_level="error",  # what strangers send is none of the user's business
         server_header=False,
         proxy_headers=False,  # anybody could send them
-        limit_concurrency=CONNECTIONS,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=DRAIN_SECONDS,
         h11_max_incomplete_event_size=32 * 2**10,
@@ -114,6 +115,8 @@ class _Protocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if len(self.connections) > CONNECTIONS:
+            self.app = _turn_away
         self._waiting = self.loop.call_later(HEAD_SECONDS, self._give_up)
 
     def data_received(self, data: bytes) -> None:
@@ -151,6 +154,10 @@ class _Protocol(H11Protocol):
         self._waiting = None
         if self._is_between():
             self.transport.abort()
+
+
+async def _turn_away(_scope: Scope, receive: Receive, send: Send) -> None:
+    await Reply(send).refuse(busy(), receive)
 
 
 def address_of(opened: socket.socket, host: str = "") -> str:
