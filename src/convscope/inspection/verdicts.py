@@ -142,7 +142,8 @@ def training_health(
     probabilities = _probabilities(model, images)
     verdicts = [*judge_layers(layers), *judge_confidence(probabilities, labels)]
     if history is not None:
-        verdicts += judge_curves(history, chance=_chance(labels))
+        classes = class_indices(labels)
+        verdicts += judge_curves(history, chance=float(np.bincount(classes).max() / len(classes)))
     order = ("warning", "note", "good")
     return TrainingHealth(
         layers=layers,
@@ -160,14 +161,27 @@ def _probabilities(model: keras.Model, images: npt.ArrayLike) -> npt.NDArray[np.
     return to_numpy(found.sigmoid() if found.shape[1] == 1 else found.softmax(1))
 
 
-def _chance(labels: npt.ArrayLike) -> float:
-    classes = class_indices(labels)
-    return float(np.bincount(classes).max() / len(classes))
-
-
 def judge_layers(layers: Sequence[LayerHealth]) -> tuple[Verdict, ...]:
     """Judge dead units, and whether activations and gradients keep their scale from layer to layer."""
-    return _judge_dead(layers), _judge_activations(layers), _judge_gradients(layers)
+    relative = {layer.layer: layer.relative_gradient for layer in layers}
+    ours = f"the factor of {SPREAD_NOTE:g} is {OURS}"
+    return (
+        _judge_dead(layers),
+        _judge_spread(
+            "activations",
+            {layer.layer: layer.activation_std for layer in layers[:-1] or layers},
+            "The standard deviation of activations",
+            "Normalise between layers (BatchNormalization), or begin with he_normal weights.",
+            f"He et al. (2015), section 2.2: a signal should neither grow nor fade with depth; {ours}",
+        ),
+        _judge_spread(
+            "gradients",
+            {name: scale for name, scale in relative.items() if scale is not None},
+            "The gradient, as a share of the weights,",
+            "Layers with small gradients hardly learn: try BatchNormalization, ReLU, or fewer layers.",
+            f"Glorot and Bengio (2010), section 4.2: gradients of all layers should have one scale; {ours}",
+        ),
+    )
 
 
 def _judge_dead(layers: Sequence[LayerHealth]) -> Verdict:
@@ -189,53 +203,28 @@ def _judge_dead(layers: Sequence[LayerHealth]) -> Verdict:
     return Verdict("dead units", level, text, share, DEAD_NOTE, DEAD_SOURCE)
 
 
-def _judge_activations(layers: Sequence[LayerHealth]) -> Verdict:
-    scales = {layer.layer: layer.activation_std for layer in layers[:-1] or layers}
-    return _judge_spread(
-        "activations",
-        scales,
-        "The standard deviation of activations",
-        "Normalise between layers (BatchNormalization), or begin with he_normal weights.",
-        "He et al. (2015), section 2.2: a signal should neither grow nor fade with depth; "
-        f"the factor of {SPREAD_NOTE:g} is {OURS}",
-    )
-
-
-def _judge_gradients(layers: Sequence[LayerHealth]) -> Verdict:
-    scales = {layer.layer: layer.relative_gradient for layer in layers if layer.relative_gradient is not None}
-    return _judge_spread(
-        "gradients",
-        scales,
-        "The gradient, as a share of the weights,",
-        "Layers with small gradients hardly learn: try BatchNormalization, ReLU, or fewer layers.",
-        "Glorot and Bengio (2010), section 4.2: gradients of all layers should have one scale; "
-        f"the factor of {SPREAD_NOTE:g} is {OURS}",
-    )
-
-
 def _judge_spread(subject: str, scales: dict[str, float], what: str, advice: str, source: str) -> Verdict:
     """Judge by how much a scale differs between layers."""
     unfit = [name for name, scale in scales.items() if not math.isfinite(scale)]
+    level: Level = "warning"
     if unfit:
+        number = math.nan
         text = f"{what} of {unfit[0]} is not a finite number: training has diverged. Lower the learning rate."
-        return Verdict(subject, "warning", text, math.nan, SPREAD_NOTE, source)
-    if len(scales) < 2:
-        return Verdict(
-            subject, "good", f"{what} cannot be compared: there are not two layers.", 1.0, SPREAD_NOTE, source
+    elif len(scales) < 2:
+        level, number, text = "good", 1.0, f"{what} cannot be compared: there are not two layers."
+    else:
+        smallest, largest = min(scales, key=scales.__getitem__), max(scales, key=scales.__getitem__)
+        number = scales[largest] / scales[smallest] if scales[smallest] else math.inf
+        level = level_of(number, SPREAD_NOTE, SPREAD_WARNING)
+        text = (
+            f"{what} differs by a factor of {number:.3g} between {smallest} ({scales[smallest]:.2g}) "
+            f"and {largest} ({scales[largest]:.2g})."
         )
-    smallest, largest = min(scales, key=scales.__getitem__), max(scales, key=scales.__getitem__)
-    if scales[smallest] == 0:
-        text = f"{what} of {smallest} is 0: nothing passes through it. {advice}"
-        return Verdict(subject, "warning", text, math.inf, SPREAD_NOTE, source)
-    ratio = scales[largest] / scales[smallest]
-    level = level_of(ratio, SPREAD_NOTE, SPREAD_WARNING)
-    text = (
-        f"{what} differs by a factor of {ratio:.3g} between {smallest} ({scales[smallest]:.2g}) "
-        f"and {largest} ({scales[largest]:.2g})."
-    )
-    return Verdict(
-        subject, level, text if level == "good" else f"{text} {advice}", ratio, SPREAD_NOTE, source
-    )
+        if not scales[smallest]:
+            text = f"{what} of {smallest} is 0: nothing passes through it."
+        if level != "good":
+            text += f" {advice}"
+    return Verdict(subject, level, text, number, SPREAD_NOTE, source)
 
 
 def judge_curves(history: Mapping[str, Sequence[float]], chance: float | None = None) -> tuple[Verdict, ...]:
@@ -255,8 +244,10 @@ def judge_curves(history: Mapping[str, Sequence[float]], chance: float | None = 
     """
     columns = {name: [float(number) for number in column] for name, column in history.items()}
     _check(columns)
-    if not all(math.isfinite(loss) for loss in columns["loss"]):
-        return (_diverged(columns["loss"]),)
+    diverged = next((epoch for epoch, loss in enumerate(columns["loss"], 1) if not math.isfinite(loss)), None)
+    if diverged is not None:
+        found = f"The loss is not a finite number from epoch {diverged} on: training has diverged."
+        return (Verdict("stability", "warning", f"{found} Lower the rate.", math.nan, RISES_NOTE, OURS),)
     verdicts = [_judge_stability(columns["loss"])]
     if _usable(columns, "val_loss"):
         verdicts += [_judge_overfitting(columns["val_loss"]), _judge_underfitting(columns["val_loss"])]
@@ -283,12 +274,6 @@ def _usable(columns: dict[str, list[float]], name: str) -> bool:
     return bool(columns.get(name)) and all(math.isfinite(number) for number in columns[name])
 
 
-def _diverged(losses: list[float]) -> Verdict:
-    epoch = next(number for number, loss in enumerate(losses, 1) if not math.isfinite(loss))
-    text = f"The loss is not a finite number from epoch {epoch} on: training has diverged. Lower the rate."
-    return Verdict("stability", "warning", text, math.nan, RISES_NOTE, OURS)
-
-
 def _judge_stability(losses: list[float]) -> Verdict:
     steps = len(losses) - 1
     rises = sum(later > earlier for earlier, later in itertools.pairwise(losses))
@@ -310,10 +295,8 @@ def _judge_overfitting(losses: list[float]) -> Verdict:
     if epoch == len(losses):
         text = f"The validation loss is at its lowest, {best:.4g}, in the last epoch."
     else:
-        text = (
-            f"The validation loss ends {rise:.1f} % above its lowest, "
-            f"{best:.4g} in epoch {epoch} of {len(losses)}."
-        )
+        where = f"{best:.4g} in epoch {epoch} of {len(losses)}"
+        text = f"The validation loss ends {rise:.1f} % above its lowest, {where}."
     if level != "good":
         text += " Stop there (early stopping that restores the best weights), or add dropout or images."
     source = 'Prechelt (1998), "Early stopping — but when?", criterion GL with α = 5 %'
@@ -329,15 +312,11 @@ def _judge_underfitting(losses: list[float]) -> Verdict:
         text = "One epoch does not show whether more would help."
         return Verdict("underfitting", "note", text, 0.0, PROGRESS_NOTE, source)
     level = level_of(gain, PROGRESS_NOTE, PROGRESS_WARNING)
-    if level == "good":
-        text = (
-            f"The last epoch lowered the best validation loss by {gain:.1f} %: more epochs would add little."
-        )
-    else:
-        text = (
-            f"The last epoch still lowered the best validation loss by {gain:.1f} %: "
-            "training ended early. More epochs, or a higher learning rate, should help."
-        )
+    lowered = f"lowered the best validation loss by {gain:.1f} %"
+    text = f"The last epoch {lowered}: more epochs would add little."
+    if level != "good":
+        early = "training ended early. More epochs, or a higher learning rate, should help."
+        text = f"The last epoch still {lowered}: {early}"
     return Verdict("underfitting", level, text, gain, PROGRESS_NOTE, source)
 
 
@@ -407,12 +386,9 @@ def _judge_mistakes(confidence: npt.NDArray[np.float64]) -> Verdict:
     count, sure = len(confidence), int((confidence > SURE).sum())
     share = sure / count if count else 0.0
     level = level_of(share, WRONG_NOTE, WRONG_WARNING)
+    text = f"{sure} of {count} wrong answers ({share:.0%}) were given with a probability above {SURE:.0%}."
     if count == 0:
         text = "No answer is wrong."
-    else:
-        text = (
-            f"{sure} of {count} wrong answers ({share:.0%}) were given with a probability above {SURE:.0%}."
-        )
     if level != "good":
         text += " Look at them: labels may be wrong; temperature scaling or label smoothing lower the rest."
     return Verdict("sure mistakes", level, text, share, WRONG_NOTE, f"{OURS}: a quarter")
