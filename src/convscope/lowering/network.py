@@ -190,10 +190,6 @@ class LoweredNetwork:
         found: list[float] = torch.stack(sums).tolist()
         return found
 
-    def forget_prepared(self) -> None:
-        """Let weights be prepared anew, in the next pass without gradients."""
-        self._prepared.clear()
-
     def refresh(self) -> None:
         """Forget everything derived from the weights; needed after a change that torch does not count."""
         self._prepared.clear()

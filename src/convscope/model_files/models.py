@@ -141,7 +141,6 @@ def _megabytes(size: int) -> str:
 MODEL_FILE = "model.keras"
 WEIGHTS_FILE = "weights.safetensors"
 
-MOST_WEIGHTS = 500_000_000
 # Keras works shapes out with a batch of 83 and then of 89 images.
 REHEARSED_BATCH = 89
 # The values in one layer's output for one image; VGG16 at 1,000×1,000 pixels has as many.

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from convscope import _keras_internals as internals
 from convscope.errors import UsageError, expected_got
-from convscope.training.config import require_count
 
 if TYPE_CHECKING:
     from convscope.preprocessing import Preprocess
@@ -111,8 +110,8 @@ def plan_batches(
     if rows < 1:
         raise UsageError(expected_got("at least one example", rows))
     for name, value in (("batch_size", batch_size), ("steps_per_epoch", steps)):
-        if value is not None:
-            require_count(name, value, 1)
+        if value is not None and (isinstance(value, bool) or value != int(value) or value < 1):
+            raise UsageError(expected_got(f"{name} of at least 1, a whole number", value))
     size = batch_size or (math.ceil(rows / steps) if steps else 32)
     return BatchPlan(rows, int(size), shuffle, seed, steps, first_epoch)
 
