@@ -21,10 +21,8 @@ from convscope.lowering.shapes import broadcast, channel_axis
 
 
 @dataclass(frozen=True, kw_only=True)
-class Activate(Op):
-    """An activation function on its own."""
-
-    activation: Activation
+class Elementwise(Op):
+    """An op whose result has the shape of its only input."""
 
     def _output_shape(self, shapes: Sequence[Shape]) -> Shape:
         (shape,) = shapes
@@ -32,7 +30,14 @@ class Activate(Op):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PRelu(Op):
+class Activate(Elementwise):
+    """An activation function on its own."""
+
+    activation: Activation
+
+
+@dataclass(frozen=True, kw_only=True)
+class PRelu(Elementwise):
     """max(x, 0) + alpha · min(x, 0), with a learned alpha."""
 
     alpha: str
@@ -42,13 +47,9 @@ class PRelu(Op):
         """Return the slope."""
         return (self.alpha,)
 
-    def _output_shape(self, shapes: Sequence[Shape]) -> Shape:
-        (shape,) = shapes
-        return shape
-
 
 @dataclass(frozen=True, kw_only=True)
-class Dropout(Op):
+class Dropout(Elementwise):
     """Sets a share of the elements, or of whole channels (``noise_shape`` with ones), to zero in training.
 
     ``stream`` numbers the dropouts of a program: masks depend on it, on the seed and on the step alone.
@@ -59,10 +60,6 @@ class Dropout(Op):
     stream: int
     noise_shape: tuple[int | None, ...] | None = None
     scaled: bool = True
-
-    def _output_shape(self, shapes: Sequence[Shape]) -> Shape:
-        (shape,) = shapes
-        return shape
 
 
 @dataclass(frozen=True, kw_only=True)
