@@ -192,7 +192,6 @@ class _Display:
         self._study, self._json = study, json
         self._reported: set[int] = set()
         self._live: Live | None = None
-        self._began = time.monotonic()
 
     def __enter__(self) -> _Display:
         self._reported = {row.number for row in self._study.rows() if row.over}

@@ -193,17 +193,13 @@ class SideBySide:
         if isinstance(event, TrainBegin):
             self._begun[name] = (time.monotonic(), event.epochs)
         elif isinstance(event, EpochEnd):
-            line = describe_epoch(event, self._begun[name][1])
-            self._last[name] = (event.epoch + 1, line)
-            self._line(f"{name}: {line}")
+            self._last[name] = (event.epoch + 1, describe_epoch(event, self._begun[name][1]))
         else:
             return  # what is noted while one network trains would be in the way of the others
         if not self._json and sys.stdout.isatty():
             self._draw()
-
-    def _line(self, text: str) -> None:
-        if not self._json and not sys.stdout.isatty():
-            sys.stdout.write(f"{text}\n")
+        elif not self._json and isinstance(event, EpochEnd):
+            sys.stdout.write(f"{name}: {self._last[name][1]}\n")
             sys.stdout.flush()
 
     def _draw(self) -> None:
