@@ -202,7 +202,7 @@ def photograph(image: Picture, generator: np.random.Generator) -> Picture:
     cover[top : top + size[1], left : left + size[0]] = enlarged
     slope = generator.uniform(-20, 20, size=2)  # paper is brighter towards one side
     down, across = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
-    paper = generator.uniform(195, 225) + slope[0] * down + slope[1] * across
+    paper: NDArray[np.float64] = generator.uniform(195, 225) + slope[0] * down + slope[1] * across
     picture = paper * (1 - cover) + generator.uniform(20, 60) * cover
     noisy = picture + generator.normal(0, 3, picture.shape)
     return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
