@@ -28,7 +28,7 @@ from PIL import Image
 from serving_cases import Server, connect, drawn, form_of, plain_bundle, png, process
 
 import convscope
-from convscope.data.corrections import Keeper, read_corrections
+from convscope.data.corrections import Keeper, read_corrections, undo_correction
 from convscope.export import load_bundle
 from convscope.prediction import predict_files
 from convscope.serving import Gate, Limits, batching, create_app
@@ -222,9 +222,9 @@ def test_an_error_of_the_network_is_told_to_all_who_wait_and_the_next_is_answere
 
     with Server(create_app(bundle)) as server:
         monkeypatch.setattr(batching, "judge", fail)
-        assert server.ask("POST", "/predict", **image).json() == {
-            "detail": "Expected probabilities, got NaN."
-        }
+        answer = server.ask("POST", "/predict", **image)
+        assert answer.status == 500
+        assert answer.json() == {"detail": "Expected probabilities, got NaN."}
         monkeypatch.setattr(batching, "judge", judge)
         assert server.ask("POST", "/predict", **image).status == 200
 
@@ -561,6 +561,30 @@ def test_corrected_labels_are_kept_with_their_image(bundle, digits, tmp_path):
     assert [(one.label, one.image) for one in read_corrections(folder)] == [("7", image), ("1", image)]
     with Server(create_app(bundle, keeper=Keeper(folder), limits=Limits(kept=10))) as server:
         assert server.ask("POST", "/corrections", json={"image": coded, "label": "7"}).status == 507
+
+
+def test_a_disk_that_refuses_a_correction_is_told_of_without_its_paths(
+    bundle, digits, tmp_path, read_only, caplog
+):
+    folder = tmp_path / "kept"
+    value = {"image": base64.b64encode(png(digits.images[0])).decode(), "label": "7"}
+    with Server(create_app(bundle, keeper=Keeper(folder))) as server:
+        assert server.ask("POST", "/corrections", json=value).status == 201
+        read_only(tmp_path)
+        answer = server.ask("POST", "/corrections", json=value)
+        assert (answer.status, str(tmp_path) in answer.text) == (507, False)
+        assert str(tmp_path) in caplog.text
+        assert server.ask("GET", "/corrections").json()["kept"] == 1
+
+
+def test_a_correction_that_was_taken_back_is_not_counted(bundle, digits, tmp_path):
+    folder = tmp_path / "kept"
+    value = {"image": base64.b64encode(png(digits.images[0])).decode(), "label": "7"}
+    with Server(create_app(bundle, keeper=Keeper(folder))) as server:
+        assert server.ask("POST", "/corrections", json=value).json()["kept"] == 1
+        undo_correction(folder)
+        assert server.ask("GET", "/corrections").json()["kept"] == 0
+        assert server.ask("POST", "/corrections", json=value).json()["kept"] == 1
 
 
 # The command

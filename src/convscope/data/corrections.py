@@ -47,9 +47,12 @@ class Keeper:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        names = _names(folder)
-        self.count = len(names)
-        self.size = sum((folder / name).stat().st_size for name in names)
+        self.size = sum((folder / name).stat().st_size for name in _names(folder))
+
+    @property
+    def count(self) -> int:
+        """How many there are now; some may have been taken back."""
+        return len(_names(self.folder))
 
     def keep(self, image: bytes, label: str) -> str:
         """Write a correction, whole or not at all; return its file's name."""
@@ -65,7 +68,6 @@ class Keeper:
             number = 1 + int(names[-1].partition("-")[0]) if names else 1
             name = f"{number:06d}-{digest}.json"
             RunDirectory(self.folder).write_json(name, record)
-        self.count = len(names) + 1
         self.size += (self.folder / name).stat().st_size
         return name
 

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import json
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -31,7 +32,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 import convscope
 from convscope import web_page
 from convscope.data.corrections import Keeper
-from convscope.errors import ConvscopeError, expected_got
+from convscope.errors import ConvscopeError, RunError, UsageError, expected_got
 from convscope.explorer.page import COLOURS
 from convscope.export import Bundle
 from convscope.prediction import Failure, Prediction
@@ -41,6 +42,7 @@ from convscope.serving.guard import App, Gate, Guard, Limits, Refusal, busy, con
 PAGE = Path(__file__).parent / "page"
 PATHS = ("/", "/predict", "/health", "/metrics", "/docs", "/openapi.json", "/corrections")
 _PIECE = 64 * 2**10
+_LOGGER = logging.getLogger(__name__)
 
 
 class Ranked(BaseModel):
@@ -248,7 +250,11 @@ class _Service:
         if keeper.size + len(image) > self._limits.kept:
             limit = f"{self._limits.kept / 2**30:g} GB"
             raise Refusal(507, expected_got(f"at most {limit} of corrections", "more"))
-        await asyncio.to_thread(keeper.keep, image, str(label))
+        try:
+            await asyncio.to_thread(keeper.keep, image, str(label))
+        except RunError as error:
+            _LOGGER.error("%s", error)  # where files are is for whoever runs the server
+            raise Refusal(507, expected_got("to keep a correction", "a disk that refuses it")) from error
         return self._kept(201)
 
     async def health(self) -> Response:
@@ -273,7 +279,7 @@ class _Service:
 async def _refused(_request: Request, error: Exception) -> Response:
     if isinstance(error, Refusal):
         return JSONResponse({"detail": error.detail}, error.status, error.headers)
-    return JSONResponse({"detail": str(error)}, 400)
+    return JSONResponse({"detail": str(error)}, 400 if isinstance(error, UsageError) else 500)
 
 
 def _add_page(app: FastAPI, path: str, make: Callable[[], str]) -> None:
