@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import requests
+
 from convscope.environment import missing
 from convscope.errors import RunError, reason
 from convscope.runs import RunDirectory
@@ -67,16 +69,28 @@ class Delivery:
             while self._waiting:
                 self._waiting[0]()
                 self._waiting.popleft()
+            if self.lost:
+                self._say(f"{self._tool.place} answers again, and has been told everything.")
             self.lost = False
         # Whatever a client raises must not cost an hour of training. Its traceback may show a password.
         except Exception as error:
             _LOG.debug("A tool for tracking failed.", exc_info=error)
             if not self.lost:
                 self._say(
-                    f"{self._tool.place} cannot be told: {without_credentials(reason(error))}. The training "
-                    "goes on without, and tries again when it is over."
+                    f"{self._tool.place} cannot be told: {_why(error)}. The training goes on without, and "
+                    "tries again when it is over."
                 )
             self.lost = True
+
+
+def _why(error: BaseException) -> str:
+    """Say why a client failed; that nobody answers stands below several layers of its own words."""
+    below: BaseException | None = error
+    while below is not None:
+        if isinstance(below, requests.ConnectionError | requests.Timeout):
+            return "nobody answers"
+        below = below.__cause__ or below.__context__
+    return without_credentials(reason(error))
 
 
 class Follower:

@@ -91,7 +91,8 @@ class MLflow:
             if self._id is None and earlier and _exists(client, earlier.id):
                 self._id = earlier.id
             if self._id is None:
-                self._id = client.create_run(_experiment(client), run_name=name).info.run_id
+                tags = {"mlflow.source.name": "convscope", "mlflow.source.type": "LOCAL"}
+                self._id = client.create_run(_experiment(client), run_name=name, tags=tags).info.run_id
             else:
                 client.update_run(self._id, status="RUNNING")
                 self._logged = max(
@@ -136,7 +137,10 @@ def _experiment(client: Any) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name))
+            # MLflow's page shows trainings, not conversations with a language model.
+            return str(
+                client.create_experiment(name, tags={"mlflow.experimentKind": "custom_model_development"})
+            )
         except Exception:  # another process may have made it just now
             found = client.get_experiment_by_name(name)
             if found is None:
