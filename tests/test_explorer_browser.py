@@ -35,6 +35,7 @@ def test_a_little_training_learns_and_is_undone(open_page, tmp_path):
     page.click("#tab-train")
     page.click("#train .go")
     page.wait_for_selector("#train .go:not([disabled])")
+    assert "trained here" in page.locator("#now .changed-now").inner_text()
     learned, held_out = page.locator("#train .numbers").first.locator("tbody tr").first.locator("td").all()
     assert float(learned.inner_text()) < 2.3  # the loss of guessing among ten classes
     assert float(held_out.inner_text()) > float(learned.inner_text())
@@ -43,6 +44,7 @@ def test_a_little_training_learns_and_is_undone(open_page, tmp_path):
     page.wait_for_selector("#train .go:not([disabled])")
     after = page.evaluate("Array.from(explorer.engine.network.layers.at(-1).weights.kernel.values)")
     assert after == before
+    assert page.locator("#now .changed-now").inner_text() == ""
     assert max(page.evaluate("explorer.engine.check()")["perLayer"]) < AGREES
 
 

@@ -200,6 +200,7 @@ function firstState() {
     input: null,
     result: null,
     before: null,
+    trained: false,
   };
 }
 

@@ -69,12 +69,11 @@ export function mountNow(root, app) {
   };
 
   const showResult = () => {
-    const { result, image, changes, before } = store.state;
+    const { result, image, changes, before, trained } = store.state;
     if (!result) return;
     const altered = Object.keys(changes).length > 0;
-    changed.replaceChildren(
-      ...(altered ? [element("button", { type: "button", class: "link", click: () => store.set({ section: "change" }) }, t("now.changed"))] : []),
-    );
+    const note = (/** @type {string} */ section, /** @type {string} */ text) => element("button", { type: "button", class: "link", click: () => store.set({ section }) }, t(text));
+    changed.replaceChildren(...(altered ? [note("change", "now.changed")] : []), ...(trained ? [note("train", "now.trained")] : []));
     const { probabilities } = result;
     list.hidden = !probabilities;
     if (!probabilities) {
@@ -121,7 +120,7 @@ export function mountNow(root, app) {
     if (changed.has("result") || changed.has("language")) showWarnings();
     if (changed.has("language")) title();
     if (["pixels", "result", "language"].some((key) => changed.has(key))) showImage();
-    if (["result", "before", "changes", "language"].some((key) => changed.has(key))) showResult();
+    if (["result", "before", "changes", "trained", "language"].some((key) => changed.has(key))) showResult();
   });
   title();
   showImage();

@@ -136,6 +136,7 @@ export const TEXTS = {
   "now.seen": ["What the network sees:", "Was das Netz sieht:"],
   "now.seen-label": ["The image as the network sees it, {size}", "Das Bild, wie das Netz es sieht, {size}"],
   "now.title": ["Prediction", "Vorhersage"],
+  "now.trained": ["This is the network as it was trained here; “Train” has the run’s weights again.", "Das ist das Netz, wie es hier trainiert wurde; „Trainieren“ hat wieder die Gewichte des Laufs."],
   "now.wrong": ["Wrong: it is {name}.", "Falsch: Es ist {name}."],
   "quiz.about": ["Shapes, parameters and results on the walk are hidden until you work them out. A result may be off by 2 %.", "Formen, Parameter und Ergebnisse im Rundgang sind verdeckt, bis du sie ausrechnest. Ein Ergebnis darf um 2 % abweichen."],
   "quiz.check": ["Check", "Prüfen"],

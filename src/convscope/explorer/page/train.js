@@ -76,6 +76,7 @@ export function mountTrain(root, app) {
     stopped = false;
     status.textContent = t("train.preparing");
     state ??= await engine.beginTraining(options());
+    store.set({ trained: true });
     const end = state.step + EPOCHS * state.perEpoch;
     while (state.step < end && !stopped) {
       state = await engine.step(Math.min(Math.max(1, Math.floor(state.perEpoch / 3)), end - state.step), look());
@@ -84,12 +85,14 @@ export function mountTrain(root, app) {
   });
   const oneStep = busy(async () => {
     state ??= await engine.beginTraining(options());
+    store.set({ trained: true });
     state = await engine.step(1, look());
     show();
   });
   const reset = busy(async () => {
     state = null;
     await engine.resetWeights();
+    store.set({ trained: false });
     show();
   });
   // Other settings begin another training.
