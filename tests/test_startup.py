@@ -44,7 +44,15 @@ def test_what_is_stored_is_shown_without_loading_anything_large(part, digits_run
 def test_a_prediction_loads_no_compiler_of_torch_no_figures_and_no_statistics(digits_run, picture):
     loaded = loaded_by("predict", digits_run, picture)
     assert {"torch", "keras"} <= loaded
-    needless = {"torch._dynamo", "sympy", "matplotlib", "pandas", "requests", "cffi"}
+    needless = {
+        "torch._dynamo",
+        "sympy",
+        "matplotlib",
+        "pandas",
+        "requests",
+        "cffi",
+        "convscope.data.loading",
+    }
     assert not (needless | LARGE - {"torch", "keras", "numba"}) & loaded
 
 

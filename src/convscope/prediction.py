@@ -29,7 +29,6 @@ from convscope.data.decode import (
     read_bytes,
     sniff,
 )
-from convscope.data.sources.folder import walk
 from convscope.errors import DataError, UsageError, expected_got
 from convscope.export import Bundle
 
@@ -310,6 +309,8 @@ def _from_path(path: Path) -> Iterator[ImageSource | Failure]:
         yield ImageSource(name, str(path))
         return
     try:
+        from convscope.data.sources.folder import walk
+
         found = walk(path)
     except DataError as error:
         yield Failure(name, str(error))

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from convscope.export.bundle import Bundle, Forward
-from convscope.export.checking import CheckImages
 from convscope.export.onnx_graph import open_session, write_onnx
 from convscope.export.onnx_int8 import write_int8
 from convscope.model_files.models import MODEL_FILE, load_model
+
+if TYPE_CHECKING:  # it brings all that reads data, which a prediction needs not
+    from convscope.export.checking import CheckImages
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,15 +7,17 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convscope.errors import DataError, ExportError, expected_got
 from convscope.export.bundle import Bundle, Forward
-from convscope.export.checking import CheckImages
 from convscope.export.onnx_graph import INPUT, open_session
+
+if TYPE_CHECKING:
+    from convscope.export.checking import CheckImages
 
 # How much of the accuracy on the images held back it may cost; where they are few, one image.
 LARGEST_LOSS = 0.01
