@@ -101,3 +101,33 @@ def test_other_equations_are_not_taken_for_a_product(case):
     model = scrambled(keras.Model(x, L.EinsumDense(equation, shape, bias_axes=bias)(x)))
     assert "Dense" not in {op.kind for op in lower(model)}
     assert_parity(model, [image_batch((4, 7, 6))], training=True)
+
+
+class Token(L.Layer):
+    """Learned vectors in front of others, or alone."""
+
+    def __init__(self, alone):
+        super().__init__()
+        self.alone = alone
+
+    def build(self, input_shape):
+        self.vectors = self.add_weight(shape=(1, 2, input_shape[-1]), name="vectors")
+
+    def call(self, x):
+        vectors = keras.ops.broadcast_to(self.vectors, (keras.ops.shape(x)[0], 2, x.shape[-1]))
+        return vectors if self.alone else keras.ops.concatenate([vectors, x], axis=1)
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["latents", "class token"])
+def test_learned_tokens_look_at_others(alone):
+    x = keras.Input(TOKENS)
+    token = Token(alone)(x) if alone else Token(alone)(x)[:, :1]
+    model = scrambled(keras.Model(x, L.MultiHeadAttention(2, 3)(token, x)))
+    assert "Attention" in {op.kind for op in lower(model)}
+    assert_parity(model, [image_batch((4, *TOKENS))], training=True)
+
+
+def test_tokens_of_some_images_are_left_to_keras():
+    x = keras.Input(TOKENS)
+    model = keras.Model(x, L.MultiHeadAttention(2, 3)(x[:1, :], x))
+    assert "Attention" not in {op.kind for op in lower(model)}

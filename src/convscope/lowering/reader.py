@@ -75,7 +75,10 @@ def _read(
     if kwargs.get("mask", 0) is None:
         del kwargs["mask"]
     if isinstance(operation, Spread) and anchor is not None:
-        return [builder.add(Broadcast, operation, [*args, anchor], lengths=operation.lengths)]
+        spread = builder.add(Broadcast, operation, [*args, anchor], lengths=operation.lengths)
+        if operation.lengths[0] == -1 and anchor.name in builder.batches:
+            builder.batches.add(spread.name)
+        return [spread]
     is_attention = type(operation) is keras.layers.MultiHeadAttention
     given = _query_value_key(*args, **kwargs) if is_attention else (args, kwargs)
     read = _reader_for(operation, *given)

@@ -113,13 +113,21 @@ def add_operation(
         lambda leaf: read_constant(builder, leaf) if builder.knows(leaf) else leaf, (args, kwargs)
     )
     leaves = keras.tree.flatten(arguments)
-    return builder.add_keras(
-        Operation,
-        operation,
-        tuple(dict.fromkeys(leaf.name for leaf in leaves if isinstance(leaf, Value))),
-        specs,
-        function=operation,
-        arguments=arguments,
+    inputs = tuple(dict.fromkeys(leaf.name for leaf in leaves if isinstance(leaf, Value)))
+    outputs = builder.add_keras(Operation, operation, inputs, specs, function=operation, arguments=arguments)
+    if _keeps_batch(operation, args) and builder.batches.issuperset(inputs):
+        builder.batches.update(value.name for value in outputs)
+    return outputs
+
+
+def _keeps_batch(operation: Any, args: Any) -> bool:
+    """Say whether what it gives is surely as long as what it reads: parts of examples, or side by side."""
+    kind = type(operation).__name__
+    if kind == "GetItem":
+        key = args[1] if isinstance(args[1], tuple) else (args[1],)
+        return bool(key) and isinstance(key[0], slice) and key[0] == slice(None)
+    return (
+        kind == "Concatenate" and operation.axis not in (0, None) and operation.axis > -len(args[0][0].shape)
     )
 
 
