@@ -30,6 +30,7 @@ from serving_cases import Server, connect, drawn, form_of, plain_bundle, png, pr
 import convscope
 from convscope.data.corrections import Keeper, read_corrections, undo_correction
 from convscope.export import load_bundle
+from convscope.export.formats import FORMATS
 from convscope.prediction import predict_files
 from convscope.serving import Gate, Limits, batching, create_app
 from convscope.serving.guard import content_security_policy
@@ -910,3 +911,17 @@ def test_the_steps_of_the_container_file_give_a_server(digits_run, tmp_path):
         finally:
             running.send_signal(signal.SIGTERM)
         assert running.wait(30) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMATS)
+def test_an_export_of_every_format_is_served(form, digits_run, digits, tmp_path):
+    from convscope.export.exporting import export_run
+
+    run = copy_of(digits_run, tmp_path / "run")
+    served = load_bundle(export_run(run, form, tmp_path / "export").path)
+    expected = load_bundle(run).predict(digits.images[:20])
+    with Server(create_app(served)) as server:
+        answer = server.ask("POST", "/predict", **form_of([png(one) for one in digits.images[:20]])).json()
+    found = [list(one["probabilities"].values()) for one in answer["predictions"]]
+    np.testing.assert_allclose(found, expected, atol=0.05 if form == "int8" else 1e-4)
