@@ -26,7 +26,7 @@ from convscope.errors import InterruptedRunError, UnknownNameError, UsageError
 from convscope.experiment.running import resume_experiment, run_experiment
 from convscope.experiment.transfer import features_of, fit_logistic, is_average, keep_better
 from convscope.networks import pretrained
-from convscope.recipes import choose_backbone, suggest
+from convscope.recipes import choose_backbone, size_for_backbone, suggest
 from convscope.report.training import learning
 from convscope.runs import open_run
 from convscope.training.config import TrainingConfig
@@ -210,6 +210,15 @@ def test_a_backbone_is_taken_for_few_colour_photographs(
     name, line = choose_backbone(images, side, channels)
     assert name is None
     assert ("pip install" in line) is taken
+
+
+@pytest.mark.parametrize(
+    ("images", "side", "size"),
+    [(400, 500, 256), (2_000, 500, 192), (400, 128, 192), (400, 32, 112)],
+    ids=["few", "many", "rather small", "small"],
+)
+def test_few_large_photographs_are_seen_large(images: int, side: float, size: int) -> None:
+    assert size_for_backbone(images, side) == size
 
 
 def test_few_photographs_are_fine_tuned_gently() -> None:

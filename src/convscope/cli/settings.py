@@ -144,7 +144,7 @@ def _pretrained_recipe(
         network, line = choose_backbone(*found) if found else (None, "")
     if network is None:
         return None, line
-    own = size_for_backbone(found[1]) if found else None
+    own = size_for_backbone(*found[:2]) if found else None
     return replace(find_recipe("pretrained"), network=network, size=size or own), line
 
 
