@@ -65,7 +65,7 @@ _FINE_TUNING = ((3_000, 4, 1e-3), (math.inf, 2, 1e-3))
 # Fewer photographs than these are fitted by the head almost without an error. Larger changes leave something
 # to learn; smoothed labels would pull at a head that is sure of them, and so at a backbone that then forgets.
 _FEW = 1_000
-_TUNED_BY_FEW: dict[str, Any] = {"epochs": 6, "learning_rate": 1e-4, "label_smoothing": 0.0}
+_TUNED_BY_FEW: dict[str, Any] = {"epochs": 3, "learning_rate": 1e-4, "label_smoothing": 0.0}
 _AUGMENTATION_OF_FEW = Augmentation(shift=0.15, rotate=15, zoom=0.3, flip="horizontal", contrast=0.3)
 # A pretrained network is taken for at most so many photographs, of at least so many pixels on one side.
 MOST_FOR_BACKBONE, LEAST_SIDE_FOR_BACKBONE = 10_000, 32
