@@ -30,7 +30,7 @@ _NOT_NEEDED = {
 }
 # Modules and networks are a million objects that stay: to look for garbage after every 700 of them, as Python
 # does, takes a fifth of the time of a prediction.
-_OBJECTS_BEFORE_A_COLLECTION = 50_000
+_OBJECTS_BEFORE_A_COLLECTION = 10_000
 _ended: list[int] = []
 
 
