@@ -2,13 +2,16 @@
 
 import errno
 import os
+import random
 import shutil
 import signal
 import sys
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
 import pytest
 from hypothesis import settings
 from process_state import process_state, settled_changes
@@ -29,8 +32,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine takes longer for an example than the 200 ms that hypothesis allows; that is no failure.
-settings.register_profile("busy", deadline=None)
-settings.load_profile("busy")
+# The same examples each time: a change is judged by what it changes.
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.load_profile("repeatable")
 
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -59,6 +63,42 @@ def pytest_collection_modifyitems(config, items):
     if missing:
         config.hook.pytest_deselected(items=missing)
         items[:] = [item for item in items if item not in missing]
+
+
+def pytest_configure(config):
+    """Leave the order of the tests to chance, but not the numbers that they draw."""
+    config.option.randomly_reset_seed = False
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef, request):
+    """Draw the same random numbers in a fixture that several tests share, whichever of them comes first."""
+    if fixturedef.scope == "function":
+        return (yield)
+    state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    _seed(fixturedef.argname)
+    try:
+        return (yield)
+    finally:
+        random.setstate(state[0])
+        np.random.set_state(state[1])  # noqa: NPY002
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item):
+    _seed(item.nodeid)
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    _seed(item.nodeid)
+    return (yield)
+
+
+def _seed(name):
+    random.seed(name)
+    np.random.seed(zlib.crc32(name.encode()))  # noqa: NPY002 - what libraries draw from
 
 
 def pytest_terminal_summary(terminalreporter, config):
