@@ -18,6 +18,7 @@ import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -32,7 +33,9 @@ from convscope.data.corrections import Keeper, read_corrections, undo_correction
 from convscope.export import load_bundle
 from convscope.export.formats import FORMATS
 from convscope.prediction import predict_files
+from convscope.preprocessing import Preprocess
 from convscope.serving import Gate, Limits, batching, create_app
+from convscope.serving.app import PATHS
 from convscope.serving.guard import content_security_policy
 
 JSON = ("content-type", "application/json")
@@ -154,7 +157,8 @@ def test_a_picture_shows_where_the_evidence_lies(trained_server, ask, digits):
 def test_a_sure_answer_can_be_asked_for(ask, digits):
     image = form_of([png(drawn(3))])
     assert ask("POST", "/predict?abstain=1", **image).json()["predictions"][0]["label"] is None
-    assert ask("POST", "/predict?abstain=2", **image).status == 422
+    refused = ask("POST", "/predict?abstain=2", **image)
+    assert (refused.status, refused.json()["detail"].startswith("Expected abstain")) == (400, True)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +167,10 @@ def test_a_sure_answer_can_be_asked_for(ask, digits):
         ({"content": b"x", "headers": [("content-type", "image/png")]}, 415),
         ({"content": b"x"}, 415),
         ({"content": b"{", "headers": [JSON]}, 400),
-        ({"content": b"[" * 100_000, "headers": [JSON]}, 400),
+        ({"content": b"[" * 4_000, "headers": [JSON]}, 400),
+        ({"content": b"[" * 100_000, "headers": [JSON]}, 413),
+        ({"content": b'{"images": [%s]}' % b",".join([b"[]"] * 10**7), "headers": [JSON]}, 413),
+        ({"data": {"note": "x" * 5_000}, "files": {"other": ("", b"")}}, 413),
         ({"json": {"images": ["AAAA"]}, "headers": [("transfer-encoding", "chunked")]}, 400),
         ({"json": []}, 400),
         ({"json": {}}, 400),
@@ -180,7 +187,7 @@ def test_a_sure_answer_can_be_asked_for(ask, digits):
 )
 def test_what_is_no_request_is_refused_in_a_sentence(content, status, ask):
     answer = ask("POST", "/predict", **content)
-    assert (answer.status, "detail" in answer.json()) == (status, True)
+    assert (answer.status, answer.json()["detail"].startswith("Expected ")) == (status, True)
 
 
 def test_requests_that_come_while_the_network_is_busy_are_predicted_together(bundle, digits, monkeypatch):
@@ -211,6 +218,65 @@ def test_requests_that_come_while_the_network_is_busy_are_predicted_together(bun
         assert [one.status for one in answers] == [200] * 12
         assert sum(sizes) == 12 and len(sizes) <= 3
         assert server.ask("POST", "/predict", **image).status == 200  # there is room again
+
+
+def test_images_take_room_until_their_grad_cam_is_there(bundle, digits, monkeypatch):
+    begun, free = threading.Event(), threading.Event()
+
+    def held_up(*_):
+        begun.set()
+        assert free.wait(30)
+        return "data:image/png;base64,"
+
+    monkeypatch.setattr(batching, "_grad_cam", held_up)
+    image = form_of([png(digits.images[0])])
+    with Server(create_app(bundle, limits=Limits(waiting=1))) as server:
+
+        async def together():
+            asked = asyncio.create_task(server.asked("POST", "/predict?gradcam=1", **image))
+            assert await asyncio.to_thread(begun.wait, 30)
+            refused = await server.asked("POST", "/predict", **image)
+            free.set()
+            return refused, await asked
+
+        refused, answer = server.run(together())
+    assert (refused.status, answer.status) == (503, 200)
+
+
+def test_a_prediction_waits_for_one_grad_cam_at_most(bundle, digits, monkeypatch):
+    order, decoded, free = [], threading.Event(), threading.Event()
+    read_input = batching.read_input
+
+    def explain(*_):
+        order.append("explained")
+        assert free.wait(30)
+
+    def read(*arguments):
+        found = read_input(*arguments)
+        decoded.set()
+        return found
+
+    async def several():
+        batcher, upload = (
+            batching.Batcher(bundle, 10, order.append),
+            batching.Upload("a", png(digits.images[0])),
+        )
+        (prediction,) = await batcher.predict([upload])
+        order.clear()
+        monkeypatch.setattr(batching, "read_input", read)
+        asked = [asyncio.create_task(batcher.grad_cam(prediction)) for _ in range(3)]
+        await asyncio.sleep(0)
+        asked.append(asyncio.create_task(batcher.predict([upload])))
+        assert await asyncio.to_thread(decoded.wait, 30)
+        await asyncio.sleep(0.1)
+        free.set()
+        await asyncio.gather(*asked)
+        batcher.close()
+
+    monkeypatch.setattr(batching, "_grad_cam", explain)
+    with ThreadPoolExecutor(1) as pool:  # in this thread Playwright may keep a loop running
+        pool.submit(asyncio.run, several()).result()
+    assert order == ["explained", 1, "explained", "explained"]
 
 
 def test_an_error_of_the_network_is_told_to_all_who_wait_and_the_next_is_answered(
@@ -383,7 +449,10 @@ def test_no_path_leads_to_a_file(server):
     for path in paths:
         answer = server.ask("GET", path)
         assert answer.status == 404, path
-        assert answer.json() == {"detail": "Not Found"}, path
+        assert (
+            answer.json()["detail"]
+            == f"Expected one of the addresses {', '.join(PATHS)}, got another address."
+        )
 
 
 @pytest.mark.parametrize("start", [0, 10, 20])
@@ -513,6 +582,16 @@ def test_decompression_bombs_are_refused(ask):
     assert time.monotonic() - began < 20
 
 
+def test_a_line_of_pixels_is_not_made_a_sheet(digits):
+    images = np.zeros((2, 28, 28, 1), np.uint8)
+    cropped = replace(plain_bundle(), preprocess=Preprocess.fit(images, "unit", resize="crop"))
+    line = png(np.zeros((1, 200_000), np.uint8))  # cropped to 28 rows it would have 5.6 million columns
+    with Server(create_app(cropped)) as server:
+        answer = server.ask("POST", "/predict", **form_of([line, png(digits.images[0])]))
+    assert [one["index"] for one in answer.json()["predictions"]] == [1]
+    assert "at most 64,000,000 pixels" in answer.json()["failures"][0]["reason"]
+
+
 # What it keeps
 
 
@@ -597,6 +676,8 @@ def test_a_correction_that_was_taken_back_is_not_counted(bundle, digits, tmp_pat
         (("--port", "70000"), 2, "a port from 0 to 65,535"),
         (("--host", "no.such.host.invalid"), 2, "as --host"),
         (("--token", "short"), 2, "at least 16 characters"),
+        (("--token", " " + "f" * 16), 2, "no space at its ends"),
+        (("--token", "f" * 16 + "ü"), 2, "of ASCII"),
         (("--keep", "file"), 2, "a folder for --keep"),
     ],
 )

@@ -252,9 +252,9 @@ def read_input(raw: bytes, name: str, bundle: Bundle) -> Input | Failure:
     """Decode an image file and bring it to size; call it inside ``quiet_pillow``."""
     try:
         image = decode(raw, name, bundle.preprocess.depth)
+        return Input(name, bundle.preprocess.resize_to_input([image])[0])
     except ImageError as error:
         return Failure(name, str(error))
-    return Input(name, bundle.preprocess.resize_to_input([image])[0])
 
 
 def judge(bundle: Bundle, inputs: Sequence[Input], threshold: float = 0.0) -> list[Prediction]:

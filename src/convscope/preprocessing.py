@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from convscope.data.decode import PIXEL_CAP, too_many_pixels
 from convscope.errors import DataError, UsageError, expected_got, unknown_name
 
 if TYPE_CHECKING:
@@ -305,6 +306,8 @@ def _resized(picture: Image.Image, size: tuple[int, int], resize: str) -> Image.
     pick = min if resize == "letterbox" else max
     factor = pick(width / picture.width, height / picture.height)
     inner = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+    if inner[0] * inner[1] > PIXEL_CAP:  # a line of pixels, of which cropping would make a sheet
+        raise too_many_pixels("an image", f"one of {picture.width:,}×{picture.height:,} to be cropped")
     resampled = _resample(picture, *inner)
     canvas = Image.new(picture.mode, (width, height))
     # A negative corner crops, a positive one leaves a border: one line for both.

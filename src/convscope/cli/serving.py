@@ -17,10 +17,14 @@ from convscope.errors import ConvscopeError, UsageError, expected_got
 SHORTEST_TOKEN = 16
 
 
+def _find(name: str) -> Path:
+    if Path(name).is_file():
+        raise UsageError(expected_got("a run, or a folder that export wrote", f"the file {name}"))
+    return find_run_or_export(name)
+
+
 def serve(
-    run: Annotated[
-        Path, typer.Argument(parser=find_run_or_export, help="A run, or a folder that export wrote.")
-    ],
+    run: Annotated[Path, typer.Argument(parser=_find, help="A run, or a folder that export wrote.")],
     host: Annotated[
         str, typer.Option(help="Where to listen: 0.0.0.0 for all that reach this machine.")
     ] = "127.0.0.1",
@@ -59,6 +63,9 @@ def serve(
         raise UsageError(
             expected_got(f"a token of at least {SHORTEST_TOKEN} characters", f"{len(token)}", hint)
         )
+    if token is not None and not (token.isascii() and token.isprintable() and token == token.strip()):
+        hint = "A header carries nothing else for certain."
+        raise UsageError(expected_got("a token of ASCII characters, no space at its ends", "another", hint))
     if keep is not None and keep.exists() and not keep.is_dir():
         raise UsageError(expected_got("a folder for --keep", f"the file {keep}"))
     from convscope.serving.server import address_of, is_loopback, open_socket

@@ -285,7 +285,7 @@ def _opened(raw: bytes, source: str) -> Iterator[Image.Image]:
         opened = Image.open(io.BytesIO(raw), formats=[name for name in FORMATS if name != "HEIF"])
     with opened as image:
         if image.width * image.height > PIXEL_CAP:
-            raise _too_many_pixels(source, f"{image.width:,}×{image.height:,} pixels")
+            raise too_many_pixels(source, f"{image.width:,}×{image.height:,} pixels")
         yield image
 
 
@@ -297,7 +297,7 @@ def _failures_named(raw: bytes, source: str) -> Iterator[None]:
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_many_pixels(source, f"more than {PIXEL_CAP:,} pixels") from error
+        raise too_many_pixels(source, f"more than {PIXEL_CAP:,} pixels") from error
     except Exception as error:
         # Pillow's plugins raise almost anything on damaged bytes (struct.error, KeyError, SyntaxError …);
         # each of them means that this file cannot be read.
@@ -310,7 +310,7 @@ def _failures_named(raw: bytes, source: str) -> Iterator[None]:
         raise refusal(what, source, f"{kind} that {words}", "Copy or download it again.") from error
 
 
-def _too_many_pixels(source: str, found: str) -> ImageError:
+def too_many_pixels(source: str, found: str) -> ImageError:
     """Make the error for an image that would fill the memory."""
     expected = f"{source} to have at most {PIXEL_CAP:,} pixels"
     return ImageError("too_large", expected_got(expected, found, "Make it smaller."), found)

@@ -15,7 +15,8 @@ from typing import Annotated, Any
 
 import jinja2
 from fastapi import Depends, FastAPI, Query, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from fastapi.security import HTTPBearer
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -27,6 +28,7 @@ from prometheus_client import (
 )
 from prometheus_client.process_collector import ProcessCollector
 from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 import convscope
@@ -36,12 +38,14 @@ from convscope.errors import ConvscopeError, RunError, UsageError, expected_got
 from convscope.explorer.page import COLOURS
 from convscope.export import Bundle
 from convscope.prediction import Failure, Prediction
-from convscope.serving.batching import Batcher, QueueFullError, Upload
-from convscope.serving.guard import App, Gate, Guard, Limits, Refusal, busy, content_security_policy
+from convscope.serving.batching import Batcher, Upload
+from convscope.serving.guard import App, Gate, Guard, Limits, Refusal, content_security_policy
 
 PAGE = Path(__file__).parent / "page"
 PATHS = ("/", "/predict", "/health", "/metrics", "/docs", "/openapi.json", "/corrections")
 _PIECE = 64 * 2**10
+# Values in a JSON body, and bytes of a text in a form: what takes far more memory, or time, than it is long.
+_VALUES, _TEXT = 4096, 4096
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -130,18 +134,37 @@ _CORRECTION = {
         "content": {"application/json": {"schema": Correction.model_json_schema()}},
     }
 }
-_KEPT: dict[int | str, dict[str, Any]] = {
-    200: {"model": Corrections},
-    404: {"model": Problem, "description": "This server keeps no corrections"},
-    507: {"model": Problem, "description": "There is no more room for corrections"},
-}
-_REFUSED: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "Not a request that can be read"},
-    408: {"model": Problem, "description": "The body came too slowly"},
-    413: {"model": Problem, "description": "Too many bytes, or too many images"},
+_Responses = dict[int | str, dict[str, Any]]
+
+
+def _refusals(meanings: dict[int, str]) -> _Responses:
+    return {status: {"model": Problem, "description": meaning} for status, meaning in meanings.items()}
+
+
+_REFUSED = _refusals(
+    {
+        400: "Not a request that can be read",
+        401: "Without the token that the server asks for",
+        403: "From another page than the server's own",
+        408: "The body came too slowly",
+        413: "Too many bytes, or too many images",
+        421: "Under a name that is not the server's",
+        503: "Too many images are waiting; Retry-After says when to try again",
+    }
+)
+_PREDICTED: _Responses = {
+    200: {"model": Answer},
     422: {"model": Answer, "description": "None of the images could be read"},
-    503: {"model": Problem, "description": "Too many images are waiting; Retry-After says when to try again"},
+    **_refusals({415: "Neither a form with files nor JSON", 500: "The network computes no numbers"}),
 }
+_KEPT = _refusals(
+    {
+        404: "This server keeps no corrections",
+        415: "Not JSON",
+        422: "Not a class, or not an image",
+        507: "There is no more room for corrections",
+    }
+)
 
 
 def create_app(
@@ -167,21 +190,24 @@ def create_app(
         docs_url=None,  # it loads its scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
+        responses=_REFUSED,
         dependencies=[
             Depends(HTTPBearer(auto_error=False, description="Where the server asks for a token."))
         ],
     )
-    for kind in (Refusal, ConvscopeError):
+    for kind in (Refusal, ConvscopeError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _refused)
-    app.post("/predict", responses={200: {"model": Answer}, **_REFUSED}, openapi_extra=_UPLOAD)(
-        service.predict
-    )
-    app.get("/corrections", responses=_KEPT)(service.corrections)
+    app.post("/predict", responses=_PREDICTED, openapi_extra=_UPLOAD)(service.predict)
+    app.get("/corrections", response_model=Corrections)(service.corrections)
     app.post(
-        "/corrections", status_code=201, responses={201: _KEPT[200], **_KEPT}, openapi_extra=_CORRECTION
+        "/corrections",
+        status_code=201,
+        response_model=Corrections,
+        responses=_KEPT,
+        openapi_extra=_CORRECTION,
     )(service.correct)
     app.get("/health")(service.health)
-    app.get("/metrics", response_class=Response)(service.measured)
+    app.get("/metrics", response_class=PlainTextResponse)(service.measured)
     start = page or _fill("index.html", title=title, labels=bundle.class_names, keeps=keeper is not None)
     _add_page(app, "/", lambda: start)
     _add_page(app, "/docs", lambda: _fill("docs.html", schema=app.openapi()))
@@ -216,19 +242,16 @@ class _Service:
         if gradcam and len(uploads) > self._limits.gradcams:
             found = f"got {len(uploads)}."
             raise Refusal(413, f"Expected at most {self._limits.gradcams} images with gradcam, {found}")
-        try:
-            results = await self._batcher.predict(uploads)
-        except QueueFullError:
-            raise busy() from None
         answer: dict[str, list[dict[str, Any]]] = {"predictions": [], "failures": []}
-        for index, one in enumerate(results):
-            if isinstance(one, Failure):
-                answer["failures"].append({"index": index, **one.to_json()})
-                continue
-            row = {"index": index, **_as_json(one, self._names, abstain)}
-            if gradcam:
-                row["gradcam"] = await self._batcher.grad_cam(one)
-            answer["predictions"].append(row)
+        with self._batcher.room(len(uploads)):
+            for index, one in enumerate(await self._batcher.predict(uploads)):
+                if isinstance(one, Failure):
+                    answer["failures"].append({"index": index, **one.to_json()})
+                    continue
+                row = {"index": index, **_as_json(one, self._names, abstain)}
+                if gradcam:
+                    row["gradcam"] = await self._batcher.grad_cam(one)
+                answer["predictions"].append(row)
         for outcome, rows in answer.items():
             self.metrics.images.labels(outcome).inc(len(rows))
         return JSONResponse(answer, 200 if answer["predictions"] else 422)
@@ -245,8 +268,9 @@ class _Service:
         if label not in self._names:
             expected = f"one of the classes {', '.join(self._names)}"
             raise Refusal(422, expected_got(expected, "another label"))
-        if problem := await self._batcher.decode(Upload("the image", image)):
-            raise Refusal(422, problem.reason)
+        with self._batcher.room(1):
+            if problem := await self._batcher.decode(Upload("the image", image)):
+                raise Refusal(422, problem.reason)
         if keeper.size + len(image) > self._limits.kept:
             limit = f"{self._limits.kept / 2**30:g} GB"
             raise Refusal(507, expected_got(f"at most {limit} of corrections", "more"))
@@ -276,9 +300,18 @@ class _Service:
         return self._keeper
 
 
-async def _refused(_request: Request, error: Exception) -> Response:
+async def _refused(request: Request, error: Exception) -> Response:
+    """Say in one sentence why there is no answer, whoever found it."""
     if isinstance(error, Refusal):
         return JSONResponse({"detail": error.detail}, error.status, error.headers)
+    if isinstance(error, HTTPException):  # of the router, which knows addresses and methods
+        allowed = (error.headers or {}).get("allow", f"one of the addresses {', '.join(PATHS)}")
+        found = "another address" if error.status_code == 404 else request.method
+        return JSONResponse({"detail": expected_got(allowed, found)}, error.status_code, error.headers)
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        expected = f"{first['loc'][-1]} as the interface describes it"
+        return JSONResponse({"detail": expected_got(expected, "another value", f"{first['msg']}.")}, 400)
     return JSONResponse({"detail": str(error)}, 400 if isinstance(error, UsageError) else 500)
 
 
@@ -330,11 +363,15 @@ async def _read_uploads(request: Request, most: int) -> list[Upload]:
     """Read the images of a request, as files of a form or as JSON."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        parser = _InMemory(request.headers, request.stream(), max_files=most, max_fields=most)
+        parser = _InMemory(
+            request.headers, request.stream(), max_files=most, max_fields=most, max_part_size=_TEXT
+        )
         try:
             form = await parser.parse()
         except MultiPartException as error:
-            raise Refusal(413 if "Too many" in error.message else 400, error.message) from None
+            too_much = any(word in error.message for word in ("Too many", "exceeded"))
+            expected = expected_got(f"a form of at most {most} files", "another", error.message)
+            raise Refusal(413 if too_much else 400, expected) from None
         files = [one for one in form.multi_items() if not isinstance(one[1], str)]
         uploads = [Upload(file.filename or "image", await file.read()) for _, file in files]  # type: ignore[union-attr]
         await form.close()
@@ -355,8 +392,11 @@ async def _read_json(request: Request) -> dict[str, Any]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise Refusal(415, "Expected application/json, got another content type.")
+    body = await request.body()
+    if sum(map(body.count, (b"[", b"{", b","))) > _VALUES:
+        raise Refusal(413, f"Expected JSON of at most {_VALUES:,} values, got more.")
     try:
-        value = json.loads(await request.body())
+        value = json.loads(body)
     except (ValueError, RecursionError):
         raise Refusal(400, "Expected JSON, got something else.") from None
     if not isinstance(value, dict):

@@ -6,8 +6,9 @@ import asyncio
 import base64
 import io
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -19,6 +20,7 @@ from convscope.data.decode import quiet_pillow
 from convscope.environment import share_of_threads
 from convscope.export import Bundle
 from convscope.prediction import Failure, Input, Prediction, judge, read_input
+from convscope.serving.guard import busy
 
 _Given = TypeVar("_Given")
 _Made = TypeVar("_Made")
@@ -30,10 +32,6 @@ TOGETHER = 128
 # Images that are unpacked at a time, on as many processors; each may take 200 MB.
 DECODERS = 4
 LONGEST_NAME = 200
-
-
-class QueueFullError(Exception):
-    """More images wait already than the server promises to predict."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +51,7 @@ class Batcher:
         self._readers = ThreadPoolExecutor(min(share_of_threads(1), DECODERS), "convscope-decode")
         self._decoding = _Stage(self._decode, DECODED)
         self._predicting = _Stage(self._judge, TOGETHER)
+        self._explaining = asyncio.Lock()
 
     async def start(self) -> None:
         """Prepare the network: the first request should not have to wait for that."""
@@ -67,19 +66,24 @@ class Batcher:
             one.close()
         self._readers.shutdown()
 
-    async def predict(self, uploads: Sequence[Upload]) -> list[Prediction | Failure]:
-        """Predict images in their order; refuse them all where too many wait."""
-        if self.pending + len(uploads) > self._limit:
-            raise QueueFullError
-        self.pending += len(uploads)
+    @contextmanager
+    def room(self, images: int) -> Iterator[None]:
+        """Take room for some images until they are answered; refuse them all where too many are in work."""
+        if self.pending + images > self._limit:
+            raise busy()
+        self.pending += images
         try:
-            read: list[Input | Failure] = []
-            for start in range(0, len(uploads), DECODED):
-                read += await self._decoding.ask(uploads[start : start + DECODED])
-            predictions = iter(await self._predicting.ask([one for one in read if isinstance(one, Input)]))
-            return [one if isinstance(one, Failure) else next(predictions) for one in read]
+            yield
         finally:
-            self.pending -= len(uploads)
+            self.pending -= images
+
+    async def predict(self, uploads: Sequence[Upload]) -> list[Prediction | Failure]:
+        """Predict images in their order."""
+        read: list[Input | Failure] = []
+        for start in range(0, len(uploads), DECODED):
+            read += await self._decoding.ask(uploads[start : start + DECODED])
+        predictions = iter(await self._predicting.ask([one for one in read if isinstance(one, Input)]))
+        return [one if isinstance(one, Failure) else next(predictions) for one in read]
 
     async def decode(self, upload: Upload) -> Failure | None:
         """Say why an image cannot be read, if it cannot."""
@@ -88,7 +92,8 @@ class Batcher:
 
     async def grad_cam(self, prediction: Prediction) -> str:
         """Show where the evidence for a prediction lies, as the data address of a PNG."""
-        return await self._predicting.run(_grad_cam, self._bundle, prediction)
+        async with self._explaining:  # one at a time, so that predictions need not wait for many
+            return await self._predicting.run(_grad_cam, self._bundle, prediction)
 
     def _decode(self, uploads: Sequence[Upload]) -> list[Input | Failure]:
         def read(one: Upload) -> Input | Failure:

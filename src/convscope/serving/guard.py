@@ -144,7 +144,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, answer, body = time.perf_counter(), Reply(send), bytearray()
+        began, answer, body, size = time.perf_counter(), Reply(send), bytearray(), 0
         try:
             try:
                 self._gate.require(scope["method"], scope["path"], scope["headers"])
@@ -154,9 +154,11 @@ class Guard:
             else:
                 # HEAD is GET without the content, which the server leaves out.
                 method = {"HEAD": "GET"}.get(scope["method"], scope["method"])
-                await self._app({**scope, "method": method}, _replay(bytes(body), receive), answer.send)
+                replayed, size = _replay(bytes(body), receive), len(body)
+                body.clear()  # it is not held twice
+                await self._app({**scope, "method": method}, replayed, answer.send)
         finally:
-            self._held -= len(body)
+            self._held -= size or len(body)
             self._notice(scope["path"], answer.status, time.perf_counter() - began)
 
     async def _read(self, headers: Headers, receive: Receive, body: bytearray) -> None:
