@@ -325,6 +325,9 @@ def test_the_interface_is_described_without_anything_from_elsewhere(ask):
     assert "POST /predict" in ask("GET", "/docs").text
     assert "<script" not in ask("GET", "/docs").text
     assert ask("GET", "/health").json() == {"status": "ok"}
+    refused = ask("GET", "/predict")
+    assert (refused.status, refused.headers["allow"]) == (405, "POST")
+    assert refused.json() == {"detail": "Expected POST for /predict, got GET."}
 
 
 # Whom it answers
@@ -449,10 +452,7 @@ def test_no_path_leads_to_a_file(server):
     for path in paths:
         answer = server.ask("GET", path)
         assert answer.status == 404, path
-        assert (
-            answer.json()["detail"]
-            == f"Expected one of the addresses {', '.join(PATHS)}, got another address."
-        )
+        assert answer.json()["detail"] == f"Expected one of {', '.join(PATHS)}, got another address."
 
 
 @pytest.mark.parametrize("start", [0, 10, 20])

@@ -28,6 +28,7 @@ from prometheus_client import (
 )
 from prometheus_client.process_collector import ProcessCollector
 from pydantic import BaseModel, Field
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -305,9 +306,10 @@ async def _refused(request: Request, error: Exception) -> Response:
     if isinstance(error, Refusal):
         return JSONResponse({"detail": error.detail}, error.status, error.headers)
     if isinstance(error, HTTPException):  # of the router, which knows addresses and methods
-        allowed = (error.headers or {}).get("allow", f"one of the addresses {', '.join(PATHS)}")
-        found = "another address" if error.status_code == 404 else request.method
-        return JSONResponse({"detail": expected_got(allowed, found)}, error.status_code, error.headers)
+        allowed = Headers(error.headers).get("allow")
+        expected = f"{allowed} for {request.url.path}" if allowed else f"one of {', '.join(PATHS)}"
+        found = request.method if allowed else "another address"
+        return JSONResponse({"detail": expected_got(expected, found)}, error.status_code, error.headers)
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
         expected = f"{first['loc'][-1]} as the interface describes it"
