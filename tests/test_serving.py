@@ -589,7 +589,7 @@ def test_a_line_of_pixels_is_not_made_a_sheet(digits):
     with Server(create_app(cropped)) as server:
         answer = server.ask("POST", "/predict", **form_of([line, png(digits.images[0])]))
     assert [one["index"] for one in answer.json()["predictions"]] == [1]
-    assert "at most 64,000,000 pixels" in answer.json()["failures"][0]["reason"]
+    assert "5,600,000×28, made of 200,000×1" in answer.json()["failures"][0]["reason"]
 
 
 # What it keeps

@@ -253,7 +253,7 @@ def read_input(raw: bytes, name: str, bundle: Bundle) -> Input | Failure:
     try:
         image = decode(raw, name, bundle.preprocess.depth)
         return Input(name, bundle.preprocess.resize_to_input([image])[0])
-    except ImageError as error:
+    except DataError as error:
         return Failure(name, str(error))
 
 

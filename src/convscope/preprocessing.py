@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convscope.data.decode import PIXEL_CAP, too_many_pixels
 from convscope.errors import DataError, UsageError, expected_got, unknown_name
 
 if TYPE_CHECKING:
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 SCALINGS = ("minmax", "unit", "standard", "raw", "published")
 RESIZES = ("letterbox", "crop", "stretch")
 DATA_FORMATS = ("channels_last", "channels_first")
+# A photograph of 8,000×8,000; decoded it takes 192 MB.
+PIXEL_CAP = 64_000_000
 # Images are converted to float32 this many at a time while fitting, so that memory stays flat.
 FIT_CHUNK = 4096
 
@@ -307,7 +308,9 @@ def _resized(picture: Image.Image, size: tuple[int, int], resize: str) -> Image.
     factor = pick(width / picture.width, height / picture.height)
     inner = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
     if inner[0] * inner[1] > PIXEL_CAP:  # a line of pixels, of which cropping would make a sheet
-        raise too_many_pixels("an image", f"one of {picture.width:,}×{picture.height:,} to be cropped")
+        expected = f"an image of at most {PIXEL_CAP:,} pixels before it is cropped"
+        found = f"{inner[0]:,}×{inner[1]:,}, made of {picture.width:,}×{picture.height:,}"
+        raise DataError(expected_got(expected, found, "Make it less narrow."))
     resampled = _resample(picture, *inner)
     canvas = Image.new(picture.mode, (width, height))
     # A negative corner crops, a positive one leaves a border: one line for both.

@@ -27,6 +27,7 @@ from PIL import ExifTags, Image, ImageChops, ImageOps, features
 
 from convscope.environment import own_warning_filters
 from convscope.errors import DataError, expected_got
+from convscope.preprocessing import PIXEL_CAP
 
 # Pillow's name of each format → the endings that its files go by.
 FORMATS = {
@@ -50,8 +51,6 @@ HINTS = {
 }
 # Enough bytes to tell what a file is.
 HEAD = 512
-# A photograph of 8,000×8,000; decoded it takes 192 MB.
-PIXEL_CAP = 64_000_000
 BYTE_CAP = 512 * 2**20
 # What can be odd about an image that is used all the same.
 TRAITS = ("animated", "cmyk", "sixteen_bit", "rotated", "transparent", "mended")
@@ -285,7 +284,7 @@ def _opened(raw: bytes, source: str) -> Iterator[Image.Image]:
         opened = Image.open(io.BytesIO(raw), formats=[name for name in FORMATS if name != "HEIF"])
     with opened as image:
         if image.width * image.height > PIXEL_CAP:
-            raise too_many_pixels(source, f"{image.width:,}×{image.height:,} pixels")
+            raise _too_many_pixels(source, f"{image.width:,}×{image.height:,} pixels")
         yield image
 
 
@@ -297,7 +296,7 @@ def _failures_named(raw: bytes, source: str) -> Iterator[None]:
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise too_many_pixels(source, f"more than {PIXEL_CAP:,} pixels") from error
+        raise _too_many_pixels(source, f"more than {PIXEL_CAP:,} pixels") from error
     except Exception as error:
         # Pillow's plugins raise almost anything on damaged bytes (struct.error, KeyError, SyntaxError …);
         # each of them means that this file cannot be read.
@@ -310,7 +309,7 @@ def _failures_named(raw: bytes, source: str) -> Iterator[None]:
         raise refusal(what, source, f"{kind} that {words}", "Copy or download it again.") from error
 
 
-def too_many_pixels(source: str, found: str) -> ImageError:
+def _too_many_pixels(source: str, found: str) -> ImageError:
     """Make the error for an image that would fill the memory."""
     expected = f"{source} to have at most {PIXEL_CAP:,} pixels"
     return ImageError("too_large", expected_got(expected, found, "Make it smaller."), found)

@@ -449,6 +449,8 @@ def _each_image(
             return None if read is None else work(position, name, read)
         except ImageError as error:
             return error
+        except DataError as error:  # it cannot be brought to size
+            return ImageError("too_large", str(error), "a line of pixels")
 
     pool = ThreadPoolExecutor(max(threads, 1))  # starts its threads with the first task
     positions, names, readers = range(len(job)), [name for name, _ in job], [read for _, read in job]
