@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -106,6 +107,13 @@ def test_a_run_that_cannot_be_written_costs_the_count_and_not_the_export(
     assert "Export: exported" in done.stdout and (tmp_path / "exported" / "bundle.json").is_file()
     assert "small/test_consultations.json, got Read-only file system. The answer is complete" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_every_format_is_named_where_people_look(tmp_path, typed):
+    shown = typed("export", "--help", cwd=tmp_path).stdout
+    page = Path(__file__).parents[1].joinpath("docs", "own-images.md").read_text(encoding="utf-8")
+    for name in FORMATS:
+        assert re.search(rf"\b{name}\b", shown) and re.search(rf"`(--format )?{name}`", page), name
 
 
 @every_format

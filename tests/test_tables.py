@@ -776,7 +776,7 @@ def lying(path):
     [
         (lambda path: path.write_bytes(b"PK no"), "to be an .npz file"),
         (not_numpy, r"x\.npy in .* to be a NumPy array"),
-        (pickled, "plain numbers in x.npy of .*, got Python objects"),
+        (pickled, "plain numbers in x.npy in .*, got Python objects"),
         (damaged, "x in .* to be whole, got Bad CRC-32"),
         (lying, "x in .* to be whole, got the array ends early"),
         (
@@ -800,6 +800,56 @@ def test_an_archive_that_cannot_be_is_refused(tmp_path, write, message):
     write(tmp_path / "d.npz")
     with pytest.raises(DataError, match=message):
         load(tmp_path / "d.npz")
+
+
+# npy
+
+
+def save_npy(folder, **content):
+    folder.mkdir()
+    for name, array in content.items():
+        np.save(folder / f"{name}.npy", array)
+    return folder
+
+
+def test_arrays_in_files_of_their_own_are_those_of_an_archive(tmp_path):
+    parts = {"x_train": GREY[:20], "y_train": LABELS[:20], "x_test": GREY[20:] / 255, "y_test": LABELS[20:]}
+    parts["class_names"] = WORDS
+    folder = save_npy(tmp_path / "d", **parts, embeddings=np.zeros(3))
+    (folder / "labels.csv").write_text("name,meaning\n0,ant\n", encoding="utf-8")  # no table of images
+    archive = load(save_npz(tmp_path / "d.npz", **parts))
+    for path in (folder, folder / "x_test.npy"):
+        dataset = load(path)
+        assert_same(dataset, GREY, WORDS[LABELS])
+        assert (dataset.name, dataset.fingerprint) == ("d", archive.fingerprint)
+
+
+def test_a_changed_file_of_an_array_is_read_anew(tmp_path):
+    folder = save_npy(tmp_path / "d", images=GREY, labels=LABELS)
+    before = load(folder).fingerprint
+    np.save(folder / "labels.npy", LABELS[::-1])
+    assert load(folder).fingerprint != before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"x": GREY}, "arrays x_train and y_train, or images and labels, in .*, got x"),
+        ({"x": GREY, "y": LABELS[:-1]}, "a label in y for each of 40 images, got 39"),
+        ({"x": np.asfortranarray(GREY), "y": LABELS}, r"x\.npy in row-major order"),
+    ],
+    ids=["no-labels", "count", "fortran"],
+)
+def test_files_of_arrays_that_cannot_be_are_refused(tmp_path, content, message):
+    with pytest.raises(DataError, match=message):
+        load(save_npy(tmp_path / "d", **content) / "x.npy")
+
+
+def test_a_file_that_is_no_array_is_refused(tmp_path):
+    folder = save_npy(tmp_path / "d", y=LABELS)
+    (folder / "x.npy").write_bytes(b"\x93NUMPY no")
+    with pytest.raises(DataError, match=r"x\.npy to be a NumPy array"):
+        load(folder)
 
 
 # IDX

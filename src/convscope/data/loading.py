@@ -49,8 +49,8 @@ def load(
     ----------
     name : str or Path
         ``"mnist"``, ``"digits"``; or the path of a folder with a folder for each class, with or without
-        ``train``, ``val`` and ``test``; of a CSV file of paths and labels, or of pixels; of ``.npz``, Parquet
-        or IDX files.
+        ``train``, ``val`` and ``test``; of a CSV file of paths and labels, or of pixels; of ``.npz``,
+        ``.npy``, Parquet or IDX files.
     path : str or Path, optional
         For a name: a folder to look in before any other.
     download : bool

@@ -10,19 +10,20 @@ from tempfile import TemporaryDirectory
 
 from convscope.data.decode import SUFFIXES
 from convscope.data.sources.archive import SUFFIXES_OF_ARCHIVES, look_into
-from convscope.data.sources.arrays import find_idx, read_npz
+from convscope.data.sources.arrays import NPY, are_paired, find_idx, read_npy, read_npz
 from convscope.data.sources.base import Finding, Index, Source, find, index_of, split_in_name
 from convscope.data.sources.folder import is_clutter, read_folder
 from convscope.data.sources.parquet import read_parquet
 from convscope.data.sources.table import SUFFIXES_OF_TABLES, NoImagesError, is_form, read_tables
 from convscope.errors import DataError, DataNotFoundError, expected_got
 
-KINDS = "a folder of images, .zip, .tar, .csv, .npz, .parquet or IDX files"
+KINDS = "a folder of images, .zip, .tar, .csv, .npz, .npy, .parquet or IDX files"
 # The ending of a file → what reads files with it: it takes the files, a name, and what names are relative to.
 READERS: dict[str, Callable[[Sequence[Path], str, Path | None], Source]] = {
     **dict.fromkeys(SUFFIXES_OF_TABLES, read_tables),
     **dict.fromkeys(SUFFIXES_OF_ARCHIVES, lambda files, _name, _root: _source_of_archive(files[0])),
     ".npz": lambda files, _name, _root: read_npz(files[0]),
+    NPY: lambda files, _name, _root: read_npy(files[0]),
     ".parquet": lambda files, name, _root: read_parquet(files, name),
 }
 
@@ -71,7 +72,7 @@ def _source_of_folder(folder: Path) -> Source:
 
 def _source_of_archive(path: Path) -> Source:
     """Find folders of classes in an archive with what tables inside say of them, else such tables alone."""
-    archive = look_into(path)
+    archive = look_into(path, tuple(READERS))
     with TemporaryDirectory() as place:
         folder = Path(place)
         archive.unpack_tables(folder)
@@ -101,14 +102,15 @@ def _source_of_archive(path: Path) -> Source:
 
 
 def _files_with_images(folder: Path) -> list[Path]:
-    """List the files in a folder that may hold images: all Parquet files, else one ``.npz``, else tables."""
+    """List the files in a folder that may hold images: Parquet, one ``.npz``, ``.npy`` pairs or tables."""
     parquet = sorted(file for file in folder.rglob("*.parquet") if file.is_file())
     npz = _files_of(folder, (".npz",))
     if not parquet and len(npz) > 1:
         found = ", ".join(file.name for file in npz)
         hint = "Give the path of one of them, or save the arrays of all in one."
         raise DataError(expected_got(f"one .npz file in {folder}", found, hint))
-    return parquet or npz or _tables_of(folder)
+    npy = _files_of(folder, (NPY,))
+    return parquet or npz or (npy if are_paired(npy) else _tables_of(folder))
 
 
 def _tables_of(folder: Path) -> list[Path]:

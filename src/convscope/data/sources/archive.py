@@ -30,8 +30,6 @@ _DAMAGED = (
     *(OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile),
     *(RuntimeError, ValueError),  # as zipfile has them for what its other errors do not cover
 )
-# What lies in an archive without being read there.
-_NOT_READ = (*SUFFIXES_OF_TABLES, *SUFFIXES_OF_ARCHIVES, ".npz", ".parquet")
 _WAYS_OF_PACKING = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
 # Bits of the flags of a file in a ZIP (APPNOTE.TXT, 4.4.4).
 _IS_ENCRYPTED, _SAYS_UTF8 = 0x1, 0x800
@@ -57,9 +55,13 @@ class _Member:
 
 @dataclass(frozen=True)
 class Archive:
-    """What one pass through an archive has found: places of its files by name, beginnings, whole tables."""
+    """What one pass through an archive has found: places of its files by name, beginnings, whole tables.
+
+    Files with other ``readers``, by their endings, are not read in it.
+    """
 
     path: Path
+    readers: tuple[str, ...]
     places: dict[str, int]
     heads: dict[str, bytes]
     tables: dict[str, bytes]
@@ -77,7 +79,7 @@ class Archive:
         return [
             printable(name)
             for name in self.places
-            if name.lower().endswith(_NOT_READ) and name not in self.tables and not is_form(Path(name))
+            if name.lower().endswith(self.readers) and name not in self.tables and not is_form(Path(name))
         ]
 
     def unpack_tables(self, folder: Path) -> None:
@@ -132,9 +134,9 @@ class Archive:
         )
 
 
-def look_into(path: Path) -> Archive:
+def look_into(path: Path, readers: tuple[str, ...]) -> Archive:
     """Go through an archive once; only tables, and the beginnings of odd files, are read."""
-    found = Archive(path, {}, {}, {}, [], [])
+    found = Archive(path, readers, {}, {}, {}, [], [])
     for place, member in enumerate(_members(path)):
         steps = member.name.split("/")
         name = "/".join(step for step in steps if step != ".")

@@ -1,4 +1,4 @@
-"""Images as numbers, in NumPy's ``.npz`` and in IDX files: which axis is which, and what range they have.
+"""Images as numbers, in NumPy's and in IDX files: which axis is which, and what range they have.
 
 They are read without ever holding all of them in memory.
 """
@@ -12,7 +12,8 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,8 @@ AXES = "images as (n, h, w), (n, h, w, c), (n, c, h, w) or flat squares, 1 or 3 
 IMAGE_WORDS = {"x", "images", "image", "imgs", "data", "pixels", "arr0"}
 LABEL_WORDS = {"y", "labels", "label", "targets", "target", "classes", "arr1"}
 CLASS_NAME_WORDS = {"classnames", "labelnames", "names"}
+_WORDS = (IMAGE_WORDS, LABEL_WORDS)
+NPY = ".npy"
 # Bytes of images that are in memory at a time.
 CHUNK_BYTES = 16 * 2**20
 # Labels are read whole; more than this is no table of labels.
@@ -175,12 +178,12 @@ def _factor(dtype: np.dtype[Any], values: ValueRange, source: str) -> tuple[floa
     return (255.0, 8) if values.high <= 1 else (1.0, values.depth)
 
 
-# Archives of NumPy
+# NumPy's files
 
 
 @dataclass(frozen=True)
-class _Member:
-    """One array inside an archive."""
+class _Array:
+    """One array, in an archive or in a file of its own."""
 
     file: Path
     name: str
@@ -192,6 +195,18 @@ class _Member:
         """Bytes of one row."""
         return math.prod(self.shape[1:]) * self.dtype.itemsize
 
+    @contextmanager
+    def open(self) -> Iterator[IO[bytes]]:
+        """Open it where its rows begin."""
+        with ExitStack() as stack:
+            if self.file.suffix.lower() == NPY:
+                stream: IO[bytes] = stack.enter_context(self.file.open("rb"))
+            else:
+                archive = stack.enter_context(zipfile.ZipFile(self.file))
+                stream = stack.enter_context(archive.open(self.name + NPY))
+            _read_header(stream)
+            yield stream
+
 
 def read_npz(path: Path) -> Source:
     """Find the images and labels of an ``.npz`` file by the arrays' names; nothing is unpickled.
@@ -199,52 +214,75 @@ def read_npz(path: Path) -> Source:
     ``x_train``, ``train_images``, ``x``, ``images`` and the like, each with the labels that go with it;
     ``class_names`` if there are any.
     """
-    members = {member.name: member for member in _members(path)}
-    found, unused = _pair(*(_splits_of(members, words) for words in (IMAGE_WORDS, LABEL_WORDS)))
+    return _source_of_arrays(_arrays_of(path), path.stem, path)
+
+
+def read_npy(path: Path) -> Source:
+    """Find images and labels among an ``.npy`` file and those beside it by their names, as in an ``.npz``."""
+    return _source_of_arrays(_arrays_beside(path), path.parent.resolve().name, path.parent)
+
+
+def are_paired(files: Sequence[Path]) -> bool:
+    """Say whether some ``.npy`` files are named as images with their labels."""
+    return bool(_pair(*(_splits_of([file.stem for file in files], words) for words in _WORDS))[0])
+
+
+def _source_of_arrays(arrays: Sequence[_Array], name: str, where: Path) -> Source:
+    by_name = {array.name: array for array in arrays}
+    found, unused = _pair(*(_splits_of(by_name, words) for words in _WORDS))
     if not found:
-        expected = f"arrays x_train and y_train, or images and labels, in {path}"
-        raise DataError(expected_got(expected, ", ".join(members) or "no arrays"))
-    pairs = {split: (members[images], members[labels]) for split, (images, labels) in found.items()}
-    class_names = _class_names(members.values())
+        expected = f"arrays x_train and y_train, or images and labels, in {where}"
+        raise DataError(expected_got(expected, ", ".join(by_name) or "no arrays"))
+    pairs = {split: (by_name[images], by_name[labels]) for split, (images, labels) in found.items()}
+    class_names = _class_names(arrays)
+    files = tuple(dict.fromkeys(array.file for array in arrays))
     return Source(
-        name=path.stem,
+        name=name,
         layout=f"arrays {', '.join(images.name for images, _ in pairs.values())}",
-        files=(path,),
-        signature=sign(path.parent, [path.name]),
-        chunks=partial(_npz_chunks, pairs, class_names),
+        files=files,
+        signature=sign(files[0].parent, [file.name for file in files]),
+        chunks=partial(_array_chunks, pairs, class_names),
         class_names=class_names,
         is_table=True,
         findings=tuple(without_labels(unused, "array", "Add an array of labels for each split.")),
     )
 
 
-def _members(path: Path) -> list[_Member]:
-    """Read the headers of all arrays, and only these."""
+def _arrays_of(path: Path) -> list[_Array]:
+    """Read the headers of all arrays in an archive, and only these."""
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [info.filename for info in archive.infolist() if info.filename.endswith(".npy")]
-            return [_header(archive, path, name) for name in names]
+            names = [info.filename for info in archive.infolist() if info.filename.endswith(NPY)]
+            return [_look(path, name, partial(archive.open, name), f"{name} in {path}") for name in names]
     except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         hint = "Save it with np.savez."
         raise DataError(expected_got(f"{path} to be an .npz file", str(error), hint)) from error
 
 
-def _header(archive: zipfile.ZipFile, path: Path, name: str) -> _Member:
+def _arrays_beside(path: Path) -> list[_Array]:
+    """Read the headers of those ``.npy`` files in a folder whose names say what they are."""
+    files = sorted(file for file in path.parent.iterdir() if file.suffix.lower() == NPY and file.is_file())
+    known = _splits_of([file.stem for file in files], IMAGE_WORDS | LABEL_WORDS | CLASS_NAME_WORDS)
+    used = [file for file in files if file.stem in known]
+    return [_look(file, file.name, partial(file.open, "rb"), str(file)) for file in used]
+
+
+def _look(file: Path, name: str, open_array: Callable[[], Any], where: str) -> _Array:
     """Read the header of one array."""
     try:
-        with archive.open(name) as stream:
+        with open_array() as stream:
             shape, fortran, dtype = _read_header(stream)
     except Exception as error:
         # NumPy evaluates the header as a literal; damaged ones raise ValueError, SyntaxError, TokenError …
         found = str(error).partition("\n")[0]
-        raise DataError(expected_got(f"{name} in {path} to be a NumPy array", found)) from error
+        raise DataError(expected_got(f"{where} to be a NumPy array", found)) from error
     if dtype.hasobject:
         hint = "Save it as numbers or as strings of fixed length."
-        raise DataError(expected_got(f"plain numbers in {name} of {path}", "Python objects", hint))
+        raise DataError(expected_got(f"plain numbers in {where}", "Python objects", hint))
     if fortran and len(shape) > 1:
         hint = "Save it with np.ascontiguousarray."
-        raise DataError(expected_got(f"{name} in {path} in row-major order", "column-major order", hint))
-    return _Member(path, name.removesuffix(".npy"), shape, dtype)
+        raise DataError(expected_got(f"{where} in row-major order", "column-major order", hint))
+    return _Array(file, name[: -len(NPY)], shape, dtype)
 
 
 def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -280,7 +318,7 @@ def _splits_of(names: Iterable[str], words: set[str]) -> dict[str, int]:
     return found
 
 
-def _labels(member: _Member, images: _Member, class_names: tuple[str, ...] | None) -> NDArray[Any]:
+def _labels(member: _Array, images: _Array, class_names: tuple[str, ...] | None) -> NDArray[Any]:
     """Read labels whole: (n,), (n, 1), or one-hot (n, k); with class names, as positions in them."""
     if member.row_size * (member.shape[0] if member.shape else 1) > LABEL_BYTES:
         raise DataError(expected_got(f"labels in {member.name}", f"an array of shape {member.shape}"))
@@ -331,7 +369,7 @@ def _position(label: str, dtype: np.dtype[Any], class_names: tuple[str, ...], wh
     return position
 
 
-def _class_names(members: Iterable[_Member]) -> tuple[str, ...] | None:
+def _class_names(members: Iterable[_Array]) -> tuple[str, ...] | None:
     """Read the names of the classes, if the file has them."""
     for member in members:
         if member.name.lower().replace("_", "") in CLASS_NAME_WORDS and member.dtype.kind in "US":
@@ -346,7 +384,7 @@ def _class_names(members: Iterable[_Member]) -> tuple[str, ...] | None:
     return None
 
 
-def _layouts(members: Sequence[_Member]) -> list[Layout]:
+def _layouts(members: Sequence[_Array]) -> list[Layout]:
     """Look at all values of all splits for their one range, and at some of each for their order."""
     samples = []
     ranges = {True: ValueRange(), False: ValueRange()}  # of floating-point arrays, and of whole numbers
@@ -368,13 +406,12 @@ def _layouts(members: Sequence[_Member]) -> list[Layout]:
     ]
 
 
-def _rows(member: _Member) -> Iterator[NDArray[Any]]:
+def _rows(member: _Array) -> Iterator[NDArray[Any]]:
     """Read an array some rows at a time."""
     size = max(1, member.row_size)
     step = max(1, CHUNK_BYTES // size)
     try:
-        with zipfile.ZipFile(member.file) as archive, archive.open(f"{member.name}.npy") as stream:
-            _read_header(stream)
+        with member.open() as stream:
             for start in range(0, member.shape[0] if member.shape else 0, step):
                 rows = min(step, member.shape[0] - start)
                 raw = stream.read(rows * member.row_size)
@@ -386,8 +423,8 @@ def _rows(member: _Member) -> Iterator[NDArray[Any]]:
         raise DataError(message) from error
 
 
-def _npz_chunks(
-    pairs: dict[int, tuple[_Member, _Member]], class_names: tuple[str, ...] | None
+def _array_chunks(
+    pairs: dict[int, tuple[_Array, _Array]], class_names: tuple[str, ...] | None
 ) -> Iterator[Pixels]:
     """Read all images of all splits."""
     layouts = _layouts([images for images, _ in pairs.values()])
