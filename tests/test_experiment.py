@@ -17,7 +17,7 @@ from convscope.experiment.config import ExperimentConfig
 from convscope.experiment.model import build_model
 from convscope.experiment.preparation import prepare
 from convscope.experiment.running import resume_experiment, run_experiment
-from convscope.runs import RunDirectory, open_run, write_errors_named
+from convscope.runs import RunDirectory, describe_runs, open_run, write_errors_named
 from convscope.training.config import TrainingConfig
 from convscope.training.events import EpochEnd, Notice, StepEnd, TrainBegin
 
@@ -115,10 +115,27 @@ def test_an_interrupted_training_goes_on_as_if_nothing_had_happened(
     with pytest.raises(InterruptedRunError, match="convscope resume"):
         run_experiment(config, digits, tmp_path / "cut", [moment])
     assert open_run(tmp_path / "cut").read_json("run.json")["status"] == "interrupted"
+    best = max(open_run(tmp_path / "cut").read_table("history.csv").get("val_accuracy", []), default=None)
+    assert best in [one["validation_accuracy"] for one in describe_runs(tmp_path)]
     resumed = resume_experiment(tmp_path / "cut")
     assert_same_training(whole.run, resumed.run)
     assert resumed.test.accuracy == whole.test.accuracy
     assert open_run(resumed.run).read_json("run.json")["status"] == "completed"
+
+
+def test_a_training_under_way_is_listed_with_its_best_epoch_so_far(digits, tmp_path, no_figures):
+    reached, listed = [], []
+
+    def look(event):
+        if isinstance(event, EpochEnd):
+            listed.extend(describe_runs(tmp_path))
+            reached.append(event.logs["val_accuracy"])
+
+    run_experiment(SHORT, digits, tmp_path / "run", [look])
+    assert [one["status"] for one in listed] == ["running"] * (len(reached) - 1)  # there after its first epoch
+    assert [one["validation_accuracy"] for one in listed] == [
+        max(reached[: number + 1]) for number in range(len(listed))
+    ]
 
 
 def at_once(event):

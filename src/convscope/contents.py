@@ -17,7 +17,7 @@ from convscope.errors import ConvscopeError, DataError, RunError, expected_got
 from convscope.evaluation import Calibration, Evaluation
 from convscope.evaluation.test_set_log import TEST_SET_LOG
 from convscope.export import Bundle, load_bundle, load_calibration
-from convscope.runs import RUN_FILE, RunDirectory, open_run
+from convscope.runs import HISTORY_FILE, RUN_FILE, RunDirectory, open_run
 
 _LOG = logging.getLogger(__name__)
 PARTS = ("test", "validation")
@@ -117,9 +117,9 @@ def _record(run: RunDirectory) -> dict[str, Any]:
 
 
 def _history(run: RunDirectory) -> dict[str, list[float]]:
-    if not (run.path / "history.csv").is_file():
+    if not (run.path / HISTORY_FILE).is_file():
         return {}
-    columns = run.read_table("history.csv")
+    columns = run.read_table(HISTORY_FILE)
     return {name: values for name, values in columns.items() if name != "epoch" and values}
 
 

@@ -40,6 +40,7 @@ MOST_NAMED = 5
 # So many folders below the one that a person names, runs are looked for.
 MOST_DEEP = 4
 LOG_FILE = "log.txt"
+HISTORY_FILE = "history.csv"
 # How long to wait for a process that changes a file, and for one that looks whether a run is locked.
 _CHANGE_SECONDS, _LOOK_SECONDS = 10.0, 1.0
 # A run that is being written, or was when its process was killed; the letters at the end are tempfile's.
@@ -369,26 +370,37 @@ def matching_runs(name: str | Path) -> list[Path]:
     return same or [run for run in runs if any(one.startswith(str(path)) for one in names[run])]
 
 
+def write_history(run: RunDirectory, history: Mapping[str, Sequence[float]]) -> None:
+    """Write the values of each epoch, (epochs,) a metric."""
+    epochs = max(map(len, history.values()), default=0)
+    run.write_table(HISTORY_FILE, {"epoch": range(1, epochs + 1), **history})
+
+
 def describe_runs(folder: str | Path) -> list[dict[str, Any]]:
     """Say of each run in a folder what it is, the newest first; what a damaged one does not say is ``?``.
 
-    The accuracy is that on the validation images: a list is there to choose from.
+    The accuracy is that on the validation images, since a list is there to choose from; of a run that is not
+    finished, that of its best epoch so far.
     """
     return [_describe(run) for run in list_runs(folder)]
 
 
 def _describe(run: RunDirectory) -> dict[str, Any]:
-    record, validation = {}, {}
+    record: dict[str, Any] = {}
+    accuracy = None
     with suppress(RunError):
         record = run.read_json(RUN_FILE)
-        validation = run.read_json("evaluation.json").get("validation", {})
+        if (run.path / "evaluation.json").is_file():
+            accuracy = run.read_json("evaluation.json").get("validation", {}).get("accuracy")
+        else:
+            accuracy = max(run.read_table(HISTORY_FILE).get("val_accuracy", []), default=None)
     began = datetime.fromtimestamp(_when(run.path)[0]).astimezone()
     return {
         "run": str(run.path),
         "began": began.isoformat(timespec="seconds"),
         "data": str(_within(record, "data", "name")),
         "network": str(_within(record, "network", "name")),
-        "validation_accuracy": validation.get("accuracy"),
+        "validation_accuracy": accuracy,
         "bytes": sum(file.stat().st_size for file in run.path.rglob("*") if file.is_file()),
         "status": _status(run.path, record),
     }

@@ -19,7 +19,7 @@ from convscope.data.splits import balanced_class_weights
 from convscope.experiment.config import ExperimentConfig
 from convscope.experiment.preparation import Prepared
 from convscope.preprocessing import one_hot
-from convscope.runs import RunDirectory, write_errors_named
+from convscope.runs import RunDirectory, write_errors_named, write_history
 from convscope.training.checkpoint import TrainingState, save_checkpoint
 from convscope.training.config import TrainingConfig
 from convscope.training.events import EngineChange, EpochEnd, Event, Listener, StepEnd, TrainBegin, notify
@@ -234,6 +234,7 @@ class CheckpointListener:
         arrays = {**state.to_arrays(), "seconds": np.array([seconds])}
         with write_errors_named(self._run.path):
             save_checkpoint(self._run.path, (state.epoch, state.step), arrays)
+            write_history(self._run, state.history)  # so that a list of runs shows how far it has come
             self._run.publish()
         self._last = time.perf_counter()
 

@@ -26,14 +26,13 @@ from convscope.experiment.preparation import Prepared
 from convscope.export import CALIBRATION_FILE, NOVELTY_FILE, STATISTICS_FILE
 from convscope.model_files import WEIGHTS_FILE, run_of, write_weights
 from convscope.preprocessing import Preprocess
-from convscope.runs import RunDirectory
+from convscope.runs import RunDirectory, write_history
 
 if TYPE_CHECKING:
     import keras
     from matplotlib.figure import Figure
 
 _LOG = logging.getLogger(__name__)
-HISTORY_FILE = "history.csv"
 # Images that are predicted at a time: a multiple of what the predictor takes.
 STRETCH = 256
 # Two answers of a network to the same image differ by rounding alone, in the logarithms of a few classes.
@@ -148,8 +147,7 @@ def write_training(
     run.write_bytes(WEIGHTS_FILE, write_weights(model))
     for name, content in preprocess.to_files().items():
         run.write_bytes(name, content)
-    epochs = max((len(values) for values in history.values()), default=0)
-    run.write_table(HISTORY_FILE, {"epoch": range(1, epochs + 1), **history})
+    write_history(run, history)
 
 
 def write_statistics(run: RunDirectory, train: Split) -> None:

@@ -32,7 +32,6 @@ from convscope.experiment.fitting import (
 )
 from convscope.experiment.preparation import Session, begin_session
 from convscope.experiment.results import (
-    HISTORY_FILE,
     calibrate,
     draw_figures,
     evaluate_parts,
@@ -50,6 +49,7 @@ from convscope.lowering.processor import takes_bfloat16
 from convscope.model_files import WEIGHTS_FILE, open_model
 from convscope.report import write_report
 from convscope.runs import (
+    HISTORY_FILE,
     LOG_FILE,
     RUN_FILE,
     RunDirectory,
