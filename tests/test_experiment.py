@@ -132,7 +132,9 @@ def test_a_training_under_way_is_listed_with_its_best_epoch_so_far(digits, tmp_p
             reached.append(event.logs["val_accuracy"])
 
     run_experiment(SHORT, digits, tmp_path / "run", [look])
-    assert [one["status"] for one in listed] == ["running"] * (len(reached) - 1)  # there after its first epoch
+    assert [one["status"] for one in listed] == ["running"] * (
+        len(reached) - 1
+    )  # there after its first epoch
     assert [one["validation_accuracy"] for one in listed] == [
         max(reached[: number + 1]) for number in range(len(listed))
     ]

@@ -1,10 +1,12 @@
 """Whole models: graphs, nesting, sharing, inputs and outputs, layers that run as they are, mistakes."""
 
+import gc
 import hashlib
 import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import keras
@@ -52,6 +54,21 @@ def deep(dropout=True):
 
 def test_the_network_of_the_exercise(training):
     assert_parity(deep(dropout=False), [image_batch((4, 12, 12, 1))], training)
+
+
+def test_what_a_pass_gave_is_gone_with_its_last_reference(training):
+    """Else whole batches of activations pile up until Python looks for garbage."""
+    model = deep()
+    network = emit(optimise(lower(model), training=training)[0], model)
+    gc.collect()
+    gc.disable()
+    try:
+        results = network(torch.rand(4, 12, 12, 1), training=training)
+        last = weakref.ref(results)
+        del results
+        assert last() is None
+    finally:
+        gc.enable()
 
 
 def test_a_nested_model(training):

@@ -252,7 +252,8 @@ def list_runs(
 ) -> None:
     """List the runs in a folder, the newest first.
 
-    Runs are named from there on. The accuracy is that on the validation images, by which one chooses.
+    Runs are named from there on. The accuracy is that on the validation images, by which one chooses; of a
+    run that is not finished, that of its best epoch so far.
 
     Example: convscope runs
     """

@@ -245,17 +245,23 @@ class LoweredNetwork:
         return result if logits or activate is None else activate(result)
 
     def _pack(self, results: list[Tensor]) -> Any:
-        def fill(structure: Any) -> Any:
-            if isinstance(structure, Mapping):
-                return {key: fill(part) for key, part in structure.items()}
-            if isinstance(structure, list | tuple):
-                return [fill(part) for part in structure]
-            return results[structure]
-
         structure = self.program.output_structure
         if structure is None or (isinstance(structure, list | tuple) and len(structure) == 1):
             return results[0]
-        return fill(structure)
+        return _fill(structure, results)
+
+
+def _fill(structure: Any, results: list[Tensor]) -> Any:
+    """Put results into the places of a structure.
+
+    A function inside `_pack` that calls itself would be a cycle, and hold each step's results until Python
+    looks for garbage.
+    """
+    if isinstance(structure, Mapping):
+        return {key: _fill(part, results) for key, part in structure.items()}
+    if isinstance(structure, list | tuple):
+        return [_fill(part, results) for part in structure]
+    return results[structure]
 
 
 def _collect(program: Program, model: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
