@@ -14,6 +14,7 @@ from convscope.data import cache
 from convscope.data.cache import (
     STALE_SECONDS,
     PixelStore,
+    add_rows,
     cache_limit,
     evict,
     known_store,
@@ -21,6 +22,7 @@ from convscope.data.cache import (
     open_pixels,
     open_store,
     read_pixels,
+    read_rows,
     remember_store,
     scratch_folder,
     store_folder,
@@ -115,6 +117,23 @@ def test_a_limit_that_is_none_is_refused(monkeypatch, text):
         cache_limit()
     with pytest.raises(UsageError, match="Expected a number of GB"), write_store(KEYS[0], (32, 32, 1)):
         pass
+
+
+def test_rows_are_kept_by_name_and_more_are_added(monkeypatch):
+    names, rows = [b"a" * 32, b"b" * 32, b"c" * 32], np.arange(6, dtype=np.float32).reshape(3, 2)
+    assert read_rows(KEYS[0]) == ({}, 0.0)
+    add_rows(KEYS[0], names[:2], rows[:2], seconds=4.0)
+    add_rows(KEYS[0], names[2:], rows[2:], seconds=9.0)
+    known, seconds = read_rows(KEYS[0])
+    assert seconds == 2.0  # as the part with most of them says
+    assert {name: row.tolist() for name, row in known.items()} == dict(zip(names, rows.tolist(), strict=True))
+    for file in (store_folder() / KEYS[0]).glob("*.npz"):
+        file.write_bytes(file.read_bytes()[:-40])
+    assert read_rows(KEYS[0]) == ({}, 0.0)  # damaged: computed anew
+    assert open_store(KEYS[0]) is None
+    limit_to(monkeypatch, 0)
+    write(KEYS[1])
+    assert kept() == {KEYS[1]}
 
 
 # Scratch folders, and two processes ----------------------------------------------------------------------

@@ -94,7 +94,7 @@ def test_a_training_ends_at_its_deadline(digits, tmp_path, monkeypatch):
     assert 1.0 <= record["timetable"]["seconds"] <= 4.0
     assert result.seconds == pytest.approx(record["timetable"]["seconds"], abs=0.3)
     ended = heard[next(i for i, event in enumerate(heard) if isinstance(event, TrainEnd)) + 1]
-    assert 4.0 * 50 / 60 - 0.3 <= ended - began <= 4.0 * 62 / 60 + 0.3
+    assert ended - began <= 4.3
     assert record["ended"]["learning_rate"] < 1e-6  # of 1e-3; the last step may come a moment too early
     assert record["ended"]["after"] == pytest.approx(ended - began, abs=0.2)
     begin = next(event for event in heard if isinstance(event, TrainBegin))
@@ -298,8 +298,8 @@ def test_epochs_of_fine_tuning_are_counted_without_the_head_alone():
 
 @pytest.mark.parametrize(
     ("within", "left", "afterwards", "expected"),
-    [(600, 590, 10, 580), (60, 55, 6, 50.7), (60, 40, 6, 40), (60, -5, 6, 15)],
-    ids=["all-in-time", "a-usual-share", "what-is-left", "a-least-share"],
+    [(600, 590, 10, 556), (60, 40, 20, 17.6), (60, -5, 6, 15)],
+    ids=["all-in-time", "much-comes-afterwards", "a-least-share"],
 )
 def test_time_is_divided(within, left, afterwards, expected):
     assert divide_time(within, left, afterwards) == pytest.approx(expected)

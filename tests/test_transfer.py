@@ -283,20 +283,34 @@ def load_weights(run: Path) -> dict[str, np.ndarray]:
 
 
 @needs_weights
-def test_features_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_of_an_image_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One photograph more costs the features of one, another order none, other weights all."""
+    from convscope.training import api
+
     monkeypatch.setenv("CONVSCOPE_CACHE", str(tmp_path))
+    computed: list[int] = []
+    predict = api.predict
+
+    def counting(model: keras.Model, images: np.ndarray, *rest: Any, **settings: Any) -> Any:
+        computed.append(len(images))
+        return predict(model, images, *rest, **settings)
+
+    monkeypatch.setattr(api, "predict", counting)
     model = pretrained.classifier(pretrained.backbone(pretrained.DEFAULT, 32), classes=2)
     preprocess = pretrained.preprocess_for(pretrained.DEFAULT, 32)
-    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
-    first, seconds = features_of(model, images, preprocess)
-    assert first.shape == (3, 1280)
-    assert seconds is not None
-    again, seconds = features_of(model, images, preprocess)
-    assert seconds is None
-    np.testing.assert_array_equal(first, again)
+    images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), np.uint8)
+    first, seconds = features_of(model, images[:5], preprocess)
+    assert first.shape == (5, 1280)
+    assert seconds > 0
+    again, remembered = features_of(model, images[[3, 5, 0]], preprocess)
+    assert computed == [5, 1]
+    assert remembered == seconds
+    np.testing.assert_array_equal(again[[0, 2]], first[[3, 0]])
+    features_of(model, images[::-1], preprocess)
+    assert computed == [5, 1]
     model.get_layer("top_conv").set_weights([model.get_layer("top_conv").get_weights()[0] * 1.5])
-    other, seconds = features_of(model, images, preprocess)
-    assert seconds is not None
+    other, _ = features_of(model, images[:5], preprocess)
+    assert computed == [5, 1, 5]
     assert not np.array_equal(first, other)
 
 

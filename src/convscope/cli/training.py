@@ -55,7 +55,7 @@ def train(
     ] = None,
     within: Annotated[
         str | None,
-        typer.Option(help="Train until this time after the start, the rate annealed: 60s, 2m, 1h."),
+        typer.Option(help="Be done this time after the start, with the report, the rate annealed: 60s, 2m."),
     ] = None,
     until: Annotated[
         str | None, typer.Option(help="Stop when the validation accuracy is reached: 99%.")

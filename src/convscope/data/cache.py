@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import logging
 import math
@@ -31,7 +32,7 @@ from numpy.typing import NDArray
 
 from convscope.environment import cache_folder
 from convscope.errors import DataError, RunError, UsageError, expected_got
-from convscope.runs import is_lock_left, locked
+from convscope.runs import is_lock_left, locked, write_file
 
 _PROGRESS = logging.getLogger("convscope.progress")
 
@@ -293,6 +294,39 @@ def remember_store(signature: Sequence[Any], key: str) -> None:
 def _known_file(signature: Sequence[Any]) -> Path:
     """Name the file that holds a key."""
     return cache_folder() / "known" / known_key(signature)
+
+
+# Rows of numbers, one for each of many things: a folder under one key, to which more are added
+
+
+def read_rows(key: str) -> tuple[dict[bytes, NDArray[np.float32]], float]:
+    """Read the rows that are known under a key, by name; and how many seconds one took to compute."""
+    folder = store_folder() / key
+    rows: dict[bytes, NDArray[np.float32]] = {}
+    most, seconds = 0, 0.0
+    for file in sorted(folder.glob("*.npz")):
+        try:
+            with file.open("rb") as content, np.load(content, allow_pickle=False) as part:
+                names, values, taken = part["names"], part["rows"], float(part["seconds"])
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            continue  # damaged, or gone: computed anew
+        rows |= zip(map(bytes, names), values, strict=False)
+        if len(values) > most:  # many say best how long one takes
+            most, seconds = len(values), taken / len(values)
+    with suppress(OSError):
+        os.utime(folder / NOTES_FILE)
+    return rows, seconds
+
+
+def add_rows(key: str, names: Sequence[bytes], rows: NDArray[np.float32], seconds: float) -> None:
+    """Keep rows ``(n, d)`` under a key, named by digests; all took so many ``seconds``."""
+    folder, content = store_folder() / key, io.BytesIO()
+    table = np.frombuffer(b"".join(names), np.uint8).reshape(len(names), -1)
+    np.savez(content, allow_pickle=False, names=table, rows=rows, seconds=np.float64(seconds))
+    with disk_errors_named():
+        write_file(folder / NOTES_FILE, b"{}")
+        write_file(folder / f"{hashlib.sha256(table.data).hexdigest()}.npz", content.getvalue())
+        evict(store_folder(), keep=key)
 
 
 # The size of the cache

@@ -13,6 +13,7 @@ import numpy as np
 
 from convscope import plotting
 from convscope.errors import UsageError, expected_got
+from convscope.evaluation.novelty import SAMPLE
 from convscope.experiment.fitting import Timetable, fit_arguments, training_arrays
 from convscope.experiment.preparation import Session
 from convscope.experiment.results import write_figures
@@ -27,9 +28,10 @@ _PROGRESS = logging.getLogger("convscope.progress")
 _WRITING_SECONDS = 1.8
 _REPORT_SECONDS = 2.6
 _MOST_WAITING = 4.0
-# Of the time that is the training's: the first even if files and report come late then, the second even if
-# the training itself does.
-_USUAL_SHARE, _LEAST_SHARE = 0.845, 0.25
+# What a report computes of some images, layer by layer, takes as long as the prediction of so many.
+_LOOKED_INTO = 400
+# Of a deadline that is kept free, since nothing is foreseen exactly; and that is the training's in any case.
+_SPARE_SHARE, _LEAST_SHARE = 0.04, 0.25
 # With fewer images fine-tuning has been worse than the head alone.
 LEAST_TO_FINE_TUNE = 100
 # A step of training takes as long as the prediction of its images so many times.
@@ -138,29 +140,27 @@ def _measure(session: Session, within: float, began: float, with_report: bool) -
     """Measure how fast the training goes, and divide the time."""
     from convscope.training.dry_runs import measure_throughput
 
-    prepared = session.prepared
+    prepared, head = session.prepared, session.head
     x, y = training_arrays(prepared)
     speed = measure_throughput(
-        session.model, x, y, seconds=min(0.8, within / 40), **fit_arguments(session.config, session.prepared)
+        session.model,
+        x,
+        y,
+        seconds=min(0.8, within / 40),
+        image_seconds=head.image_seconds if head else None,
+        **fit_arguments(session.config, prepared),
     )
     held_back = len(prepared.validation) if prepared.validation else 0
-    evaluated = (held_back + len(prepared.test)) * speed.image_seconds
-    if session.head is not None:  # the average of weights is measured too
-        evaluated += (held_back + min(len(prepared.train), MOST_MEASURED)) * speed.image_seconds
     left = within - (time.perf_counter() - began)
-    seconds = divide_time(within, left, evaluated + _writing_seconds(with_report))
+    seconds = divide_time(within, left, _seconds_afterwards(session, speed.image_seconds, with_report))
     steps = math.ceil(len(prepared.train) / session.config.training.batch_size)
     epochs = max(1, round(seconds / speed.epoch_seconds(steps, held_back)))
     return Timetable(seconds, held_back * speed.image_seconds, epochs), speed.plan
 
 
 def divide_time(within: float, left: float, afterwards: float) -> float:
-    """Give the training its part of ``within`` seconds, of which some are ``left`` when it begins.
-
-    All is to be done in time, with what evaluation and files are expected to take ``afterwards``; but no less
-    than a usual share, as long as the training itself ends in time; but no less than a least share.
-    """
-    return max(min(left, max(left - afterwards, _USUAL_SHARE * within)), _LEAST_SHARE * within)
+    """Give the training what is ``left`` of ``within`` seconds, less what comes ``afterwards``; but some."""
+    return max(left - afterwards - _SPARE_SHARE * within, _LEAST_SHARE * within)
 
 
 def _why_no_fine_tuning(session: Session, began: float, with_report: bool) -> str:
@@ -173,15 +173,28 @@ def _why_no_fine_tuning(session: Session, began: float, with_report: bool) -> st
     reached = head.row.get("val_accuracy", 0.0)
     if training.until is not None and reached >= training.until:
         return f"the head alone reaches {reached:.2%} of the validation images"
-    if training.within is None or head.image_seconds is None:
+    if training.within is None:
         return ""
     held_back = len(prepared.validation) if prepared.validation else 0
     epoch = head.image_seconds * (_TRAINING_COST * len(prepared.train) + held_back)
-    afterwards = head.image_seconds * (held_back + len(prepared.test))
-    left = training.within - (time.perf_counter() - began) - afterwards - _writing_seconds(with_report)
+    afterwards = _seconds_afterwards(session, head.image_seconds, with_report)
+    left = training.within - (time.perf_counter() - began) - afterwards
     if left > epoch:
         return ""
     return f"an epoch takes about {epoch:.0f} s, and {max(left, 0):.0f} of {training.within:g} s are left"
+
+
+def _seconds_afterwards(session: Session, image_seconds: float, with_report: bool) -> float:
+    """Estimate what comes after the training: predictions, files, figures, report."""
+    prepared = session.prepared
+    images, train = len(prepared.test), len(prepared.train)
+    if prepared.validation:
+        images += len(prepared.validation) + min(train, SAMPLE)  # how far apart they are in feature space
+        if session.head is not None:  # the average of weights
+            images += len(prepared.validation) + min(train, MOST_MEASURED)
+    if with_report:
+        images += _LOOKED_INTO
+    return images * image_seconds + _writing_seconds(with_report)
 
 
 def _writing_seconds(with_report: bool) -> float:

@@ -67,8 +67,9 @@ class FittedHead:
     """A pretrained network whose head has been fitted: its weights, and its worth as a row of the history."""
 
     weights: list[NDArray[Any]] = field(repr=False)
+    features: NDArray[np.float32] = field(repr=False)  # (n, d), of the training images
     row: Mapping[str, float]
-    image_seconds: float | None  # for the features of one image; None where they came from the cache
+    image_seconds: float  # for the features of one image
 
 
 @dataclass(frozen=True)

@@ -56,38 +56,41 @@ def evaluate_parts(
 
 
 def examine_parts(
-    model: keras.Model, prepared: Prepared, statistics: TrainingStatistics | None
+    model: keras.Model,
+    prepared: Prepared,
+    statistics: TrainingStatistics | None,
+    train_features: NDArray[np.float32] | None = None,
 ) -> tuple[dict[str, Evaluation], dict[str, NDArray[np.float32]], Novelty | None]:
     """Evaluate as `evaluate_parts`; measure in the same pass how far each image is from the training images.
 
     The distances are by part, (n,). There is no `Novelty` without validation images, which set its limit, or
-    for a network that gives no features.
+    for a network that gives no features. Those of the training images (n, d) are computed unless known.
     """
     if prepared.validation is None:
         return evaluate_parts(model, prepared), {}, None
     train, validation = prepared.train.images, prepared.validation.images
     places = np.unique(np.linspace(0, len(train) - 1, min(SAMPLE, len(train))).astype(np.int64))
+    evaluations, distances = {}, {}
     try:
-        stretches = _stretches(model, train, prepared.preprocess, places)
+        seen = _stretches(model, train, prepared.preprocess, places)
         rows, length = [], 0
-        for _, features in stretches:
+        for features in (one for _, one in seen) if train_features is None else [train_features[places]]:
             rows.append(reduce(features).astype(np.float16))
             length = features.shape[1]
+        novelty = Novelty(np.concatenate(rows), length)
+        for name, part in prepared.parts.items():
+            if name != "train":
+                found = [
+                    (probabilities, novelty.distances(features))
+                    for probabilities, features in _stretches(model, part.images, prepared.preprocess)
+                ]
+                probabilities, distances[name] = map(np.concatenate, zip(*found, strict=True))
+                evaluations[name] = Evaluation.from_probabilities(
+                    probabilities, part.labels, prepared.class_names, part.names
+                )
     except LoweringError as error:
         _LOG.info("The network's features are not looked at. %s", error)
         return evaluate_parts(model, prepared), {}, None
-    novelty = Novelty(np.concatenate(rows), length)
-    evaluations, distances = {}, {}
-    for name, part in prepared.parts.items():
-        if name != "train":
-            found = [
-                (probabilities, novelty.distances(features))
-                for probabilities, features in _stretches(model, part.images, prepared.preprocess)
-            ]
-            probabilities, distances[name] = map(np.concatenate, zip(*found, strict=True))
-            evaluations[name] = Evaluation.from_probabilities(
-                probabilities, part.labels, prepared.class_names, part.names
-            )
     odd = np.zeros(len(validation), bool)
     if statistics is not None:
         for start in range(0, len(validation), STRETCH):

@@ -42,7 +42,7 @@ from convscope.experiment.results import (
     write_statistics,
     write_training,
 )
-from convscope.experiment.transfer import fit_head, is_average, keep_better, rate_factors
+from convscope.experiment.transfer import fit_head, is_average, keep_better, known_features, rate_factors
 from convscope.export import load_statistics
 from convscope.lowering.devices import current_device, device_of
 from convscope.lowering.processor import takes_bfloat16
@@ -434,7 +434,8 @@ def _evaluate(
     _PROGRESS.info("Evaluating %s", subject)
     part = "test" if record.get("with_test", True) else "validation"
     if part == "test":
-        raw, distances, novelty = examine_parts(model, prepared, load_statistics(run))
+        known = known_features(session)
+        raw, distances, novelty = examine_parts(model, prepared, load_statistics(run), known)
     else:
         raw, distances, novelty = evaluate_parts(model, prepared, [part]), {}, None
     try:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.data.cache import open_or_write, write_store
+from convscope.data.cache import add_rows, read_rows
 from convscope.data.dataset import Split
 from convscope.data.splits import balanced_class_weights
 from convscope.evaluation import wilson_interval
@@ -52,8 +52,8 @@ _MANY = 1_000
 _ITERATIONS = 300
 # How often each of few images is changed at random for the head, and how much of a deadline that may take.
 _VIEWS, _SHARE_OF_VIEWS = 3, 0.15
-# Training images by which the average of weights is measured.
-MOST_MEASURED = 1_000
+# Training images by which the average of weights is measured, for the history alone.
+MOST_MEASURED = 200
 _SMALLEST = 1e-7  # as Keras clips probabilities before the logarithm
 
 Floats = NDArray[np.floating[Any]]
@@ -82,7 +82,7 @@ def fit_head(session: Session, record: dict[str, Any], listeners: Sequence[Liste
     if config.training.class_weights == "balanced":
         found = balanced_class_weights(train.labels, classes)
         weights = np.array([found.get(label, 1.0) for label in range(classes)])
-    views = _augmented_features(session, seconds)
+    views = _augmented_features(session, seconds * len(train))
     kernel, bias, strength = fit_logistic(
         features, train.labels, classes, weights, config.training.seed, train.groups, views
     )
@@ -100,18 +100,17 @@ def fit_head(session: Session, record: dict[str, Any], listeners: Sequence[Liste
     stage |= {"seconds": taken, **row}
     record["stages"] = [stage]
     notify(listeners, Notice(f"{text}, after {taken:.1f} s"))
-    head = FittedHead(model.get_weights(), row, None if seconds is None else seconds / len(train))
-    return replace(session, head=head)
+    return replace(session, head=FittedHead(model.get_weights(), features, row, seconds))
 
 
-def _augmented_features(session: Session, seconds: float | None) -> list[Floats]:
+def _augmented_features(session: Session, seconds: float) -> list[Floats]:
     """Compute features of the training images changed at random, some times over, where there is time for it.
 
     ``seconds`` are those that the unchanged ones took.
     """
     config, train = session.config, session.prepared.train
     within = config.training.within
-    too_long = within is not None and (seconds or 0.0) * _VIEWS > _SHARE_OF_VIEWS * within
+    too_long = within is not None and seconds * _VIEWS > _SHARE_OF_VIEWS * within
     if config.augmentation.is_none or len(train) >= _MANY or too_long:
         return []
     seed, preprocess = config.training.seed, session.prepared.preprocess
@@ -121,10 +120,10 @@ def _augmented_features(session: Session, seconds: float | None) -> list[Floats]
 
 def features_of(
     model: keras.Model, images: NDArray[np.uint8], preprocess: Preprocess
-) -> tuple[NDArray[np.float32], float | None]:
-    """Compute what a network's head sees of images, ``(n, d)``, unless the cache knows it.
+) -> tuple[NDArray[np.float32], float]:
+    """Compute what a network's head sees of images, ``(n, d)``; of those that the cache knows, read it.
 
-    Also gives the seconds that it took; None where it came from the cache.
+    Also gives the seconds that one image takes, or took when it was computed.
     """
     import keras
 
@@ -132,29 +131,38 @@ def features_of(
 
     # A name of its own would be another one at each call, and the name stands for the architecture.
     extractor = keras.Model(model.input, model.get_layer(HEAD).input, name=model.name)
-    key = _key(extractor, images, preprocess)
-    taken: list[float] = []
-
-    def write() -> None:
+    key = _key(extractor, preprocess)
+    names = [hashlib.sha256(np.ascontiguousarray(image).data).digest() for image in images]
+    known, seconds = read_rows(key)
+    new = [place for place, name in enumerate(names) if name not in known]
+    if new:
         began = time.perf_counter()
-        table = predict(extractor, images, _BATCH, preprocess=preprocess)
-        taken.append(time.perf_counter() - began)
-        with write_store(key, (1, 1, 1)) as writer:
-            writer.arrays["features"] = table
+        some = images if len(new) == len(images) else images[new]
+        rows = predict(extractor, some, _BATCH, preprocess=preprocess)
+        taken = time.perf_counter() - began
+        found = [names[place] for place in new]
+        add_rows(key, found, rows, taken)
+        known |= zip(found, rows, strict=True)
+        seconds = seconds or taken / len(new)
+    return np.stack([known[name] for name in names]), seconds
 
-    store = open_or_write(key, write)
-    return store.arrays["features"], taken[0] if taken else None
+
+def known_features(session: Session) -> NDArray[np.float32] | None:
+    """Give the features (n, d) of the training images, unless fine-tuning has changed them."""
+    if session.head is None:
+        return None
+    pairs = zip(session.head.weights, session.model.get_weights(), strict=True)
+    *backbone, _kernel, _bias = (np.array_equal(one, other) for one, other in pairs)
+    return session.head.features if all(backbone) else None
 
 
-def _key(extractor: keras.Model, images: NDArray[np.uint8], preprocess: Preprocess) -> str:
-    """Condense everything that features depend on."""
-    digest = hashlib.sha256(f"features {_FEATURES_VERSION} {extractor.name} {images.shape}".encode())
+def _key(extractor: keras.Model, preprocess: Preprocess) -> str:
+    """Condense everything beside an image that its features depend on."""
+    digest = hashlib.sha256(f"features {_FEATURES_VERSION} {extractor.name} {extractor.input_shape}".encode())
     for array in extractor.get_weights():
         digest.update(np.ascontiguousarray(array).data)
     digest.update(preprocess.to_files()["preprocess.json"])
     digest.update(preprocess.scale.tobytes() + preprocess.offset.tobytes())
-    for first in range(0, len(images), 256):
-        digest.update(np.ascontiguousarray(images[first : first + 256]).data)
     return digest.hexdigest()
 
 

@@ -88,13 +88,13 @@ class _Tally:
 
     def add(self, output: torch.Tensor) -> None:
         """Take in a batch of outputs, channels last."""
-        flat = to_float64(output).reshape(-1, output.shape[-1])  # (n · positions, units)
+        flat = output.detach().cpu().reshape(-1, output.shape[-1])  # (n · positions, units)
+        wide, spoken = flat.double().ravel(), flat.count_nonzero(0).numpy()  # (units,)
         self.count += flat.numel()
-        self.total += float(flat.sum())
-        self.squares += float(flat.square().sum())
-        self.zeros += int((flat == 0).sum())
-        spoken = (flat != 0).any(0).numpy()
-        self.spoken = spoken if self.spoken.size == 0 else self.spoken | spoken
+        self.total += float(wide.sum())
+        self.squares += float(wide @ wide)
+        self.zeros += flat.numel() - int(spoken.sum())
+        self.spoken = spoken > 0 if self.spoken.size == 0 else self.spoken | (spoken > 0)
 
 
 def layer_health(model: keras.Model, images: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[LayerHealth, ...]:

@@ -12,6 +12,7 @@ from convscope.evaluation import Evaluation
 from convscope.inspection import (
     LayerHealth,
     Verdict,
+    describe,
     judge_confidence,
     judge_curves,
     judge_layers,
@@ -142,8 +143,9 @@ def _sentences(history: dict[str, list[float]], epochs: int, kept: object) -> li
     return sentences
 
 
-# Enough images for means and dead units; each costs a pass forward and back.
-IMAGES = 128
+# Enough images for means and dead units. Each costs a pass forward and back, layer by layer: of a large network
+# they are as many as need so many multiply-accumulates forward, but some.
+IMAGES, LEAST_IMAGES, MOST_MACS = 128, 16, 2_500_000_000
 LEVELS = ("warning", "note", "good")
 SEED = 0
 
@@ -164,17 +166,18 @@ def health(contents: Contents) -> dict[str, Any] | None:
     verdicts = (*judge_confidence(evaluation.probabilities, evaluation.labels), *curves)
     if contents.images is None:
         return _shown(verdicts, (), 0)
-    chosen = _some(evaluation)
     bundle = contents.bundle
+    affordable = MOST_MACS // max(describe(bundle.model).macs or 0, 1)
+    chosen = _some(evaluation, min(max(affordable, LEAST_IMAGES), IMAGES))
     images = bundle.preprocess.apply(contents.images[chosen])
     layers = layer_health(bundle.model, images, evaluation.labels[chosen])
     return _shown((*judge_layers(layers), *verdicts), layers, len(chosen))
 
 
-def _some(evaluation: Evaluation) -> Any:
+def _some(evaluation: Evaluation, count: int) -> Any:
     """Choose some images at random, always the same ones."""
     generator = np.random.default_rng(SEED)
-    return np.sort(generator.permutation(evaluation.images)[:IMAGES])
+    return np.sort(generator.permutation(evaluation.images)[:count])
 
 
 def _shown(verdicts: tuple[Verdict, ...], layers: tuple[LayerHealth, ...], images: int) -> dict[str, Any]:
