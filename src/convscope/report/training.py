@@ -143,8 +143,8 @@ def _sentences(history: dict[str, list[float]], epochs: int, kept: object) -> li
     return sentences
 
 
-# Enough images for means and dead units. Each costs a pass forward and back, layer by layer: of a large network
-# they are as many as need so many multiply-accumulates forward, but some.
+# Enough images for means and dead units. Each costs a pass forward and back, layer by layer: of a large
+# network they are as many as need so many multiply-accumulates forward, but some.
 IMAGES, LEAST_IMAGES, MOST_MACS = 128, 16, 2_500_000_000
 LEVELS = ("warning", "note", "good")
 SEED = 0

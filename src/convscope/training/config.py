@@ -39,8 +39,8 @@ class TrainingConfig:
     class_weights : str
         ``none``, or ``balanced``: all classes matter alike, however many images they have.
     within : float or None
-        Seconds from the run's begin in which the training is to end; the epochs follow from them, not from
-        ``epochs``.
+        Seconds from the run's begin in which all is to be done, with its report; the epochs follow from them,
+        not from ``epochs``.
     until : float or None
         The validation accuracy, above 0 to 1, at which the training stops.
     patience : int or None
