@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812  the name that torch's own documen
 from lowering_cases import built
 
 from convscope.lowering import emit, kernels, lower, optimise
-from convscope.lowering.cpu import compiled, loops, normalization, pooled, products, vectors, winograd
+from convscope.lowering.cpu import compiled, loops, normalization, pooled, products, rows, vectors, winograd
 from convscope.lowering.cpu.compiled import PackedMask, WindowGeometry
 from convscope.lowering.kernels import bfloat16_copy, copy_of, declare_copy_current
 from convscope.lowering.masks import Mask, MaskSource, hashed_fields, mix, threshold_of
@@ -200,7 +200,7 @@ def test_without_a_folder_to_keep_them_in_loops_are_compiled_anew(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "module", [loops, normalization, pooled, products, winograd], ids=lambda module: module.__name__
+    "module", [loops, normalization, pooled, products, rows, winograd], ids=lambda module: module.__name__
 )
 def test_what_numba_keeps_is_of_these_vectors(module):
     """Change ``VECTORS`` where vectors.py is used, with it: users would go on with what is compiled."""

@@ -15,6 +15,8 @@ from convscope.lowering.kernels import (
     Drop,
     Epilogue,
     MatrixProduct,
+    RowNormalization,
+    Smooth,
     TileMaxPool,
     apply,
     batch_statistics,
@@ -211,6 +213,66 @@ def test_a_matrix_product_in_tiles(count, inputs, outputs, scale, epilogue):
     x, kernel, bias = random(count, inputs), random(inputs, outputs, seed=1), random(outputs, seed=2)
     result = apply(MatrixProduct, x, kernel, bias, scale, epilogue, torch.float32, True)
     compare(result, [x, kernel, bias], lambda a, k, b: finished(scale * (a @ k) + b, epilogue), torch.float32)
+
+
+SMOOTH = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+}
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+@pytest.mark.parametrize("turned", [False, True], ids=["as it lies", "channels last"])
+def test_smooth(dtype, name, turned):
+    x = random(3, 8, 5, 6, dtype=dtype)
+    entering = x.permute(0, 3, 1, 2) if turned else x
+    result = apply(Smooth, entering, name)
+    assert result.stride() == entering.stride()
+    compare(result, [x], lambda wide: SMOOTH[name](wide.permute(0, 3, 1, 2) if turned else wide), dtype)
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_smooth_everywhere(name):
+    """Far from zero, and of what is not a number, it gives what torch gives, forward and back."""
+    numbers = torch.cat([torch.linspace(-120, 120, 4093), torch.tensor([torch.inf, torch.nan, 0.0])])
+    x, wide = numbers.clone().requires_grad_(), numbers.double().requires_grad_()
+    result, expected = apply(Smooth, x, name), SMOOTH[name](wide)
+    torch.testing.assert_close(result.double(), expected, rtol=3e-7, atol=3e-7, equal_nan=True)
+    result.backward(torch.ones(4096))
+    expected.backward(torch.ones(4096).double())
+    here = numbers.isfinite()
+    torch.testing.assert_close(x.grad[here].double(), wide.grad[here], rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+@pytest.mark.parametrize("biased", [True, False], ids=["bias", "no bias"])
+def test_a_smooth_matrix_product(dtype, name, biased):
+    x, kernel, bias = random(40, 12, dtype=dtype), random(12, 32, seed=1), random(32, seed=2)
+    bias = bias if biased else None
+    result = apply(MatrixProduct, x, kernel, bias, 1.5, Epilogue(), dtype, False, name)
+
+    def reference(x, k, b):
+        product = 1.5 * (x @ k)
+        return SMOOTH[name](product if b is None else product + b)
+
+    compare(result, [x, kernel, bias], reference, dtype)
+
+
+@pytest.mark.parametrize("weights", ["both", "scale", "offset", "none"])
+@pytest.mark.parametrize("axes", [1, 2])
+def test_row_normalization(dtype, weights, axes):
+    x = random(37, 3, 32, dtype=dtype)
+    gamma = random(32, seed=1) if weights in ("both", "scale") else None
+    beta = random(32, seed=2) if weights in ("both", "offset") else None
+    result = apply(RowNormalization, x, gamma, beta, 1e-3, axes)
+
+    def reference(x, g, b):
+        found = F.layer_norm(x, x.shape[-axes:], eps=1e-3)
+        found = found if g is None else found * g
+        return found if b is None else found + b
+
+    compare(result, [x, gamma, beta], reference, dtype)
 
 
 def test_a_matrix_product_in_tiles_of_what_lies_otherwise_or_nowhere():

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812  the name that torch's own documentation uses
 
+from convscope.lowering import kernels
+from convscope.lowering.cpu import compiled
 from convscope.lowering.ir import Activation
 
 Function = Callable[[torch.Tensor], torch.Tensor]
@@ -21,6 +23,13 @@ def activation_function(activation: Activation) -> Function:
         return function
     plain: Function = _PLAIN[activation.name]
     return plain
+
+
+def smooth_name(activation: Activation) -> str | None:
+    """Name the compiled loop of an activation function; None where there is none."""
+    if activation.name == "gelu":
+        return "gelu_tanh" if activation.arguments.get("approximate") else "gelu"
+    return "silu" if activation.name == "silu" else None
 
 
 def _relu(negative_slope: float = 0.0, max_value: float | None = None, threshold: float = 0.0) -> Function:
@@ -50,7 +59,16 @@ def _celu(alpha: float = 1.0) -> Function:
 
 
 def _gelu(approximate: bool = False) -> Function:
-    return lambda x: F.gelu(x, approximate="tanh" if approximate else "none")
+    name, form = ("gelu_tanh", "tanh") if approximate else ("gelu", "none")
+    return lambda x: _smooth(name, x) if compiled.suits_vectors(x) else F.gelu(x, approximate=form)
+
+
+def _silu(x: torch.Tensor) -> torch.Tensor:
+    return _smooth("silu", x) if compiled.suits_vectors(x) else F.silu(x)
+
+
+def _smooth(name: str, x: torch.Tensor) -> torch.Tensor:
+    return kernels.apply(kernels.Smooth, x, name)
 
 
 def _softmax(axis: int = -1) -> Function:
@@ -86,7 +104,7 @@ _MAKERS: dict[str, Callable[..., Function]] = {
 _PLAIN: dict[str, Any] = {
     "relu6": F.relu6,
     "selu": F.selu,
-    "silu": F.silu,
+    "silu": _silu,
     "mish": F.mish,
     "softplus": F.softplus,
     "softsign": F.softsign,

@@ -323,13 +323,55 @@ def _dropped(x: Tensor, mask: Mask, scale: float) -> Tensor:
     return result if scale == 1.0 else result.mul_(scale)
 
 
+class Smooth(torch.autograd.Function):
+    """GELU or SiLU in one compiled pass each way; only its input is kept."""
+
+    @staticmethod
+    def forward(ctx: Context, x: Tensor, name: str) -> Tensor:
+        """Compute from a tensor without gaps in memory."""
+        ctx.save_for_backward(x)
+        ctx.name, ctx.order = name, Mask.order_of(x)
+        return compiled.activate(name, x)
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Tensor) -> tuple[Any, ...]:
+        """Multiply by the slope."""
+        require_first_order()
+        (x,) = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=ctx.order)
+        return compiled.activate_back(ctx.name, x, None, gradient)[0], None
+
+
+class RowNormalization(torch.autograd.Function):
+    """Normalization of each row of a contiguous tensor, of one or more last axes, in compiled loops."""
+
+    @staticmethod
+    def forward(
+        ctx: Context, x: Tensor, gamma: Tensor | None, beta: Tensor | None, epsilon: float, axes: int
+    ) -> Tensor:
+        """Compute from x (n, ..., c) and weights (c,)."""
+        result, moments = compiled.normalize_rows(x, gamma, beta, epsilon, axes)
+        ctx.save_for_backward(x, gamma, moments)
+        ctx.has_beta = beta is not None
+        return result
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Tensor) -> tuple[Any, ...]:
+        """Send the gradient through the normalization and through its statistics."""
+        require_first_order()
+        x, gamma, moments = ctx.saved_tensors
+        found, sums = compiled.normalize_rows_back(x, gamma, moments, gradient.contiguous())
+        of_gamma, of_beta = sums
+        return found, None if gamma is None else of_gamma, of_beta if ctx.has_beta else None, None, None
+
+
 class MatrixProduct(torch.autograd.Function):
     """epilogue(scale · (x · kernel) + bias), in ``precision``; the kernel and its gradient are float32.
 
     Where x is bfloat16 and ``precision`` is not (in front of the logits), so is the backward pass: its
     gradient would be rounded to that anyway, and x is the largest tensor here. ``scale`` is that of a dropout
     before: multiplying the few outputs costs less than the many inputs. ``tiled``: in loops, on a CPU, all
-    float32.
+    float32. ``smooth`` names an activation function that a loop computes while it adds the bias.
     """
 
     @staticmethod
@@ -342,6 +384,7 @@ class MatrixProduct(torch.autograd.Function):
         epilogue: Epilogue,
         precision: torch.dtype,
         tiled: bool = False,
+        smooth: str | None = None,
     ) -> Tensor:
         """Compute from x (n, in) and a kernel (in, out)."""
         lasting = kernel.is_leaf and kernel.requires_grad and precision is torch.bfloat16
@@ -353,11 +396,14 @@ class MatrixProduct(torch.autograd.Function):
             result = x.to(precision) @ computed
         if scale != 1.0:
             result = result.mul_(scale)
-        if bias is not None:
-            result = result.add_(bias.to(precision))
-        result = epilogue.finish(result)
-        ctx.save_for_backward(x, computed, result if epilogue.relu else None)
-        ctx.scale, ctx.epilogue, ctx.tiled = scale, epilogue, tiled
+        if smooth is not None:
+            wide = None if bias is None else bias.float().contiguous()
+            ctx.save_for_backward(x, computed, result, wide)
+            result = compiled.activate(smooth, result, wide)
+        else:
+            result = epilogue.finish(result if bias is None else result.add_(bias.to(precision)))
+            ctx.save_for_backward(x, computed, result if epilogue.relu else None, None)
+        ctx.scale, ctx.epilogue, ctx.tiled, ctx.smooth = scale, epilogue, tiled, smooth
         # None where the weight takes gradients of any type: an optimizer that reads bfloat16 asks for it.
         ctx.kernel_type = kernel.grad_dtype if kernel.is_leaf else kernel.dtype
         return result
@@ -366,10 +412,14 @@ class MatrixProduct(torch.autograd.Function):
     def backward(ctx: Context, gradient: Tensor) -> tuple[Any, ...]:
         """Compute the three gradients, each where it is wanted."""
         require_first_order()
-        x, computed, result = ctx.saved_tensors
-        gradient = ctx.epilogue.gradient(gradient, result)
+        x, computed, result, bias = ctx.saved_tensors
         wants_x, wants_kernel, wants_bias = ctx.needs_input_grad[:3]
-        bias_gradient = gradient.sum(0).float() if wants_bias else None
+        if ctx.smooth is None:
+            gradient = ctx.epilogue.gradient(gradient, result)
+            bias_gradient = gradient.sum(0).float() if wants_bias else None
+        else:
+            gradient = gradient.contiguous()
+            gradient, bias_gradient = compiled.activate_back(ctx.smooth, result, bias, gradient)
         scaled = gradient if ctx.scale == 1.0 else gradient * ctx.scale
         scaled = scaled.to(x.dtype)
         if ctx.tiled:
@@ -381,7 +431,7 @@ class MatrixProduct(torch.autograd.Function):
             kernel_gradient = x.t() @ scaled if wants_kernel else None
         if kernel_gradient is not None and ctx.kernel_type is not None:
             kernel_gradient = kernel_gradient.to(ctx.kernel_type)
-        return x_gradient, kernel_gradient, bias_gradient, None, None, None, None
+        return x_gradient, kernel_gradient, bias_gradient, None, None, None, None, None
 
 
 @dataclass

@@ -534,3 +534,77 @@ def available() -> bool:
         _log.warning("The compiled loops are not available here; torch's operations are used.", exc_info=True)
         return False
     return True
+
+
+def suits_rows(x: Tensor) -> bool:
+    """Say whether loops can work on rows, the last axis of a contiguous tensor, by sixteens."""
+    return x.dim() > 0 and x.shape[-1] % LANES == 0 and x.is_contiguous() and suits_vectors(x)
+
+
+def suits_vectors(x: Tensor) -> bool:
+    """Say whether loops can work on the elements of a tensor, sixteen at once, in the order of memory."""
+    return x.numel() > 0 and x.numel() % LANES == 0 and suits(x)
+
+
+def activate(name: str, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute an activation function of x, plus a bias along its last axis if there is one."""
+    loops, result = _more_loops("rows"), torch.empty_like(x)
+    columns = LANES if bias is None else len(bias)
+    _run(
+        loops.activate, x.numel() // columns, columns, loops.FUNCTIONS.index(name), x.data_ptr(),
+        x.element_size(), _address(bias), result.data_ptr(), result.element_size(), work=4 * x.numel(),
+    )  # fmt: skip
+    return result
+
+
+def activate_back(
+    name: str, x: Tensor, bias: Tensor | None, gradient: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Compute the gradients of x, in its type, and of the bias, float32; all lie in memory as x does."""
+    loops, found = _more_loops("rows"), torch.empty_like(x)
+    columns = LANES if bias is None else len(bias)
+    rows = x.numel() // columns
+    parts, each = _parted(rows)
+    sums = None if bias is None else x.new_empty((parts, columns), dtype=torch.float32)
+    _run(
+        loops.activate_back, parts, each, rows, columns, loops.FUNCTIONS.index(name), x.data_ptr(),
+        x.element_size(), _address(bias), gradient.data_ptr(), gradient.element_size(), found.data_ptr(),
+        found.element_size(), _address(sums), work=4 * x.numel(),
+    )  # fmt: skip
+    return found, None if sums is None else sums.sum(0)
+
+
+def _parted(rows: int) -> tuple[int, int]:
+    """Divide rows into parts: return their number, and rows of each; threads do not matter."""
+    each = -(-rows // min(rows, _PARTS))
+    return -(-rows // each), each
+
+
+def normalize_rows(
+    x: Tensor, gamma: Tensor | None, beta: Tensor | None, epsilon: float, axes: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Normalize over the last axes of x (…, c); return the results, and mean and 1 / deviation (rows, 2)."""
+    length, result, small = math.prod(x.shape[-axes:]), torch.empty_like(x), ctypes.c_double(epsilon)
+    rows = x.numel() // length
+    moments = x.new_empty((rows, 2), dtype=torch.float32)
+    _run(
+        _more_loops("rows").normalize_rows, rows, length, x.shape[-1], x.data_ptr(), x.element_size(),
+        _address(gamma), _address(beta), ctypes.addressof(small), moments.data_ptr(), result.data_ptr(),
+        result.element_size(), work=x.numel(),
+    )  # fmt: skip
+    return result, moments
+
+
+def normalize_rows_back(
+    x: Tensor, gamma: Tensor | None, moments: Tensor, gradient: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compute the gradients of x, and of gamma and beta (2, c), from that of ``normalize_rows``'s result."""
+    rows, channels, found = moments.shape[0], x.shape[-1], torch.empty_like(x)
+    parts, each = _parted(rows)
+    sums = x.new_empty((parts, 2, channels), dtype=torch.float32)
+    _run(
+        _more_loops("rows").normalize_rows_back, parts, each, rows, x.numel() // rows, channels, x.data_ptr(),
+        x.element_size(), _address(gamma), moments.data_ptr(), gradient.data_ptr(), gradient.element_size(),
+        found.data_ptr(), found.element_size(), sums.data_ptr(), work=x.numel(),
+    )  # fmt: skip
+    return found, sums.sum(0)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from convscope.lowering import kernels
+from convscope.lowering.cpu import LANES, compiled
 from convscope.lowering.ir import Activation, KernelChoice, Op, Shape, Value
 from convscope.lowering.layers.base import (
     Prepared,
@@ -95,6 +96,7 @@ def _read_dense(builder: ProgramBuilder, layer: Any, inputs: Sequence[Value]) ->
 def _run_dense(op: Dense, network: WeightSource) -> Runner:
     fused = FusedEpilogue(op.activation, op.drop)
     dtype = getattr(torch, op.choice.precision)
+    in_loops = fused.smooth is not None and op.filters % LANES == 0 and compiled.available()
 
     def prepare() -> Prepared:
         kernel, bias = folded(op, network)
@@ -109,8 +111,11 @@ def _run_dense(op: Dense, network: WeightSource) -> Runner:
         scale = op.input_scale if step.training else 1.0
         tiled = op.choice.algorithm == "tiled" and torch.is_grad_enabled() and x.device.type == "cpu"
         tiled = tiled and rows.dtype is torch.float32 and kernel.device.type == "cpu"
-        result = kernels.apply(kernels.MatrixProduct, rows, kernel, bias, scale, fused.at(step), dtype, tiled)
-        result = fused.finish(result)
+        smooth = fused.smooth if in_loops and x.device.type == "cpu" else None
+        result = kernels.apply(
+            kernels.MatrixProduct, rows, kernel, bias, scale, fused.at(step), dtype, tiled, smooth
+        )
+        result = result if smooth else fused.finish(result)
         return result if x.dim() == 2 else result.view(*x.shape[:-1], -1)
 
     return run

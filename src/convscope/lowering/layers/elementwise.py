@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from convscope.lowering import kernels
-from convscope.lowering.activations import TORCH_FUNCTIONS, Function, activation_function
+from convscope.lowering.activations import TORCH_FUNCTIONS, Function, activation_function, smooth_name
 from convscope.lowering.ir import Activation, Op, Shape, Value
 from convscope.lowering.kernels import Epilogue
 from convscope.lowering.layers.base import ProgramBuilder, Runner, Step, Tensor, WeightSource, reads, runs
@@ -276,6 +276,8 @@ class FusedEpilogue:
         self.activate: Function | None = (
             None if activation is None or relu else activation_function(activation)
         )
+        # What a loop may compute in place of ``finish``, while it adds the bias.
+        self.smooth = None if activation is None else smooth_name(activation)
         self._plain = Epilogue(relu, ceiling=ceiling)
         self._dropper = None if drop is None else Dropper(drop)
 

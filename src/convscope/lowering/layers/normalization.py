@@ -196,6 +196,8 @@ def _run_layer_normalization(op: LayerNormalization, network: WeightSource) -> R
         gamma, beta = op.scale_and_offset(network)
         rank = x.dim()
         if op.axes == tuple(range(rank - len(op.axes), rank)):
+            if len(op.axes) == 1 and compiled.suits_rows(x):
+                return kernels.apply(kernels.RowNormalization, x, gamma, beta, op.epsilon, 1)
             sizes = [x.shape[axis] for axis in op.axes]
             return F.layer_norm(x, sizes, gamma, beta, op.epsilon)
         wide = x.float()
@@ -240,6 +242,8 @@ def _read_group_normalization(builder: ProgramBuilder, layer: Any, inputs: Seque
 def _run_group_normalization(op: GroupNormalization, network: WeightSource) -> Runner:
     def run(_step: Step, x: Tensor) -> Tensor:
         gamma, beta = op.scale_and_offset(network)
+        if op.groups == 1 and op.axis == x.dim() - 1 and compiled.suits_rows(x):
+            return kernels.apply(kernels.RowNormalization, x, gamma, beta, op.epsilon, x.dim() - 1)
         moved = x.movedim(op.axis, 1).float()  # (n, c, ...)
         # With one of the two alone, the backward pass of torch's operation fails.
         both = gamma is not None and beta is not None
