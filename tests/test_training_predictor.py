@@ -64,6 +64,19 @@ def test_moved_variables_are_found_again():
     assert predictor_of(model, "float32") is not first
 
 
+def test_a_global_setting_of_keras_that_changes_counts_at_once():
+    narrow = keras.layers.Normalization(axis=-1, mean=0.25, variance=1e-4)
+    model = keras.Sequential([keras.Input(X.shape[1:]), narrow, keras.layers.Flatten()])
+    before, epsilon = convscope.predict(model, X), keras.config.epsilon()
+    keras.config.set_epsilon(0.5)  # the least deviation that Normalization divides by
+    try:
+        found = convscope.predict(model, X)
+        np.testing.assert_allclose(found, model.predict(X, verbose=0), rtol=1e-5, atol=1e-6)
+        assert not np.allclose(found, before)
+    finally:
+        keras.config.set_epsilon(epsilon)
+
+
 class Doubling(keras.layers.Layer):
     """Holds a layer that somebody may replace."""
 
