@@ -72,6 +72,8 @@ LARGEST_SIDE = 96
 SIDE_STEP = 8
 # Beyond this many threads, decoding waits for the disk.
 MOST_WORKERS = 64
+# Images that a first look opens.
+PEEKED = 48
 # Bytes of decoded images in a part, at most.
 PART_BYTES = 64 * 2**20
 # From so many images on, parts are kept on the disk until all are done.
@@ -251,7 +253,7 @@ def ingest(source: Source, options: ReadOptions, progress: Progress = no_progres
 # Image files
 
 
-def peek(source: Source, most: int = 48) -> tuple[int, float, int] | None:
+def peek(source: Source) -> tuple[int, float, int] | None:
     """Look at a few image files: how many there are, the longer side of the usual one, its channels.
 
     None for images that are no files, and where none of the few can be read.
@@ -262,7 +264,7 @@ def peek(source: Source, most: int = 48) -> tuple[int, float, int] | None:
     with quiet_pillow():
         chunk = next(iter(source.chunks()))
         readers = [] if isinstance(chunk, Pixels) else chunk
-        for read in readers[:: max(1, len(readers) // most)]:
+        for read in readers[:: max(1, len(readers) // PEEKED)]:
             try:
                 header = read_header(read(), "")
             except ImageError:

@@ -238,7 +238,7 @@ def _left_out(collection: Collection) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(rows))
 
 
-def _enumerate(rows: Sequence[tuple[str, str]], most: int = 3) -> str:
-    """Name the first few."""
-    shown = ", ".join(f"{name} ({why})" for name, why in rows[:most])
-    return shown if len(rows) <= most else f"{shown} and {len(rows) - most:,} more"
+def _enumerate(rows: Sequence[tuple[str, str]]) -> str:
+    """Name the first three."""
+    shown = ", ".join(f"{name} ({why})" for name, why in rows[:3])
+    return shown if len(rows) <= 3 else f"{shown} and {len(rows) - 3:,} more"

@@ -171,7 +171,7 @@ def check_path(
 
 
 def check_before_training(
-    name: str | Path, options: ReadOptions | None = None, progress: Progress = no_progress
+    name: str | Path, options: ReadOptions | None = None
 ) -> tuple[DataReport | None, Collection | None]:
     """Take the quick part of the look at somebody's own images, and open them.
 
@@ -179,7 +179,7 @@ def check_before_training(
     """
     if name in CATALOG or not Path(name).exists():
         return None, None
-    return check_path(name, quick=True, options=options, progress=progress)
+    return check_path(name, quick=True, options=options)
 
 
 def check_collection(collection: Collection, path: str, quick: bool = False) -> DataReport:
@@ -564,13 +564,13 @@ class ContactSheet:
     class_names: tuple[str, ...]
 
 
-def contact_sheet(collection: Collection, columns: int = 8, rows: int = 20, seed: int = 0) -> ContactSheet:
-    """Choose some images of each class at random, of at most so many classes, for ``plot_contact_sheet``."""
-    classes = min(rows, len(collection.class_names))
+def contact_sheet(collection: Collection, columns: int = 8) -> ContactSheet:
+    """Choose some images of each class at random, of 20 classes at most, for ``plot_contact_sheet``."""
+    classes = min(20, len(collection.class_names))
     images = np.full((classes, columns, *collection.images.shape[1:]), 255, np.uint8)
     captions = []
     for label in range(classes):
-        mine = np.random.default_rng([seed, label]).permutation(np.flatnonzero(collection.labels == label))
+        mine = np.random.default_rng([0, label]).permutation(np.flatnonzero(collection.labels == label))
         chosen = np.sort(mine[:columns])
         if len(chosen):
             images[label, : len(chosen)] = collection.images[chosen]

@@ -183,16 +183,14 @@ def _run(
             return _train_and_finish(run, session, record, listeners, began=began)
 
 
-def evaluate_on_test(
-    path: str | Path, dataset: Dataset | None = None, *, by: str, with_report: bool = True
-) -> Result:
+def evaluate_on_test(path: str | Path, *, by: str, with_report: bool = True) -> Result:
     """Evaluate a run of ``run_trial`` on the test images, which is counted; where that is done, read it."""
     run = open_run(path)
     record = run.read_json(RUN_FILE)
     if record.get("with_test", True):
         return cast(Result, read_result(path))
     with lock_run(run.path), log_into(run):
-        dataset = load_again(record["data"]) if dataset is None else dataset
+        dataset = load_again(record["data"])
         session = begin_session(ExperimentConfig.from_json(record["config"]), dataset)
         session = replace(session, model=open_model(str(run.path)))
         history = run.read_table(HISTORY_FILE)

@@ -217,27 +217,19 @@ def make_schedule(
     return OneCycle(learning_rate, steps)
 
 
-def plateau_rate(
-    losses: Sequence[float],
-    learning_rate: float,
-    *,
-    factor: float = 0.5,
-    patience: int = 2,
-    min_delta: float = 1e-4,
-    floor: float = 0.0,
-) -> float:
-    """Lower the learning rate each time that the validation loss has not fallen for a while.
+def plateau_rate(losses: Sequence[float], learning_rate: float) -> float:
+    """Halve the learning rate each time that the validation loss has not fallen by 1e-4 for two epochs.
 
     A pure function of the losses so far, so that a resumed training finds the same rate.
     """
     best, waited, rate = math.inf, 0, learning_rate
     for loss in losses:
-        if loss < best - min_delta:
+        if loss < best - 1e-4:
             best, waited = loss, 0
             continue
         waited += 1
-        if waited >= patience:
-            rate, waited = max(rate * factor, floor), 0
+        if waited >= 2:
+            rate, waited = rate / 2, 0
     return rate
 
 

@@ -21,14 +21,15 @@ _HUGE_PAGES = 14
 
 _HUGE_PAGE = 2 << 20
 _BLOCK = 16 << 20
+_RESERVE = 512 << 20
 _LARGEST_KEPT = 32 << 20  # the most that glibc accepts
 
 
 @functools.cache
-def keep_memory(reserve: int = 512 << 20) -> bool:
+def keep_memory() -> bool:
     """Prepare the C library's heap for large tensors that come and go; once in a process.
 
-    Sets ``reserve`` bytes of address space aside for huge pages, none used before it is needed. Returns
+    Sets address space aside for huge pages, none used before it is needed. Returns
     whether it was done: on other systems than Linux with glibc nothing is changed.
     """
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
@@ -38,16 +39,16 @@ def keep_memory(reserve: int = 512 << 20) -> bool:
     library.malloc.argtypes = [ctypes.c_size_t]
     library.free.argtypes = [ctypes.c_void_p]
     library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    settings = ((_MMAP_THRESHOLD, _LARGEST_KEPT), (_TRIM_THRESHOLD, 2 * reserve), (_TOP_PAD, 64 << 20))
+    settings = ((_MMAP_THRESHOLD, _LARGEST_KEPT), (_TRIM_THRESHOLD, 2 * _RESERVE), (_TOP_PAD, 64 << 20))
     if not all(library.mallopt(parameter, value) for parameter, value in settings):
         return False
-    _advise_huge_pages(library, reserve)
+    _advise_huge_pages(library)
     return True
 
 
-def _advise_huge_pages(library: ctypes.CDLL, reserve: int) -> None:
+def _advise_huge_pages(library: ctypes.CDLL) -> None:
     """Grow the heap by some blocks, ask for huge pages where they lie, and free them for tensors to come."""
-    blocks = [block for block in (library.malloc(_BLOCK) for _ in range(reserve // _BLOCK)) if block]
+    blocks = [block for block in (library.malloc(_BLOCK) for _ in range(_RESERVE // _BLOCK)) if block]
     if blocks:
         # One range over all of them: what lies between two blocks gets the advice too, and comes to no harm.
         first = -(-min(blocks) // _HUGE_PAGE) * _HUGE_PAGE

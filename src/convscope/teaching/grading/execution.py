@@ -55,14 +55,9 @@ class Execution:
     died: str = ""
 
 
-def execute(
-    notebook: Any,
-    time_limit: float,
-    environment: Mapping[str, str] | None = None,
-    folder: Path | None = None,
-) -> Execution:
+def execute(notebook: Any, time_limit: float, environment: Mapping[str, str] | None = None) -> Execution:
     """Run all cells of a notebook in a fresh kernel, as ``execute_async`` does, and wait for it."""
-    return wait_for(execute_async(notebook, time_limit, environment, folder))
+    return wait_for(execute_async(notebook, time_limit, environment))
 
 
 def wait_for(work: Coroutine[Any, Any, Result]) -> Result:

@@ -24,7 +24,6 @@ from convscope.teaching.grading.verdict import require, row_counts
 
 # Layers that only apply a function: Conv2D followed by ReLU is Conv2D with activation="relu".
 _ACTIVATION_LAYERS = {"ReLU": "relu", "Softmax": "softmax"}
-_IMAGE_RANK = 4  # (n, h, w, c)
 _HINTS = {
     "Conv2D": "keras.layers.Conv2D(filters, kernel_size, activation=…)",
     "MaxPooling2D": "keras.layers.MaxPooling2D(2), behind the convolutions",
