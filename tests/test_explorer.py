@@ -406,6 +406,10 @@ BEHIND = {
     "prelu": lambda: [layers.PReLU(shared_axes=[1, 2])],
     "sequence": lambda: [layers.Reshape((99, 4)), layers.Permute((2, 1)), layers.Dense(3, "tanh")],
     "maximum": lambda: [layers.Reshape((99, 4)), layers.GlobalMaxPooling1D()],
+    "attention": lambda: [
+        layers.Reshape((99, 4)),
+        lambda x: layers.MultiHeadAttention(2, 3, value_dim=5)(x[:, :20], x, key=ops.tanh(x)),
+    ],
 }  # fmt: skip
 
 

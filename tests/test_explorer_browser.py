@@ -28,6 +28,20 @@ def test_every_layer_of_a_named_network_agrees_with_python(open_page, tmp_path, 
     assert len(found["perLayer"]) == written.layers
 
 
+def agrees_with_its_weights(page):
+    """Hold what the page shows against the network as its weights are now; give the probabilities."""
+    page.evaluate("explorer.settled()")
+    shown = page.evaluate("Array.from(explorer.store.state.result.probabilities)")
+    now = "explorer.engine.run(explorer.store.state.input).then((found) => Array.from(found.probabilities))"
+    assert page.evaluate(now) == shown
+    page.click("#tab-change")
+    page.wait_for_selector(".score")
+    found = page.evaluate("explorer.engine.evaluate()")
+    assert f"{round(found['accuracy'] * found['count'])} of" in page.locator(".score").inner_text()
+    page.click("#tab-train")
+    return shown
+
+
 def test_a_little_training_learns_and_is_undone(open_page, tmp_path):
     path, dataset = make_run(tmp_path / "run", dataset=make_dataset(shape=(12, 12, 1)))
     page = open_page(write_page(read_contents(path, dataset)).file)
@@ -40,8 +54,10 @@ def test_a_little_training_learns_and_is_undone(open_page, tmp_path):
     assert float(learned.inner_text()) < 2.3  # the loss of guessing among ten classes
     assert float(held_out.inner_text()) > float(learned.inner_text())
     assert page.locator("#train .scroll tbody tr").count() == 16
+    shown = agrees_with_its_weights(page)
     page.click("#train .tools button:last-child")
     page.wait_for_selector("#train .go:not([disabled])")
+    assert np.abs(np.subtract(agrees_with_its_weights(page), shown)).max() > 1e-3
     after = page.evaluate("Array.from(explorer.engine.network.layers.at(-1).weights.kernel.values)")
     assert after == before
     assert page.locator("#now .changed-now").inner_text() == ""

@@ -456,6 +456,78 @@ def test_tabs_follow_the_arrow_keys(open_page, explorer):
     assert page.locator("[role=tabpanel]:visible").count() == 1
 
 
+def tab_to(page, selector, key="Tab"):
+    """Press the tabulator until it arrives; every stop is seen."""
+    for _ in range(150):
+        page.keyboard.press(key)
+        if page.evaluate("(selector) => document.activeElement.matches(selector)", selector):
+            return
+    pytest.fail(f"the tabulator does not come to {selector}")
+
+
+def test_the_first_two_minutes_need_only_the_keyboard(open_page, explorer):
+    page = open_page(explorer)
+    state = "({ section, image, layer, channel, place }) => [section, image.index, layer, channel, ...place]"
+    now = f"({state})(explorer.store.state)"
+    heading = page.locator("#walk-pane h3")
+    tab_to(page, "#tab-draw")
+    tab_to(page, ".gallery input")  # 1: an image
+    page.keyboard.press("ArrowRight")
+    settle(page)
+    chosen = page.evaluate("Number(document.activeElement.value)")
+    assert page.evaluate(now)[:2] == ["draw", chosen]
+    assert chosen != 0  # which the page began with
+    tab_to(page, "#tab-draw", "Shift+Tab")
+    page.keyboard.press("ArrowRight")  # 2: the first layer and its maps
+    wait_until(page, "document.querySelector('#walk-pane h3') !== null")
+    tab_to(page, "input[name=walk-layer]")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowLeft")
+    assert page.evaluate(now)[2] == 0
+    tab_to(page, "input[name=walk-map]")
+    page.keyboard.press("ArrowRight")
+    before = page.evaluate(now)
+    tab_to(page, ".frame.clickable")  # 3: a pixel
+    row, column = before[-2:]
+    page.keyboard.press("ArrowUp" if row else "ArrowDown")
+    page.keyboard.press("ArrowLeft" if column else "ArrowRight")
+    assert page.evaluate(now)[-2:] == [abs(row - 1) if row else 1, column - 1 if column else 1]
+    assert page.locator("#walk-pane .verdict.equal").count() == 1
+    tab_to(page, "input[name=walk-layer]", "Shift+Tab")  # 4: the last layer, and the way back from it
+    page.keyboard.press("ArrowLeft")
+    assert "unit" in heading.inner_text()
+    tab_to(page, ".walk-back button")
+    page.keyboard.press("Enter")
+    assert "map" in heading.inner_text()
+    for _ in range(5):  # and on, to the image
+        page.keyboard.press("Enter")
+    assert "conv" in heading.inner_text()
+    assert page.evaluate("document.activeElement.id") == "walk-pane"  # and not lost with what led here
+    tab_to(page, "input[name=walk-class]")  # 5: a reason
+    page.keyboard.press("ArrowRight")
+    assert page.locator(".walk-classes .terms td[data-value]").count() > 1
+    tab_to(page, "[data-heat=occlusion] button")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("[data-heat=occlusion][data-ready]")
+
+
+def test_each_step_that_is_shown_has_the_keyboard_too(open_page, explorer):
+    page = open_page(explorer, "#section=learn")
+    expected = [
+        "#canvas",
+        "[name=walk-map]",
+        ".frame.clickable",
+        "#walk-pane",
+        ".walk-back button",
+        "[name=walk-class]",
+    ]
+    for step, selector in enumerate(expected):
+        page.get_by_role("tab", name="Learn").click()
+        page.locator(".path button").nth(step).focus()
+        page.keyboard.press("Enter")
+        assert page.evaluate("(selector) => document.activeElement.matches(selector)", selector), selector
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [NARROW, 768, WIDE, 1920, 2560])
 def test_it_fits_the_window(open_page, explorer, width, scheme):

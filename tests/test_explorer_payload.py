@@ -67,12 +67,12 @@ def test_a_file_that_would_pass_8_mb_has_rounded_kernels_and_says_what_that_chan
 
 def test_modules_are_joined_in_the_order_in_which_they_need_each_other(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "PAGE", tmp_path)
-    (tmp_path / "a.js").write_text('import { two as b } from "./b.js";\nexport const a = b + 1;\n')
-    (tmp_path / "b.js").write_text('import "./c.js";\nexport const two = 2;\n')
-    (tmp_path / "c.js").write_text("globalThis.c = 1;\n")
+    (tmp_path / "a.js").write_text('import { b } from "./b.js";\nexport const a = b + 1;\n')
+    (tmp_path / "b.js").write_text('import { c } from "./c.js";\nexport const b = c + 1;\n')
+    (tmp_path / "c.js").write_text("export const c = 1;\n")
     joined = page.bundle.__wrapped__("a.js")
     assert joined.index('modules["c.js"]') < joined.index('modules["b.js"]') < joined.index('modules["a.js"]')
-    assert 'const {two: b} = modules["b.js"];' in joined
+    assert 'const { b } = modules["b.js"];' in joined
     (tmp_path / "c.js").write_text('import { a } from "./a.js";\n')
     with pytest.raises(ValueError, match=r"a.js imports b.js imports c.js imports a.js"):
         page.bundle.__wrapped__("a.js")

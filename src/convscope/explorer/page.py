@@ -24,7 +24,6 @@ COLOURS = PAGE / "colours.css"  # of the report and a server's pages too
 STYLES = ("colours.css", "style.css", "walk.css", "train.css")
 
 _IMPORT = re.compile(r'^import\s+\{([^}]*)\}\s+from\s+"\./([\w-]+\.js)";\n', re.MULTILINE)
-_BARE_IMPORT = re.compile(r'^import\s+"\./([\w-]+\.js)";\n', re.MULTILINE)
 _EXPORT = re.compile(r"^export\s+((?:async\s+)?(?:function\*?|class|const|let)\s+(\w+))", re.MULTILINE)
 
 
@@ -117,18 +116,12 @@ def _collect(name: str, modules: dict[str, str], above: tuple[str, ...]) -> None
     if name in above:
         raise ValueError(f"{' imports '.join((*above, name))}: modules in a circle")
     source = (PAGE / name).read_text(encoding="utf-8")
-    for imported in [*(found[2] for found in _IMPORT.finditer(source)), *_BARE_IMPORT.findall(source)]:
-        _collect(imported, modules, (*above, name))
+    for found in _IMPORT.finditer(source):
+        _collect(found[2], modules, (*above, name))
     exported = [found[2] for found in _EXPORT.finditer(source)]
-    body = _IMPORT.sub(lambda found: f'const {{{_renamed(found[1])}}} = modules["{found[2]}"];\n', source)
-    body = _EXPORT.sub(r"\1", _BARE_IMPORT.sub("", body))
+    body = _EXPORT.sub(r"\1", _IMPORT.sub(r'const {\1} = modules["\2"];\n', source))
     if left := re.search(r"^(import|export)\b.*", body, re.MULTILINE):
         raise ValueError(f"{name}: expected import {{ a }} from or export in front of a name, got {left[0]}")
     modules[name] = (
         f'modules["{name}"] = (() => {{\n{body.strip()}\nreturn {{ {", ".join(exported)} }};\n}})();'
     )
-
-
-def _renamed(names: str) -> str:
-    """Write ``a as b`` of an import as ``a: b`` of an object."""
-    return ", ".join(re.sub(r"\s+as\s+", ": ", one.strip()) for one in names.split(",") if one.strip())

@@ -396,7 +396,7 @@ function merged(combine) {
  * @param {Place} place
  * @returns {Spot | null}
  */
-export function strongestSource(pass, index, place) {
+function strongestSource(pass, index, place) {
   const { network } = pass;
   const layer = network.layers[index];
   const found = recompute(pass, index, place);

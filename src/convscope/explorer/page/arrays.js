@@ -27,7 +27,7 @@ export async function unpack({ dtype, data }) {
 }
 
 /** @param {number} bits */
-export function fromFloat16(bits) {
+function fromFloat16(bits) {
   const sign = bits & 0x8000 ? -1 : 1;
   const exponent = (bits >> 10) & 0x1f;
   const fraction = bits & 0x3ff;

@@ -30,7 +30,7 @@ export function gradCam(network, image, target, { changes = {}, layer, known } =
 }
 
 /** The last convolution, or else the last layer with maps. @param {Network} network */
-export function lastMaps(network) {
+function lastMaps(network) {
   const maps = network.layers.filter(({ shape }) => shape.length === 3);
   const convolutions = maps.filter(({ kind }) => ["convolution", "transposed", "depthwise", "separable"].includes(kind));
   return (convolutions.at(-1) ?? maps.at(-1))?.index ?? -1;

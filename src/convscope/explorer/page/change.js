@@ -1,21 +1,16 @@
-// Change the network or the image, and see what that does to the accuracy.
+// Change the network or the image; what that does to the accuracy stands in `accuracy.js`.
 
+import { accuracyPart } from "./accuracy.js";
 import { element } from "./dom.js";
-import { number, percent, t, translate } from "./texts.js";
+import { number, t, translate } from "./texts.js";
 
 /** @typedef {import("./main.js").App} App
- *  @typedef {import("./state.js").Changes} Changes
- *  @typedef {{accuracy: number, count: number, confusion: ArrayLike<number>[]}} Accuracy */
+ *  @typedef {import("./state.js").Changes} Changes */
 
-// More channels than this are chosen by number; of more classes than this the matrix would be unreadable, and the most
-// frequent confusions are listed.
+// More channels than this are chosen by number.
 const CHIPS = 128;
-const MOST_CLASSES = 20;
-const MOST_PAIRS = 12;
 // A kernel of more places is edited one number at a time.
 const LARGEST_KERNEL = 7;
-// Quiet time before the accuracy is computed anew, in milliseconds.
-const CALM = 60;
 
 // Filters that a student knows, as weights of a 3×3 window; larger windows have them in the middle.
 /** @type {Record<string, number[]>} */
@@ -27,21 +22,6 @@ const FILTERS = {
   vertical: [1, 0, -1, 2, 0, -2, 1, 0, -1].map((value) => value / 4),
   outline: [0, -1, 0, -1, 4, -1, 0, -1, 0].map((value) => value / 4),
 };
-
-/**
- * The 95 % interval of a share (Wilson 1927), as everywhere in convscope.
- * @param {number} successes
- * @param {number} trials
- * @returns {[number, number]}
- */
-export function wilsonInterval(successes, trials) {
-  const z = 1.959963984540054;
-  const share = successes / trials;
-  const scale = 1 + (z * z) / trials;
-  const centre = share + (z * z) / (2 * trials);
-  const reach = z * Math.sqrt((share * (1 - share)) / trials + (z / (2 * trials)) ** 2);
-  return [successes === 0 ? 0 : (centre - reach) / scale, successes === trials ? 1 : (centre + reach) / scale];
-}
 
 /**
  * @param {HTMLElement} root
@@ -330,117 +310,6 @@ function imagePart(app) {
       if (noise) change(app, { noise: { ...noise, seed: (noise.seed + 1) % 1000 } });
     } }),
   );
-}
-
-/** Accuracy before and after, and who is taken for whom. @param {App} app */
-function accuracyPart(app) {
-  const { store, engine, classes } = app;
-  const body = element("div", { class: "accuracy" });
-  const part = element("section", { class: "card", "aria-live": "polite" }, element("h3", { "data-t": "change.accuracy" }), body);
-  if (!app.images.count) {
-    body.append(element("p", { class: "hint", "data-t": "change.no-images" }));
-    return part;
-  }
-  /** @type {Accuracy | null} */
-  let before = null;
-  /** @type {Accuracy | null} */
-  let after = null;
-  let [timer, running, wanted] = [0, false, false];
-  const show = () => {
-    if (!before || !after) {
-      body.replaceChildren(element("p", { class: "hint" }, t("change.counting")));
-      return;
-    }
-    const line = (/** @type {string} */ key, /** @type {Accuracy} */ one) => {
-      const right = Math.round(one.accuracy * one.count);
-      const [low, high] = wilsonInterval(right, one.count);
-      return element(
-        "div",
-        { class: "score" },
-        element("span", {}, t(key)),
-        element("strong", {}, percent(one.accuracy)),
-        element("span", { class: "range" }, t("change.interval", { low: percent(low), high: percent(high), right, count: one.count })),
-      );
-    };
-    const changed = Object.keys(store.state.changes).length > 0;
-    body.replaceChildren(
-      line("change.before", before),
-      changed ? line("change.after", after) : "",
-      ...(classes.length <= MOST_CLASSES ? [matrix(after.confusion, before.confusion, classes), element("p", { class: "hint" }, t("change.matrix-hint"))] : confusions(after.confusion, before.confusion, classes)),
-    );
-  };
-  const count = async () => {
-    wanted = true;
-    if (running) return;
-    running = true;
-    while (wanted) {
-      wanted = false;
-      const { changes } = store.state;
-      before ??= await engine.evaluate({ changes: {} });
-      const found = Object.keys(changes).length ? await engine.evaluate({ changes }) : before;
-      if (found) after = found;
-      if (!wanted) show();
-    }
-    running = false;
-  };
-  store.subscribe((_, changed) => {
-    if (changed.has("changes")) {
-      clearTimeout(timer);
-      timer = window.setTimeout(count, CALM);
-    }
-    if (changed.has("language")) show();
-  });
-  show();
-  count();
-  return part;
-}
-
-/** The confusion matrix; a cell that differs from before says by how much. @param {ArrayLike<number>[]} now @param {ArrayLike<number>[]} before @param {string[]} classes */
-function matrix(now, before, classes) {
-  const largest = Math.max(1, ...classes.flatMap((_, row) => classes.map((__, column_) => (row === column_ ? 0 : now[row][column_]))));
-  const long = classes.some((name) => name.length > 3);
-  return element(
-    "div",
-    { class: "scroll", tabindex: "0", role: "region", "aria-label": t("change.matrix") },
-    element(
-      "table",
-      { class: long ? "confusion long" : "confusion" },
-      element("thead", {}, element("tr", {}, element("th", { class: "corner", scope: "col" }, t("change.corner")), ...classes.map((name) => element("th", { scope: "col", title: name }, element("span", {}, name))))),
-      element(
-        "tbody",
-        {},
-        ...classes.map((name, row) =>
-          element(
-            "tr",
-            {},
-            element("th", { scope: "row", title: name }, name),
-            ...classes.map((_, column_) => {
-              const [value, was] = [now[row][column_], before[row][column_]];
-              const level = row === column_ ? "hit" : value ? `level-${Math.max(1, Math.ceil((8 * value) / largest))}` : "";
-              const moved = value === was ? "" : value > was ? " more" : " less";
-              return element("td", { class: level + moved, title: value === was ? null : t("change.was", { was }) }, value ? String(value) : was ? "0" : "");
-            }),
-          ),
-        ),
-      ),
-    ),
-  );
-}
-
-/** Of many classes, which are taken for which most often; how often as trained stands beside it. @param {ArrayLike<number>[]} now @param {ArrayLike<number>[]} before @param {string[]} classes */
-function confusions(now, before, classes) {
-  const pairs = classes.flatMap((_, row) => classes.flatMap((__, guess) => (row === guess || !now[row][guess] ? [] : [{ row, guess, count: now[row][guess], was: before[row][guess] }])));
-  pairs.sort((one, other) => other.count - one.count || other.was - one.was);
-  const shown = pairs.slice(0, MOST_PAIRS);
-  const rest = pairs.slice(MOST_PAIRS).reduce((all, { count }) => all + count, 0);
-  const rows = shown.map(({ row, guess, count, was }) =>
-    element("tr", {}, element("th", { scope: "row" }, classes[row]), element("td", {}, classes[guess]), element("td", { class: count > was ? "more" : count < was ? "less" : "" }, String(count)), element("td", {}, String(was))),
-  );
-  const head = ["change.true", "change.predicted", "change.images", "change.before"].map((key) => element("th", { scope: "col" }, t(key)));
-  return [
-    element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": t("change.confusions") }, element("table", { class: "confusions" }, element("caption", {}, t("change.confusions")), element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows))),
-    ...(rest ? [element("p", { class: "hint" }, t("change.other-confusions", { count: rest }))] : []),
-  ];
 }
 
 /** What was changed, one line each, and the way back. @param {App} app */

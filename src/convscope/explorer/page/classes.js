@@ -102,7 +102,9 @@ export class ClassView {
       const heat = await compute(target).catch(() => null);
       if (!canvas.isConnected) return; // another image or class was chosen meanwhile
       const nothing = heat && !Array.from(heat).some(Boolean);
-      status.textContent = nothing ? ` ${t("walk.noEvidence")}` : heat ? "" : ` ${t("walk.noHeat")}`;
+      const shown = pass.network.layers.find(({ live }) => !live);
+      const obstacle = shown ? t("walk.noHeat", { layer: shown.name }) : t("walk.noMaps");
+      status.textContent = nothing ? ` ${t("walk.noEvidence")}` : heat ? "" : ` ${obstacle}`;
       if (!heat) return;
       if (!nothing) overlay(canvas, heat);
       /** @type {any} */ (made).heat = heat; // for who wants the numbers

@@ -70,9 +70,8 @@ export class Engine {
     this.ground = ground;
     const url = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
     this.#worker = new Worker(url);
-    this.#worker.onmessage = ({ data: { id, result, error, note } }) => {
+    this.#worker.onmessage = ({ data: { id, result, error } }) => {
       const one = this.#waiting.get(id);
-      if (note !== undefined) return /** @type {any} */ (one)?.noted?.(note);
       this.#waiting.delete(id);
       if (error) one?.reject(new Error(error));
       else one?.resolve(result);
@@ -86,20 +85,15 @@ export class Engine {
 
   /**
    * Asks the Worker for something.
-   * @param {string} task @param {any} given @param {(note: any) => void} [noted] told of what comes before the answer
+   * @param {string} task @param {any} given
    * @returns {Promise<any>}
    */
-  ask(task, given, noted) {
+  ask(task, given) {
     const id = (this.#count += 1);
     return new Promise((resolve, reject) => {
-      this.#waiting.set(id, /** @type {any} */ ({ resolve, reject, noted }));
+      this.#waiting.set(id, { resolve, reject });
       this.#worker.postMessage({ id, task, given });
     });
-  }
-
-  /** Ends the Worker. */
-  stop() {
-    this.#worker.terminate();
   }
 
   /** A test image as the network takes it. @param {number} index */
@@ -187,11 +181,11 @@ export class Engine {
 
   /**
    * How many of the embedded test images are right with these changes.
-   * @param {{changes?: Changes, most?: number}} [options]
-   * @returns {Promise<{accuracy: number, count: number, confusion: number[][], predictions: number[], probabilities: Float32Array} | null>}
+   * @param {{changes?: Changes}} [options]
+   * @returns {Promise<{accuracy: number, count: number, confusion: number[][], probabilities: Float32Array} | null>}
    */
-  evaluate({ changes = {}, most } = {}) {
-    return this.ask("evaluate", { changes, most });
+  evaluate({ changes = {} } = {}) {
+    return this.ask("evaluate", { changes });
   }
 
   /**
@@ -232,22 +226,6 @@ export class Engine {
    */
   async step(steps = 1, look = null) {
     return this.#adopt(await this.ask("trainSteps", { steps, look }));
-  }
-
-  /**
-   * Trains to the end, or until `onStep` gives false.
-   * @param {{what?: "last" | "all", epochs?: number, steps?: number, rate?: number, batch?: number, seed?: number,
-   *   fresh?: boolean, order?: number[][], onStep?: (state: TrainingState) => boolean | void}} options
-   * @returns {Promise<TrainingState>}
-   */
-  async train({ epochs = 5, steps, onStep, ...options }) {
-    let state = await this.beginTraining(options);
-    const wanted = steps ?? epochs * state.perEpoch;
-    while (state.step < wanted) {
-      state = await this.step(Math.min(Math.max(1, Math.floor(state.perEpoch / 4)), wanted - state.step));
-      if (onStep?.(state) === false) break;
-    }
-    return state;
   }
 
   /** Takes the weights of the run again. */

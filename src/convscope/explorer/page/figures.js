@@ -5,6 +5,9 @@ import { language, t } from "./texts.js";
 
 /** @typedef {import("./places.js").Box} Box */
 
+/** What the arrow keys move by: rows and columns. @type {Record<string, number[]>} */
+export const STEPS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+
 /** @type {(text: string) => string} */
 const minus = (text) => text.replace("-", "\u2212");
 
@@ -52,7 +55,7 @@ export function counted(value) {
  * @param {number} width
  * @param {(pixel: number) => number | undefined} at
  */
-export function drawGrey(canvas, height, width, at) {
+function drawGrey(canvas, height, width, at) {
   canvas.width = width;
   canvas.height = height;
   const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
@@ -171,7 +174,8 @@ export function frame(canvas, box, words) {
 }
 
 /**
- * Numbers in rows, the larger the more colour. What lies outside the image is a zero of the padding.
+ * Numbers in rows, the larger the more colour. What lies outside the image is a zero of the padding. Numbers that can be
+ * chosen are one stop for the tabulator, with arrow keys inside.
  * @param {string} caption
  * @param {(number | null)[][]} rows
  * @param {number | null} [highlight]  the number to mark
@@ -179,16 +183,27 @@ export function frame(canvas, box, words) {
  */
 export function numbers(caption, rows, highlight = null, choose = null) {
   const largest = Math.max(...rows.flat().map((value) => Math.abs(value ?? 0))) || 1;
+  /** @type {Map<string, HTMLButtonElement>} */
+  const cells = new Map();
   const cell = (/** @type {number | null} */ value, /** @type {number} */ row, /** @type {number} */ column) => {
     const sign = value === null ? "outside" : value < 0 ? "negative" : "positive";
     const chosen = value !== null && value === highlight ? " chosen" : "";
     const text = value === null ? "0" : short(value, 3);
-    const made = element("td", { class: `${sign}${chosen}`, "data-value": value ?? 0, title: value === null ? t("walk.padding") : null }, text);
+    const made = element("td", { class: `${sign}${chosen}`, "data-value": value ?? 0, title: value === null ? t("walk.padding") : null });
     made.style.setProperty("--strength", `${Math.round((45 * Math.abs(value ?? 0)) / largest)}%`);
     if (choose && value !== null) {
-      made.classList.add("clickable");
-      made.addEventListener("click", () => choose(row, column));
-    }
+      const button = element("button", { type: "button", class: "cell", "data-focus": "patch", tabindex: cells.size ? -1 : 0, click: () => choose(row, column) }, text);
+      button.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
+        const [y, x] = STEPS[event.key] ?? [0, 0];
+        const next = cells.get(`${row + y} ${column + x}`);
+        if (!next || next === button) return;
+        event.preventDefault();
+        [button.tabIndex, next.tabIndex] = [-1, 0];
+        next.focus();
+      });
+      cells.set(`${row} ${column}`, button);
+      made.append(button);
+    } else made.append(text);
     return made;
   };
   const body = rows.map((line, row) => element("tr", {}, ...line.map((value, column) => cell(value, row, column))));

@@ -180,7 +180,9 @@ function transpose({ layer, entering, shapes, n, weights, out }) {
  * How much each place of a sequence takes from each other, for each head, and what it takes (Vaswani et al.,
  * "Attention is all you need", 2017, section 3.2).
  * @param {Pick<Work, "layer" | "entering" | "shapes" | "n" | "weights">} work
- * @returns {{mixed: Float32Array, tokens: number, shares: Float32Array}} (n·t, heads·size); (n, heads, t, s)
+ * @typedef {{length: number, size: number, values: Float32Array}} Projected (n, length, heads, size)
+ * @returns {{mixed: Float32Array, tokens: number, shares: Float32Array, query: Projected, key: Projected, value: Projected}}
+ *   (n·t, heads·size); (n, heads, t, s)
  */
 export function attend({ layer, entering, shapes, n, weights }) {
   const { roles, heads } = layer.settings;
@@ -220,7 +222,7 @@ export function attend({ layer, entering, shapes, n, weights }) {
       }
     }
   }
-  return { mixed, tokens: n * query.length, shares };
+  return { mixed, tokens: n * query.length, shares, query, key, value };
 }
 
 /**

@@ -125,15 +125,24 @@ export function mountLearn(root, { engine, store }) {
     const largest = values ? values.reduce((best, value, at) => (value > values[best] ? at : best), 0) : 0;
     const { row, column, channel } = placeAt(mapsOf(layers[layer]), largest);
     store.set({ section: "walk", layer, channel, place: [row, column] });
-    document.querySelector(part)?.scrollIntoView({ block: "center" });
+    lead(part);
+  };
+  // The tabulator goes on from where the reader looks.
+  const lead = (/** @type {string} */ part) => {
+    const shown = /** @type {HTMLElement | null} */ (document.querySelector(part));
+    shown?.focus({ preventScroll: true });
+    (shown?.closest(".walk-maps, .walk-places, .walk-back, .walk-classes") ?? shown)?.scrollIntoView({ block: "center" });
   };
   const path = [
-    () => store.set({ section: "draw" }),
-    walkTo(first, ".walk-maps"),
-    walkTo(first, ".walk-places"),
+    () => {
+      store.set({ section: "draw" });
+      lead("#canvas");
+    },
+    walkTo(first, ".walk-maps input:checked"),
+    walkTo(first, ".walk-places .clickable"),
     walkTo(first, "#walk-pane"),
-    walkTo(layers.length - 1, ".walk-back"),
-    walkTo(layers.length - 1, ".walk-classes"),
+    walkTo(layers.length - 1, ".walk-back button"),
+    walkTo(layers.length - 1, ".walk-classes :is(input:checked, select)"),
   ];
   const show = () => {
     const turn = element("input", { type: "checkbox", checked: quiz.on, change: () => quiz.turn(turn.checked) });

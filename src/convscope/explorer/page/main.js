@@ -156,7 +156,7 @@ async function start() {
   const arrive = () => store.set({ changes: {}, ...fromFragment(location.hash.slice(1), limits) });
   let waiting = 0;
   store.subscribe((_, changed) => {
-    if (["pixels", "input", "result", "before", "theme"].some((key) => changed.has(key))) return;
+    if (["pixels", "input", "result", "before", "trained", "theme"].some((key) => changed.has(key))) return;
     clearTimeout(waiting);
     waiting = window.setTimeout(writeLink, LINK_PAUSE);
   });
@@ -200,7 +200,7 @@ function firstState() {
     input: null,
     result: null,
     before: null,
-    trained: false,
+    trained: null,
   };
 }
 
@@ -254,7 +254,7 @@ function keepPredicting({ store, engine }) {
     running = null;
   };
   store.subscribe((_, changed) => {
-    if (!["input", "changes", "section"].some((key) => changed.has(key))) return;
+    if (!["input", "changes", "section", "trained"].some((key) => changed.has(key))) return;
     wanted = true;
     running ??= predict();
   });
@@ -426,7 +426,7 @@ function followDrops(app) {
 }
 
 /** @param {string} text */
-export function fromBase64(text) {
+function fromBase64(text) {
   return Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 }
 

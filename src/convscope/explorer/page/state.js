@@ -31,7 +31,7 @@
  * @property {Float32Array | null} input  the same, scaled as the network takes it
  * @property {{probabilities: Float32Array | null, logits: Float32Array | null, image: Float32Array,
  *   features: Float32Array | null, outputs?: (Float32Array | null)[]} | null} result  with the image as the changes made it
- * @property {boolean} trained  whether the page has trained the network, so that its weights are no longer the run's
+ * @property {import("./sgd.js").TrainingState | null} trained  where a training in the page has brought the weights; null: they are the run's
  * @property {Float32Array | null} before  probabilities without the changes, where there are some
  */
 

@@ -52,9 +52,6 @@ export function mountTrain(root, app) {
 
   const options = () => ({ what: /** @type {"last" | "all"} */ (chosen.what), fresh: chosen.fresh, rate: chosen.rate, batch: chosen.batch });
   const look = () => ({ layer: network.last, name: "kernel", index: chosen.unit < 0 ? -1 - chosen.target : chosen.unit * classes.length + chosen.target });
-  // The prediction beside the panel is one of the network as it is now.
-  const predictAgain = () => store.set({ changes: { ...store.state.changes } });
-
   /** @param {() => Promise<void>} work */
   const busy = (work) => async () => {
     if (running) return;
@@ -68,7 +65,6 @@ export function mountTrain(root, app) {
     } finally {
       running = false;
       for (const button of buttons) button.disabled = button.classList.contains("stop");
-      predictAgain();
     }
   };
 
@@ -76,23 +72,23 @@ export function mountTrain(root, app) {
     stopped = false;
     status.textContent = t("train.preparing");
     state ??= await engine.beginTraining(options());
-    store.set({ trained: true });
     const end = state.step + EPOCHS * state.perEpoch;
-    while (state.step < end && !stopped) {
-      state = await engine.step(Math.min(Math.max(1, Math.floor(state.perEpoch / 3)), end - state.step), look());
-      show();
-    }
+    while (state.step < end && !stopped) await go(Math.min(Math.max(1, Math.floor(state.perEpoch / 3)), end - state.step));
   });
   const oneStep = busy(async () => {
     state ??= await engine.beginTraining(options());
-    store.set({ trained: true });
-    state = await engine.step(1, look());
-    show();
+    await go(1);
   });
+  /** @param {number} steps */
+  const go = async (steps) => {
+    state = await engine.step(steps, look());
+    store.set({ trained: state });
+    show();
+  };
   const reset = busy(async () => {
     state = null;
     await engine.resetWeights();
-    store.set({ trained: false });
+    store.set({ trained: null });
     show();
   });
   // Other settings begin another training.

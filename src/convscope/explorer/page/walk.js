@@ -4,7 +4,7 @@
 import { recompute, valuesOf, wayBack } from "./arithmetic.js";
 import { ClassView } from "./classes.js";
 import { element } from "./dom.js";
-import { choice, counted, drawChannel, drawInput, drawUnits, figure, frame, numbers, precise, scientific, short, unitsAcross } from "./figures.js";
+import { STEPS, choice, counted, drawChannel, drawInput, drawUnits, figure, frame, numbers, precise, scientific, short, unitsAcross } from "./figures.js";
 import { hidden, quiz, term } from "./learn.js";
 import { flatIndex, mapsOf, originOf, placeAt, reachOf, receptiveField, windowBox } from "./places.js";
 import { asMaps } from "./shapes.js";
@@ -65,7 +65,7 @@ export class Walk {
       layers: element("div", { class: "walk-layers" }),
       maps: element("div", { class: "walk-maps" }),
       places: element("div", { class: "walk-places" }),
-      pane: element("div", { class: "pane", id: "walk-pane" }),
+      pane: element("div", { class: "pane", id: "walk-pane", tabindex: "-1" }),
       back: element("div", { class: "walk-back" }),
       classes: element("div", { class: "walk-classes" }),
       said: element("p", { class: "hidden", "aria-live": "polite" }),
@@ -278,11 +278,15 @@ export class Walk {
     const radio = this.parts.maps.querySelector(`input[value="${this.state.channel}"]`);
     if (radio) /** @type {HTMLInputElement} */ (radio).checked = true;
     const found = recompute(this.pass, this.state.layer, this.place);
-    const focused = /** @type {HTMLElement | null} */ (document.activeElement)?.dataset.focus;
+    const focused = /** @type {HTMLElement | null} */ (document.activeElement);
+    const inside = this.home.contains(focused);
     this.showPlaces(found);
     this.showArithmetic(found);
     this.showWayBack();
-    if (focused) /** @type {HTMLElement | null} */ (document.querySelector(`[data-focus="${focused}"]`))?.focus({ preventScroll: true });
+    if (!focused || !inside || focused.isConnected) return;
+    // What led here is drawn anew, or gone: the reader goes on from the number.
+    const again = /** @type {HTMLElement | null} */ (this.home.querySelector(`[data-focus="${focused.dataset.focus}"]`));
+    (again ?? this.parts.pane).focus({ preventScroll: true });
   }
 
   // The image with what the number depends on, what enters the layer with the window, and the map with the place.
@@ -364,7 +368,7 @@ export class Walk {
       choose(Math.min(Math.floor(((event.clientY - area.top) / area.height) * down), down - 1), Math.min(Math.floor(((event.clientX - area.left) / area.width) * across), across - 1));
     });
     framed.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
-      const [y, x] = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key] ?? [0, 0];
+      const [y, x] = STEPS[event.key] ?? [0, 0];
       if (!x && !y) return;
       event.preventDefault();
       choose(box.top + y, box.left + x);
@@ -604,7 +608,9 @@ export class Walk {
       if (shape.length === 3) drawChannel(canvas, shape, values, spot.place.channel);
       else drawUnits(canvas, values);
       const picture = frame(canvas, this.boxAround(shape, spot.place), this.title(spot.layer));
-      return element("li", {}, picture, this.link(spot, `: ${short(values[flatIndex(shape, spot.place)])}`));
+      const link = this.link(spot, `: ${short(values[flatIndex(shape, spot.place)])}`);
+      if (link instanceof HTMLElement) link.dataset.focus = "back"; // Enter goes on, step after step
+      return element("li", {}, picture, link);
     });
     this.parts.back.replaceChildren(...(items.length ? [element("h4", {}, t("walk.back")), element("p", { class: "hint" }, t("walk.backHint")), element("ol", { class: "chain" }, ...items)] : []));
   }

@@ -51,22 +51,20 @@ const TASKS = {
   },
 
   /** @param {any} given */
-  async evaluate({ changes, most }) {
-    const count = Math.min(test.count, most ?? test.count);
+  async evaluate({ changes }) {
+    const { count } = test;
     const classes = network.layers[network.last].shape[0];
     const confusion = Array.from({ length: classes }, () => new Array(classes).fill(0));
-    const predictions = [];
-    const probabilities = await predict(changes, count);
+    const probabilities = await predict(changes);
     if (!probabilities) return null;
     let right = 0;
     for (let index = 0; index < count; index += 1) {
       const row = probabilities.subarray(index * classes, (index + 1) * classes);
       const guess = row.indexOf(row.reduce((a, b) => Math.max(a, b)));
-      predictions.push(guess);
       confusion[test.labels[index]][guess] += 1;
       right += Number(guess === test.labels[index]);
     }
-    return { accuracy: right / count, count, confusion, predictions, probabilities };
+    return { accuracy: right / count, count, confusion, probabilities };
   },
 
   /** @param {any} given */
@@ -118,8 +116,9 @@ function calibrated(probabilities) {
 /** Lets what came in the meantime be done: an image that is drawn does not wait for all the others. */
 const others = () => new Promise((go) => setTimeout(go));
 
-/** The probabilities of the first test images; only what the changes reach is computed again. @param {any} changes @param {number} count */
-async function predict(changes, count) {
+/** The probabilities of the test images; only what the changes reach is computed again. @param {any} changes */
+async function predict(changes) {
+  const { count } = test;
   const size = volume(network.input);
   const images = new Float32Array(count * size);
   const altersImage = Boolean(changes.noise?.sigma || changes.turn || changes.shift?.some(Boolean));
@@ -137,7 +136,7 @@ async function predict(changes, count) {
   const classes = network.layers[network.last].shape[0];
   const made = new Float32Array(count * classes);
   const keep = frontier.length > 0 && values <= KEPT_VALUES;
-  const key = JSON.stringify([frontier, count]);
+  const key = JSON.stringify(frontier);
   const version = weightsSet;
   let { known: ready } = kept;
   if (keep && kept.key !== key) {
