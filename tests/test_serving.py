@@ -175,7 +175,7 @@ def test_a_sure_answer_can_be_asked_for(ask, digits):
         ({"json": []}, 400),
         ({"json": {}}, 400),
         ({"json": {"images": []}}, 400),
-        ({"json": {"images": "abc"}}, 413),
+        ({"json": {"images": "abc"}}, 400),
         ({"json": {"images": ["*"]}}, 400),
         ({"json": {"images": [7]}}, 400),
         ({"json": {"images": [""] * 300}}, 413),
@@ -325,9 +325,39 @@ def test_the_interface_is_described_without_anything_from_elsewhere(ask):
     assert "POST /predict" in ask("GET", "/docs").text
     assert "<script" not in ask("GET", "/docs").text
     assert ask("GET", "/health").json() == {"status": "ok"}
-    refused = ask("GET", "/predict")
-    assert (refused.status, refused.headers["allow"]) == (405, "POST")
-    assert refused.json() == {"detail": "Expected POST for /predict, got GET."}
+    for method, path, allowed in (("GET", "/predict", "POST"), ("DELETE", "/corrections", "GET, POST")):
+        refused = ask(method, path)
+        assert (refused.status, refused.headers["allow"]) == (405, allowed)
+        assert refused.json() == {"detail": f"Expected {allowed} for {path}, got {method}."}
+
+
+def test_the_description_says_what_is_asked_for_and_what_is_answered(bundle, server, tmp_path):
+    token = Gate(token="t" * 16)
+    with Server(create_app(bundle, gate=token, keeper=Keeper(tmp_path))) as asking:
+        headers = [("authorization", f"Bearer {'t' * 16}")]
+        secured = asking.ask("GET", "/openapi.json", headers).json()
+        statuses = {
+            path: asking.ask(method, path, headers, **content).status
+            for method, path, content in (
+                ("POST", "/predict", {"json": {"images": ["AAAA"]}}),
+                ("POST", "/corrections", {"json": {"image": "AAAA", "label": "1"}}),
+            )
+        }
+    described = server.ask("GET", "/openapi.json").json()
+    for path, methods in secured["paths"].items():
+        for method, one in methods.items():
+            assert ("security" in one) == (path != "/health")
+            assert "security" not in described["paths"][path][method]
+            assert {"400", "401", "403", "421", "503"} <= set(one["responses"])
+            assert str(statuses.get(path, 401)) in one["responses"] or method == "get"
+    content = described["paths"]["/corrections"]["post"]["requestBody"]["content"]
+    properties = content["application/json"]["schema"]["properties"]
+    assert properties["label"]["enum"] == list(bundle.class_names)
+    images = described["paths"]["/predict"]["post"]["requestBody"]["content"]
+    for kind, name in (("application/json", "images"), ("multipart/form-data", "files")):
+        schema = images[kind]["schema"]
+        assert schema["required"] == [name]
+        assert (schema["properties"][name]["minItems"], schema["properties"][name]["maxItems"]) == (1, 256)
 
 
 # Whom it answers

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import jinja2
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from fastapi.security import HTTPBearer
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -28,7 +28,6 @@ from prometheus_client import (
 )
 from prometheus_client.process_collector import ProcessCollector
 from pydantic import BaseModel, Field
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -93,19 +92,6 @@ class Problem(BaseModel):
     detail: str
 
 
-class Correction(BaseModel):
-    """What a person says an image shows; the image in base64, or as a data address."""
-
-    image: str
-    label: str
-
-
-class Images(BaseModel):
-    """Images in base64, or as data addresses."""
-
-    images: list[str]
-
-
 class Corrections(BaseModel):
     """How many corrections are kept, and the names of the classes."""
 
@@ -113,28 +99,6 @@ class Corrections(BaseModel):
     labels: list[str]
 
 
-_UPLOAD = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "properties": {
-                        "files": {"type": "array", "items": {"type": "string", "format": "binary"}}
-                    },
-                }
-            },
-            "application/json": {"schema": Images.model_json_schema()},
-        },
-    }
-}
-_CORRECTION = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": Correction.model_json_schema()}},
-    }
-}
 _Responses = dict[int | str, dict[str, Any]]
 
 
@@ -168,6 +132,20 @@ _KEPT = _refusals(
 )
 
 
+def _body(kind: str, **properties: dict[str, Any]) -> dict[str, Any]:
+    """Describe a body that the application reads by itself."""
+    schema = {"type": "object", "required": list(properties), "properties": properties}
+    return {kind: {"schema": schema}}
+
+
+_IMAGE = {
+    "type": "string",
+    "contentEncoding": "base64",
+    "minLength": 4,
+    "description": "An image file in base64, or its data address.",
+}
+
+
 def create_app(
     bundle: Bundle,
     *,
@@ -182,7 +160,13 @@ def create_app(
     ``page`` is what stands at ``/``, a small page where there is none; ``keeper`` keeps corrected labels;
     ``gate`` says who may speak with it. It is an ASGI application whose lifespan must be run.
     """
-    limits = limits or Limits()
+    limits, gate = limits or Limits(), gate or Gate()
+    several = {"type": "array", "minItems": 1, "maxItems": limits.images}
+    upload = _body("multipart/form-data", files=several | {"items": {"type": "string", "format": "binary"}})
+    upload |= _body("application/json", images=several | {"items": _IMAGE})
+    label = {"type": "string", "enum": list(bundle.class_names)}
+    correction = _body("application/json", image=_IMAGE, label=label)
+    secured = [Depends(HTTPBearer(auto_error=False))] if gate.token is not None else []
     service = _Service(bundle, keeper, limits)
     app = FastAPI(
         title=f"convscope: {title}" if title else "convscope",
@@ -192,27 +176,31 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
         responses=_REFUSED,
-        dependencies=[
-            Depends(HTTPBearer(auto_error=False, description="Where the server asks for a token."))
-        ],
     )
     for kind in (Refusal, ConvscopeError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _refused)
-    app.post("/predict", responses=_PREDICTED, openapi_extra=_UPLOAD)(service.predict)
-    app.get("/corrections", response_model=Corrections)(service.corrections)
+    app.post(
+        "/predict",
+        dependencies=secured,
+        responses=_PREDICTED,
+        openapi_extra={"requestBody": {"required": True, "content": upload}},
+    )(service.predict)
+    app.get("/corrections", dependencies=secured, response_model=Corrections)(service.corrections)
     app.post(
         "/corrections",
         status_code=201,
         response_model=Corrections,
+        dependencies=secured,
         responses=_KEPT,
-        openapi_extra=_CORRECTION,
+        openapi_extra={"requestBody": {"required": True, "content": correction}},
     )(service.correct)
     app.get("/health")(service.health)
-    app.get("/metrics", response_class=PlainTextResponse)(service.measured)
+    text: _Responses = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+    app.get("/metrics", dependencies=secured, response_class=Response, responses=text)(service.measured)
     start = page or _fill("index.html", title=title, labels=bundle.class_names, keeps=keeper is not None)
     _add_page(app, "/", lambda: start)
     _add_page(app, "/docs", lambda: _fill("docs.html", schema=app.openapi()))
-    return Guard(app, gate or Gate(), limits, service.metrics.count)
+    return Guard(app, gate, limits, service.metrics.count)
 
 
 class _Service:
@@ -306,10 +294,12 @@ async def _refused(request: Request, error: Exception) -> Response:
     if isinstance(error, Refusal):
         return JSONResponse({"detail": error.detail}, error.status, error.headers)
     if isinstance(error, HTTPException):  # of the router, which knows addresses and methods
-        allowed = Headers(error.headers).get("allow")
-        expected = f"{allowed} for {request.url.path}" if allowed else f"one of {', '.join(PATHS)}"
+        path, routes = request.url.path, request.app.routes
+        allowed = ", ".join(sorted({method for one in routes if one.path == path for method in one.methods}))
+        expected = f"{allowed} for {path}" if allowed else f"one of {', '.join(PATHS)}"
         found = request.method if allowed else "another address"
-        return JSONResponse({"detail": expected_got(expected, found)}, error.status_code, error.headers)
+        headers = {"allow": allowed} if allowed else None
+        return JSONResponse({"detail": expected_got(expected, found)}, error.status_code, headers)
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
         expected = f"{first['loc'][-1]} as the interface describes it"
@@ -380,8 +370,10 @@ async def _read_uploads(request: Request, most: int) -> list[Upload]:
     elif kind == "application/json":
         value = await _read_json(request)
         given = value.get("images", [value["image"]] if "image" in value else [])
-        if not isinstance(given, list) or len(given) > most:
-            raise Refusal(413, f"Expected a list of at most {most} images, got another value.")
+        if not isinstance(given, list):
+            raise Refusal(400, "Expected a list of images, got another value.")
+        if len(given) > most:
+            raise Refusal(413, f"Expected at most {most} images, got {len(given):,}.")
         uploads = [Upload(f"images[{number}]", _decoded(one)) for number, one in enumerate(given)]
     else:
         raise Refusal(415, "Expected multipart/form-data or application/json, got another content type.")
