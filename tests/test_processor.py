@@ -245,6 +245,17 @@ def test_torch_does_the_work_where_nothing_can_be_compiled(no_loops, monkeypatch
     convscope.fit(network(dropout=0.5), x, y, epochs=1, verbose=0)
 
 
+def test_a_block_can_leave_the_loops_out(monkeypatch):
+    model = built([L.Conv2D(16, 3, activation="relu"), L.MaxPooling2D(), L.Flatten(), L.Dense(4)], (9, 8, 1))
+    x = torch.rand(3, 9, 8, 1)
+    before = compiled.available()
+    with compiled.left_out(), monkeypatch.context() as patched:
+        patched.setattr(compiled, "_loops", lambda: pytest.fail("a loop was called"))
+        found = emit(optimise(lower(model), training=False, precision="float32")[0], model)(x)
+    assert compiled.available() == before
+    torch.testing.assert_close(found, emit(lower(model), model)(x), rtol=1e-5, atol=1e-5)
+
+
 def test_the_same_masks_with_and_without_loops(monkeypatch):
     model = built([L.Flatten(), L.Dropout(0.3)], (9, 8, 1))
     network_ = emit(lower(model), model)
@@ -270,13 +281,13 @@ def test_loops_that_cannot_be_compiled_are_reported_once(monkeypatch, caplog):
         raise RuntimeError("LLVM knows no such processor")
 
     monkeypatch.setattr(compiled, "_loops", refuse)
-    compiled.available.cache_clear()
+    compiled._can_be_loaded.cache_clear()
     try:
         assert not compiled.available()
         assert not compiled.available()
         assert len(caplog.records) == 1
     finally:
-        compiled.available.cache_clear()
+        compiled._can_be_loaded.cache_clear()
 
 
 def test_what_was_measured_once_is_kept(machine, tmp_path, monkeypatch):

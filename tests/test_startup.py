@@ -5,24 +5,41 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from bundle_cases import copy_of
 from PIL import Image
+from test_arrays import idx
 
 from convscope.cli import startup
+
+STATUS = Path("/proc/self/status")
+LINUX = STATUS.exists()
+
+
+class Loaded(set):
+    """Names of modules, and the ``peak`` of what the process held, in MB, where the system tells."""
+
+    peak = 0.0
 
 
 def loaded_by(*arguments):
     """Run a command as its own process does, and name the modules that are loaded then."""
     code = (
-        "import json, sys\nfrom convscope import cli\nfrom convscope.cli import startup\n"
+        "import json, pathlib, sys\nfrom convscope import cli\nfrom convscope.cli import startup\n"
         "startup.own_this_process()\ntry: cli.main()\nexcept SystemExit as stop: assert not stop.code\n"
-        "sys.stderr.write(json.dumps([name for name, one in sys.modules.items() if one]))"
+        f"status = pathlib.Path({str(STATUS)!r})\n"
+        "lines = status.read_text().splitlines() if status.exists() else []\n"
+        "peak = next((int(one.split()[1]) / 1024 for one in lines if one.startswith('VmHWM')), 0)\n"
+        "sys.stderr.write(json.dumps([peak, *(name for name, one in sys.modules.items() if one)]))"
     )
     command = [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    return set(json.loads(done.stderr.splitlines()[-1]))
+    peak, *names = json.loads(done.stderr.splitlines()[-1])
+    found = Loaded(names)
+    found.peak = peak
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +70,23 @@ def test_a_prediction_loads_no_compiler_of_torch_no_figures_and_no_statistics(di
         "cffi",
         "convscope.data.loading",
     }
-    assert not (needless | LARGE - {"torch", "keras", "numba"}) & loaded
+    assert not (needless | LARGE - {"torch", "keras"}) & loaded
+    if LINUX:
+        assert 100 < loaded.peak < 400
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not LINUX, reason="only Linux says there how much memory was held")
+def test_the_exercise_holds_no_more_than_a_step_needs(tmp_path):
+    """On numbers like MNIST: what each of its 82 steps left would be 11 MB, and of each image 90 kB."""
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 15_000), ("t10k", 1_000)):
+        labels = generator.integers(0, 10, count, np.uint8)
+        images = generator.integers(0, 100, (count, 28, 28), np.uint8) + 15 * labels[:, None, None]
+        (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(idx(images))
+        (tmp_path / f"{part}-labels-idx1-ubyte").write_bytes(idx(labels))
+    options = ("--network", "simple", "--epochs", "1", "--data", tmp_path, "--out", tmp_path / "runs")
+    assert 300 < loaded_by("exercise", *options).peak < 1_200
 
 
 def test_an_error_of_keras_without_its_optional_packages_is_made_good_with_them(tmp_path):

@@ -13,6 +13,8 @@ import functools
 import importlib
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -522,9 +524,30 @@ def target() -> str:
     return str(_loops().TARGET)
 
 
-@functools.cache
+_left_out = False
+
+
+@contextmanager
+def left_out() -> Iterator[None]:
+    """Let torch's operations do the work of a block, which belongs to one thread.
+
+    Of a few images that is done before the loops are loaded, which takes 100 MB, too.
+    """
+    global _left_out  # noqa: PLW0603  as the loops are loaded once in a process
+    before, _left_out = _left_out, True
+    try:
+        yield
+    finally:
+        _left_out = before
+
+
 def available() -> bool:
     """Say whether the loops can be compiled here; where they cannot, torch's operations do the work."""
+    return not _left_out and _can_be_loaded()
+
+
+@functools.cache
+def _can_be_loaded() -> bool:
     try:
         _loops()
     except ImportError:
