@@ -148,14 +148,14 @@ def _sharing(model: Any, batch: int, group: Any) -> float:
 
     weights = [torch.nn.Parameter(torch.zeros(tuple(v.shape))) for v in model.trainable_variables]
     own = [torch.zeros_like(weight) for weight in weights]
-    shard = group.shard(batch)
+    shard, summed = group.shard(batch), group.sum_of(weights)
     outputs = torch.zeros((shard.rows, *model.output_shape[1:]))
 
     def share() -> None:
         group.gather(outputs, shard)
-        for weight, gradient in zip(weights, own, strict=True):
-            weight.grad = gradient
-        group.sum_gradients(weights, shard)
+        with summed(shard):
+            for weight, gradient in zip(weights, own, strict=True):
+                weight.grad = gradient
 
     return _time(share)
 

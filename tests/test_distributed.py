@@ -117,6 +117,47 @@ def test_a_part_of_a_mask_is_that_of_the_whole(rate: float, dtype: torch.dtype) 
         torch.testing.assert_close(part.apply(x), x * whole.unpack()[first:last])
 
 
+class Pair:
+    """A group of two, of which the other one has the same gradients."""
+
+    leads, wish = True, staticmethod(lambda: False)
+
+    def __init__(self) -> None:
+        self.events: list[Any] = []
+
+    def begin_sum(self, numbers: torch.Tensor) -> Callable[[], None]:
+        def wait() -> None:
+            numbers.mul_(2.0)
+            self.events.append("waited")
+
+        self.events.append(numbers.numel())
+        return wait
+
+
+def test_the_last_layers_gradients_are_sent_while_the_first_ones_are_computed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(distributed, "_FLOATS_OF_A_PART", 100)
+    group, generator = Pair(), torch.Generator().manual_seed(0)
+    sizes = ((9, 30), (30,), (30, 4), (4,), (4, 40))  # a layer with a bias, one, and a last one
+    weights = [torch.rand(size, generator=generator).requires_grad_() for size in sizes]
+    kernel, bias, second, third, last = weights
+    x = torch.rand((5, 9), generator=generator, requires_grad=True)
+    x.register_hook(lambda _: group.events.append("first layer"))
+    loss = ((((x @ kernel + bias) @ second + third) @ last) ** 2).sum()
+    expected = torch.autograd.grad(loss, weights, retain_graph=True)
+    group.events.clear()
+    summed = distributed.GradientSum(group, weights)  # type: ignore[arg-type]
+    with summed(None):
+        loss.backward()
+    # Parts from the last layer on; behind the last one stands who wants to stop.
+    assert [one for one in group.events if one != "first layer"] == [160, 124, 300, 1, *["waited"] * 4]
+    assert group.events.index("first layer") >= 2
+    for weight, gradient in zip(weights, expected, strict=True):
+        torch.testing.assert_close(weight.grad, 2 * gradient)
+        assert not weight._post_accumulate_grad_hooks
+
+
 @pytest.mark.slow
 def test_a_training_whose_processes_are_killed_goes_on_bit_for_bit(tmp_path: Path) -> None:
     def launch(out: Path) -> subprocess.Popen[bytes]:

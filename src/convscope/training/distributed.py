@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import keras
@@ -24,7 +25,6 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # documented
 
-from convscope import _torch_internals as torch_internals
 from convscope.environment import is_one_of_several
 from convscope.errors import LoweringError, RunError, UsageError, expected_got
 from convscope.lowering import LoweredNetwork
@@ -35,6 +35,7 @@ from convscope.training.checkpoint import model_variables, optimizer_variables
 SECONDS_UNTIL_LOST = 30  # a process that says nothing for so long ends the training
 _SECONDS_OF_PREPARATION = 24 * 3600  # the first one measures, compiles and looks while the others wait
 _SECONDS_TO_TELL_WHO = 1.0
+_FLOATS_OF_A_PART = 1 << 18  # 1 MB, as torch's DistributedDataParallel begins with
 _TOLERANCE = 1e-3  # of weights on machines that round otherwise; more is a callback's doing
 _FILE_WRITERS = ("CSVLogger", "ModelCheckpoint", "ProgbarLogger", "RemoteMonitor", "TensorBoard")
 
@@ -87,9 +88,8 @@ class Group:
         self._preparing = dist.new_group(timeout=timedelta(seconds=_SECONDS_OF_PREPARATION), backend="gloo")
         self._places: list[Any] = [None] * self.size
         dist.all_gather_object(self._places, (socket.gethostname(), os.getpid()))
-        self._flat: Tensor | None = None
-        self._wish: Callable[[], bool] = lambda: False
-        self._asked = torch.zeros(1)
+        self.wish: Callable[[], bool] = lambda: False  # to stop, of this process
+        self.asked = torch.zeros(1)  # how many wished it at the last step
 
     @property
     def leads(self) -> bool:
@@ -131,6 +131,11 @@ class Group:
         self._call(dist.all_reduce, numbers)
         return numbers
 
+    def begin_sum(self, numbers: Tensor) -> Callable[[], None]:
+        """Begin to add up a tensor over all processes, in place; what is given waits for it."""
+        work = self._call(dist.all_reduce, numbers, async_op=True)
+        return lambda: self._call(work.wait)
+
     def gather(self, outputs: Tensor, shard: Shard | None) -> Tensor:
         """Put together what all processes computed for their rows: the whole batch's, everywhere."""
         if shard is None:
@@ -141,34 +146,14 @@ class Group:
         gathered: Tensor = _Gather.apply(outputs, shard)  # type: ignore[no-untyped-call]
         return gathered
 
-    def sum_gradients(self, weights: Sequence[Tensor], shard: Shard | None) -> None:
-        """Replace each gradient by the sum over all processes; where each computed all rows, by the first's.
-
-        All of them lie in one float32 buffer, and behind them who wants to stop.
-        """
-        present = [weight for weight in weights if weight.grad is not None]
-        own = [weight.grad for weight in present if weight.grad is not None]
-        sizes = [weight.numel() for weight in present]
-        if self._flat is None or self._flat.numel() != sum(sizes) + 1:
-            device = present[0].device if present else torch.device("cpu")
-            self._flat = torch.empty(sum(sizes) + 1, dtype=torch.float32, device=device)
-        *parts, asked = torch.split(self._flat, [*sizes, 1])
-        views = [part.view(weight.shape) for part, weight in zip(parts, present, strict=True)]
-        with torch.no_grad():
-            if shard is not None or self.leads:
-                torch_internals.foreach_copy_(views, own)
-            else:
-                self._flat.zero_()
-            asked.fill_(float(self._wish()))
-            self.sum_up(self._flat)
-        for weight, view in zip(present, views, strict=True):
-            weight.grad = view
-        self._asked = asked
+    def sum_of(self, weights: Sequence[Tensor]) -> GradientSum:
+        """Give what sums the gradients of weights over all processes."""
+        return GradientSum(self, weights)
 
     def stop_together(self, asked: Callable[[], bool]) -> Callable[[], bool]:
         """Turn a wish to stop, which may come at any time, into one that all hear after the same step."""
-        self._wish, self._asked = asked, torch.zeros(1)
-        return lambda: bool(self._asked.item() > 0)
+        self.wish, self.asked = asked, torch.zeros(1)
+        return lambda: bool(self.asked.item() > 0)
 
     def begin_alike(self, model: keras.Model) -> None:
         """Give everybody the weights and the optimizer's state of the first process."""
@@ -231,10 +216,10 @@ class Group:
         each = "1 thread" if threads == 1 else f"{threads} threads"
         return f"{self.size} processes share each batch, over {self.backend}, with {each} each."
 
-    def _call(self, function: Callable[..., Any], *arguments: Any, **settings: Any) -> None:
+    def _call(self, function: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
         """Speak with the others; where one is lost, end with a sentence that names it."""
         try:
-            function(*arguments, **settings)
+            return function(*arguments, **settings)
         except RuntimeError as error:
             raise self._lost(error) from error
 
@@ -248,6 +233,69 @@ class Group:
         found = f"{' and '.join(ended)} to have ended" if ended else str(error).strip().splitlines()[0]
         hint = "`torchrun --max-restarts 3` starts all anew and goes on from the last checkpoint."
         return RunError(expected_got(f"{self.size} processes to train to the end", found, hint))
+
+
+class GradientSum:
+    """Sums the gradients of weights over all processes while the backward pass goes on.
+
+    They lie in one float32 buffer, the last layers' first, since the backward pass begins there, and behind
+    them who wants to stop. A part of it is sent as soon as it is whole: mostly the large dense layers, before
+    the convolutions take their time. Parts and their order are the same on all processes.
+    """
+
+    def __init__(self, group: Group, weights: Sequence[Tensor]) -> None:
+        self._group, self._weights = group, list(reversed(weights))
+        sizes = [weight.numel() for weight in self._weights]
+        device = weights[0].device if weights else torch.device("cpu")
+        self._flat = torch.zeros(sum(sizes) + 1, dtype=torch.float32, device=device)
+        *parts, self._asked = torch.split(self._flat, [*sizes, 1])
+        self._views = [part.view(weight.shape) for part, weight in zip(parts, self._weights, strict=True)]
+        self._parts: list[tuple[int, Tensor]] = []  # how many weights are in the buffer by then, and the part
+        begin = end = 0
+        for number, size in enumerate(sizes, 1):
+            end += size
+            if end - begin >= _FLOATS_OF_A_PART:
+                self._parts.append((number, self._flat[begin:end]))
+                begin = end
+        self._rest = self._flat[begin:]
+
+    @contextmanager
+    def __call__(self, shard: Shard | None) -> Iterator[None]:
+        """Replace each gradient by the sum; where each process computed all rows, by the first one's."""
+        counts = shard is not None or self._group.leads
+        waits: list[Callable[[], None]] = []
+        arrived: set[int] = set()
+
+        @torch.no_grad()
+        def arrive(number: int, weight: Tensor) -> None:
+            if counts and weight.grad is not None:
+                self._views[number].copy_(weight.grad)
+            else:
+                self._views[number].zero_()
+            arrived.add(number)
+            while len(waits) < len(self._parts) and arrived.issuperset(range(self._parts[len(waits)][0])):
+                waits.append(self._group.begin_sum(self._parts[len(waits)][1]))
+
+        hooks = [
+            weight.register_post_accumulate_grad_hook(partial(arrive, number))  # type: ignore[no-untyped-call]
+            for number, weight in enumerate(self._weights)
+            if self._parts and weight.requires_grad
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for number, weight in enumerate(self._weights):
+            if number not in arrived:
+                arrive(number, weight)
+        self._asked.fill_(float(self._group.wish()))
+        for wait in [*waits, self._group.begin_sum(self._rest)]:
+            wait()
+        for weight, view in zip(self._weights, self._views, strict=True):
+            if weight.grad is not None:
+                weight.grad = view
+        self._group.asked = self._asked
 
 
 class _Gather(torch.autograd.Function):

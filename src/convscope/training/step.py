@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -83,6 +83,7 @@ class Trainer:
         variables = list(model.trainable_variables)
         weights = [network.weights[paths[id(variable)]] for variable in variables]
         self._weights = weights
+        self._sum = None if self._group is None else self._group.sum_of(weights)
         factors = _factors_of(model, variables, self._rate_factors)
         self.optimizer: OptimizerStep = plan_step(model.optimizer, variables, weights, factors)
         self._penalties = Penalties(variables, weights)
@@ -289,9 +290,8 @@ class Trainer:
         for parameter in self._weights:  # others may have left a gradient there
             parameter.grad = None
         if loss.requires_grad:  # a model without trainable weights has nothing to learn
-            torch.autograd.backward(self.optimizer.scale(loss))
-            if self._group is not None:
-                self._group.sum_gradients(self._weights, shard)
+            with nullcontext() if self._sum is None else self._sum(shard):
+                torch.autograd.backward(self.optimizer.scale(loss))
             self.optimizer.update(numbers, step)
         self._record(reported, scores, y, weight)
 
