@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -24,6 +25,8 @@ from convscope.experiment.space import parse_space
 from convscope.experiment.study import Study, SweepPlan
 from convscope.experiment.sweep import conclude, expected_luck, work
 from convscope.runs import RunDirectory, open_run
+from convscope.tracking import follow
+from convscope.tracking.tools import Target
 from convscope.training.config import TrainingConfig
 
 SPACE = """
@@ -127,6 +130,58 @@ def test_what_fails_is_named_and_costs_nobody_else(tmp_path):
     assert any(row.reason.startswith("diverged: ") for row in found.rows)
     assert found.comparison is None
     assert "The defaults diverged." in " ".join(found.sentences)
+
+
+class Recorder:
+    """A tool for tracking that keeps what it is told."""
+
+    place = "Recorder"
+
+    def __init__(self):
+        self.begun, self.scores, self.ended = [], {}, []
+
+    def begin(self, name, settings, earlier):
+        self.begun.append((name, settings.get("learning_rate"), earlier and tuple(earlier)))
+        return f"id of {name}"
+
+    def log(self, epoch, metrics, when):
+        pass
+
+    def conclude(self, scores, epochs, _folder):
+        self.scores.setdefault(self.begun[-1][0], []).append((epochs, scores))
+
+    def end(self, status):
+        self.ended.append((self.begun[-1][0], status))
+
+
+def test_each_trial_is_tracked_and_the_winner_alone_with_its_test_images(tmp_path, monkeypatch):
+    tool = Recorder()
+    monkeypatch.setattr(Target, "open", lambda _: tool)
+    study = Study(plan(tmp_path / "small", trials=2))
+    tracking = follow([Target("mlflow", "http://host")], pytest.fail)
+    work(study, settle, listeners=lambda _run: tracking)
+    outcome = conclude(study, tracking, with_report=False)
+    conclude(study, tracking, with_report=False)  # the test images are looked at once
+    names = [f"small/{name}" for name in ("defaults", "trial-0000", "trial-0001")]
+    again = ["small/defaults", f"small/{outcome.winner.name}"]
+    assert [name for name, *_ in tool.begun] == names + again
+    assert tool.ended == [(name, "completed") for name in names + again]
+    assert [rate for _, rate, _ in tool.begun[1:3]] == [row.settings["learning_rate"] for row in outcome.rows]
+    assert [earlier for *_, earlier in tool.begun[3:]] == [(f"id of {name}", 2) for name in again]
+    for name, told in tool.scores.items():
+        assert [("test/accuracy" in scores, epochs) for epochs, scores in told] == (
+            [(False, 2), (True, 2)] if name in again else [(False, 2)]
+        )
+
+
+def test_a_trial_that_is_ended_early_is_tracked_as_such(tmp_path, monkeypatch):
+    tool = Recorder()
+    monkeypatch.setattr(Target, "open", lambda _: tool)
+    space = f"{SPACE}[pruner]\nlower = 2.0"  # no accuracy is as high
+    study = Study(plan(tmp_path / "small", trials=1, space=space, pruner="ThresholdPruner"))
+    tracking = follow([Target("mlflow", "http://host")], pytest.fail)
+    work(study, settle, listeners=lambda _run: tracking)
+    assert tool.ended == [("small/defaults", "completed"), ("small/trial-0000", "pruned")]
 
 
 def test_the_luck_of_the_best_is_that_of_normal_errors():
@@ -265,6 +320,12 @@ def test_whoever_is_killed_every_trial_is_finished_once(tmp_path):
     assert found["as_undisturbed"]
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def command(folder, *more):
     code = [sys.executable, "-m", "convscope", "sweep", "digits", "--space", str(folder / "space.toml")]
     return subprocess.Popen(
@@ -296,3 +357,13 @@ def test_an_interrupted_sweep_goes_on_by_the_same_command_and_two_of_them_share_
     logs = sorted((tmp_path / "mine").glob(f"*/{uses.TEST_SET_LOG}"))
     assert [log.parent.name for log in logs] == sorted(["defaults", found["winner"]["run"]])
     assert all(uses.count(json.loads(log.read_text(encoding="utf-8"))) == 1 for log in logs)
+
+
+@pytest.mark.slow
+def test_what_a_worker_cannot_tell_a_tracking_tool_is_one_line(tmp_path):
+    (tmp_path / "space.toml").write_text("network = 'simple'\nepochs = 1\nbatch_size = [128, 256]")
+    process = command(tmp_path, "--workers", "2", "--track", f"mlflow=http://127.0.0.1:{free_port()}")
+    output, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors
+    assert json.loads(output)["winner"]
+    assert errors.count("cannot be told: nobody answers.") == 1

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -448,6 +449,20 @@ def test_trainings_side_by_side_are_runs_of_one_server(server, tmp_path):
     assert sorted(one["name"].split("/")[1] for one in found) == ["simple-seed-1338", "simple-seed-1339"]
     assert [one["status"] for one in found] == ["FINISHED", "FINISHED"]
     assert sorted(one["params"]["seed"] for one in found) == ["1338", "1339"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("several", [(), ("--seeds", "2", "--workers", "2")], ids=["one", "side by side"])
+def test_where_only_json_is_asked_for_a_tool_that_does_not_answer_is_one_line(tmp_path, several):
+    arguments = ("--epochs", "1", "--no-report", "--json", *several)
+    with socket.socket() as probe:  # where nobody listens
+        probe.bind(("127.0.0.1", 0))
+        track = ("--track", f"mlflow=http://127.0.0.1:{probe.getsockname()[1]}")
+        process = command(*TRAIN, *arguments, *track, cwd=tmp_path)
+        out, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors
+    assert len(json.loads(out)["runs"]) == (2 if several else 1)
+    assert errors.count("cannot be told: nobody answers.") == 1
 
 
 def offline_run(file):

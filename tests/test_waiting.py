@@ -11,6 +11,7 @@ import pytest
 from bundle_cases import copy_of
 
 from convscope.cli import waiting
+from convscope.training.events import Alert, Notice
 
 
 class Terminal(io.StringIO):
@@ -108,3 +109,11 @@ def test_a_process_that_is_not_the_programs_own_hears_nothing(typed, tmp_path):
     typed("data", "info", "digits", cwd=tmp_path)
     assert waiting._shown is None
     assert not logging.getLogger(waiting.PROGRESS).handlers
+
+
+def test_an_alert_of_one_of_several_networks_is_shown_once(capsys):
+    with waiting.SideBySide(json=True, runs=2) as on_event:
+        for name in ("seed-1", "seed-2"):
+            on_event(name, Notice("what matters to one"))
+            on_event(name, Alert("A tool cannot be told."))
+    assert capsys.readouterr() == ("", "A tool cannot be told.\n")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import queue
 import sys
 import time
 from collections.abc import Sequence
+from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from convscope.cli.output import console, say, show_json, table
-from convscope.cli.parsing import Device, Json, read_duration
+from convscope.cli.output import console, say, show_json, table, warn
+from convscope.cli.parsing import Device, Json, Track, read_duration
 from convscope.cli.settings import SETTINGS, check_settings, settle
 from convscope.errors import DataNotFoundError, InterruptedRunError, RunError, UsageError, expected_got
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from convscope.experiment.space import Space
     from convscope.experiment.study import Study, TrialRow
     from convscope.experiment.sweep import Outcome
-    from convscope.training.events import Event, Listener
+    from convscope.training.events import Event
 
 # So many rows of trials are shown while a sweep runs, and in the end.
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -57,6 +59,7 @@ def sweep(
     ] = None,
     out: Annotated[Path, typer.Option(help="The folder in which sweeps are written.")] = Path("runs"),
     report: Annotated[bool, typer.Option(help="Write the winner's report.html.")] = True,
+    track: Track = None,
     as_worker: Annotated[
         float | None, typer.Option(hidden=True, help="Train trials of this sweep for so many seconds.")
     ] = None,
@@ -74,6 +77,9 @@ def sweep(
 
     if workers < 1:
         raise UsageError(expected_got("workers of at least 1", workers))
+    from convscope.tracking import follow, read_targets
+
+    targets = read_targets(track or ())
     seconds = as_worker or (read_duration(timeout) if timeout else math.inf)
     until = time.monotonic() + seconds
     if not space.is_file():
@@ -104,13 +110,14 @@ def sweep(
     )
     study = Study(plan)
     display = _Display(study, json or as_worker is not None)
+    tracking = follow(targets, display.alert if as_worker is None else _tell_whoever_started_this)
 
     def train_here() -> None:
         work(
             study,
             lambda given: settle(data, given, quiet=True, known=known),
             command=["convscope", *sys.argv[1:]],
-            listeners=display.listeners,
+            listeners=lambda _run: [display.listen, *tracking],
             on_change=display.refresh,
             until=until,
         )
@@ -129,11 +136,16 @@ def sweep(
         done = sum(row.over for row in study.rows())
         text = f"Interrupted. {done} of {study.trials} trials in {study.folder} are done."
         raise InterruptedRunError(f"{text} The same command goes on.") from error
-    outcome = conclude(study, with_report=report)
+    outcome = conclude(study, tracking, with_report=report)
     if json:
         show_json({"sweep": str(study.folder), **outcome.to_json()})
     else:
         _show_outcome(study, outcome)
+
+
+def _tell_whoever_started_this(text: str) -> None:
+    sys.stdout.write(dumps({"alert": text}) + "\n")
+    sys.stdout.flush()
 
 
 def _train_in_workers(study: Study, workers: int, until: float, display: _Display) -> None:
@@ -142,16 +154,22 @@ def _train_in_workers(study: Study, workers: int, until: float, display: _Displa
     from convscope.experiment.workers import Worker, end, last_lines
 
     threads, log = share_of_threads(workers), study.folder / "workers.log"
+    messages = queue.SimpleQueue[tuple[Worker, dict[str, Any] | None]]()
 
     def start() -> Worker:
         left = ["--as-worker", str(until - time.monotonic())]
-        return Worker(["convscope", *sys.argv[1:], *left], threads, log, listen=False)
+        worker = Worker(["convscope", *sys.argv[1:], *left], threads, log)
+        worker.listen(messages)
+        return worker
 
     team, killed, done = [start() for _ in range(workers)], 0, 0
     try:
         while team:
             time.sleep(SECONDS_BETWEEN_LOOKS)
             display.refresh()
+            while not messages.empty():
+                if (message := messages.get()[1]) and "alert" in message:
+                    display.alert(message["alert"])
             over = sum(row.over for row in study.rows())
             killed, done = (0 if over > done else killed), over
             for worker in [one for one in team if one.process.poll() is not None]:
@@ -191,6 +209,7 @@ class _Display:
     def __init__(self, study: Study, json: bool) -> None:
         self._study, self._json = study, json
         self._reported: set[int] = set()
+        self._alerts: set[str] = set()
         self._live: Live | None = None
 
     def __enter__(self) -> _Display:
@@ -209,15 +228,23 @@ class _Display:
             self._live.stop()
             self._live = None
 
-    def listeners(self, _name: str) -> list[Listener]:
-        """Give what watches a run that this process trains."""
+    def listen(self, event: Event) -> None:
+        """Watch a run that this process trains."""
         from convscope.training.events import EpochEnd
 
-        def listen(event: Event) -> None:
-            if isinstance(event, EpochEnd):
-                self.refresh()
+        if isinstance(event, EpochEnd):
+            self.refresh()
 
-        return [listen]
+    def alert(self, text: str) -> None:
+        """Say what must not be overlooked, once: each trial may have met it."""
+        if text in self._alerts:
+            return
+        self._alerts.add(text)
+        if self._live is not None:
+            self._live.stop()
+        warn(text)
+        if self._live is not None:
+            self._live.start()
 
     def refresh(self) -> None:
         """Show the trials as they are now."""

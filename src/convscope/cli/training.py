@@ -183,7 +183,7 @@ def train(
         show_data(dataset)
     options: dict[str, Any] = {
         "command": ["convscope", *sys.argv[1:]],
-        "listeners": followed(waiting.training(json), targets),
+        "listeners": followed(json, targets),
         "with_report": report,
         "began": _BEGAN,
         "workers": (workers or 1) if several > 1 else 1,
@@ -199,12 +199,13 @@ def train(
             _train_folds(config, dataset, out, folds, json, options)
 
 
-def followed(listeners: Sequence[Listener], targets: Sequence[Target]) -> list[Listener]:
-    """Let tools follow a training beside those that show it; what fails is a line among theirs."""
+def followed(json: bool, targets: Sequence[Target]) -> list[Listener]:
+    """Show a training and let tools follow it; what fails is a line of what is shown, or a warning."""
     from convscope.tracking import follow
-    from convscope.training.events import Notice, notify
+    from convscope.training.events import Alert, notify
 
-    return [*listeners, *follow(targets, lambda text: notify(listeners, Notice(text)))]
+    shown = waiting.training(json)
+    return [*shown, *follow(targets, warn if json else lambda text: notify(shown, Alert(text)))]
 
 
 def _train_seeds(
@@ -297,7 +298,7 @@ def resume(
     from convscope.experiment.running import Result
     from convscope.experiment.together import resume_together
 
-    listeners = followed(waiting.training(json), targets)
+    listeners = followed(json, targets)
     result = resume_together(run, listeners, with_report=report, data=data)
     if result is None:
         return  # the first process speaks

@@ -166,6 +166,7 @@ class SideBySide:
         self._json, self._runs = json, runs
         self._begun: dict[str, tuple[float, int]] = {}  # when, and of how many epochs
         self._last: dict[str, tuple[int, str]] = {}  # epochs that are over, and what the last one was
+        self._alerts: set[Event] = set()
         self._live: Live | None = None
 
     def __enter__(self) -> Callable[[str, Event], None]:
@@ -185,7 +186,8 @@ class SideBySide:
             self._live = None
 
     def _show_event(self, name: str, event: Event) -> None:
-        from convscope.training.events import EpochEnd, TrainBegin
+        from convscope.cli.output import warn
+        from convscope.training.events import Alert, EpochEnd, TrainBegin
         from convscope.training.progress import describe_epoch
 
         if _shown is not None:
@@ -194,6 +196,11 @@ class SideBySide:
             self._begun[name] = (time.monotonic(), event.epochs)
         elif isinstance(event, EpochEnd):
             self._last[name] = (event.epoch + 1, describe_epoch(event, self._begun[name][1]))
+        elif isinstance(event, Alert) and event not in self._alerts:  # each network may have met the same
+            self._alerts.add(event)
+            self.hide()
+            warn(event.text)
+            return
         else:
             return  # what is noted while one network trains would be in the way of the others
         if not self._json and sys.stdout.isatty():

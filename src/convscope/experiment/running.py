@@ -183,7 +183,9 @@ def _run(
             return _train_and_finish(run, session, record, listeners, began=began)
 
 
-def evaluate_on_test(path: str | Path, *, by: str, with_report: bool = True) -> Result:
+def evaluate_on_test(
+    path: str | Path, listeners: Sequence[Listener] = (), *, by: str, with_report: bool = True
+) -> Result:
     """Evaluate a run of ``run_trial`` on the test images, which is counted; where that is done, read it."""
     run = open_run(path)
     record = run.read_json(RUN_FILE)
@@ -194,12 +196,13 @@ def evaluate_on_test(path: str | Path, *, by: str, with_report: bool = True) -> 
         session = begin_session(ExperimentConfig.from_json(record["config"]), dataset)
         session = replace(session, model=open_model(str(run.path)))
         history = run.read_table(HISTORY_FILE)
-        history.pop("epoch", None)
+        epochs = len(history.pop("epoch", []))
         record |= {"with_test": True, "with_report": with_report}
         training = Training(history, record["seconds"], interrupted=False)
-        evaluations = _evaluate(run, session, record, (), training, by=by)
-        if with_report:
-            _report(run, session, ())
+        with _announced(run, record, listeners, epochs):
+            evaluations = _evaluate(run, session, record, (), training, by=by)
+            if with_report:
+                _report(run, session, ())
         return cast(Result, _result(run, record, history, evaluations))
 
 
@@ -277,6 +280,9 @@ def _announced(
         raise
     except (InterruptedRunError, KeyboardInterrupt):
         status = "interrupted"
+        raise
+    except Exception as error:
+        status = getattr(error, "run_status", status)
         raise
     finally:
         notify(listeners, RunEnd(run, status))

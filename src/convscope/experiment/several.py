@@ -33,7 +33,7 @@ from convscope.lowering.devices import computing_on, current_device, require_dev
 from convscope.runs import RUN_FILE, new_folder
 from convscope.tracking import follow, read_targets
 from convscope.training.checkpoint import TrainingState
-from convscope.training.events import EpochEnd, Event, Listener, Notice, TrainBegin
+from convscope.training.events import Alert, EpochEnd, Event, Listener, Notice, TrainBegin
 
 # What the processes write on standard error, such as warnings.
 WORKERS_LOG = "workers.log"
@@ -127,7 +127,8 @@ def _run_side_by_side(
         elif message["event"] == "epoch":
             on_event(name, EpochEnd(message["epoch"], message["logs"], message["seconds"], _no_snapshot))
         else:
-            on_event(name, Notice(message["text"]))
+            kind = Alert if message["event"] == "alert" else Notice
+            on_event(name, kind(message["text"]))
 
     results: dict[str, Result] = {}
     try:
@@ -286,7 +287,7 @@ def _train(task: Mapping[str, Any], known: dict[str, Any], answer: Callable[[Any
             answer({"event": "notice", "text": event.text})
 
     def say(text: str) -> None:
-        answer({"event": "notice", "text": text})
+        answer({"event": "alert", "text": text})
 
     began = time.perf_counter()
     try:

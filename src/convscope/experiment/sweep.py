@@ -177,6 +177,10 @@ def _train(
     return run_trial(config, dataset, run, listeners, command)
 
 
+class _PrunedError(optuna.TrialPruned):
+    run_status = "pruned"
+
+
 class _Reporter:
     """Tells the study what each epoch reached, and ends the training where the pruner wants that."""
 
@@ -194,7 +198,7 @@ class _Reporter:
             self._prune = self._claim.report(event.epoch, float(event.logs[self._metric]))
         # Not at once: by now the epoch's checkpoint is written, and a last epoch was not for nothing.
         elif isinstance(event, EpochBegin) and self._prune:
-            raise optuna.TrialPruned
+            raise _PrunedError
 
 
 def _mark_pruned(run: Path) -> None:
@@ -211,16 +215,18 @@ def is_complete(run: Path) -> bool:
     return RunDirectory(run).read_json(RUN_FILE).get("status") == "completed"
 
 
-def conclude(study: Study, *, with_report: bool = True) -> Outcome:
+def conclude(study: Study, listeners: Sequence[Listener] = (), *, with_report: bool = True) -> Outcome:
     """Give the winner its one look at the test images, and say whether it beats the defaults by chance."""
     with locked(study.folder / "conclusion", -1):
         rows, winner, defaults = study.rows(), study.winner(), None
         if is_complete(study.folder / DEFAULTS):
-            defaults = evaluate_on_test(study.folder / DEFAULTS, by="sweep", with_report=False)
+            defaults = evaluate_on_test(study.folder / DEFAULTS, listeners, by="sweep", with_report=False)
         winner_result: Trained | None = None
         comparison = None
         if winner is not None and is_complete(study.folder / winner.name):
-            winner_result = evaluate_on_test(study.folder / winner.name, by="sweep", with_report=with_report)
+            winner_result = evaluate_on_test(
+                study.folder / winner.name, listeners, by="sweep", with_report=with_report
+            )
         if isinstance(winner_result, Result) and defaults is not None:
             comparison = compare(defaults.test, winner_result.test, "the defaults", "the winner")
         found = Outcome(rows, winner, winner_result, defaults, comparison, study.importances(), ())

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any, NoReturn
@@ -28,7 +28,7 @@ _SHOWN_LINES = 3
 class Worker:
     """A process of its own; what it says on standard error is kept in a file."""
 
-    def __init__(self, arguments: Sequence[str], threads: int, log: Path, *, listen: bool = True) -> None:
+    def __init__(self, arguments: Sequence[str], threads: int, log: Path) -> None:
         own: dict[str, Any] = {"process_group": 0}  # a terminal's Ctrl-C is for whoever started it
         if sys.platform == "win32":
             own = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
@@ -36,7 +36,7 @@ class Worker:
             self.process = subprocess.Popen(  # noqa: S603  this program itself
                 [sys.executable, "-m", *arguments],
                 stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE if listen else subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
                 stderr=errors,
                 env=os.environ | dict.fromkeys(THREADS, str(threads)),
                 **own,
@@ -59,12 +59,17 @@ class Worker:
             raise ValueError("a worker without standard input")
         return self.process.stdin
 
+    @property
+    def _stdout(self) -> IO[bytes]:
+        if self.process.stdout is None:
+            raise ValueError("a worker without standard output")
+        return self.process.stdout
+
     def listen(self, into: queue.SimpleQueue[tuple[Worker, dict[str, Any] | None]]) -> None:
         """Put what it says into a queue, and None when it has ended."""
 
         def read() -> None:
-            none: list[bytes] = []
-            with self.process.stdout or nullcontext(none) as lines:
+            with self._stdout as lines:
                 for line in lines:
                     with suppress(ValueError):
                         into.put((self, json.loads(line)))

@@ -45,7 +45,7 @@ class Tool(Protocol):
         """Note the final evaluation, and take the files of the run: figures, report, network."""
 
     def end(self, status: str) -> None:
-        """End it: completed, interrupted, diverged or failed."""
+        """End it: completed, interrupted, pruned, diverged or failed."""
 
 
 class MLflow:
@@ -60,7 +60,7 @@ class MLflow:
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    _STATUS: Mapping[str, str] = {"completed": "FINISHED", "interrupted": "KILLED"}
+    _STATUS: Mapping[str, str] = {"completed": "FINISHED", "interrupted": "KILLED", "pruned": "KILLED"}
     _MOST_PARAMETERS = 100  # in one request
 
     def __init__(self, address: str) -> None:

@@ -30,6 +30,11 @@ class Notice(Event):
 
 
 @dataclass(frozen=True)
+class Alert(Notice):
+    """A notice that must not be overlooked, where several networks train too."""
+
+
+@dataclass(frozen=True)
 class TrainBegin(Event):
     """Training starts; epochs are counted from 0, ``steps`` is None where the input has no known length.
 
@@ -160,7 +165,7 @@ class RunBegin(Event):
 class RunEnd(Event):
     """All of a run is written that will be, whether or not there is one; ``status`` says how it ended.
 
-    It is completed, interrupted, diverged or failed.
+    It is completed, interrupted, diverged, failed, or what the error says that ended it.
     """
 
     run: RunDirectory
