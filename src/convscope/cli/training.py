@@ -191,7 +191,7 @@ def train(
     if is_one_of_several():
         _train_together(config, dataset, out, json, options)
         return
-    with waiting.SideBySide(json, several) as on_event:
+    with waiting.SideBySide(json, several, warn) as on_event:
         options |= {"on_event": on_event, "track": list(map(str, targets))}
         if folds is None:
             _train_seeds(config, dataset, out, seeds, json, options)

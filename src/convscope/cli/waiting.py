@@ -162,8 +162,8 @@ def counting(what: str, json: bool) -> Iterator[Callable[[int, int], None]]:
 class SideBySide:
     """Shows what other processes train: a table on a terminal, a line for each epoch elsewhere."""
 
-    def __init__(self, json: bool, runs: int) -> None:
-        self._json, self._runs = json, runs
+    def __init__(self, json: bool, runs: int, warn: Callable[[str], None]) -> None:
+        self._json, self._runs, self._warn = json, runs, warn
         self._begun: dict[str, tuple[float, int]] = {}  # when, and of how many epochs
         self._last: dict[str, tuple[int, str]] = {}  # epochs that are over, and what the last one was
         self._alerts: set[Event] = set()
@@ -186,7 +186,6 @@ class SideBySide:
             self._live = None
 
     def _show_event(self, name: str, event: Event) -> None:
-        from convscope.cli.output import warn
         from convscope.training.events import Alert, EpochEnd, TrainBegin
         from convscope.training.progress import describe_epoch
 
@@ -199,7 +198,7 @@ class SideBySide:
         elif isinstance(event, Alert) and event not in self._alerts:  # each network may have met the same
             self._alerts.add(event)
             self.hide()
-            warn(event.text)
+            self._warn(event.text)
             return
         else:
             return  # what is noted while one network trains would be in the way of the others
