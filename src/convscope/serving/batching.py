@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -25,11 +26,11 @@ from convscope.serving.guard import busy
 _Given = TypeVar("_Given")
 _Made = TypeVar("_Made")
 _Value = TypeVar("_Value")
-# Images decoded at a stretch, so that a long request does not keep a short one waiting.
-DECODED = 8
+# Images decoded at a stretch, and seconds after which it ends: huge images do not keep small ones waiting.
+DECODED, STRETCH_SECONDS = 8, 0.02
 # Images that one call of the network takes, of as many requests as there are.
 TOGETHER = 128
-# Images that are unpacked at a time, on as many processors; each may take 200 MB.
+# Images that are unpacked at a time, on as many processors; the largest take 200 to 860 MB each.
 DECODERS = 4
 LONGEST_NAME = 200
 
@@ -48,8 +49,9 @@ class Batcher:
     def __init__(self, bundle: Bundle, limit: int, notice: Callable[[int], object]) -> None:
         self.pending = 0
         self._bundle, self._limit, self._notice = bundle, limit, notice
-        self._readers = ThreadPoolExecutor(min(share_of_threads(1), DECODERS), "convscope-decode")
-        self._decoding = _Stage(self._decode, DECODED)
+        self._threads, self._decoding = min(share_of_threads(1), DECODERS), 0
+        self._readers = ThreadPoolExecutor(self._threads, "convscope-decode")
+        self._filters = ExitStack()
         self._predicting = _Stage(self._judge, TOGETHER)
         self._explaining = asyncio.Lock()
 
@@ -57,13 +59,12 @@ class Batcher:
         """Prepare the network: the first request should not have to wait for that."""
         buffer = io.BytesIO()
         Image.new("L", (1, 1)).save(buffer, "PNG")
-        read = await self._decoding.ask([Upload("blank", buffer.getvalue())])
+        read = await self._decode([Upload("blank", buffer.getvalue())])
         await self._predicting.run(judge, self._bundle, read)
 
     def close(self) -> None:
         """End the threads when they have done what was begun."""
-        for one in (self._decoding, self._predicting):
-            one.close()
+        self._predicting.close()
         self._readers.shutdown()
 
     @contextmanager
@@ -79,15 +80,13 @@ class Batcher:
 
     async def predict(self, uploads: Sequence[Upload]) -> list[Prediction | Failure]:
         """Predict images in their order."""
-        read: list[Input | Failure] = []
-        for start in range(0, len(uploads), DECODED):
-            read += await self._decoding.ask(uploads[start : start + DECODED])
+        read = await self._decode(uploads)
         predictions = iter(await self._predicting.ask([one for one in read if isinstance(one, Input)]))
         return [one if isinstance(one, Failure) else next(predictions) for one in read]
 
     async def decode(self, upload: Upload) -> Failure | None:
         """Say why an image cannot be read, if it cannot."""
-        (found,) = await self._decoding.ask([upload])
+        (found,) = await self._decode([upload])
         return found if isinstance(found, Failure) else None
 
     async def grad_cam(self, prediction: Prediction) -> str:
@@ -95,12 +94,38 @@ class Batcher:
         async with self._explaining:  # one at a time, so that predictions need not wait for many
             return await self._predicting.run(_grad_cam, self._bundle, prediction)
 
-    def _decode(self, uploads: Sequence[Upload]) -> list[Input | Failure]:
-        def read(one: Upload) -> Input | Failure:
-            return read_input(one.content, printable(one.name[:LONGEST_NAME]), self._bundle)
+    async def _decode(self, uploads: Sequence[Upload]) -> list[Input | Failure]:
+        """Decode images, some at a time, so that those of other requests have their turn in between."""
+        found: dict[int, Input | Failure] = {}
+        waiting = deque(enumerate(uploads))
 
-        with quiet_pillow():  # of the whole process, so that one thread enters it for all
-            return list(self._readers.map(read, uploads))
+        async def decode_some() -> None:
+            while waiting:
+                taken = [waiting.popleft() for _ in range(min(DECODED, len(waiting)))]
+                done = await loop.run_in_executor(self._readers, self._read, [one for _, one in taken])
+                found.update((place, one) for (place, _), one in zip(taken, done, strict=False))
+                waiting.extendleft(reversed(taken[len(done) :]))
+
+        loop = asyncio.get_running_loop()
+        if self._decoding == 0:  # warning filters are of the whole process: one thread sets them for all
+            self._filters.enter_context(quiet_pillow())
+        self._decoding += 1
+        try:
+            await asyncio.gather(*(decode_some() for _ in range(self._threads)))
+        finally:
+            self._decoding -= 1
+            if self._decoding == 0:
+                self._filters.close()
+        return [found[place] for place in range(len(uploads))]
+
+    def _read(self, uploads: Sequence[Upload]) -> list[Input | Failure]:
+        """Decode the first of some images, as many as there is time for, but one at least."""
+        found, end = [], time.monotonic() + STRETCH_SECONDS
+        for one in uploads:
+            found.append(read_input(one.content, printable(one.name[:LONGEST_NAME]), self._bundle))
+            if time.monotonic() > end:
+                break
+        return found
 
     def _judge(self, inputs: Sequence[Input]) -> list[Prediction]:
         self._notice(len(inputs))
