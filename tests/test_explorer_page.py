@@ -359,6 +359,10 @@ def test_a_link_that_names_nothing_changes_nothing(open_page, explorer, fragment
 def test_a_zeroed_channel_costs_as_much_as_in_keras(open_page, explorer, digits_run):
     page = open_page(explorer, "#section=change&zeroed=0,2;0,5")
     wait_until(page, "document.querySelectorAll('.score').length === 2")
+    page.locator("#change-noise").fill("0.3")
+    assert page.locator(".accuracy").get_attribute("aria-busy") == "true"  # what stands there is of before
+    page.locator("#undo").click()
+    wait_until(page, "document.querySelector('.accuracy').ariaBusy === 'false'")
     bundle = load_bundle(digits_run)
     layer = bundle.model.layers[0]
     kernel, bias = layer.get_weights()

@@ -65,8 +65,11 @@ export function accuracyPart(app) {
       ...(classes.length <= MOST_CLASSES ? [matrix(after.confusion, before.confusion, classes), element("p", { class: "hint" }, t("change.matrix-hint"))] : confusions(after.confusion, before.confusion, classes)),
     );
   };
+  // What stands here while it is counted anew is of before.
+  const busy = (/** @type {boolean} */ now) => body.setAttribute("aria-busy", String(now));
   const count = async () => {
     wanted = true;
+    busy(true);
     if (running) return;
     running = true;
     while (wanted) {
@@ -78,6 +81,7 @@ export function accuracyPart(app) {
       if (!wanted) show();
     }
     running = false;
+    busy(false);
   };
   store.subscribe((_, changed) => {
     if (changed.has("trained")) before = after = null;
@@ -85,6 +89,7 @@ export function accuracyPart(app) {
     if (changed.has("changes") || (changed.has("section") && store.state.section === "change" && !after)) {
       clearTimeout(timer);
       timer = window.setTimeout(count, CALM);
+      busy(true);
     }
     if (["language", "trained"].some((key) => changed.has(key))) show();
   });

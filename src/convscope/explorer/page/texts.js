@@ -234,7 +234,6 @@ export const TEXTS = {
   "train.gradient": ["Gradient: the sum of the last column = {gradient}", "Gradient: die Summe der letzten Spalte = {gradient}"],
   "train.heldOut": ["held out", "zurückgehalten"],
   "train.honest": ["These are test images of the run. What is learned from them here says nothing about the run, and is gone with this page.", "Dies sind Testbilder des Laufs. Was hier daraus gelernt wird, sagt nichts über den Lauf und verschwindet mit dieser Seite."],
-  "train.image": ["Image {image}", "Bild {image}"],
   "train.input": ["value that enters", "eingehender Wert"],
   "train.key.batch": ["each step’s images", "Bilder jedes Schritts"],
   "train.key.held": ["held out", "zurückgehalten"],

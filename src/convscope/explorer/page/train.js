@@ -1,6 +1,7 @@
 // The section "Train": a little training in the page, its losses, and one weight's step with the arithmetic.
 
-import { element } from "./dom.js";
+import { element, paint } from "./dom.js";
+import { short } from "./figures.js";
 import { trainable } from "./gradients.js";
 import { number, t } from "./texts.js";
 
@@ -116,7 +117,7 @@ export function mountTrain(root, app) {
         ),
       ),
     );
-    if (state.look) result.append(...arithmetic(state.look, classes));
+    if (state.look) result.append(...arithmetic(state.look, app));
   }
 
   function build() {
@@ -236,21 +237,23 @@ function key(kind, text) {
   return element("span", {}, mark, ` ${t(text)}`);
 }
 
-/** One weight's gradient and update, with the numbers. @param {import("./sgd.js").Look} look @param {string[]} classes */
-function arithmetic(look, classes) {
+/** One weight's gradient and update, with the numbers. @param {import("./sgd.js").Look} look @param {App} app */
+function arithmetic(look, { classes, images, size }) {
   const target = look.index % classes.length;
   const unit = Math.floor(look.index / classes.length);
-  const short = (/** @type {number} */ value) => (value === 0 ? "0" : Math.abs(value) < 1e-4 ? value.toExponential(2).replace("-", "−") : number(value, 5).replace("-", "−"));
+  const written = (/** @type {number} */ value) => (Number.isInteger(value) ? String(value) : short(value, 5));
   const terms = look.terms ?? [];
-  const rows = terms.map(({ image, value, probability, target: wanted, product }) =>
-    element("tr", {}, element("th", { scope: "row" }, t("train.image", { image })), ...[value, probability, wanted].map((one) => element("td", {}, short(one))), element("td", {}, short(product))),
-  );
+  const rows = terms.map(({ image, value, probability, target: wanted, product }) => {
+    const small = element("canvas", { "aria-hidden": "true" });
+    paint(small, images.pixels(image), size);
+    return element("tr", {}, element("th", { scope: "row" }, small, classes[images.labels[image]]), ...[value, probability, wanted, product].map((one) => element("td", {}, written(one))));
+  });
   const head = ["train.input", "train.probability", "train.wanted", "train.share"].map((name) => element("th", { scope: "col" }, t(name, { batch: terms.length })));
   return [
     element("h3", {}, t("train.weight", { unit, target: classes[target] })),
     element("p", {}, t("train.why", { batch: terms.length })),
     element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": t("train.weight", { unit, target: classes[target] }) }, element("table", { class: "numbers" }, element("thead", {}, element("tr", {}, element("td"), ...head)), element("tbody", {}, ...rows))),
-    element("p", { class: "sum" }, t("train.gradient", { gradient: short(look.gradient) })),
-    element("p", { class: "sum" }, t("train.update", { before: short(look.before), rate: number(look.rate, 3), gradient: short(look.gradient), after: short(look.after) })),
+    element("p", { class: "sum" }, t("train.gradient", { gradient: written(look.gradient) })),
+    element("p", { class: "sum" }, t("train.update", { before: written(look.before), rate: number(look.rate, 3), gradient: written(look.gradient), after: written(look.after) })),
   ];
 }
