@@ -335,7 +335,7 @@ def test_a_link_leads_back_to_the_same_state(open_page, explorer):
     settle(again)
     assert again.evaluate(STATE) == page.evaluate(STATE)
     assert again.evaluate("explorer.store.state.section") == "change"
-    assert again.locator("#tab-change").inner_text() == "Verändern"
+    assert again.locator("#tab-change").inner_text() == "Ändern"
     np.testing.assert_allclose(probabilities(again), probabilities(page), atol=1e-6)
 
 
@@ -539,6 +539,7 @@ def test_it_fits_the_window(open_page, explorer, width, scheme):
     for section in page.locator("[role=tab]").all():
         section.click()
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("document.getElementById('tabs').scrollWidth") <= width  # none of them out of sight
     ground = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", ground)[:3])) > 600) == (scheme == "light")
 
