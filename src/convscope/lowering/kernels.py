@@ -18,11 +18,25 @@ from convscope import _torch_internals as torch_internals
 from convscope._torch_internals import WeakTensorKeyDictionary, version_of
 from convscope.lowering.cpu import compiled
 from convscope.lowering.masks import Mask, bits_type
-from convscope.lowering.shards import Shard
 
 Tensor = torch.Tensor
 Shape = Sequence[int]
 Context = Any  # torch types the context of an autograd function as Any
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """The rows of a batch that this process computes; others have the rest, at the same time."""
+
+    first: int
+    rows: int
+    total: int
+    sum_up: Callable[[torch.Tensor], torch.Tensor]  # over all processes, in place; each calls it
+
+    def elements(self, count: int) -> tuple[int, int]:
+        """Say which elements of the whole batch's tensor the ``count`` elements of these rows are."""
+        each = count // self.rows
+        return self.first * each, (self.first + self.rows) * each
 
 
 def require_first_order() -> None:

@@ -11,12 +11,11 @@ from convscope._torch_internals import version_of
 from convscope.lowering.activations import activation_function
 from convscope.lowering.devices import current_device
 from convscope.lowering.ir import Op, Program, Value
-from convscope.lowering.kernels import forget_copy
+from convscope.lowering.kernels import Shard, forget_copy
 from convscope.lowering.layers import KerasCall
 from convscope.lowering.layers.base import Prepared, Runner, Step, runner_of
 from convscope.lowering.layers.elementwise import random_streams
 from convscope.lowering.planner import apply_plan, plan_of
-from convscope.lowering.shards import Shard
 from convscope.lowering.variables import (
     is_gradient_hooked,
     is_seed,

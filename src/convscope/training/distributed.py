@@ -28,8 +28,8 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 from convscope.environment import is_one_of_several
 from convscope.errors import LoweringError, RunError, UsageError, expected_got
 from convscope.lowering import LoweredNetwork
+from convscope.lowering.kernels import Shard
 from convscope.lowering.layers import KerasCall
-from convscope.lowering.shards import Shard
 from convscope.training.checkpoint import model_variables, optimizer_variables
 
 SECONDS_UNTIL_LOST = 30  # a process that says nothing for so long ends the training

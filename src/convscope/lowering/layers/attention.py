@@ -13,12 +13,11 @@ import torch.nn.functional as F  # noqa: N812  the name that torch's own documen
 from convscope.arithmetic.formulas import known_lengths
 from convscope.lowering import kernels
 from convscope.lowering.graph import is_altered
-from convscope.lowering.ir import Op, Shape, Value
+from convscope.lowering.ir import Op, Shape, Value, require
 from convscope.lowering.layers.base import ProgramBuilder, Runner, Step, Tensor, WeightSource, reads, runs
 from convscope.lowering.layers.dense import Dense
 from convscope.lowering.layers.elementwise import Dropout, Dropper, read_fused_activation
 from convscope.lowering.layers.reshaping import Reshape
-from convscope.lowering.shapes import require
 
 
 @dataclass(frozen=True, kw_only=True)

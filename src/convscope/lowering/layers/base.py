@@ -11,8 +11,8 @@ import torch
 
 from convscope.errors import LoweringError
 from convscope.lowering.ir import DataFormat, Op, Shape, ShapeError, Value
+from convscope.lowering.kernels import Shard
 from convscope.lowering.masks import Key, mix
-from convscope.lowering.shards import Shard
 
 Tensor = torch.Tensor
 Prepared = tuple[Tensor, Tensor | None]

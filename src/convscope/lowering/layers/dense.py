@@ -10,7 +10,7 @@ import torch
 
 from convscope.lowering import kernels
 from convscope.lowering.cpu import LANES, compiled
-from convscope.lowering.ir import Activation, KernelChoice, Op, Shape, Value
+from convscope.lowering.ir import Activation, KernelChoice, Op, Shape, Value, require
 from convscope.lowering.layers.base import (
     Prepared,
     ProgramBuilder,
@@ -23,7 +23,6 @@ from convscope.lowering.layers.base import (
 )
 from convscope.lowering.layers.elementwise import Dropout, FusedEpilogue, read_fused_activation
 from convscope.lowering.layers.normalization import BatchNormalization
-from convscope.lowering.shapes import require
 
 
 @dataclass(frozen=True, kw_only=True)

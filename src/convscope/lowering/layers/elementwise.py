@@ -13,11 +13,10 @@ import torch
 
 from convscope.lowering import kernels
 from convscope.lowering.activations import TORCH_FUNCTIONS, Function, activation_function, smooth_name
-from convscope.lowering.ir import Activation, Op, Shape, Value
+from convscope.lowering.ir import Activation, Op, Shape, Value, broadcast, channel_axis
 from convscope.lowering.kernels import Epilogue
 from convscope.lowering.layers.base import ProgramBuilder, Runner, Step, Tensor, WeightSource, reads, runs
 from convscope.lowering.masks import Mask, MaskSource, bits_type, keep_probability
-from convscope.lowering.shapes import broadcast, channel_axis
 
 
 @dataclass(frozen=True, kw_only=True)

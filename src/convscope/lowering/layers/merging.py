@@ -8,10 +8,9 @@ from typing import Any, Literal
 
 import torch
 
-from convscope.lowering.ir import Op, Shape, Value
+from convscope.lowering.ir import Op, Shape, Value, broadcast, require
 from convscope.lowering.layers.base import ProgramBuilder, Runner, Step, Tensor, WeightSource, reads, runs
 from convscope.lowering.layers.elementwise import Affine
-from convscope.lowering.shapes import broadcast, require
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,8 @@ from convscope import _torch_internals as torch_internals
 from convscope.lowering import kernels
 from convscope.lowering.activations import activation_function
 from convscope.lowering.cpu import compiled
-from convscope.lowering.ir import Activation, Op, Shape, Value
+from convscope.lowering.ir import Activation, Op, Shape, Value, require
 from convscope.lowering.layers.base import ProgramBuilder, Runner, Step, Tensor, WeightSource, reads, runs
-from convscope.lowering.shapes import require
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,9 @@ import keras
 import torch
 
 from convscope import _keras_internals as internals
-from convscope.lowering.ir import Op, Shape, Value
+from convscope.lowering.ir import Op, Shape, Value, require
 from convscope.lowering.layers.base import ProgramBuilder, Runner, Step, Tensor, WeightSource, runs
 from convscope.lowering.layers.keras_call import KerasOp
-from convscope.lowering.shapes import require
 
 # fmt: off
 # Functions that take functions: what those compute, and on which variables, is not known.

@@ -9,7 +9,17 @@ from typing import Any, Literal
 
 import torch.nn.functional as F  # noqa: N812  the name that torch's own documentation uses
 
-from convscope.lowering.ir import DataFormat, Op, Pair, Shape, Value
+from convscope.lowering.ir import (
+    DataFormat,
+    Op,
+    Pair,
+    Shape,
+    Value,
+    require,
+    require_image,
+    spatial_axes,
+    with_axes,
+)
 from convscope.lowering.layers.base import (
     ProgramBuilder,
     Runner,
@@ -21,7 +31,6 @@ from convscope.lowering.layers.base import (
     to_keras_order,
     to_torch_order,
 )
-from convscope.lowering.shapes import require, require_image, spatial_axes, with_axes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,20 @@ from convscope.lowering.convolutions import (
     torch_kernel,
 )
 from convscope.lowering.cpu import LANES, compiled
-from convscope.lowering.ir import Activation, DataFormat, Op, Padding, Pair, Shape, Value
+from convscope.lowering.ir import (
+    Activation,
+    DataFormat,
+    Op,
+    Padding,
+    Pair,
+    Shape,
+    Value,
+    channel_axis,
+    require,
+    require_image,
+    spatial_axes,
+    with_axes,
+)
 from convscope.lowering.layers.base import (
     Prepared,
     ProgramBuilder,
@@ -40,7 +53,6 @@ from convscope.lowering.layers.base import (
 )
 from convscope.lowering.layers.dense import ConvOrDense, folded
 from convscope.lowering.layers.elementwise import Dropout, FusedEpilogue, read_fused_activation
-from convscope.lowering.shapes import channel_axis, require, require_image, spatial_axes, with_axes
 
 
 @dataclass(frozen=True, kw_only=True)
