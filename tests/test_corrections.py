@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import convscope
-from convscope.data.corrections import Keeper, add_corrections, read_corrections, undo_correction
+from convscope.data.corrections import CorrectionStore, add_corrections, read_corrections, undo_correction
 from convscope.data.loading import load_again
 from convscope.errors import DataError
 
@@ -31,36 +31,36 @@ def digits():
 
 def test_corrections_are_read_in_the_order_in_which_they_came_and_the_latest_is_undone(tmp_path):
     folder = tmp_path / "kept"
-    keeper = Keeper(folder)
+    store = CorrectionStore(folder)
     labels = ["1", "2", "<b>3</b>", "../../4"]
-    names = [keeper.keep(png(drawn(number)), label) for number, label in enumerate(labels)]
+    names = [store.keep(png(drawn(number)), label) for number, label in enumerate(labels)]
     assert [one.label for one in read_corrections(folder)] == labels
     assert [one.name for one in read_corrections(folder, 2)] == names[:2]
-    assert (keeper.count, Keeper(folder).size) == (4, keeper.size)
+    assert (store.count, CorrectionStore(folder).size) == (4, store.size)
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == names
 
     undone, left = undo_correction(folder)
     assert (undone.label, undone.image, left) == ("../../4", png(drawn(3)), 3)
     assert (folder / "undone" / names[3]).is_file()
     assert [one.name for one in read_corrections(folder)] == names[:3]
-    assert Keeper(folder).keep(png(drawn(9)), "9") > names[2]
+    assert CorrectionStore(folder).keep(png(drawn(9)), "9") > names[2]
 
 
 def test_two_writers_never_take_the_same_number(tmp_path):
-    first, second = Keeper(tmp_path / "kept"), Keeper(tmp_path / "kept")
+    first, second = CorrectionStore(tmp_path / "kept"), CorrectionStore(tmp_path / "kept")
     names = [writer.keep(png(drawn(number)), "1") for number in range(3) for writer in (first, second)]
     assert sorted({name[:6] for name in names}) == [f"{number:06d}" for number in range(1, 7)]
 
 
 def test_corrections_become_training_images_and_nothing_that_is_tested_on(digits, tmp_path):
-    keeper = Keeper(tmp_path)
+    store = CorrectionStore(tmp_path)
     train, test = digits.train, digits.test
     wrong = str((int(train.labels[3]) + 1) % 10)
-    keeper.keep(png(drawn(1)), "7")
-    keeper.keep(png(drawn(1)), "8")  # of the same image: the latest counts
-    keeper.keep(png(np.zeros((50, 30, 3), np.uint8)), "0")  # another size, another number of channels
-    keeper.keep(png(train.images[3]), wrong)
-    keeper.keep(png(test.images[5]), "1")
+    store.keep(png(drawn(1)), "7")
+    store.keep(png(drawn(1)), "8")  # of the same image: the latest counts
+    store.keep(png(np.zeros((50, 30, 3), np.uint8)), "0")  # another size, another number of channels
+    store.keep(png(train.images[3]), wrong)
+    store.keep(png(test.images[5]), "1")
     added = add_corrections(digits, tmp_path)
     assert len(added.train) == len(train) + 2
     assert added.train.labels[-2:].tolist() == [8, 0]
@@ -70,7 +70,7 @@ def test_corrections_become_training_images_and_nothing_that_is_tested_on(digits
     assert "5 corrections" in added.notes[-1] and "1 left out" in added.notes[-1]
     assert added.fingerprint != digits.fingerprint
 
-    keeper.keep(png(drawn(2)), "1")
+    store.keep(png(drawn(2)), "1")
     recorded = {"name": "digits", "reading": {"add": [str(tmp_path), 5]}, "fingerprint": added.fingerprint}
     assert load_again(recorded).fingerprint == added.fingerprint  # as the run saw them
     undo_correction(tmp_path)
@@ -82,7 +82,7 @@ def test_corrections_become_training_images_and_nothing_that_is_tested_on(digits
 def test_each_further_image_is_in_a_group_of_its_own(digits, tmp_path):
     grouped = replace(digits.train, groups=np.arange(len(digits.train)) // 2)
     for number in range(3):
-        Keeper(tmp_path).keep(png(drawn(number)), "1")
+        CorrectionStore(tmp_path).keep(png(drawn(number)), "1")
     groups = add_corrections(replace(digits, train=grouped), tmp_path).train.groups
     assert len(set(groups[-3:].tolist())) == 3
     assert groups[-3:].min() > grouped.groups.max()
@@ -92,7 +92,7 @@ def test_large_training_images_stay_on_disk(digits, tmp_path, monkeypatch):
     from convscope.data import cache
 
     for number in range(3):
-        Keeper(tmp_path).keep(png(drawn(number)), "1")
+        CorrectionStore(tmp_path).keep(png(drawn(number)), "1")
     whole = add_corrections(digits, tmp_path).train.images
     monkeypatch.setattr(cache, "IN_MEMORY", 1000)
     monkeypatch.setattr(cache, "COPY_BYTES", 784 * 100)
@@ -124,19 +124,19 @@ def test_what_cannot_be_learned_from_is_refused(digits, tmp_path):
         read_corrections(tmp_path / "nothing")
     with pytest.raises(DataError, match="got none"):
         undo_correction(tmp_path)
-    Keeper(tmp_path).keep(png(drawn(0)), "cat")
+    CorrectionStore(tmp_path).keep(png(drawn(0)), "cat")
     with pytest.raises(DataError, match=r"one of the classes 0, 1.*'cat'"):
         add_corrections(digits, tmp_path)
     undo_correction(tmp_path)
-    Keeper(tmp_path).keep(b"no image", "1")
+    CorrectionStore(tmp_path).keep(b"no image", "1")
     with pytest.raises(DataError, match="to be an image"):
         add_corrections(digits, tmp_path)
 
 
 def test_a_training_learns_from_them_and_can_be_evaluated_again(typed, tmp_path, no_figures):
-    keeper = Keeper(tmp_path / "kept")
+    store = CorrectionStore(tmp_path / "kept")
     for number in range(3):
-        keeper.keep(png(drawn(number)), "1")
+        store.keep(png(drawn(number)), "1")
     options = ("--epochs", "1", "--network", "simple", "--no-preflight", "--out", "runs", "--json")
     done = typed("train", "digits", "--add", "kept", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -148,7 +148,7 @@ def test_a_training_learns_from_them_and_can_be_evaluated_again(typed, tmp_path,
 
 
 def test_the_command_line_takes_one_back(typed, tmp_path):
-    Keeper(tmp_path / "kept").keep(png(drawn(0)), "7")
+    CorrectionStore(tmp_path / "kept").keep(png(drawn(0)), "7")
     done = typed("data", "undo", "kept", "--json", cwd=tmp_path)
     assert (done.returncode, json.loads(done.stdout)["left"]) == (0, 0)
     done = typed("data", "undo", "kept", cwd=tmp_path)

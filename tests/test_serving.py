@@ -29,7 +29,7 @@ from PIL import Image
 from serving_cases import Server, connect, drawn, form_of, plain_bundle, png, process
 
 import convscope
-from convscope.data.corrections import Keeper, read_corrections, undo_correction
+from convscope.data.corrections import CorrectionStore, read_corrections, undo_correction
 from convscope.export import load_bundle
 from convscope.export.formats import FORMATS
 from convscope.prediction import predict_files
@@ -653,7 +653,7 @@ def test_corrected_labels_are_kept_with_their_image(bundle, digits, tmp_path):
     folder = tmp_path / "kept"
     image = png(digits.images[0])
     coded = base64.b64encode(image).decode()
-    with Server(create_app(bundle, keeper=Keeper(folder))) as server:
+    with Server(create_app(bundle, corrections=CorrectionStore(folder))) as server:
         assert server.ask("GET", "/corrections").json() == {"kept": 0, "labels": list(bundle.class_names)}
         for label in ("7", "1"):
             answer = server.ask(
@@ -669,7 +669,7 @@ def test_corrected_labels_are_kept_with_their_image(bundle, digits, tmp_path):
         foreign = [("origin", "http://evil.example")]
         assert server.ask("POST", "/corrections", foreign, json={"image": coded, "label": "7"}).status == 403
     assert [(one.label, one.image) for one in read_corrections(folder)] == [("7", image), ("1", image)]
-    with Server(create_app(bundle, keeper=Keeper(folder), limits=Limits(kept=10))) as server:
+    with Server(create_app(bundle, corrections=CorrectionStore(folder), limits=Limits(kept=10))) as server:
         assert server.ask("POST", "/corrections", json={"image": coded, "label": "7"}).status == 507
 
 
@@ -678,7 +678,7 @@ def test_a_disk_that_refuses_a_correction_is_told_of_without_its_paths(
 ):
     folder = tmp_path / "kept"
     value = {"image": base64.b64encode(png(digits.images[0])).decode(), "label": "7"}
-    with Server(create_app(bundle, keeper=Keeper(folder))) as server:
+    with Server(create_app(bundle, corrections=CorrectionStore(folder))) as server:
         assert server.ask("POST", "/corrections", json=value).status == 201
         read_only(tmp_path)
         answer = server.ask("POST", "/corrections", json=value)
@@ -690,7 +690,7 @@ def test_a_disk_that_refuses_a_correction_is_told_of_without_its_paths(
 def test_a_correction_that_was_taken_back_is_not_counted(bundle, digits, tmp_path):
     folder = tmp_path / "kept"
     value = {"image": base64.b64encode(png(digits.images[0])).decode(), "label": "7"}
-    with Server(create_app(bundle, keeper=Keeper(folder))) as server:
+    with Server(create_app(bundle, corrections=CorrectionStore(folder))) as server:
         assert server.ask("POST", "/corrections", json=value).json()["kept"] == 1
         undo_correction(folder)
         assert server.ask("GET", "/corrections").json()["kept"] == 0

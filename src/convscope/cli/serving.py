@@ -74,7 +74,7 @@ def serve(
         local = is_loopback(opened)
         made = token is None and not local
         token = secrets.token_urlsafe(32) if made else token
-        from convscope.data.corrections import Keeper
+        from convscope.data.corrections import CorrectionStore
         from convscope.export import load_bundle
         from convscope.serving import create_app, serve
         from convscope.serving.guard import LOOPBACK, Gate
@@ -88,7 +88,7 @@ def serve(
             page=_page(run),
             title=run.resolve().name,
             gate=gate,
-            keeper=Keeper(keep) if keep else None,
+            corrections=CorrectionStore(keep) if keep else None,
         )
         address = address_of(opened, shown)
 

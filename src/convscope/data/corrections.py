@@ -42,7 +42,7 @@ class Correction:
     image: bytes = field(repr=False)
 
 
-class Keeper:
+class CorrectionStore:
     """Keeps corrections in a folder, which is made with the first one; ``size`` is that of all, in bytes."""
 
     def __init__(self, folder: Path) -> None:

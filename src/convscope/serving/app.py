@@ -33,7 +33,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 import convscope
 from convscope import web_page
-from convscope.data.corrections import Keeper
+from convscope.data.corrections import CorrectionStore
 from convscope.errors import ConvscopeError, RunError, UsageError, expected_got
 from convscope.explorer.page import COLOURS
 from convscope.export import Bundle
@@ -151,14 +151,14 @@ def create_app(
     *,
     page: str | None = None,
     title: str = "",
-    keeper: Keeper | None = None,
+    corrections: CorrectionStore | None = None,
     gate: Gate | None = None,
     limits: Limits | None = None,
 ) -> App:
     """Make the application that serves one network.
 
-    ``page`` is what stands at ``/``, a small page where there is none; ``keeper`` keeps corrected labels;
-    ``gate`` says who may speak with it. It is an ASGI application whose lifespan must be run.
+    ``page`` is what stands at ``/``, a small page where there is none; ``corrections`` keeps the labels that
+    people correct; ``gate`` says who may speak with it. It is an ASGI application whose lifespan must be run.
     """
     limits, gate = limits or Limits(), gate or Gate()
     several = {"type": "array", "minItems": 1, "maxItems": limits.images}
@@ -167,7 +167,7 @@ def create_app(
     label = {"type": "string", "enum": list(bundle.class_names)}
     correction = _body("application/json", image=_IMAGE, label=label)
     secured = [Depends(HTTPBearer(auto_error=False))] if gate.token is not None else []
-    service = _Service(bundle, keeper, limits)
+    service = _Service(bundle, corrections, limits)
     app = FastAPI(
         title=f"convscope: {title}" if title else "convscope",
         version=convscope.__version__,
@@ -197,7 +197,7 @@ def create_app(
     app.get("/health")(service.health)
     text: _Responses = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
     app.get("/metrics", dependencies=secured, response_class=Response, responses=text)(service.measured)
-    start = page or _fill("index.html", title=title, labels=bundle.class_names, keeps=keeper is not None)
+    start = page or _fill("index.html", title=title, labels=bundle.class_names, keeps=corrections is not None)
     _add_page(app, "/", lambda: start)
     _add_page(app, "/docs", lambda: _fill("docs.html", schema=app.openapi()))
     return Guard(app, gate, limits, service.metrics.count)
@@ -206,9 +206,9 @@ def create_app(
 class _Service:
     """What the addresses answer."""
 
-    def __init__(self, bundle: Bundle, keeper: Keeper | None, limits: Limits) -> None:
+    def __init__(self, bundle: Bundle, corrections: CorrectionStore | None, limits: Limits) -> None:
         self.metrics = _Metrics()
-        self._names, self._keeper, self._limits = bundle.class_names, keeper, limits
+        self._names, self._corrections, self._limits = bundle.class_names, corrections, limits
         self._batcher = Batcher(bundle, limits.waiting, self.metrics.batches.observe)
         self.metrics.waiting.set_function(lambda: self._batcher.pending)
 
@@ -251,7 +251,7 @@ class _Service:
 
     async def correct(self, request: Request) -> Response:
         """Keep what an image really shows, for the next training."""
-        keeper = self._required()
+        corrections = self._required()
         value = await _read_json(request)
         label, image = value.get("label"), _decoded(value.get("image"))
         if label not in self._names:
@@ -260,11 +260,11 @@ class _Service:
         with self._batcher.room(1):
             if problem := await self._batcher.decode(Upload("the image", image)):
                 raise Refusal(422, problem.reason)
-        if keeper.size + len(image) > self._limits.kept:
+        if corrections.size + len(image) > self._limits.kept:
             limit = f"{self._limits.kept / 2**30:g} GB"
             raise Refusal(507, expected_got(f"at most {limit} of corrections", "more"))
         try:
-            await asyncio.to_thread(keeper.keep, image, str(label))
+            await asyncio.to_thread(corrections.keep, image, str(label))
         except RunError as error:
             _LOGGER.error("%s", error)  # where files are is for whoever runs the server
             raise Refusal(507, expected_got("to keep a correction", "a disk that refuses it")) from error
@@ -279,14 +279,14 @@ class _Service:
         return Response(generate_latest(self.metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST})
 
     def _kept(self, status: int) -> Response:
-        kept = self._keeper.count if self._keeper else None
+        kept = self._corrections.count if self._corrections else None
         return JSONResponse({"kept": kept, "labels": list(self._names)}, status)
 
-    def _required(self) -> Keeper:
-        if self._keeper is None:
+    def _required(self) -> CorrectionStore:
+        if self._corrections is None:
             found = "one started without --keep"
             raise Refusal(404, expected_got("a server that keeps corrections", found))
-        return self._keeper
+        return self._corrections
 
 
 async def _refused(request: Request, error: Exception) -> Response:
