@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight
 
-from convscope.data.splits import balanced_class_weights, split_indices
+from convscope.data.splits import balanced_class_weights, fold_indices, split_indices
 from convscope.errors import DataError, UsageError
 
 
@@ -70,3 +70,15 @@ def test_balanced_weights_are_scikit_learns_and_average_one(values):
 def test_without_images_there_is_nothing_to_weigh():
     with pytest.raises(DataError, match="training images to weigh classes by, got none"):
         balanced_class_weights(np.array([], np.int64), 2)
+
+
+def test_groups_stay_together_and_a_class_of_one_group_is_divided():
+    labels = np.repeat([0, 1], [20, 8])
+    groups = np.concatenate([np.arange(20) // 2, np.full(8, 10)])
+    first, second = split_indices(labels, 0.3, 0, groups=groups)
+    assert sorted([*first, *second]) == list(range(28))
+    of_class_0 = [set(groups[part[labels[part] == 0]]) for part in (first, second)]
+    assert not of_class_0[0] & of_class_0[1]
+    assert all(1 in labels[part] for part in (first, second))
+    folds = fold_indices(labels, 4, 0, groups)
+    assert all(1 in labels[fold] for fold in folds)
