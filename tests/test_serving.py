@@ -333,7 +333,7 @@ def test_the_interface_is_described_without_anything_from_elsewhere(ask):
 
 def test_the_description_says_what_is_asked_for_and_what_is_answered(bundle, server, tmp_path):
     token = Gate(token="t" * 16)
-    with Server(create_app(bundle, gate=token, keeper=Keeper(tmp_path))) as asking:
+    with Server(create_app(bundle, gate=token, corrections=CorrectionStore(tmp_path))) as asking:
         headers = [("authorization", f"Bearer {'t' * 16}")]
         secured = asking.ask("GET", "/openapi.json", headers).json()
         statuses = {
