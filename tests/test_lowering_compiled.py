@@ -15,7 +15,17 @@ import torch.nn.functional as F  # noqa: N812  the name that torch's own documen
 from lowering_cases import built
 
 from convscope.lowering import emit, kernels, lower, optimise
-from convscope.lowering.cpu import compiled, loops, normalization, pooled, products, rows, vectors, winograd
+from convscope.lowering.cpu import (
+    compiled,
+    convolution,
+    loops,
+    normalization,
+    pooled,
+    products,
+    rows,
+    vectors,
+    winograd,
+)
 from convscope.lowering.cpu.compiled import PackedMask, WindowGeometry
 from convscope.lowering.kernels import bfloat16_copy, copy_of, declare_copy_current
 from convscope.lowering.masks import Mask, MaskSource, hashed_fields, mix, threshold_of
@@ -123,6 +133,12 @@ WORK = {
             lanes(5000, torch.float32),
         )]
     ),
+    "winograd convolution": lambda _dtype: compiled.winograd_convolution(
+        numbers(16, 14, 13, 32), compiled.winograd_kernel(numbers(3, 3, 32, 16, seed=5)), None, (1, 0), True
+    ),
+    "winograd kernel gradient": lambda _dtype: compiled.winograd_kernel_gradient(
+        numbers(16, 14, 13, 32), numbers(16, 14, 11, 16, seed=5), (1, 0)
+    ),
     "products": lambda _dtype: torch.cat(
         [
             part.flatten()
@@ -200,7 +216,9 @@ def test_without_a_folder_to_keep_them_in_loops_are_compiled_anew(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "module", [loops, normalization, pooled, products, rows, winograd], ids=lambda module: module.__name__
+    "module",
+    [convolution, loops, normalization, pooled, products, rows, winograd],
+    ids=lambda module: module.__name__,
 )
 def test_what_numba_keeps_is_of_these_vectors(module):
     """Change ``VECTORS`` where vectors.py is used, with it: users would go on with what is compiled."""

@@ -202,6 +202,48 @@ class FewChannelConvolution(torch.autograd.Function):
         return image_gradient, taps.view(ctx.kernel_shape), bias_gradient, None, None, None
 
 
+class WinogradConvolution(torch.autograd.Function):
+    """epilogue(images ∗ kernel + bias) as Winograd does: a kernel of three by three, float32, on a CPU."""
+
+    @staticmethod
+    def forward(
+        ctx: Context, images: Tensor, kernel: Tensor, bias: Tensor | None, padding: Pair, epilogue: Epilogue
+    ) -> Tensor:
+        """Compute (n, h', w', out) from images (n, h, w, c) and a Keras kernel (3, 3, c, out)."""
+        images = images.contiguous()
+        result = convolve_winograd(images, compiled.winograd_kernel(kernel), bias, padding, epilogue)
+        ctx.save_for_backward(images, kernel, result if epilogue.relu else None)
+        ctx.padding, ctx.epilogue = padding, epilogue
+        return result
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Tensor) -> tuple[Any, ...]:
+        """Convolve the gradient with the kernel turned over, and multiply it with the images."""
+        require_first_order()
+        images, kernel, result = ctx.saved_tensors
+        wants_images, wants_kernel, wants_bias = ctx.needs_input_grad[:3]
+        gradient = ctx.epilogue.gradient(gradient.contiguous(), result)
+        image_gradient = kernel_gradient = None
+        if wants_images:
+            turned = compiled.winograd_kernel(kernel.flip(0, 1).transpose(2, 3))  # of (3, 3, out, c)
+            above, left = ctx.padding
+            margins = 2 - above, 2 - left
+            image_gradient = compiled.winograd_convolution(gradient, turned, None, margins, False)
+        if wants_kernel:
+            kernel_gradient = compiled.winograd_kernel_gradient(images, gradient, ctx.padding)
+        bias_gradient = gradient.sum((0, 1, 2)) if wants_bias else None
+        return image_gradient, kernel_gradient, bias_gradient, None, None
+
+
+def convolve_winograd(
+    images: Tensor, transformed: Tensor, bias: Tensor | None, padding: Pair, epilogue: Epilogue
+) -> Tensor:
+    """Compute what ``WinogradConvolution`` computes, by a transformed kernel, with no backward pass."""
+    relu = epilogue.relu and epilogue.ceiling is None
+    result = compiled.winograd_convolution(images, transformed, bias, padding, relu)
+    return epilogue.finish(result, activated=relu)
+
+
 class PooledConvolution(torch.autograd.Function):
     """epilogue(max-pooling by tiles of two by two(images ∗ kernel + bias)) in float32 on a CPU.
 

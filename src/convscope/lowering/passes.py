@@ -278,9 +278,9 @@ def fuse_poolings(program: Program, context: PlanContext) -> Rewritten:
     if not context.device.startswith("cpu"):
         return program, changes
     for op in program:
-        if not (
-            isinstance(op, ops.Conv2D) and (op.suits_winograd or (context.training and op.listed_gradients))
-        ):
+        if not (isinstance(op, ops.Conv2D) and op.listed_gradients):
+            continue
+        if not (context.training or op.suits_winograd):
             continue
         pooling = _only_reader(program, op.output)
         if isinstance(pooling, ops.Pool2D) and pooling.is_tiled and pooling.padding == "valid":

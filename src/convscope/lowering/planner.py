@@ -42,8 +42,8 @@ _CLEARLY = 1.2
 # A dense layer of fewer multiplications is not worth the time to compile the loops for it.
 _MUCH_WORK = 1 << 24
 _ITEM_SIZE: Mapping[Precision, int] = {"float32": 4, "bfloat16": 2}
-# By oneDNN forward and by loops back, or by loops both ways: for a convolution with max-pooling behind it.
-_POOLED = ("pooled", "winograd")
+# By loops: as Winograd does; or, with a max-pooling behind it, by oneDNN forward and by loops back.
+_LOOPS = ("winograd", "pooled")
 # With more channels than this a convolution is a matter of arithmetic, and oneDNN's are faster.
 _FEW_CHANNELS = 4
 
@@ -145,7 +145,7 @@ def _is_possible(op: ConvOrDense, value: str) -> bool:
     """Say whether an op can be computed so on this machine; the loops are loaded for those that need them."""
     if value == "shallow":
         return _has_few_channels(op)
-    return value not in _POOLED or value in _pooled_algorithms(op)
+    return value not in _LOOPS or value in _algorithms_in_loops(op)
 
 
 _FOREIGN = "The plan is from another version of convscope; train without it."
@@ -165,7 +165,7 @@ def adapt_plan(
         if entry.get("precision") == "bfloat16" and not bfloat16:
             entry["precision"] = "float32"
             wide.append(name)
-        if entry.get("algorithm") in ("shallow", "tiled", *_POOLED) and not loops:
+        if entry.get("algorithm") in ("shallow", "tiled", *_LOOPS) and not loops:
             entry["algorithm"] = "direct"
             direct.append(name)
     lines = []
@@ -247,7 +247,8 @@ def _by_rule(op: ConvOrDense, context: PlanContext) -> KernelChoice:
     # On Apple's mps, gradients in the other order fail in one version of torch or another.
     layout: DataFormat = "channels_first" if context.device.startswith("mps") else "channels_last"
     precision = context.precisions[0]
-    loops = _pooled_algorithms(op) if on_cpu and precision == "float32" else []
+    pooled = on_cpu and precision == "float32" and isinstance(op, ops.Conv2D) and op.pooling is not None
+    loops = _algorithms_in_loops(op) if pooled else []
     algorithm = "shallow" if shallow else next(iter(loops), "direct")
     return KernelChoice(precision, layout, algorithm)
 
@@ -260,11 +261,12 @@ def _has_few_channels(op: ConvOrDense, channels: int = _FEW_CHANNELS) -> bool:
     return fits and compiled.available()
 
 
-def _pooled_algorithms(op: ConvOrDense) -> list[str]:
-    """List what loops can do for a convolution with max-pooling behind it on this machine, the best first."""
-    if not isinstance(op, ops.Conv2D) or op.pooling is None or not compiled.available():
+def _algorithms_in_loops(op: ConvOrDense) -> list[str]:
+    """List what loops can do for a convolution on this machine, alone or with max-pooling, the best first."""
+    if not isinstance(op, ops.Conv2D) or not compiled.available():
         return []
-    return ["winograd", "pooled"] if op.suits_winograd else ["pooled"]
+    found = ["winograd"] if op.suits_winograd else []
+    return found if op.pooling is None else [*found, "pooled"]
 
 
 def _fits_tiles(op: ConvOrDense) -> bool:
@@ -286,7 +288,7 @@ def _candidates(op: ConvOrDense, context: PlanContext) -> list[KernelChoice]:
         if _has_few_channels(op):
             found.append(KernelChoice(precision, "channels_last", "shallow"))
         if precision == "float32":
-            found += [KernelChoice(precision, "channels_last", name) for name in _pooled_algorithms(op)]
+            found += [KernelChoice(precision, "channels_last", name) for name in _algorithms_in_loops(op)]
             work = math.prod(op.kernel_shape) * context.batch_size
             # Torch's products are MKL's, which is made for the processors of another maker, and for more
             # than a few columns.

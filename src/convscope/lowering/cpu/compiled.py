@@ -35,6 +35,9 @@ _ALONE = 1 << 14
 _PARTS = 32
 # So many tiles are convolved at once, a multiple of six; what they need stays in a core's own cache.
 _PIECE = 24
+# Bytes that the tiles of a convolution by ``convolution.py`` take at once in a core's own cache; into so many
+# parts they are divided to sum the gradients of its kernel.
+_NEAR, _TILE_PARTS = 220 << 10, 8
 # So many inputs of a dense layer are multiplied at once; into so many parts they are divided to sum products.
 _DEEP, _DENSE_PARTS = 256, 8
 _TALL = 48  # as in products.py
@@ -233,6 +236,90 @@ def transformed_kernel(kernel: Tensor) -> Tensor:
     """Transform a kernel (3, 3, c, filters) for Winograd's convolution, to (4, 4, c, filters)."""
     rows = _halves(kernel[0], kernel[1], kernel[2])
     return torch.stack([torch.stack(_halves(row[0], row[1], row[2])) for row in rows])
+
+
+# A kernel of three by three is transformed for ``convolution.py`` along each axis: the polynomial that has
+# its weights, at 0, ±√½, ±√2 and ∞, each divided by what the other points contribute (G in the paper).
+_POINTS = (0.5**0.5, 2.0**0.5)
+
+
+@functools.cache
+def _transformation() -> Tensor:
+    """Return the matrix (36, 9) that transforms kernels of three by three."""
+    near, far = _POINTS
+    rows = [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
+    for point, other in ((far, near), (near, far)):
+        scale = 2 * point**2 * (point**2 - other**2)
+        rows[1:1] = [[sign**power * point**power / scale for power in range(3)] for sign in (1, -1)]
+    along = torch.tensor(rows, dtype=torch.float64, device="cpu")
+    return torch.kron(along, along).float()
+
+
+def winograd_kernel(kernel: Tensor) -> Tensor:
+    """Transform a kernel (3, 3, c, filters) into 36 positions, in panels (36, filters / 16, c, 16)."""
+    *_, channels, filters = kernel.shape
+    positions = _transformation() @ kernel.reshape(9, channels * filters)
+    panels = positions.view(36, channels, filters // LANES, LANES)
+    return panels.transpose(1, 2).contiguous()  # (36, filters / 16, c, 16)
+
+
+def winograd_convolution(
+    images: Tensor, kernel: Tensor, bias: Tensor | None, padding: tuple[int, int], relu: bool
+) -> Tensor:
+    """Convolve images (n, h, w, c) with zeros around them and a ``winograd_kernel``; add a bias, then ReLU.
+
+    All are contiguous float32; c and the filters are multiples of sixteen.
+    """
+    count, height, width, channels = images.shape
+    filters = kernel.shape[1] * LANES
+    high, wide = height + 2 * padding[0] - 2, width + 2 * padding[1] - 2
+    results = images.new_empty((count, high, wide, filters))
+    bias = images.new_zeros(filters) if bias is None else bias.contiguous()
+    tiles, length = count * _quarters(high) * _quarters(wide), _tiles_at_once(channels + filters)
+    room = _winograd_room(length, channels, filters)
+    rooms = images.new_empty((torch.get_num_threads(), room))
+    _run(
+        _more_loops("convolution").winograd_convolution, -(-tiles // length), length, tiles, height, width,
+        channels, *padding, high, wide, filters, images.data_ptr(), kernel.data_ptr(), bias.data_ptr(),
+        results.data_ptr(), int(relu), rooms.data_ptr(), 4 * room, work=results.numel() * 9 * channels,
+    )  # fmt: skip
+    return results
+
+
+def winograd_kernel_gradient(images: Tensor, gradient: Tensor, padding: tuple[int, int]) -> Tensor:
+    """Compute the gradient (3, 3, c, filters) of the kernel of ``winograd_convolution``."""
+    count, height, width, channels = images.shape
+    _, high, wide, filters = gradient.shape
+    tiles, length = count * _quarters(high) * _quarters(wide), _tiles_at_once(channels + filters)
+    if tiles == 0:
+        return images.new_zeros((3, 3, channels, filters))
+    # The parts do not depend on the number of threads, so the sums do not either.
+    each = -(-tiles // _TILE_PARTS)
+    parts = -(-tiles // each)
+    sums = images.new_empty((parts, 36, channels * filters))
+    room = _winograd_room(length, channels, filters)
+    rooms = images.new_empty((torch.get_num_threads(), room))
+    _run(
+        _more_loops("convolution").winograd_kernel_gradient, parts, each, length, tiles, height, width,
+        channels, *padding, high, wide, filters, images.data_ptr(), gradient.data_ptr(), sums.data_ptr(),
+        rooms.data_ptr(), 4 * room, work=gradient.numel() * 9 * channels,
+    )  # fmt: skip
+    total = sums[0] if parts == 1 else sums.sum(0)  # (36, c · filters)
+    return (_transformation().t() @ total).view(3, 3, channels, filters)
+
+
+def _quarters(length: int) -> int:
+    return -(-length // 4)
+
+
+def _winograd_room(length: int, channels: int, filters: int) -> int:
+    """Return how many numbers a thread keeps: positions of all tiles, of half a transformation, a tile."""
+    return 36 * (length * (channels + filters) + 3 * LANES + max(channels, filters))
+
+
+def _tiles_at_once(numbers: int) -> int:
+    """Return how many tiles fit a core's own cache, with so many numbers for each position: some sixes."""
+    return max(1, _NEAR // (36 * 4 * 6 * numbers)) * 6
 
 
 def _halves(first: Tensor, second: Tensor, third: Tensor) -> list[Tensor]:

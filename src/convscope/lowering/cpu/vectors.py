@@ -201,6 +201,18 @@ def zeros(_typing: Any) -> Any:
 
 
 @intrinsic
+def repeat(_typing: Any, _number: Any) -> Any:
+    """Make a vector of one number, sixteen times."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        number = builder.fptrunc(arguments[0], ir.FloatType())
+        first = builder.insert_element(_all(0.0, _FLOATS), number, ir.Constant(ir.IntType(32), 0))
+        return builder.shuffle_vector(first, _all(0.0, _FLOATS), _all(0))
+
+    return _VECTOR(types.float64), generate
+
+
+@intrinsic
 def multiply_add(_typing: Any, _sum: Any, _address: Any, _vector: Any) -> Any:
     """Add the product of one float32 number in memory and a vector to a sum; rounded once if possible."""
 

@@ -19,9 +19,11 @@ from convscope.lowering.convolutions import (
     Geometry,
     Order,
     PooledConvolution,
+    WinogradConvolution,
     convolve,
     convolve_few_channels,
     convolve_tiles,
+    convolve_winograd,
     torch_kernel,
 )
 from convscope.lowering.cpu import LANES, compiled
@@ -118,14 +120,17 @@ class Conv2D(ConvOrDense):
     @property
     def listed_gradients(self) -> bool:
         """Say whether loops can go back through it from the few gradients that a max-pooling lets through."""
-        plain = self.strides == self.dilation == (1, 1) and self.groups == 1 and not self.depthwise
-        alone = self.activation is None and self.drop is None
-        return plain and alone and self.data_format == "channels_last" and self.kernel_shape[2] % LANES == 0
+        return self._suits_loops and self.activation is None and self.drop is None
 
     @property
     def suits_winograd(self) -> bool:
-        """Say whether loops can convolve as Winograd does, where a max-pooling follows."""
-        return self.listed_gradients and self.kernel_shape[:2] == (3, 3) and self.filters % LANES == 0
+        """Say whether loops can convolve as Winograd does, and pool where a max-pooling follows."""
+        return self._suits_loops and self.kernel_shape[:2] == (3, 3) and self.filters % LANES == 0
+
+    @property
+    def _suits_loops(self) -> bool:
+        plain = self.strides == self.dilation == (1, 1) and self.groups == 1 and not self.depthwise
+        return plain and self.data_format == "channels_last" and self.kernel_shape[2] % LANES == 0
 
     @property
     def scale_shape(self) -> tuple[int, ...]:
@@ -280,11 +285,12 @@ def _run_conv2d(op: Conv2D, network: WeightSource) -> Runner:
     direct = _convolution(op, network)
     if op.choice.algorithm == "direct":
         return direct
-    shallow = _few_channel_convolution(op, network)
+    by_name = {"shallow": _few_channel_convolution, "winograd": _winograd_convolution}
+    in_loops = by_name[op.choice.algorithm](op, network)
 
     def run(step: Step, x: Tensor) -> Tensor:
         on_cpu = x.device.type == network.tensor(op.kernel).device.type == "cpu"
-        result: Tensor = (shallow if on_cpu else direct)(step, x)
+        result: Tensor = (in_loops if on_cpu else direct)(step, x)
         return result
 
     return run
@@ -362,6 +368,25 @@ def _few_channel_convolution(op: Conv2D, network: WeightSource) -> Runner:
             result = convolve_few_channels(*arguments)
         result = fused.finish(result)
         return result.permute(0, 3, 1, 2) if first else result
+
+    return run
+
+
+def _winograd_convolution(op: Conv2D, network: WeightSource) -> Runner:
+    fused = FusedEpilogue(op.activation, op.drop, clips=True)
+
+    def prepare() -> Prepared:
+        kernel, bias = folded(op, network)
+        return kernel if torch.is_grad_enabled() else compiled.winograd_kernel(kernel), bias
+
+    def run(step: Step, x: Tensor) -> Tensor:
+        kernel, bias = network.prepared(op, prepare)
+        images = x.float()
+        rows, columns = padding_of(images, op, (3, 3))
+        arguments = kernel, bias, (rows[0], columns[0]), fused.at(step)
+        if torch.is_grad_enabled():
+            return fused.finish(kernels.apply(WinogradConvolution, images, *arguments))
+        return fused.finish(convolve_winograd(images.contiguous(), *arguments))
 
     return run
 
