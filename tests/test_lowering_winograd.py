@@ -167,6 +167,7 @@ def test_prediction_follows_the_weights():
         (lambda: L.Conv2D(16, 5), 16),
         (lambda: L.Conv2D(20, 3), 16),
         (lambda: L.Conv2D(16, 3), 20),
+        (lambda: L.Conv2D(144, 3), 128),
         (lambda: L.DepthwiseConv2D(3), 16),
     ],
 )

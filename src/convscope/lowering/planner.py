@@ -44,6 +44,9 @@ _MUCH_WORK = 1 << 24
 _ITEM_SIZE: Mapping[Precision, int] = {"float32": 4, "bfloat16": 2}
 # By loops: as Winograd does; or, with a max-pooling behind it, by oneDNN forward and by loops back.
 _LOOPS = ("winograd", "pooled")
+# The transformed kernel of a convolution with more weights than this leaves a core's own cache, and the sums
+# of its gradients take much memory.
+_MANY_WEIGHTS = 9 * 128 * 128
 # With more channels than this a convolution is a matter of arithmetic, and oneDNN's are faster.
 _FEW_CHANNELS = 4
 
@@ -266,7 +269,9 @@ def _algorithms_in_loops(op: ConvOrDense) -> list[str]:
     if not isinstance(op, ops.Conv2D) or not compiled.available():
         return []
     found = ["winograd"] if op.suits_winograd else []
-    return found if op.pooling is None else [*found, "pooled"]
+    if op.pooling is not None:
+        return [*found, "pooled"]
+    return found if math.prod(op.kernel_shape) <= _MANY_WEIGHTS else []
 
 
 def _fits_tiles(op: ConvOrDense) -> bool:
