@@ -238,29 +238,16 @@ def transformed_kernel(kernel: Tensor) -> Tensor:
     return torch.stack([torch.stack(_halves(row[0], row[1], row[2])) for row in rows])
 
 
-# A kernel of three by three is transformed for ``convolution.py`` along each axis: the polynomial that has
-# its weights, at 0, ±√½, ±√2 and ∞, each divided by what the other points contribute (G in the paper).
-_POINTS = (0.5**0.5, 2.0**0.5)
-
-
-@functools.cache
-def _transformation() -> Tensor:
-    """Return the matrix (36, 9) that transforms kernels of three by three."""
-    near, far = _POINTS
-    rows = [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
-    for point, other in ((far, near), (near, far)):
-        scale = 2 * point**2 * (point**2 - other**2)
-        rows[1:1] = [[sign**power * point**power / scale for power in range(3)] for sign in (1, -1)]
-    along = torch.tensor(rows, dtype=torch.float64, device="cpu")
-    return torch.kron(along, along).float()
-
-
 def winograd_kernel(kernel: Tensor) -> Tensor:
     """Transform a kernel (3, 3, c, filters) into 36 positions, in panels (36, filters / 16, c, 16)."""
     *_, channels, filters = kernel.shape
-    positions = _transformation() @ kernel.reshape(9, channels * filters)
-    panels = positions.view(36, channels, filters // LANES, LANES)
-    return panels.transpose(1, 2).contiguous()  # (36, filters / 16, c, 16)
+    kernel = kernel.contiguous()
+    panels = kernel.new_empty((36, filters // LANES, channels, LANES))
+    rooms = kernel.new_empty((torch.get_num_threads(), 36 * LANES))
+    addresses = kernel.data_ptr(), panels.data_ptr(), rooms.data_ptr(), 4 * 36 * LANES
+    loop = _more_loops("convolution").transform_kernel
+    _run(loop, channels, channels, filters, *addresses, work=kernel.numel())
+    return panels
 
 
 def winograd_convolution(
@@ -304,8 +291,11 @@ def winograd_kernel_gradient(images: Tensor, gradient: Tensor, padding: tuple[in
         channels, *padding, high, wide, filters, images.data_ptr(), gradient.data_ptr(), sums.data_ptr(),
         rooms.data_ptr(), 4 * room, work=gradient.numel() * 9 * channels,
     )  # fmt: skip
-    total = sums[0] if parts == 1 else sums.sum(0)  # (36, c · filters)
-    return (_transformation().t() @ total).view(3, 3, channels, filters)
+    found = images.new_empty((3, 3, channels, filters))
+    addresses = sums.data_ptr(), found.data_ptr(), rooms.data_ptr(), 4 * room
+    loop = _more_loops("convolution").finish_kernel_gradient
+    _run(loop, channels, parts, channels, filters, *addresses, work=sums.numel())
+    return found
 
 
 def _quarters(length: int) -> int:

@@ -20,6 +20,7 @@ from convscope.lowering.cpu.vectors import (
     fused,
     load,
     multiply,
+    prefetch,
     relu,
     repeat,
     store,
@@ -28,7 +29,7 @@ from convscope.lowering.cpu.vectors import (
 )
 
 # The beginning of the SHA-256 of vectors.py, as in loops.py.
-VECTORS = "4f5c33912b22f755"
+VECTORS = "8ee0610250d6f7f5"
 
 _BYTES = 4 * LANES  # of a vector
 _ROWS = 6  # of a product at a time, as in products.py
@@ -84,6 +85,32 @@ def _to_results(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any) -> Any:
 
 
 @_inline
+def _of_weights(a: Any, b: Any, c: Any) -> Any:
+    """Transform three weights in a line into six positions (G in the paper)."""
+    near_even, far_even = _plus(a, 0.5, c), _plus(a, 2.0, c)
+    near, far = multiply(repeat(-2.0 / 3.0), near_even), multiply(repeat(1.0 / 6.0), far_even)
+    return (
+        a,
+        _plus(near, -_ROOT / 3.0, b),
+        _plus(near, _ROOT / 3.0, b),
+        _plus(far, _ROOT / 6.0, b),
+        _plus(far, -_ROOT / 6.0, b),
+        c,
+    )
+
+
+@_inline
+def _to_weights(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any) -> Any:
+    """Transform the gradients of six positions in a line into those of three weights (Gᵀ in the paper)."""
+    near_even, near_odd, far_even, far_odd = add(b, c), subtract(b, c), add(d, e), subtract(d, e)
+    return (
+        _plus(_plus(a, -2.0 / 3.0, near_even), 1.0 / 6.0, far_even),
+        _plus(multiply(repeat(_ROOT / 6.0), far_odd), -_ROOT / 3.0, near_odd),
+        _plus(f, 1.0 / 3.0, subtract(far_even, near_even)),
+    )
+
+
+@_inline
 def _find_tile(
     image: int, top: int, left: int, size: int, height: int, width: int, pixel: int, copied: int
 ) -> Any:
@@ -111,6 +138,8 @@ def _transform_pixels(corner: int, line: int, channels: int, half: int, target: 
     for group in range(0, pixel, _BYTES):
         for column in range(6):
             place = corner + column * pixel + group
+            # What of the next tile no other one has read.
+            _prefetch_four(place + 2 * line + 4 * pixel, line)
             found = _of_pixels(
                 load(place), load(place + line), load(place + 2 * line), load(place + 3 * line),
                 load(place + 4 * line), load(place + 5 * line),
@@ -180,7 +209,9 @@ def _transform_sums(
             a, b, c, d = add(a, offset), add(b, offset), add(c, offset), add(d, offset)
             if positive:
                 a, b, c, d = relu(a), relu(b), relu(c), relu(d)
-            _store_four((a, b, c, d), corner + row * line + group, pixel)
+            place = corner + row * line + group
+            _prefetch_four(place + 4 * pixel, pixel)
+            _store_four((a, b, c, d), place, pixel)
 
 
 @_inline
@@ -189,6 +220,14 @@ def _store_four(found: Any, target: int, step: int) -> None:
     store(target + step, found[1])
     store(target + 2 * step, found[2])
     store(target + 3 * step, found[3])
+
+
+@_inline
+def _prefetch_four(place: int, step: int) -> None:
+    prefetch(place)
+    prefetch(place + step)
+    prefetch(place + 2 * step)
+    prefetch(place + 3 * step)
 
 
 @_inline
@@ -299,3 +338,66 @@ def winograd_kernel_gradient(block: Any) -> None:
                             sums + 4 * ((position * channels + channel) * filters + group * LANES),
                             4 * filters, begin == part * each,
                         )  # fmt: skip
+
+
+@_loop
+def transform_kernel(block: Any) -> None:
+    """Transform a kernel for ``winograd_convolution``.
+
+    The block: channels; the same, filters; kernel (9, channels, filters); positions of it (36, filters / 16,
+    channels, 16); memory for each thread, its size in bytes.
+    """
+    channels, filters = block[3], block[4]
+    size = 4 * channels * filters
+    first, end = _share(block)
+    half = block[7] + (0 if block[0] == 0 else call(block[0])) * block[8]
+    for channel in range(first, end):
+        for group in range(filters // LANES):
+            place = block[5] + 4 * channel * filters + group * _BYTES
+            for column in range(3):
+                found = _of_weights(load(place), load(place + 3 * size), load(place + 6 * size))
+                _store_six(found, half + column * _BYTES, 3 * _BYTES)
+                place += size
+            target = block[6] + (group * channels + channel) * _BYTES
+            for row in range(6):
+                place = half + row * 3 * _BYTES
+                found = _of_weights(load(place), load(place + _BYTES), load(place + 2 * _BYTES))
+                _store_six(found, target + row * 6 * size, size)
+
+
+@_loop
+def finish_kernel_gradient(block: Any) -> None:
+    """Add up the sums of all parts, and transform them back into gradients of a kernel.
+
+    The block: channels; parts, channels, filters; sums (parts, 36, channels, filters); gradients (9,
+    channels, filters); memory for each thread, its size in bytes.
+    """
+    parts, channels, filters = block[3], block[4], block[5]
+    size = 4 * channels * filters
+    first, end = _share(block)
+    half = block[8] + (0 if block[0] == 0 else call(block[0])) * block[9]
+    for corner in range(4 * first * filters, 4 * end * filters, _BYTES):
+        for position in range(_POSITIONS):
+            place = block[6] + corner + position * size
+            total = load(place)
+            for part in range(1, parts):
+                total = add(total, load(place + part * _POSITIONS * size))
+            store(half + position * _BYTES, total)
+        for column in range(6):
+            place = half + column * _BYTES
+            a, b, c = _to_weights(
+                load(place), load(place + 6 * _BYTES), load(place + 12 * _BYTES), load(place + 18 * _BYTES),
+                load(place + 24 * _BYTES), load(place + 30 * _BYTES),
+            )  # fmt: skip
+            store(place, a)
+            store(place + 6 * _BYTES, b)
+            store(place + 12 * _BYTES, c)
+        for row in range(3):
+            place, target = half + row * 6 * _BYTES, block[7] + corner + row * 3 * size
+            a, b, c = _to_weights(
+                load(place), load(place + _BYTES), load(place + 2 * _BYTES), load(place + 3 * _BYTES),
+                load(place + 4 * _BYTES), load(place + 5 * _BYTES),
+            )  # fmt: skip
+            store(target, a)
+            store(target + size, b)
+            store(target + 2 * size, c)

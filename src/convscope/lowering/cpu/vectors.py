@@ -171,6 +171,22 @@ def store_bfloat16(_typing: Any, _address: Any, _vector: Any) -> Any:
 
 
 @intrinsic
+def prefetch(_typing: Any, _address: Any) -> Any:
+    """Ask for a line of memory ahead of time; it may lie anywhere, in no memory even."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        address = builder.inttoptr(arguments[0], byte)
+        # To read, to be kept, data.
+        builder.call(function, [address, word(0), word(3), word(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@intrinsic
 def add(_typing: Any, _first: Any, _second: Any) -> Any:
     """Add two vectors."""
 
