@@ -163,7 +163,7 @@ def test_the_command_writes_a_table(digits_run, folder, tmp_path, typed):
 def test_whoever_is_killed_every_file_is_a_row_once(digits_run, folder, tmp_path):
     pytest.importorskip("pyarrow")
     # 100,000 and five kills only with CONVSCOPE_FULL=1: it takes minutes.
-    count, part, kills = (100_000, 512, 5) if os.environ.get("CONVSCOPE_FULL") else (2_000, 50, 3)
+    count, part, kills = (100_000, 512, 5) if os.environ.get("CONVSCOPE_FULL") else (1_000, 25, 2)
     (tmp_path / "here").mkdir()
     files = [digits_run, folder, tmp_path / "here"]
     numbers = [count, 2, kills, part]  # of images, workers, kills, and images in a part

@@ -24,11 +24,6 @@ from convscope.lowering.layers.normalization import apply_statistics, normalize_
 from convscope.lowering.processor import multiplies_bfloat16, takes_bfloat16
 
 TESTS = Path(__file__).parent
-# A part of the tests of a GPU that takes seconds and goes through every package.
-QUICK = (
-    "(named_network and (simple or stages)) or every_kind_of_input or gives_the_weights or augmented"
-    " or generators_alone or looked_into or beside_a_gpu or (captured and (simple or auto or follow))"
-)
 
 
 def run_on_the_pretended_device(file, *arguments):
@@ -41,11 +36,6 @@ def run_on_the_pretended_device(file, *arguments):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:]
     assert " passed" in done.stdout
-
-
-@pytest.mark.slow
-def test_what_a_gpu_is_asked_for_works_on_a_pretended_one():
-    run_on_the_pretended_device("test_gpu.py", "-m", "gpu", "-k", QUICK)
 
 
 @pytest.mark.slow
