@@ -90,6 +90,20 @@ def test_an_export_holds_what_a_run_knows(own_run, exports, format):
     assert export.preprocess.describe() == run.preprocess.describe()
 
 
+@every_exact_format
+def test_an_export_knows_images_unlike_the_training_images_by_its_features(own_run, exports, images, format):
+    run, export = load_bundle(own_run), load_bundle(exports[format].path)
+    pixels = np.concatenate([images, 255 - images])
+    (_, own), (_, theirs) = run.predict_with_distances(pixels), export.predict_with_distances(pixels)
+    np.testing.assert_allclose(theirs, own, atol=1e-4)
+    assert export.predict_with_warnings(pixels)[1] == run.predict_with_warnings(pixels)[1]
+
+
+def test_in_8_bits_pixels_alone_are_looked_at(exports, images):
+    for folder, int8 in ((exports["int8"].path, False), (exports["onnx"].path, True)):
+        assert load_bundle(folder, int8=int8).predict_with_distances(images)[1] is None
+
+
 def test_the_accuracy_of_an_export_is_a_use_of_the_test_images(own_run, exports):
     record = json.loads((own_run / test_set_log.TEST_SET_LOG).read_text())
     used = [entry for entry in record["consultations"] if entry["purpose"] == "export"]
@@ -202,7 +216,8 @@ def test_the_onnx_graph_takes_raw_pixels_in_any_number_and_size(exports, images)
     assert session.run(None, {"pixels": np.zeros((2, 90, 40, 3), np.uint8)})[0].shape == (2, 10)
     assert "model.onnx takes images of any size; resized by it" in exports["onnx"].notes[0]
     for count in (1, 2, 7, 64):
-        [found] = session.run(None, {"pixels": images[:count]})
+        found, features = session.run(None, {"pixels": images[:count]})
+        assert features.shape == (count, load_bundle(exports["onnx"].path).novelty.features)
         assert found.shape == (count, 10)
         assert found.sum(axis=1) == pytest.approx(1, abs=1e-5)
 

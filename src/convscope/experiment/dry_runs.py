@@ -29,7 +29,7 @@ _WRITING_SECONDS = 1.8
 _REPORT_SECONDS = 2.6
 _MOST_WAITING = 4.0
 # What a report computes of some images, layer by layer, takes as long as the prediction of so many.
-_LOOKED_INTO = 400
+_LOOKED_INTO = 200
 # Of a deadline that is kept free, since nothing is foreseen exactly; and that is the training's in any case.
 _SPARE_SHARE, _LEAST_SHARE = 0.04, 0.25
 # With fewer images fine-tuning has been worse than the head alone.

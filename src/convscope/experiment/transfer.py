@@ -51,7 +51,7 @@ _FOLDS = 3
 _MANY = 1_000
 _ITERATIONS = 300
 # How often each of few images is changed at random for the head, and how much of a deadline that may take.
-_VIEWS, _SHARE_OF_VIEWS = 3, 0.15
+_VIEWS, _SHARE_OF_VIEWS = 3, 0.25
 # Training images by which the average of weights is measured, for the history alone.
 MOST_MEASURED = 200
 _SMALLEST = 1e-7  # as Keras clips probabilities before the logarithm
@@ -109,12 +109,13 @@ def _augmented_features(session: Session, seconds: float) -> list[Floats]:
     ``seconds`` are those that the unchanged ones took.
     """
     config, train = session.config, session.prepared.train
-    within = config.training.within
-    too_long = within is not None and seconds * _VIEWS > _SHARE_OF_VIEWS * within
-    if config.augmentation.is_none or len(train) >= _MANY or too_long:
+    within, count = config.training.within, _VIEWS
+    if config.augmentation.is_none or len(train) >= _MANY:
         return []
+    if within is not None:
+        count = min(count, int(_SHARE_OF_VIEWS * within / max(seconds, 1e-6)))
     seed, preprocess = config.training.seed, session.prepared.preprocess
-    views = (config.augmentation.view(train.images, seed=seed, number=number) for number in range(_VIEWS))
+    views = (config.augmentation.view(train.images, seed=seed, number=number) for number in range(count))
     return [features_of(session.model, view, preprocess)[0] for view in views]
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # uint8 images (n, height, width, channels) of the right size → probabilities (n, classes), float32
 Forward = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+# The same images → probabilities and features (n, d), which enter the layer that decides
+Examine = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,11 @@ class Bundle:
         What training images look like; None for runs that did not record it.
     novelty : Novelty or None
         Where they lie in feature space, and how far from them an image is unlike them; None for runs that
-        did not record it, and where the network runs outside Keras.
+        did not record it, and where the network gives no features.
     forward : callable
         uint8 images ``(n, height, width, channels)`` of the right size → calibrated probabilities.
+    examine : callable or None
+        The same images → calibrated probabilities and features; None where the network gives none.
     network : keras.Model or None
         None where the network runs outside Keras.
 
@@ -61,6 +65,7 @@ class Bundle:
     statistics: TrainingStatistics | None = field(default=None, repr=False)
     novelty: Novelty | None = field(default=None, repr=False)
     forward: Forward = field(kw_only=True, repr=False)
+    examine: Examine | None = field(default=None, kw_only=True, repr=False)
     network: keras.Model | None = field(default=None, kw_only=True, repr=False)
 
     @classmethod
@@ -84,8 +89,14 @@ class Bundle:
 
             return calibrate(predict(model, pixels, preprocess=preprocess), temperature)
 
-        names = tuple(class_names)
-        return cls(preprocess, names, temperature, statistics, novelty, forward=forward, network=model)
+        def examine(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+            from convscope.training.api import predict_with_features
+
+            outputs, features = predict_with_features(model, pixels, preprocess)
+            return calibrate(outputs, temperature), features
+
+        names, ways = tuple(class_names), {"forward": forward, "examine": examine}
+        return cls(preprocess, names, temperature, statistics, novelty, network=model, **ways)
 
     @property
     def model(self) -> keras.Model:
@@ -158,13 +169,11 @@ class Bundle:
         None in place of the distances (n,) where the network gives no features, or no `Novelty` was recorded.
         """
         pixels = self.preprocess.resize_to_input(images)
-        if self.novelty is not None and self.network is not None and len(pixels):
-            from convscope.training.api import predict_with_features
-
+        if self.novelty is not None and self.examine is not None and len(pixels):
             # A network that Keras has to predict gives no features.
             with suppress(LoweringError):
-                outputs, features = predict_with_features(self.network, pixels, self.preprocess)
-                return _finite(calibrate(outputs, self.temperature)), self.novelty.distances(features)
+                probabilities, features = self.examine(pixels)
+                return _finite(probabilities), self.novelty.distances(features)
         return self.predict(pixels), None
 
     def warnings(

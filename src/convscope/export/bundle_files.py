@@ -168,20 +168,22 @@ def _load_export(folder: RunDirectory, int8: bool) -> Bundle:
     temperature = _checked_temperature(record, where)
     _verify_files(folder, record.get("files"))
     preprocess, statistics = load_preprocess(folder), load_statistics(folder)
-    form = FORMATS[record["format"]]
+    form, novelty = FORMATS[record["format"]], load_novelty(folder)
     if int8 and record["format"] == "onnx":
         form = FORMATS["int8"]
     if int8 and form is not FORMATS["int8"]:
         raise UsageError(expected_got("an ONNX export with int8", f"a {record['format']} export"))
     if form.open is None:
-        novelty = load_novelty(folder)
         return Bundle.from_model(load_run_model(folder), preprocess, names, temperature, statistics, novelty)
     file = folder.path / form.files[0]
     if not file.is_file():
         hint = "Export it with --int8." if int8 else ""
         raise UsageError(expected_got(f"{file.name} in {folder.path}", "no such file", hint))
-    forward = form.open(file, preprocess.image_shape, len(names))
-    return Bundle(preprocess, names, temperature, statistics, forward=forward)
+    session = form.open(file, preprocess.image_shape, len(names))
+    if int8 or not session.gives_features:  # in 8 bits features are others
+        return Bundle(preprocess, names, temperature, statistics, forward=session)
+    ways = {"forward": session, "examine": session.examine}
+    return Bundle(preprocess, names, temperature, statistics, novelty, **ways)
 
 
 def _verify_files(folder: RunDirectory, files: object) -> None:

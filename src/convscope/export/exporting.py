@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope.environment import require_package, versions
-from convscope.errors import RunError, UsageError, expected_got, unknown_name
+from convscope.errors import ExportError, RunError, UsageError, expected_got, unknown_name
 from convscope.export.bundle import Bundle, Forward
 from convscope.export.bundle_files import (
     BUNDLE_FILE,
@@ -38,6 +38,8 @@ _PROGRESS = logging.getLogger("convscope.progress")
 
 GUIDE_FILE = "README.md"
 SOURCE = "the run"
+# How far apart two measurements of an image's distance from the training images may be, which is up to 2.
+FARTHEST = 1e-3
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,7 @@ def _write(
     sample = images.pixels[:64]
     expected = forwards[form.files[0]](sample) if form is eight else reference[:64]
     require_agreement(load_bundle(scratch.path).predict, sample, expected, "the bundle")
+    _require_same_distances(bundle, load_bundle(scratch.path), sample)
     latency = measure_latency(forwards, images.pixels[:64])
     sizes[SOURCE] = (run.path / WEIGHTS_FILE).stat().st_size
     networks = [
@@ -158,6 +161,16 @@ def _write(
         for name, forward in forwards.items()
     ]
     return ExportReport(folder, format, images.origin, tuple(networks), tuple(notes), images.uncounted)
+
+
+def _require_same_distances(bundle: Bundle, exported: Bundle, pixels: NDArray[np.uint8]) -> None:
+    """Refuse an export whose features are not those of its source."""
+    (_, own), (_, theirs) = (one.predict_with_distances(pixels) for one in (bundle, exported))
+    if own is not None and theirs is not None:
+        apart = float(np.abs(own - theirs).max(initial=0))
+        if not apart <= FARTHEST:
+            expected = "an export with the features of its source"
+            raise ExportError(expected_got(expected, f"distances up to {apart:.1e} apart"))
 
 
 def _measure(
@@ -183,8 +196,8 @@ def _write_companions(
     if FORMATS[format].open is None:  # what convscope itself loads
         scratch.write_bytes(CONFIG, bundle.model.to_json().encode())
         scratch.write_bytes(WEIGHTS_FILE, write_weights(bundle.model))
-        if bundle.novelty:
-            scratch.write_arrays(NOVELTY_FILE, bundle.novelty.to_arrays())
+    if bundle.novelty and FORMATS[format] is not FORMATS["int8"]:  # whose features are others
+        scratch.write_arrays(NOVELTY_FILE, bundle.novelty.to_arrays())
     for name, content in bundle.preprocess.to_files().items():
         scratch.write_bytes(name, content)
     if bundle.statistics:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convscope.export.bundle import Bundle, Forward
-from convscope.export.onnx_graph import open_session, write_onnx
+from convscope.export.onnx_graph import Session, open_session, write_onnx
 from convscope.export.onnx_int8 import write_int8
 from convscope.model_files.models import MODEL_FILE, load_model
 
@@ -31,7 +31,7 @@ class ExportFormat:
     example: str
     write: Callable[[Bundle, Path], Forward]
     without_convscope: Callable[[Bundle], str] | None = None  # code that does the same with Keras alone
-    open: Callable[[Path, tuple[int, int, int], int], Forward] | None = None
+    open: Callable[[Path, tuple[int, int, int], int], Session] | None = None
     packages: tuple[str, ...] = ()
     resizes: bool = False  # whether the network in the file takes images of any size
     # Writes ``files`` from what ``write`` has written, which is left out of the export then.

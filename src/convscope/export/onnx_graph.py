@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from convscope.environment import require_package
 from convscope.errors import DataError, ExportError, expected_got, reason
-from convscope.export.bundle import Bundle, Forward
+from convscope.export.bundle import Bundle
 from convscope.export.onnx_resizing import SIZED, to_resizing
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ OPSET = 18
 LARGEST = 2**28
 # The sizes of the input, as names.
 ANY_SIZE = ["height", "width", "channels"]
-INPUT, OUTPUT = "pixels", "probabilities"
+INPUT, OUTPUT, FEATURES = "pixels", "probabilities", "features"
 # ONNX Runtime's arena keeps what the largest batch took; prediction goes through in pieces of this size.
 BATCH = 256
 # Errors only: the runtime's warnings are about its own devices.
@@ -48,8 +48,20 @@ def write_onnx(program: torch.export.ExportedProgram, bundle: Bundle, file: Path
     resizing = compose.add_prefix(resizing, "resize_", rename_inputs=False, rename_outputs=False)
     model = compose.merge_models(resizing, network, io_map=[(SIZED, SIZED)], name="classifier")
     del model.opset_import[1:]  # merging lists both models' own
+    if bundle.novelty is not None:
+        _give_features(model.graph, bundle.novelty.features)
     onnx.helper.set_model_props(model, _metadata(bundle))
     file.write_bytes(model.SerializeToString())
+
+
+def _give_features(graph: Any, length: int) -> None:
+    """Make the features, which enter the last matrix product, a second output of a graph."""
+    onnx: Any = importlib.import_module("onnx")
+    deciding = [node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    if deciding and deciding[-1].op_type != "Conv":
+        graph.node.append(onnx.helper.make_node("Identity", [deciding[-1].input[0]], [FEATURES]))
+        value = onnx.helper.make_tensor_value_info(FEATURES, onnx.TensorProto.FLOAT, ["n", length])
+        graph.output.append(value)
 
 
 def _to_network(program: torch.export.ExportedProgram, bundle: Bundle) -> Any:
@@ -153,7 +165,31 @@ def _metadata(bundle: Bundle) -> dict[str, str]:
     }
 
 
-def open_session(file: Path, shape: tuple[int, int, int], classes: int) -> Forward:
+class Session:
+    """An open ONNX file: uint8 images (n, h, w, c) → probabilities, and features where it gives them."""
+
+    def __init__(self, file: Path, session: Any, gives_features: bool) -> None:
+        self._file, self._session, self.gives_features = file, session, gives_features
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Compute probabilities (n, classes)."""
+        return self._run(pixels, OUTPUT)[0]
+
+    def examine(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Compute probabilities (n, classes) and features (n, d)."""
+        probabilities, features = self._run(pixels, OUTPUT, FEATURES)
+        return probabilities, features
+
+    def _run(self, pixels: NDArray[np.uint8], *outputs: str) -> list[NDArray[np.float32]]:
+        parts = [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
+        try:
+            found = [self._session.run(outputs, {INPUT: np.ascontiguousarray(part)}) for part in parts]
+            return [np.concatenate(arrays) for arrays in zip(*found, strict=True)]
+        except Exception as error:  # the runtime has an exception for each of its status codes
+            raise DataError(expected_got(f"{self._file} to compute probabilities", reason(error))) from error
+
+
+def open_session(file: Path, shape: tuple[int, int, int], classes: int) -> Session:
     """Open a file that takes images of a shape (h, w, c), or any, and gives so many probabilities."""
     require_package("onnxruntime", "onnx")
     runtime: Any = importlib.import_module("onnxruntime")
@@ -167,18 +203,12 @@ def open_session(file: Path, shape: tuple[int, int, int], classes: int) -> Forwa
         )
         given = [(one.name, one.type, list(one.shape[1:])) for one in session.get_inputs()]
         made = [(one.name, one.type, list(one.shape[1:])) for one in session.get_outputs()]
-    except Exception as error:  # the runtime has an exception for each of its status codes
+    except Exception as error:  # as above
         raise DataError(expected_got(f"{file} to be an ONNX network", reason(error))) from error
+    *more, features = [*made, None] if len(made) < 2 else made
+    gives_features = features is not None and features[:2] == (FEATURES, "tensor(float)")
     expected = ([(INPUT, "tensor(uint8)", list(shape))], [(OUTPUT, "tensor(float)", [classes])])
     any_size = ([(INPUT, "tensor(uint8)", ANY_SIZE)], expected[1])
-    if (given, made) not in (expected, any_size):
+    if (given, more if gives_features else made) not in (expected, any_size):
         raise DataError(expected_got(f"{file} with input and output {expected}", (given, made)))
-
-    def forward(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        parts = [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
-        try:
-            return np.concatenate([session.run([OUTPUT], {INPUT: np.ascontiguousarray(p)})[0] for p in parts])
-        except Exception as error:  # as above
-            raise DataError(expected_got(f"{file} to compute probabilities", reason(error))) from error
-
-    return forward
+    return Session(file, session, gives_features)
