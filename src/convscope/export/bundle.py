@@ -95,8 +95,8 @@ class Bundle:
             outputs, features = predict_with_features(model, pixels, preprocess)
             return calibrate(outputs, temperature), features
 
-        names, ways = tuple(class_names), {"forward": forward, "examine": examine}
-        return cls(preprocess, names, temperature, statistics, novelty, network=model, **ways)
+        others = preprocess, tuple(class_names), temperature, statistics, novelty
+        return cls(*others, forward=forward, examine=examine, network=model)
 
     @property
     def model(self) -> keras.Model:

@@ -182,8 +182,8 @@ def _load_export(folder: RunDirectory, int8: bool) -> Bundle:
     session = form.open(file, preprocess.image_shape, len(names))
     if int8 or not session.gives_features:  # in 8 bits features are others
         return Bundle(preprocess, names, temperature, statistics, forward=session)
-    ways = {"forward": session, "examine": session.examine}
-    return Bundle(preprocess, names, temperature, statistics, novelty, **ways)
+    others = preprocess, names, temperature, statistics, novelty
+    return Bundle(*others, forward=session, examine=session.examine)
 
 
 def _verify_files(folder: RunDirectory, files: object) -> None:
