@@ -464,6 +464,20 @@ def test_a_network_of_keras_goes_all_the_way(
         assert one["probability"] == pytest.approx(other["probability"], abs=2e-3)
 
 
+@pytest.mark.slow
+def test_without_the_weights_a_line_says_so_and_training_from_scratch_goes_on(
+    tmp_path: Path, typed: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretrained, "_PACKAGE", "no_such_package")
+    folder = write_photographs(tmp_path / "photographs", 8)
+    options = ("--epochs", "1", "--no-preflight", "--no-report", "--out", "runs")
+    done = typed("train", str(folder), *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    shown = " ".join(done.stdout.split())
+    assert "Install them: pip install 'convscope[pretrained]'." in shown
+    assert "normalized on photographs" in shown
+
+
 @needs_weights
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "least"), [("flowers-mini", 0.82), ("", 0.85)], ids=["flowers", "drawn"])
