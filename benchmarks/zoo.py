@@ -648,7 +648,7 @@ def page(record: dict[str, Any]) -> str:
     lines = [
         "# Networks of many kinds",
         "",
-        f"{machine['processor']}, one thread, batch {BATCH}, images of 32×32; time on the processor. Rounds of "
+        f"{machine['processor']}, one thread, batch {BATCH}, images of 32×32; processor time. Rounds of "
         f"{STEPS} steps in turns after a warm-up; `python benchmarks/zoo.py` repeats it.",
         "",
         "| network | after | Keras on torch, ms per step | convscope | times as fast | convscope before the "

@@ -9,7 +9,8 @@ from keras import ops
 from lowering_cases import assert_parity, image_batch, scrambled
 
 import convscope
-from convscope.lowering import lower
+from convscope.lowering import emit, lower
+from convscope.lowering.kernels import Shard
 
 IMAGE = (8, 8, 6)
 
@@ -39,6 +40,45 @@ class Positions(L.Layer):
         x = self.projection(x) + self.embedding(ops.arange(16))
         token = ops.broadcast_to(self.token, (ops.shape(x)[0], 1, 5))
         return ops.concatenate([token, x], axis=1)
+
+
+class Louder(L.Layer):
+    """Computes something else in training, by functions alone; the length of the batch enters it."""
+
+    def call(self, x, training=False):
+        if not training:
+            return ops.tanh(x)
+        return ops.reshape(ops.reshape(x, (ops.shape(x)[0], 64, 6)) / 2.0, (-1, 8, 8, 6))
+
+
+class StochasticDepth(L.Layer):
+    """Leaves a branch out, for each image by chance (Huang et al., 2016)."""
+
+    def __init__(self, rate, seed=None):
+        super().__init__()
+        self.rate, self.seeds = rate, keras.random.SeedGenerator(seed)
+
+    def call(self, x, training=False):
+        if not training:
+            return x
+        shape = (ops.shape(x)[0],) + (1,) * (len(x.shape) - 1)
+        return x / (1 - self.rate) * ops.floor(1 - self.rate + keras.random.uniform(shape, seed=self.seeds))
+
+
+class Latents(L.Layer):
+    """Learned vectors, the same for each image, that read positions of the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = L.Embedding(64, 6)
+
+    def build(self, _shape):
+        self.vectors = self.add_weight(shape=(1, 3, 6), initializer="random_normal")
+        self.embedding.build(())
+
+    def call(self, x):
+        tokens = ops.reshape(x, (-1, 64, 6)) + self.embedding(ops.expand_dims(ops.arange(64), 0))
+        return ops.broadcast_to(self.vectors, (ops.shape(x)[0], 3, 6)), tokens
 
 
 class Scale(L.Layer):
@@ -128,6 +168,8 @@ MODELS = {
     "scale": lambda x: after(x, Scale()),
     "windows": lambda x: after(x, Windows()),
     "mixer": lambda x: Mixer()(Patches()(x)),
+    "another branch in training": lambda x: after(x, L.Dense(6), Louder(), L.Dense(3)),
+    "latents": lambda x: L.MultiHeadAttention(2, 4)(*Latents()(x)),
     "several": both,
     "lambda": lambda x: after(x, L.Lambda(lambda y: ops.relu(y) * 2.0)),
     "permute": lambda x: after(x, L.Permute((3, 1, 2))),
@@ -152,6 +194,69 @@ def test_a_layer_is_computed_as_what_it_is_made_of(make, training):
     model = made(make)
     assert not [str(op.call) for op in lower(model) if op.kind == "KerasCall"]
     assert_parity(model, [image_batch((5, *IMAGE))], training)
+
+
+def depth(seed=None, rate=0.25):
+    image = keras.Input(IMAGE)
+    return scrambled(keras.Model(image, image + StochasticDepth(rate, seed)(L.Dense(6)(image))))
+
+
+def test_stochastic_depth_draws_for_each_image_in_each_step():
+    model = depth()
+    kinds = ["Dense", "Draw", "Affine", "Affine", "Operation", "Merge", "ByMode", "Merge"]
+    assert [op.kind for op in lower(model)] == kinds
+    assert_parity(model, [image_batch((5, *IMAGE))], training=False)
+    network, images = emit(lower(model), model), torch.tensor(image_batch((4000, *IMAGE)))
+
+    def kept(seed, step):
+        network.begin_step(seed, step)
+        branch = network(images, training=True) - images
+        plain = network(images) - images
+        shares = (branch * plain).sum((1, 2, 3)) / plain.square().sum((1, 2, 3))
+        torch.testing.assert_close(branch, shares[:, None, None, None] * plain, rtol=1e-4, atol=1e-4)
+        return (shares * 0.75).round(decimals=3).tolist()
+
+    first = kept(1, 1)
+    assert set(first) == {0.0, 1.0}
+    assert abs(sum(first) / 4000 - 0.75) < 0.03
+    assert kept(1, 1) == first
+    assert kept(1, 2) != first != kept(2, 1)
+
+
+def test_a_branch_left_out_gets_no_gradient():
+    model = depth(rate=0.5)
+    network, images = emit(lower(model), model), torch.tensor(image_batch((1, *IMAGE)))
+    found = set()
+    for step in range(20):
+        network.begin_step(0, step)
+        network(images, training=True).sum().backward()
+        bias = next(weight for path, weight in network.weights.items() if path.endswith("bias"))
+        found.add(float(bias.grad[0]))
+        bias.grad = None
+    assert found == {0.0, 128.0}
+
+
+def test_processes_draw_the_rows_that_one_would_draw():
+    model = depth()
+    network, images = emit(lower(model), model), torch.tensor(image_batch((6, *IMAGE)))
+    network.begin_step(0, 0)
+    whole = network(images, training=True)
+    for first in (0, 3):
+        network.begin_step(0, 0, shard=Shard(first, 3, 6, lambda tensor: tensor))
+        torch.testing.assert_close(
+            network(images[first : first + 3], training=True), whole[first : first + 3]
+        )
+
+
+def test_draws_of_a_seed_of_ones_own_stay_keras():
+    assert "KerasCall" in [op.kind for op in lower(depth(seed=7))]
+
+
+def test_what_only_the_other_mode_needs_is_not_computed():
+    model = depth()
+    network = emit(lower(model), model)
+    lengths = {training: len(schedule) for training, schedule in network._schedules.items()}
+    assert lengths == {True: 8, False: 3}
 
 
 class Custom(L.Layer):
@@ -216,7 +321,7 @@ AS_THEY_ARE = {
     "counts elsewhere": counting_elsewhere,
     "prints": printing,
     "a model with a flag of its own": told_of_its_model,
-    "another branch in training": lambda layer, x, training: x * 2.0 if training else x,
+    "another branch of layers in training": lambda layer, x, training: layer.model(x) if training else x,
     "random numbers of Keras": lambda layer, x, training: x + keras.random.normal((8,)),
     "random numbers of NumPy": lambda layer, x, training: x * np.random.rand(),  # noqa: NPY002
     "random numbers of torch": lambda layer, x, training: x * float(torch.rand(1)),

@@ -167,6 +167,18 @@ class NoVariableRead(StatelessScope):  # type: ignore[misc]  # Keras ships no ty
         raise RuntimeError(f"{update[0].path} is changed")
 
 
+@contextmanager
+def uniform_draws(draw: Callable[..., Any]) -> Iterator[None]:
+    """Let ``keras.random.uniform`` take its numbers from a function of its own arguments."""
+    module = keras.src.backend.random
+    before = module.uniform
+    module.uniform = draw
+    try:
+        yield
+    finally:
+        module.uniform = before
+
+
 def settings_of_operation(operation: Any) -> dict[str, Any]:
     """Give what an operation of ``keras.ops`` was made with."""
     notes = ("_lock", "_auto_config", "_inbound_nodes", "_outbound_nodes", "_remat_mode", "name")

@@ -12,7 +12,7 @@ from convscope.lowering.activations import activation_function
 from convscope.lowering.devices import current_device
 from convscope.lowering.ir import Op, Program, Value
 from convscope.lowering.kernels import Shard, forget_copy
-from convscope.lowering.layers import KerasCall
+from convscope.lowering.layers import ByMode, KerasCall
 from convscope.lowering.layers.base import Prepared, Runner, Step, runner_of
 from convscope.lowering.layers.elementwise import random_streams
 from convscope.lowering.planner import apply_plan, plan_of
@@ -141,7 +141,7 @@ class LoweredNetwork:
         """
         step = Step(training, self._seed, self._number, keys=self._keys, shard=self._shard)
         slots: dict[str, Any] = dict(zip(self._input_names, self._flat(inputs), strict=True))
-        for run, reads, writes, finished in self._schedule:
+        for run, reads, writes, finished in self._schedules[training]:
             result = run(step, *[slots[name] for name in reads])
             if len(writes) == 1:
                 slots[writes[0]] = result
@@ -198,18 +198,25 @@ class LoweredNetwork:
     def _build(self) -> None:
         program = self.program
         self._input_names = [value.name for value in program.inputs]
-        last_use = {name: op.name for op in program for name in op.inputs}
-        kept = {output.value for output in program.outputs}
-        self._schedule: list[tuple[Runner, tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = []
-        for op in program:
-            finished = tuple(
-                name for name in dict.fromkeys(op.inputs) if last_use[name] == op.name and name not in kept
-            )
-            self._schedule.append((runner_of(op, self), op.inputs, op.written, finished))
+        runners = {op.name: runner_of(op, self) for op in program}
+        self._schedules = {training: self._schedule(runners, training) for training in (False, True)}
         self._outputs = [
             (output.value, activation_function(output.activation) if output.activation else None)
             for output in program.outputs
         ]
+
+    def _schedule(self, runners: Mapping[str, Runner], training: bool) -> list[tuple[Any, ...]]:
+        """Say what runs in a mode: a runner, what it reads and writes, and what nobody reads behind it."""
+        read = {output.value for output in self.program.outputs}
+        chosen = []
+        for op in reversed(self.program.ops):
+            reads = (op.inputs[:1] if training else op.inputs[1:]) if isinstance(op, ByMode) else op.inputs
+            if read.isdisjoint(op.written) and any(map(self.program.readers, op.written)):
+                continue  # only the other mode reads what it writes
+            finished = tuple(name for name in dict.fromkeys(reads) if name not in read)
+            read.update(reads)
+            chosen.append((runners[op.name], reads, op.written, finished))
+        return chosen[::-1]
 
     def _flat(self, inputs: Any) -> list[Tensor | None]:
         if isinstance(inputs, Tensor):

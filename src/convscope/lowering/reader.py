@@ -16,8 +16,15 @@ from convscope.lowering.layers.base import LayerReader, ProgramBuilder, reader_o
 from convscope.lowering.layers.elementwise import KERAS_FUNCTIONS
 from convscope.lowering.layers.keras_call import ActivityLoss, KerasRunner, add_call
 from convscope.lowering.layers.merging import arithmetic_of, read_arithmetic
-from convscope.lowering.layers.operations import Broadcast, add_operation, is_plain, read_constant
-from convscope.lowering.tracing import Spread, trace
+from convscope.lowering.layers.operations import (
+    Broadcast,
+    ByMode,
+    Draw,
+    add_operation,
+    is_plain,
+    read_constant,
+)
+from convscope.lowering.tracing import Drawn, Spread, Trace, trace
 from convscope.lowering.variables import named_variables
 
 _COMPUTE_DTYPES = ("float32", "bfloat16")
@@ -107,17 +114,35 @@ def _read_traced(builder: ProgramBuilder, layer: Any, args: Any, kwargs: Any) ->
     found = trace(layer, args, kwargs)
     if found is None:
         return None
+    outputs = _read_trace(builder, found)
+    if found.in_training is None:
+        return outputs
+    both = zip(_read_trace(builder, found.in_training), outputs, strict=True)
+    return [builder.add(ByMode, layer, pair, part="by mode") for pair in both]
+
+
+def _read_trace(builder: ProgramBuilder, found: Trace) -> Sequence[Value]:
+    """Make ops of the calls of a trace."""
     read = {number for call in found.calls for number in call.inputs} | set(found.outputs)
     numbers = found.inputs[len(found.values) :]
-    values = dict(zip(found.inputs, found.values, strict=False))
-    values |= {
-        number: read_constant(builder, constant)
-        for number, constant in zip(numbers, found.constants, strict=True)
-        if number in read
-    }
+    values, anchor = dict(zip(found.inputs, found.values, strict=False)), found.values[0]
+    for number, constant in zip(numbers, found.constants, strict=True):
+        if number not in read:
+            continue
+        if isinstance(constant, Drawn):
+            values[number] = builder.add(
+                Draw,
+                constant,
+                [anchor],
+                lengths=constant.lengths,
+                low=constant.low,
+                high=constant.high,
+                stream=builder.next_stream(),
+            )
+        else:
+            values[number] = read_constant(builder, constant)
     for call in found.calls:
-        leaving = _read(builder, call, values, anchor=found.values[0])
-        values.update(zip(call.outputs, leaving, strict=True))
+        values.update(zip(call.outputs, _read(builder, call, values, anchor=anchor), strict=True))
     return [values[number] for number in found.outputs]
 
 
@@ -127,7 +152,8 @@ def _reader_for(operation: Any, args: Any, kwargs: dict[str, Any]) -> LayerReade
     Only the exact layer types of Keras are known: a subclass may compute something else.
     """
     if arithmetic_of(operation) and not kwargs:
-        return read_arithmetic if _is_plain_arithmetic(args) else None
+        divides_by_value = arithmetic_of(operation) == "divide" and not isinstance(args[0], Value)
+        return read_arithmetic if _is_plain_arithmetic(args) and not divides_by_value else None
     read = reader_of(operation)
     if read is None or kwargs or len(args) != 1:
         return None

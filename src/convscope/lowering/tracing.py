@@ -2,9 +2,10 @@
 
 Keras records the calls when the layer is called on symbols. It is called at batches of two sizes and, where
 it takes the flag, for training too: what differs between the records is understood (a length that is a
-multiple of the batch), or the layer runs as it is. So does one that looks at the value of a variable, changes
-one, draws a random number, changes itself, may act outside (prints, adds to a list elsewhere), or gives
-something else than its record on random inputs.
+multiple of the batch, another branch of plain functions in training), or the layer runs as it is. So does one
+that looks at the value of a variable, changes one, draws other random numbers than uniform ones, changes
+itself, may act outside (prints, adds to a list elsewhere), or gives something else than its record on random
+inputs.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import dataclasses
 import dis
 import inspect
 import logging
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -48,7 +50,8 @@ class _DiffersError(Exception):
 class Trace:
     """The calls that a layer makes, from ``inputs`` to ``outputs``, for a batch of any size.
 
-    The inputs are the values that enter it, all as long as the first, then weights and constants.
+    The inputs are the values that enter it, all as long as the first, then weights, constants and numbers
+    drawn at random. ``in_training`` is what it does there, if that is something else.
     """
 
     calls: tuple[Call, ...]
@@ -56,6 +59,17 @@ class Trace:
     outputs: tuple[int, ...]
     values: tuple[Value, ...]
     constants: tuple[Any, ...]
+    in_training: Trace | None = None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Stands for numbers drawn evenly between two others; ``-k`` in ``lengths`` is k times the batch."""
+
+    name: str
+    lengths: tuple[int, ...]
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -137,19 +151,43 @@ def _traced(layer: Any, args: Any, kwargs: dict[str, Any], values: Sequence[Valu
     flag = False if takes_flag else None
     small, large = (_record(layer, args, kwargs, values, batch, flag) for batch in _BATCHES)
     _require_same(small, large, (flag, flag))
+    in_training = None
     if takes_flag:
-        in_training = _record(layer, args, kwargs, values, _BATCHES[0], True)
-        _require_same(small, in_training, (False, True))
+        twin = _record(layer, args, kwargs, values, _BATCHES[0], True)
+        try:
+            _require_same(small, twin, (False, True))
+        except _DiffersError:
+            if not all(is_plain(call.operation) for call in twin.calls):
+                raise  # a part may change itself there, or draw, while the record is tried
+            larger = _record(layer, args, kwargs, values, _BATCHES[1], True)
+            _require_same(twin, larger, (True, True))
+            _require_same_outputs(layer, args, kwargs, values, twin, training=True)
+            in_training = _merged(twin, larger, values)
     if any(call.makes_mask for call in small.calls):
         raise _DiffersError("it makes a mask")
     _require_same_outputs(layer, args, kwargs, values, small)
+    return dataclasses.replace(_merged(small, large, values), in_training=in_training)
+
+
+def _merged(small: _Record, large: _Record, values: Sequence[Value]) -> Trace:
     return Trace(
         calls=tuple(map(_merged_call, small.calls, large.calls)),
         inputs=small.inputs,
         outputs=small.outputs,
         values=tuple(values),
-        constants=small.constants,
+        constants=tuple(map(_merged_constant, small.constants, large.constants)),
     )
+
+
+def _merged_constant(constant: Any, twin: Any) -> Any:
+    if not isinstance(constant, Drawn):
+        return constant
+    shape = _merged_shape(constant.lengths, twin.lengths)
+    lengths = (
+        -(length // _BATCHES[0]) if size is None else size
+        for size, length in zip(shape, constant.lengths, strict=True)
+    )
+    return dataclasses.replace(constant, lengths=tuple(lengths))
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +204,7 @@ class _Record:
 def _record(
     layer: Any, args: Any, kwargs: dict[str, Any], values: Sequence[Value], batch: int, training: bool | None
 ) -> _Record:
-    symbols = {value: _symbol((batch, *value.shape[1:]), value.dtype) for value in values}
+    symbols = {value: _symbol(_sizes(value, batch), value.dtype) for value in values}
     args, kwargs = _filled((args, kwargs), symbols)
     if training is not None:
         kwargs = {**kwargs, "training": training}
@@ -176,7 +214,7 @@ def _record(
     vars(layer).update((name, constants.symbol_of(variable)) for name, variable in own.items())
     layer._modules.update((name, _Part(part, constants)) for name, part in parts.items() if callable(part))
     try:
-        with internals.NoVariableRead():
+        with internals.NoVariableRead(), internals.uniform_draws(constants.draw):
             outputs = layer.call(*args, **kwargs)
     finally:
         vars(layer).update(own)
@@ -201,6 +239,18 @@ class _Constants:
         self.symbols.append(_symbol(tuple(thing.shape), keras.backend.standardize_dtype(thing.dtype)))
         return self.symbols[-1]
 
+    def draw(
+        self, shape: Any, minval: float = 0.0, maxval: float = 1.0, dtype: Any = None, seed: Any = None
+    ) -> Any:
+        """Return what stands for numbers that ``keras.random.uniform`` draws, with nobody's own seed."""
+        if not (isinstance(seed, keras.random.SeedGenerator) and internals.is_unseeded(seed)):
+            raise _DiffersError("it draws random numbers of a seed of its own")
+        if keras.backend.standardize_dtype(dtype or keras.config.floatx()) != "float32" or not shape:
+            raise _DiffersError("it draws random numbers of another type, or a single one")
+        self.things.append(Drawn("draw", tuple(map(int, shape)), float(minval), float(maxval)))
+        self.symbols.append(_symbol(tuple(shape), "float32"))
+        return self.symbols[-1]
+
 
 class _Part:
     """A layer below the traced one; where it is called on tensors alone, symbols stand for them too."""
@@ -220,6 +270,11 @@ class _Part:
                 (args, kwargs),
             )
         return self._part(*args, **kwargs)
+
+
+def _sizes(value: Value, batch: int) -> tuple[int, ...]:
+    """Return the shape of a value in a batch of some size; what depends on weights alone has its own."""
+    return (batch if value.shape[0] is None else value.shape[0], *known_lengths(value.shape[1:]))
 
 
 def _symbol(shape: Shape, dtype: str) -> Any:
@@ -286,6 +341,8 @@ def _is_same(one: Any, other: Any) -> bool:
         return len(one) == len(other) and all(map(_is_same, one, other))
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_is_same(value, other[key]) for key, value in one.items())
+    if isinstance(one, Drawn) and isinstance(other, Drawn):
+        return (one.low, one.high, len(one.lengths)) == (other.low, other.high, len(other.lengths))
     return one is other or (type(one) is type(other) and bool(one == other))
 
 
@@ -335,12 +392,17 @@ def _only_repeats(call: Call) -> bool:
 
 
 def _require_same_outputs(
-    layer: Any, args: Any, kwargs: dict[str, Any], values: Sequence[Value], record: _Record
+    layer: Any,
+    args: Any,
+    kwargs: dict[str, Any],
+    values: Sequence[Value],
+    record: _Record,
+    training: bool = False,
 ) -> None:
-    """Compare the calls with the layer itself, on random inputs, as at inference."""
+    """Compare the calls with the layer itself, on random inputs, and on the same draws."""
     device = device_of(layer) or current_device()
     generator = torch.Generator().manual_seed(0)
-    shapes = [(_BATCHES[0], *known_lengths(value.shape[1:])) for value in values]
+    shapes = [_sizes(value, _BATCHES[0]) for value in values]
     inputs = [
         torch.randn(shape, generator=generator).to(device)
         if value.dtype.startswith("float")
@@ -349,13 +411,22 @@ def _require_same_outputs(
     ]
     args, kwargs = _filled((args, kwargs), dict(zip(values, inputs, strict=True)))
     if internals.takes_training(layer):
-        kwargs = {**kwargs, "training": False}
+        kwargs = {**kwargs, "training": training}
+    constants = [_value_of(constant, device) for constant in record.constants]
+    draws = (
+        value
+        for constant, value in zip(record.constants, constants, strict=True)
+        if isinstance(constant, Drawn)
+    )
     host = keras.layers.Layer(name="host")
-    with torch.no_grad(), computing_on(device), internals.outer_call(host, False):
+    with (
+        torch.no_grad(),
+        computing_on(device),
+        internals.outer_call(host, training),
+        internals.uniform_draws(lambda *_args, **_settings: next(draws)),
+    ):
         expected = keras.tree.flatten(layer(*args, **kwargs))
-        known: dict[int, Any] = dict(
-            zip(record.inputs, [*inputs, *map(_value_of, record.constants)], strict=True)
-        )
+        known: dict[int, Any] = dict(zip(record.inputs, [*inputs, *constants], strict=True))
         for call in record.calls:
             known.update(zip(call.outputs, _called(call, known), strict=True))
         if internals.take_losses(layer):
@@ -367,7 +438,10 @@ def _require_same_outputs(
             raise _DiffersError("its calls give something else")
 
 
-def _value_of(constant: Any) -> Any:
+def _value_of(constant: Any, device: torch.device) -> Any:
+    if isinstance(constant, Drawn):
+        spread = torch.linspace(constant.low, constant.high, math.prod(constant.lengths), device=device)
+        return spread.reshape(constant.lengths)
     return constant.value if isinstance(constant, keras.Variable) else constant
 
 

@@ -9,7 +9,7 @@ from convscope.lowering.layers.elementwise import Activate, Affine, Dropout, PRe
 from convscope.lowering.layers.keras_call import ActivityLoss, KerasCall
 from convscope.lowering.layers.merging import Concatenate, Merge
 from convscope.lowering.layers.normalization import BatchNormalization, GroupNormalization, LayerNormalization
-from convscope.lowering.layers.operations import Broadcast, Constant, Operation, Weight
+from convscope.lowering.layers.operations import Broadcast, ByMode, Constant, Draw, Operation, Weight
 from convscope.lowering.layers.reshaping import Crop2D, Flatten, Reshape, UpSample2D, ZeroPad2D
 from convscope.lowering.layers.windows import Conv2D, GlobalPool2D, Pool2D
 
@@ -20,12 +20,14 @@ __all__ = [
     "Attention",
     "BatchNormalization",
     "Broadcast",
+    "ByMode",
     "Concatenate",
     "Constant",
     "Conv2D",
     "ConvOrDense",
     "Crop2D",
     "Dense",
+    "Draw",
     "Dropout",
     "Flatten",
     "GlobalPool2D",

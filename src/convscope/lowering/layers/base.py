@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -64,6 +64,7 @@ class ProgramBuilder:
         self.values: dict[str, Value] = {}
         self.weights: dict[str, Value] = {}  # those that are values, by path
         self.batches: set[str] = set()  # values known to be as long as the batch
+        self.fixed: set[str] = set()  # values made of weights and constants alone
         self.may_lack_inputs = False  # a layer's code may look for an optional input that was left out
         self._paths = paths
         self._streams = 0
@@ -126,9 +127,20 @@ class ProgramBuilder:
             return inputs[0]
         value = Value(op.output, shape)
         self.values[value.name] = value
-        if self.batches.issuperset(op.inputs) and op.inputs:
+        if self.fixed.issuperset(op.inputs):
+            self.fixed.add(value.name)
+        elif self.batches.issuperset(op.inputs):
             self.batches.add(value.name)
         return value
+
+    def note_broadcast(self, result: Value, inputs: Iterable[Value]) -> None:
+        """Note that a value is as long as the batch: each that it combines is, or is the same for all."""
+        rest = [value for value in inputs if value.name not in self.batches]
+        same_for_all = all(
+            value.name in self.fixed and (value.rank < result.rank or value.shape[0] == 1) for value in rest
+        )
+        if same_for_all and result.name not in self.fixed:
+            self.batches.add(result.name)
 
     def add_keras(
         self,
@@ -140,10 +152,13 @@ class ProgramBuilder:
     ) -> list[Value]:
         """Append an op of which Keras has said the shapes and types that it gives; return its outputs."""
         name = self.op_name(operation.name)
+        is_fixed = self.fixed.issuperset(inputs)
         outputs = tuple(
-            Value(f"{name}:out{index or ''}", (None, *shape[1:]) if shape else (), dtype)
+            Value(f"{name}:out{index or ''}", shape if is_fixed or not shape else (None, *shape[1:]), dtype)
             for index, (shape, dtype) in enumerate(specs)
         )
+        if is_fixed:
+            self.fixed.update(value.name for value in outputs)
         self.values.update((value.name, value) for value in outputs)
         layer = str(getattr(operation, "path", None) or operation.name)
         self.ops.append(

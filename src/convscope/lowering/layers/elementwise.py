@@ -16,6 +16,7 @@ from convscope.lowering.activations import TORCH_FUNCTIONS, Function, activation
 from convscope.lowering.ir import Activation, Op, Shape, Value, broadcast, channel_axis
 from convscope.lowering.kernels import Epilogue
 from convscope.lowering.layers.base import ProgramBuilder, Runner, Step, Tensor, WeightSource, reads, runs
+from convscope.lowering.layers.operations import Draw
 from convscope.lowering.masks import Mask, MaskSource, bits_type, keep_probability
 
 
@@ -255,11 +256,11 @@ def _run_affine(op: Affine, network: WeightSource) -> Runner:
 
 
 def random_streams(ops: Iterable[Op]) -> tuple[int, ...]:
-    """Return the streams of all dropouts, alone or fused behind other ops."""
+    """Return the streams of all dropouts, alone or fused behind other ops, and of other random numbers."""
     fused = [
         (op, getattr(op, "drop", None), getattr(getattr(op, "pooling", None), "drop", None)) for op in ops
     ]
-    found = {one.stream for group in fused for one in group if isinstance(one, Dropout)}
+    found = {one.stream for group in fused for one in group if isinstance(one, Dropout | Draw)}
     return tuple(sorted(found))
 
 

@@ -17,10 +17,11 @@ from convscope.lowering.layers.elementwise import Affine
 class Merge(Op):
     """An element-wise combination of several values."""
 
-    mode: Literal["add", "subtract", "multiply", "average", "maximum", "minimum"]
+    mode: Literal["add", "subtract", "multiply", "divide", "average", "maximum", "minimum"]
 
     def _output_shape(self, shapes: Sequence[Shape]) -> Shape:
-        require(self.mode != "subtract" or len(shapes) == 2, f"subtract needs two inputs, got {len(shapes)}")
+        ordered = self.mode in ("subtract", "divide")
+        require(not ordered or len(shapes) == 2, f"{self.mode} needs two inputs, got {len(shapes)}")
         return broadcast(shapes)
 
 
@@ -45,7 +46,13 @@ class Concatenate(Op):
 
 @reads("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum")
 def _read_merge(builder: ProgramBuilder, layer: Any, inputs: Sequence[Value]) -> Value:
-    return builder.add(Merge, layer, inputs, mode=type(layer).__name__.lower())
+    return _merged(builder, layer, inputs, type(layer).__name__.lower())
+
+
+def _merged(builder: ProgramBuilder, operation: Any, inputs: Sequence[Value], mode: str | None) -> Value:
+    result = builder.add(Merge, operation, inputs, mode=mode)
+    builder.note_broadcast(result, inputs)
+    return result
 
 
 def read_arithmetic(builder: ProgramBuilder, operation: Any, arguments: Sequence[Any]) -> Value:
@@ -53,10 +60,12 @@ def read_arithmetic(builder: ProgramBuilder, operation: Any, arguments: Sequence
     mode = arithmetic_of(operation)
     left, right = arguments
     if isinstance(left, Value) and isinstance(right, Value):
-        return builder.add(Merge, operation, [left, right], mode=mode)
+        return _merged(builder, operation, [left, right], mode)
     value, number = (left, right) if isinstance(left, Value) else (right, left)
     if mode == "multiply":
         scale, offset = float(number), 0.0
+    elif mode == "divide":
+        return builder.add(Affine, operation, [value], scale=(float(number),), offset=(0.0,), divide=True)
     elif mode == "add":
         scale, offset = 1.0, float(number)
     else:
@@ -68,6 +77,7 @@ def arithmetic_of(operation: Any) -> str | None:
     """Name what an operator between two values does; None for any other operation."""
     kind = type(operation)
     known = {"Add": "add", "Subtract": "subtract", "Multiply": "multiply"}
+    known |= {"Divide": "divide", "TrueDivide": "divide"}
     return known.get(kind.__name__) if kind.__module__.endswith("ops.numpy") else None
 
 
@@ -81,6 +91,7 @@ _MERGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "average": torch.add,
     "subtract": torch.sub,
     "multiply": torch.mul,
+    "divide": torch.div,
     "maximum": torch.maximum,
     "minimum": torch.minimum,
 }

@@ -195,8 +195,9 @@ def _run_layer_normalization(op: LayerNormalization, network: WeightSource) -> R
         gamma, beta = op.scale_and_offset(network)
         rank = x.dim()
         if op.axes == tuple(range(rank - len(op.axes), rank)):
-            if len(op.axes) == 1 and compiled.suits_rows(x):
-                return kernels.apply(kernels.RowNormalization, x, gamma, beta, op.epsilon, 1)
+            rows = x.contiguous()
+            if len(op.axes) == 1 and compiled.suits_rows(rows):
+                return kernels.apply(kernels.RowNormalization, rows, gamma, beta, op.epsilon, 1)
             sizes = [x.shape[axis] for axis in op.axes]
             return F.layer_norm(x, sizes, gamma, beta, op.epsilon)
         wide = x.float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,9 +13,11 @@ import keras
 import torch
 
 from convscope import _keras_internals as internals
+from convscope.arithmetic.formulas import known_lengths
 from convscope.lowering.ir import Op, Shape, Value, require
 from convscope.lowering.layers.base import ProgramBuilder, Runner, Step, Tensor, WeightSource, runs
 from convscope.lowering.layers.keras_call import KerasOp
+from convscope.lowering.masks import hashed_fields
 
 # fmt: off
 # Functions that take functions: what those compute, and on which variables, is not known.
@@ -29,6 +32,8 @@ _MOVE = (
     "Unstack",
 )
 # fmt: on
+# Functions of each element, or of several that stand at the same place.
+_COMBINE = ("Add", "Divide", "Floor", "Multiply", "Power", "Sqrt", "Subtract", "TrueDivide")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,6 +95,33 @@ class Broadcast(Op):
         return tuple(None if length < 0 else length for length in self.lengths)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Draw(Op):
+    """Numbers drawn evenly between two others in each pass, for the batch of its input.
+
+    ``-k`` in ``lengths`` is k times the batch. ``stream`` is numbered with those of dropouts.
+    """
+
+    lengths: tuple[int, ...]
+    low: float
+    high: float
+    stream: int
+
+    def _output_shape(self, shapes: Sequence[Shape]) -> Shape:
+        del shapes
+        return tuple(None if length < 0 else length for length in self.lengths)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByMode(Op):
+    """The first of two values in training, else the second; what only the other needs is not computed."""
+
+    def _output_shape(self, shapes: Sequence[Shape]) -> Shape:
+        first, second = shapes
+        require(len(first) == len(second), f"{first} in training and {second} otherwise have other ranks")
+        return second
+
+
 def is_plain(operation: Any) -> bool:
     """Say whether this is a function of ``keras.ops`` that depends on its arguments and settings alone."""
     kind = type(operation)
@@ -114,20 +146,29 @@ def add_operation(
     leaves = keras.tree.flatten(arguments)
     inputs = tuple(dict.fromkeys(leaf.name for leaf in leaves if isinstance(leaf, Value)))
     outputs = builder.add_keras(Operation, operation, inputs, specs, function=operation, arguments=arguments)
-    if _keeps_batch(operation, args) and builder.batches.issuperset(inputs):
+    kind = type(operation).__name__
+    read = [leaf for leaf in leaves if isinstance(leaf, Value)]
+    if kind in _COMBINE:
+        builder.note_broadcast(outputs[0], read)
+    elif builder.batches.issuperset(inputs) and _keeps_batch(kind, operation, args, outputs[0]):
         builder.batches.update(value.name for value in outputs)
     return outputs
 
 
-def _keeps_batch(operation: Any, args: Any) -> bool:
+def _keeps_batch(kind: str, operation: Any, args: Any, result: Value) -> bool:
     """Say whether what it gives is surely as long as what it reads: parts of examples, or side by side."""
-    kind = type(operation).__name__
     if kind == "GetItem":
         key = args[1] if isinstance(args[1], tuple) else (args[1],)
         return bool(key) and isinstance(key[0], slice) and key[0] == slice(None)
-    return (
-        kind == "Concatenate" and operation.axis not in (0, None) and operation.axis > -len(args[0][0].shape)
-    )
+    if kind == "Concatenate":
+        return operation.axis not in (0, None) and operation.axis > -len(args[0][0].shape)
+    if kind == "Transpose":
+        return bool(operation.axes) and operation.axes[0] == 0
+    if kind == "Reshape":  # as many elements of each example: as many examples
+        sizes = args[0].shape[1:], result.shape[1:]
+        known = [known_lengths(shape) for shape in sizes if None not in shape]
+        return len(known) == 2 and math.prod(known[0]) == math.prod(known[1])
+    return kind == "ExtractPatches"
 
 
 def read_constant(builder: ProgramBuilder, constant: Any) -> Value:
@@ -141,8 +182,24 @@ def read_constant(builder: ProgramBuilder, constant: Any) -> Value:
     return builder.weights[path]
 
 
+# Torch widens bfloat16 beside float32 while it computes.
+_DIRECT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "Add": torch.add,
+    "Subtract": torch.sub,
+    "Multiply": torch.mul,
+}
+
+
+def _all_values(arguments: Sequence[Any]) -> bool:
+    return all(isinstance(one, Value) and one.dtype == "float32" for one in arguments)
+
+
 @runs(Operation)
 def _run_operation(op: Operation, network: WeightSource) -> Runner:
+    direct = _DIRECT.get(type(op.function).__name__)
+    if direct is not None and not op.arguments[1] and _all_values(op.arguments[0]):
+        first, second = (op.inputs.index(value.name) for value in op.arguments[0])
+        return lambda _step, *tensors: direct(tensors[first], tensors[second])
     places = {name: number for number, name in enumerate(op.inputs)}
     function = function_of(op.function)
     keeps_type = type(op.function).__name__ in _MOVE
@@ -185,3 +242,24 @@ def _run_broadcast(op: Broadcast, _network: WeightSource) -> Runner:
         return x.expand([-length * len(batch) if length < 0 else length for length in op.lengths])
 
     return run
+
+
+@runs(Draw)
+def _run_draw(op: Draw, _network: WeightSource) -> Runner:
+    def run(step: Step, batch: Tensor) -> Tensor:
+        shape = [-length * len(batch) if length < 0 else length for length in op.lengths]
+        begin, end = 0, shape[0]
+        if step.shard is not None and op.lengths[0] < 0:  # these rows' part of what the whole batch draws
+            begin, end = step.shard.elements(shape[0])
+            shape[0] = shape[0] // step.shard.rows * step.shard.total
+        words = torch.empty(math.prod(shape), dtype=torch.int64, device=batch.device)
+        words = hashed_fields(words, step.key(op.stream), 0, 0)
+        shares = (words >> 40).bitwise_and_((1 << 24) - 1).to(torch.float32) * 2.0**-24
+        return (shares * (op.high - op.low) + op.low).view(shape)[begin:end]
+
+    return run
+
+
+@runs(ByMode)
+def _run_by_mode(_op: ByMode, _network: WeightSource) -> Runner:
+    return lambda _step, chosen: chosen
