@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,15 @@ import pytest
 import torch
 
 import convscope
+from convscope.errors import DataError
+from convscope.experiment import together
+from convscope.experiment.config import ExperimentConfig
 from convscope.lowering.masks import MaskSource, bits_type
+from convscope.runs import open_run
 from convscope.training import distributed
 
 SIZE = 3
+IP = shutil.which("ip") or "ip"
 
 
 def _free_port() -> int:
@@ -91,6 +97,21 @@ def test_without_a_launcher_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setenv("RANK", "0")
     assert distributed.join() is None
+
+
+def test_other_data_than_the_first_process_has_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Second:
+        leads, same = False, staticmethod(lambda _: "0123456789abcdef")
+
+    monkeypatch.setattr(together, "join", Second)
+    monkeypatch.setattr(together, "train_along", lambda *_: None)
+    dataset = convscope.load("digits")
+    with pytest.raises(DataError, match=r"data, fingerprint 0123456789ab, got digits, "):
+        together.train_together(ExperimentConfig("simple", data="digits"), dataset, tmp_path)
+    monkeypatch.setattr(Second, "same", staticmethod(lambda own: own))
+    assert together.train_together(ExperimentConfig("simple", data="digits"), dataset, tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -176,6 +197,68 @@ def test_a_training_whose_processes_are_killed_goes_on_bit_for_bit(tmp_path: Pat
     (one,), (other,) = ((tmp_path / name).glob("*/simple") for name in ("undisturbed", "disturbed"))
     for name in ("weights.safetensors", "history.csv"):
         assert (one / name).read_bytes() == (other / name).read_bytes()
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Iterator[list[list[str]]]:
+    """What begins a command on each of two machines: namespaces with a cable between them.
+
+    As on many systems, each finds its own name at an address that no other can reach.
+    """
+    names = [f"convscope-{os.getpid()}-{number}" for number in (0, 1)]
+
+    def ip(*arguments: str) -> int:
+        return subprocess.run([IP, *arguments], capture_output=True, check=False).returncode
+
+    if any(ip("netns", "add", name) for name in names):
+        pytest.skip("network namespaces are root's")
+    try:
+        ip("link", "add", "cable0", "netns", names[0], "type", "veth", "peer", "cable1", "netns", names[1])
+        for number, name in enumerate(names):
+            ip("-n", name, "address", "add", f"10.99.0.{number + 1}/24", "dev", f"cable{number}")
+            ip("-n", name, "link", "set", f"cable{number}", "up")
+            ip("-n", name, "link", "set", "lo", "up")
+            hosts = f"127.0.0.1 localhost\n127.0.1.1 host{number}\n"
+            (tmp_path / f"hosts{number}").write_text(hosts, encoding="utf-8")
+        own = 'hostname "$0"; mount --bind "$1" /etc/hosts; shift; exec "$@"'
+        yield [
+            [
+                *("ip", "netns", "exec", name, "unshare", "--uts", "--mount"),
+                *("sh", "-c", own, f"host{number}", str(tmp_path / f"hosts{number}")),
+            ]
+            for number, name in enumerate(names)
+        ]
+    finally:
+        for name in names:
+            ip("netns", "delete", name)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not all(map(shutil.which, ("ip", "unshare"))), reason="needs ip and unshare")
+def test_two_machines_train_as_one_and_the_first_writes(machines: list[list[str]], tmp_path: Path) -> None:
+    first = ["--nnodes", "2", "--master-addr", "10.99.0.1", "--master-port", "29400"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", *first, "--nproc-per-node", "1"]
+    training = ["-m", "convscope", "train", "digits", *_SETTINGS, "--epochs", "2"]
+    processes = [
+        subprocess.Popen(
+            [*machine, *launcher, "--node-rank", str(rank), *training, "--out", str(tmp_path / str(rank))],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, machine in enumerate(machines)
+    ]
+    try:
+        errors = [process.communicate(timeout=180)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], errors
+    [run] = (tmp_path / "0").glob("*/simple")
+    assert not (tmp_path / "1").exists()
+    history = open_run(run).read_table("history.csv")
+    dataset = convscope.load("digits")
+    assert len(history["loss"]) == 2 and history["accuracy"][-1] > 1 / len(dataset.class_names)
 
 
 _TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from convscope.data.dataset import Dataset
 from convscope.data.loading import load_again
-from convscope.errors import UsageError, expected_got
+from convscope.errors import DataError, UsageError, expected_got
 from convscope.experiment.config import ExperimentConfig
 from convscope.experiment.running import (
     Trained,
@@ -42,6 +42,13 @@ def train_together(
     if group is None:
         hint = "Leave the work to Keras's own fit, in a script of yours."
         raise UsageError(expected_got("no keras.distribution beside torchrun", "one", hint))
+    fingerprint = group.same(dataset.fingerprint)
+    if fingerprint != dataset.fingerprint:  # another machine may have others under the same name
+        found = f"{dataset.name}, {dataset.fingerprint[:12]}"
+        hint = "Copy the data of the first machine to all others."
+        raise DataError(
+            expected_got(f"the first process's data, fingerprint {fingerprint[:12]}", found, hint)
+        )
     if not group.leads:
         train_along(config, dataset)
         return None

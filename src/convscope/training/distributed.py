@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
@@ -35,6 +37,8 @@ from convscope.training.checkpoint import model_variables, optimizer_variables
 SECONDS_UNTIL_LOST = 30  # a process that says nothing for so long ends the training
 _SECONDS_OF_PREPARATION = 24 * 3600  # the first one measures, compiles and looks while the others wait
 _SECONDS_TO_TELL_WHO = 1.0
+_INTERFACE = "GLOO_SOCKET_IFNAME"
+_SIOCGIFADDR = 0x8915  # netdevice(7)
 _FLOATS_OF_A_PART = 1 << 18  # 1 MB, as torch's DistributedDataParallel begins with
 _TOLERANCE = 1e-3  # of weights on machines that round otherwise; more is a callback's doing
 _FILE_WRITERS = ("CSVLogger", "ModelCheckpoint", "ProgbarLogger", "RemoteMonitor", "TensorBoard")
@@ -77,15 +81,24 @@ class Group:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         self.backend = "nccl" if on_gpus else "gloo"
         self._store: TCPStore | None = None
-        if not dist.is_initialized():
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if on_gpus else "gloo",
-                store=PrefixStore(f"attempt-{attempt()}", self.memory),
-                rank=self.rank,
-                world_size=self.size,
-                timeout=timedelta(seconds=SECONDS_UNTIL_LOST),
-            )
-        self._preparing = dist.new_group(timeout=timedelta(seconds=_SECONDS_OF_PREPARATION), backend="gloo")
+        try:
+            with _reachable_by_gloo():
+                if not dist.is_initialized():
+                    dist.init_process_group(
+                        "cpu:gloo,cuda:nccl" if on_gpus else "gloo",
+                        store=PrefixStore(f"attempt-{attempt()}", self.memory),
+                        rank=self.rank,
+                        world_size=self.size,
+                        timeout=timedelta(seconds=SECONDS_UNTIL_LOST),
+                    )
+                patient = timedelta(seconds=_SECONDS_OF_PREPARATION)
+                self._preparing = dist.new_group(timeout=patient, backend="gloo")
+        except RuntimeError as error:
+            hint = f"{_INTERFACE} names the network interface by which this machine reaches the others."
+            found = str(error).strip().splitlines()[0]
+            raise RunError(
+                expected_got(f"{self.size} processes that reach one another", found, hint)
+            ) from error
         self._places: list[Any] = [None] * self.size
         dist.all_gather_object(self._places, (socket.gethostname(), os.getpid()))
         self.wish: Callable[[], bool] = lambda: False  # to stop, of this process
@@ -311,6 +324,39 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         return gradient[ctx.shard.first : ctx.shard.first + ctx.shard.rows], None
+
+
+@contextmanager
+def _reachable_by_gloo() -> Iterator[None]:
+    """Let gloo take the interface by which the first machine is reached, unless its variable names one.
+
+    By itself it takes the address of this machine's own name, which on many systems is 127.0.1.1.
+    """
+    name = None if _INTERFACE in os.environ else _interface_to(os.environ["MASTER_ADDR"])
+    if name is not None:
+        os.environ[_INTERFACE] = name
+    try:
+        yield
+    finally:
+        if name is not None:
+            del os.environ[_INTERFACE]
+
+
+def _interface_to(host: str) -> str | None:
+    """Name the interface by which another machine is reached; None within this one, or if nobody knows."""
+    if sys.platform != "linux":
+        return None
+    import fcntl
+
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))  # sends nothing
+        own = probe.getsockname()[0]
+        for _, name in [] if own.startswith("127.") else socket.if_nameindex():
+            with suppress(OSError):  # one without an address
+                found = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()))
+                if socket.inet_ntoa(found[20:24]) == own:
+                    return name
+    return None
 
 
 def attempt() -> int:
