@@ -2,10 +2,10 @@
 
     python benchmarks/kernels.py [--threads 1] [--rounds 8]
 
-Every line is an operation of a training step of `deep` or `stages`, timed in turns with the others in one
-process; the shortest run counts, in time on the processor where there is one thread. GF/s are those of the
-plain products: what needs fewer multiplications (Winograd, gradients that a pooling stops) can exceed the
-best. The table is written to benchmarks/results/ with the machine's name.
+Every line is an operation of a training step of `deep`, `stages` or the ResNet-like network, timed in turns
+with the others in one process; the shortest run counts, in time on the processor where there is one thread.
+GF/s are those of the plain products: what needs fewer multiplications (Winograd, gradients that a pooling
+stops) can exceed the best. The table is written to benchmarks/results/ with the machine's name.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import torch
 from convscope.lowering import processor
 from convscope.lowering.convolutions import Order, PooledConvolution, torch_kernel
 from convscope.lowering.cpu import compiled
+from convscope.lowering.cpu.memory import keep_memory
 from convscope.lowering.kernels import Epilogue, TileMaxPool, apply
 
 Work = Callable[[], object]
@@ -99,6 +100,37 @@ def convolution(count: int, size: int, channels: int, filters: int) -> Iterator[
     )  # fmt: skip
 
 
+def unpooled_convolution(count: int, size: int, channels: int, filters: int) -> Iterator[Line]:
+    """Yield a 3×3 convolution with nothing but its own padding: oneDNN's, and Winograd's F(4×4, 3×3)."""
+    images, kernel = torch.randn(count, size, size, channels), torch.randn(3, 3, channels, filters)
+    result = torch.randn(count, size, size, filters)
+    work = 2.0 * result.numel() * 9 * channels
+    order = Order()
+    image, gradient = order.enter(images), order.enter(result)
+    plain = torch_kernel(kernel, torch.float32, torch.channels_last)
+    name = f"convolution {channels}→{filters} on {size}×{size}, padded"
+
+    def back(*wanted: bool) -> object:
+        return torch.ops.aten.convolution_backward(
+            gradient, image, plain, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, wanted
+        )
+
+    def convolve(values: torch.Tensor, weights: torch.Tensor) -> object:
+        transformed = compiled.winograd_kernel(weights)
+        return compiled.winograd_convolution(values, transformed, None, (1, 1), False)
+
+    turned = kernel.flip(0, 1).transpose(2, 3)
+    yield f"{name}, forward", "oneDNN", work, lambda: torch.conv2d(image, plain, padding=1)
+    yield f"{name}, forward", "loops: Winograd", work, lambda: convolve(images, kernel)
+    yield f"{name}, data gradient", "oneDNN", work, lambda: back(True, False, False)
+    yield f"{name}, data gradient", "loops: Winograd", work, lambda: convolve(result, turned)
+    yield f"{name}, weight gradient", "oneDNN", work, lambda: back(False, True, False)
+    yield (
+        f"{name}, weight gradient", "loops: Winograd", work,
+        lambda: compiled.winograd_kernel_gradient(images, result, (1, 1)),
+    )  # fmt: skip
+
+
 def measure(lines: list[Line], rounds: int, clock: Callable[[], float]) -> list[float]:
     """Time the operations in turns; return the shortest run of each."""
     best = [math.inf] * len(lines)
@@ -123,10 +155,14 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
+    keep_memory()  # as in training: otherwise the operating system clears each result's memory anew
     lines = [
         *products(),
         *convolution(128, 26, 32, 64),
         *convolution(128, 11, 64, 64),
+        *unpooled_convolution(128, 32, 16, 16),
+        *unpooled_convolution(128, 16, 32, 32),
+        *unpooled_convolution(128, 8, 64, 64),
         *dense(128, 9216, 128),
         *dense(128, 1600, 512),
     ]

@@ -3,7 +3,7 @@
 Lavin and Gray ("Fast Algorithms for Convolutional Neural Networks", 2016, section 4.3): a tile of six by six
 pixels is transformed into 36 positions, each is multiplied with its position of the transformed kernel, and
 36 sums are transformed back to four by four results, which takes four times fewer multiplications. The
-polynomials behind it are evaluated at 0, ±√½, ±√2 and ∞, where rounding errors are a third of those at the
+polynomials behind it are evaluated at 0, ±√½, ±√2 and ∞, where rounding errors are half of those at the
 paper's points. The block is that of ``loops.py``.
 """
 
