@@ -544,6 +544,18 @@ def test_it_fits_the_window(open_page, explorer, width, scheme):
     assert (sum(map(int, re.findall(r"\d+", ground)[:3])) > 600) == (scheme == "light")
 
 
+def test_a_layer_that_differs_from_python_is_named(open_page, digits_run, tmp_path):
+    payload = make_payload(digits_run)
+    [layer] = (one for one in payload["network"]["layers"] if one["kind"] == "normalization")
+    layer["settings"]["epsilon"] += 0.5
+    file = tmp_path / "explorer.html"
+    file.write_text(fill(payload), encoding="utf-8")
+    page = open_page(file)
+    assert page.locator("#badge.bad").inner_text().startswith(f"✗Layer {layer['name']} differs from Python by")
+    page.locator("#language").select_option("de")
+    assert layer["name"] in page.locator("#badge.bad").inner_text()
+
+
 def test_class_names_are_text_and_never_markup(open_page, digits_run, tmp_path):
     payload = make_payload(digits_run)
     payload["classes"][0] = payload["title"] = HOSTILE

@@ -10,6 +10,9 @@ import { volume } from "./shapes.js";
  * @typedef {import("./sgd.js").TrainingState} TrainingState
  */
 
+/** A layer whose largest difference from Python's values is more, as a fraction of its largest value, differs. */
+const AGREES = 1e-4;
+
 export class Engine {
   /**
    * Unpacks a payload and starts a Worker with it.
@@ -157,7 +160,7 @@ export class Engine {
 
   /**
    * Holds every layer against what Python recorded for the reference images: the largest difference, as a fraction
-   * of the layer's largest value.
+   * of the layer's largest value; of the first layer that differs, or else the largest of all.
    * @returns {Promise<{worst: number, layer: string, perLayer: number[], images: number}>}
    */
   async check() {
@@ -175,8 +178,9 @@ export class Engine {
         perLayer[layer.index] = Math.max(perLayer[layer.index], difference);
       });
     }
-    const worst = Math.max(0, ...perLayer);
-    return { worst, layer: this.network.layers[perLayer.indexOf(worst)]?.name ?? "", perLayer, images };
+    // What stands behind a layer that differs, differs too.
+    const first = perLayer.findIndex((difference) => !(difference <= AGREES));
+    return { worst: first < 0 ? Math.max(0, ...perLayer) : perLayer[first], layer: this.network.layers[first]?.name ?? "", perLayer, images };
   }
 
   /**

@@ -307,8 +307,8 @@ async function showBadge({ engine, store }) {
   const badge = /** @type {HTMLElement} */ (document.getElementById("badge"));
   const found = await engine.check();
   const say = () => {
-    const good = found.worst <= 1e-4;
-    const worst = found.worst === 0 ? "0" : found.worst.toExponential(0).replace("e", "e");
+    const good = !found.layer;
+    const worst = found.worst === 0 ? "0" : found.worst.toExponential(0);
     badge.classList.toggle("good", good);
     badge.classList.toggle("bad", !good);
     badge.replaceChildren(element("span", { "aria-hidden": "true", class: "mark" }, good ? "✓" : "✗"), t(good ? "badge.agrees" : "badge.differs", { worst, layer: found.layer }));
