@@ -551,7 +551,9 @@ def test_a_layer_that_differs_from_python_is_named(open_page, digits_run, tmp_pa
     file = tmp_path / "explorer.html"
     file.write_text(fill(payload), encoding="utf-8")
     page = open_page(file)
-    assert page.locator("#badge.bad").inner_text().startswith(f"✗Layer {layer['name']} differs from Python by")
+    assert (
+        page.locator("#badge.bad").inner_text().startswith(f"✗Layer {layer['name']} differs from Python by")
+    )
     page.locator("#language").select_option("de")
     assert layer["name"] in page.locator("#badge.bad").inner_text()
 
