@@ -515,6 +515,18 @@ def test_the_first_two_minutes_need_only_the_keyboard(open_page, explorer):
     page.wait_for_selector("[data-heat=occlusion][data-ready]")
 
 
+def test_the_numbers_of_a_patch_are_reached_by_the_arrow_keys(open_page, explorer):
+    page = open_page(explorer, "#section=walk&layer=2&place=1,2&channel=3")  # a pooling
+    page.wait_for_selector("#walk-pane .cell")
+    assert page.locator("#walk-pane .cell[tabindex='0']").count() == 1
+    page.locator(".frame.clickable").focus()
+    tab_to(page, "#walk-pane .cell")
+    for key in ("ArrowUp", "ArrowRight", "ArrowDown", "Enter"):
+        page.keyboard.press(key)
+    assert page.locator("#walk-pane h3").inner_text().endswith(": row 3, column 5, map 3")
+    assert page.evaluate("document.activeElement.id") == "walk-pane"
+
+
 def test_each_step_that_is_shown_has_the_keyboard_too(open_page, explorer):
     page = open_page(explorer, "#section=learn")
     expected = [
