@@ -111,7 +111,7 @@ def test_without_mnist_and_network_the_exercise_says_so_and_uses_the_digits(tmp_
         cwd=tmp_path, CONVSCOPE_DATA=str(tmp_path), CONVSCOPE_CACHE=str(tmp_path / "cache"), **NO_NETWORK,
     )  # fmt: skip
     assert done.returncode == 0
-    assert "MNIST is not to be had" in done.stderr
+    assert "MNIST is not available" in done.stderr
     assert "simple on digits" in done.stdout
     assert "-exercise-digits/simple" in done.stdout
     assert "This run on digits beside" in done.stdout

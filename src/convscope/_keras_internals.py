@@ -304,7 +304,7 @@ def standardize_batch(batch: Any, class_weight: Mapping[int, float] | None) -> A
 
 @contextmanager
 def weights_by(fetch: Callable[..., str]) -> Iterator[None]:
-    """Let ``fetch(fname, origin, …)`` answer in the place of ``keras.utils.get_file`` while a block runs."""
+    """Let ``fetch(fname, origin, …)`` answer instead of ``keras.utils.get_file`` while a block runs."""
     own = file_utils.get_file
     file_utils.get_file = fetch
     try:

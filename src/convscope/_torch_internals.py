@@ -68,7 +68,7 @@ def shrink_(tensor: Tensor, threshold: float) -> None:
 
 
 def version_of(tensor: Tensor) -> int:
-    """Return how often a tensor was changed in place: what was derived from it is made anew only then."""
+    """Return how often a tensor was changed in place: what was derived from it is made again only then."""
     return tensor._version
 
 

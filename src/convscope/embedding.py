@@ -194,7 +194,7 @@ def embed(
     size : int, optional
         Height and width in which a network that is no run sees the images; 192 when left out.
     weights : str, optional
-        A file of weights for such a network, in the place of the published ones.
+        A file of weights for such a network, instead of the published ones.
     table : str or Path, optional
         What `embed_to_table` wrote of the same source with the same network: read, and not computed again.
 
@@ -257,7 +257,7 @@ def embed_to_table(
     size : int, optional
         Height and width in which a network that is no run sees the images; 192 when left out.
     weights : str, optional
-        A file of weights for such a network, in the place of the published ones.
+        A file of weights for such a network, instead of the published ones.
     workers : int
         Processes that compute, each with its share of the threads; 1 computes in this one. A script that asks
         for several calls this below ``if __name__ == "__main__":``, since each of them loads it again.

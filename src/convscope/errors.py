@@ -50,7 +50,7 @@ class DataError(ConvscopeError):
 
 
 class DataNotFoundError(DataError):
-    """Data that is neither on this machine nor to be had over the network."""
+    """Data that is neither on this machine nor available over the network."""
 
 
 class RunError(ConvscopeError):

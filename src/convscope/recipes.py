@@ -38,7 +38,7 @@ RECIPES = {
     ),
     # Colour photographs: images of things that stay what they are when mirrored.
     "photographs": replace(_OWN_IMAGES, augmentation=PRESETS["photographs"]),
-    # Few colour photographs: a network that was trained on a million others, and a head of one's own.
+    # Few colour photographs: a network that was trained on a million others, and a head of its own.
     "pretrained": ExperimentConfig(
         network=pretrained.DEFAULT,
         scaling="published",
@@ -55,7 +55,7 @@ RECIPES = {
             monitor="accuracy",
         ),
     ),
-    # Other images of one's own: grey ones, signs, letters; no augmentation.
+    # Other images of your own: grey ones, signs, letters; no augmentation.
     "images": _OWN_IMAGES,
 }
 # Fewer images than these, and how often to go through them: about as many steps for each.

@@ -272,7 +272,7 @@ def locked(path: Path, seconds: float = 0.0) -> Iterator[None]:
     try:
         yield
     finally:
-        # Removed while it is held, so that nobody can hold a file that is there no more beside the next one.
+        # Removed while it is held, so that nobody can hold a file that is gone beside the next one.
         with suppress(OSError):  # Windows refuses, and removes it when it is released
             file.unlink()
         lock.release()

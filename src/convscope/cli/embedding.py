@@ -41,7 +41,7 @@ def embed(
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(help="A file of weights for it, in the place of the published ones."),
+        typer.Option(help="A file of weights for it, instead of the published ones."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write the features to this new .npz or .parquet file.")

@@ -115,7 +115,7 @@ def read_share(text: str) -> float:
 
 
 def read_augmentation(text: str) -> Augmentation:
-    """Read a preset, single settings, or a preset with settings of one's own; those named last win."""
+    """Read a preset, single settings, or a preset with settings of your own; those named last win."""
     from convscope.augmentation import PRESETS, Augmentation
 
     values = Augmentation().to_dict()

@@ -149,7 +149,7 @@ def _tell_whoever_started_this(text: str) -> None:
 
 
 def _train_in_workers(study: Study, workers: int, until: float, display: _Display) -> None:
-    """Let processes train the trials, and put another in the place of one that is killed."""
+    """Let processes train the trials, and replace one that is killed."""
     from convscope.environment import share_of_threads
     from convscope.experiment.workers import Worker, end, last_lines
 

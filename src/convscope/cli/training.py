@@ -40,7 +40,7 @@ def train(
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(help="A file of weights for a pretrained network, in the place of the published ones."),
+        typer.Option(help="A file of weights for a pretrained network, instead of the published ones."),
     ] = None,
     recipe: Annotated[
         str | None,

@@ -27,7 +27,7 @@ class ExperimentConfig:
     network : str
         A name from ``convscope.networks``, or the path of a ``.keras`` file.
     weights : str, optional
-        A file of weights for a pretrained network, in the place of the published ones.
+        A file of weights for a pretrained network, instead of the published ones.
     size : int, optional
         Height and width that a pretrained network takes; its own default when left out.
     scaling, data_format, resize : str

@@ -62,16 +62,7 @@ from convscope.runs import (
 )
 from convscope.training.checkpoint import TrainingState, load_checkpoint, remove_checkpoints
 from convscope.training.distributed import alone, join
-from convscope.training.events import (
-    EpochEnd,
-    Event,
-    Listener,
-    Notice,
-    RunBegin,
-    RunEnd,
-    StepEnd,
-    notify,
-)
+from convscope.training.events import Listener, Notice, RunBegin, RunEnd, notify
 
 _LOG = logging.getLogger(__name__)
 _PROGRESS = logging.getLogger("convscope.progress")
@@ -288,27 +279,6 @@ def _announced(
         notify(listeners, RunEnd(run, status))
 
 
-def train_along(config: ExperimentConfig, dataset: Dataset) -> None:
-    """Train a network together with the first process, which writes the run."""
-    group = join()
-    assert group is not None  # noqa: S101  only called where there are others
-    session = begin_session(config, dataset)
-    settled: Any = group.same(None)  # as _train has it
-    config, rate, by_stage, is_left_out, state, plan = settled
-    if is_left_out:
-        return
-    session.model.optimizer.learning_rate = rate
-    factors = rate_factors(session.model) if by_stage else None
-    with stop_on_signals() as stop_asked:
-        stop = group.stop_together(stop_asked)
-
-        def listen(event: Event) -> None:
-            if isinstance(event, StepEnd | EpochEnd) and stop():
-                raise KeyboardInterrupt
-
-        train(session.model, session.prepared, config, [listen], state, plan, rate_factors=factors)
-
-
 def _on_this_machine(
     session: Session, record: dict[str, Any], device: dict[str, Any], listeners: Sequence[Listener]
 ) -> Session:
@@ -400,7 +370,7 @@ def _train(
             stop_asked = asked_here
             if group is not None:
                 stop_asked, rate = group.stop_together(stop_asked), float(model.optimizer.learning_rate)
-                group.same((config, rate, by_stage, is_left_out, state, plan))
+                group.same((config, rate, by_stage, is_left_out, state, plan))  # as together.py takes it
             all_listeners: list[Listener] = [*listeners, CheckpointListener(run, record, stop_asked, seconds)]
             if is_left_out:
                 training = Training({}, 0.0, interrupted=False)

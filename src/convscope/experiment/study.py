@@ -349,7 +349,7 @@ def run_name(number: int) -> str:
 
 
 def hold(path: Path, stack: ExitStack) -> bool:
-    """Hold the lock of a path until ``stack`` ends; say whether it could be had at once."""
+    """Hold the lock of a path until ``stack`` ends; say whether it was free."""
     try:
         stack.enter_context(locked(path))
     except RunError as error:

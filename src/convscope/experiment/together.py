@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from convscope.data.dataset import Dataset
 from convscope.data.loading import load_again
 from convscope.errors import DataError, UsageError, expected_got
 from convscope.experiment.config import ExperimentConfig
-from convscope.experiment.running import (
-    Trained,
-    read_result,
-    resume_experiment,
-    run_experiment,
-    train_along,
-)
+from convscope.experiment.fitting import stop_on_signals, train
+from convscope.experiment.preparation import begin_session
+from convscope.experiment.running import Trained, read_result, resume_experiment, run_experiment
+from convscope.experiment.transfer import rate_factors
 from convscope.runs import RUN_FILE, RunDirectory, new_folder, open_unfinished
 from convscope.training.distributed import Group, attempt, join
-from convscope.training.events import Listener
+from convscope.training.events import EpochEnd, Event, Listener, StepEnd
 
 _RUN = "convscope-run"  # under which the launcher remembers the run of an earlier attempt
 
@@ -50,7 +48,7 @@ def train_together(
             expected_got(f"the first process's data, fingerprint {fingerprint[:12]}", found, hint)
         )
     if not group.leads:
-        train_along(config, dataset)
+        _train_along(group, config, dataset)
         return None
     begun = _begun(group)
     if begun is not None:
@@ -78,12 +76,31 @@ def resume_together(
     record = open_unfinished(path).read_json(RUN_FILE)
     if data is not None:
         record["data"]["source"] = str(Path(data).resolve() if Path(data).exists() else data)
-    train_along(ExperimentConfig.from_json(record["config"]), load_again(record["data"]))
+    _train_along(group, ExperimentConfig.from_json(record["config"]), load_again(record["data"]))
     return None
 
 
+def _train_along(group: Group, config: ExperimentConfig, dataset: Dataset) -> None:
+    """Train a network together with the first process, which writes the run."""
+    session = begin_session(config, dataset)
+    settled: Any = group.same(None)  # as running.py gives it
+    config, rate, by_stage, is_left_out, state, plan = settled
+    if is_left_out:
+        return
+    session.model.optimizer.learning_rate = rate
+    factors = rate_factors(session.model) if by_stage else None
+    with stop_on_signals() as stop_asked:
+        stop = group.stop_together(stop_asked)
+
+        def listen(event: Event) -> None:
+            if isinstance(event, StepEnd | EpochEnd) and stop():
+                raise KeyboardInterrupt
+
+        train(session.model, session.prepared, config, [listen], state, plan, rate_factors=factors)
+
+
 def _refuse_deadline(config: ExperimentConfig) -> None:
-    """Refuse rates that follow the clock, which each process has one of its own."""
+    """Refuse a deadline: each process would follow a clock of its own."""
     if config.training.within is not None:
         hint = "Give epochs, or train in one process."
         raise UsageError(

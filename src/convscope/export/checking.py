@@ -88,7 +88,7 @@ class CheckImages:
 def find_images(run: RunDirectory, bundle: Bundle, data: str | None = None) -> CheckImages:
     """Find the images that a run was tested on; where they are gone, make some up and say so.
 
-    ``data`` names them in the place of what the run recorded, and must be what it was trained on. The
+    ``data`` names them instead of what the run recorded, and must be what it was trained on. The
     export's accuracy on test images is one more use of them, which is counted.
     """
     recorded = run.read_json(RUN_FILE).get("data")

@@ -126,7 +126,7 @@ def maximise_class(
 ) -> Synthesis:
     """Make an image that a class scores highest on, before the softmax.
 
-    Takes and gives what `maximise_filter` does, with a class in the place of a filter; with names of the
+    Takes and gives what `maximise_filter` does, for a class instead of a filter; with names of the
     classes, the one it was made for is named.
 
     Examples

@@ -478,7 +478,7 @@ def copy_of(weight: Tensor) -> Tensor | None:
 
 
 def forget_copy(weight: Tensor) -> None:
-    """Let a weight's copy be made anew, after a change that torch does not count."""
+    """Let a weight's copy be made again, after a change that torch does not count."""
     _COPIES.pop(weight, None)
 
 

@@ -82,7 +82,7 @@ keras.layers.Lambda 'trap'. Load it with Keras itself if you trust whoever made 
         config = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise DataError(expected_got(f"the configuration in {source} to be JSON", reason(error))) from error
-    # As text, here and below: a list or an object in the place of a name cannot be looked up.
+    # As text, here and below: a list or an object instead of a name cannot be looked up.
     if not isinstance(config, dict) or str(config.get("class_name")) not in MODELS:
         raise DataError(expected_got(f"{source} to hold a Keras model", "something else"))
     layers = 0

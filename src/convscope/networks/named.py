@@ -202,7 +202,7 @@ def build(
         Keras's own setting (``keras.config.image_data_format()``) when left out. A pretrained network is
         always channels_last.
     weights : str, optional
-        Of a pretrained network: a file in the place of the published weights.
+        Of a pretrained network: a file instead of the published weights.
 
     Returns
     -------

@@ -47,7 +47,7 @@ _SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 # The network was trained on (pixel − 127) / 128.
 _MEAN, _DEVIATION = 127, 128
 # M. Tan and Q. Le, "EfficientNet", 2019, table 1; the lite form leaves out squeeze-and-excite and has ReLU6
-# in the place of swish. For each stage: repeats, kernel, stride, expansion, filters.
+# instead of swish. For each stage: repeats, kernel, stride, expansion, filters.
 _STEM, _TOP = 32, 1280
 _STAGES = (
     (1, 3, 1, 1, 16),
@@ -101,7 +101,7 @@ def backbone(name: str, size: int, weights: str | None = None) -> keras.Model:
     size : int
         Height and width of its images, in pixels.
     weights : str, optional
-        A file in the place of the published weights: as PyTorch saved it for ``efficientnet-lite0``, as Keras
+        A file instead of the published weights: as PyTorch saved it for ``efficientnet-lite0``, as Keras
         did for the others, with or without the last layer of 1,000 classes.
 
     Returns

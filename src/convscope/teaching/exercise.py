@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 def exercise_data(name: str | None) -> tuple[Dataset, str | None]:
-    """Load data by name, or MNIST where it can be had, else the digits with a notice for whoever asked."""
+    """Load data by name, or MNIST where it is available, else the digits with a notice for whoever asked."""
     if name is not None:
         return load(name), None
     try:
         return load("mnist"), None
     except DataNotFoundError as error:
         notice = (
-            f"MNIST is not to be had: {error}\nThis run uses scikit-learn's digits instead: 1,797 images."
+            f"MNIST is not available: {error}\nThis run uses scikit-learn's digits instead: 1,797 images."
         )
         return load("digits"), notice
 

@@ -21,7 +21,7 @@ Logs = Mapping[str, float] | None
 class Tracking(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untyped
     """Sends settings and the numbers of each epoch to MLflow, TensorBoard or Weights & Biases.
 
-    A tool that does not answer is told of in one warning, and the training goes on.
+    A tool that does not answer is reported in one warning, and the training goes on.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""A listener that follows runs for one tool: what happens in them is sent, what fails is told of once.
+"""A listener that follows runs for one tool: what happens in them is sent, what fails is reported once.
 
 A training neither ends nor waits long because a tool does not answer. What could not be sent is kept, and
 tried once more when the run is complete. The id of the tracked run lies in the run, so that whoever resumes
@@ -37,7 +37,7 @@ def follow(targets: Sequence[Target], say: Say) -> list[Listener]:
 
 
 def followed_by(run: str | Path, say: Say) -> list[Target]:
-    """Find the tools that have followed a run; one whose package is not here is told of."""
+    """Find the tools that have followed a run; one whose package is missing is reported."""
     found = []
     for name, known in _known(RunDirectory(run)).items():
         if name in TOOLS and isinstance(known, dict):

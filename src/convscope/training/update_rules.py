@@ -147,7 +147,7 @@ class Adam(Rule):
             self._in_passes(chosen, weights, wide, numbers)
         else:
             self._fused(chosen, weights, wide, numbers[0])
-        # It does not count as a change for torch; what is derived from the weights has to be made anew.
+        # It does not count as a change for torch; what is derived from the weights has to be made again.
         torch.autograd.graph.increment_version(weights)
 
     def _in_passes(self, chosen: Chosen, weights: Tensors, grads: Tensors, numbers: Numbers) -> None:

@@ -83,7 +83,7 @@ def normalization(context: LayerContext) -> LayerArithmetic:
 
 
 def _axes(context: LayerContext) -> tuple[int, ...]:
-    """Read the axes that a layer is told of, counted without the batch."""
+    """Read the axes in a layer's settings, counted without the batch."""
     axis = context.settings.get("axis", -1)
     axes = [int(one) for one in axis] if isinstance(axis, list | tuple) else [int(axis)]
     return tuple(one - 1 if one > 0 else len(context.shape) + one for one in axes)

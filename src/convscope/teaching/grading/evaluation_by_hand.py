@@ -1,4 +1,4 @@
-"""Lesson 3: predictions, confusion matrix, loss, worst errors, interval, an evaluation of one's own."""
+"""Lesson 3: predictions, confusion matrix, loss, worst errors, interval, an evaluation of your own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lesson 7: pictures of one's own digits, brought into the form of the training images."""
+"""Lesson 7: pictures of your own digits, brought into the form of the training images."""
 
 from __future__ import annotations
 

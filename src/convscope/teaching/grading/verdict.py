@@ -128,7 +128,7 @@ def as_table(value: Any, name: str, keys: Sequence[str]) -> Mapping[str, Any]:
     require(
         isinstance(value, Mapping),
         expected_got(f"`{name}` as a dictionary", type(value).__name__),
-        "Keep the dictionary as it was given, and put your answers in the place of the dots.",
+        "Keep the dictionary as it was given, and put your answers in place of the dots.",
     )
     missing = [key for key in keys if key not in value]
     require(not missing, expected_got(f"an entry {missing[0]!r} in `{name}`" if missing else "", "none"))

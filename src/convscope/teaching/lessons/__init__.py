@@ -1,6 +1,6 @@
 """The exercise as notebooks: one source for each lesson in ``sources/``, and two notebooks from it.
 
-data         what the lessons run on, and pictures of one's own digits
+data         what the lessons run on, and pictures of your own digits
 notebooks    source → solution and student version
 """
 

@@ -1,4 +1,4 @@
-"""What the notebooks run on: MNIST or the digits, whole or shortened, and pictures of one's own digits.
+"""What the notebooks run on: MNIST or the digits, whole or shortened, and pictures of your own digits.
 
 The environment variable ``CONVSCOPE_LESSONS`` holds words separated by commas: ``quick`` shortens data and
 training for tests; ``mnist`` or ``digits`` chooses the data. Without it the lessons run on the whole of
@@ -30,7 +30,7 @@ _EPOCHS = {("mnist", False): 5, ("mnist", True): 3, ("digits", False): 20, ("dig
 
 @dataclass(frozen=True)
 class LessonSettings:
-    """What the variable asks for; without a dataset it is MNIST where it can be had, else the digits."""
+    """What the variable asks for; without a dataset it is MNIST where it is available, else the digits."""
 
     dataset: str | None = None
     quick: bool = False
@@ -53,7 +53,7 @@ class LessonSettings:
 
 
 def load_data() -> Dataset:
-    """Load the lessons' data: MNIST where it can be had, else scikit-learn's digits.
+    """Load the lessons' data: MNIST where it is available, else scikit-learn's digits.
 
     Returns
     -------
@@ -63,7 +63,7 @@ def load_data() -> Dataset:
     Raises
     ------
     DataError
-        If files are damaged, or the dataset that ``CONVSCOPE_LESSONS`` names cannot be had.
+        If files are damaged, or the dataset that ``CONVSCOPE_LESSONS`` names is not available.
 
     Examples
     --------
