@@ -43,7 +43,8 @@ HEAD = "head"
 RATE_FALL = 0.7
 # Raised when the same images would give other features.
 _FEATURES_VERSION = 1
-_BATCH, _KEPT_AT_ONCE = 32, 512
+# So many features are computed at a time, and kept.
+_KEPT_AT_ONCE = 512
 # How strongly the head is held back is chosen among these, by the loss in so many folds.
 _STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0)
 _FOLDS = 3
@@ -139,7 +140,7 @@ def features_of(
     began = time.perf_counter()
     for start in range(0, len(new), _KEPT_AT_ONCE):  # whoever is interrupted goes on there
         some, began_some = new[start : start + _KEPT_AT_ONCE], time.perf_counter()
-        rows = predict(extractor, images[np.array(some)], _BATCH, preprocess=preprocess)
+        rows = predict(extractor, images[np.array(some)], preprocess=preprocess)
         found = [names[place] for place in some]
         add_rows(key, found, rows, time.perf_counter() - began_some)
         known |= zip(found, rows, strict=True)
@@ -325,7 +326,7 @@ def _row_of(session: Session) -> dict[str, float]:
     some = np.linspace(0, len(prepared.train) - 1, min(len(prepared.train), MOST_MEASURED)).astype(np.int64)
     parts = {"": prepared.train.take(some)} | ({"val_": prepared.validation} if prepared.validation else {})
     for prefix, part in parts.items():
-        chances = predict(session.model, part.images, _BATCH, preprocess=prepared.preprocess)
+        chances = predict(session.model, part.images, preprocess=prepared.preprocess)
         row |= _row(prefix, np.log(np.maximum(chances, _SMALLEST)), part, session.config.training)
     return row
 
