@@ -286,7 +286,7 @@ class Crowd:
                     self.lost.append("not connected")
                 return
             try:
-                while True:  # until the server hangs up
+                while True:
                     began = time.perf_counter()
                     writer.write(request)
                     status, content = await self._answer(reader, "good")
@@ -294,8 +294,9 @@ class Crowd:
                         self.took.append(1000 * (time.perf_counter() - began))
                         if [one["index"] for one in json.loads(content)["predictions"]] != [0]:
                             self.lost.append(content.decode())
-                    else:
+                    else:  # after which the server hangs up
                         await asyncio.sleep(0.2)
+                        break
             except asyncio.IncompleteReadError as error:
                 if error.partial or not self._over:
                     self.lost.append(f"cut after {len(error.partial)} bytes")

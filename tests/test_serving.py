@@ -939,6 +939,16 @@ def test_requests_of_every_form_are_answered_or_refused_and_strangers_are_not_to
             answer = ask(head, body, "" if "onnection:" in head else "Connection: close\r\n")
             assert answer.startswith(f"HTTP/1.1 {status} ".encode()), (head, answer[:300])
             assert not head.startswith("HEAD") or answer.endswith(b"\r\n\r\n")
+        # Nonsense after an answer, while what the refused client still sends is thrown away.
+        with connect(address) as asking:
+            asking.sendall(b"POST /predict HTTP/1.1\r\nHost: evil\r\nTransfer-Encoding: chunked\r\n\r\n")
+            refused = b""
+            while not refused.endswith(b"}"):
+                refused += asking.recv(2**16)
+            assert refused.startswith(b"HTTP/1.1 421 ")
+            asking.sendall(b"nonsense\r\n")
+            with suppress(ConnectionError):
+                assert asking.recv(2**16) == b""
         several = ask(f"GET /health HTTP/1.1\r\n{own}\r\n" * 3 + f"GET /health HTTP/1.1\r\n{own}")
         assert several.count(b'{"status":"ok"}') == 4
         running.send_signal(signal.SIGTERM)

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -129,6 +130,12 @@ class _Protocol(H11Protocol):
         if self._waiting is not None and not self._is_between():
             self._waiting.cancel()
             self._waiting = None
+
+    def send_400_response(self, msg: str) -> None:
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:  # there is an answer already: what comes after it need not make sense
+            self.transport.close()
 
     def pause_writing(self) -> None:
         super().pause_writing()
