@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import KDTree
 
 from convscope import plotting
 from convscope.data.dataset import Split
@@ -292,6 +291,8 @@ def _count_use(model: keras.Model, probabilities: NDArray[np.float32]) -> RunErr
     stored = run.read_arrays("predictions.npz").get("test_probabilities")
     if stored is None or stored.shape[1:] != probabilities.shape[1:]:
         return None
+    from scipy.spatial import KDTree  # half a second that a training does not need
+
     known, asked = (np.log(np.maximum(table, _SMALLEST))[:, :_COLUMNS] for table in (stored, probabilities))
     distances, _ = KDTree(known).query(asked, p=np.inf, distance_upper_bound=_SAME)
     if np.isfinite(distances).mean() < 0.5:
