@@ -120,6 +120,8 @@ CASES = {
     "zero padding channels first": ([lambda: L.ZeroPadding2D((1, 2), **FIRST)], (4, 7, 8)),
     "cropping": ([lambda: L.Cropping2D(((1, 2), (0, 3)))], IMAGE),
     "cropping channels first": ([lambda: L.Cropping2D((1, 2), **FIRST)], (4, 7, 8)),
+    "center crop": ([lambda: L.CenterCrop(4, 5)], IMAGE),
+    "center crop channels first": ([lambda: L.CenterCrop(4, 3, **FIRST)], (4, 7, 8)),
     "upsampling nearest": ([lambda: L.UpSampling2D((2, 3))], IMAGE),
     "upsampling bilinear": ([lambda: L.UpSampling2D((2, 3), interpolation="bilinear")], IMAGE),
     "upsampling channels first": ([lambda: L.UpSampling2D(2, **FIRST)], (4, 7, 8)),

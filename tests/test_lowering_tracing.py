@@ -177,6 +177,9 @@ MODELS = {
     "one-dimensional": lambda x: after(
         x, L.Reshape((64, 6)), L.Conv1D(4, 3, padding="same", activation="gelu"), L.GlobalAveragePooling1D()
     ),
+    "three-dimensional": lambda x: after(
+        x, L.Reshape((4, 4, 4, 6)), L.Conv3D(3, 2, padding="same", activation="relu"), L.AveragePooling3D(2)
+    ),
     "transposed convolution": lambda x: after(x, L.Conv2DTranspose(4, 3, strides=2, padding="same")),
     "rms": lambda x: after(x, L.RMSNormalization()),
     "einsum": lambda x: after(x, L.EinsumDense("abcd,de->abce", (None, None, 3), bias_axes="e")),

@@ -125,7 +125,8 @@ class ByMode(Op):
 def is_plain(operation: Any) -> bool:
     """Say whether this is a function of ``keras.ops`` that depends on its arguments and settings alone."""
     kind = type(operation)
-    return kind.__module__.startswith("keras.src.ops.") and kind.__name__ not in _TAKE_FUNCTIONS
+    own = kind.__module__.startswith(("keras.src.ops.", "keras.src.activations."))
+    return own and kind.__name__ not in _TAKE_FUNCTIONS
 
 
 def function_of(operation: Any) -> Callable[..., Any]:

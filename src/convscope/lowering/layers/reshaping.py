@@ -142,6 +142,19 @@ def _read_cropping2d(builder: ProgramBuilder, layer: Any, inputs: Sequence[Value
     return builder.add(Crop2D, layer, inputs, amounts=amounts, data_format=layer.data_format)
 
 
+@reads("CenterCrop")
+def _read_center_crop(builder: ProgramBuilder, layer: Any, inputs: Sequence[Value]) -> Value | None:
+    axes = spatial_axes(layer.data_format)
+    known = inputs[0].rank == 4 and inputs[0].dtype == "float32"  # Keras casts others
+    sizes = [inputs[0].shape[axis] for axis in axes] if known else [None]
+    wanted, over = (layer.height, layer.width), []
+    for size, length in zip(sizes, wanted, strict=False):
+        if size is None or size < length:
+            return None  # Keras enlarges what is too small
+        over.append(((size - length) // 2, size - length - (size - length) // 2))
+    return builder.add(Crop2D, layer, inputs, amounts=tuple(over), data_format=layer.data_format)
+
+
 @reads("UpSampling2D")
 def _read_up_sampling2d(builder: ProgramBuilder, layer: Any, inputs: Sequence[Value]) -> Value:
     return builder.add(
