@@ -65,7 +65,8 @@ def test_a_fold_that_is_none(number):
 def test_each_image_is_answered_by_the_network_that_never_saw_it(tmp_path):
     digits = convscope.load("digits")
     few = take_fold(digits, 1, 8, seed=0)  # 180 images
-    small = Dataset("few", few.test, digits.test, digits.class_names, "a" * 64)
+    some = few.test.take(np.arange(len(few.test) // FOLDS * FOLDS - 1))  # folds of different sizes
+    small = Dataset("few", some, digits.test, digits.class_names, "a" * 64)
     training = TrainingConfig(epochs=1, batch_size=32, precision="float32", deterministic=True)
     config = ExperimentConfig("simple", training=training)
     found = cross_validate(config, small, FOLDS, tmp_path, with_report=False)
@@ -75,6 +76,9 @@ def test_each_image_is_answered_by_the_network_that_never_saw_it(tmp_path):
     accuracies = [result.test.accuracy for result in found.results]
     images = [result.test.images for result in found.results]
     assert found.evaluation.accuracy == pytest.approx(np.average(accuracies, weights=images))
+    losses = [result.test.loss for result in found.results]
+    assert found.evaluation.loss == pytest.approx(np.average(losses, weights=images), rel=1e-9)
+    assert found.evaluation.loss != pytest.approx(np.average(losses), rel=1e-9)
     for result in found.results:
         arrays = RunDirectory(result.run).read_arrays("predictions.npz")
         assert set(arrays["test_names"]).isdisjoint(arrays["validation_names"])

@@ -77,6 +77,8 @@ def test_the_winner_alone_sees_the_test_images_and_once(swept):
         assert uses.count(log) == 1
         assert log["consultations"][0]["by"] == "sweep"
     assert again.comparison.to_json() == outcome.comparison.to_json()
+    reached = outcome.comparison.accuracy_a, outcome.comparison.accuracy_b
+    assert reached == (outcome.defaults.test.accuracy, outcome.winner_result.test.accuracy)
 
 
 def test_what_is_said_names_the_trials_and_chance(swept):
