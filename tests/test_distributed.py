@@ -106,7 +106,7 @@ def test_other_data_than_the_first_process_has_are_refused(
         leads, same = False, staticmethod(lambda _: "0123456789abcdef")
 
     monkeypatch.setattr(together, "join", Second)
-    monkeypatch.setattr(together, "train_along", lambda *_: None)
+    monkeypatch.setattr(together, "_train_along", lambda *_: None)
     dataset = convscope.load("digits")
     with pytest.raises(DataError, match=r"data, fingerprint 0123456789ab, got digits, "):
         together.train_together(ExperimentConfig("simple", data="digits"), dataset, tmp_path)
