@@ -48,16 +48,32 @@ def wrong_pooling(monkeypatch):
     monkeypatch.setattr(compiled, "tile_max_back", lambda *arguments: right(*arguments) * 1.01)
 
 
+def plant_in_convolutions(monkeypatch, plant):
+    """Whichever of them the plan chooses."""
+    for module, names in (
+        (convolutions, ["_convolved"]),
+        (compiled, ["few_channel_convolution", "winograd_convolution", "winograd_tile_max"]),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, plant(getattr(module, name)))
+
+
 def wrong_convolution(monkeypatch):
-    right = convolutions._convolved
-    monkeypatch.setattr(convolutions, "_convolved", lambda *arguments: right(*arguments) + 1e-3)
+    def plant(right):
+        def wrong(*arguments):
+            found = right(*arguments)
+            return (found[0] + 1e-3, *found[1:]) if isinstance(found, tuple) else found + 1e-3
+
+        return wrong
+
+    plant_in_convolutions(monkeypatch, plant)
 
 
 def wrong_exception(monkeypatch):
     def refuse(*_):
         raise RuntimeError("no such instruction")
 
-    monkeypatch.setattr(convolutions, "_convolved", refuse)
+    plant_in_convolutions(monkeypatch, lambda _: refuse)
 
 
 @pytest.mark.parametrize("plant", [wrong_pooling, wrong_convolution, wrong_exception])
