@@ -231,7 +231,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--processes", type=int, nargs="*", default=[1, 2, 4])
     parser.add_argument("--rounds", type=int, default=3, help="of each number of processes, in turns")
-    parser.add_argument("--into", type=Path)
+    parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)  # of its own processes
     options = parser.parse_args()
     name, batch = options.network, options.batch
     if options.into is not None:  # one of the processes

@@ -51,7 +51,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     ]
     try:
         for process in processes:
-            _, errors = process.communicate(timeout=120)
+            _, errors = process.communicate(timeout=280)
             assert process.returncode == 0, errors
     finally:
         for process in processes:

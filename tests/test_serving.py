@@ -978,6 +978,7 @@ def test_the_served_explorer_keeps_what_an_image_really_shows(browser, digits_ru
         page.goto(f"{address}/")
         page.select_option(".correction select", "7", timeout=60_000)
         page.wait_for_selector(".correction [role=status]:has-text('7')")
+        assert "is sent to the server" in page.inner_text("main")
         page.close()
     assert said == []
     assert [one.label for one in read_corrections(tmp_path / "kept")] == ["7"]

@@ -17,7 +17,8 @@ export async function mountCorrection(root, app) {
   choice.append(new Option("–", ""), ...app.classes.map((name) => new Option(name, name)));
   const told = element("span", { role: "status" });
   root.append(element("p", { class: "correction" }, element("label", {}, element("span", { "data-t": "correct.label" }), " ", choice), " ", told));
-  translate(root);
+  document.querySelector('[data-t="draw.private"]')?.setAttribute("data-t", "correct.sent");
+  translate(document.body);
   app.store.subscribe((_, changed) => {
     if (changed.has("pixels")) told.textContent = choice.value = "";
   });

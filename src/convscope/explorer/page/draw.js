@@ -71,7 +71,7 @@ export function mountDraw(root, app) {
         ),
         app.convention && element("label", { class: "check" }, fit, element("span", { "data-t": "draw.fit" })),
         element("div", { class: "tools" }, choose, file, camera),
-        element("p", { class: "hint", "data-t": "draw.sources" }),
+        element("p", { class: "hint" }, element("span", { "data-t": "draw.sources" }), " ", element("span", { "data-t": "draw.private" })),
         element("p", { class: "problem", id: "picture-problem", role: "alert", hidden: true }),
       ),
       images.count ? gallery(app) : null,
