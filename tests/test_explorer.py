@@ -314,7 +314,6 @@ def test_what_is_not_known_is_not_live_and_says_why(javascript):
         (layers.Conv2DTranspose(3, 3, strides=2, output_padding=1), "reason_setting"),
         (layers.Conv2D(3, 3, activation=twice), "reason_unknown_activation"),
         (layers.UpSampling2D(2, interpolation="bicubic"), "reason_setting"),
-        (layers.LayerNormalization(axis=(1, 2)), "reason_setting"),
     ):
         image = keras.Input((9, 11, 4))
         x = layers.Conv2D(4, 3)(image)
