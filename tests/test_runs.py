@@ -62,6 +62,19 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
     assert entries(tmp_path) == []
 
 
+@pytest.mark.posix("folders that are synced as files are")
+def test_a_run_s_name_is_on_the_disk_once_it_is_published(tmp_path, monkeypatch):
+    done, fsync, replace = [], os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: [done.append(os.fstat(handle).st_ino), fsync(handle)])
+    monkeypatch.setattr(
+        Path, "replace", lambda path, to: [done.append(f"{path.name[0]} to {to.name}"), replace(path, to)]
+    )
+    with create_run(tmp_path / "run") as run:
+        run.write_bytes("x", b"x")
+        folder = run.path.stat().st_ino
+    assert done[-3:] == [folder, ". to run", tmp_path.stat().st_ino]
+
+
 def test_a_folder_that_cannot_be_made_is_said(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RunError, match="to be able to write"), create_run(tmp_path / "file/run"):

@@ -71,8 +71,10 @@ class RunDirectory:
         """Move a new run to its final place; from then on it is kept, whatever happens."""
         if self._target is not None:
             self.path.chmod(0o755)
+            sync_folder(self.path)
             self.path.replace(self._target)
             self.path, self._target = self._target, None
+            sync_folder(self.path.parent)
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file, as ``write_file`` does."""
@@ -156,6 +158,17 @@ def write_file(target: Path, content: bytes) -> None:
         except BaseException:
             Path(scratch).unlink(missing_ok=True)
             raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a folder's entries survive a power cut; systems that cannot do this do not need it."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextmanager

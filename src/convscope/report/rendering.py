@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _PROGRESS = logging.getLogger("convscope.progress")
 PAGE = Path(__file__).parent / "page"
-SCRIPTS = ("theme.js", "page.js", "matrix.js")
+SCRIPTS = ("theme.js", "page.js", "confusion.js")
 # The walk is the explorer's.
 WALK_SCRIPT, WALK_STYLE = "report.js", explorer_page.PAGE / "walk.css"
 REPORT_FILE = "report.html"

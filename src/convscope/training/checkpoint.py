@@ -4,8 +4,8 @@ Order and dropout masks are functions of the seed and of the absolute epoch and 
 optimizer's variables, the position, the epoch's running sums and what callbacks remember are all there is.
 
 Each checkpoint is a folder of its own: the arrays are written and synced, then the manifest with their
-hashes, then the folder is renamed into place and its parent synced. Reading takes the newest folder whose
-manifest holds; older ones are removed only after a newer one is in place.
+hashes, then the folder is renamed into place and its parents are synced. Reading takes the newest folder
+whose manifest holds; older ones are removed only after a newer one is in place.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope.errors import RunError, expected_got
+from convscope.runs import sync_folder
 
 if TYPE_CHECKING:
     import keras
@@ -170,10 +171,11 @@ def save_checkpoint(run: Path, position: tuple[int, int], arrays: Arrays) -> Pat
             _write_synced(scratch / ARRAYS, content)
             manifest = {"files": {ARRAYS: hashlib.sha256(content).hexdigest()}}
             _write_synced(scratch / MANIFEST, json.dumps(manifest).encode())
-            _sync_folder(scratch)
+            sync_folder(scratch)
             shutil.rmtree(target, ignore_errors=True)  # a damaged one of the same position
             scratch.replace(target)
-            _sync_folder(folder)
+            sync_folder(folder)
+            sync_folder(run)
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
@@ -219,14 +221,3 @@ def _write_synced(file: Path, content: bytes) -> None:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a folder's entries survive a power cut; systems that cannot do this do not need it."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

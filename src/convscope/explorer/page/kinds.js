@@ -1,7 +1,7 @@
 // What each kind of layer computes. Values lie in the order (n, height, width, channels) or (n, units); sums are made in
 // double precision and stored in single precision, as the values of Python are.
 
-import { dense, multiplyStrip, packColumns } from "./matrix.js";
+import { dense, multiplyStrip, packColumns } from "./products.js";
 import { broadcastPlaces, stridesOf, volume } from "./shapes.js";
 
 /**
