@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from bundle_cases import copy_of
 from PIL import Image
 from test_arrays import idx
@@ -71,7 +72,7 @@ def test_a_prediction_loads_no_compiler_of_torch_no_figures_and_no_statistics(di
         "convscope.data.loading",
     }
     assert not (needless | LARGE - {"torch", "keras"}) & loaded
-    if LINUX:
+    if LINUX and torch.version.cuda is None:  # with CUDA, torch alone holds 200 MB more
         assert 100 < loaded.peak < 400
 
 
