@@ -375,7 +375,7 @@ def test_a_zeroed_channel_costs_as_much_as_in_keras(open_page, explorer, digits_
     labels = np.array(page.evaluate("explorer.payload.images.labels"))[:count]
     right = int((bundle.predict(images).argmax(axis=1) == labels).sum())
     low, high = (f"{100 * bound:.1f}" for bound in wilson_interval(right, count))
-    score = page.locator(".score").nth(1).inner_text()
+    score = page.locator(".score").nth(1).inner_text().replace("\N{NO-BREAK SPACE}", " ")
     assert f"{right} of {count}; 95 % interval {low} % to {high} %" in score
     cells = page.locator(".confusion td").all_inner_texts()
     assert sum(int(text) for text in cells if text) == count
