@@ -29,7 +29,7 @@ CONFIG = ExperimentConfig(
     "simple", data="digits", training=TrainingConfig(epochs=8, batch_size=256, deterministic=True)
 )
 # Writes, syncs, renames and removals of one save, from the first byte to the last old checkpoint gone.
-OPERATIONS = 11
+OPERATIONS = 12
 SAVES = 3
 
 
@@ -62,7 +62,7 @@ def die_inside_a_save(number):
         file.write_bytes(content[: len(content) // 2])
 
     checkpoint._write_synced = deadly(checkpoint._write_synced, write_half)
-    checkpoint._sync_folder = deadly(checkpoint._sync_folder)
+    checkpoint.sync_folder = deadly(checkpoint.sync_folder)
     checkpoint.shutil = type("shutil", (), {"rmtree": staticmethod(deadly(shutil.rmtree))})
     checkpoint.Path = type("Path", (), {"__new__": lambda _, path: Deadly(path)})
 
