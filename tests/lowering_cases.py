@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from convscope.lowering import emit, lower, optimise
+from convscope.lowering.ir import Program
 from convscope.lowering.processor import describe_bfloat16, takes_bfloat16
 
 # Relative to the largest element; bfloat16 in the Euclidean norm, because single elements round by chance.
@@ -49,6 +51,16 @@ def built(layers: Sequence[keras.layers.Layer], shape: Sequence[int]) -> keras.M
     """A sequential model whose variables all differ from their neutral start."""
     model = keras.Sequential([keras.Input(tuple(shape)), *layers])
     return scrambled(model)
+
+
+def small(*layers: keras.layers.Layer, channels: int = 16) -> keras.Model:
+    """Build a classifier of three classes that begins with layers, for images of nine by eight."""
+    return built([*layers, keras.layers.Flatten(), keras.layers.Dense(3)], (9, 8, channels))
+
+
+def optimised(model: keras.Model, **settings: Any) -> Program:
+    """Lower a model and run the passes, in float32 and by fixed rules unless the settings say otherwise."""
+    return optimise(lower(model), **{"deterministic": True, "precision": "float32", **settings})[0]
 
 
 def rounded(values: np.ndarray) -> np.ndarray:

@@ -6,11 +6,11 @@ import keras
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  the name that torch's own documentation uses
-from lowering_cases import built, image_batch, keras_pass, lowered_pass
+from lowering_cases import image_batch, keras_pass, lowered_pass, optimised, small
 from test_lowering_kernels import compare, finished, random
 
 from convscope.errors import UsageError
-from convscope.lowering import emit, lower, optimise, planner
+from convscope.lowering import emit, lower, planner
 from convscope.lowering.convolutions import PooledConvolution
 from convscope.lowering.cpu import compiled
 from convscope.lowering.cpu.compiled import PackedMask
@@ -155,14 +155,6 @@ def test_second_derivatives_are_refused():
 
 
 # In a program
-
-
-def small(*layers, channels=16):
-    return built([*layers, L.Flatten(), L.Dense(3)], (9, 8, channels))
-
-
-def optimised(model, **settings):
-    return optimise(lower(model), **{"deterministic": True, "precision": "float32", **settings})[0]
 
 
 PLAIN = [lambda: L.Conv2D(8, 3, activation="relu"), lambda: L.MaxPooling2D(2), lambda: L.Dropout(0.25)]
