@@ -25,18 +25,19 @@ import convscope
 from convscope.cli import main
 from convscope.errors import DataError, ExportError, RunError, UnknownNameError, UsageError
 from convscope.evaluation import test_set_log
-from convscope.export import Bundle, checking, exporting, load_bundle, onnx_graph, torch_graph, torch_source
-from convscope.export.checking import (
+from convscope.export import Bundle, exporting, load_bundle, onnx_files, torch_files
+from convscope.export.exporting import (
     BATCHES,
+    ExportReport,
     compare,
+    export_run,
     find_images,
     measure_latency,
     require_agreement,
     run_in_batches,
 )
-from convscope.export.exporting import ExportReport, export_run
 from convscope.export.formats import FORMATS
-from convscope.export.onnx_graph import open_session
+from convscope.export.onnx_files import open_session
 from convscope.networks import NETWORKS
 from convscope.preprocessing import Preprocess
 from convscope.runs import RunDirectory
@@ -61,8 +62,8 @@ def exports(own_run, tmp_path_factory):
     """Export the run once in each format, ONNX with 8 bits, too; the reports by format."""
     folder = tmp_path_factory.mktemp("exports")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checking, "MOST_IMAGES", IMAGES)
-        patch.setattr(checking, "FEW", 8)
+        patch.setattr(exporting, "MOST_IMAGES", IMAGES)
+        patch.setattr(exporting, "FEW", 8)
         return {
             format: export_run(own_run, format, folder / format, int8=format == "onnx") for format in FORMATS
         }
@@ -227,7 +228,7 @@ def test_the_onnx_file_names_its_classes_and_its_opset(exports):
     onnx.checker.check_model(model, full_check=True)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     assert json.loads(metadata["class_names"]) == list("0123456789")
-    assert [(one.domain, one.version) for one in model.opset_import] == [("", onnx_graph.OPSET)]
+    assert [(one.domain, one.version) for one in model.opset_import] == [("", onnx_files.OPSET)]
 
 
 @pytest.mark.parametrize("format", ["onnx", "int8"])
@@ -307,7 +308,7 @@ def test_preprocessing_and_calibration_are_part_of_the_graph(scaling, data_forma
     model = convscope.build("simple", preprocess.input_shape, 3, data_format)
     bundle = Bundle.from_model(model, preprocess, ("a", "b", "c"), temperature)
     with torch.no_grad():
-        found = torch_graph.RawNetwork(bundle)(torch.from_numpy(pixels)).numpy()
+        found = torch_files.RawNetwork(bundle)(torch.from_numpy(pixels)).numpy()
     assert found == pytest.approx(bundle.predict(pixels), abs=1e-6)
 
 
@@ -321,11 +322,11 @@ def test_every_named_network_exports(name, data_format, tmp_path):
     model = convscope.build(name, preprocess.input_shape, 5, data_format)
     bundle = Bundle.from_model(model, preprocess, tuple("abcde"), 1.5)
     reference = bundle.predict(pixels)
-    onnx_graph.write_onnx(torch_graph.trace(bundle), bundle, tmp_path / "model.onnx")
+    onnx_files.write_onnx(torch_files.trace(bundle), bundle, tmp_path / "model.onnx")
     files = tmp_path / "network.safetensors", tmp_path / "network.py"
     for forward in (
-        torch_graph.write_program(torch_graph.trace(bundle), tmp_path / "model.pt2"),
-        torch_source.write_module(torch_graph.trace(bundle), bundle, *files),
+        torch_files.write_program(torch_files.trace(bundle), tmp_path / "model.pt2"),
+        torch_files.write_module(torch_files.trace(bundle), bundle, *files),
         open_session(tmp_path / "model.onnx", (28, 28, 3), 5),
     ):
         require_agreement(forward, pixels, reference, name)
@@ -336,8 +337,8 @@ def test_every_named_network_exports(name, data_format, tmp_path):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(checking, "MOST_IMAGES", 16)
-    monkeypatch.setattr(checking, "REPEATS", 1)
+    monkeypatch.setattr(exporting, "MOST_IMAGES", 16)
+    monkeypatch.setattr(exporting, "REPEATS", 1)
 
 
 def test_an_export_that_disagrees_is_refused_and_leaves_nothing(own_run, tmp_path, monkeypatch, quick):

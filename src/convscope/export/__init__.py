@@ -3,10 +3,9 @@
 bundle        a network with all that it needs to predict
 bundle_files  a run or an export → a bundle
 formats       the formats, one record each
-onnx_graph, onnx_resizing, onnx_int8, torch_graph, torch_source
-              what the formats write and read
-exporting     a run → a folder in one of the formats
-checking      whether an export does what its source does, and how fast
+onnx_files    what they write and read: ONNX, in 8 bits too
+torch_files   a torch graph, and PyTorch source
+exporting     a run → a folder in one of the formats, held against the run
 """
 
 from convscope.export.bundle import Bundle

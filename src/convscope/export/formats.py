@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convscope.export.bundle import Bundle, Forward
-from convscope.export.onnx_graph import Session, open_session, write_onnx
-from convscope.export.onnx_int8 import write_int8
+from convscope.export.onnx_files import Session, open_session, write_int8, write_onnx
 from convscope.model_files.models import MODEL_FILE, load_model
 
 if TYPE_CHECKING:  # it brings all that reads data, which a prediction needs not
-    from convscope.export.checking import CheckImages
+    from convscope.export.exporting import CheckImages
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +38,7 @@ class ExportFormat:
 
 
 def _write_onnx(bundle: Bundle, folder: Path) -> Forward:
-    from convscope.export.torch_graph import trace
+    from convscope.export.torch_files import trace
 
     write_onnx(trace(bundle), bundle, folder / ONNX.files[0])
     return open_session(folder / ONNX.files[0], bundle.preprocess.image_shape, len(bundle.class_names))
@@ -101,14 +100,13 @@ def _with_keras_alone(bundle: Bundle) -> str:
 
 
 def _write_torch(bundle: Bundle, folder: Path) -> Forward:
-    from convscope.export.torch_graph import trace, write_program
+    from convscope.export.torch_files import trace, write_program
 
     return write_program(trace(bundle), folder / TORCH.files[0])
 
 
 def _write_module(bundle: Bundle, folder: Path) -> Forward:
-    from convscope.export.torch_graph import on_cpu, trace
-    from convscope.export.torch_source import write_module
+    from convscope.export.torch_files import on_cpu, trace, write_module
 
     here = replace(bundle, network=on_cpu(bundle.model))
     return write_module(trace(here), here, *(folder / name for name in MODULE.files))

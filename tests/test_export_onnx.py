@@ -1,4 +1,4 @@
-"""Networks in 8 bits: as good as their source on images held back, on every processor, or refused."""
+"""ONNX exports: resizing held against Pillow's, and 8 bits as good as their source or refused."""
 
 import keras
 import numpy as np
@@ -10,13 +10,135 @@ from onnx import numpy_helper
 
 import convscope
 from convscope.errors import DataError, ExportError
-from convscope.export import Bundle, checking, onnx_graph, onnx_int8, torch_graph
-from convscope.export.checking import CheckImages, find_images
-from convscope.export.exporting import export_run
-from convscope.export.onnx_int8 import write_int8
+from convscope.export import Bundle, exporting, load_bundle, onnx_files, torch_files
+from convscope.export.exporting import CheckImages, export_run, find_images
+from convscope.export.onnx_files import open_session, to_resizing, write_int8
 from convscope.networks import NETWORKS
-from convscope.preprocessing import Preprocess
+from convscope.preprocessing import RESIZES, Preprocess
 from convscope.runs import RunDirectory
+
+PROBABILITIES = 1e-4
+
+
+def noise(generator, shape):
+    """Pixels of any value, or only black and white: the hardest that there are to resize."""
+    pixels = generator.integers(0, 256, shape, np.uint8)
+    return np.where(pixels > 127, 255, 0).astype(np.uint8) if generator.random() < 0.3 else pixels
+
+
+def smooth(generator, height, width, channels):
+    """A picture with shapes: coarse noise, enlarged."""
+    coarse = generator.integers(0, 256, (1, *generator.integers(2, 9, 2), channels), np.uint8)
+    large = Preprocess.fit(np.zeros((1, height, width, channels), np.uint8), resize="stretch")
+    return large.resize_to_input(coarse)
+
+
+def preprocess(shape, resize):
+    return Preprocess.fit(np.zeros((1, *shape), np.uint8), "unit", resize=resize)
+
+
+def session_of(settings):
+    model = to_resizing(settings)
+    onnx.checker.check_model(model, full_check=True)
+    return onnxruntime.InferenceSession(model.SerializeToString())
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("shape", [(32, 24, 3), (28, 28, 1), (7, 50, 3)], ids=str)
+def test_any_size_and_colour_becomes_what_pillow_makes_of_it(shape, resize):
+    generator = np.random.default_rng(0)
+    settings = preprocess(shape, resize)
+    session = session_of(settings)
+    for _ in range(60):
+        height, width, count = generator.integers(1, (150, 150, 4))
+        images = noise(generator, (count, height, width, generator.choice([1, 3])))
+        [found] = session.run(None, {"pixels": images})
+        expected = settings.resize_to_input(images)
+        np.testing.assert_array_equal(found, expected, str(images.shape))
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_image_of_the_right_size_stays_as_it_is(channels, resize):
+    images = noise(np.random.default_rng(1), (3, 28, 20, channels))
+    session = session_of(preprocess(images.shape[1:], resize))
+    [found] = session.run(None, {"pixels": images})
+    assert (found == images).all()
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(1, 3), (3, 1)])
+def test_colours_alone_are_exactly_pillow_s(given, wanted):
+    images = np.random.default_rng(2).integers(0, 256, (2, 300, 300, given), np.uint8)
+    settings = preprocess((300, 300, wanted), "letterbox")
+    [found] = session_of(settings).run(None, {"pixels": images})
+    assert (found == settings.resize_to_input(images)).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (2, 3)], ids=str)
+@pytest.mark.parametrize("resize", RESIZES)
+def test_the_thinnest_images_too(size, resize):
+    images = noise(np.random.default_rng(3), (1, *size, 3))
+    settings = preprocess((16, 12, 3), resize)
+    [found] = session_of(settings).run(None, {"pixels": images})
+    np.testing.assert_array_equal(found, settings.resize_to_input(images))
+
+
+def test_a_network_in_a_file_predicts_images_of_any_size_as_the_bundle_does(tmp_path):
+    generator = np.random.default_rng(4)
+    settings = Preprocess.fit(noise(generator, (8, 12, 10, 3)), "standard")
+    model = convscope.build("normalized", settings.input_shape, 3)
+    model.set_weights(
+        [generator.uniform(0.1, 0.3, value.shape).astype(np.float32) for value in model.get_weights()]
+    )
+    bundle = Bundle.from_model(model, settings, ("a", "b", "c"), 1.5)
+    onnx_files.write_onnx(torch_files.trace(bundle), bundle, tmp_path / "model.onnx")
+    forward = open_session(tmp_path / "model.onnx", (12, 10, 3), 3)
+    kinds = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
+    assert not kinds & {"Sub", "BatchNormalization"}  # the normalizations are part of the convolutions
+    for shape in ((5, 12, 10, 3), (1, 40, 31, 3), (2, 9, 50, 1)):
+        images = noise(generator, shape)
+        assert forward(images) == pytest.approx(bundle.predict(images), abs=PROBABILITIES)
+
+
+def test_the_normalization_of_a_wide_depthwise_convolution_is_part_of_it(tmp_path):
+    generator = np.random.default_rng(6)
+    given = keras.Input((5, 5, 3))
+    values = keras.layers.Conv2D(1152, 1)(given)
+    values = keras.layers.DepthwiseConv2D(5, padding="same", use_bias=False)(values)
+    values = keras.layers.ReLU(6.0)(keras.layers.BatchNormalization()(values))
+    values = keras.layers.GlobalAveragePooling2D()(values)
+    model = keras.Model(given, keras.layers.Dense(2, activation="softmax")(values))
+    images = noise(generator, (4, 5, 5, 3))
+    bundle = Bundle.from_model(model, Preprocess.fit(images, "unit"), ("a", "b"))
+    onnx_files.write_onnx(torch_files.trace(bundle), bundle, tmp_path / "model.onnx")
+    kinds = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
+    assert not kinds & {"Sub", "Reshape"}
+    found = open_session(tmp_path / "model.onnx", (5, 5, 3), 2)(images)
+    assert found == pytest.approx(bundle.predict(images), abs=1e-4)
+
+
+@pytest.mark.slow
+def test_a_thousand_images_of_any_size_get_the_labels_of_the_run(digits_run, tmp_path):
+    bundle = load_bundle(digits_run)
+    onnx_files.write_onnx(torch_files.trace(bundle), bundle, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    generator = np.random.default_rng(5)
+    digits = convscope.load("digits").test.images
+    for number in range(1000):
+        height, width = generator.integers(8, 200, 2)
+        channels = int(generator.choice([1, 3]))
+        images = smooth(generator, height, width, channels)
+        if number % 2:  # a digit, larger or smaller
+            images = np.repeat(
+                preprocess((height, width, 1), "stretch").resize_to_input(digits[number % len(digits)][None]),
+                channels, axis=3,
+            )  # fmt: skip
+        [found] = session.run(["probabilities"], {"pixels": images})
+        expected = bundle.predict(images)
+        assert found == pytest.approx(expected, abs=PROBABILITIES), images.shape
+        first, second = np.sort(expected[0])[[-1, -2]]
+        assert found.argmax() == expected.argmax() or first - second < PROBABILITIES
+
 
 SHAPE, CLASSES = (28, 28, 3), 4
 
@@ -73,7 +195,7 @@ def quantized(network, folder, images=None):
 
 def written(bundle, folder):
     """Give a bundle and its ONNX file."""
-    onnx_graph.write_onnx(torch_graph.trace(bundle), bundle, folder / "model.onnx")
+    onnx_files.write_onnx(torch_files.trace(bundle), bundle, folder / "model.onnx")
     return bundle, folder / "model.onnx"
 
 
@@ -151,14 +273,14 @@ def test_sensitive_layers_stay_in_float32_where_eight_bits_cost_too_much(
     mobile_network, tmp_path, monkeypatch
 ):
     tries = []
-    plain = onnx_int8._quantize
+    plain = onnx_files._quantize
 
     def poor_at_first(source, target, graph, pixels, in_float32):
         tries.append(in_float32)
         # Ranges of black images: everything brighter is cut off.
         plain(source, target, graph, pixels if in_float32 else np.zeros_like(pixels), in_float32)
 
-    monkeypatch.setattr(onnx_int8, "_quantize", poor_at_first)
+    monkeypatch.setattr(onnx_files, "_quantize", poor_at_first)
     _, note = quantized(mobile_network, tmp_path)
     assert "in float32 stay the first and the last layer" in note
     assert [len(one) for one in tries] == [0, 2]
@@ -167,7 +289,7 @@ def test_sensitive_layers_stay_in_float32_where_eight_bits_cost_too_much(
 
 def test_an_export_that_stays_bad_is_refused_with_the_numbers(mobile_network, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        onnx_int8, "open_session", lambda *_: lambda pixels: np.tile(np.eye(CLASSES)[0], (len(pixels), 1))
+        onnx_files, "open_session", lambda *_: lambda pixels: np.tile(np.eye(CLASSES)[0], (len(pixels), 1))
     )
     expected = r"Expected 8 bits to cost at most 1\.0% accuracy on 200 validation images, got \d+\.\d\d% and"
     with pytest.raises(ExportError, match=expected) as caught:
@@ -205,7 +327,7 @@ def test_neither_test_nor_validation_images_give_the_ranges(digits_run, tmp_path
     def rows(pixels):
         return {one.tobytes() for one in pixels}
 
-    assert len(images.training) == checking.CALIBRATION_IMAGES
+    assert len(images.training) == exporting.CALIBRATION_IMAGES
     assert images.judged_on == "validation images"
     assert (np.sort(images.judging[1]) == np.sort(stored["validation_labels"])).all()
     assert rows(images.training) <= rows(dataset.train.images)
