@@ -10,8 +10,13 @@ from PIL import Image
 
 import convscope
 from convscope.data.corrections import CorrectionStore, add_corrections, read_corrections, undo_correction
+from convscope.data.dataset import Split
 from convscope.data.loading import load_again
+from convscope.data.splits import hold_back
 from convscope.errors import DataError
+from convscope.experiment.config import ExperimentConfig
+from convscope.experiment.preparation import prepare
+from convscope.training.config import TrainingConfig
 
 
 def png(pixels):
@@ -22,6 +27,12 @@ def png(pixels):
 
 def drawn(seed, size=28):
     return np.random.default_rng(seed).integers(0, 256, (size, size, 1), np.uint8)
+
+
+def landscape():
+    """Draw something with large shapes, as a photograph has them."""
+    shapes = Image.fromarray(drawn(50, 5)[..., 0] // 2).resize((28, 28), Image.Resampling.BICUBIC)
+    return np.asarray(shapes)[..., None]
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +97,52 @@ def test_each_further_image_is_in_a_group_of_its_own(digits, tmp_path):
     groups = add_corrections(replace(digits, train=grouped), tmp_path).train.groups
     assert len(set(groups[-3:].tolist())) == 3
     assert groups[-3:].min() > grouped.groups.max()
+
+
+def test_corrections_and_their_near_copies_are_never_validated_on(digits, tmp_path):
+    """Of the further images, a corrected label and a near-copy, whichever seed divides the rest."""
+    train = digits.train
+    grouped = replace(train, groups=np.arange(len(train)), images=train.images.copy())
+    grouped.images[7] = view = landscape()
+    store = CorrectionStore(tmp_path)
+    for number in range(20):
+        store.keep(png(drawn(number)), str(number % 10))
+    store.keep(png(view + np.uint8(2)), "3")  # the same, brightened
+    store.keep(png(grouped.images[3]), str((int(grouped.labels[3]) + 1) % 10))
+    added = add_corrections(replace(digits, train=grouped), tmp_path)
+    assert len(added.train) == len(grouped) + 21
+    assert added.train.groups[-1] == added.train.groups[7]
+    assert "never validated" in added.notes[-1]
+    corrections = {3, 7, *range(len(grouped), len(added.train))}
+    for seed in range(5):
+        kept, held = hold_back(added.train, 0.3, seed)
+        assert corrections <= set(kept.tolist())
+        assert sorted([*kept, *held]) == list(range(len(added.train)))
+        config = ExperimentConfig(data="digits", training=TrainingConfig(seed=seed))
+        prepared = prepare(added, config)
+        assert not any(name.startswith(tmp_path.name) for name in prepared.validation.names)
+        assert len(prepared.train) + len(prepared.validation) == len(added.train)
+
+
+def test_a_near_copy_of_a_test_image_is_left_out(digits, tmp_path):
+    parts = [
+        replace(part, groups=first + np.arange(len(part)), images=part.images.copy())
+        for part, first in ((digits.train, 0), (digits.test, len(digits.train)))
+    ]
+    parts[1].images[4] = view = landscape()
+    CorrectionStore(tmp_path).keep(png(view + np.uint8(2)), "3")
+    added = add_corrections(replace(digits, train=parts[0], test=parts[1]), tmp_path)
+    assert len(added.train) == len(digits.train) and "1 left out" in added.notes[-1]
+
+
+def test_a_class_of_corrections_and_one_other_image_can_be_divided():
+    images = np.zeros((8, 4, 4, 1), np.uint8)
+    labels, only = np.array([0, 0, 0, 0, 0, 1, 1, 1]), np.arange(8) > 5
+    train = Split(images, labels, list("abcdefgh"), training_only=only)
+    kept, held = hold_back(train, 0.4, 1)
+    assert sorted(kept.tolist())[-3:] == [5, 6, 7] and len(held) == 2
+    with pytest.raises(DataError, match="corrections alone"):
+        hold_back(replace(train, training_only=np.ones(8, np.bool_)), 0.4, 1)
 
 
 def test_large_training_images_stay_on_disk(digits, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from convscope import inspection, plotting
 from convscope.data.decode import ImageError, decode, read_bytes
 from convscope.data.loading import load_again
-from convscope.data.splits import split_indices
+from convscope.data.splits import hold_back
 from convscope.environment import missing, require_package
 from convscope.errors import DataError, UsageError, expected_got
 from convscope.evaluation import test_set_log
@@ -206,7 +206,7 @@ def _trained_on(dataset: Dataset, config: dict[str, Any]) -> NDArray[np.intp]:
     train, share = dataset.train, config.get("validation_share", 0)
     if dataset.validation is None and share:
         seed = config["training"]["seed"]
-        return split_indices(train.labels, share, seed, config.get("stratify", True), train.groups)[0]
+        return hold_back(train, share, seed, config.get("stratify", True))[0]
     return np.arange(len(train))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from convscope.augmentation import PRESETS, Augmentation
 from convscope.data.builtin import CATALOG
 from convscope.data.dataset import Dataset
-from convscope.data.splits import split_indices
+from convscope.data.splits import hold_back
 from convscope.errors import unknown_name
 from convscope.experiment.config import ExperimentConfig
 from convscope.networks import pretrained
@@ -154,9 +154,7 @@ def with_small_batches(config: ExperimentConfig, dataset: Dataset) -> Experiment
         return config
     images = len(labels)
     if dataset.validation is None and config.validation_share:
-        kept, _ = split_indices(
-            labels, config.validation_share, training.seed, config.stratify, dataset.train.groups
-        )
+        kept, _ = hold_back(dataset.train, config.validation_share, training.seed, config.stratify)
         images = len(kept)
     batch = max(1, min(training.batch_size, (images - 1) // (_FEWEST_STEPS - 1)))
     if batch == training.batch_size:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from convscope.data.dataset import Dataset, Split
 from convscope.data.decode import ImageError, decode, quiet_pillow
+from convscope.data.similarity import near_copies
 from convscope.data.sources.base import count
 from convscope.data.splits import join
 from convscope.errors import DataError, expected_got, reason
@@ -100,8 +101,9 @@ def add_corrections(
 ) -> Dataset:
     """Let a training learn from corrections: as further training images, or as the label of one that it has.
 
-    Of several corrections of one image the latest counts. One of a test or validation image is left out: what
-    a network has learned from cannot test it.
+    Of several corrections of one image the latest counts. One of a test or validation image is left out, and
+    so is a near-copy where the data have groups of them: what a network has learned from cannot test it. The
+    others are for training only: no part held back at random has one of them, or a near-copy of one.
     """
     found = read_corrections(folder, limit)
     images = _decoded(folder, found, dataset, dataset.resize or resize)
@@ -110,31 +112,47 @@ def add_corrections(
         if one.label not in position:
             expected = f"one of the classes {', '.join(dataset.class_names)} in {folder / one.name}"
             raise DataError(expected_got(expected, repr(one.label), "Move the file away."))
+    train, held_parts = dataset.train, [dataset.test]
+    held_parts += [dataset.validation] if dataset.validation is not None else []
     latest = {image.tobytes(): number for number, image in enumerate(images)}
-    held_back = _known(latest, [part for part in (dataset.test, dataset.validation) if part is not None])
-    own = _known(latest, [dataset.train])
-    labels = dataset.train.labels.copy()
-    for content, rows in own.items():
-        if content not in held_back:
-            labels[rows] = position[found[latest[content]].label]
-    new = sorted(
-        number for content, number in latest.items() if content not in held_back and content not in own
-    )
-    train, groups = replace(dataset.train, labels=labels), None
-    if train.groups is not None:  # each new image is in one of its own
-        groups = np.arange(len(new)) + int(train.groups.max(initial=-1)) + 1
-    new_labels = np.array([position[found[number].label] for number in new], np.int64)
-    names = [f"{folder.name}/{found[number].name}" for number in new]
-    train = join([train, Split(images[new], new_labels, names, groups)])
+    held_back, own = _known(latest, held_parts), _known(latest, [train])
+    groups = dict.fromkeys(latest, -1)  # that of a near-copy among the training images
+    if train.groups is not None:
+        asked = images[list(latest.values())]
+        for part in held_parts:
+            for content, rows in zip(latest, near_copies(part.images, asked), strict=True):
+                if len(rows) and content not in own:
+                    held_back[content] = rows.tolist()
+        for content, rows in zip(latest, near_copies(train.images, asked), strict=True):
+            groups[content] = int(train.groups[rows[0]]) if len(rows) else -1
+    labels, only = train.labels.copy(), np.zeros(len(train), np.bool_)
+    changed = [content for content in own if content not in held_back]
+    for content in changed:
+        labels[own[content]], only[own[content]] = position[found[latest[content]].label], True
+    added = sorted(latest[content] for content in latest if content not in held_back and content not in own)
+    new_groups = None
+    if train.groups is not None:  # one of its own for each that is like no other
+        new_groups = np.array([groups[images[number].tobytes()] for number in added], np.int64)
+        alone = new_groups < 0
+        new_groups[alone] = np.arange(alone.sum()) + _largest_group([train, *held_parts]) + 1
+    new_labels = np.array([position[found[number].label] for number in added], np.int64)
+    names = [f"{folder.name}/{found[number].name}" for number in added]
+    new = Split(images[added], new_labels, names, new_groups, np.ones(len(added), np.bool_))
+    train = join([replace(train, labels=labels, training_only=only), new])
     digest = hashlib.sha256(dataset.fingerprint.encode())
     for one, image in zip(found, images, strict=True):
         digest.update(one.label.encode() + b"\0" + image.tobytes())
-    changed = len([content for content in own if content not in held_back])
-    note = f"{count(len(found), 'correction')} from {folder}: {count(len(new), 'further training image')}, "
-    note += f"{changed:,} that had another label"
+    note = f"{count(len(found), 'correction')} from {folder}: {count(len(added), 'further training image')}, "
+    note += f"{len(changed):,} that had another label"
     if held_back:
         note += f"; {len(held_back):,} left out, which the network is to be tested on"
+    if added or changed:
+        note += ". They are trained on, never validated or tested on"
     return replace(dataset, train=train, fingerprint=digest.hexdigest(), notes=(*dataset.notes, f"{note}."))
+
+
+def _largest_group(parts: Sequence[Split]) -> int:
+    return max(int(part.groups.max(initial=-1)) for part in parts if part.groups is not None)
 
 
 def _names(folder: Path) -> list[str]:

@@ -29,6 +29,8 @@ class Split:
         Where each image comes from: a path, or ``mnist/test/00042``.
     groups : ndarray of shape (n,), int64, optional
         Images with the same number show nearly the same; a split keeps them on one side.
+    training_only : ndarray of shape (n,), bool, optional
+        Images that are trained on whenever a part is held back at random, as corrections are.
 
     Raises
     ------
@@ -46,6 +48,7 @@ class Split:
     labels: NDArray[np.int64]
     names: Sequence[str] = field(repr=False)
     groups: NDArray[np.int64] | None = field(default=None, repr=False)
+    training_only: NDArray[np.bool_] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 4:
@@ -66,7 +69,7 @@ class Split:
             and list(self.names) == list(other.names)
             and all(
                 np.array_equal(getattr(self, name), getattr(other, name))
-                for name in ("labels", "groups", "images")
+                for name in ("labels", "groups", "training_only", "images")
             )
         )
 
@@ -83,7 +86,10 @@ class Split:
         ['b.png']
         """
         groups = None if self.groups is None else self.groups[indices]
-        return Split(self.images[indices], self.labels[indices], take_names(self.names, indices), groups)
+        only = None if self.training_only is None else self.training_only[indices]
+        return Split(
+            self.images[indices], self.labels[indices], take_names(self.names, indices), groups, only
+        )
 
 
 @dataclass(frozen=True)

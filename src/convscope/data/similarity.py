@@ -68,6 +68,22 @@ def near_duplicates(images: NDArray[np.uint8], hashes: NDArray[np.uint64]) -> ND
     return groups
 
 
+def near_copies(known: NDArray[np.uint8], asked: NDArray[np.uint8]) -> list[NDArray[np.int64]]:
+    """List for each of some images (k, h, w, c) the rows of others (n, h, w, c) that show nearly the same."""
+    thumbnails = np.stack([thumbnail(image) for image in asked])
+    hashes = perceptual_hash(thumbnails)
+    found: list[list[NDArray[np.int64]]] = [[] for _ in asked]
+    for start in range(0, len(known), _CHUNK):
+        chunk = np.stack([thumbnail(image) for image in known[start : start + _CHUNK]])
+        distances = np.bitwise_count(perceptual_hash(chunk) ^ hashes[:, None])  # (k, n)
+        for place, near in enumerate(distances <= MAXIMUM_DISTANCE):
+            if not (rows := np.flatnonzero(near)).size:
+                continue
+            alike = _like(chunk[rows], np.repeat(thumbnails[place : place + 1], len(rows), axis=0))
+            found[place].append(start + rows[alike])
+    return [np.concatenate([np.empty(0, np.int64), *rows]) for rows in found]
+
+
 def members_of(groups: NDArray[np.int64]) -> Iterator[list[int]]:
     """Yield the positions of the members of each group of more than one."""
     order = np.argsort(groups, kind="stable")

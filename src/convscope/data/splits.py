@@ -55,6 +55,31 @@ def split_indices(
     return first, second
 
 
+def hold_back(
+    train: Split, fraction: float, seed: int, stratify: bool = True
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Divide training images into those trained on and a fraction held back, at random as ``split_indices``.
+
+    Whatever is for training only, and all that shares a group with it, is trained on.
+    """
+    labels, groups = train.labels, train.groups
+    if train.training_only is None or not train.training_only.any():
+        return split_indices(labels, fraction, seed, stratify, groups)
+    fixed = train.training_only
+    if groups is not None:
+        fixed = np.isin(groups, groups[fixed])
+    if stratify:  # of a class with one image left, none can be held back
+        fixed = fixed | (np.bincount(labels[~fixed], minlength=int(labels.max()) + 1) == 1)[labels]
+    free = np.flatnonzero(~fixed)
+    if not len(free):
+        hint = "Add images, or train with --validation-share 0."
+        raise DataError(expected_got("images that can be held back", "corrections alone", hint))
+    members = None if groups is None else groups[free]
+    first, second = split_indices(labels[free], fraction, seed, stratify, members)
+    kept = np.concatenate([free[first], np.flatnonzero(fixed)])
+    return np.random.default_rng(seed).permutation(kept), free[second]
+
+
 def fold_indices(
     labels: NDArray[np.int64], folds: int, seed: int, groups: NDArray[np.int64] | None = None
 ) -> list[NDArray[np.int64]]:
@@ -104,11 +129,15 @@ def join(parts: Sequence[Split]) -> Split:
         return parts[0]
     images: Any = _Rows([part.images for part in parts])
     groups = [part.groups for part in parts if part.groups is not None]
+    only = [
+        np.zeros(len(part), np.bool_) if part.training_only is None else part.training_only for part in parts
+    ]
     return Split(
         map_pixels(images, lambda image: image, parts[0].images.shape[1:]),
         np.concatenate([part.labels for part in parts]),
         Names(name for part in parts for name in part.names),
         np.concatenate(groups) if len(groups) == len(parts) else None,
+        np.concatenate(only) if any(part.training_only is not None for part in parts) else None,
     )
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from convscope import environment
 from convscope.data.cache import map_pixels
 from convscope.data.dataset import Dataset, Split
-from convscope.data.splits import split_indices
+from convscope.data.splits import hold_back
 from convscope.errors import UsageError, expected_got
 from convscope.experiment.config import ExperimentConfig
 from convscope.experiment.model import (
@@ -175,9 +175,8 @@ def _hold_back(dataset: Dataset, config: ExperimentConfig) -> tuple[Split, Split
         return dataset.train, dataset.validation
     if config.validation_share == 0:
         return dataset.train, dataset.train.take(np.empty(0, np.int64))
-    train, share, seed = dataset.train, config.validation_share, config.training.seed
-    # Near-duplicates on both sides would make the validation part easier than it is.
-    first, second = split_indices(train.labels, share, seed, config.stratify, train.groups)
+    train = dataset.train
+    first, second = hold_back(train, config.validation_share, config.training.seed, config.stratify)
     return train.take(first), train.take(second)
 
 
@@ -189,4 +188,4 @@ def _resized(part: Split, image_shape: tuple[int, int, int], resize: str) -> Spl
     images = map_pixels(
         part.images, lambda image: resize_to_input(image, (height, width), channels, resize), image_shape
     )
-    return Split(images, part.labels, part.names, part.groups)
+    return replace(part, images=images)
