@@ -289,12 +289,41 @@ class Augmentation:
             raise UsageError(expected_got("one-hot labels as floating point for mixup and cutmix", found))
 
 
-def warp(values: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
-    """Move images (n, c, h, w) by maps (n, 2, 3), bilinearly; beyond the edge pixels are repeated."""
+def warp(
+    values: torch.Tensor,
+    maps: torch.Tensor,
+    fill_mode: str = "nearest",
+    fill_value: float = 0.0,
+    interpolation: str = "bilinear",
+) -> torch.Tensor:
+    """Move images (n, c, h, w) by maps (n, 2, 3); what is beyond the edge is Keras's ``fill_mode``."""
     from torch.nn import functional
 
-    grid = functional.affine_grid(maps, list(values.shape), align_corners=False)
-    return functional.grid_sample(values, grid, padding_mode="border", align_corners=False)
+    grid = functional.affine_grid(maps, list(values.shape), align_corners=False)  # (n, h, w, 2)
+    if fill_mode == "wrap":  # the first row and column follow the last, and no place is beyond them
+        height, width = values.shape[2:]
+        values = functional.pad(values, (0, 1, 0, 1), mode="circular")
+        grid = _wrapped(grid, width, height)
+    padding = {"constant": "zeros", "reflect": "reflection"}.get(fill_mode, "border")
+    is_filled = fill_mode == "constant" and fill_value != 0  # beyond the edge torch has zeros
+    values = values - fill_value if is_filled else values
+    moved = functional.grid_sample(
+        values, grid, mode=interpolation, padding_mode=padding, align_corners=False
+    )
+    return moved + fill_value if is_filled else moved
+
+
+def _wrapped(grid: torch.Tensor, *sizes: int) -> torch.Tensor:
+    """Bring places from -1 to 1 back into an image, for one that is a pixel longer along both axes."""
+    import torch
+
+    places = [
+        torch.remainder((along + 1) * size / 2 - 0.5, size)
+        for along, size in zip(grid.unbind(-1), sizes, strict=True)
+    ]
+    return torch.stack(
+        [(2 * place + 1) / (size + 1) - 1 for place, size in zip(places, sizes, strict=True)], dim=-1
+    )
 
 
 def affine_maps(

@@ -4,6 +4,7 @@ What a kind of layer is apart from that stands in ``arithmetic.layers``, in a mo
 """
 
 from convscope.lowering.layers.attention import Attention
+from convscope.lowering.layers.augmenting import Augment
 from convscope.lowering.layers.dense import ConvOrDense, Dense
 from convscope.lowering.layers.elementwise import Activate, Affine, Dropout, PRelu
 from convscope.lowering.layers.keras_call import ActivityLoss, KerasCall
@@ -18,6 +19,7 @@ __all__ = [
     "ActivityLoss",
     "Affine",
     "Attention",
+    "Augment",
     "BatchNormalization",
     "Broadcast",
     "ByMode",

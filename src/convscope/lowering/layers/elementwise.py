@@ -16,7 +16,7 @@ from convscope.lowering.activations import TORCH_FUNCTIONS, Function, activation
 from convscope.lowering.ir import Activation, Op, Shape, Value, broadcast, channel_axis
 from convscope.lowering.kernels import Epilogue
 from convscope.lowering.layers.base import ProgramBuilder, Runner, Step, Tensor, WeightSource, reads, runs
-from convscope.lowering.layers.operations import Draw
+from convscope.lowering.layers.operations import Random
 from convscope.lowering.masks import Mask, MaskSource, bits_type, keep_probability
 
 
@@ -260,7 +260,7 @@ def random_streams(ops: Iterable[Op]) -> tuple[int, ...]:
     fused = [
         (op, getattr(op, "drop", None), getattr(getattr(op, "pooling", None), "drop", None)) for op in ops
     ]
-    found = {one.stream for group in fused for one in group if isinstance(one, Dropout | Draw)}
+    found = {one.stream for group in fused for one in group if isinstance(one, Dropout | Random)}
     return tuple(sorted(found))
 
 

@@ -96,16 +96,19 @@ class Broadcast(Op):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Draw(Op):
-    """Numbers drawn evenly between two others in each pass, for the batch of its input.
+class Random(Op):
+    """An op that draws numbers in each pass, of a ``stream`` that is numbered with those of dropouts."""
 
-    ``-k`` in ``lengths`` is k times the batch. ``stream`` is numbered with those of dropouts.
-    """
+    stream: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw(Random):
+    """Numbers drawn evenly between two others, for the batch of its input; ``-k`` is k times the batch."""
 
     lengths: tuple[int, ...]
     low: float
     high: float
-    stream: int
 
     def _output_shape(self, shapes: Sequence[Shape]) -> Shape:
         del shapes
@@ -249,16 +252,24 @@ def _run_broadcast(op: Broadcast, _network: WeightSource) -> Runner:
 def _run_draw(op: Draw, _network: WeightSource) -> Runner:
     def run(step: Step, batch: Tensor) -> Tensor:
         shape = [-length * len(batch) if length < 0 else length for length in op.lengths]
-        begin, end = 0, shape[0]
-        if step.shard is not None and op.lengths[0] < 0:  # these rows' part of what the whole batch draws
-            begin, end = step.shard.elements(shape[0])
-            shape[0] = shape[0] // step.shard.rows * step.shard.total
-        words = torch.empty(math.prod(shape), dtype=torch.int64, device=batch.device)
-        words = hashed_fields(words, step.key(op.stream), 0, 0)
-        shares = (words >> 40).bitwise_and_((1 << 24) - 1).to(torch.float32) * 2.0**-24
-        return (shares * (op.high - op.low) + op.low).view(shape)[begin:end]
+        drawn = draw_evenly(step, op.stream, shape, batch.device, by_row=op.lengths[0] < 0)
+        return drawn * (op.high - op.low) + op.low
 
     return run
+
+
+def draw_evenly(
+    step: Step, stream: int, shape: Sequence[int], device: torch.device, by_row: bool = True
+) -> Tensor:
+    """Draw numbers from 0 to 1; ``by_row``: a row's are those that it has in the whole batch."""
+    count = math.prod(shape)
+    begin, end, total = 0, count, count
+    if by_row and step.shard is not None:
+        (begin, end), total = step.shard.elements(count), count // step.shard.rows * step.shard.total
+    words = torch.empty(total, dtype=torch.int64, device=device)
+    words = hashed_fields(words, step.key(stream), 0, 0)[begin:end]
+    shares = (words >> 40).bitwise_and_((1 << 24) - 1).to(torch.float32) * 2.0**-24
+    return shares.view(*shape)
 
 
 @runs(ByMode)
