@@ -21,13 +21,12 @@ from typing import Any
 
 import convscope
 from convscope.environment import versions
-from convscope.experiment.config import ExperimentConfig
+from convscope.experiment.config import ExperimentConfig, TrainingConfig
 from convscope.experiment.fitting import train
 from convscope.experiment.model import build_model
 from convscope.experiment.preparation import prepare
 from convscope.lowering.devices import describe_device
 from convscope.training.api import predict
-from convscope.training.config import TrainingConfig
 
 RESULTS = Path(__file__).parent / "results"
 FIRST_SEED = 1338

@@ -20,14 +20,13 @@ from typing import Any
 
 import convscope
 from convscope.environment import describe
-from convscope.experiment.config import ExperimentConfig
+from convscope.experiment.config import ExperimentConfig, TrainingConfig
 from convscope.experiment.fitting import train
 from convscope.experiment.model import build_model
 from convscope.experiment.preparation import prepare
 from convscope.experiment.results import evaluate_parts
 from convscope.lowering.devices import describe_device
 from convscope.recipes import recipe
-from convscope.training.config import TrainingConfig
 
 RESULTS = Path(__file__).parent / "results"
 WANTED = 0.9908

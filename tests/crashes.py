@@ -18,12 +18,11 @@ import numpy as np
 
 import convscope
 from convscope.experiment import running
-from convscope.experiment.config import ExperimentConfig
+from convscope.experiment.config import ExperimentConfig, TrainingConfig
 from convscope.experiment.running import resume_experiment, run_experiment
 from convscope.runs import open_run
 from convscope.training import checkpoint
 from convscope.training.checkpoint import load_checkpoint
-from convscope.training.config import TrainingConfig
 
 CONFIG = ExperimentConfig(
     "simple", data="digits", training=TrainingConfig(epochs=8, batch_size=256, deterministic=True)

@@ -15,12 +15,11 @@ import numpy as np
 
 import convscope
 from convscope.experiment import running
-from convscope.experiment.config import ExperimentConfig
+from convscope.experiment.config import ExperimentConfig, TrainingConfig
 from convscope.experiment.space import parse_space
 from convscope.experiment.study import Study, SweepPlan
 from convscope.experiment.sweep import work
 from convscope.runs import open_run
-from convscope.training.config import TrainingConfig
 
 SPACE = """
 learning_rate = {low = 1e-3, high = 1e-2, log = true}

@@ -12,10 +12,9 @@ from convscope.data.loading import load_again, take_fold
 from convscope.data.splits import fold_indices
 from convscope.errors import DataError, UsageError
 from convscope.evaluation import Evaluation
-from convscope.experiment.config import ExperimentConfig
+from convscope.experiment.config import ExperimentConfig, TrainingConfig
 from convscope.experiment.cross_validation import cross_validate
 from convscope.runs import RUN_FILE, RunDirectory
-from convscope.training.config import TrainingConfig
 
 FOLDS = 3
 

@@ -10,13 +10,12 @@ import pytest
 
 from convscope.data.loading import load
 from convscope.errors import DataError, UnknownNameError, UsageError
-from convscope.experiment.config import ExperimentConfig
+from convscope.experiment.config import ExperimentConfig, TrainingConfig
 from convscope.experiment.model import adapt_network, image_shape_of, settle_input
 from convscope.experiment.running import run_experiment
 from convscope.export import load_bundle
 from convscope.model_files import load_model
 from convscope.networks import build, require_network
-from convscope.training.config import TrainingConfig
 from convscope.training.dry_runs import scales_its_input
 from convscope.training.events import Notice
 

@@ -13,7 +13,7 @@ import convscope
 from convscope.augmentation import Augmentation
 from convscope.data.dataset import Dataset, Split, fingerprint
 from convscope.errors import InterruptedRunError, UnknownNameError, UsageError
-from convscope.experiment.config import ExperimentConfig
+from convscope.experiment.config import ExperimentConfig, TrainingConfig
 from convscope.experiment.dry_runs import divide_time
 from convscope.experiment.fitting import say_how_it_ended, schedule_and_callbacks
 from convscope.experiment.model import build_model
@@ -21,7 +21,6 @@ from convscope.experiment.preparation import prepare
 from convscope.experiment.running import resume_experiment, run_experiment
 from convscope.recipes import RECIPES, suggest, with_small_batches
 from convscope.runs import open_run
-from convscope.training.config import TrainingConfig
 from convscope.training.events import EpochEnd, Notice, StepEnd, TrainBegin, TrainEnd
 from convscope.training.schedules import Rate
 

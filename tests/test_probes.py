@@ -11,11 +11,10 @@ from sklearn.metrics.pairwise import cosine_similarity
 from convscope import cli, probes
 from convscope.errors import UnknownNameError, UsageError
 from convscope.evaluation import test_set_log
-from convscope.experiment.config import ExperimentConfig
+from convscope.experiment.config import ExperimentConfig, TrainingConfig
 from convscope.experiment.preparation import prepare
 from convscope.export import load_bundle
 from convscope.inspection import embeddings, feature_maps
-from convscope.training.config import TrainingConfig
 
 CONFIG = ExperimentConfig("simple", scaling="unit", training=TrainingConfig(epochs=1, seed=3))
 

@@ -22,9 +22,8 @@ from process_state import changes, process_state, settled_changes
 
 import convscope
 from convscope.environment import own_warning_filters
-from convscope.experiment.config import ExperimentConfig
+from convscope.experiment.config import ExperimentConfig, TrainingConfig
 from convscope.experiment.running import run_experiment
-from convscope.training.config import TrainingConfig
 from convscope.training.feeds import as_tensor
 
 # What somebody may change, how, and how to put it back.

@@ -20,14 +20,13 @@ from convscope.data.loading import load
 from convscope.errors import UsageError
 from convscope.evaluation import test_set_log as uses
 from convscope.experiment import study as study_module
-from convscope.experiment.config import ExperimentConfig
+from convscope.experiment.config import ExperimentConfig, TrainingConfig
 from convscope.experiment.space import parse_space
 from convscope.experiment.study import Study, SweepPlan
 from convscope.experiment.sweep import conclude, expected_luck, work
 from convscope.runs import RunDirectory, open_run
 from convscope.tracking import follow
 from convscope.tracking.tools import Target
-from convscope.training.config import TrainingConfig
 
 SPACE = """
 learning_rate = {low = 1e-3, high = 1e-2, log = true}

@@ -20,13 +20,12 @@ from run_cases import assert_same_training, interrupt_at
 import convscope
 from convscope.data.loading import load
 from convscope.errors import DivergedError, InterruptedRunError, UnknownNameError, UsageError
-from convscope.experiment.config import ExperimentConfig
+from convscope.experiment.config import ExperimentConfig, TrainingConfig
 from convscope.experiment.running import resume_experiment, run_experiment
 from convscope.runs import open_run
 from convscope.tracking import Tracking, follow, followed_by, read_targets
 from convscope.tracking.following import TRACKING_FILE
 from convscope.tracking.tools import Target, without_credentials
-from convscope.training.config import TrainingConfig
 from convscope.training.events import EpochEnd, StepEnd
 
 CONFIG = ExperimentConfig(

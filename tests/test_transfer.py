@@ -25,13 +25,13 @@ from convscope.data.loading import load
 from convscope.data.splits import balanced_class_weights
 from convscope.errors import InterruptedRunError, UnknownNameError, UsageError
 from convscope.experiment import running
+from convscope.experiment.config import TrainingConfig
 from convscope.experiment.running import resume_experiment, run_experiment
 from convscope.experiment.transfer import features_of, fit_logistic, is_average, keep_better
 from convscope.networks import pretrained
 from convscope.recipes import choose_backbone, size_for_backbone, suggest
 from convscope.report.training import learning
 from convscope.runs import open_run
-from convscope.training.config import TrainingConfig
 from convscope.training.events import EpochEnd, StepEnd
 
 needs_weights = pytest.mark.skipif(

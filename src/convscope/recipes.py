@@ -11,9 +11,8 @@ from convscope.data.builtin import CATALOG
 from convscope.data.dataset import Dataset
 from convscope.data.splits import hold_back
 from convscope.errors import unknown_name
-from convscope.experiment.config import ExperimentConfig
+from convscope.experiment.config import ExperimentConfig, TrainingConfig
 from convscope.networks import pretrained
-from convscope.training.config import TrainingConfig
 
 # Measured on small photographs, see docs/training.md.
 _OWN_IMAGES = ExperimentConfig(

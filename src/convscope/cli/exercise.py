@@ -65,9 +65,8 @@ def exercise(
         return
     # Heavy imports wait until the command is certain to be this one.
     from convscope.environment import versions
-    from convscope.experiment.config import ExperimentConfig
+    from convscope.experiment.config import ExperimentConfig, TrainingConfig
     from convscope.teaching import exercise as exercises
-    from convscope.training.config import TrainingConfig
 
     networks = exercises.networks_of(network)
     training = TrainingConfig(

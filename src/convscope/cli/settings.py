@@ -28,9 +28,8 @@ SETTINGS = (
 
 def read_settings(data: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read settings of ``train`` as they are typed: those of the experiment, and those of its training."""
-    from convscope.experiment.config import ExperimentConfig
+    from convscope.experiment.config import ExperimentConfig, TrainingConfig
     from convscope.networks import require_network
-    from convscope.training.config import TrainingConfig
 
     refuse_both("--within", given.get("within"), "--epochs", given.get("epochs"))
     rate, find = given.get("learning_rate"), given.get("find_learning_rate")

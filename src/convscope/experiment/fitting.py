@@ -16,12 +16,11 @@ import numpy as np
 
 from convscope.data.dataset import Split
 from convscope.data.splits import balanced_class_weights
-from convscope.experiment.config import ExperimentConfig
+from convscope.experiment.config import ExperimentConfig, TrainingConfig
 from convscope.experiment.preparation import Prepared
 from convscope.preprocessing import one_hot
 from convscope.runs import RunDirectory, write_errors_named, write_history
 from convscope.training.checkpoint import TrainingState, save_checkpoint
-from convscope.training.config import TrainingConfig
 from convscope.training.events import EngineChange, EpochEnd, Event, Listener, StepEnd, TrainBegin, notify
 from convscope.training.schedules import Constant, Schedule, make_schedule
 

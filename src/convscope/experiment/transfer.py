@@ -26,11 +26,11 @@ from convscope.data.cache import add_rows, read_rows
 from convscope.data.dataset import Split
 from convscope.data.splits import balanced_class_weights
 from convscope.evaluation import wilson_interval
+from convscope.experiment.config import TrainingConfig
 from convscope.experiment.fitting import kept_epoch
 from convscope.experiment.preparation import FittedHead, Session
 from convscope.networks import pretrained
 from convscope.preprocessing import Preprocess, one_hot
-from convscope.training.config import TrainingConfig
 from convscope.training.events import Listener, Notice, notify
 
 if TYPE_CHECKING:

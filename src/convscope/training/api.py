@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope.errors import LoweringError, UsageError, expected_got, unknown_name
-from convscope.training import engine_keras
+from convscope.training import ENGINES, PRECISIONS, engine_keras, require_count, require_engine_for
 from convscope.training.checkpoint import TrainingState
-from convscope.training.config import ENGINES, PRECISIONS, require_count, require_engine_for
 from convscope.training.events import Listener, TrainBreak, is_mistake, reason_of
 from convscope.training.inputs import ArrayInput, Shuffle, StreamInput, read_input
 from convscope.training.progress import progress_listener

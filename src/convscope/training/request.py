@@ -15,8 +15,8 @@ import numpy as np
 
 from convscope import _keras_internals as internals
 from convscope.errors import UsageError, expected_got
+from convscope.training import require_count
 from convscope.training.checkpoint import TrainingState
-from convscope.training.config import require_count
 from convscope.training.events import Event, Listener, Notice, notify
 from convscope.training.inputs import (
     ArrayInput,

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from convscope.errors import UnknownNameError, UsageError
-from convscope.training.config import OPTIMIZERS, TrainingConfig, require_count
+from convscope.experiment.config import OPTIMIZERS, TrainingConfig
+from convscope.training import require_count
 
 
 def test_the_defaults_are_those_of_the_exercise():
