@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from convscope.training.config import TrainingConfig
 from PIL import Image
 
 import convscope
@@ -16,7 +17,6 @@ from convscope.data.splits import hold_back
 from convscope.errors import DataError
 from convscope.experiment.config import ExperimentConfig
 from convscope.experiment.preparation import prepare
-from convscope.training.config import TrainingConfig
 
 
 def png(pixels):
