@@ -20,9 +20,9 @@ from convscope.errors import RunError
 from convscope.evaluation import Evaluation
 from convscope.inspection import feature_maps
 from convscope.networks import build
-from convscope.report import attribution, formatting, render_report, rendering, write_report
+from convscope.report import formatting, inside, render_report, rendering, write_report
 from convscope.report.explorer import chosen_images, walk
-from convscope.report.provenance import reproduction
+from convscope.report.summary import reproduction
 
 HOSTILE = ["<script>alert(1)</script>", "</script><!--", '"><img src=x onerror=alert(1)>']
 
@@ -498,8 +498,8 @@ def test_settings_are_written_as_a_person_reads_them(tmp_path):
 
 def test_an_even_map_has_its_reason(tmp_path, monkeypatch):
     even = np.linspace(0.6, 1, 144).reshape(12, 12)
-    grad_cam = attribution.grad_cam
-    monkeypatch.setattr(attribution, "grad_cam", lambda *given: replace(grad_cam(*given), values=even))
+    grad_cam = inside.grad_cam
+    monkeypatch.setattr(inside, "grad_cam", lambda *given: replace(grad_cam(*given), values=even))
     path, dataset = make_run(tmp_path / "run")
     assert "much the same everywhere, because no place" in render_report(path, dataset=dataset)
 
@@ -507,7 +507,7 @@ def test_an_even_map_has_its_reason(tmp_path, monkeypatch):
 def test_images_that_were_not_looked_into_are_counted(tmp_path, monkeypatch):
     path, dataset = make_run(tmp_path / "run")
     assert "would stand here" not in render_report(path, dataset=dataset)
-    monkeypatch.setattr(attribution, "SECONDS", 0.0)
+    monkeypatch.setattr(inside, "SECONDS", 0.0)
     html = render_report(path, dataset=dataset)
     assert html.count('<ul class="attributions">') == 1
     assert re.search(r"<p>3 more images would stand here, but looking into this network took longer", html)

@@ -2,12 +2,11 @@ r"""A run → one self-contained HTML file: nothing is fetched, nothing is built
 
 In the order in which they build on each other:
 
-    formatting, media                            numbers, charts and images for a page
-    summary, provenance, architecture, training  \
-    scores, mistakes, calibration                 a section each: what the template shows
-    explorer, attribution                        /
-    rendering                                    sections, the templates in ``page/``, styles and scripts
-    image_map                                    a page of its own
+    formatting                  numbers, names, charts and images for a page
+    summary, training, scores   \
+    mistakes, explorer, inside  / a section each, or a few: what the templates show
+    rendering                   sections, the templates in ``page/``, styles and scripts
+    image_map                   a page of its own
 
 A section that cannot be made says why, and the others stay.
 """

@@ -22,8 +22,7 @@ from convscope.explorer.payload import describe_layer, pack
 from convscope.inspection import describe
 from convscope.inspection.representations import FeatureMaps, feature_maps
 from convscope.lowering.graph import read_graph
-from convscope.report.formatting import name
-from convscope.report.media import Album
+from convscope.report.formatting import Album, name
 
 FloatArray = NDArray[np.float32]
 

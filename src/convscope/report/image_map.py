@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from convscope.report.formatting import data_address
 from convscope.report.formatting import name as shown
-from convscope.report.media import data_address
 from convscope.report.rendering import fill_page
 
 WIDTH, HEIGHT, EDGE = 1000, 720, 24

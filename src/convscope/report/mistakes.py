@@ -11,8 +11,7 @@ from markupsafe import Markup
 from convscope.environment import missing
 from convscope.evaluation import Evaluation
 from convscope.evaluation.label_check import LEAST_ACCURACY
-from convscope.report.formatting import name
-from convscope.report.media import Album
+from convscope.report.formatting import Album, name
 
 # With more classes a table of numbers can no longer be read, and is drawn instead.
 LARGEST_TABLE = 25

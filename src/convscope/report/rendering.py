@@ -17,16 +17,12 @@ from convscope.evaluation import test_set_log
 from convscope.explorer import page as explorer_page
 from convscope.glossary import GLOSSARY
 from convscope.plotting import embedded
-from convscope.report.architecture import architecture, example, first_filters
-from convscope.report.attribution import attribution
-from convscope.report.calibration import calibration
 from convscope.report.explorer import walk
-from convscope.report.formatting import FILTERS
-from convscope.report.media import Album, chart
+from convscope.report.formatting import FILTERS, Album, chart
+from convscope.report.inside import architecture, attribution, example, first_filters
 from convscope.report.mistakes import cells, confusion, mistakes
-from convscope.report.provenance import data, reproduction
-from convscope.report.scores import scores
-from convscope.report.summary import summary
+from convscope.report.scores import calibration, scores
+from convscope.report.summary import data, reproduction, summary
 from convscope.report.training import health, learning
 from convscope.runs import LOG_FILE, RunDirectory, log_into
 

@@ -1,4 +1,4 @@
-"""Evaluation: single numbers, the scores of each class, and the curves of the weakest ones."""
+"""Evaluation: numbers, the scores of each class, whether probabilities can be believed, and abstaining."""
 
 from __future__ import annotations
 
@@ -7,14 +7,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup
 
-from convscope.evaluation import Evaluation, wilson_interval
+from convscope.contents import Contents
+from convscope.evaluation import Evaluation, Reliability, wilson_interval
 from convscope.glossary import GLOSSARY
-from convscope.plotting import plot_intervals, plot_precision_recall, plot_roc
-from convscope.report.formatting import name, number, percent
-from convscope.report.media import chart
+from convscope.plotting import (
+    plot_coverage,
+    plot_intervals,
+    plot_precision_recall,
+    plot_reliability,
+    plot_roc,
+)
+from convscope.plotting.curves import LEAST_ANSWERED
+from convscope.report.formatting import chart, count, name, number, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
 
 # The table of classes opens with the weakest ones when there are more than this.
 SHORT_TABLE = 20
@@ -117,3 +125,123 @@ def _panels(
         {"title": title, "svg": chart(figure, title, f"Areas under the curves: {described}.", [axes])}
         for axes, title in drawn
     ]
+
+
+TARGETS = (0.95, 0.99, 0.995, 0.999)
+
+
+def calibration(contents: Contents, part: str, evaluation: Evaluation) -> dict[str, Any]:
+    """Compare confidence with accuracy, before and after temperature scaling, and accuracy with coverage.
+
+    Gives ``charts`` (title, svg, and the ``bins`` that it draws), ``rows`` before and after, ``sentences``,
+    ``coverage`` (a chart) and ``abstaining``.
+    """
+    own = contents.uncalibrated.get(part, evaluation)
+    charts = [_reliability("Confidence against accuracy", own.reliability)]
+    rows = [_row("as predicted", own)]
+    if contents.calibration.used:
+        temperature = contents.calibration.temperature
+        charts.append(_reliability("The same after temperature scaling", evaluation.reliability, temperature))
+        rows.append(_row(f"after temperature scaling (T = {temperature:.3f})", evaluation))
+    return {
+        "charts": charts,
+        "rows": rows,
+        "sentences": [_confidence(own), *_scaling(contents, part, own, evaluation)],
+        "coverage": _coverage_chart(evaluation) if evaluation.errors else None,
+        "abstaining": _abstaining(evaluation),
+    }
+
+
+def _row(what: str, evaluation: Evaluation) -> tuple[str, float, float, float]:
+    found = evaluation.reliability
+    return what, found.expected_error, found.largest_error, evaluation.log_loss
+
+
+def _scaling(contents: Contents, part: str, own: Evaluation, scaled: Evaluation) -> list[str]:
+    """Say which temperature the run uses and what it does to the images that the report is about."""
+    sentences = [contents.calibration.sentence()]
+    if not contents.calibration.used:
+        return sentences
+    before, after = own.reliability.expected_error, scaled.reliability.expected_error
+    sentences.append(
+        f"On the {part} images the expected calibration error goes from {percent(before)} to "
+        f"{percent(after)}, and the log loss from {own.log_loss:.4f} to {scaled.log_loss:.4f}."
+    )
+    if part == "test" and after > before:
+        sentences.append(
+            "So it did not help on these images. It stays all the same: the test images judge the choice, "
+            "they do not make it."
+        )
+    sentences.append(
+        "The probabilities of single images on this page are scaled, as those of convscope predict and "
+        "of exports are; the loss and the walk inside are the network’s own."
+    )
+    return sentences
+
+
+def _reliability(title: str, found: Reliability, temperature: float | None = None) -> dict[str, Any]:
+    """Draw the bins of confidence, and list those that hold images."""
+    what = "Confidence against accuracy" + (f" at temperature {temperature:.3f}" if temperature else "")
+    figure = plot_reliability(found)
+    described = (
+        f"The expected calibration error is {percent(found.expected_error)}, the largest gap of a bin "
+        f"{percent(found.largest_error)}."
+    )
+    bins = [
+        (
+            f"{percent(low, 1)} – {percent(high, 1)}",
+            count(int(images)),
+            percent(confidence),
+            percent(accuracy),
+        )
+        for low, high, images, confidence, accuracy in zip(
+            found.edges[:-1], found.edges[1:], found.counts, found.confidence, found.accuracy, strict=True
+        )
+        if images
+    ]
+    return {"title": title, "svg": chart(figure, what, described, figure.axes), "bins": bins}
+
+
+def _confidence(own: Evaluation) -> str:
+    """Say whether the network is as sure as it is right: within the interval it may well be."""
+    confidence = float(np.clip(own.probabilities.max(axis=1), 0, 1).mean())
+    low, high = own.accuracy_interval
+    how = (
+        "too sure of itself"
+        if confidence > high
+        else "less sure than it could be"
+        if confidence < low
+        else "about as sure as it is right"
+    )
+    return (
+        f"On average the network gives its answers {percent(confidence)} and is right for "
+        f"{percent(own.accuracy)}: it is {how}. Its confidence is off by "
+        f"{percent(own.reliability.expected_error)} on average (expected calibration error, 15 bins)."
+    )
+
+
+def _coverage_chart(evaluation: Evaluation) -> Markup:
+    figure = plot_coverage(evaluation.coverage)
+    described = (
+        f"Answering everything gives {percent(evaluation.accuracy)}; answering only the surest half gives "
+        f"{percent(evaluation.coverage.for_coverage(0.5).accuracy)}."
+    )
+    return chart(figure, "Accuracy against coverage", described, figure.axes)
+
+
+def _abstaining(evaluation: Evaluation) -> list[dict[str, str]]:
+    """List what accuracy the network reaches when it leaves out the images it is least sure of."""
+    rows = []
+    for target in TARGETS:
+        point = evaluation.coverage.for_accuracy(target)
+        if target <= evaluation.accuracy or point is None or point.coverage < LEAST_ANSWERED:
+            continue
+        rows.append(
+            {
+                "target": percent(target, 1),
+                "threshold": number(point.threshold),
+                "coverage": percent(point.coverage),
+                "left_out": f"{round((1 - point.coverage) * evaluation.images):,}",
+            }
+        )
+    return rows

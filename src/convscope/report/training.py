@@ -19,8 +19,7 @@ from convscope.inspection import (
     layer_health,
 )
 from convscope.plotting import plot_history
-from convscope.report.formatting import number, percent, plural
-from convscope.report.media import chart
+from convscope.report.formatting import chart, number, percent, plural
 
 
 def learning(contents: Contents) -> dict[str, Any]:
