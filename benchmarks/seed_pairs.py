@@ -13,7 +13,7 @@ import time
 import numpy as np
 
 import convscope
-from convscope.data.splits import split_indices
+from convscope.data.dataset import split_indices
 from convscope.evaluation.comparison import mcnemar_exact, mcnemar_with_training
 from convscope.preprocessing import Preprocess, one_hot
 

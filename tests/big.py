@@ -36,7 +36,7 @@ def train(path, steps):
     """Load, hold images back twice, fit the preprocessing, train some steps, predict the test part."""
     import keras
 
-    from convscope.data.splits import split_indices
+    from convscope.data.dataset import split_indices
     from convscope.preprocessing import one_hot
 
     before = peak()

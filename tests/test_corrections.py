@@ -11,9 +11,8 @@ from PIL import Image
 
 import convscope
 from convscope.data.corrections import CorrectionStore, add_corrections, read_corrections, undo_correction
-from convscope.data.dataset import Split
+from convscope.data.dataset import Split, hold_back
 from convscope.data.loading import load_again
-from convscope.data.splits import hold_back
 from convscope.errors import DataError
 from convscope.experiment.config import ExperimentConfig
 from convscope.experiment.preparation import prepare

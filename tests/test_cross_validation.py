@@ -7,13 +7,12 @@ import pytest
 from photographs import write_classes
 
 import convscope
-from convscope.data.dataset import Dataset
+from convscope.data.dataset import Dataset, fold_indices
 from convscope.data.loading import load_again, take_fold
-from convscope.data.splits import fold_indices
 from convscope.errors import DataError, UsageError
 from convscope.evaluation import Evaluation
 from convscope.experiment.config import ExperimentConfig, TrainingConfig
-from convscope.experiment.cross_validation import cross_validate
+from convscope.experiment.several import cross_validate
 from convscope.runs import RUN_FILE, RunDirectory
 
 FOLDS = 3

@@ -15,8 +15,7 @@ from convscope.environment import share_of_threads
 from convscope.errors import DivergedError, InterruptedRunError, RunError
 from convscope.experiment import several
 from convscope.experiment.config import ExperimentConfig, TrainingConfig
-from convscope.experiment.cross_validation import cross_validate
-from convscope.experiment.several import run_several
+from convscope.experiment.several import cross_validate, run_several
 from convscope.runs import open_run
 from convscope.training.events import EpochEnd, TrainBegin
 

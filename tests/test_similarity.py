@@ -11,8 +11,8 @@ from PIL import Image, ImageEnhance
 from scipy.fft import dctn
 
 from convscope.data import similarity
+from convscope.data.dataset import split_indices
 from convscope.data.similarity import near_duplicates, perceptual_hash, thumbnail
-from convscope.data.splits import split_indices
 
 PHOTOS = np.stack([photograph([1, number]) for number in range(60)])
 

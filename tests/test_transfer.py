@@ -20,9 +20,8 @@ from run_cases import assert_same_training, interrupt_at
 from sklearn.linear_model import LogisticRegression
 
 import convscope
-from convscope.data.dataset import Dataset, Split
+from convscope.data.dataset import Dataset, Split, balanced_class_weights
 from convscope.data.loading import load
-from convscope.data.splits import balanced_class_weights
 from convscope.errors import InterruptedRunError, UnknownNameError, UsageError
 from convscope.experiment import running
 from convscope.experiment.config import TrainingConfig
@@ -270,7 +269,7 @@ def test_photographs_are_trained_on_a_backbone_and_the_run_is_an_ordinary_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("convscope.experiment.running.write_figures", lambda *_, **__: None)
-    monkeypatch.setattr("convscope.experiment.dry_runs.LEAST_TO_FINE_TUNE", 10)
+    monkeypatch.setattr("convscope.experiment.planning.LEAST_TO_FINE_TUNE", 10)
     dataset = load(write_photographs(tmp_path / "photographs", 20), size=32, channels=3, resize="crop")
     config = suggest(dataset, network=pretrained.DEFAULT)
     config = replace(config, size=32, training=replace(config.training, epochs=2, batch_size=8))
@@ -358,7 +357,7 @@ def test_features_of_an_image_are_computed_once(tmp_path: Path, monkeypatch: pyt
 @needs_weights
 def test_a_deadline_leaves_out_what_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("convscope.experiment.running.write_figures", lambda *_, **__: None)
-    monkeypatch.setattr("convscope.experiment.dry_runs.LEAST_TO_FINE_TUNE", 10)
+    monkeypatch.setattr("convscope.experiment.planning.LEAST_TO_FINE_TUNE", 10)
     monkeypatch.setenv("CONVSCOPE_CACHE", str(tmp_path / "cache"))
     dataset = load(write_photographs(tmp_path / "photographs", 12), size=32, channels=3, resize="crop")
     config = suggest(dataset, network=pretrained.DEFAULT)
@@ -376,7 +375,7 @@ def test_a_deadline_leaves_out_what_does_not_fit(tmp_path: Path, monkeypatch: py
 @needs_weights
 def test_kerass_own_engine_fine_tunes_with_one_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("convscope.experiment.running.write_figures", lambda *_, **__: None)
-    monkeypatch.setattr("convscope.experiment.dry_runs.LEAST_TO_FINE_TUNE", 10)
+    monkeypatch.setattr("convscope.experiment.planning.LEAST_TO_FINE_TUNE", 10)
     dataset = load(write_photographs(tmp_path / "photographs", 12), size=32, channels=3, resize="crop")
     config = suggest(dataset, network=pretrained.DEFAULT)
     training = replace(config.training, epochs=1, batch_size=8, engine="keras")
@@ -441,7 +440,7 @@ def test_a_network_of_keras_goes_all_the_way(
     whole = keras.applications.MobileNet(weights=None, input_shape=(64, 64, 3), alpha=1.0)
     whole.save_weights(tmp_path / "mobile.weights.h5")
     photographs = write_photographs(tmp_path / "photographs", 20)
-    monkeypatch.setattr("convscope.experiment.dry_runs.LEAST_TO_FINE_TUNE", 10)
+    monkeypatch.setattr("convscope.experiment.planning.LEAST_TO_FINE_TUNE", 10)
     options = ["--size", "64", "--epochs", "1", "--batch-size", "8", "--no-report", "--out", "runs", "--json"]
     network = ("--network", "keras:MobileNet", "--weights", str(tmp_path / "mobile.weights.h5"))
     done = typed("train", str(photographs), *network, *options, cwd=tmp_path)

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope import inspection, plotting
+from convscope.data.dataset import hold_back
 from convscope.data.decode import ImageError, decode, read_bytes
 from convscope.data.loading import load_again
-from convscope.data.splits import hold_back
 from convscope.environment import missing, require_package
 from convscope.errors import DataError, UsageError, expected_got
 from convscope.evaluation import test_set_log

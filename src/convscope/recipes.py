@@ -8,8 +8,7 @@ from typing import Any
 
 from convscope.augmentation import PRESETS, Augmentation
 from convscope.data.builtin import CATALOG
-from convscope.data.dataset import Dataset
-from convscope.data.splits import hold_back
+from convscope.data.dataset import Dataset, hold_back
 from convscope.errors import unknown_name
 from convscope.experiment.config import ExperimentConfig, TrainingConfig
 from convscope.networks import pretrained

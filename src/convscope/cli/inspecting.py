@@ -163,7 +163,7 @@ def _show_probe(probe: Probe) -> None:
 def _show_attributions(probe: Probe) -> None:
     """Print how well each method of attribution stands its checks."""
     from convscope.environment import missing
-    from convscope.plotting.attributions import METHOD_NAMES
+    from convscope.plotting.inspection import METHOD_NAMES
 
     rows = [
         [

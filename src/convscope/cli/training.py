@@ -248,7 +248,7 @@ def _train_folds(
     config: ExperimentConfig, dataset: Dataset, out: Path, folds: int, json: bool, options: dict[str, Any]
 ) -> None:
     """Train a network for each fold, and print what they say together."""
-    from convscope.experiment.cross_validation import cross_validate  # it loads Keras
+    from convscope.experiment.several import cross_validate  # it loads Keras
 
     def show(result: Result) -> None:
         say(f"\n{result.run.name}: {result.test.summary()}\n")

@@ -18,9 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from convscope.data.cache import disk_errors_named, scratch_folder
-from convscope.data.dataset import Dataset, Split, fingerprint
+from convscope.data.dataset import Dataset, Split, fingerprint, split_indices
 from convscope.data.sources.arrays import read_decompressed, read_idx
-from convscope.data.splits import split_indices
 from convscope.environment import cache_folder
 from convscope.errors import DataError, DataNotFoundError, expected_got
 

@@ -19,11 +19,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.data.dataset import Dataset, Split
+from convscope.data.dataset import Dataset, Split, join
 from convscope.data.decode import ImageError, decode, quiet_pillow
 from convscope.data.similarity import near_copies
 from convscope.data.sources.base import count
-from convscope.data.splits import join
 from convscope.errors import DataError, expected_got, reason
 from convscope.preprocessing import resize_to_input
 from convscope.runs import RunDirectory, locked, write_errors_named

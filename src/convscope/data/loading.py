@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 
 from convscope.data.builtin import CATALOG, load_mnist_like
 from convscope.data.corrections import add_corrections
-from convscope.data.dataset import Dataset, Split, fingerprint, take_names
+from convscope.data.dataset import Dataset, Split, fingerprint, fold_indices, join, split_indices, take_names
 from convscope.data.decode import DEPTH
 from convscope.data.ingest import Collection, ReadOptions, no_progress, open_path
 from convscope.data.sources.base import SPLITS, UNUSABLE, count
-from convscope.data.splits import fold_indices, join, split_indices
 from convscope.errors import DataError, UsageError, expected_got, unknown_name
 
 _PROGRESS = logging.getLogger("convscope.progress")

@@ -1,8 +1,6 @@
 """How good predictions are: (probabilities, labels) → Evaluation, without torch, Keras or matplotlib.
 
-input_checks  what is evaluated, checked
-metrics       the basic numbers: interval, loss, confusion matrix, scores of each class, worst errors
-ranking       ROC and precision–recall of each class against the rest, accuracy against coverage
+metrics       checked inputs; the basic numbers, ROC and precision–recall of each class, coverage
 calibration   reliability, and which temperature a run uses, decided once by its validation images
 label_check   likely wrong labels
 novelty       whether an image is unlike the training images, by the network's features
@@ -14,10 +12,19 @@ test_set_log  counts how often a run's test set is used, refuses choices by it
 
 from convscope.evaluation.calibration import Calibration, Reliability, apply_temperature, fit_temperature
 from convscope.evaluation.comparison import Comparison, SeedComparison, compare, compare_seeds
-from convscope.evaluation.input_checks import as_labels, as_names, as_probabilities
 from convscope.evaluation.label_check import LabelCheck, check_labels, out_of_sample_probabilities
-from convscope.evaluation.metrics import Interval, wilson_interval, worst_errors
-from convscope.evaluation.ranking import Areas, Coverage, Curve, OperatingPoint
+from convscope.evaluation.metrics import (
+    Areas,
+    Coverage,
+    Curve,
+    Interval,
+    OperatingPoint,
+    as_labels,
+    as_names,
+    as_probabilities,
+    wilson_interval,
+    worst_errors,
+)
 from convscope.evaluation.result import ConfusedPair, Evaluation
 
 __all__ = [

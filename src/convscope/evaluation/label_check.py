@@ -11,8 +11,7 @@ from numpy.typing import ArrayLike
 
 from convscope.environment import own_warning_filters, require_package
 from convscope.errors import UsageError, expected_got
-from convscope.evaluation.input_checks import as_labels, as_probabilities
-from convscope.evaluation.metrics import FloatArray, IntArray
+from convscope.evaluation.metrics import FloatArray, IntArray, as_labels, as_probabilities
 
 # (indices to train on, indices to predict) → probabilities of the latter, of shape (m, k)
 FitAndPredict = Callable[[IntArray, IntArray], ArrayLike]

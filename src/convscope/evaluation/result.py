@@ -14,13 +14,17 @@ from numpy.typing import ArrayLike
 from convscope.errors import UsageError, expected_got
 from convscope.evaluation import metrics
 from convscope.evaluation.calibration import Reliability, apply_temperature, reliability
-from convscope.evaluation.input_checks import as_labels, as_names, as_probabilities
 from convscope.evaluation.label_check import LabelCheck, check_labels
-from convscope.evaluation.metrics import FloatArray, IntArray, Interval
-from convscope.evaluation.ranking import (
+from convscope.evaluation.metrics import (
     Areas,
     Coverage,
     Curve,
+    FloatArray,
+    IntArray,
+    Interval,
+    as_labels,
+    as_names,
+    as_probabilities,
     coverage_curve,
     one_vs_rest_areas,
     one_vs_rest_curve,

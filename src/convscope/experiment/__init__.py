@@ -3,11 +3,10 @@
 - ``running``: the recipe, top-down; begin here.
 - ``config``: what decides the outcome.
 - ``preparation``: data and network of a training; ``model`` builds and adapts the network.
-- ``dry_runs``: what is tried on copies of the network before it is trained.
+- ``planning``: what is found out first, on copies of the network: does it learn, at which rate, in what time?
 - ``fitting``: the training: schedule, stops, checkpoints, orderly ends.
-- ``several``: more than one of them, one after the other or side by side in ``workers``.
+- ``several``: more than one of them, one after the other or side by side in ``workers``; one for each fold.
 - ``together``: one of them on several processes.
-- ``cross_validation``: a network for each fold of the images, and one evaluation of all.
 - ``sweep``: trials with settings out of a ``space``, which a ``study`` hands out.
 - ``results``: evaluations, figures and files; ``convscope.evaluate`` in a notebook.
 

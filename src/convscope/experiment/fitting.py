@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from convscope.data.dataset import Split
-from convscope.data.splits import balanced_class_weights
+from convscope.data.dataset import Split, balanced_class_weights
 from convscope.experiment.config import ExperimentConfig, TrainingConfig
 from convscope.experiment.preparation import Prepared
 from convscope.preprocessing import one_hot

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from convscope import environment
 from convscope.data.cache import map_pixels
-from convscope.data.dataset import Dataset, Split
-from convscope.data.splits import hold_back
+from convscope.data.dataset import Dataset, Split, hold_back
 from convscope.errors import UsageError, expected_got
 from convscope.experiment.config import ExperimentConfig
 from convscope.experiment.model import (

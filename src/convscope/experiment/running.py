@@ -20,7 +20,6 @@ from convscope.data.loading import load_again
 from convscope.errors import ConvscopeError, DivergedError, InterruptedRunError, RunError, expected_got
 from convscope.evaluation import Evaluation, test_set_log
 from convscope.experiment.config import ExperimentConfig
-from convscope.experiment.dry_runs import try_out
 from convscope.experiment.fitting import (
     CheckpointListener,
     Timetable,
@@ -30,6 +29,7 @@ from convscope.experiment.fitting import (
     stop_on_signals,
     train,
 )
+from convscope.experiment.planning import try_out
 from convscope.experiment.preparation import Session, begin_session
 from convscope.experiment.results import (
     calibrate,

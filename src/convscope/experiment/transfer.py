@@ -23,8 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope.data.cache import add_rows, read_rows
-from convscope.data.dataset import Split
-from convscope.data.splits import balanced_class_weights
+from convscope.data.dataset import Split, balanced_class_weights
 from convscope.evaluation import wilson_interval
 from convscope.experiment.config import TrainingConfig
 from convscope.experiment.fitting import kept_epoch

@@ -1,12 +1,10 @@
 """Arrays → matplotlib Figures; nothing here loads data or computes a metric.
 
-Every function returns its Figure, works without a display, and shows it once in a notebook. One module for
-each thing that is drawn: training, sweeps, confusion, curves, comparing, images; for what inspection finds,
-features, attributions, embeddings, recomputed. The common look is in style; svg makes a figure a part of a
-page.
+Every function returns its Figure, works without a display, and shows it once in a notebook. A module is
+called after the package whose arrays it draws: training (and sweeps), evaluation, inspection; images,
+embeddings and comparing draw those. The common look is in style, and how a figure becomes a part of a page.
 """
 
-from convscope.plotting.attributions import attribution_picture, plot_attribution, plot_faithfulness
 from convscope.plotting.comparing import (
     plot_comparison,
     plot_confused_pairs,
@@ -14,16 +12,15 @@ from convscope.plotting.comparing import (
     plot_intervals,
     plot_seed_comparison,
 )
-from convscope.plotting.confusion import plot_confusion_matrix
-from convscope.plotting.curves import (
+from convscope.plotting.embeddings import plot_embedding_map, plot_neighbours
+from convscope.plotting.evaluation import (
+    plot_confusion_matrix,
     plot_coverage,
     plot_precision_recall,
     plot_probability,
     plot_reliability,
     plot_roc,
 )
-from convscope.plotting.embeddings import plot_embedding_map, plot_neighbours
-from convscope.plotting.features import filter_pictures, plot_feature_maps, plot_filters, plot_synthesis
 from convscope.plotting.images import (
     plot_contact_sheet,
     plot_errors,
@@ -31,11 +28,25 @@ from convscope.plotting.images import (
     plot_label_issues,
     plot_predictions,
 )
-from convscope.plotting.recomputed import plot_recomputed
-from convscope.plotting.style import STYLE, embedded, png_bytes, save_figure
-from convscope.plotting.svg import as_svg
-from convscope.plotting.sweeps import plot_importances, plot_parallel_coordinates, plot_trials
-from convscope.plotting.training import plot_health, plot_history, plot_rate_search
+from convscope.plotting.inspection import (
+    attribution_picture,
+    filter_pictures,
+    plot_attribution,
+    plot_faithfulness,
+    plot_feature_maps,
+    plot_filters,
+    plot_recomputed,
+    plot_synthesis,
+)
+from convscope.plotting.style import STYLE, as_svg, embedded, png_bytes, save_figure
+from convscope.plotting.training import (
+    plot_health,
+    plot_history,
+    plot_importances,
+    plot_parallel_coordinates,
+    plot_rate_search,
+    plot_trials,
+)
 
 __all__ = [
     "STYLE",

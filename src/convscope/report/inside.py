@@ -16,7 +16,7 @@ from convscope.inspection import Recomputation, describe, explain_kernel_layouts
 from convscope.inspection.attribution import Attribution, grad_cam, integrated_gradients
 from convscope.lowering.graph import read_graph
 from convscope.plotting import attribution_picture, filter_pictures
-from convscope.plotting.attributions import METHOD_NAMES
+from convscope.plotting.inspection import METHOD_NAMES
 from convscope.report.explorer import chosen_images
 from convscope.report.formatting import Album, count, data_address, shape
 from convscope.report.mistakes import image as describe_image

@@ -17,7 +17,7 @@ from convscope.plotting import (
     plot_reliability,
     plot_roc,
 )
-from convscope.plotting.curves import LEAST_ANSWERED
+from convscope.plotting.evaluation import LEAST_ANSWERED
 from convscope.report.formatting import chart, count, name, number, percent
 
 if TYPE_CHECKING:

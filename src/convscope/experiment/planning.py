@@ -1,4 +1,4 @@
-"""What is tried before a training, on copies of the network: preflight, learning rate, throughput."""
+"""What is found out before a training, on copies of the network: preflight, learning rate, throughput."""
 
 from __future__ import annotations
 
