@@ -10,7 +10,7 @@ from unittest import mock
 import convscope  # isort: skip  (it chooses Keras's back end, before Keras is imported)
 from matplotlib import pyplot
 
-from convscope.teaching.grading import task_check
+from convscope.teaching.grading import tasks
 from convscope.teaching.lessons.notebooks import lesson_names, read_lesson, without_marks
 
 QUICK_DIGITS = {"CONVSCOPE_LESSONS": "digits,quick"}
@@ -49,7 +49,7 @@ def check(task, **answers):
 
 def checked_wrong(task, fragment, **answers):
     """Check a wrong answer; assert that the message, or one of its hints, says what is wrong."""
-    task_check._met.clear()  # each test hears the first hint
+    tasks._met.clear()  # each test hears the first hint
     verdict = check(task, **answers)
     assert not verdict, str(verdict)
     assert verdict.points == 0

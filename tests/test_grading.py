@@ -7,7 +7,7 @@ import pytest
 
 import convscope
 from convscope.errors import UnknownNameError
-from convscope.teaching.grading import MIME_TYPE, TASKS, Verdict, task_check, tasks_of
+from convscope.teaching.grading import MIME_TYPE, TASKS, Verdict, tasks, tasks_of
 from convscope.teaching.grading.verdict import CheckFailed, as_number, as_shape, as_table, close, row_counts
 
 QUESTIONS = {"A": ({"filters": 16, "kernel_size": 5}, (28, 28, 1))}
@@ -15,7 +15,7 @@ QUESTIONS = {"A": ({"filters": 16, "kernel_size": 5}, (28, 28, 1))}
 
 @pytest.fixture(autouse=True)
 def first_hints():
-    task_check._met.clear()
+    tasks._met.clear()
 
 
 def test_an_unknown_task_names_the_nearest():

@@ -179,7 +179,7 @@ FORGERIES = {
         "import convscope.teaching.grading.tasks as tasks\nfrom dataclasses import replace\n"
         "for name in tasks.TASKS: tasks.TASKS[name] = replace(tasks.TASKS[name], judge=lambda **_: 'right')"
     ),
-    "the-helpers": "import convscope.teaching.grading.task_check as c\nc._judge = lambda *_: 'right'",
+    "the-helpers": "import convscope.teaching.grading.tasks as c\nc._judge = lambda *_: 'right'",
     "the-verdict": "import convscope.teaching.grading.verdict as v\nv.Verdict.to_json = lambda self: FORGED",
     "the-modules": (
         "import sys, types\nfor name in list(sys.modules):\n"
@@ -187,7 +187,7 @@ FORGERIES = {
     ),
     "what-is-displayed": (
         "get_ipython().display_formatter.mimebundle_formatter.for_type_by_name("
-        "'convscope.teaching.grading.task_check', 'SignedVerdict', lambda *_, **__: {MIME: FORGED})"
+        "'convscope.teaching.grading.tasks', 'SignedVerdict', lambda *_, **__: {MIME: FORGED})"
     ),
     "what-is-run": (
         "import ast\nclass T(ast.NodeTransformer):\n    def visit_Module(self, tree):\n"

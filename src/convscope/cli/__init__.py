@@ -3,13 +3,11 @@
     program.py    the commands by their names      parsing.py    what is typed: shared options, readers
     training.py   train, resume                    output.py     tables, sentences, JSON
     sweeping.py   sweep                            settings.py   from what is typed to what is trained
-    exercise.py   the exercise                     startup.py    soon ready, soon gone
-    lessons.py    its notebooks, grading, quiz     datasets.py   data list | fetch | info | check | undo
-    judging.py    evaluate, compare, report, runs
-    inspecting.py shapes, arithmetic, a look inside a run; doctor
-    predicting.py predict, export                  waiting.py    what is busy, until it is done
-    embedding.py  embed                            exploring.py  explore
-    serving.py    serve
+    judging.py    evaluate, compare, report, runs  startup.py    soon ready, soon gone
+    inspecting.py inspect, doctor                  waiting.py    what is busy, until it is done
+    predicting.py predict, export                  datasets.py   data list | fetch | info | check | undo
+    embedding.py  embed                            teaching.py   exercise: notebooks, grading, quiz
+    serving.py    explore, serve
 
 Exit codes: 0 done; 1 an error of the program's own; 2 a wrong command or argument; 3 data or run missing,
 unreadable or wrong, or a disk that refuses; 4 training diverged; 130 interrupted.

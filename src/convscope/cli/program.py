@@ -21,13 +21,12 @@ from convscope.cli import (
     INTERRUPTED,
     datasets,
     embedding,
-    exercise,
-    exploring,
     inspecting,
     judging,
     predicting,
     serving,
     sweeping,
+    teaching,
     training,
 )
 from convscope.cli.output import fail, say, show_help
@@ -47,14 +46,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.add_typer(exercise.app, name="exercise")
+app.add_typer(teaching.app, name="exercise")
 app.command("train")(training.train)
 app.command("sweep")(sweeping.sweep)
 app.command("resume")(training.resume)
 app.command("evaluate")(judging.evaluate)
 app.command("compare")(judging.compare)
 app.command("report")(judging.report)
-app.command("explore")(exploring.explore)
+app.command("explore")(serving.explore)
 app.command("runs")(judging.list_runs)
 app.command("inspect")(inspecting.inspect)
 app.command("predict")(predicting.predict)

@@ -1,16 +1,14 @@
 """Grading by properties: an answer is right for what it is, not for being equal to a stored output.
 
 verdict      reading a student's variables; what a check says of them
-data_preparation, counting, networks, evaluation_by_hand, layers_by_hand, pictures
+data_preparation, layers, networks, evaluation_by_hand, pictures
              the judges, by what they judge
-tasks        the table of all tasks
-task_check   ``check``: find the answer, judge it, give the next hint; sealed checks for grading
+tasks        the table of all tasks; ``check``: find the answer, judge it, give the next hint; sealed checks
 execution    running a notebook in a process of its own, with a time limit
 marking      handed-in notebooks → marks
 """
 
-from convscope.teaching.grading.task_check import check, seal, sign
-from convscope.teaching.grading.tasks import TASKS, Task, tasks_of
+from convscope.teaching.grading.tasks import TASKS, Task, check, seal, sign, tasks_of
 from convscope.teaching.grading.verdict import MIME_TYPE, CheckFailed, Verdict
 
 __all__ = [

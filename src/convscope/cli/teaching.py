@@ -1,4 +1,4 @@
-"""``convscope exercise notebooks | grade``, and its ``--quiz``."""
+"""``convscope exercise``: its three networks, its notebooks and their grading, and a quiz."""
 
 from __future__ import annotations
 
@@ -8,27 +8,157 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from convscope.cli.output import say, show_json, table
-from convscope.cli.parsing import Json
+from convscope.cli import waiting
+from convscope.cli.output import say, show_json, table, warn
+from convscope.cli.parsing import Device, Json
+from convscope.cli.settings import findable
+from convscope.cli.training import show_data, show_next, show_result
 from convscope.cli.waiting import PROGRESS
 from convscope.errors import UsageError, expected_got
 
 if TYPE_CHECKING:
+    from convscope.data.dataset import Dataset
+    from convscope.experiment.running import Result
     from convscope.teaching.grading.execution import CellError
     from convscope.teaching.grading.marking import Marks
     from convscope.teaching.quiz import QuizLayer, QuizNetwork
+
+# A group that does the exercise itself when none of its commands is named.
+app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
 TimeLimit = Annotated[float, typer.Option(help="Seconds for a whole notebook.")]
 Data = Annotated[str | None, typer.Option(help="mnist or digits. [default: mnist, else digits]")]
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer images and epochs, to try things out.")]
 
 
+@app.callback()
+def exercise(
+    context: typer.Context,
+    network: Annotated[
+        str,
+        typer.Option(help="simple, dense, deep, stages, swift, normalized, or all for the exercise's three."),
+    ] = "all",
+    data: Annotated[
+        str | None,
+        typer.Option(help="mnist, digits, or a folder of IDX files. [default: mnist, else digits]"),
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="How often the network sees each training image.")] = 10,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 128,
+    seed: Annotated[int, typer.Option(help="Decides split, first weights, order and dropout.")] = 1338,
+    out: Annotated[Path, typer.Option(help="The folder in which runs are written.")] = Path("runs"),
+    engine: Annotated[str, typer.Option(help="auto, fast or keras.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    _device: Device = None,
+    scaling: Annotated[str, typer.Option(help="minmax, unit, standard or raw.")] = "minmax",
+    data_format: Annotated[str, typer.Option(help="channels_last or channels_first.")] = "channels_last",
+    quiz: Annotated[
+        bool, typer.Option("--quiz", help="Predict the shapes of random networks instead.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Do the exercise, and compare it with what is published.
+
+    Prepare, train, evaluate, draw.
+
+    Example: convscope exercise --network simple --epochs 1
+    """
+    if context.invoked_subcommand:
+        return
+    if quiz:
+        chosen = context.get_parameter_source("seed")
+        _ask_quiz(seed if chosen is not None and chosen.name == "COMMANDLINE" else None, json)
+        return
+    # Heavy imports wait until the command is certain to be this one.
+    from convscope.environment import versions
+    from convscope.experiment.config import ExperimentConfig, TrainingConfig
+    from convscope.teaching import exercise as exercises
+
+    networks = exercises.networks_of(network)
+    training = TrainingConfig(
+        epochs=epochs, batch_size=batch_size, seed=seed, engine=engine, precision=precision
+    )
+    config = ExperimentConfig(scaling=scaling, data_format=data_format, training=training)
+    dataset, notice = exercises.exercise_data(data)
+    config = replace(config, data=findable(data) or dataset.name)
+    if notice:
+        warn(notice)
+    if not json:
+        show_data(dataset)
+    results = exercises.run_exercise(
+        networks,
+        config,
+        dataset,
+        out,
+        command=["convscope", *sys.argv[1:]],
+        listeners=waiting.training(json),
+        on_begin=(lambda _name: None) if json else (lambda name: _show_network(name, config, dataset)),
+        on_result=(lambda _result: None) if json else show_result,
+    )
+    if json:
+        show_json(_as_json(dataset, results, versions()))
+    else:
+        _show_comparison(dataset, results)
+        show_next(results[-1])
+
+
+def _as_json(dataset: Dataset, results: list[Result], versions: dict[str, str]) -> dict[str, Any]:
+    return {
+        "data": {
+            "name": dataset.name,
+            "fingerprint": dataset.fingerprint,
+            "counts": {"train": len(dataset.train), "test": len(dataset.test)},
+        },
+        "networks": {
+            result.network: {
+                "parameters": result.parameters,
+                "test_loss": result.test.loss,
+                "test_accuracy": result.test.accuracy,
+                "seconds": result.seconds,
+                "run": str(result.run),
+            }
+            for result in results
+        },
+        "versions": versions,
+    }
+
+
+def _show_network(name: str, config: Any, dataset: Dataset) -> None:
+    from convscope.cli.inspecting import show_description
+    from convscope.inspection import describe
+    from convscope.networks import build
+
+    shape = dataset.input_shape
+    if config.data_format == "channels_first":
+        shape = (shape[2], shape[0], shape[1])
+    model = build(name, shape, len(dataset.class_names), config.data_format)
+    say("")
+    show_description(describe(model), f"{name} on {dataset.name}", arithmetic=False)
+
+
+def _show_comparison(dataset: Dataset, results: list[Result]) -> None:
+    from convscope.teaching.exercise import comparison
+
+    forms = {"parameters": "{:,}", "test_accuracy": "{:.2%}", "test_loss": "{:.4f}"}
+    columns = ["network", *(column for name in forms for column in (name.replace("_", " "), "published"))]
+    rows = []
+    for row in comparison(results):
+        published = row["published"]
+        cells = [row["network"]]
+        for name, form in forms.items():
+            cells += [form.format(row[name]), form.format(published[name]) if published else "–"]
+        rows.append([*cells, f"{row['seconds']:.1f} s"])
+    say("")
+    title = f"This run on {dataset.name} beside the exercise's published results on mnist"
+    table(title, [*columns, "training"], rows, spare=(2, 7))
+
+
+@app.command("notebooks")
 def notebooks(
     folder: Annotated[Path, typer.Argument(help="Where to write them; made where it is missing.")],
     lesson: Annotated[
@@ -160,6 +290,7 @@ def _settings(data: str | None, quick: bool) -> Any:
     return LessonSettings(data or around.dataset, quick or around.quick)
 
 
+@app.command("grade")
 def grade(
     hand_ins: Annotated[
         list[Path], typer.Argument(help="A student's notebook; or several, or folders of them.")
@@ -248,14 +379,14 @@ def _show_marks(marks: Marks) -> None:
     say(f"{marks.points} of {marks.out_of} points, in {marks.seconds:.0f} s")
 
 
-def ask_quiz(seed: int | None, json: bool) -> None:
+def _ask_quiz(seed: int | None, json: bool) -> None:
     """Ask for the shapes and parameters of random networks, and show the arithmetic behind each answer."""
     from convscope.teaching.quiz import make_quiz
 
     seed = _seed(seed)
     networks = make_quiz(seed)
     if json:
-        show_json({"seed": seed, "networks": [_as_json(network) for network in networks]})
+        show_json({"seed": seed, "networks": [_quiz_as_json(network) for network in networks]})
         return
     say(
         f"Quiz {seed}: three random networks. Type each output shape as 26x26x32, and each number of "
@@ -275,7 +406,7 @@ def ask_quiz(seed: int | None, json: bool) -> None:
         say(f"\n{sum(answers)} of {len(answers)} right. {again}")
 
 
-def _as_json(network: QuizNetwork) -> dict[str, Any]:
+def _quiz_as_json(network: QuizNetwork) -> dict[str, Any]:
     layers = [asdict(layer) for layer in network.layers]
     for layer in layers:
         del layer["weight_shapes"]  # the arithmetic names them
