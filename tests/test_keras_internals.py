@@ -148,6 +148,58 @@ def test_a_model_is_built_from_a_batch_that_is_read_only_then():
     assert asked == [1]
 
 
+class Counted(keras.layers.Layer):
+    """Counts how often it is called."""
+
+    calls = 0
+
+    def call(self, x):
+        self.calls += 1
+        return x
+
+
+def test_losses_and_means_are_built_by_shapes_alone_and_as_keras_does():
+    for settings in (
+        {
+            "loss": "categorical_crossentropy",
+            "metrics": ["accuracy", keras.metrics.TopKCategoricalAccuracy(2)],
+        },
+        {"loss": keras.losses.MeanSquaredError(), "weighted_metrics": ["mae"]},
+    ):
+        models = []
+        for _ in range(2):
+            counted = Counted()
+            model = keras.Sequential(
+                [keras.Input((3,)), counted, keras.layers.Dense(2, activation="softmax")]
+            )
+            model.compile("adam", **settings)
+            models.append((model, counted, counted.calls))
+        batch = (torch.zeros(4, 3), torch.zeros(4, 2), None)
+        (ours, counted, calls), (theirs, *_) = models
+        internals.build(ours, iter([(0, 0, [batch])]))
+        theirs._symbolic_build(data_batch=batch)
+        assert counted.calls == calls
+        assert ours.optimizer.built
+
+        def parts(model):
+            metrics = internals.metrics_of(internals.compiled_metrics(model))
+            return (
+                [(type(loss), weight) for loss, weight in internals.losses_of(model)],
+                [(type(metric), metric.name, weighted) for metric, weighted in metrics],
+                [metric.name for metric in model.metrics],
+            )
+
+        assert parts(ours) == parts(theirs)
+
+
+def test_a_metric_whose_state_depends_on_what_it_sees_is_built_by_a_call():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, activation="softmax")])
+    score = keras.metrics.F1Score()
+    model.compile("adam", "categorical_crossentropy", metrics=[score])
+    internals.build(model, iter([(0, 0, [(torch.zeros(4, 3), torch.zeros(4, 2), None)])]))
+    assert score.variables
+
+
 def test_what_compile_has_made_is_found():
     model = trained(loss=keras.losses.CategoricalCrossentropy(label_smoothing=0.1), loss_weights=[2.0],
                     weighted_metrics=["mse"])  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import keras
@@ -187,13 +188,55 @@ def settings_of_operation(operation: Any) -> dict[str, Any]:
 
 # Training: what `compile` has made, and what `fit` does before its first step.
 
+_WITHOUT_FURTHER_STATE = (keras.losses.Loss, keras.metrics.MeanMetricWrapper)
+
 
 def build(model: keras.Model, batches: Iterator[Any]) -> None:
     """Build model, loss, metrics and optimizer from one batch's shapes, as ``fit`` does.
 
     ``batches`` gives ``(first step, last step, [batch])`` and is read only where something is not built yet.
     """
+    loss, metrics = model._compile_loss, model._compile_metrics
+    unbuilt = [one for one in (metrics, loss) if one is not None and not one.built]
+    output = _only_output(model)
+    if unbuilt and output is not None and _state_needs_no_call(loss, metrics):
+        batch = next(batches)
+        batches, y = iter([batch]), batch[2][0][1]
+        if hasattr(y, "shape"):
+            # Keras runs the whole model on tensors without values to learn the shape of its output, and so
+            # imports torch's compiler and sympy: two seconds in which nothing is found that is not known.
+            target = keras.KerasTensor(y.shape, keras.backend.standardize_dtype(y.dtype))
+            for one in unbuilt:
+                one.build(target, keras.KerasTensor((len(y), *output.shape[1:]), output.dtype))
     model._symbolic_build(iterator=batches)
+
+
+def _only_output(model: keras.Model) -> keras.KerasTensor | None:
+    """Give the output of a built graph; None where there are several, or no graph."""
+    graph = getattr(model, "_functional", model)
+    output = getattr(graph, "_outputs_struct", None)
+    whole = isinstance(output, keras.KerasTensor) and None not in output.shape[1:]
+    return output if whole and all(layer.built for layer in model._flatten_layers()) else None
+
+
+def _state_needs_no_call(loss: Any, metrics: Any) -> bool:
+    """Say whether all that ``compile`` was given are losses without state, and means of functions."""
+    words = ("accuracy", "acc", "crossentropy", "ce")  # which of several they are, the shapes say
+    given = [
+        *((keras.losses.get, one) for one in keras.tree.flatten(getattr(loss, "_user_loss", None))),
+        *(
+            (keras.metrics.get, one)
+            for name in ("_user_metrics", "_user_weighted_metrics")
+            for one in keras.tree.flatten(getattr(metrics, name, None))
+        ),
+    ]
+    found = [get(one) if isinstance(one, str) else one for get, one in given if one not in (None, *words)]
+    kinds = [one if isinstance(one, FunctionType) else type(one) for one in found]
+    return all(
+        kind.__module__.startswith("keras.src.")
+        and (isinstance(kind, FunctionType) or issubclass(kind, _WITHOUT_FURTHER_STATE))
+        for kind in kinds
+    )
 
 
 def compiled_loss(model: keras.Model) -> Any:
