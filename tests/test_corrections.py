@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from convscope.training.config import TrainingConfig
 from PIL import Image
 
 import convscope
@@ -14,7 +13,7 @@ from convscope.data.corrections import CorrectionStore, add_corrections, read_co
 from convscope.data.dataset import Split, hold_back
 from convscope.data.loading import load_again
 from convscope.errors import DataError
-from convscope.experiment.config import ExperimentConfig
+from convscope.experiment.config import ExperimentConfig, TrainingConfig
 from convscope.experiment.preparation import prepare
 
 
