@@ -26,6 +26,7 @@ from convscope.training.distributed import alone
 from convscope.training.events import StepEnd
 
 CASES = ("dense", "dropout", "normalized", "few-rows", "penalties", "own-loss", "augmented", "resumed")
+SENT = ("dense", "dropout", "normalized", "few-rows")  # the others' gradients lie in memory that all see
 REFUSED = ("mixing", "keras-layer", "own-step", "stream", "keras-engine")
 
 
@@ -76,7 +77,8 @@ def _spread_out(y: Any, p: Any) -> Any:
 
 def train(name: str) -> dict[str, Any]:
     """Train one case; the weights begin differently in each process, and the first one's count."""
-    # Small networks too are summed in parts, all but one.
+    # In memory that all see, or sent: as one, and in parts.
+    distributed._SHARED_BYTES = 0 if name in SENT else 1 << 28
     distributed._FLOATS_OF_A_PART = 1 << 18 if name == "dense" else 300
     rng = np.random.default_rng(5)
     rows, batch_size = (67, 13) if name != "few-rows" else (17, 8)  # the last batch has fewer than processes
@@ -133,6 +135,17 @@ def _interrupted(model: keras.Model, x: Any, y: Any) -> Any:
     return states[0]
 
 
+def memory() -> list[float] | None:
+    """Write into memory that all processes see, and read what each has written."""
+    group = distributed.join()
+    shared = None if group is None else group.shared_memory(3)
+    if group is None or shared is None:
+        return None
+    shared[1, group.rank].fill_(group.rank + 1.0)
+    group.sum_up(shared.new_zeros(1))  # so that all have written
+    return shared.sum((0, 2)).tolist()
+
+
 def refusal(name: str) -> str:
     """Give the sentence with which a case is refused."""
     try:
@@ -144,4 +157,5 @@ def refusal(name: str) -> str:
 
 if __name__ == "__main__":
     found = {"trained": {name: train(name) for name in CASES}, "refused": {n: refusal(n) for n in REFUSED}}
+    found["memory"] = memory()
     Path(f"{sys.argv[1]}-{os.environ['RANK']}.json").write_text(json.dumps(found), encoding="utf-8")

@@ -71,6 +71,11 @@ def test_several_processes_train_as_one(name: str, several: list[dict[str, Any]]
         assert other == together[0], "the processes ended with other weights or logs"
 
 
+def test_processes_of_one_machine_see_each_others_gradients(several: list[dict[str, Any]]) -> None:
+    expected = [3.0, 6.0, 9.0] if hasattr(os, "memfd_create") else None
+    assert [found["memory"] for found in several] == [expected] * SIZE
+
+
 @pytest.mark.parametrize(
     ("name", "fact"),
     [
@@ -142,6 +147,7 @@ class Pair:
     """A group of two, of which the other one has the same gradients."""
 
     leads, wish = True, staticmethod(lambda: False)
+    shared_memory = staticmethod(lambda _floats: None)
 
     def __init__(self) -> None:
         self.events: list[Any] = []

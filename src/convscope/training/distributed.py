@@ -11,6 +11,7 @@ between processes are torch.distributed's: gloo on CPUs, nccl on GPUs.
 
 from __future__ import annotations
 
+import mmap
 import os
 import socket
 import struct
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import keras
@@ -40,6 +42,8 @@ _SECONDS_TO_TELL_WHO = 1.0
 _INTERFACE = "GLOO_SOCKET_IFNAME"
 _SIOCGIFADDR = 0x8915  # netdevice(7)
 _FLOATS_OF_A_PART = 1 << 18  # 1 MB, as torch's DistributedDataParallel begins with
+_ADDING = 4  # so many processes of one machine add up each other's gradients; more are faster in a ring
+_SHARED_BYTES = 1 << 28  # of memory that they see together; larger networks are sent
 _TOLERANCE = 1e-3  # of weights on machines that round otherwise; more is a callback's doing
 _FILE_WRITERS = ("CSVLogger", "ModelCheckpoint", "ProgbarLogger", "RemoteMonitor", "TensorBoard")
 
@@ -159,6 +163,26 @@ class Group:
         gathered: Tensor = _Gather.apply(outputs, shard)  # type: ignore[no-untyped-call]
         return gathered
 
+    def shared_memory(self, floats: int) -> Tensor | None:
+        """Give float32 memory that all processes see, (2, processes, floats); None where they cannot."""
+        hosts, size = {host for host, _ in self._places}, 8 * self.size * floats
+        possible = self.backend == "gloo" and len(hosts) == 1 and hasattr(os, "memfd_create")
+        if not possible or self.size > _ADDING or size > _SHARED_BYTES:
+            return None
+        memory = file = None
+        with suppress(OSError):
+            if self.leads:
+                file = os.memfd_create("convscope-gradients")  # it is gone when the last process is
+                os.truncate(file, size)
+        pid, number, expected = self.same((os.getpid(), file, _identity(file)))
+        with suppress(OSError, ValueError), Path(f"/proc/{pid}/fd/{number}").open("r+b") as seen:
+            if _identity(seen.fileno()) == expected:  # another container's process may have this number
+                memory = torch.frombuffer(mmap.mmap(seen.fileno(), size), dtype=torch.float32)
+        missing = self.sum_up(torch.tensor(float(memory is None)))
+        if file is not None:
+            os.close(file)
+        return None if memory is None or missing else memory.view(2, self.size, floats)
+
     def sum_of(self, weights: Sequence[Tensor]) -> GradientSum:
         """Give what sums the gradients of weights over all processes."""
         return GradientSum(self, weights)
@@ -249,42 +273,59 @@ class Group:
 
 
 class GradientSum:
-    """Sums the gradients of weights over all processes while the backward pass goes on.
+    """Sums the gradients of weights over all processes.
 
     They lie in one float32 buffer, the last layers' first, since the backward pass begins there, and behind
-    them who wants to stop. A part of it is sent as soon as it is whole: mostly the large dense layers, before
-    the convolutions take their time. Parts and their order are the same on all processes.
+    them who wants to stop. Where all processes see each other's buffers, each adds these up, in the same
+    order. Otherwise a part of it is sent as soon as it is whole: mostly the large dense layers, before the
+    convolutions take their time. Parts and their order are the same on all processes.
     """
 
     def __init__(self, group: Group, weights: Sequence[Tensor]) -> None:
         self._group, self._weights = group, list(reversed(weights))
-        sizes = [weight.numel() for weight in self._weights]
-        device = weights[0].device if weights else torch.device("cpu")
-        self._flat = torch.zeros(sum(sizes) + 1, dtype=torch.float32, device=device)
-        *parts, self._asked = torch.split(self._flat, [*sizes, 1])
-        self._views = [part.view(weight.shape) for part, weight in zip(parts, self._weights, strict=True)]
+        self._sizes = [weight.numel() for weight in self._weights]
+        floats, device = sum(self._sizes), weights[0].device if weights else torch.device("cpu")
+        flat = torch.zeros(floats + 1, dtype=torch.float32, device=device)
+        self._asked, self._sum, self._sums = flat[-1:], flat[:-1], self._views(flat)
+        self._shared: list[Tensor] = []  # everybody's buffers (processes, floats), by turns
+        self._own: list[list[Tensor]] = []  # where this process's gradients go, by turns
         self._parts: list[tuple[int, Tensor]] = []  # how many weights are in the buffer by then, and the part
         begin = end = 0
-        for number, size in enumerate(sizes, 1):
+        for number, size in enumerate(self._sizes, 1):
             end += size
             if end - begin >= _FLOATS_OF_A_PART:
-                self._parts.append((number, self._flat[begin:end]))
+                self._parts.append((number, flat[begin:end]))
                 begin = end
-        self._rest = self._flat[begin:]
+        self._rest = flat[begin:]
+
+    def _views(self, flat: Tensor) -> list[Tensor]:
+        parts = torch.split(flat[: sum(self._sizes)], self._sizes)
+        return [part.view(weight.shape) for part, weight in zip(parts, self._weights, strict=True)]
+
+    def _share(self) -> None:
+        """Find out at the first step, when all are there, whether they see each other's buffers."""
+        memory = self._group.shared_memory(len(self._sum))
+        self._own = [self._sums]
+        if memory is not None:  # two, since one process may be a step ahead of another that still reads
+            self._shared = list(memory)
+            self._own = [self._views(buffers[self._group.rank]) for buffers in memory]
+            self._parts, self._rest = [], self._asked
 
     @contextmanager
     def __call__(self, shard: Shard | None) -> Iterator[None]:
         """Replace each gradient by the sum; where each process computed all rows, by the first one's."""
-        counts = shard is not None or self._group.leads
+        if not self._own:
+            self._share()
+        counts, views = shard is not None or self._group.leads, self._own[0]
         waits: list[Callable[[], None]] = []
         arrived: set[int] = set()
 
         @torch.no_grad()
         def arrive(number: int, weight: Tensor) -> None:
             if counts and weight.grad is not None:
-                self._views[number].copy_(weight.grad)
+                views[number].copy_(weight.grad)
             else:
-                self._views[number].zero_()
+                views[number].zero_()
             arrived.add(number)
             while len(waits) < len(self._parts) and arrived.issuperset(range(self._parts[len(waits)][0])):
                 waits.append(self._group.begin_sum(self._parts[len(waits)][1]))
@@ -292,7 +333,7 @@ class GradientSum:
         hooks = [
             weight.register_post_accumulate_grad_hook(partial(arrive, number))  # type: ignore[no-untyped-call]
             for number, weight in enumerate(self._weights)
-            if self._parts and weight.requires_grad
+            if weight.requires_grad
         ]
         try:
             yield
@@ -305,7 +346,14 @@ class GradientSum:
         self._asked.fill_(float(self._group.wish()))
         for wait in [*waits, self._group.begin_sum(self._rest)]:
             wait()
-        for weight, view in zip(self._weights, self._views, strict=True):
+        if self._shared:  # all are there now
+            first, second, *others = self._shared[0]
+            torch.add(first, second, out=self._sum)
+            for other in others:
+                self._sum.add_(other)
+            self._shared.reverse()
+            self._own.reverse()
+        for weight, view in zip(self._weights, self._sums, strict=True):
             if weight.grad is not None:
                 weight.grad = view
         self._group.asked = self._asked
@@ -412,6 +460,11 @@ def _require_independent_rows(network: LoweredNetwork) -> None:
             raise LoweringError(
                 expected_got("rows that are computed apart, on several processes", "rows that mix")
             )
+
+
+def _identity(file: int | None) -> tuple[int, int] | None:
+    """Tell an open file from all others of this machine."""
+    return None if file is None else (os.fstat(file).st_dev, os.fstat(file).st_ino)
 
 
 def _is_there(pid: int) -> bool:
