@@ -328,3 +328,16 @@ def test_weights_of_applications_are_fetched_by_somebody_else():
 
 def test_home_of_keras_holds_its_downloads():
     assert internals.keras_home().name == ".keras" or "KERAS_HOME" in os.environ
+
+
+@pytest.mark.parametrize("name", ["hard_silu", "mish", "sparsemax"])
+def test_an_activation_function_takes_symbols_inside_alone(name):
+    function, numbers = getattr(keras.activations, name), torch.linspace(-3, 3, 8).reshape(2, 4)
+    with internals.activations_on_symbols():
+        symbol = keras.Input((4,))
+        model = keras.Model(symbol, function(symbol))
+        inside = function(numbers)
+    torch.testing.assert_close(model(numbers), function(numbers))
+    torch.testing.assert_close(inside, function(numbers))
+    with pytest.raises(ValueError, match="symbolic"):
+        function(symbol)

@@ -13,6 +13,7 @@ from types import FunctionType
 from typing import Any
 
 import keras
+from keras.src.activations import activations
 from keras.src.backend.common import global_state
 from keras.src.backend.common.stateless_scope import StatelessScope
 from keras.src.backend.config import keras_home as _keras_home
@@ -178,6 +179,31 @@ def uniform_draws(draw: Callable[..., Any]) -> Iterator[None]:
         yield
     finally:
         module.uniform = before
+
+
+@contextmanager
+def activations_on_symbols() -> Iterator[None]:
+    """Let all of ``keras.activations`` take symbols; hard_silu, mish and sparsemax make tensors of them."""
+    backend, mish = activations.backend, activations.Mish
+
+    class Converting:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(backend, name)
+
+        def convert_to_tensor(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+            return x if is_symbol(x) else backend.convert_to_tensor(x, *args, **kwargs)
+
+    class Mish:
+        static_call = staticmethod(lambda x: mish()(x) if is_symbol(x) else mish.static_call(x))
+
+    def is_symbol(x: Any) -> bool:
+        return isinstance(x, keras.KerasTensor)
+
+    activations.backend, activations.Mish = Converting(), Mish
+    try:
+        yield
+    finally:
+        activations.backend, activations.Mish = backend, mish
 
 
 def settings_of_operation(operation: Any) -> dict[str, Any]:

@@ -125,3 +125,4 @@ _PLAIN: dict[str, Any] = {
 
 # What lowering computes itself; a layer with another function runs as it is.
 TORCH_FUNCTIONS = ("linear", *_MAKERS, *_PLAIN)
+WITH_SETTINGS = tuple(_MAKERS)

@@ -13,7 +13,7 @@ from convscope.lowering.graph import Call, graph_of, is_altered, read_graph
 from convscope.lowering.ir import Output, Program, Value, check
 from convscope.lowering.layers.augmenting import MovingRunner, moves_images
 from convscope.lowering.layers.base import LayerReader, ProgramBuilder, reader_of
-from convscope.lowering.layers.elementwise import KERAS_FUNCTIONS
+from convscope.lowering.layers.elementwise import KERAS_FUNCTIONS, activation_of, read_activation
 from convscope.lowering.layers.keras_call import ActivityLoss, KerasRunner, add_call
 from convscope.lowering.layers.merging import arithmetic_of, read_arithmetic
 from convscope.lowering.layers.operations import (
@@ -154,17 +154,23 @@ def _reader_for(operation: Any, args: Any, kwargs: dict[str, Any]) -> LayerReade
     if arithmetic_of(operation) and not kwargs:
         divides_by_value = arithmetic_of(operation) == "divide" and not isinstance(args[0], Value)
         return read_arithmetic if _is_plain_arithmetic(args) and not divides_by_value else None
-    read = reader_of(operation)
-    if read is None or kwargs or len(args) != 1:
-        return None
     leaves = keras.tree.flatten(args)
-    if not all(isinstance(leaf, Value) for leaf in leaves):
+    if kwargs or len(args) != 1 or not all(isinstance(leaf, Value) for leaf in leaves):
         return None
-    if operation.compute_dtype not in _COMPUTE_DTYPES or operation.variable_dtype != "float32":
-        return None
-    if not all(leaf.dtype.startswith(("float32", "bfloat16", "uint8", "int")) for leaf in leaves):
-        return None
-    return None if _is_unusual(operation) else read
+    if activation_of(operation) is not None:
+        return read_activation if leaves[0].dtype == "float32" else None
+    read = reader_of(operation)
+    return None if read is None or not _suits(operation, leaves) else read
+
+
+def _suits(layer: Any, inputs: Sequence[Value]) -> bool:
+    """Say whether a layer of a known type computes what its type does, on types that lowering knows."""
+    return (
+        layer.compute_dtype in _COMPUTE_DTYPES
+        and layer.variable_dtype == "float32"
+        and all(value.dtype.startswith(("float32", "bfloat16", "uint8", "int")) for value in inputs)
+        and not _is_unusual(layer)
+    )
 
 
 def _query_value_key(

@@ -214,7 +214,11 @@ def _record(
     vars(layer).update((name, constants.symbol_of(variable)) for name, variable in own.items())
     layer._modules.update((name, _Part(part, constants)) for name, part in parts.items() if callable(part))
     try:
-        with internals.NoVariableRead(), internals.uniform_draws(constants.draw):
+        with (
+            internals.NoVariableRead(),
+            internals.uniform_draws(constants.draw),
+            internals.activations_on_symbols(),
+        ):
             outputs = layer.call(*args, **kwargs)
     finally:
         vars(layer).update(own)

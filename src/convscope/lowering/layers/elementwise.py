@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,8 +12,15 @@ import keras
 import numpy as np
 import torch
 
+from convscope import _keras_internals as internals
 from convscope.lowering import kernels
-from convscope.lowering.activations import TORCH_FUNCTIONS, Function, activation_function, smooth_name
+from convscope.lowering.activations import (
+    TORCH_FUNCTIONS,
+    WITH_SETTINGS,
+    Function,
+    activation_function,
+    smooth_name,
+)
 from convscope.lowering.ir import Activation, Op, Shape, Value, broadcast, channel_axis
 from convscope.lowering.kernels import Epilogue
 from convscope.lowering.layers.base import ProgramBuilder, Runner, Step, Tensor, WeightSource, reads, runs
@@ -81,6 +89,29 @@ class Affine(Op):
 
 # Keras's functions by what they are, not by their names.
 KERAS_FUNCTIONS = {getattr(keras.activations, name): name for name in TORCH_FUNCTIONS}
+
+
+# Keras's operations by the names of their classes, in small letters.
+_OPERATIONS = {name.replace("_", ""): name for name in TORCH_FUNCTIONS} | {"exp": "exponential"}
+_OPERATION_MODULES = ("keras.src.ops.nn", "keras.src.ops.numpy", "keras.src.activations.activations")
+
+
+def activation_of(operation: Any) -> Activation | None:
+    """Return the activation function that an operation of ``keras.ops`` is; None for any other."""
+    kind = type(operation)
+    name = _OPERATIONS.get(kind.__name__.lower())
+    if name is None or kind.__module__ not in _OPERATION_MODULES:
+        return None
+    known = inspect.signature(getattr(keras.activations, name)).parameters
+    settings = internals.settings_of_operation(operation).items()
+    given = tuple((key, value) for key, value in settings if value != known[key].default)
+    is_understood = name in WITH_SETTINGS and all(isinstance(value, int | float) for _, value in given)
+    return Activation(name, given) if is_understood or not given else None
+
+
+def read_activation(builder: ProgramBuilder, operation: Any, inputs: Sequence[Value]) -> Value:
+    """Convert an activation function that is called as an operation."""
+    return builder.add(Activate, operation, inputs, activation=activation_of(operation))
 
 
 def read_fused_activation(builder: ProgramBuilder, layer: Any, value: Value) -> Value:
