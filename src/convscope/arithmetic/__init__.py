@@ -4,11 +4,10 @@ It needs neither Keras nor torch, so that a network that cannot exist is explain
 
 - ``formulas``: one quantity at a time (lengths, padding, parameters, multiply-accumulates, receptive field).
 - ``kind``: what a layer's functions are given and give back.
-- ``layers``: one kind of layer at a time; the one home of what a kind is. ``activations``: its functions.
-- ``analysis``: a layer, a chain of layers, and why one cannot exist.
+- ``activations``: the functions that a network may name.
+- ``layers``: what each kind of layer is; a layer, a chain of layers, and why one cannot exist.
 """
 
-from convscope.arithmetic.analysis import KNOWN_LAYERS, analyse, analyse_chain, explain_failure
 from convscope.arithmetic.formulas import (
     Calculation,
     ReceptiveField,
@@ -22,9 +21,9 @@ from convscope.arithmetic.formulas import (
     show_shape,
 )
 from convscope.arithmetic.kind import Fields, LayerArithmetic, LayerContext
+from convscope.arithmetic.layers import analyse, analyse_chain, explain_failure
 
 __all__ = [
-    "KNOWN_LAYERS",
     "Calculation",
     "Fields",
     "LayerArithmetic",

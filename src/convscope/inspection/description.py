@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from convscope import _keras_internals as internals
 from convscope.arithmetic import Fields, LayerArithmetic, Shape, analyse, show_shape
-from convscope.arithmetic.analysis import as_image
+from convscope.arithmetic.layers import as_image
 from convscope.lowering.graph import Call, Graph, read_graph
 
 if TYPE_CHECKING:
