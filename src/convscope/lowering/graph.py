@@ -1,7 +1,4 @@
-"""A Keras model as a list of calls: nested models opened, shared layers once for each use.
-
-The one reader of Keras's graphs: ``reader.py`` makes a program of the calls, ``inspection`` looks at them.
-"""
+"""The one reader of Keras models: a list of calls, nested models opened; the variables by path."""
 
 from __future__ import annotations
 
@@ -16,9 +13,9 @@ import keras
 import torch
 
 from convscope import _keras_internals as internals
-from convscope._torch_internals import HOOKS
+from convscope._torch_internals import HOOKS, has_gradient_hooks
 from convscope.arithmetic import Shape
-from convscope.errors import UsageError, expected_got, unknown_name
+from convscope.errors import LoweringError, UsageError, expected_got, unknown_name
 from convscope.lowering.devices import current_device, device_of
 
 # Keras wraps the first two in each layer; how a model trains and predicts is looked at by who calls that.
@@ -287,3 +284,67 @@ def _channels_first(calls: Sequence[Call]) -> bool:
     formats = [getattr(call.operation, "data_format", None) for call in calls]
     named = [data_format for data_format in formats if data_format]
     return bool((named[0] if named else keras.config.image_data_format()) == "channels_first")
+
+
+def named_variables(model: Any) -> dict[str, Any]:
+    """Return the variables of a model by their path, in Keras's order.
+
+    Where two share a path (nested models that were built apart), the later ones get a number behind it.
+    """
+    named: dict[str, Any] = {}
+    for variable in model.variables:
+        path, count = variable.path, 1
+        while path in named:
+            count += 1
+            path = f"{variable.path}#{count}"
+        named[path] = variable
+    return named
+
+
+def is_seed(path: str) -> bool:
+    """Say whether a variable is the state of a random generator."""
+    return "seed_generator_state" in path.rsplit("/", 1)[-1]
+
+
+def tensor_of(variable: Any, layer: Any = None) -> torch.Tensor:
+    """Return a variable's values as a tensor, which share their storage on Keras's torch back end.
+
+    Raises LoweringError with the name of the layer when a floating-point variable is not float32.
+    """
+    value = variable.value
+    tensor = value.detach() if isinstance(value, torch.Tensor) else torch.from_numpy(variable.numpy().copy())
+    _require_float32(tensor, variable, layer)
+    return tensor
+
+
+def parameter_of(variable: Any, layer: Any = None) -> torch.Tensor:
+    """Return the parameter that a variable on Keras's torch back end computes with; see :func:`tensor_of`."""
+    _require_float32(variable.value, variable, layer)
+    parameter: torch.Tensor = variable.value
+    return parameter
+
+
+def is_gradient_hooked(variable: Any) -> bool:
+    """Say whether somebody put a hook on the gradient of a variable's parameter."""
+    value = internals.value_of(variable)
+    return isinstance(value, torch.Tensor) and has_gradient_hooks(value)
+
+
+def owners(model: Any) -> dict[int, Any]:
+    """Return the layer of each variable of a model, by the variable's id."""
+    return {
+        id(variable): layer
+        for layer in internals.all_layers(model)
+        for variable in internals.own_variables(layer)
+    }
+
+
+def _require_float32(tensor: torch.Tensor, variable: Any, layer: Any) -> None:
+    if not tensor.is_floating_point() or tensor.dtype is torch.float32:
+        return
+    found = repr(variable.path)
+    if layer is not None:
+        found = f"the {variable.name} of layer {layer.name!r} ({type(layer).__name__})"
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    hint = "Give the layer dtype='float32'."
+    raise LoweringError(expected_got("float32 variables", f"{found} of type {dtype}", hint))

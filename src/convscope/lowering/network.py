@@ -10,13 +10,7 @@ import torch
 from convscope._torch_internals import version_of
 from convscope.lowering.activations import activation_function
 from convscope.lowering.devices import current_device
-from convscope.lowering.ir import Op, Program, Value
-from convscope.lowering.kernels import Shard, forget_copy
-from convscope.lowering.layers import ByMode, KerasCall
-from convscope.lowering.layers.base import Prepared, Runner, Step, runner_of
-from convscope.lowering.layers.elementwise import random_streams
-from convscope.lowering.planner import apply_plan, plan_of
-from convscope.lowering.variables import (
+from convscope.lowering.graph import (
     is_gradient_hooked,
     is_seed,
     named_variables,
@@ -24,6 +18,12 @@ from convscope.lowering.variables import (
     parameter_of,
     tensor_of,
 )
+from convscope.lowering.ir import Op, Program, Value
+from convscope.lowering.kernels import Shard, forget_copy
+from convscope.lowering.layers import ByMode, KerasCall
+from convscope.lowering.layers.base import Prepared, Runner, Step, runner_of
+from convscope.lowering.layers.elementwise import random_streams
+from convscope.lowering.planner import apply_plan, plan_of
 
 Tensor = torch.Tensor
 

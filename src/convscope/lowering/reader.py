@@ -9,7 +9,7 @@ import keras
 
 from convscope import _keras_internals as internals
 from convscope.errors import LoweringError
-from convscope.lowering.graph import Call, graph_of, is_altered, read_graph
+from convscope.lowering.graph import Call, graph_of, is_altered, named_variables, read_graph
 from convscope.lowering.ir import Output, Program, Value, check
 from convscope.lowering.layers.augmenting import MovingRunner, moves_images
 from convscope.lowering.layers.base import LayerReader, ProgramBuilder, reader_of
@@ -25,7 +25,6 @@ from convscope.lowering.layers.operations import (
     read_constant,
 )
 from convscope.lowering.tracing import Drawn, Spread, Trace, trace
-from convscope.lowering.variables import named_variables
 
 _COMPUTE_DTYPES = ("float32", "bfloat16")
 

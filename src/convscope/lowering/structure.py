@@ -13,12 +13,11 @@ import torch
 
 from convscope._keras_internals import all_layers, is_trainable, own_variables, sublayers, value_of
 from convscope._torch_internals import HOOKS, version_of
-from convscope.lowering.graph import computing_methods, graph_of, is_of_a_library
+from convscope.lowering.graph import computing_methods, graph_of, is_gradient_hooked, is_of_a_library
 from convscope.lowering.ir import Program
 from convscope.lowering.layers import KerasCall
 from convscope.lowering.layers.base import reader_of
 from convscope.lowering.layers.operations import is_plain
-from convscope.lowering.variables import is_gradient_hooked
 
 # What Keras and torch note down in every layer; it changes by mere use, or is looked at elsewhere.
 _BOOKKEEPING = frozenset(vars(keras.layers.Layer(name="bare"))) - {

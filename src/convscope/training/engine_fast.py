@@ -1,13 +1,21 @@
-"""The fast engine: a compiled Keras model, lowered, trained by the loop, its callbacks called on the way."""
+"""The fast engine: a compiled Keras model, lowered, trained in a loop, its callbacks called on the way.
+
+    for each epoch      reset the sums · steps · validation
+        for each step   rate of this step · forward, loss, backward, update (step.py)
+
+The loop yields events and owns no logging; whoever runs it hands each event to the listeners.
+"""
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import torch
@@ -24,14 +32,36 @@ from convscope.training.callbacks import CallbackBridge, CallbackMemory, looks_a
 from convscope.training.checkpoint import load_state
 from convscope.training.distributed import require_apart
 from convscope.training.engine_keras import seed_layers
-from convscope.training.events import EngineChange, EpochEnd, Notice, is_mistake, reason_of
+from convscope.training.events import (
+    EngineChange,
+    EpochBegin,
+    EpochEnd,
+    Event,
+    Notice,
+    StepBegin,
+    StepEnd,
+    TrainBegin,
+    TrainEnd,
+    ValidationBegin,
+    ValidationEnd,
+    ValidationStepBegin,
+    ValidationStepEnd,
+    diverged,
+    is_mistake,
+    reason_of,
+)
 from convscope.training.feeds import ArrayFeed, StreamFeed, make_feed
 from convscope.training.inputs import ArrayInput
-from convscope.training.loop import LoopRange, train
 from convscope.training.request import FitRequest, own_method, require_fitting
 from convscope.training.step import Trainer
 
+if TYPE_CHECKING:
+    from convscope.training.schedules import Schedule
+
+
 _NO_FURTHER_STEP = 1 << 62
+LOGGING_INTERVAL = 50  # steps between two looks at whether the loss is finite
+_STEPS_OF_AN_UNKNOWN_EPOCH = 1_000_000  # keeps the numbers of steps apart where nobody knows how many come
 _OWN_METHODS = (
     "fit",
     "train_step",
@@ -278,3 +308,99 @@ def _lowered(
     if earlier is None:
         request.notify(Notice(describe_precision(network.program, context)))
     return network
+
+
+@dataclass(frozen=True)
+class LoopRange:
+    """Where a training begins and ends, counted from 0, and what else happens on the way."""
+
+    epochs: int  # the one before which it ends
+    first_epoch: int = 0
+    first_step: int = 0
+    sums: Sequence[Any] = ()  # of the metrics at first_step; empty at the beginning of an epoch
+    validation: ArrayFeed | StreamFeed | None = None
+    validation_freq: int | Sequence[int] = 1  # every so many epochs, or after these, counted from 1
+    schedule: Schedule | None = None
+    stop_on_divergence: bool = False
+
+    def validates(self, epoch: int) -> bool:
+        """Say whether an epoch ends with validation."""
+        if isinstance(self.validation_freq, int):
+            return (epoch + 1) % self.validation_freq == 0
+        return epoch + 1 in self.validation_freq
+
+
+def train(trainer: Trainer, feed: ArrayFeed | StreamFeed, span: LoopRange) -> Iterator[Event]:
+    """Train through the range, or until somebody sets ``model.stop_training``; yields what happens."""
+    began = time.perf_counter()
+    logs: Mapping[str, float] = {}
+    yield TrainBegin("fast", span.first_epoch, span.epochs, feed.steps, trainer.plan)
+    for epoch in range(span.first_epoch, span.epochs):
+        logs = yield from _train_epoch(trainer, feed, span, epoch)
+        if trainer.model.stop_training:
+            break
+    trainer.finish()
+    yield TrainEnd(logs, time.perf_counter() - began)
+
+
+def _train_epoch(
+    trainer: Trainer, feed: ArrayFeed | StreamFeed, span: LoopRange, epoch: int
+) -> Generator[Event, None, dict[str, float]]:
+    """Train one epoch and validate; returns its logs."""
+    began = time.perf_counter()
+    first_step = span.first_step if epoch == span.first_epoch else 0
+    trainer.begin_epoch(epoch, span.sums if first_step else ())
+    yield EpochBegin(epoch)
+    yield from _train_steps(trainer, feed, span, epoch, first_step)
+    logs = dict(trainer.read_logs())
+    if span.validation is not None and span.validates(epoch):
+        validation_logs = yield from _validate(trainer, span.validation)
+        logs |= {f"val_{name}": value for name, value in validation_logs.items()}
+    yield EpochEnd(epoch, logs, time.perf_counter() - began, lambda: trainer.snapshot(epoch + 1, 0))
+    return logs
+
+
+def _train_steps(
+    trainer: Trainer, feed: ArrayFeed | StreamFeed, span: LoopRange, epoch: int, first_step: int
+) -> Iterator[Event]:
+    """Do the steps of one epoch."""
+    steps = feed.steps
+    step = first_step - 1
+    for step, batch in enumerate(feed.epoch(epoch, first_step), first_step):
+        yield StepBegin(epoch, step)
+        number = epoch * (steps or _STEPS_OF_AN_UNKNOWN_EPOCH) + step
+        if span.schedule is not None:
+            trainer.optimizer.set_rate(span.schedule(number))
+        trainer.train_step(batch, number)
+        if span.stop_on_divergence and (step + 1) % LOGGING_INTERVAL == 0:
+            _require_finite(trainer, epoch, step)
+        yield _step_end(trainer, epoch, step, steps)
+        if trainer.model.stop_training:
+            break
+    if span.stop_on_divergence:
+        _require_finite(trainer, epoch, step)
+
+
+def _step_end(trainer: Trainer, epoch: int, step: int, steps: int | None) -> StepEnd:
+    return StepEnd(epoch, step, steps, trainer.read_logs, lambda: trainer.snapshot(epoch, step + 1))
+
+
+def _validate(trainer: Trainer, feed: ArrayFeed | StreamFeed) -> Generator[Event, None, dict[str, float]]:
+    """Evaluate the validation data; returns the logs."""
+    yield ValidationBegin()
+    trainer.begin_validation()
+    for step, batch in enumerate(feed.epoch(0)):
+        yield ValidationStepBegin(step)
+        trainer.test_step(batch)
+        yield ValidationStepEnd(step, trainer.read_logs)
+        if trainer.model.stop_evaluating:
+            break
+    logs = trainer.read_logs()
+    yield ValidationEnd(logs)
+    return logs
+
+
+def _require_finite(trainer: Trainer, epoch: int, step: int) -> None:
+    loss = trainer.read_loss()
+    if not math.isfinite(loss):
+        raise diverged(epoch, step, loss)

@@ -13,9 +13,9 @@ import torch
 from convscope import _keras_internals as internals
 from convscope.errors import unknown_name
 from convscope.lowering import LoweredNetwork
+from convscope.lowering.graph import named_variables
 from convscope.lowering.kernels import Shard
 from convscope.lowering.masks import mix, signed
-from convscope.lowering.variables import named_variables
 from convscope.training import capture
 from convscope.training.callbacks import CallbackMemory
 from convscope.training.capture import StepRunner
