@@ -791,6 +791,28 @@ def test_what_was_accepted_is_answered_before_the_end(digits_run, digits, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.posix("signals")
+@pytest.mark.parametrize("signals", [[signal.SIGINT], [signal.SIGTERM] * 2], ids=["ctrl-c", "twice told"])
+def test_it_ends_soon_where_somebody_waits_also_with_half_a_body(signals, digits_run, digits, tmp_path):
+    image = base64.b64encode(png(digits.images[0])).decode()
+    with process(digits_run, "--keep", tmp_path / "kept", cwd=tmp_path) as (running, address):
+        assert httpx.post(f"{address}/corrections", json={"image": image, "label": "7"}).status_code == 201
+        with connect(address) as slow, connect(address) as silent:
+            head = f"POST /predict HTTP/1.1\r\nHost: {urlsplit(address).netloc}\r\n"
+            slow.sendall(f"{head}Content-Type: application/json\r\nContent-Length: 100000\r\n\r\n".encode())
+            silent.sendall(b"GET / HT")
+            time.sleep(0.5)
+            began = time.monotonic()
+            for number in signals:
+                running.send_signal(number)
+                time.sleep(0.2)
+            assert running.wait(30) == 0
+            assert time.monotonic() - began < 6  # the body itself would have 10 s
+        assert "Traceback" not in running.stderr.read()
+    assert [one.label for one in read_corrections(tmp_path / "kept")] == ["7"]
+
+
+@pytest.mark.slow
 def test_nobody_holds_a_connection_without_a_request(started):
     _, address = started
     began = time.monotonic()

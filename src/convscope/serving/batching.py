@@ -162,6 +162,8 @@ class _Stage(Generic[_Given, _Made]):
     async def _empty_queue(self) -> None:
         while self._queue:
             taken = [self._queue.popleft()]
+            if taken[0][1].done():  # nobody waits any more: the server was told to stop at once
+                continue
             size = len(taken[0][0])
             while self._queue and size + len(self._queue[0][0]) <= self._most:
                 taken.append(self._queue.popleft())
@@ -175,7 +177,7 @@ class _Stage(Generic[_Given, _Made]):
                 continue
             for some, answer in taken:
                 found = [next(made) for _ in some]
-                if not answer.done():  # nobody waits where the server was made to stop at once
+                if not answer.done():
                     answer.set_result(found)
 
 

@@ -9,7 +9,9 @@ import ipaddress
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import h11
@@ -21,7 +23,8 @@ from convscope.serving.guard import App, Receive, Reply, Scope, Send, busy
 
 # A request's head has to be there after so long, and somebody has to take the answer.
 HEAD_SECONDS, ANSWER_SECONDS, KEEP_ALIVE_SECONDS = 10.0, 30.0, 15
-DRAIN_SECONDS = 60
+# What has been accepted has so long after SIGTERM, and after Ctrl-C, where somebody sits and waits.
+DRAIN_SECONDS, INTERRUPT_SECONDS = 60.0, 1.0
 # Fewer than the files that a process may open, of which the usual limit is 1,024.
 CONNECTIONS = 500
 
@@ -63,8 +66,13 @@ def serve(app: App, opened: socket.socket, ready: Callable[[], object] = lambda:
 
     ``ready`` is called when requests are answered.
     """
+
+    async def quiet(scope: Scope, receive: Receive, send: Send) -> None:
+        with contextlib.suppress(asyncio.CancelledError):  # told to end, which is no error of the application
+            await app(scope, receive, send)
+
     config = uvicorn.Config(
-        app,
+        quiet,
         http=_Protocol,
         ws="none",
         loop="asyncio",
@@ -75,14 +83,16 @@ def serve(app: App, opened: socket.socket, ready: Callable[[], object] = lambda:
         server_header=False,
         proxy_headers=False,  # anybody could send them
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
         h11_max_incomplete_event_size=32 * 2**10,
     )
     _Server(config, ready).run([opened])
 
 
 class _Server(uvicorn.Server):
-    """Ends as it is told, and says when it is ready; a signal that ended it well is not raised again."""
+    """Ends as it is told, and says when it is ready; a signal that ended it well is not raised again.
+
+    A second signal ends it at once: connections are closed, whatever is asked on them.
+    """
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], object]) -> None:
         super().__init__(config)
@@ -92,6 +102,25 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if not self.should_exit:
             self._ready()
+
+    def handle_exit(self, sig: int, _frame: FrameType | None) -> None:
+        self._captured_signals.append(sig)
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        hanging_up = asyncio.create_task(self._hang_up())
+        await super().shutdown(sockets)
+        hanging_up.cancel()
+
+    async def _hang_up(self) -> None:
+        interrupted = signal.SIGINT in self._captured_signals
+        end = time.monotonic() + (INTERRUPT_SECONDS if interrupted else DRAIN_SECONDS)
+        while time.monotonic() < end and len(self._captured_signals) < 2:
+            await asyncio.sleep(0.05)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        for task in list(self.server_state.tasks):
+            task.cancel()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
