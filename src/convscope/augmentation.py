@@ -115,28 +115,7 @@ class Augmentation:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Augmentation:
-        """Read the settings that ``to_dict`` gave.
-
-        Parameters
-        ----------
-        values : mapping
-            Missing settings take their defaults.
-
-        Returns
-        -------
-        Augmentation
-            The settings.
-
-        Raises
-        ------
-        UnknownNameError
-            If a setting has no such name.
-
-        Examples
-        --------
-        >>> Augmentation.from_dict({"rotate": 10}) == Augmentation(rotate=10)
-        True
-        """
+        """Read the settings that ``to_dict`` gave; missing ones take their defaults."""
         known = [field.name for field in fields(cls)]
         for name in values:
             if name not in known:

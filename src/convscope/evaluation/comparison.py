@@ -330,36 +330,12 @@ class SeedComparison:
 def compare_seeds(
     a: Sequence[Evaluation], b: Sequence[Evaluation], label_a: str = "A", label_b: str = "B"
 ) -> SeedComparison:
-    """Compare two networks of which each was trained with several seeds.
+    """Compare two networks of which each was trained with several seeds, on the same images in one order.
 
-    Seeds and images are crossed random effects: the variance of a side's mean accuracy over m seeds and
-    n images is (MS_seeds + MS_images − MS_residual) / (m·n) (S. R. Searle, G. Casella and
-    C. E. McCulloch, "Variance components", 1992, chapter 4); Welch and Satterthwaite's degrees of freedom
-    go with it.
-
-    Parameters
-    ----------
-    a, b : sequence of Evaluation
-        All of the same images in the same order. One side may have a single seed; its spread is then
-        taken to be the other side's.
-    label_a, label_b : str
-        What to call them.
-
-    Returns
-    -------
-    SeedComparison
-
-    Raises
-    ------
-    UsageError
-        When neither side has two seeds, a side has none, or the test images differ.
-
-    Examples
-    --------
-    >>> def run(p, wrong):
-    ...     return Evaluation.from_probabilities([[p, 1 - p]] * 200, [1] * wrong + [0] * (200 - wrong))
-    >>> compare_seeds([run(0.9, 40)] * 2, [run(0.9, 40)] * 3).verdict
-    'could be chance'
+    Seeds and images are crossed random effects: the variance of a side's mean accuracy over m seeds and n
+    images is (MS_seeds + MS_images − MS_residual) / (m·n) (S. R. Searle, G. Casella and C. E. McCulloch,
+    "Variance components", 1992, chapter 4); Welch and Satterthwaite's degrees of freedom go with it. One
+    side may have a single seed: its spread is then taken to be the other side's.
     """
     from scipy.special import stdtrit
 

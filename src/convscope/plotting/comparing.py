@@ -23,34 +23,9 @@ def plot_intervals(
     baseline: tuple[str, float] | None = None,
     what: str = "accuracy",
 ) -> Figure:
-    """Draw shares such as accuracies with their 95 % intervals on one scale from 0 to 100 %.
+    """Draw shares such as accuracies with their 95 % intervals, None where there is none, from 0 to 100 %.
 
-    Parameters
-    ----------
-    names : sequence of n str
-    shares : sequence of n float
-        From 0 to 1.
-    intervals : sequence of n pairs of float, or None where there is none
-    baseline : (str, float), optional
-        The name and the share of what a guess reaches, drawn as a line.
-    what : str
-        What the shares are, below the axis.
-
-    Returns
-    -------
-    Figure
-
-    Raises
-    ------
-    UsageError
-        When there is nothing to draw, or the lengths differ.
-
-    Examples
-    --------
-    >>> figure = plot_intervals(["test"], [0.9], [(0.85, 0.93)], ("guessing", 0.1))
-    >>> print(figure.axes[0].get_xlabel())
-    accuracy (%) with its 95 % interval
-    dashed: guessing, 10.0 %
+    ``baseline``, a name and a share, is what a guess reaches: a dashed line. ``what`` names the axis.
     """
     if not len(names) == len(shares) == len(intervals) > 0:
         expected = "a name, a share and an interval for each row"
@@ -72,24 +47,7 @@ def plot_intervals(
 
 
 def plot_comparison(found: Comparison) -> Figure:
-    """Draw both accuracies with their intervals, and the difference with its own.
-
-    Parameters
-    ----------
-    found : Comparison
-
-    Returns
-    -------
-    Figure
-        Two panels.
-
-    Examples
-    --------
-    >>> from convscope.evaluation import compare
-    >>> run = Evaluation.from_probabilities([[0.9, 0.1], [0.6, 0.4]], [0, 1])
-    >>> len(plot_comparison(compare(run, run)).axes)
-    2
-    """
+    """Draw both accuracies with their intervals, and the difference with its own: two panels."""
     with _two_panels(found) as (figure, axes):
         _whisker(axes, 0, found.accuracy_a, found.interval_a, BLUE)
         _whisker(axes, 1, found.accuracy_b, found.interval_b, BLUE)
@@ -99,24 +57,7 @@ def plot_comparison(found: Comparison) -> Figure:
 
 
 def plot_seed_comparison(found: SeedComparison) -> Figure:
-    """Draw the accuracy of every seed, and the difference of the means with its interval.
-
-    Parameters
-    ----------
-    found : SeedComparison
-
-    Returns
-    -------
-    Figure
-        Two panels.
-
-    Examples
-    --------
-    >>> from convscope.evaluation import compare_seeds
-    >>> runs = [Evaluation.from_probabilities([[p, 1 - p]] * 9, [0] * 8 + [1]) for p in (0.9, 0.8)]
-    >>> len(plot_seed_comparison(compare_seeds(runs, runs)).axes)
-    2
-    """
+    """Draw the accuracy of every seed, and the difference of the means with its interval: two panels."""
     with _two_panels(found) as (figure, axes):
         for place, accuracies in enumerate([found.accuracies_a, found.accuracies_b]):
             spread = np.linspace(-0.18, 0.18, len(accuracies)) if len(accuracies) > 1 else np.zeros(1)
@@ -161,33 +102,10 @@ def _draw_difference(axes: Axes, found: Comparison | SeedComparison, names: Sequ
 def plot_differences(
     images: ArrayLike, a: Evaluation, b: Evaluation, found: Comparison, *, count: int = 12
 ) -> Figure:
-    """Draw images on which two networks differ, those of only one right answer in equal parts.
+    """Draw images on which two networks differ, those that only one got right in equal parts.
 
-    Parameters
-    ----------
-    images : array-like of shape (n, h, w, c), (n, c, h, w) or (n, h, w)
-    a, b : Evaluation
-        What was compared.
-    found : Comparison
-        What came out.
-    count : int
-        How many to show at most.
-
-    Returns
-    -------
-    Figure
-        A figure that says so when they differ on none.
-
-    Examples
-    --------
-    >>> from convscope.evaluation import compare
-    >>> one = Evaluation.from_probabilities([[0.9, 0.1]], [0])
-    >>> other = Evaluation.from_probabilities([[0.2, 0.8]], [0])
-    >>> figure = plot_differences(np.zeros((1, 8, 8)), one, other, compare(one, other))
-    >>> print(figure.axes[0].get_title())
-    A: 0 ✓ (0.90)
-    B: 1 ✗ (0.80)
-    true 0
+    At most ``count`` of (n, h, w, c), (n, c, h, w) or (n, h, w); where they differ on none, the figure says
+    so.
     """
     chosen = _share_out([found.only_b_right, found.only_a_right, found.both_wrong], count)
     if not chosen:
@@ -219,26 +137,7 @@ def _answer(label: str, result: Evaluation, index: int) -> str:
 
 
 def plot_confused_pairs(pairs: Sequence[ConfusedPair], class_names: Sequence[str]) -> Figure:
-    """Draw which class is most often taken for which other one.
-
-    Parameters
-    ----------
-    pairs : sequence of ConfusedPair
-        From an evaluation.
-    class_names : sequence of str
-
-    Returns
-    -------
-    Figure
-        A figure that says so when there are none.
-
-    Examples
-    --------
-    >>> result = Evaluation.from_probabilities([[0.9, 0.1], [0.6, 0.4]], [0, 1], ["cat", "dog"])
-    >>> figure = plot_confused_pairs(result.confused_pairs(), result.class_names)
-    >>> [text.get_text() for text in figure.axes[0].get_yticklabels()]
-    ['dog taken for cat']
-    """
+    """Draw which class is most often taken for which other one; a figure that says so for none."""
     if not pairs:
         return message_figure("No confused classes", "No class was taken for another.")
     names = [

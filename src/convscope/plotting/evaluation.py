@@ -93,25 +93,7 @@ LEAST_ANSWERED = 0.05
 
 
 def plot_reliability(before: Reliability, after: Reliability | None = None) -> Figure:
-    """Draw confidence against accuracy, and how many images have which confidence.
-
-    Parameters
-    ----------
-    before : Reliability
-        From an evaluation.
-    after : Reliability, optional
-        The same after temperature scaling, drawn beside it.
-
-    Returns
-    -------
-    Figure
-
-    Examples
-    --------
-    >>> result = Evaluation.from_probabilities([[0.9, 0.1], [0.6, 0.4]], [0, 1])
-    >>> plot_reliability(result.reliability).axes[0].get_ylabel()
-    'accuracy (share of images)'
-    """
+    """Draw confidence against accuracy, and how many images have which; ``after`` scaling beside it."""
     if after is None:
         columns = {"Reliability": before}
     else:
@@ -159,26 +141,7 @@ def _bins(found: Reliability) -> tuple[np.ndarray, float]:
 def plot_roc(result: Evaluation, classes: Sequence[int] | None = None) -> Figure:
     """Draw the ROC curve of each class against the rest, whole and its upper left corner.
 
-    Parameters
-    ----------
-    result : Evaluation
-    classes : sequence of int, optional
-        Which classes; the seven with the smallest areas unless given.
-
-    Returns
-    -------
-    Figure
-
-    Raises
-    ------
-    UsageError
-        When there is no such class.
-
-    Examples
-    --------
-    >>> result = Evaluation.from_probabilities([[0.9, 0.1], [0.6, 0.4]], [0, 1])
-    >>> len(plot_roc(result).axes)
-    2
+    Without ``classes``: the seven with the smallest areas.
     """
     whole = (0.0, 1.0, 0.0, 1.0)
     with new_figure(10, 4.6) as figure:
@@ -201,26 +164,7 @@ def plot_roc(result: Evaluation, classes: Sequence[int] | None = None) -> Figure
 def plot_precision_recall(result: Evaluation, classes: Sequence[int] | None = None) -> Figure:
     """Draw the precision–recall curve of each class against the rest, whole and its upper right corner.
 
-    Parameters
-    ----------
-    result : Evaluation
-    classes : sequence of int, optional
-        Which classes; the seven with the smallest average precision unless given.
-
-    Returns
-    -------
-    Figure
-
-    Raises
-    ------
-    UsageError
-        When there is no such class.
-
-    Examples
-    --------
-    >>> result = Evaluation.from_probabilities([[0.9, 0.1], [0.6, 0.4]], [0, 1])
-    >>> len(plot_precision_recall(result).axes)
-    2
+    Without ``classes``: the seven with the smallest average precision.
     """
     with new_figure(10, 4.6) as figure:
         panels = figure.subplots(1, 2)
@@ -308,21 +252,7 @@ def _nice_end(value: float) -> float:
 def plot_coverage(coverage: Coverage) -> Figure:
     """Draw the accuracy of the answers against the share of images answered.
 
-    Parameters
-    ----------
-    coverage : Coverage
-        From an evaluation.
-
-    Returns
-    -------
-    Figure
-        The largest coverage with an accuracy of 99, 99.5 and 99.9 % is marked where it is at least 5 %.
-
-    Examples
-    --------
-    >>> result = Evaluation.from_probabilities([[0.9, 0.1], [0.6, 0.4]], [0, 1])
-    >>> plot_coverage(result.coverage).axes[0].get_xlabel()
-    'images answered (%)'
+    The largest coverage with an accuracy of 99, 99.5 and 99.9 % is marked where it is at least 5 %.
     """
     if not coverage.coverage.size:
         raise UsageError(expected_got("a coverage curve with at least one point", "none"))

@@ -249,26 +249,10 @@ MOST_ROWS = 20
 
 
 def plot_label_issues(images: ArrayLike, result: Evaluation, count: int = 24) -> Figure:
-    """Draw the images whose labels are most likely wrong, as they are labelled and as they are predicted.
+    """Draw the images, (n, h, w, c), (n, c, h, w) or (n, h, w), whose labels are most likely wrong.
 
-    Parameters
-    ----------
-    images : array-like of shape (n, h, w, c), (n, c, h, w) or (n, h, w)
-    result : Evaluation
-        Of images that the network was not trained on.
-    count : int
-        How many to show at most; no more than are suspect.
-
-    Returns
-    -------
-    Figure
-        A figure that says so when no label is suspect, or when the network is too often wrong to tell.
-
-    Examples
-    --------
-    >>> result = Evaluation.from_probabilities([[0.9, 0.1]] * 9 + [[0.1, 0.9]] * 9, [0] * 9 + [1] * 9)
-    >>> plot_label_issues(np.zeros((18, 8, 8)), result).axes[0].get_title()
-    'No label looks wrong'
+    The network must not have been trained on them. The figure says so when no label is suspect, or when the
+    network is too often wrong to tell.
     """
     check = result.label_check
     if check.suspects is None:
@@ -290,33 +274,10 @@ def plot_label_issues(images: ArrayLike, result: Evaluation, count: int = 24) ->
 def plot_examples(
     images: ArrayLike, result: Evaluation, classes: Sequence[int] | None = None, count: int = 4
 ) -> Figure:
-    """Draw the hardest and the easiest images of each class, a row for each class.
+    """Draw the hardest and the easiest images of each class, a row each, under the true class's probability.
 
-    Parameters
-    ----------
-    images : array-like of shape (n, h, w, c), (n, c, h, w) or (n, h, w)
-    result : Evaluation
-    classes : sequence of int, optional
-        Which classes; the first twenty that have images unless given.
-    count : int
-        How many of each kind.
-
-    Returns
-    -------
-    Figure
-        The probability of the true class stands above each image.
-
-    Raises
-    ------
-    UsageError
-        When there is no such class, or nothing to draw.
-
-    Examples
-    --------
-    >>> result = Evaluation.from_probabilities([[0.9, 0.1], [0.4, 0.6]], [0, 0], ["cat", "dog"])
-    >>> figure = plot_examples(np.zeros((2, 8, 8)), result, count=1)
-    >>> [axes.get_title() for axes in figure.axes]
-    ['dog? 0.40', '0.90']
+    ``images`` are (n, h, w, c), (n, c, h, w) or (n, h, w); without ``classes`` the first twenty that have
+    any.
     """
     present = [int(index) for index in np.flatnonzero(result.support)[:MOST_ROWS]]
     rows = present if classes is None else list(classes)
@@ -340,26 +301,7 @@ def plot_examples(
 
 
 def plot_contact_sheet(sheet: ContactSheet, title: str = "") -> Figure:
-    """Draw images of a data set class by class, a row for each.
-
-    Parameters
-    ----------
-    sheet : ContactSheet
-        Images and their names.
-    title : str
-        Above the sheet.
-
-    Returns
-    -------
-    Figure
-
-    Examples
-    --------
-    >>> from convscope.data.quality import ContactSheet
-    >>> sheet = ContactSheet(np.zeros((1, 2, 8, 8, 1), np.uint8), (("a.png", "b.png"),), ("cat",))
-    >>> [axes.get_title() for axes in plot_contact_sheet(sheet).axes]
-    ['a.png', 'b.png']
-    """
+    """Draw images of a dataset class by class, a row for each."""
     classes, columns = sheet.images.shape[:2]
     with new_figure(1.2 + 1.1 * columns, 0.5 + 1.25 * classes) as figure:
         figure.suptitle(title or "A random choice of the images of each class", wrap=True)

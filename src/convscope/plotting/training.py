@@ -102,30 +102,9 @@ def _draw(axes: Axes, epochs: list[int], curves: dict[str, list[float]], name: s
 
 
 def plot_rate_search(rates: ArrayLike, losses: ArrayLike, smoothed: ArrayLike, found: float) -> Figure:
-    """Draw the loss of each step against its learning rate, and the rate that was chosen.
+    """Draw the loss of each step, and its average, against the learning rate, and the rate that was chosen.
 
-    Parameters
-    ----------
-    rates, losses, smoothed : array of shape (n,)
-        Rate, loss and averaged loss of each step.
-    found : float
-        The chosen rate.
-
-    Returns
-    -------
-    Figure
-        With a logarithmic rate; losses far above the first one are cut off.
-
-    Raises
-    ------
-    UsageError
-        When the three are not of one length, or there are none.
-
-    Examples
-    --------
-    >>> figure = plot_rate_search([0.01, 0.1, 1.0], [2.0, 1.0, 4.0], [2.0, 1.5, 3.0], 0.01)
-    >>> figure.axes[0].get_xlabel()
-    'learning rate'
+    Arrays of shape (n,). Losses far above the first one are cut off.
     """
     x, raw, mean = (np.asarray(values, np.float64) for values in (rates, losses, smoothed))
     if not len(x) or not len(x) == len(raw) == len(mean):
@@ -246,26 +225,9 @@ def plot_trials(
 ) -> Figure:
     """Draw what each trial reached on the validation images, in order, and the best so far as a line.
 
-    Parameters
-    ----------
-    values : sequence of n float or None
-        The objective of each complete trial; None for others.
-    ended_early : sequence of n float or None
-        What trials had reached that a pruner ended.
-    defaults : float, optional
-        What the settings reach that nothing was searched for.
-    objective : str
-        ``accuracy``, of which more is better, or ``loss``.
-
-    Returns
-    -------
-    Figure
-
-    Examples
-    --------
-    >>> figure = plot_trials([0.8, None, 0.9], defaults=0.85)
-    >>> figure.axes[0].get_ylabel()
-    'validation accuracy (%)'
+    ``values`` are those of complete trials, ``ended_early`` those of trials that a pruner ended, each None
+    for the others; ``defaults`` is what is reached without a search. Of an ``objective`` accuracy more is
+    better.
     """
     scale, better = (100, np.fmax) if objective == "accuracy" else (1, np.fmin)
     known = np.array([math.nan if value is None else scale * value for value in values], float)  # (n,)
@@ -299,31 +261,7 @@ def plot_parallel_coordinates(
 ) -> Figure:
     """Draw each complete trial as a line through its settings to what it reached; the best one is red.
 
-    Parameters
-    ----------
-    settings : sequence of n mappings
-        From a setting's name to its value: a number or a word; all have the same names.
-    values : sequence of n float
-        The objective.
-    logarithmic : sequence of str
-        Settings whose axis is logarithmic.
-    objective : str
-        ``accuracy``, of which more is better, or ``loss``.
-
-    Returns
-    -------
-    Figure
-
-    Raises
-    ------
-    UsageError
-        When there is not a value for each trial.
-
-    Examples
-    --------
-    >>> figure = plot_parallel_coordinates([{"epochs": 2, "optimizer": "sgd"}], [0.9])
-    >>> [text.get_text() for text in figure.axes[0].get_xticklabels()]
-    ['epochs', 'optimizer', 'accuracy']
+    All ``settings`` have the same names; the axes of ``logarithmic`` ones are logarithmic.
     """
     if len(settings) != len(values):
         raise UsageError(expected_got("a value for each trial", f"{len(settings)} and {len(values)}"))
@@ -372,24 +310,7 @@ def _axis(values: Sequence[Any], logarithmic: bool) -> tuple[Any, list[tuple[flo
 
 
 def plot_importances(importances: Mapping[str, float]) -> Figure:
-    """Draw how much of the differences between trials each setting explains.
-
-    Parameters
-    ----------
-    importances : mapping of str to float
-        Shares that add up to 1.
-
-    Returns
-    -------
-    Figure
-        A figure that says so when there are none.
-
-    Examples
-    --------
-    >>> figure = plot_importances({"epochs": 0.7, "optimizer": 0.3})
-    >>> [text.get_text() for text in figure.axes[0].get_yticklabels()]
-    ['epochs', 'optimizer']
-    """
+    """Draw which share of the differences between trials each setting explains; if none, say so."""
     if not importances:
         return message_figure("No importances", "Too few trials are complete, or all reached the same.")
     ranked = sorted(importances.items(), key=lambda one: -one[1])
