@@ -628,7 +628,7 @@ def test_the_page_speaks_german(open_page, explorer):
 def test_a_digit_of_mnist_is_laid_as_mnist_is(open_page, explorer, real_mnist):
     images = real_mnist.test.images[:200]
     page = open_page(explorer)
-    find = """images => modules["convention.js"].findConvention(images,
+    find = """images => modules["drawing.js"].findConvention(images,
                 { height: 28, width: 28, channels: 1 })"""
     found = page.evaluate(find, images.reshape(len(images), -1).tolist())
     assert found == {"dark": True, "side": pytest.approx(20 / 28), "mass": True}
@@ -639,7 +639,7 @@ def test_a_digit_of_mnist_is_laid_as_mnist_is(open_page, explorer, real_mnist):
 def test_photographs_with_a_black_border_are_laid_like_nothing(open_page, explorer):
     images = np.zeros((40, 28, 28, 3), np.uint8)
     images[:, 5:23] = np.random.default_rng(0).integers(0, 256, (40, 18, 28, 3))
-    find = """images => modules["convention.js"].findConvention(images,
+    find = """images => modules["drawing.js"].findConvention(images,
                 { height: 28, width: 28, channels: 3 })"""
     page = open_page(explorer)
     assert page.evaluate(find, images.reshape(len(images), -1).tolist()) is None

@@ -1,7 +1,7 @@
 // How gradients go back through each kind of layer: from what it gives to what enters it, and to its weights.
 
 import { attend, between, reducedPlaces, stridedPlaces } from "./kinds.js";
-import { broadcastPlaces, volume } from "./shapes.js";
+import { broadcastPlaces, volume } from "./arrays.js";
 
 /**
  * @typedef {import("./kinds.js").Layer} Layer

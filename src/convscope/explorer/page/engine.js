@@ -1,9 +1,8 @@
 // The page's side of the Worker: every question is a promise.
 
-import { unpack, unpackWeights } from "./arrays.js";
+import { unpack, unpackWeights, volume } from "./arrays.js";
 import { Network } from "./network.js";
 import { scale } from "./preprocess.js";
-import { volume } from "./shapes.js";
 
 /**
  * @typedef {import("./network.js").Changes} Changes

@@ -3,7 +3,7 @@
 
 import { slope } from "./activations.js";
 import { BACKWARD } from "./backward.js";
-import { volume } from "./shapes.js";
+import { volume } from "./arrays.js";
 
 /**
  * @typedef {import("./network.js").Network} Network

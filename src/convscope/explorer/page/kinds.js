@@ -2,7 +2,7 @@
 // double precision and stored in single precision, as the values of Python are.
 
 import { dense, multiplyStrip, packColumns } from "./products.js";
-import { broadcastPlaces, stridesOf, volume } from "./shapes.js";
+import { broadcastPlaces, stridesOf, volume } from "./arrays.js";
 
 /**
  * @typedef {{shape: number[], values: Float32Array}} Weight

@@ -1,9 +1,8 @@
 // The page: reads what it carries, starts the network, and keeps image, prediction and link up to date.
 
 import { mountChange } from "./change.js";
-import { findConvention } from "./convention.js";
-import { element, paint } from "./dom.js";
-import { layStrokes, paintStrokes } from "./drawing.js";
+import { element } from "./dom.js";
+import { findConvention, layStrokes, paintStrokes } from "./drawing.js";
 import { mountDraw } from "./draw.js";
 import { Engine } from "./engine.js";
 import { mountLearn } from "./learn.js";
@@ -24,7 +23,7 @@ import { mountWalk } from "./walk.js";
  * @property {string[]} classes
  * @property {{height: number, width: number, channels: number}} size
  * @property {TestImages} images
- * @property {import("./convention.js").Convention | null} convention
+ * @property {import("./drawing.js").Convention | null} convention
  * @property {boolean} dark  whether one draws light on dark
  * @property {import("./unlike.js").Unlike | null} unlike
  * @property {import("./unlike.js").Novelty | null} novelty

@@ -3,7 +3,7 @@
 
 import { activate } from "./activations.js";
 import { KINDS } from "./kinds.js";
-import { asMaps, volume } from "./shapes.js";
+import { asMaps, volume } from "./arrays.js";
 
 /**
  * @typedef {import("./kinds.js").Layer} Layer

@@ -1,7 +1,7 @@
 // Where a number lies in its layer, what it sees of the layer before and of the image, where it was moved from.
 
 import { between, stridedPlaces } from "./kinds.js";
-import { asMaps, broadcastPlaces, volume } from "./shapes.js";
+import { asMaps, broadcastPlaces, volume } from "./arrays.js";
 
 /** @typedef {import("./network.js").Network} Network */
 /** @typedef {import("./network.js").Layer} Layer */

@@ -2,13 +2,12 @@
 // computed here, and held against some of the network's own numbers.
 
 import { valuesOf } from "./arithmetic.js";
-import { unpack, unpackWeights } from "./arrays.js";
+import { unpack, unpackWeights, volume } from "./arrays.js";
 import { element } from "./dom.js";
 import { choice, precise, scientific } from "./figures.js";
 import { Quiz } from "./learn.js";
 import { Network } from "./network.js";
 import { flatIndex } from "./places.js";
-import { volume } from "./shapes.js";
 import { Store } from "./state.js";
 import { t } from "./texts.js";
 import { compared, judged, TOLERANCE, Walk } from "./walk.js";

@@ -1,7 +1,7 @@
 // A little training in the Worker: SGD on the embedded images, one step after the other.
 
 import { backward, crossEntropy, trainable } from "./gradients.js";
-import { volume } from "./shapes.js";
+import { volume } from "./arrays.js";
 import { random } from "./preprocess.js";
 
 /**

@@ -7,7 +7,7 @@ import { element } from "./dom.js";
 import { STEPS, choice, counted, drawChannel, drawInput, drawUnits, figure, frame, numbers, precise, scientific, short, unitsAcross } from "./figures.js";
 import { hidden, quiz, term } from "./learn.js";
 import { flatIndex, mapsOf, originOf, placeAt, reachOf, receptiveField, windowBox } from "./places.js";
-import { asMaps } from "./shapes.js";
+import { asMaps } from "./arrays.js";
 import { t, translate } from "./texts.js";
 
 /** @typedef {import("./arithmetic.js").Pass} Pass */

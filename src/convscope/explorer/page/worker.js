@@ -4,7 +4,7 @@ import { gradCam, occlusion } from "./attribution.js";
 import { Network } from "./network.js";
 import { alter } from "./preprocess.js";
 import { Training } from "./sgd.js";
-import { volume } from "./shapes.js";
+import { volume } from "./arrays.js";
 
 /** @type {Network} */
 let network;
