@@ -281,6 +281,21 @@ class TestStrongest:
         assert one.network_value == (searched if channel is None else searched[..., channel]).max()
         assert position in (None, one.position) and channel in (None, one.channel)
 
+    def test_is_where_something_enters(self):
+        """The largest bias is not shown at a place where the image is empty."""
+        model = keras.Sequential([keras.Input((28, 28, 1)), layers.Conv2D(3, 3, activation="relu")])
+        kernel = np.zeros((3, 3, 1, 3), np.float32)
+        kernel[..., 1], kernel[..., 2] = 0.5, -1
+        model.layers[0].set_weights([kernel, np.array([5, 6, 7], np.float32)])
+        image = np.zeros((28, 28, 1), np.float32)
+        image[10:12, 20] = 1
+        one = Recomputation(model, image).strongest()
+        assert (one.channel, one.network_value, one.inputs.sum()) == (1, 7, 2)
+
+        nothing = Recomputation(model, np.zeros_like(image)).strongest()
+        assert (nothing.channel, nothing.network_value) == (2, 7)
+        assert nothing.lines[0] == "sum of products: 0, for each of the 9 inputs is 0 here"
+
     def test_of_a_row(self, found):
         numbers, maps = found
         one = numbers.strongest(maps[-1].layer)

@@ -325,7 +325,9 @@ class ActivationContext:
 
 def sum_lines(inputs: Array, weights: Array, products: float, bias: float | None) -> list[str]:
     """Write a sum of products, all of them where they are few, and the addition of a bias."""
-    if inputs.size <= WRITTEN_OUT:
+    if not inputs.any():
+        line = f"sum of products: 0, for each of the {inputs.size:,} inputs is 0 here"
+    elif inputs.size <= WRITTEN_OUT:
         pairs = zip(inputs.ravel(), weights.ravel(), strict=True)
         terms = " + ".join(f"{show_value(a)}·{show_value(b)}" for a, b in pairs)
         line = f"sum of products: {terms} = {show_value(products)}"

@@ -65,6 +65,10 @@ def recompute(
     return Recomputation(model, image)(layer, position, channel)
 
 
+# Places at which nothing enters a layer that are tried before one of them is shown: one of each channel.
+_PLACES_TRIED = 64
+
+
 class Recomputation:
     """A network run once on one image, any of whose numbers can then be recomputed.
 
@@ -133,7 +137,8 @@ class Recomputation:
     ) -> Recomputed:
         """Recompute the largest output of a layer, by default the first convolution, or of a place in it.
 
-        Takes what `recompute` does; what is left out is chosen, so that the output is as large as it can be.
+        Takes what `recompute` does; what is left out is chosen, so that the output is as large as it can be
+        where what enters the layer is not 0 everywhere, or else as large as it can be.
         """
         call = self._example_call() if layer is None else self._graph.call(layer)
         output = self._output(call)  # (h, w, c) or (units,)
@@ -142,9 +147,17 @@ class Recomputation:
         if position is not None:
             row, column = position
             searched = searched[row : row + 1, column : column + 1]
-        *place, best = map(int, np.unravel_index(int(searched.argmax()), searched.shape))
-        chosen = (place[0], place[1]) if place else None
-        return self(call.name, position or chosen, best if channel is None else channel)
+        left, found = searched.copy(), []
+        for _ in range(_PLACES_TRIED):
+            *place, best = map(int, np.unravel_index(int(left.argmax()), left.shape))
+            chosen = (place[0], place[1]) if place else None
+            one = self(call.name, position or chosen, best if channel is None else channel)
+            if one.inputs.any():
+                return one
+            found.append(one)
+            # Where nothing enters, a channel gives this same number, at however many places.
+            left[..., best][left[..., best] == left[(*place, best)]] = -np.inf
+        return found[0]
 
     def _output(self, call: Call) -> FloatArray:
         """Take what a call gives: an array (h, w, c), or (units,)."""
