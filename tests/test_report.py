@@ -473,6 +473,38 @@ def test_a_share_is_not_rounded_to_all_or_nothing(share, shown):
     assert formatting.percent(share).split(formatting.THIN)[0] == shown
 
 
+def test_numbers_and_names_are_written_as_a_person_would():
+    written = {
+        formatting.percent(0.99999, 1): "99.9 %",
+        formatting.points(-0.0123): "1.23 percentage points",
+        formatting.count(10000): "10,000",
+        formatting.number(0.12345678): "0.1235",
+        formatting.number(-2e-9): "−2.0·10⁻⁹",
+        formatting.number(-0.0): "0.0000",
+        formatting.number(1234567.0): "1.2·10⁶",
+        formatting.number(None): "–",
+        formatting.duration(0.42): "0.42 s",
+        formatting.duration(75): "1 min 15 s",
+        formatting.duration(7300): "2 h 1 min",
+        formatting.plural(1, "image"): "1 image",
+        formatting.plural(2000, "image"): "2,000 images",
+        formatting.plural(2, "class", "classes"): "2 classes",
+        formatting.shape((26, 26, 32)): "26×26×32",
+        formatting.shape(((2, 2), (3,))): "2×2, 3",
+        formatting.shape((None, 3)): "?×3",
+        formatting.name("cat\n"): "cat\\n",
+    }
+    assert [text.replace(formatting.THIN, " ") for text in written] == list(written.values())
+
+
+def test_pictures_are_png_where_small_and_run_out():
+    assert formatting.data_address(np.zeros((200, 100, 3), np.uint8)).startswith("data:image/jpeg;base64,")
+    album = formatting.Album(np.zeros((2, 4, 4, 1), np.uint8), budget=120)
+    assert album.picture(0).startswith("data:image/png;base64,")
+    assert album.picture(1) is None
+    assert formatting.Album(None).picture(0) is None
+
+
 def test_labels_are_not_accused_by_a_network_that_is_often_wrong(tmp_path):
     path, dataset = make_run(tmp_path / "run", right=0.4)
     page = render_report(path, dataset=dataset)

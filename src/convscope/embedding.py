@@ -99,22 +99,10 @@ class _Images:
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """The features of images.
+    """The features (n, d) of images, their names and classes ('' where it is not known).
 
-    Attributes
-    ----------
-    network : str
-        Whose features they are.
-    features : ndarray of shape (n, d), float32
-        A row for each image.
-    names : tuple of str
-        Where each image is.
-    classes : tuple of str
-        The class of each, '' where it is not known.
-    pixels : callable
-        Takes a row's number; reads the image again in the network's size, ``(h, w, c)`` uint8.
-    failures : tuple of str
-        What could not be read, and why.
+    ``pixels`` reads a row's image again in the network's size, ``(h, w, c)``; ``failures`` say what could
+    not be read.
     """
 
     network: str
@@ -146,20 +134,9 @@ class Embedding:
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """A table of features that is written.
+    """A table of features that is written: how many ``images`` could be read, and each one's ``length``.
 
-    Attributes
-    ----------
-    file : Path
-        Where it lies.
-    network : str
-        Whose features they are.
-    images, length : int
-        How many images could be read, and how many features each has.
-    failures : tuple of str
-        What could not be read, and why; each is a row, too.
-    found_done : int
-        Images that an earlier, interrupted call had gone through already.
+    ``failures`` are rows too; ``found_done`` images an earlier, interrupted call had gone through.
     """
 
     file: Path
@@ -590,11 +567,5 @@ def _of_parts(dataset: Dataset, parts: Sequence[Split]) -> _Images:
 
 
 def distance(similarity: float) -> float:
-    """Give the distance of two vectors of length 1 from their cosine.
-
-    Examples
-    --------
-    >>> distance(1.0), distance(-1.0)
-    (0.0, 2.0)
-    """
+    """Give the distance of two vectors of length 1 from their cosine."""
     return math.sqrt(max(2 - 2 * similarity, 0))

@@ -495,12 +495,6 @@ def map_pixels(
     """Change images one by one into images of a shape ``(h, w, c)``.
 
     They come into memory where they are few, else into a file that vanishes with the last reference.
-
-    Examples
-    --------
-    >>> images = np.arange(4, dtype=np.uint8).reshape(2, 1, 2, 1)
-    >>> map_pixels(images, lambda image: image[:, ::-1], (1, 2, 1)).ravel().tolist()
-    [1, 0, 3, 2]
     """
     whole = (len(images), *shape)
     stretches = (np.stack([change(image) for image in images[rows]]) for rows in _stretches(whole))

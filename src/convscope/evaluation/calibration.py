@@ -68,11 +68,6 @@ def apply_temperature(probabilities: FloatArray, temperature: float) -> FloatArr
     """Soften (above 1) or sharpen (below 1) probabilities (n, k); the predicted class stays the same.
 
     softmax(ln p / T), which equals softmax(logits / T).
-
-    Examples
-    --------
-    >>> apply_temperature(np.array([[0.8, 0.2]]), 2.0).round(4)
-    array([[0.6667, 0.3333]])
     """
     if not temperature > 0:
         raise UsageError(expected_got("a temperature above 0", temperature))

@@ -44,12 +44,6 @@ def check_labels(probabilities: FloatArray, labels: IntArray) -> LabelCheck:
     (C. G. Northcutt, L. Jiang and I. L. Chuang, "Confident learning: estimating uncertainty in dataset
     labels", 2021). The network must not have been trained on these images: one that was has learned the
     wrong labels too.
-
-    Examples
-    --------
-    >>> table = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.05, 0.95]])
-    >>> check_labels(table, np.array([0, 1, 1, 1])).ranking
-    array([1, 2, 0, 3])
     """
     require_package("cleanlab", "labels")
     # cleanlab takes two seconds to load, and only this needs it.

@@ -70,11 +70,6 @@ def as_labels(labels: ArrayLike, classes: int, images: int | None = None) -> NDA
 
     Raises UsageError when the shape fits neither form, or the number of labels is not `images`; DataError
     when a label is no whole number from 0 to ``classes - 1``, or a row is not one-hot.
-
-    Examples
-    --------
-    >>> as_labels([[0, 1, 0], [1, 0, 0]], classes=3)
-    array([1, 0])
     """
     table = np.asarray(labels)
     if table.dtype.kind not in "iufb":
@@ -157,12 +152,6 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> In
 
     With z the normal quantile: (p + z²/2n ± z·√(p(1 − p)/n + z²/4n²)) / (1 + z²/n)
     (E. B. Wilson, "Probable inference, the law of succession, and statistical inference", 1927).
-
-    Examples
-    --------
-    >>> low, high = wilson_interval(990, 1000)
-    >>> f"{low:.4f} … {high:.4f}"
-    '0.9817 … 0.9946'
     """
     if not 0 <= successes <= trials:
         raise UsageError(expected_got(f"from 0 to {trials} successes", successes))

@@ -52,12 +52,6 @@ def add_use(
 
     UsageError for a choice, with the reason and what to use instead; UnknownNameError for a purpose that is
     none of `PURPOSES`; RunError for a damaged log.
-
-    Examples
-    --------
-    >>> log = add_use(None, "final evaluation", by="train")
-    >>> count(add_use(log, "comparison"))
-    2
     """
     if purpose in CHOICES:
         hint = f"Use the validation data: {CHOICES[purpose]}."
@@ -96,13 +90,7 @@ def count(log: Mapping[str, Any] | None) -> int:
 
 
 def describe(log: Mapping[str, Any] | None) -> str:
-    """Say how often and why the test set was used; RunError for a damaged log.
-
-    Examples
-    --------
-    >>> describe(add_use(None, "final evaluation"))
-    'The test set of this run was used once: final evaluation.'
-    """
+    """Say how often and why the test set was used; RunError for a damaged log."""
     purposes = Counter(str(entry["purpose"]) for entry in _uses(log))
     total = sum(purposes.values())
     if not total:

@@ -124,12 +124,6 @@ def check_unknown(
 
     ``distances`` are those of known and unknown images from the training images, the farther the stranger;
     ``warned`` says how many of either were called unlike them.
-
-    Examples
-    --------
-    >>> found = check_unknown(np.array([0.9, 0.8]), np.array([True, True]), np.array([0.7]), abstain=0.85)
-    >>> found.separations["probability"].area, found.stopped[1].value, found.right_stopped.value
-    (1.0, 1.0, 0.5)
     """
     if not (len(known) and len(unknown)):
         raise DataError(expected_got("known and unknown images", f"{len(known)} and {len(unknown)}"))

@@ -200,14 +200,7 @@ def write_figures(run: RunDirectory, figures: Mapping[str, Figure], subject: str
 class Assessment:
     """An evaluation and its figures, as a notebook shows them.
 
-    Attributes
-    ----------
-    evaluation : Evaluation
-        Every number.
-    figures : dict of str to Figure
-        Probability histogram, confusion matrix, worst errors, first predictions.
-    uncounted : RunError or None
-        Why the use of a run's test set could not be counted.
+    ``uncounted`` is why the use of a run's test set could not be counted.
     """
 
     evaluation: Evaluation

@@ -118,13 +118,7 @@ def describe_layer(index: int, layer: Layer, weights: Any, described: LayerDescr
 
 
 def pack(array: Array) -> dict[str, Any]:
-    """Put an array into JSON: its bytes, sorted by their significance, compressed, in base64.
-
-    Examples
-    --------
-    >>> pack(np.zeros(3, np.float32))["shape"]
-    [3]
-    """
+    """Put an array into JSON: its bytes, sorted by their significance, compressed, in base64."""
     little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
     planes = little.view(np.uint8).reshape(-1, array.dtype.itemsize).T  # (bytes of a number, numbers)
     text = base64.b64encode(gzip.compress(planes.tobytes(), 9, mtime=0)).decode()

@@ -140,11 +140,6 @@ def as_pictures(images: ArrayLike, count: int | None = None) -> NDArray[Any]:
     """Bring images of any order of axes into the form that matplotlib draws: (n, h, w), or (n, h, w, 3 or 4).
 
     ``count`` is how many there must be.
-
-    Examples
-    --------
-    >>> as_pictures(np.zeros((5, 1, 28, 28))).shape
-    (5, 28, 28)
     """
     pictures = np.asarray(images)
     if pictures.ndim not in (3, 4):
@@ -171,13 +166,7 @@ def image_grid(
     below: Sequence[str] | None = None,
     colours: Sequence[str] | None = None,
 ) -> Figure:
-    """Draw pictures, as of `as_pictures`, side by side: captions above, names small below.
-
-    Examples
-    --------
-    >>> len(image_grid(np.zeros((3, 8, 8)), ["a", "b", "c"], "Three", columns=2).axes)
-    3
-    """
+    """Draw pictures, as of `as_pictures`, side by side: captions above, names small below."""
     columns = max(1, min(columns, len(pictures)))
     rows = max(1, -(-len(pictures) // columns))
     lines = [line for caption in captions for line in caption.split("\n")]

@@ -112,11 +112,6 @@ def embedded() -> Iterator[None]:
     """Make figures inside the ``with`` block for something else that shows them, such as a page.
 
     Without it, a notebook would show them a second time at the end of the cell.
-
-    Examples
-    --------
-    >>> with embedded(), new_figure(1, 1) as figure:
-    ...     axes = figure.subplots()
     """
     token = _embedded.set(True)
     try:
@@ -131,13 +126,6 @@ def new_figure(width: float, height: float, gap: float = 0.02) -> Iterator[Figur
 
     It has a constrained layout, with a ``gap`` between rows of axes as a share of their height. pyplot knows
     it only where a notebook draws inline, so that a long program does not collect open figures.
-
-    Examples
-    --------
-    >>> with new_figure(4, 3) as figure:
-    ...     axes = figure.subplots()
-    >>> figure.get_layout_engine() is not None
-    True
     """
     inline = _inline_backend() and not _embedded.get()
     if inline:  # loading it turns pyplot's interactive mode on, which rc_context would turn off again
@@ -191,15 +179,7 @@ def lay_out(figure: Figure) -> LayoutEngine | None:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Write a figure as PNG, whole or not at all; RunError where the disk refuses.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with new_figure(1, 1) as figure, tempfile.TemporaryDirectory() as folder:
-    ...     save_figure(figure, Path(folder) / "empty.png").name
-    'empty.png'
-    """
+    """Write a figure as PNG, whole or not at all; RunError where the disk refuses."""
     target = Path(path)
     if target.suffix.lower() != ".png":
         raise UsageError(expected_got("a path that ends in .png", str(target)))
@@ -211,26 +191,13 @@ def plain(text: object) -> str:
     r"""Prepare a name that a user chose, so that matplotlib shows it as it prints.
 
     A pair of dollar signs would start a formula, and control characters have no glyph.
-
-    Examples
-    --------
-    >>> print(plain("5 $ or 6 $"))
-    5 \$ or 6 \$
     """
     shown = (one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in str(text))
     return "".join(shown).replace("$", r"\$")
 
 
 def shorten(text: object, length: int = 24, keep_end: bool = False) -> str:
-    """Cut a long name in its middle, or at its beginning where its end tells it apart, and make it `plain`.
-
-    Examples
-    --------
-    >>> shorten("photographs/holiday/0042.jpg", 15)
-    'photogr…042.jpg'
-    >>> shorten("photographs/holiday/0042.jpg", 15, keep_end=True)
-    '…liday/0042.jpg'
-    """
+    """Cut a long name in its middle, or at its beginning where its end tells most, and make it `plain`."""
     full = str(text)
     if len(full) <= length:
         return plain(full)
@@ -272,12 +239,6 @@ def as_svg(figure: Figure, label: str, axes: Sequence[Axes] = ()) -> str:
 
     The same figure always gives the same text. Colours are attributes, which a style sheet can replace.
     `label` is what a screen reader says: what is drawn, and what is to be seen.
-
-    Examples
-    --------
-    >>> from convscope.plotting import plot_history
-    >>> as_svg(plot_history({"loss": [0.5, 0.2]}), "It falls.")[:36]
-    '<svg class="chart" role="img" aria-l'
     """
     buffer = io.BytesIO()
     style: dict[Any, Any] = {**STYLE, "svg.fonttype": "none"}  # rc_context lists every legal key in its type

@@ -99,13 +99,7 @@ def walk(contents: Contents, evaluation: Evaluation) -> dict[str, Any] | None:
 
 
 def chosen_images(evaluation: Evaluation, most: int) -> list[int]:
-    """Choose test images worth a closer look: the worst errors of different classes, and sure right answers.
-
-    Examples
-    --------
-    >>> chosen_images(Evaluation.from_probabilities([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]], [0, 1, 1]), 2)
-    [1, 0]
-    """
+    """Choose test images worth a closer look: the worst errors, of different classes, and sure answers."""
     wrong: dict[int, int] = {}
     for index in evaluation.worst_errors(evaluation.images).tolist():
         wrong.setdefault(int(evaluation.labels[index]), index)

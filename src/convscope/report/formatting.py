@@ -29,13 +29,7 @@ SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 
 def percent(share: float | None, digits: int = 2) -> str:
-    """Write a share as a percentage; 100 only when nothing is missing, 0 only when nothing is there.
-
-    Examples
-    --------
-    >>> percent(0.98765).replace(THIN, " "), percent(0.99999, 1).replace(THIN, " ")
-    ('98.77 %', '99.9 %')
-    """
+    """Write a share as a percentage; 100 only when nothing is missing, 0 only when nothing is there."""
     if share is None or not math.isfinite(share):
         return NO_VALUE
     text = f"{100 * share:.{digits}f}"
@@ -48,35 +42,17 @@ def percent(share: float | None, digits: int = 2) -> str:
 
 
 def points(difference: float) -> str:
-    """Write the distance of two shares in percentage points, without its sign.
-
-    Examples
-    --------
-    >>> points(-0.0123)
-    '1.23 percentage points'
-    """
+    """Write the distance of two shares in percentage points, without its sign."""
     return f"{100 * abs(difference):.2f} percentage points"
 
 
 def count(number: float | None) -> str:
-    """Write a whole number with its thousands apart.
-
-    Examples
-    --------
-    >>> count(10000)
-    '10,000'
-    """
+    """Write a whole number with its thousands apart."""
     return NO_VALUE if number is None else f"{number:,.0f}"
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """Write a number of any size with so many significant or decimal places, and a real minus sign.
-
-    Examples
-    --------
-    >>> number(0.12345678), number(-2e-9), number(-0.0), number(1234567.0), number(None)
-    ('0.1235', '−2.0·10⁻⁹', '0.0000', '1.2·10⁶', '–')
-    """
+    """Write a number of any size with so many significant or decimal places, and a real minus sign."""
     if value is None or not math.isfinite(value):
         return NO_VALUE
     small = value != 0 and abs(value) < 10.0 ** (1 - digits)
@@ -90,13 +66,7 @@ def _scientific(value: float) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Write a time as a person would say it.
-
-    Examples
-    --------
-    >>> duration(0.42).replace(THIN, " "), duration(75).replace(THIN, " "), duration(7300).replace(THIN, " ")
-    ('0.42 s', '1 min 15 s', '2 h 1 min')
-    """
+    """Write a time as a person would say it."""
     if seconds is None or not math.isfinite(seconds):
         return NO_VALUE
     if seconds < 10:
@@ -111,37 +81,19 @@ def duration(seconds: float | None) -> str:
 
 
 def plural(number_of: int, one: str, many: str | None = None) -> str:
-    """Write how many there are of something.
-
-    Examples
-    --------
-    >>> plural(1, "image"), plural(2000, "image"), plural(2, "class", "classes")
-    ('1 image', '2,000 images', '2 classes')
-    """
+    """Write how many there are of something."""
     return f"{number_of:,} {one if number_of == 1 else many or one + 's'}"
 
 
 def shape(lengths: Any) -> str:
-    """Write a shape, or several of them.
-
-    Examples
-    --------
-    >>> shape((26, 26, 32)), shape(((2, 2), (3,))), shape((None, 3))
-    ('26×26×32', '2×2, 3', '?×3')
-    """
+    """Write a shape, or several of them."""
     if lengths and isinstance(lengths[0], list | tuple):
         return ", ".join(shape(one) for one in lengths)
     return "×".join("?" if length is None else str(length) for length in lengths)
 
 
 def name(text: Any) -> str:
-    r"""Prepare a name that came from outside: whatever cannot be printed becomes an escape.
-
-    Examples
-    --------
-    >>> print(name("cat\n"))
-    cat\n
-    """
+    r"""Prepare a name that came from outside: whatever cannot be printed becomes an escape."""
     return printable(str(text))
 
 
@@ -164,16 +116,7 @@ JPEG_QUALITY = 85
 
 
 class Album:
-    """Test images (n, h, w, c) as pictures, each encoded once, up to so many bytes in all.
-
-    Examples
-    --------
-    >>> album = Album(np.zeros((2, 4, 4, 1), np.uint8))
-    >>> album.picture(0)[:22]
-    'data:image/png;base64,'
-    >>> Album(None).picture(0) is None
-    True
-    """
+    """Test images (n, h, w, c) as pictures, each encoded once, up to so many bytes in all."""
 
     def __init__(self, images: NDArray[np.uint8] | None, budget: int = 1_000_000) -> None:
         self._images = images
@@ -199,11 +142,6 @@ def data_address(image: NDArray[np.uint8], drawn: bool = False) -> str:
     """Encode an image of shape (h, w, c), uint8, as a data address; large ones are made smaller.
 
     What is `drawn` has edges that JPEG would blur.
-
-    Examples
-    --------
-    >>> data_address(np.zeros((200, 100, 3), np.uint8))[:23]
-    'data:image/jpeg;base64,'
     """
     picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image[:, :, :3])
     if max(picture.size) > LARGEST_SIDE:

@@ -120,13 +120,7 @@ def _style(count: int, diagonal: bool, largest: int) -> str:
 
 
 def _level(count: int, largest: int) -> int:
-    """Shade errors by the root of their number, so that rare ones still show.
-
-    Examples
-    --------
-    >>> _level(1, 100), _level(25, 100), _level(100, 100)
-    (1, 4, 8)
-    """
+    """Shade errors by the root of their number, so that rare ones still show."""
     return max(1, round(LEVELS * math.sqrt(count / largest)))
 
 

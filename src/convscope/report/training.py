@@ -78,13 +78,7 @@ def _described(training: list[float], validation: list[float], title: str, write
 
 
 def _title(column: str) -> str:
-    """Write a column's name as a person would: val_loss → validation loss.
-
-    Examples
-    --------
-    >>> _title("val_loss"), _title("learning_rate")
-    ('validation loss', 'learning rate')
-    """
+    """Write a column's name as a person would: val_loss → validation loss."""
     words = column.replace("_", " ")
     return f"validation {words[4:]}" if words.startswith("val ") else words
 
