@@ -119,6 +119,33 @@ def test_other_data_than_the_first_process_has_are_refused(
     assert together.train_together(ExperimentConfig("simple", data="digits"), dataset, tmp_path) is None
 
 
+_ALONE_AT_THE_PLACE = """
+import convscope
+from convscope.errors import RunError
+from convscope.training import distributed
+distributed._SECONDS_TO_MEET = 1
+try:
+    distributed.join()
+except RunError as error:
+    print(error)
+"""
+
+
+def test_processes_that_do_not_come_are_named() -> None:
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "KERAS_BACKEND": "torch"}
+    first_of_four = {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}  # on two machines
+    said = subprocess.run(
+        [sys.executable, "-c", _ALONE_AT_THE_PLACE],
+        env={**os.environ, **place, **first_of_four},
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=120,
+    ).stdout
+    assert "no word from process 1, 2, 3 in 1 s" in said
+    assert "--node-rank 0, 1" in said
+
+
 @pytest.mark.parametrize(
     ("asked", "local_size", "expected"),
     [("4", 2, 4), ("1", 10_000, 1), ("", 10_000, 1)],
@@ -236,27 +263,62 @@ def machines(tmp_path: Path) -> Iterator[list[list[str]]]:
             ip("netns", "delete", name)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not all(map(shutil.which, ("ip", "unshare"))), reason="needs ip and unshare")
-def test_two_machines_train_as_one_and_the_first_writes(machines: list[list[str]], tmp_path: Path) -> None:
+def _train_on(machines: list[list[str]], out: Path, *second: str) -> tuple[list[int], list[str]]:
+    """Train on two machines, the second with these variables: exit codes, and what they said."""
     first = ["--nnodes", "2", "--master-addr", "10.99.0.1", "--master-port", "29400"]
     launcher = [sys.executable, "-m", "torch.distributed.run", *first, "--nproc-per-node", "1"]
     training = ["-m", "convscope", "train", "digits", *_SETTINGS, "--epochs", "2"]
     processes = [
         subprocess.Popen(
-            [*machine, *launcher, "--node-rank", str(rank), *training, "--out", str(tmp_path / str(rank))],
+            [
+                *machine,
+                "env",
+                *settings,
+                *launcher,
+                "--node-rank",
+                str(rank),
+                *training,
+                "--out",
+                str(out / str(rank)),
+            ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank, machine in enumerate(machines)
+        for rank, (machine, settings) in enumerate(zip(machines, [(), second], strict=True))
     ]
     try:
         errors = [process.communicate(timeout=180)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], errors
+    return [process.returncode for process in processes], errors
+
+
+_NEEDS_NAMESPACES = pytest.mark.skipif(
+    not all(map(shutil.which, ("ip", "unshare"))), reason="needs ip and unshare"
+)
+
+
+@pytest.mark.slow
+@_NEEDS_NAMESPACES
+def test_a_machine_that_cannot_be_reached_ends_both_and_is_named(
+    machines: list[list[str]], tmp_path: Path
+) -> None:
+    began = time.monotonic()
+    codes, errors = _train_on(machines, tmp_path, "GLOO_SOCKET_IFNAME=nonsense")
+    seconds = time.monotonic() - began
+    assert 0 not in codes
+    for said in errors:
+        assert "process 1 on host1, where GLOO_SOCKET_IFNAME is 'nonsense' and not one of lo, cable1" in said
+    assert seconds < 60, f"it took {seconds:.0f} s"
+
+
+@pytest.mark.slow
+@_NEEDS_NAMESPACES
+def test_two_machines_train_as_one_and_the_first_writes(machines: list[list[str]], tmp_path: Path) -> None:
+    codes, errors = _train_on(machines, tmp_path)
+    assert codes == [0, 0], errors
     [run] = (tmp_path / "0").glob("*/simple")
     assert not (tmp_path / "1").exists()
     history = open_run(run).read_table("history.csv")

@@ -177,6 +177,10 @@ def train(
     from convscope.tracking import read_targets
 
     targets = read_targets(track or ())
+    if is_one_of_several():
+        from convscope.training.distributed import join  # it loads Keras
+
+        join()  # at once: reading may take one machine longer than another
     readers = workers if several == 1 else None
     config, dataset = settle(data, given, workers=readers, add=add, quiet=json)
     if not json:

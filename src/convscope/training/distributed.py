@@ -37,8 +37,10 @@ from convscope.lowering.layers import KerasCall
 from convscope.training.checkpoint import model_variables, optimizer_variables
 
 SECONDS_UNTIL_LOST = 30  # a process that says nothing for so long ends the training
+_SECONDS_TO_MEET = 60  # until all machines have begun; some load torch from a slow disk
 _SECONDS_OF_PREPARATION = 24 * 3600  # the first one measures, compiles and looks while the others wait
 _SECONDS_TO_TELL_WHO = 1.0
+_SECONDS_BETWEEN_LOOKS = 0.1
 _INTERFACE = "GLOO_SOCKET_IFNAME"
 _SIOCGIFADDR = 0x8915  # netdevice(7)
 _FLOATS_OF_A_PART = 1 << 18  # 1 MB, as torch's DistributedDataParallel begins with
@@ -88,9 +90,11 @@ class Group:
         try:
             with _reachable_by_gloo():
                 if not dist.is_initialized():
+                    store = PrefixStore(f"attempt-{attempt()}", self.memory)
+                    self._meet(store)
                     dist.init_process_group(
                         "cpu:gloo,cuda:nccl" if on_gpus else "gloo",
-                        store=PrefixStore(f"attempt-{attempt()}", self.memory),
+                        store=store,
                         rank=self.rank,
                         world_size=self.size,
                         timeout=timedelta(seconds=SECONDS_UNTIL_LOST),
@@ -108,6 +112,22 @@ class Group:
         self.wish: Callable[[], bool] = lambda: False  # to stop, of this process
         self.asked = torch.zeros(1)  # how many wished it at the last step
 
+    def _meet(self, store: PrefixStore) -> None:
+        """Wait until all are there, and end at once where one of them cannot be reached."""
+        store.set(f"obstacle {self.rank}", _obstacle())
+        until = time.monotonic() + _SECONDS_TO_MEET
+        while missing := [r for r in range(self.size) if not store.check([f"obstacle {r}"])]:
+            if time.monotonic() > until:
+                nodes = sorted({f"{rank // self.local_size}" for rank in missing})
+                found = f"no word from process {', '.join(map(str, missing))} in {_SECONDS_TO_MEET} s"
+                hint = f"Look at what torchrun says on the machine with --node-rank {', '.join(nodes)}."
+                raise RunError(expected_got(f"{self.size} processes that begin together", found, hint))
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        obstacles = [store.get(f"obstacle {rank}").decode() for rank in range(self.size)]
+        found = "; ".join(f"process {rank} {text}" for rank, text in enumerate(obstacles) if text)
+        if found:
+            raise RunError(expected_got(f"{self.size} processes that reach one another", found))
+
     @property
     def leads(self) -> bool:
         """Whether this process writes and speaks."""
@@ -120,7 +140,7 @@ class Group:
             # Not torch's own way here: it reads what an earlier attempt has left, and connects to nobody.
             hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
             host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-            wait = timedelta(seconds=10 * SECONDS_UNTIL_LOST)
+            wait = timedelta(seconds=_SECONDS_TO_MEET)
             self._store = TCPStore(host, port, is_master=self.leads and not hosted, timeout=wait)
         return self._store
 
@@ -405,6 +425,17 @@ def _interface_to(host: str) -> str | None:
                 if socket.inet_ntoa(found[20:24]) == own:
                     return name
     return None
+
+
+def _obstacle() -> str:
+    """Say why no other machine can reach this one; nothing if none is known."""
+    names = os.environ.get(_INTERFACE)
+    if names is None or sys.platform != "linux":
+        return ""
+    known = [name for _, name in socket.if_nameindex()]
+    if set(names.split(",")) <= set(known):
+        return ""
+    return f"on {socket.gethostname()}, where {_INTERFACE} is {names!r} and not one of {', '.join(known)}"
 
 
 def attempt() -> int:
