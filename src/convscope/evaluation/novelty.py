@@ -31,7 +31,7 @@ DIMENSIONS = 512
 FALSE_ALARMS = 0.02
 FEWEST_VALIDATION = 5
 _SEED = 1338
-_ROWS = 256
+_FEATURES, _ROWS = 256, 2048  # images whose features are reduced, whose distances are measured, at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +56,13 @@ class Novelty:
         """
         if features.shape[1:] != (self.features,):
             raise DataError(expected_got(f"{self.features} features, as in the training", features.shape[1:]))
-        parts = [self._measure(reduce(features[at : at + _ROWS])) for at in range(0, len(features), _ROWS)]
-        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+        parts = [reduce(features[at : at + _FEATURES]) for at in range(0, len(features), _FEATURES)]
+        return self.distances_of_reduced(np.concatenate(parts)) if parts else np.empty(0, np.float32)
+
+    def distances_of_reduced(self, rows: FloatArray) -> FloatArray:
+        """Measure the distances (n,) of features that `reduce` gave (n, d); best of some thousand at once."""
+        parts = [self._measure(rows[at : at + _ROWS]) for at in range(0, len(rows), _ROWS)]
+        return np.concatenate(parts)
 
     def calibrated(self, distances: FloatArray, otherwise: NDArray[np.bool_]) -> Novelty:
         """Set the limit by distances of validation images, of which some are unlike the others otherwise.
@@ -163,10 +168,11 @@ def reduce(features: FloatArray) -> FloatArray:
     """
     count, length = features.shape
     if length > DIMENSIONS:
-        signs = signs_of(length)  # (sums, 512)
-        padded = np.zeros((count, signs.size), np.float32)
-        padded[:, :length] = features
-        features = np.einsum("nsd,sd->nd", padded.reshape(count, *signs.shape), signs)
+        signs, (whole, rest) = signs_of(length), divmod(length, DIMENSIONS)  # (sums, 512)
+        last = features[:, length - rest :]
+        features = features[:, : length - rest].reshape(count, whole, DIMENSIONS)
+        features = np.einsum("nsd,sd->nd", features, signs[:whole])
+        features[:, :rest] += last * signs[-1, :rest]
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     unit: FloatArray = features / np.maximum(lengths, np.float32(1e-12))
     return unit

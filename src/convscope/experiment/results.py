@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 # Images that are predicted at a time: a multiple of what the predictor takes.
 STRETCH = 256
+# Images whose distances are measured at a time. The libraries behind torch and NumPy keep their threads awake
+# for a while, in each other's way: the fewer turns they take, the better.
+BLOCK = 16 * STRETCH
 # Two answers of a network to the same image differ by rounding alone, in the logarithms of a few classes.
 _SMALLEST, _COLUMNS, _SAME = np.finfo(np.float32).tiny, 8, 1e-4
 
@@ -79,13 +82,18 @@ def examine_parts(
         novelty = Novelty(np.concatenate(rows), length)
         for name, part in prepared.parts.items():
             if name != "train":
-                found = [
-                    (probabilities, novelty.distances(features))
-                    for probabilities, features in _stretches(model, part.images, prepared.preprocess)
-                ]
-                probabilities, distances[name] = map(np.concatenate, zip(*found, strict=True))
+                answers: list[NDArray[np.float32]] = []
+                far: list[NDArray[np.float32]] = []
+                for start in range(0, len(part), BLOCK):
+                    reduced = []
+                    block = part.images[start : start + BLOCK]
+                    for probabilities, features in _stretches(model, block, prepared.preprocess):
+                        answers.append(probabilities)
+                        reduced.append(reduce(features))
+                    far.append(novelty.distances_of_reduced(np.concatenate(reduced)))
+                distances[name] = np.concatenate(far)
                 evaluations[name] = Evaluation.from_probabilities(
-                    probabilities, part.labels, prepared.class_names, part.names
+                    np.concatenate(answers), part.labels, prepared.class_names, part.names
                 )
     except LoweringError as error:
         _LOG.info("The network's features are not looked at. %s", error)
