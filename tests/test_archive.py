@@ -10,7 +10,7 @@ from photographs import encoded, photograph, tree_of, write_classes
 
 from convscope.data.ingest import open_path
 from convscope.data.loading import load
-from convscope.data.quality import check_folder
+from convscope.data.quality import check_path
 from convscope.data.sources import archive, find_source
 from convscope.errors import DataError
 
@@ -95,7 +95,7 @@ def test_names_that_lead_elsewhere_are_not_used_and_nothing_is_written(tmp_path,
         tmp_path / f"photos{ending}", [*content_of(photos).items(), *((name, image) for name in astray)]
     )
     before = {name: row for name, row in tree_of(tmp_path).items() if b"/cache" not in name}
-    report = check_folder(path)
+    report = check_path(path)[0]
     assert report.used == 20
     assert sorted(report.find("astray").names) == sorted(astray)
     assert set(report.left_out) == set(astray)
@@ -219,7 +219,7 @@ def test_a_damaged_place_that_is_no_image_costs_nothing(tmp_path, photos):
 
 def test_what_an_archive_holds_beside_images_is_not_passed_over_in_silence(tmp_path, photos):
     arrays = content_of(photos) | {"more.npz": b"PK", "labels.csv": b"path,label\ntrain/cat/000.png,\n"}
-    report = check_folder(pack(tmp_path / "photos.zip", arrays.items()))
+    report = check_path(pack(tmp_path / "photos.zip", arrays.items()))[0]
     finding = report.find("unused_table")
     assert (finding.names, finding.advice) == (("more.npz",), "Unpack it, and give the folder.")
     assert "more.npz" in report.verdict or "labels" in report.verdict

@@ -20,7 +20,7 @@ import convscope
 from convscope.data import cache, ingest
 from convscope.data.ingest import ReadOptions, Survey, choose_shape, open_path
 from convscope.data.loading import load
-from convscope.data.quality import check_folder
+from convscope.data.quality import check_path
 from convscope.data.sources import base
 from convscope.data.sources.base import order_classes
 from convscope.data.sources.folder import read_folder, walk
@@ -135,7 +135,7 @@ def test_two_folders_for_one_part_are_said(tmp_path):
 def test_two_folders_for_each_of_two_parts_are_said_apart(tmp_path):
     for seed, name in enumerate(("train", "training", "test", "testing")):
         write_classes(tmp_path / "photos" / name, count=4, seed=seed)
-    report = check_folder(tmp_path / "photos", quick=True)
+    report = check_path(tmp_path / "photos", quick=True)[0]
     said = [finding.names for finding in report.findings if finding.kind == "united_part"]
     assert said == [("train", "training"), ("test", "testing")]
 
@@ -309,7 +309,7 @@ def test_a_part_without_a_trained_class_is_refused(tmp_path, part):
         DataError, match=f"Expected {part} images of classes that photos has training images of"
     ):
         load(tmp_path / "photos")
-    assert f"No class of {part} has training images" in check_folder(tmp_path / "photos").meaningless
+    assert f"No class of {part} has training images" in check_path(tmp_path / "photos")[0].meaningless
 
 
 def test_a_folder_around_the_folder_is_entered(tmp_path):

@@ -20,7 +20,6 @@ from convscope.data.loading import load
 from convscope.data.quality import (
     SEVERITIES,
     check_collection,
-    check_folder,
     check_path,
     contact_sheet,
     measure,
@@ -49,7 +48,7 @@ def kinds(report):
 
 
 def test_a_clean_folder_has_no_findings(photos):
-    report = check_folder(photos)
+    report = check_path(photos)[0]
     assert (report.findings, report.meaningless, report.left_out) == ((), "", ())
     assert (report.files, report.used, report.size) == (60, 60, (32, 32, 3))
     assert report.counts == {"train": {"cat": 30, "dog": 30}}
@@ -76,7 +75,7 @@ def test_every_planted_file_is_named_and_nothing_else(copy, tmp_path):
     paths = copy(folder)
     planted = plant(folder, paths)
     before = tree_of(folder)
-    report = check_folder(folder)
+    report = check_path(folder)[0]
     assert named(report) == planted
     assert set(report.left_out) == set().union(*(planted[kind] for kind in UNUSABLE))
     assert report.used == len(paths) - len(report.left_out)
@@ -127,8 +126,8 @@ def test_a_rotated_photograph_is_used_upright(photos):
 
 def test_the_quick_part_leaves_out_pixel_statistics(photos):
     (photos / "cat" / "000.png").write_bytes(encoded(np.full((32, 32, 3), 7, np.uint8), "PNG"))
-    assert kinds(check_folder(photos, quick=True)) == []
-    assert named(check_folder(photos)) == {"blank": {"cat/000.png"}}
+    assert kinds(check_path(photos, quick=True)[0]) == []
+    assert named(check_path(photos)[0]) == {"blank": {"cat/000.png"}}
 
 
 def test_duplicates_are_told_from_near_duplicates(photos):
@@ -136,14 +135,14 @@ def test_duplicates_are_told_from_near_duplicates(photos):
     path = photos / "dog" / "yy.png"
     shutil.copy(photos / "dog" / "005.png", path)
     resaved(path, "JPEG", ".jpg", quality=80)
-    report = check_folder(photos)
+    report = check_path(photos)[0]
     assert named(report) == {"duplicate": {"cat/zz.png"}, "near_duplicate": {"dog/yy.jpg"}}
     assert report.find("duplicate").details == ("like cat/004.png",)
 
 
 def test_the_same_image_under_two_labels_is_a_contradiction(photos):
     shutil.copy(photos / "cat" / "004.png", photos / "dog" / "zz.png")
-    finding = check_folder(photos).find("conflicting")
+    finding = check_path(photos)[0].find("conflicting")
     assert dict(zip(finding.names, finding.details, strict=True)) == {
         "cat/004.png": "cat",
         "dog/zz.png": "dog",
@@ -159,7 +158,7 @@ def divided(folder, train=20, test=20):
 def test_images_on_both_sides_of_a_split_are_leakage(tmp_path):
     folder = divided(tmp_path / "photos")
     shutil.copy(folder / "train" / "cat" / "004.png", folder / "test" / "cat" / "zz.png")
-    report = check_folder(folder)
+    report = check_path(folder)[0]
     assert named(report) == {"leakage": {"test/cat/zz.png"}}
     assert report.find("leakage").severity == "error"
     assert report.meaningless == ""
@@ -169,7 +168,7 @@ def test_a_test_part_that_was_seen_is_meaningless(tmp_path):
     folder = divided(tmp_path / "photos")
     shutil.rmtree(folder / "test")
     shutil.copytree(folder / "train", folder / "test")
-    assert check_folder(folder).meaningless == (
+    assert check_path(folder)[0].meaningless == (
         "40 of 40 images to test on were seen in training: test on others."
     )
 
@@ -177,14 +176,14 @@ def test_a_test_part_that_was_seen_is_meaningless(tmp_path):
 def test_a_class_missing_from_a_part_is_named(tmp_path):
     folder = divided(tmp_path / "photos")
     shutil.rmtree(folder / "test" / "dog")
-    finding = check_folder(folder).find("missing_class")
+    finding = check_path(folder)[0].find("missing_class")
     assert (finding.names, finding.details) == (("dog",), ("not in test",))
 
 
 def test_imbalance_and_few_images_are_said(tmp_path):
     write_classes(tmp_path / "photos", ("cat",), 40)
     write_classes(tmp_path / "photos", ("dog",), 4, seed=1)
-    report = check_folder(tmp_path / "photos", quick=True)
+    report = check_path(tmp_path / "photos", quick=True)[0]
     assert report.find("imbalance").message == "cat has 10.0 times the training images of dog."
     assert report.find("few_images").details == ("4 images",)
 
@@ -196,14 +195,16 @@ def test_odd_sizes_are_named(photos, size, kind):
     picture = Image.fromarray(photograph(99, 32)).resize(size)
     picture.save(photos / "cat" / "000.png")
     expected = {kind: {"cat/000.png"}} if kind else {}
-    assert {key: value for key, value in named(check_folder(photos)).items() if key == "odd_size"} == expected
+    assert {
+        key: value for key, value in named(check_path(photos)[0]).items() if key == "odd_size"
+    } == expected
 
 
 def test_sizes_that_all_differ_are_not_odd(tmp_path):
     folder = tmp_path / "photos"
     for number, path in enumerate(write_classes(folder, count=20)):
         Image.open(path).resize((30 + number, 60 - number)).save(path)
-    assert "odd_size" not in kinds(check_folder(folder))
+    assert "odd_size" not in kinds(check_path(folder)[0])
 
 
 def test_an_image_far_darker_than_the_rest_is_named(photos):
@@ -213,7 +214,7 @@ def test_an_image_far_darker_than_the_rest_is_named(photos):
         Image.fromarray(grey.clip(0, 255).astype(np.uint8)).save(path)
     path = photos / "dog" / "007.png"
     Image.fromarray(np.asarray(Image.open(path)) // 3).save(path)
-    finding = check_folder(photos).find("brightness")
+    finding = check_path(photos)[0].find("brightness")
     assert (finding.names, finding.details) == (("dog/007.png",), ("far darker",))
 
 
@@ -224,7 +225,7 @@ def test_what_betrays_the_class_is_said(photos):
         pixels = np.array(Image.open(path))
         pixels[[0, -1]], pixels[:, [0, -1]] = 255, 255
         Image.fromarray(pixels).save(path)
-    assert {"betrayed_by_file", "betrayed_by_border"} <= set(kinds(check_folder(photos)))
+    assert {"betrayed_by_file", "betrayed_by_border"} <= set(kinds(check_path(photos)[0]))
 
 
 def test_pixels_that_say_nothing_betray_nothing():
@@ -252,10 +253,10 @@ def test_measures_are_those_of_their_formulas():
 def test_rows_sorted_by_class_are_said_of_tables_only(tmp_path, photos):
     images = np.stack([photograph(number, 8, 1) for number in range(40)])
     np.savez(tmp_path / "data.npz", images=images, labels=np.arange(40) // 20)
-    assert "sorted_order" in kinds(check_folder(tmp_path / "data.npz"))
+    assert "sorted_order" in kinds(check_path(tmp_path / "data.npz")[0])
     np.savez(tmp_path / "mixed.npz", images=images, labels=np.arange(40) % 2)
-    assert "sorted_order" not in kinds(check_folder(tmp_path / "mixed.npz"))
-    assert "sorted_order" not in kinds(check_folder(photos))
+    assert "sorted_order" not in kinds(check_path(tmp_path / "mixed.npz")[0])
+    assert "sorted_order" not in kinds(check_path(photos)[0])
 
 
 @pytest.mark.parametrize(
@@ -294,7 +295,7 @@ def test_rows_sorted_by_class_are_said_of_tables_only(tmp_path, photos):
 )
 def test_meaningless_data_are_called_so(photos, spoil, reason):
     spoil(photos)
-    report = check_folder(photos)
+    report = check_path(photos)[0]
     assert reason in report.meaningless
 
 
@@ -303,7 +304,7 @@ def test_floating_point_pixels_come_with_the_command_that_converts_them(photos):
     for name, low, high in (("f", -0.5, 1), ("g", 0, 2.5)):
         values = np.linspace(low, high, 64, dtype=np.float32).reshape(8, 8)
         Image.fromarray(values).save(photos / "cat" / f"{name}.tif")
-    found = check_folder(photos).find("unsupported")
+    found = check_path(photos)[0].find("unsupported")
     assert found.names == ("cat/f.tif", "cat/g.tif")
     assert found.advice.startswith("Convert each by the range of all: python")
     assert "- -0.5) / (2.5 - -0.5)" in found.advice
@@ -312,19 +313,19 @@ def test_floating_point_pixels_come_with_the_command_that_converts_them(photos):
 def test_where_nothing_can_be_used_every_file_is_named(photos):
     for path in photos.rglob("*.png"):
         path.write_bytes(b"")
-    report = check_folder(photos)
+    report = check_path(photos)[0]
     assert (len(report.left_out), report.files, report.used) == (60, 60, 0)
 
 
 def test_a_path_to_nothing_is_an_error(tmp_path):
     with pytest.raises(DataNotFoundError, match="nothing at"):
-        check_folder(tmp_path / "nothing")
+        check_path(tmp_path / "nothing")[0]
 
 
 def test_a_report_is_json(photos):
     (photos / "cat" / "000.png").write_bytes(b"")
     (photos / "cat" / "001.png").rename(photos / "cat" / os.fsdecode(b"\xff.png"))
-    row = json.loads(json.dumps(check_folder(photos).to_json()))
+    row = json.loads(json.dumps(check_path(photos)[0].to_json()))
     assert row["left_out"] == ["cat/000.png"]
     assert row["findings"][0]["names"] == ["cat/000.png"]
     assert [finding["severity"] for finding in row["findings"]] == ["error", "warning"]
@@ -333,7 +334,7 @@ def test_a_report_is_json(photos):
 
 def test_severities_are_ordered(photos):
     plant(photos, sorted(photos.rglob("*.png")))
-    severities = [SEVERITIES.index(finding.severity) for finding in check_folder(photos).findings]
+    severities = [SEVERITIES.index(finding.severity) for finding in check_path(photos)[0].findings]
     assert severities == sorted(severities)
     assert set(severities) == {0, 1, 2}
 
@@ -341,7 +342,7 @@ def test_severities_are_ordered(photos):
 @pytest.mark.posix("symbolic links that anybody may make")
 def test_findings_of_a_kind_are_one_row(photos):
     (photos / "cat" / "broken.png").symlink_to("nowhere.png")
-    report = check_folder(photos)
+    report = check_path(photos)[0]
     assert named(report) == {"missing": {"cat/broken.png"}}
     assert len(kinds(report)) == len(set(kinds(report)))
 
@@ -351,7 +352,7 @@ def test_arrays_are_looked_at_too(tmp_path):
     parts = {"x_train": digits.train.images, "y_train": digits.train.labels}
     parts |= {"x_test": digits.test.images, "y_test": digits.test.labels}
     np.savez(tmp_path / "digits.npz", **parts)
-    report = check_folder(tmp_path / "digits.npz")
+    report = check_path(tmp_path / "digits.npz")[0]
     assert (report.files, report.used, report.meaningless) == (1797, 1797, "")
     assert report.find("leakage").severity == "warning"  # small digits are much alike, but none is the same
 
@@ -373,18 +374,18 @@ def test_a_contact_sheet_leaves_white_where_images_are_few(tmp_path):
 
 
 def test_the_verdict_names_what_matters_most(photos):
-    assert check_folder(photos).verdict == (
+    assert check_path(photos)[0].verdict == (
         "These data can be trained on as they are; nothing needs to be done first."
     )
     (photos / "cat" / "000.png").write_bytes(b"")
-    assert check_folder(photos).verdict.endswith(
+    assert check_path(photos)[0].verdict.endswith(
         "The most important thing to look at: 1 file: empty, zero bytes. Copy or download it again."
     )
     shutil.copy(photos / "cat" / "004.png", photos / "dog" / "zz.png")
-    assert "Decide which label is right." in check_folder(photos).verdict
+    assert "Decide which label is right." in check_path(photos)[0].verdict
     for path in (photos / "dog").glob("*.png"):
         path.write_bytes(b"")
-    report = check_folder(photos)
+    report = check_path(photos)[0]
     assert report.verdict.startswith("These data cannot be trained on as they are. Only 1 class")
     assert (report.to_json()["trainable"], report.to_json()["verdict"]) == (False, report.verdict)
 
@@ -392,7 +393,7 @@ def test_the_verdict_names_what_matters_most(photos):
 def test_the_last_line_of_the_look_is_the_verdict(photos, capsys):
     check(photos)
     said = " ".join(capsys.readouterr().out.split())
-    assert said.endswith(f"Verdict: {check_folder(photos).verdict}")
+    assert said.endswith(f"Verdict: {check_path(photos)[0].verdict}")
 
 
 def test_a_report_cannot_be_changed(photos):
@@ -466,9 +467,9 @@ def test_what_was_read_before_it_is_stopped_is_not_read_again(many, own_cache, m
     for name in log:
         monkeypatch.setattr(ingest_module, name, noting(name, getattr(ingest_module, name)))
     with pytest.raises(KeyboardInterrupt):
-        check_folder(many)
+        check_path(many)[0]
     is_stopped = False
-    report = check_folder(many)
+    report = check_path(many)[0]
     looked = [name for part in log["_look_at"] for name in part]
     assert len(looked) == 43 + 7 * (stopped_in == "_look_at")
     decoded = [name for part in log["_decode"] for name in part]
@@ -476,7 +477,7 @@ def test_what_was_read_before_it_is_stopped_is_not_read_again(many, own_cache, m
     assert len(decoded) - len(set(decoded)) <= 7
     assert list((own_cache / "parts").iterdir()) == []
     monkeypatch.setenv("CONVSCOPE_CACHE", str(own_cache / "undisturbed"))
-    assert check_folder(many) == report
+    assert check_path(many)[0] == report
 
 
 def test_the_command_takes_workers(many, typed, tmp_path):

@@ -17,7 +17,7 @@ from test_decode import mutated
 from convscope.data import ingest
 from convscope.data.ingest import open_path
 from convscope.data.loading import load
-from convscope.data.quality import check_folder
+from convscope.data.quality import check_path
 from convscope.data.sources import arrays, base, find_source, table
 from convscope.data.sources.arrays import ValueRange, find_layout
 from convscope.errors import ConvscopeError, DataError
@@ -721,7 +721,7 @@ def test_bits_are_black_and_white(tmp_path, dtype):
     bits = (GREY > 127).astype(dtype)
     path = save_npz(tmp_path / "d.npz", x=bits, y=LABELS)
     assert_same(load(path), bits.astype(np.uint8) * 255, LABELS)
-    assert check_folder(path, quick=True).meaningless == ""
+    assert check_path(path, quick=True)[0].meaningless == ""
 
 
 def test_all_parts_are_scaled_by_one_rule(tmp_path):
@@ -1062,7 +1062,7 @@ def outcomes_of_mutation(folder, count, seed):
         for _ in range(count):
             path.write_bytes(mutated(rng, [whole]))
             try:
-                check_folder(path, quick=True)
+                check_path(path, quick=True)[0]
             except ConvscopeError as error:
                 refused += 1
                 assert len(str(error).splitlines()) <= 2

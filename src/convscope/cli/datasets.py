@@ -84,10 +84,10 @@ def check(
     Example: convscope data check photos/ --sheet photos.png
     """
     from convscope.data.ingest import ReadOptions
-    from convscope.data.quality import check_folder
+    from convscope.data.quality import check_path
 
     with waiting.counting("Reading images", json) as progress:
-        report = check_folder(path, quick, ReadOptions(processes=workers), progress)
+        report = check_path(path, quick, ReadOptions(processes=workers), progress)[0]
     if sheet is not None:
         _write_sheet(path, sheet)
     if json:

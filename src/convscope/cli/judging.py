@@ -18,7 +18,7 @@ from convscope.errors import DataError, RunError, UsageError, expected_got
 if TYPE_CHECKING:
     from convscope.contents import Contents
     from convscope.evaluation import Comparison, Evaluation
-    from convscope.evaluation.unknown import UnknownCheck
+    from convscope.evaluation.novelty import UnknownCheck
 
 SOME_FAILED = 3
 # Below this probability --unknown abstains, unless told otherwise.
@@ -77,7 +77,7 @@ def _evaluate_unknown(run: Path, part: str | None, folder: Path, abstain: float 
     """Show what a network makes of images that show none of its classes."""
     import numpy as np
 
-    from convscope.evaluation.unknown import Share, check_unknown
+    from convscope.evaluation.novelty import Share, check_unknown
     from convscope.prediction import Failure, Prediction, predict_files, require_threshold
     from convscope.runs import RunDirectory
 

@@ -1,4 +1,4 @@
-"""A look at somebody's data before an hour is spent on them: ``check_folder`` → DataReport.
+"""A look at somebody's data before an hour is spent on them: ``check_path`` → DataReport.
 
 What is odd about the files, what the images give away (leakage, contradictions, outliers, shortcuts to the
 class), and whether training would make sense.
@@ -131,27 +131,18 @@ class DataReport:
         return {**asdict(self), **own}
 
 
-def check_folder(
-    path: Path | str,
-    quick: bool = False,
-    options: ReadOptions | None = None,
-    progress: Progress = no_progress,
-) -> DataReport:
-    """Look at a folder of images, or at any other data that can be loaded by their path.
-
-    Nothing at the path is changed. Images are decoded into the cache, where loading finds them again. What is
-    quick leaves out brightness, sharpness and what betrays the class.
-    """
-    return check_path(path, quick, options, progress)[0]
-
-
 def check_path(
     path: Path | str,
     quick: bool = False,
     options: ReadOptions | None = None,
     progress: Progress = no_progress,
 ) -> tuple[DataReport, Collection | None]:
-    """Look at data as ``check_folder`` does; return the images too, so that they need not be read again."""
+    """Look at a folder of images, or at any other data that can be loaded by their path.
+
+    Nothing at the path is changed. Images are decoded into the cache, where loading finds them again, and are
+    returned too where any can be used. What is quick leaves out brightness, sharpness and what betrays the
+    class.
+    """
     _PROGRESS.info("Looking at %s", path)
     try:
         source = find_source(Path(path))

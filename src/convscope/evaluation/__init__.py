@@ -3,8 +3,7 @@
 metrics       checked inputs; the basic numbers, ROC and precision–recall of each class, coverage
 calibration   reliability, and which temperature a run uses, decided once by its validation images
 label_check   likely wrong labels
-novelty       whether an image is unlike the training images, by the network's features
-unknown       images of things that the network has no class for
+novelty       images unlike the training images, by the network's features; images of unknown things
 result        the Evaluation that holds them all, as text and as JSON
 comparison    two networks on the same images, with one seed or with several on each side
 test_set_log  counts how often a run's test set is used, refuses choices by it
