@@ -41,7 +41,7 @@ def compiled(loss, activation, units=5, **arguments):
 def recognised(loss, activation, y, units=5, **arguments):
     model = compiled(loss, activation, units, **arguments)
     model._symbolic_build(data_batch=(np.zeros((12, 3), np.float32), y, None))
-    return find_cross_entropy(model, activation)
+    return find_cross_entropy(model, [model.output_shape], activation)
 
 
 @pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum", "mean_with_sample_weight"])
@@ -116,7 +116,7 @@ def test_an_overridden_call_is_left_to_keras():
 def test_a_strict_training_leaves_clipped_probabilities_to_keras():
     model = compiled("categorical_crossentropy", "softmax")
     model._symbolic_build(data_batch=(np.zeros((12, 3), np.float32), ONE_HOT, None))
-    assert find_cross_entropy(model, "softmax", strict=True) is None
+    assert find_cross_entropy(model, [model.output_shape], "softmax", strict=True) is None
 
 
 SEGMENTATION = {
@@ -148,7 +148,7 @@ def test_class_numbers_of_pixels_are_trained_on_where_keras_cannot(name, column,
     model = keras.Model(inputs, keras.layers.Conv2D(shape[-1], 1)(inputs))
     model.compile("sgd", theirs)
     model._symbolic_build(data_batch=(values, y, None))
-    ours = find_cross_entropy(model, called, **options)
+    ours = find_cross_entropy(model, [model.output_shape], called, **options)
     sample_weight = None if weight is None else torch.linspace(0, 2, int(np.prod(weight))).reshape(weight)
     scores = torch.tensor(values, requires_grad=True)
     target = torch.as_tensor(y)

@@ -30,6 +30,11 @@ __all__ = ["Functional", "is_default", "pythonify_logs"]
 
 # How a model trains and predicts, to be told from how it computes.
 TRAINER_METHODS = frozenset(vars(Trainer))
+# What a model notes down of it: when it is made, by `compile`, by `fit`, `evaluate` and `predict`.
+TRAINER_NOTES = frozenset(vars(Trainer())) | {
+    *("_compile_config", "_compiled_trainable_state", "optimizer"),
+    *("history", "stop_training", "stop_evaluating", "stop_predicting"),
+}
 
 
 # Graphs: the public interface tells the layers of a model, not how they are wired.

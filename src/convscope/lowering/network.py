@@ -18,7 +18,7 @@ from convscope.lowering.graph import (
     parameter_of,
     tensor_of,
 )
-from convscope.lowering.ir import Op, Program, Value
+from convscope.lowering.ir import Op, Program, Shape, Value
 from convscope.lowering.kernels import Shard, forget_copy
 from convscope.lowering.layers import ByMode, KerasCall
 from convscope.lowering.layers.base import Prepared, Runner, Step, runner_of
@@ -78,6 +78,11 @@ class LoweredNetwork:
     def output_activation(self) -> str | None:
         """Return what ``logits=True`` leaves out of the first output."""
         return self.output_activations[0]
+
+    @property
+    def output_shapes(self) -> list[Shape]:
+        """Return the outputs' whole shapes."""
+        return [self.program.value(output.value).shape for output in self.program.outputs]
 
     @property
     def plan(self) -> dict[str, Any]:

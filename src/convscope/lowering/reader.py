@@ -8,9 +8,9 @@ from typing import Any
 import keras
 
 from convscope import _keras_internals as internals
-from convscope.errors import LoweringError
+from convscope.errors import LoweringError, expected_got
 from convscope.lowering.graph import Call, graph_of, is_altered, named_variables, read_graph
-from convscope.lowering.ir import Output, Program, Value, check
+from convscope.lowering.ir import Output, Program, Shape, Value, check
 from convscope.lowering.layers.augmenting import MovingRunner, moves_images
 from convscope.lowering.layers.base import LayerReader, ProgramBuilder, reader_of
 from convscope.lowering.layers.elementwise import KERAS_FUNCTIONS, activation_of, read_activation
@@ -20,6 +20,7 @@ from convscope.lowering.layers.operations import (
     Broadcast,
     ByMode,
     Draw,
+    Given,
     add_operation,
     is_plain,
     read_constant,
@@ -33,7 +34,8 @@ def lower(model: keras.Model) -> Program:
     """Read a built Sequential or Functional model, with float32 variables, into a program; not yet optimised.
 
     Layers that lowering does not know run as they are; nested models are read too, and those that cannot be
-    read run as one layer. LoweringError for a subclassed or unbuilt model, or a layer that makes masks.
+    read run as one layer. A subclassed model is read from its own ``call``. LoweringError where that cannot
+    be, for an unbuilt model, or a layer that makes masks.
 
     Examples
     --------
@@ -43,7 +45,7 @@ def lower(model: keras.Model) -> Program:
     """
     functional = graph_of(model)
     if functional is None:
-        raise LoweringError(_why_not(model))
+        return _lower_call(model)
     graph = read_graph(model)
     builder = ProgramBuilder({id(variable): path for path, variable in named_variables(model).items()})
     builder.may_lack_inputs = any(getattr(layer, "optional", False) for layer in functional.layers)
@@ -63,6 +65,44 @@ def lower(model: keras.Model) -> Program:
         output_structure=_slots(functional.output),
     )
     return check(program)
+
+
+def _lower_call(model: Any) -> Program:
+    """Read a subclassed model from its own ``call``, for images of the shape on which it was built."""
+    shape = _built_shape(model)
+    builder = ProgramBuilder({id(variable): path for path, variable in named_variables(model).items()})
+    found = None if shape is None else trace(model, (Value("input", shape),), {})
+    if shape is None or found is None:
+        raise LoweringError(_why_not(model))
+    entering = builder.new_value("input", shape, "any")
+    by_layers = all(
+        isinstance(call.operation, keras.layers.Layer)
+        for call in found.calls
+        if found.inputs[0] in call.inputs
+    )
+    given = builder.add(Given, model, [entering], part="input", shape=shape, whole_numbers=by_layers)
+    outputs = _read_modes(builder, model, found.on([given]))
+    program = Program(
+        name=str(model.name),
+        inputs=(entering,),
+        ops=tuple(builder.ops),
+        outputs=tuple(Output(value.name) for value in outputs),
+        values=dict(builder.values),
+        input_structure=entering.name,
+        output_structure=found.packed,
+    )
+    return check(program)
+
+
+def _built_shape(model: Any) -> Shape | None:
+    """Return the shape of the one input on which a model was built; None where that is not known."""
+    has_graph = isinstance(model, keras.Sequential | internals.Functional)
+    if has_graph or not isinstance(model, keras.Model) or not model.built:
+        return None
+    shape = (model.get_build_config() or {}).get("input_shape")
+    if not isinstance(shape, tuple | list) or not all(isinstance(length, int) for length in shape[1:]):
+        return None
+    return (None, *shape[1:]) if len(shape) > 1 else None
 
 
 def _read(
@@ -111,8 +151,11 @@ def _read_traced(builder: ProgramBuilder, layer: Any, args: Any, kwargs: Any) ->
     if not all(map(builder.knows, getattr(layer, "variables", ()))):
         return None
     found = trace(layer, args, kwargs)
-    if found is None:
-        return None
+    return None if found is None else _read_modes(builder, layer, found)
+
+
+def _read_modes(builder: ProgramBuilder, layer: Any, found: Trace) -> Sequence[Value]:
+    """Make ops of the calls of a trace, and of those that it makes in training."""
     outputs = _read_trace(builder, found)
     if found.in_training is None:
         return outputs
@@ -214,4 +257,5 @@ def _why_not(model: Any) -> str:
         kind = f"{layer.name!r} ({type(layer).__name__})"
         return f"Expected layers that say their output shape, got {kind}. Give it a compute_output_shape."
     hint = "Wire its layers with keras.Input and keras.Model."
-    return f"Expected a Sequential or Functional model, got the subclassed {name}. {hint}"
+    expected = "a Sequential or Functional model, or one whose call is made of layers and of keras.ops"
+    return expected_got(expected, f"the subclassed {name}", hint)

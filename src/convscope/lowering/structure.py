@@ -11,7 +11,14 @@ import keras
 import numpy as np
 import torch
 
-from convscope._keras_internals import all_layers, is_trainable, own_variables, sublayers, value_of
+from convscope._keras_internals import (
+    TRAINER_NOTES,
+    all_layers,
+    is_trainable,
+    own_variables,
+    sublayers,
+    value_of,
+)
 from convscope._torch_internals import HOOKS, version_of
 from convscope.lowering.graph import computing_methods, graph_of, is_gradient_hooked, is_of_a_library
 from convscope.lowering.ir import Program
@@ -64,7 +71,7 @@ class ModelStructure:
             for layer in all_layers(op.call.operation)
         }
         for layer in self._layers:
-            if id(layer) not in as_they_are and layer is not self._model and graph_of(layer) is None:
+            if id(layer) not in as_they_are and graph_of(layer) is None:
                 yield layer
         yield from filter(is_plain, self._operations)
 
@@ -88,8 +95,8 @@ class Settings:
     def __init__(self, layer: Any) -> None:
         self._layer, self._type = layer, type(layer)
         own = vars(layer)
-        names = [name for name in own if name not in _BOOKKEEPING]
-        self._count = len(own)
+        names = [name for name in own if name not in _BOOKKEEPING and not self._is_note(name)]
+        self._count = self._counted(own)
         # Of fewer than two names an itemgetter makes no tuple.
         self._pick: Callable[[dict[str, Any]], Any] = operator.itemgetter("name", "name", *names)
         self._values = self._pick(own)
@@ -98,7 +105,7 @@ class Settings:
     def are_current(self) -> bool:
         """Compare with the layer as it is now."""
         own = vars(self._layer)
-        if type(self._layer) is not self._type or len(own) != self._count:
+        if type(self._layer) is not self._type or self._counted(own) != self._count:
             return False
         try:
             values = self._pick(own)
@@ -106,6 +113,16 @@ class Settings:
             return False
         unchanged = all(map(operator.is_, values, self._values))
         return unchanged and all(_contents(value) == contents for value, contents in self._contents)
+
+    def _counted(self, own: dict[str, Any]) -> int:
+        """Count attributes; those of a model come and go with its trainings."""
+        if not isinstance(self._layer, keras.Model):
+            return len(own)
+        return len(own) - sum(map(self._is_note, own))
+
+    def _is_note(self, name: str) -> bool:
+        is_model = isinstance(self._layer, keras.Model)
+        return is_model and (name in TRAINER_NOTES or name.startswith("_convscope"))
 
 
 def _own_methods(kind: type) -> Iterator[str]:

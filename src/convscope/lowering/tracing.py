@@ -59,7 +59,13 @@ class Trace:
     outputs: tuple[int, ...]
     values: tuple[Value, ...]
     constants: tuple[Any, ...]
+    packed: Any  # the numbers of its outputs, from 0, in the structure that the layer gives
     in_training: Trace | None = None
+
+    def on(self, values: Sequence[Value]) -> Trace:
+        """Return the same on other values."""
+        in_training = None if self.in_training is None else self.in_training.on(values)
+        return dataclasses.replace(self, values=tuple(values), in_training=in_training)
 
 
 @dataclass(frozen=True)
@@ -176,6 +182,7 @@ def _merged(small: _Record, large: _Record, values: Sequence[Value]) -> Trace:
         outputs=small.outputs,
         values=tuple(values),
         constants=tuple(map(_merged_constant, small.constants, large.constants)),
+        packed=small.packed,
     )
 
 
@@ -199,6 +206,7 @@ class _Record:
     outputs: tuple[int, ...]
     constants: tuple[Any, ...]
     flags: list[bool | None]
+    packed: Any
 
 
 def _record(
@@ -224,7 +232,8 @@ def _record(
         vars(layer).update(own)
         layer._modules.update(parts)
     function = keras.Function([*symbols.values(), *constants.symbols], outputs)
-    return _Record(*calls_of(function), tuple(constants.things), training_flags(function))
+    packed = keras.tree.pack_sequence_as(outputs, list(range(len(function.outputs))))
+    return _Record(*calls_of(function), tuple(constants.things), training_flags(function), packed)
 
 
 class _Constants:

@@ -159,13 +159,16 @@ class CrossEntropy:
 
 
 def find_cross_entropy(
-    model: keras.Model, output_activation: str | None, strict: bool = False
+    model: keras.Model,
+    output_shapes: Sequence[tuple[int | None, ...]],
+    output_activation: str | None,
+    strict: bool = False,
 ) -> CrossEntropy | None:
     """Recognise a compiled loss that can be computed from the logits of a network."""
     losses = internals.losses_of(model)
-    if len(model.outputs) != 1 or len(losses) != 1:
+    if len(output_shapes) != 1 or len(losses) != 1:
         return None
-    (loss, weight), shape = losses[0], model.outputs[0].shape
+    (loss, weight), shape = losses[0], output_shapes[0]
     if not _is_as_in_keras(loss) or is_altered(internals.compiled_loss(model)):
         return None
     settings = dict(internals.settings_of(loss))
@@ -299,10 +302,11 @@ class _Metric:
 class MetricsPlan:
     """Updates every metric of a compiled model, the mean loss included."""
 
-    def __init__(self, model: keras.Model) -> None:
+    def __init__(self, model: keras.Model, outputs: int) -> None:
         self._compiled = internals.compiled_metrics(model)
         self._loss = _Mean(internals.mean_loss(model))
-        self._metrics = _metrics_of_the_only_output(model)
+        # Where there are several outputs to tell apart, Keras does it.
+        self._metrics = None if outputs != 1 else _metrics_of_the_only_output(model)
         self.by_keras: str | None = None  # which metric Keras had to compute
 
     def settings(self) -> list[Any]:
@@ -335,9 +339,9 @@ class MetricsPlan:
 
 
 def _metrics_of_the_only_output(model: keras.Model) -> list[_Metric] | None:
-    """List the metrics; None where there are several outputs to tell apart, which Keras does."""
+    """List the metrics; None where somebody altered how they are kept."""
     compiled = internals.compiled_metrics(model)
-    if compiled is None or len(model.outputs) != 1 or is_altered(compiled):
+    if compiled is None or is_altered(compiled):
         return None
     return [_Metric(metric, weighted) for metric, weighted in internals.metrics_of(compiled)]
 

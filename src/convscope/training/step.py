@@ -88,8 +88,9 @@ class Trainer:
         self.optimizer: OptimizerStep = plan_step(model.optimizer, variables, weights, factors)
         self._penalties = Penalties(variables, weights)
         self._find_loss()
-        self._metrics = MetricsPlan(model)
-        self._rank = len(model.inputs[0].shape) if len(model.inputs) == 1 else None
+        self._metrics = MetricsPlan(model, len(network.program.outputs))
+        entering = network.program.inputs
+        self._rank = entering[0].rank if len(entering) == 1 else None
         self._capture()
 
     def use_keras(self) -> None:
@@ -106,7 +107,7 @@ class Trainer:
             return
         self.optimizer.refresh()
         self._find_loss()
-        self._metrics = MetricsPlan(self.model)
+        self._metrics = MetricsPlan(self.model, len(self._network.program.outputs))
         if self._learning is not None and self._testing is not None:
             captured_with = self._settings()
             if captured_with != self._captured_with:
@@ -151,7 +152,9 @@ class Trainer:
 
     def _find_loss(self) -> None:
         activation = self._network.output_activation
-        self._cross_entropy = find_cross_entropy(self.model, activation, self._strict)
+        self._cross_entropy = find_cross_entropy(
+            self.model, self._network.output_shapes, activation, self._strict
+        )
         self._loss_by_keras = False
         self._folded = self._cross_entropy is not None and self._cross_entropy.folded
 

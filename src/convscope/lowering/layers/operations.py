@@ -14,6 +14,7 @@ import torch
 
 from convscope import _keras_internals as internals
 from convscope.arithmetic.formulas import known_lengths
+from convscope.errors import LoweringError, expected_got
 from convscope.lowering.ir import Op, Shape, Value, require
 from convscope.lowering.layers.base import ProgramBuilder, Runner, Step, Tensor, WeightSource, runs
 from convscope.lowering.layers.keras_call import KerasOp
@@ -78,6 +79,21 @@ class Constant(Op):
     def settings(self) -> dict[str, Any]:
         """Return nothing: they may be many."""
         return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given(Op):
+    """What enters a subclassed model, as float32: of the shape that its ``call`` was read with.
+
+    ``whole_numbers`` says whether all that read them are layers, which make float32 of them first.
+    """
+
+    shape: Shape
+    whole_numbers: bool
+
+    def _output_shape(self, shapes: Sequence[Shape]) -> Shape:
+        (shape,) = shapes
+        return shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +254,19 @@ def _run_weight(op: Weight, network: WeightSource) -> Runner:
 @runs(Constant)
 def _run_constant(op: Constant, network: WeightSource) -> Runner:
     return lambda _step: network.on_device(op.numbers)
+
+
+@runs(Given)
+def _run_given(op: Given, _network: WeightSource) -> Runner:
+    def run(_step: Step, x: Tensor) -> Tensor:
+        if tuple(x.shape[1:]) != op.shape[1:]:
+            found = f"inputs of shape {tuple(x.shape[1:])}"
+            raise LoweringError(expected_got(f"inputs of shape {op.shape[1:]}, on which it was built", found))
+        if not (op.whole_numbers or x.is_floating_point()):
+            raise LoweringError(expected_got("floating-point inputs of a subclassed model", x.dtype))
+        return x.float()
+
+    return run
 
 
 @runs(Broadcast)
