@@ -333,13 +333,13 @@ def test_a_plan_of_another_network_is_refused():
         emit(lower(model), model, plan={"dense": {}})
 
 
-def test_a_subclassed_model_is_refused():
+def test_a_subclassed_model_that_nobody_built_is_refused():
     class Own(keras.Model):
         def call(self, inputs):
             return inputs
 
     with pytest.raises(
-        LoweringError, match=r"^Expected a Sequential or Functional model, got the subclassed Own"
+        LoweringError, match=r"^Expected a Sequential or Functional model, or .*, got the subclassed Own"
     ):
         lower(Own())
 

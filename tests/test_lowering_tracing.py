@@ -324,7 +324,6 @@ AS_THEY_ARE = {
     "counts elsewhere": counting_elsewhere,
     "prints": printing,
     "a model with a flag of its own": told_of_its_model,
-    "another branch of layers in training": lambda layer, x, training: layer.model(x) if training else x,
     "random numbers of Keras": lambda layer, x, training: x + keras.random.normal((8,)),
     "random numbers of NumPy": lambda layer, x, training: x * np.random.rand(),  # noqa: NPY002
     "random numbers of torch": lambda layer, x, training: x * float(torch.rand(1)),

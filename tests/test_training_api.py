@@ -714,7 +714,8 @@ class Subclassed(keras.Model):
         self.flat, self.dense = keras.layers.Flatten(), keras.layers.Dense(CLASSES, activation="softmax")
 
     def call(self, x):
-        return self.dense(self.flat(x))
+        x = self.dense(self.flat(x))
+        return x if keras.ops.max(x) > -1 else -x  # which a record of its calls does not show
 
 
 class OwnStep(keras.Sequential):

@@ -33,6 +33,7 @@ TRAINER_METHODS = frozenset(vars(Trainer))
 # What a model notes down of it: when it is made, by `compile`, by `fit`, `evaluate` and `predict`.
 TRAINER_NOTES = frozenset(vars(Trainer())) | {
     *("_compile_config", "_compiled_trainable_state", "optimizer"),
+    *("train_function", "test_function", "predict_function"),
     *("history", "stop_training", "stop_evaluating", "stop_predicting"),
 }
 

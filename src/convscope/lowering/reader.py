@@ -10,17 +10,19 @@ import keras
 from convscope import _keras_internals as internals
 from convscope.errors import LoweringError, expected_got
 from convscope.lowering.graph import Call, graph_of, is_altered, named_variables, read_graph
-from convscope.lowering.ir import Output, Program, Shape, Value, check
+from convscope.lowering.ir import Op, Output, Program, Shape, Value, check
 from convscope.lowering.layers.augmenting import MovingRunner, moves_images
 from convscope.lowering.layers.base import LayerReader, ProgramBuilder, reader_of
-from convscope.lowering.layers.elementwise import KERAS_FUNCTIONS, activation_of, read_activation
-from convscope.lowering.layers.keras_call import ActivityLoss, KerasRunner, add_call
+from convscope.lowering.layers.elementwise import KERAS_FUNCTIONS, Dropout, activation_of, read_activation
+from convscope.lowering.layers.keras_call import ActivityLoss, KerasCall, KerasRunner, add_call
 from convscope.lowering.layers.merging import arithmetic_of, read_arithmetic
+from convscope.lowering.layers.normalization import BatchNormalization
 from convscope.lowering.layers.operations import (
     Broadcast,
     ByMode,
     Draw,
     Given,
+    Random,
     add_operation,
     is_plain,
     read_constant,
@@ -82,6 +84,8 @@ def _lower_call(model: Any) -> Program:
     )
     given = builder.add(Given, model, [entering], part="input", shape=shape, whole_numbers=by_layers)
     outputs = _read_modes(builder, model, found.on([given]))
+    if not internals.takes_training(model):
+        _require_no_modes(model, builder.ops)
     program = Program(
         name=str(model.name),
         inputs=(entering,),
@@ -92,6 +96,16 @@ def _lower_call(model: Any) -> Program:
         output_structure=found.packed,
     )
     return check(program)
+
+
+def _require_no_modes(model: Any, ops: Sequence[Op]) -> None:
+    """Refuse what trains in another way than it predicts, where Keras's ``fit`` does not tell it."""
+    for op in ops:
+        has_modes = isinstance(op, BatchNormalization | ByMode | Dropout | KerasCall | Random)
+        if (has_modes or getattr(op, "drop", None)) and not getattr(op, "frozen", False):
+            found = f"{type(model).__name__}, without which Keras trains {op.layer!r} as it predicts"
+            hint = "Write def call(self, inputs, training=None)."
+            raise LoweringError(expected_got("a model whose call takes training", found, hint))
 
 
 def _built_shape(model: Any) -> Shape | None:

@@ -16,7 +16,7 @@ import inspect
 import logging
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FunctionType
@@ -31,6 +31,7 @@ from convscope.arithmetic.formulas import known_lengths
 from convscope.lowering.devices import computing_on, current_device, device_of
 from convscope.lowering.graph import Call, calls_of, is_altered, training_flags
 from convscope.lowering.ir import Shape, Value
+from convscope.lowering.layers.base import reader_of
 from convscope.lowering.layers.operations import function_of, is_plain
 from convscope.lowering.structure import Settings
 
@@ -163,8 +164,8 @@ def _traced(layer: Any, args: Any, kwargs: dict[str, Any], values: Sequence[Valu
         try:
             _require_same(small, twin, (False, True))
         except _DiffersError:
-            if not all(is_plain(call.operation) for call in twin.calls):
-                raise  # a part may change itself there, or draw, while the record is tried
+            if not all(is_plain(call.operation) or reader_of(call.operation) for call in twin.calls):
+                raise  # a part may change more than its variables while the record is tried
             larger = _record(layer, args, kwargs, values, _BATCHES[1], True)
             _require_same(twin, larger, (True, True))
             _require_same_outputs(layer, args, kwargs, values, twin, training=True)
@@ -433,15 +434,17 @@ def _require_same_outputs(
     )
     host = keras.layers.Layer(name="host")
     with (
+        _state_kept(layer) as rewind,
         torch.no_grad(),
         computing_on(device),
         internals.outer_call(host, training),
         internals.uniform_draws(lambda *_args, **_settings: next(draws)),
     ):
         expected = keras.tree.flatten(layer(*args, **kwargs))
+        rewind()  # what is drawn, and what a normalization starts from, is the same for both
         known: dict[int, Any] = dict(zip(record.inputs, [*inputs, *constants], strict=True))
         for call in record.calls:
-            known.update(zip(call.outputs, _called(call, known), strict=True))
+            known.update(zip(call.outputs, _called(call, known, training), strict=True))
         if internals.take_losses(layer):
             raise _DiffersError("it adds losses")
     found = [known[number] for number in record.outputs]
@@ -458,9 +461,32 @@ def _value_of(constant: Any, device: torch.device) -> Any:
     return constant.value if isinstance(constant, keras.Variable) else constant
 
 
-def _called(call: Call, known: Mapping[int, Any]) -> Sequence[Any]:
-    if not is_plain(call.operation):
-        return call(dict(known))
+def _called(call: Call, known: Mapping[int, Any], training: bool) -> Sequence[Any]:
     args, kwargs = call.arguments(known)
-    found: list[Any] = keras.tree.flatten(function_of(call.operation)(*args, **kwargs))
+    function = call.operation
+    if is_plain(function):
+        function = function_of(function)
+    elif internals.takes_training(function):
+        kwargs = {**kwargs, "training": training}
+    found: list[Any] = keras.tree.flatten(function(*args, **kwargs))
     return found
+
+
+@contextmanager
+def _state_kept(layer: Any) -> Iterator[Callable[[], None]]:
+    """Leave as they were what a call in training changes: statistics, random generators."""
+    tensors = [variable.value for variable in layer.non_trainable_variables]
+    tensors += [generator.state.value for generator in internals.seed_generators(layer)]
+    before, generator = [tensor.clone() for tensor in tensors], torch.get_rng_state()
+
+    def rewind() -> None:
+        torch.set_rng_state(generator)
+        with torch.no_grad():
+            for tensor, value in zip(tensors, before, strict=True):
+                if not torch.equal(tensor, value):
+                    tensor.copy_(value)
+
+    try:
+        yield rewind
+    finally:
+        rewind()
