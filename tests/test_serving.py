@@ -10,6 +10,7 @@ import re
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import tempfile
 import threading
@@ -19,6 +20,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -171,6 +173,7 @@ def test_a_sure_answer_can_be_asked_for(ask, digits):
         ({"content": b"[" * 100_000, "headers": [JSON]}, 413),
         ({"content": b'{"images": [%s]}' % b",".join([b"[]"] * 10**7), "headers": [JSON]}, 413),
         ({"data": {"note": "x" * 5_000}, "files": {"other": ("", b"")}}, 413),
+        ({"data": {f"{number}": "x" for number in range(300)}, "files": {"other": ("", b"")}}, 413),
         ({"json": {"images": ["AAAA"]}, "headers": [("transfer-encoding", "chunked")]}, 400),
         ({"json": []}, 400),
         ({"json": {}}, 400),
@@ -554,6 +557,17 @@ def test_a_body_of_a_gigabyte_is_cut_off_early(declared, server):
     assert server.ask("GET", "/health").status == 200
 
 
+def test_a_declared_size_is_refused_before_anything_is_read(bundle):
+    async def silent():
+        await asyncio.sleep(10)
+
+    with Server(create_app(bundle, limits=Limits(body=100, seconds=0.2))) as server:
+        answer = server.run(server.answer("POST", "/predict", [JSON, ("content-length", "101")], silent))
+        assert answer.status == 413
+        answer = server.run(server.answer("POST", "/predict", [JSON, ("content-length", "100")], silent))
+        assert answer.status == 408
+
+
 def test_a_slow_body_is_cut_off(bundle):
     with Server(create_app(bundle, limits=Limits(seconds=0.3, bytes_per_second=1000))) as server:
         began = time.monotonic()
@@ -564,6 +578,13 @@ def test_a_slow_body_is_cut_off(bundle):
         assert time.monotonic() - began < 5
         answer = server.run(server.answer("POST", "/predict", chunked, in_pieces(iter([b"x"]), [])))
         assert answer.status == 400  # hung up in the middle
+        whole = b'{"images": ["AAAA"]}'
+        answer = server.run(server.answer("POST", "/predict", chunked, in_pieces(iter([whole]), [])))
+        assert (answer.status, "a part of one" in answer.json()["detail"]) == (400, True)
+    with Server(create_app(bundle, limits=Limits(seconds=0.5, bytes_per_second=1))) as server:
+        steady = in_pieces(iter([0.1] * 8), [])  # longer than 0.5 s in all, and 10 bytes a second
+        answer = server.run(server.answer("POST", "/predict", chunked, steady))
+        assert (answer.status, "a part of one" in answer.json()["detail"]) == (400, True)
 
 
 def test_bodies_share_a_bounded_memory(bundle):
@@ -655,6 +676,8 @@ def test_corrected_labels_are_kept_with_their_image(bundle, digits, tmp_path):
     coded = base64.b64encode(image).decode()
     with Server(create_app(bundle, corrections=CorrectionStore(folder))) as server:
         assert server.ask("GET", "/corrections").json() == {"kept": 0, "labels": list(bundle.class_names)}
+        text = {"content": json.dumps({"image": coded, "label": "7"}).encode()}  # as a foreign form sends it
+        assert server.ask("POST", "/corrections", [("content-type", "text/plain")], **text).status == 415
         for label in ("7", "1"):
             answer = server.ask(
                 "POST", "/corrections", json={"image": f"data:image/png;base64,{coded}", "label": label}
@@ -838,6 +861,36 @@ def peak_memory(process):
 
 
 @pytest.mark.slow
+def test_whoever_takes_no_answer_is_hung_up_on():
+    """More than fits into the buffers of a connection, of which nothing is read for a while."""
+    program = """
+from serving_cases import plain_bundle
+from convscope.serving import create_app, server
+server.ANSWER_SECONDS = 1.0
+opened = server.open_socket("127.0.0.1", 0)
+app = create_app(plain_bundle(), page="x" * 2**26)
+server.serve(app, opened, lambda: print(server.address_of(opened), flush=True))
+"""
+    folder = Path(__file__).parent
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=folder, stdout=subprocess.PIPE, text=True
+    ) as running:
+        try:
+            address = running.stdout.readline().strip()
+            with connect(address) as asking:
+                asking.sendall(f"GET / HTTP/1.1\r\nHost: {urlsplit(address).netloc}\r\n\r\n".encode())
+                time.sleep(3)
+                taken = 0
+                with suppress(ConnectionError):
+                    while piece := asking.recv(2**20):
+                        taken += len(piece)
+            assert taken < 2**26
+            assert httpx.get(f"{address}/health").status_code == 200
+        finally:
+            running.kill()
+
+
+@pytest.mark.slow
 @pytest.mark.posix("/proc")
 def test_a_gigabyte_leaves_memory_bounded(started, digits):
     running, address = started
@@ -1008,8 +1061,6 @@ def test_the_served_explorer_keeps_what_an_image_really_shows(browser, digits_ru
 
 @pytest.mark.slow
 def test_beyond_this_machine_a_token_is_made_and_asked_for(digits_run, tmp_path):
-    import subprocess
-
     program = [sys.executable, "-m", "convscope", "serve", digits_run, "--host", EVERYWHERE, "--port", "0"]
     with subprocess.Popen(program, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as running:
         address = re.search(r"http://\S+:(\d+)", running.stdout.readline())
