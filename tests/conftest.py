@@ -13,6 +13,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 from process_state import process_state, settled_changes
 
@@ -189,11 +190,33 @@ def real_mnist():
 
 
 @pytest.fixture(scope="session")
-def digits_run(tmp_path_factory):
+def digits():
+    """The digits, read once."""
+    return convscope.load("digits")
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """Let the first of several test processes make a folder; the others wait for it and take it."""
+
+    def make(name, write):
+        own = tmp_path_factory.getbasetemp()
+        folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                write(folder.with_suffix(".part"))
+                folder.with_suffix(".part").rename(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def digits_run(made_once):
     """A run of a small network on the digits; copy it before changing it."""
     from bundle_cases import train_small_run
 
-    return train_small_run(tmp_path_factory.mktemp("runs") / "small")
+    return made_once("small", train_small_run)
 
 
 @pytest.fixture(autouse=True)

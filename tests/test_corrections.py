@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import convscope
 from convscope.data.corrections import CorrectionStore, add_corrections, read_corrections, undo_correction
 from convscope.data.dataset import Split, hold_back
 from convscope.data.loading import load_again
@@ -31,11 +30,6 @@ def landscape():
     """Draw something with large shapes, as a photograph has them."""
     shapes = Image.fromarray(drawn(50, 5)[..., 0] // 2).resize((28, 28), Image.Resampling.BICUBIC)
     return np.asarray(shapes)[..., None]
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return convscope.load("digits")
 
 
 def test_corrections_are_read_in_the_order_in_which_they_came_and_the_latest_is_undone(tmp_path):

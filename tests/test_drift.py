@@ -5,14 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import convscope
 from convscope.data.drift import FEATURES, TrainingStatistics, measure
 from convscope.errors import DataError
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return convscope.load("digits")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
-import convscope
 from convscope import embedding as embedding_module
 from convscope.embedding import embed, embed_to_table, lay_out, nearest_to
 from convscope.errors import DataError, UsageError
@@ -17,11 +16,6 @@ from convscope.export import load_bundle
 from convscope.inspection import embeddings
 from convscope.networks.pretrained import DEFAULT
 from convscope.report.image_map import COLOURS, SHAPES, render_map
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return convscope.load("digits")
 
 
 @pytest.fixture(scope="module")

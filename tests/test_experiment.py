@@ -25,11 +25,6 @@ SHORT = ExperimentConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return convscope.load("digits")
-
-
 pytestmark = pytest.mark.usefixtures("no_figures")
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from run_cases import assert_same_training, interrupt_at, weights_of
 
-import convscope
 from convscope.augmentation import Augmentation
 from convscope.data.dataset import Dataset, Split, fingerprint
 from convscope.errors import InterruptedRunError, UnknownNameError, UsageError
@@ -34,11 +33,6 @@ STEERED = ExperimentConfig(
         until=0.999, monitor="accuracy",
     ),
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return convscope.load("digits")
 
 
 pytestmark = pytest.mark.usefixtures("no_figures")

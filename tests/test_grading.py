@@ -46,14 +46,12 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("value", GARBAGE.values(), ids=GARBAGE)
-@pytest.mark.parametrize("task", TASKS)
-def test_no_answer_crashes_a_check(task, value):
-    entry = TASKS[task]
-    answers = dict.fromkeys((*entry.answers, *entry.given), value)
-    verdict = convscope.check(task, **answers)
-    assert verdict.points == 0
-    assert verdict.message
-    assert str(verdict).startswith(("✗", "○"))
+def test_no_answer_crashes_a_check(value):
+    for task, entry in TASKS.items():
+        verdict = convscope.check(task, **dict.fromkeys((*entry.answers, *entry.given), value))
+        assert verdict.points == 0, task
+        assert verdict.message, task
+        assert str(verdict).startswith(("✗", "○")), task
 
 
 def test_answers_are_found_where_the_call_stands():

@@ -72,11 +72,6 @@ def recorder(monkeypatch):
     return tool
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return load("digits")
-
-
 def train(folder, digits, *listeners, say=pytest.fail, config=CONFIG):
     tracking = follow([Target("mlflow", "http://host:1")], say)
     return run_experiment(config, digits, folder / "several" / "run", [*tracking, *listeners])
