@@ -23,10 +23,10 @@ run: $(VENV)/.run ## Do the whole exercise on MNIST: three networks, figures, a 
 	$(BIN)/convscope exercise
 
 test: $(VENV)/.dev ## Run the tests that take seconds
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-all: $(VENV)/.dev ## Run every test, the slow ones and those in a browser too
-	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not gpu and not backends' --durations=10
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m 'not gpu and not backends' --durations=10
 
 test-backends: $(PEERS)/.installed ## Train with Keras's own fit on JAX and TensorFlow, in an environment of its own
 	$(PEERS)/bin/python -m pytest -m backends tests/test_backends.py

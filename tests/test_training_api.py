@@ -1,5 +1,6 @@
 """The fast engine behind ``fit``, held against Keras's own ``fit``."""
 
+import itertools
 import math
 
 import keras
@@ -177,9 +178,12 @@ STRUCTURES = {
 }
 
 
-@pytest.mark.parametrize("loss", ["categorical_crossentropy", "mse"])
-@pytest.mark.parametrize("targets", STRUCTURES)
-@pytest.mark.parametrize("outputs", STRUCTURES)
+# Each way to pack an output with each way to pack a target, and each once with a loss that Keras computes.
+PACKED = [(*pair, "categorical_crossentropy") for pair in itertools.product(STRUCTURES, repeat=2)]
+PACKED += [(name, name, "mse") for name in STRUCTURES]
+
+
+@pytest.mark.parametrize(("outputs", "targets", "loss"), PACKED)
 def test_one_output_and_its_target_may_be_packed_as_in_keras(outputs, targets, loss):
     def make():
         inputs = keras.Input((3,))
@@ -888,11 +892,16 @@ BINARY = {
 }
 
 
+# All targets with one loss, all losses with one target.
+PAIRS = [("binary", targets) for targets in NO_PROBABILITIES]
+PAIRS += [(loss, "one-two") for loss in BINARY if loss != "binary"]
+
+
 @pytest.mark.parametrize("where", ["training", "validation"])
-@pytest.mark.parametrize("loss", BINARY.values(), ids=BINARY.keys())
-@pytest.mark.parametrize(("y", "found"), NO_PROBABILITIES.values(), ids=NO_PROBABILITIES.keys())
-def test_binary_targets_lie_between_0_and_1(y, found, loss, where):
-    model = network(last="sigmoid", units=1, loss=loss)
+@pytest.mark.parametrize(("loss", "targets"), PAIRS)
+def test_binary_targets_lie_between_0_and_1(targets, loss, where):
+    y, found = NO_PROBABILITIES[targets]
+    model = network(last="sigmoid", units=1, loss=BINARY[loss])
     data = {"y": y} if where == "training" else {"y": TWO_CLASSES, "validation_data": (X, y)}
     with pytest.raises(
         UsageError, match=f"^Expected targets from 0 to 1 for binary_.*, got {found}. Give 0 and 1"
