@@ -15,7 +15,7 @@ from convscope.errors import DataError, UsageError
 from convscope.export import load_bundle
 from convscope.inspection import embeddings
 from convscope.networks.pretrained import DEFAULT
-from convscope.report.image_map import COLOURS, SHAPES, render_map
+from convscope.report.rendering import COLOURS, SHAPES, render_map
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,7 @@ import torch
 
 from convscope.arithmetic.activations import ACTIVATIONS
 from convscope.evaluation.novelty import Novelty, reduce
-from convscope.explorer.page import bundle
-from convscope.explorer.payload import _novelty, describe_network, pack
+from convscope.explorer.page import _novelty, bundle, describe_network, pack
 from convscope.inspection import feature_maps, grad_cam, occlusion
 from convscope.networks import build
 from convscope.preprocessing import Preprocess, resize_to_input

@@ -13,8 +13,7 @@ from convscope.contents import read_contents
 from convscope.data.drift import TrainingStatistics
 from convscope.evaluation.metrics import wilson_interval
 from convscope.explorer import layers as explorer_layers
-from convscope.explorer.page import PAGE, fill, write_page
-from convscope.explorer.payload import make_payload
+from convscope.explorer.page import PAGE, fill, make_payload, write_page
 from convscope.export import load_bundle
 from convscope.prediction import predict_files
 

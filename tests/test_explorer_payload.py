@@ -10,7 +10,7 @@ from report_runs import make_dataset, make_run
 from convscope.contents import read_contents
 from convscope.evaluation import test_set_log
 from convscope.explorer import page, render_page, write_page
-from convscope.explorer.payload import LARGEST, make_payload
+from convscope.explorer.page import LARGEST, make_payload
 from convscope.networks import build
 from convscope.runs import RunDirectory
 

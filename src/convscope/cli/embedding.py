@@ -170,7 +170,7 @@ def _write_map(embedding: Embedding, source: str, file: Path | None, method: str
     if file is None:
         return
     from convscope.embedding import lay_out
-    from convscope.report.image_map import render_map
+    from convscope.report.rendering import render_map
 
     laid, places = lay_out(embedding, method, SEED)
     explained = f" ({100 * laid.explained:.0f} % of the variance)" if laid.explained is not None else ""

@@ -1,8 +1,8 @@
 """Arrays → matplotlib Figures; nothing here loads data or computes a metric.
 
 Every function returns its Figure, works without a display, and shows it once in a notebook. A module is
-called after the package whose arrays it draws: training (and sweeps), evaluation, inspection; images,
-embeddings and comparing draw those. The common look is in style, and how a figure becomes a part of a page.
+called after the package whose arrays it draws: training (and sweeps), evaluation, inspection; images and
+comparing draw those. The common look is in style, and how a figure becomes a part of a page.
 """
 
 from convscope.plotting.comparing import (
@@ -12,7 +12,6 @@ from convscope.plotting.comparing import (
     plot_intervals,
     plot_seed_comparison,
 )
-from convscope.plotting.embeddings import plot_embedding_map, plot_neighbours
 from convscope.plotting.evaluation import (
     plot_confusion_matrix,
     plot_coverage,
@@ -23,9 +22,11 @@ from convscope.plotting.evaluation import (
 )
 from convscope.plotting.images import (
     plot_contact_sheet,
+    plot_embedding_map,
     plot_errors,
     plot_examples,
     plot_label_issues,
+    plot_neighbours,
     plot_predictions,
 )
 from convscope.plotting.inspection import (

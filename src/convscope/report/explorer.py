@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from convscope.contents import Contents
 from convscope.evaluation import Evaluation
 from convscope.explorer.layers import Layer, read_layers
-from convscope.explorer.payload import describe_layer, pack
+from convscope.explorer.page import describe_layer, pack
 from convscope.inspection import describe
 from convscope.inspection.representations import FeatureMaps, feature_maps
 from convscope.lowering.graph import read_graph
