@@ -361,3 +361,9 @@ def test_what_keras_distributes_is_left_to_keras() -> None:
         assert "DataParallel" in history.reason
     finally:
         keras.distribution.set_distribution(None)
+
+
+def test_windows_is_not_asked_by_what_is_ctrl_c_there(monkeypatch):
+    monkeypatch.setattr(distributed.sys, "platform", "win32")
+    monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("sends Ctrl-C on Windows"))
+    assert distributed._is_there(1)

@@ -303,7 +303,7 @@ def test_a_run_is_found_by_what_a_person_types(several, name):
 def test_what_stands_for_several_runs_names_them(several, name, named):
     with pytest.raises(RunError, match=f"^Expected one run for {name.rstrip('/')}.*, got ") as error:
         find_run(name)
-    assert all(run in str(error.value) for run in named)
+    assert all(str(Path(run)) in str(error.value) for run in named)
 
 
 @pytest.mark.parametrize("name", ["nowhere", "no/where", "elsewhere/latest", "dense", "mnist"])
@@ -326,7 +326,7 @@ def test_runs_are_described_newest_first_and_damaged_ones_too(several, tmp_path)
     (tmp_path / "runs/broken/run.json").write_text("{")
     described = describe_runs("runs")
     assert [one["status"] for one in described] == ["?", "completed", "completed", "completed"]
-    assert [one["run"] for one in described[1:]] == [
+    assert [Path(one["run"]).as_posix() for one in described[1:]] == [
         f"runs/{name}" for name in ("a-mnist/deep", "b-mnist/deep", "b-mnist/simple")
     ]
 

@@ -7,6 +7,7 @@ import json
 import os
 import struct
 import sys
+import unicodedata
 import zipfile
 
 import numpy as np
@@ -345,6 +346,17 @@ def test_a_name_in_latin_1_leads_to_its_file(tmp_path, photos, on_disk):
     table = write_csv(tmp_path / "labels.csv", rows, ("path", "label"))
     table.write_bytes(table.read_bytes().decode().encode("latin-1"))
     assert len(load(table).train) == 16
+
+
+@pytest.mark.parametrize(("in_table", "on_disk"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_files_of_a_mac_are_found_by_a_table_that_spells_them_otherwise(tmp_path, photos, in_table, on_disk):
+    rows = []
+    for number, path in enumerate(photos):
+        name = f"Käfer{number}.png" if number % 2 else f"Brot{number}.png"
+        path.rename(tmp_path / "photos" / unicodedata.normalize(on_disk, name))
+        rows.append((unicodedata.normalize(in_table, f"photos/{name}"), name[:4]))
+    dataset = load(write_csv(tmp_path / "labels.csv", rows, ("path", "label")))
+    assert (dataset.class_names, len(dataset.train)) == (("Brot", "Käfe"), 16)
 
 
 @pytest.mark.parametrize(("label", "name"), [("0,5", None), ("-,5", None), ("3,0", "3"), ("1,2,3", "1,2,3")])

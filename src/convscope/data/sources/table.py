@@ -6,6 +6,7 @@ import codecs
 import csv
 import itertools
 import os
+import unicodedata
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -344,7 +345,7 @@ def _read_paths(
     rows = _Rows()
     root = root or next(iter(ways)).file.parent
     for table, way in ways.items():
-        _read_rows(table, columns[table], way, root, rows)
+        _read_rows(table, columns[table], way, root, rows, is_there)
     if not any(rows.splits) and all(columns[table].split is None for table in ways):
         rows.splits = _splits_of_folders(rows.files) or rows.splits
     splits = splits_of_table(np.array(rows.splits, np.int8))
@@ -400,12 +401,22 @@ def _way(table: Table, path: int, is_there: Callable[[Path], bool]) -> _Way | No
     choices = itertools.product(encodings, ("", *SUFFIXES), ("/", "\\"), FOLDERS)
     for encoding, suffix, separator, folder in choices:
         way = _Way(folder, suffix, separator, encoding)
-        if any(is_there(table.file.parent / way.file(cell)) for cell in cells):
+        if any(_on_disk(way.file(cell), table.file.parent, is_there) for cell in cells):
             return way
     return None
 
 
-def _read_rows(table: Table, columns: _Columns, way: _Way, root: Path, rows: _Rows) -> None:
+def _on_disk(name: str, folder: Path, is_there: Callable[[Path], bool]) -> str | None:
+    """Spell a name as its file does, where there is one: on a Mac's, ä may be two characters."""
+    forms = [name]
+    if not name.isascii():
+        forms += [unicodedata.normalize("NFD", name), unicodedata.normalize("NFC", name)]
+    return next((form for form in forms if is_there(folder / form)), None)
+
+
+def _read_rows(
+    table: Table, columns: _Columns, way: _Way, root: Path, rows: _Rows, is_there: Callable[[Path], bool]
+) -> None:
     """Take in the rows of one table."""
     offset = os.path.relpath(table.file.parent, root)
     splits = table.splits_in(columns.split)
@@ -416,7 +427,10 @@ def _read_rows(table: Table, columns: _Columns, way: _Way, root: Path, rows: _Ro
         if not label:
             expected = f"a label in row {number:,} of {table.name}"
             raise DataError(expected_got(expected, "an empty cell", "Fill or remove the row."))
-        file = os.path.join(offset, way.file(row[columns.path]))  # noqa: PTH118  strings, many
+        name = way.file(row[columns.path])
+        if not name.isascii():
+            name = _on_disk(name, table.file.parent, is_there) or name
+        file = os.path.join(offset, name)  # noqa: PTH118  strings, many
         rows.files.append(os.path.normpath(file).replace(os.sep, "/"))
         rows.labels.append(label)
         rows.splits.append(table.split if columns.split is None else splits[row[columns.split]])
