@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -40,6 +41,7 @@ NAMES = [
 ]
 every_lesson = pytest.mark.parametrize("name", NAMES)
 both_versions = pytest.mark.parametrize("version", ["student", "solution"])
+lesson_of = cache(read_lesson)
 MARKS = re.compile(r"# (BEGIN SOLUTION|END SOLUTION|SOLUTION)\b")
 
 
@@ -47,20 +49,23 @@ def test_there_are_seven_lessons():
     assert lesson_names() == NAMES
 
 
+@cache
+def notebook_of(name, version):
+    return build_notebook(lesson_of(name), version)
+
+
 # Sources
 
 
 @every_lesson
 def test_a_lesson_holds_its_tasks_in_order(name):
-    lesson = read_lesson(name)
+    lesson = lesson_of(name)
     assert lesson.tasks == tuple(tasks_of(lesson.number))
 
 
 @every_lesson
 def test_every_task_has_a_text_hints_an_answer_and_a_check_in_this_order(name):
-    roles = [
-        (cell.role, cell.task) for cell in read_lesson(name).cells if cell.role not in ("given", "remark")
-    ]
+    roles = [(cell.role, cell.task) for cell in lesson_of(name).cells if cell.role not in ("given", "remark")]
     shape = re.sub(r"(hint )+", "hints ", "".join(f"{role} " for role, _ in roles))
     assert shape == "task hints answer check " * len(tasks_of(int(name[0])))
     answers, checks = ([task for role, task in roles if role == wanted] for wanted in ("answer", "check"))
@@ -69,7 +74,7 @@ def test_every_task_has_a_text_hints_an_answer_and_a_check_in_this_order(name):
 
 @every_lesson
 def test_a_task_is_announced_by_its_number_and_asks_for_its_variables(name):
-    cells = read_lesson(name).cells
+    cells = lesson_of(name).cells
     texts = [cell.source for cell in cells if cell.role == "task"]
     for place, (number, task) in enumerate(tasks_of(int(name[0])).items()):
         assert texts[place].startswith(f"### Task {number}\n")
@@ -82,7 +87,7 @@ def test_a_task_is_announced_by_its_number_and_asks_for_its_variables(name):
 @every_lesson
 def test_students_see_keras_and_the_package_only(name):
     """No lesson imports a private room, or trains with anything but convscope.fit."""
-    code = "\n".join(cell.source for cell in read_lesson(name).cells if cell.kind == "code")
+    code = "\n".join(cell.source for cell in lesson_of(name).cells if cell.kind == "code")
     imported = {
         module.split(".")[0]
         for node in ast.walk(ast.parse(without_marks(code)))
@@ -157,7 +162,7 @@ def test_a_cell_is_cut_where_it_is_marked(source, student, solution):
 @both_versions
 @every_lesson
 def test_a_notebook_is_valid_and_says_what_it_is(name, version):
-    notebook = build_notebook(read_lesson(name), version)
+    notebook = notebook_of(name, version)
     nbformat.validate(notebook)
     assert notebook.metadata.convscope == {"lesson": name, "version": version}
     identities = [cell.id for cell in notebook.cells]
@@ -172,8 +177,8 @@ def test_a_notebook_is_valid_and_says_what_it_is(name, version):
 
 @every_lesson
 def test_a_solution_has_every_line_of_its_source(name):
-    lesson = read_lesson(name)
-    notebook = build_notebook(lesson, "solution")
+    lesson = lesson_of(name)
+    notebook = notebook_of(name, "solution")
     for built, cell in zip(notebook.cells, lesson.cells, strict=True):
         expected = without_marks(cell.source)
         assert built.source == expected or (cell.role == "hint" and cell.source in built.source)
@@ -181,8 +186,8 @@ def test_a_solution_has_every_line_of_its_source(name):
 
 @every_lesson
 def test_a_student_version_holds_no_line_of_a_solution(name):
-    lesson = read_lesson(name)
-    cells = build_notebook(lesson, "student").cells
+    lesson = lesson_of(name)
+    cells = notebook_of(name, "student").cells
     student = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
     answers = [cell for cell in lesson.cells if cell.role == "answer"]
     assert answers
@@ -198,7 +203,7 @@ def test_a_student_version_holds_no_line_of_a_solution(name):
 
 @every_lesson
 def test_a_student_version_has_a_place_to_fill_for_every_task(name):
-    notebook = build_notebook(read_lesson(name), "student")
+    notebook = notebook_of(name, "student")
     empty = {
         cell.metadata.convscope.task
         for cell in notebook.cells
@@ -211,8 +216,8 @@ def test_a_student_version_has_a_place_to_fill_for_every_task(name):
 @both_versions
 @every_lesson
 def test_hints_are_folded_away(name, version):
-    lesson = read_lesson(name)
-    notebook = build_notebook(lesson, version)
+    lesson = lesson_of(name)
+    notebook = notebook_of(name, version)
     hints = [cell.source for cell in lesson.cells if cell.role == "hint"]
     folded = [cell.source for cell in notebook.cells if cell.source.startswith("<details>\n<summary>Hint")]
     assert len(folded) == len(hints) >= len(tasks_of(lesson.number))
@@ -231,7 +236,7 @@ def test_several_hints_are_numbered_and_a_single_one_is_not():
 @both_versions
 @every_lesson
 def test_checks_can_neither_be_edited_nor_deleted(name, version):
-    cells = build_notebook(read_lesson(name), version).cells
+    cells = notebook_of(name, version).cells
     checks = [cell for cell in cells if cell.metadata.get("convscope", {}).get("role") == "check"]
     assert [cell.source for cell in checks] == [
         f'convscope.check("{task}")' for task in tasks_of(int(name[0]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,8 +24,8 @@ from convscope.data.dataset import Dataset, Split, balanced_class_weights
 from convscope.data.loading import load
 from convscope.errors import InterruptedRunError, UnknownNameError, UsageError
 from convscope.experiment import running
-from convscope.experiment.config import TrainingConfig
-from convscope.experiment.running import resume_experiment, run_experiment
+from convscope.experiment.config import ExperimentConfig, TrainingConfig
+from convscope.experiment.running import Result, resume_experiment, run_experiment
 from convscope.experiment.transfer import features_of, fit_logistic, is_average, keep_better
 from convscope.networks import pretrained
 from convscope.recipes import choose_backbone, size_for_backbone, suggest
@@ -264,16 +264,27 @@ def write_photographs(folder: Path, count: int, side: int = 40) -> Path:
     return folder
 
 
-@needs_weights
-def test_photographs_are_trained_on_a_backbone_and_the_run_is_an_ordinary_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("convscope.experiment.running.write_figures", lambda *_, **__: None)
-    monkeypatch.setattr("convscope.experiment.planning.LEAST_TO_FINE_TUNE", 10)
-    dataset = load(write_photographs(tmp_path / "photographs", 20), size=32, channels=3, resize="crop")
+@pytest.fixture(scope="module")
+def on_backbone(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[Dataset, ExperimentConfig, Result]]:
+    """A few photographs, settings, and the run of a training on a backbone that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("backbone")
+    dataset = load(write_photographs(folder / "photographs", 20), size=32, channels=3, resize="crop")
     config = suggest(dataset, network=pretrained.DEFAULT)
     config = replace(config, size=32, training=replace(config.training, epochs=2, batch_size=8))
-    whole = run_experiment(config, dataset, tmp_path / "whole", with_report=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("convscope.experiment.running.write_figures", lambda *_, **__: None)
+        patch.setattr("convscope.experiment.planning.LEAST_TO_FINE_TUNE", 10)
+        patch.setattr("convscope.experiment.running.load_again", lambda _recorded: dataset)
+        yield dataset, config, run_experiment(config, dataset, folder / "whole", with_report=False)
+
+
+@needs_weights
+def test_photographs_are_trained_on_a_backbone_and_the_run_is_an_ordinary_one(
+    on_backbone: tuple[Dataset, ExperimentConfig, Result],
+) -> None:
+    _, _, whole = on_backbone
     record = open_run(whole.run).read_json("run.json")
     assert [stage["name"] for stage in record["stages"]] == ["head", "fine-tuning", "average"]
     averaged = record["stages"][2]["kept"]
@@ -281,20 +292,33 @@ def test_photographs_are_trained_on_a_backbone_and_the_run_is_an_ordinary_one(
     assert whole.validation is not None
     best = max(whole.history["val_accuracy"])
     assert whole.validation.accuracy == pytest.approx(best)  # of the stage that was better
-    monkeypatch.setattr("convscope.experiment.running.load_again", lambda _recorded: dataset)
 
-    def require_the_same_after(name: str, *listeners: Any) -> None:
-        with pytest.raises(InterruptedRunError):
-            run_experiment(config, dataset, tmp_path / name, listeners, with_report=False)
-        resumed = resume_experiment(tmp_path / name, with_report=False)
-        assert resumed.history == whole.history
-        assert_same_training(whole.run, resumed.run)
 
-    require_the_same_after("cut after an epoch", interrupt_at(EpochEnd, 0))
-    require_the_same_after("cut inside an epoch", interrupt_at(StepEnd, 1, 1))
-    with monkeypatch.context() as patch:
-        patch.setattr("convscope.experiment.running._evaluate", interrupted_once(running._evaluate))
-        require_the_same_after("cut in the evaluation")
+@needs_weights
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param("after an epoch", marks=pytest.mark.slow),
+        "inside an epoch",
+        pytest.param("in the evaluation", marks=pytest.mark.slow),
+    ],
+)
+def test_a_training_on_a_backbone_that_was_cut_goes_on_as_if_it_had_not_been(
+    place: str,
+    on_backbone: tuple[Dataset, ExperimentConfig, Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dataset, config, whole = on_backbone
+    cuts = {"after an epoch": interrupt_at(EpochEnd, 0), "inside an epoch": interrupt_at(StepEnd, 1, 1)}
+    with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
+        if place not in cuts:
+            patch.setattr("convscope.experiment.running._evaluate", interrupted_once(running._evaluate))
+        listeners = [cuts[place]] if place in cuts else []
+        run_experiment(config, dataset, tmp_path / "cut", listeners, with_report=False)
+    resumed = resume_experiment(tmp_path / "cut", with_report=False)
+    assert resumed.history == whole.history
+    assert_same_training(whole.run, resumed.run)
 
 
 def interrupted_once(function: Callable[..., Any]) -> Callable[..., Any]:
