@@ -11,125 +11,33 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from convscope.lowering.cpu import LANES
 from convscope.lowering.cpu.loops import _inline, _loop, _share
 from convscope.lowering.cpu.vectors import (
-    _FLOATS,
-    _VECTOR,
-    _WORDS,
-    _all,
     add,
+    divide,
+    exponential,
     fused,
     load,
     load_bfloat16,
+    magnitude,
     multiply,
     pointer,
+    repeat,
     store,
     store_bfloat16,
     subtract,
+    total,
+    where_negative,
     zeros,
 )
 
 # The beginning of the SHA-256 of vectors.py, as in loops.py.
-VECTORS = "8ee0610250d6f7f5"
+VECTORS = "631259124f7243fa"
 
 # The activation functions, as `compiled.py` numbers them.
 FUNCTIONS = ("gelu", "gelu_tanh", "silu")
-
-
-@intrinsic
-def spread(_typing: Any, _number: Any) -> Any:
-    """Make a vector of sixteen times one number."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        zero = ir.Constant(ir.IntType(32), 0)
-        first = builder.insert_element(_all(0.0, _FLOATS), arguments[0], zero)
-        return builder.shuffle_vector(first, first, _all(0))
-
-    return _VECTOR(types.float32), generate
-
-
-@intrinsic
-def total(_typing: Any, _vector: Any) -> Any:
-    """Sum the sixteen numbers of a vector, by halves."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        (vector,) = arguments
-        half = LANES // 2
-        while half:
-            order = ir.Constant(_WORDS, [(lane + half) % LANES for lane in range(LANES)])
-            vector = builder.fadd(vector, builder.shuffle_vector(vector, vector, order))
-            half //= 2
-        return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
-
-    return types.float32(_VECTOR), generate
-
-
-@intrinsic
-def divide(_typing: Any, _first: Any, _second: Any) -> Any:
-    """Divide a vector by another."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.fdiv(*arguments)
-
-    return _VECTOR(_VECTOR, _VECTOR), generate
-
-
-@intrinsic
-def magnitude(_typing: Any, _vector: Any) -> Any:
-    """Take the numbers of a vector without their signs."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        bits = builder.and_(builder.bitcast(arguments[0], _WORDS), _all(0x7FFFFFFF))
-        return builder.bitcast(bits, _FLOATS)
-
-    return _VECTOR(_VECTOR), generate
-
-
-@intrinsic
-def where_negative(_typing: Any, _judged: Any, _first: Any, _second: Any) -> Any:
-    """Take numbers of the second vector where those of the first are negative, else of the third."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        judged, first, second = arguments
-        return builder.select(builder.fcmp_ordered("<", judged, _all(0.0, _FLOATS)), first, second)
-
-    return _VECTOR(_VECTOR, _VECTOR, _VECTOR), generate
-
-
-_SHIFT = 1.5 * 2.0**23  # added to a number of moderate size, it leaves the nearest whole number in its bits
-
-
-@intrinsic
-def exponential(_typing: Any, _vector: Any) -> Any:
-    """Compute e to the power of numbers, −87 and 88 at most: a power of 2 times a series."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        def every(number: float) -> Any:
-            return _all(float(np.float32(number)), _FLOATS)
-
-        def times_plus(one: Any, other: Any, third: Any) -> Any:
-            return builder.fadd(builder.fmul(one, other, flags=("contract",)), third, flags=("contract",))
-
-        (x,) = arguments
-        x = builder.select(builder.fcmp_ordered("<", x, every(-87.0)), every(-87.0), x)
-        x = builder.select(builder.fcmp_ordered(">", x, every(88.0)), every(88.0), x)
-        shifted = builder.fadd(builder.fmul(x, every(1 / math.log(2))), every(_SHIFT))
-        whole = builder.fsub(shifted, every(_SHIFT))
-        upper = 0.693359375  # of the logarithm of 2: its product with a whole number is exact
-        rest = times_plus(whole, every(-upper), x)
-        rest = times_plus(whole, every(upper - math.log(2)), rest)
-        series = every(1 / 720)
-        for factor in (1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
-            series = times_plus(series, rest, every(factor))
-        power = builder.shl(builder.bitcast(shifted, _WORDS), _all(23))
-        return builder.bitcast(builder.add(builder.bitcast(series, _WORDS), power), _FLOATS)
-
-    return _VECTOR(_VECTOR), generate
 
 
 @_inline
@@ -145,11 +53,6 @@ def _write(address: int, index: int, size: int, vector: Any) -> None:
         store_bfloat16(address + 2 * index, vector)
 
 
-@_inline
-def _every(value: float) -> Any:
-    return spread(np.float32(value))
-
-
 _ROOT, _DENSITY = math.sqrt(0.5), 1 / math.sqrt(2 * math.pi)
 _STEEP, _CUBE = 2 * math.sqrt(2 / math.pi), 0.044715
 
@@ -157,25 +60,25 @@ _STEEP, _CUBE = 2 * math.sqrt(2 / math.pi), 0.044715
 @_inline
 def _normal(x: Any) -> Any:
     """Return the normal distribution at x, and its density: Abramowitz and Stegun, 7.1.26, within 1e-7."""
-    power = exponential(multiply(multiply(x, x), _every(-0.5)))
-    t = divide(_every(1.0), fused(magnitude(x), _every(0.3275911 * _ROOT), _every(1.0)))
-    series = fused(t, _every(0.5 * 1.061405429), _every(0.5 * -1.453152027))
-    series = fused(t, series, _every(0.5 * 1.421413741))
-    series = fused(t, series, _every(0.5 * -0.284496736))
-    series = fused(t, series, _every(0.5 * 0.254829592))
+    power = exponential(multiply(multiply(x, x), repeat(-0.5)))
+    t = divide(repeat(1.0), fused(magnitude(x), repeat(0.3275911 * _ROOT), repeat(1.0)))
+    series = fused(t, repeat(0.5 * 1.061405429), repeat(0.5 * -1.453152027))
+    series = fused(t, series, repeat(0.5 * 1.421413741))
+    series = fused(t, series, repeat(0.5 * -0.284496736))
+    series = fused(t, series, repeat(0.5 * 0.254829592))
     tail = multiply(multiply(t, series), power)
-    return where_negative(x, tail, subtract(_every(1.0), tail)), multiply(power, _every(_DENSITY))
+    return where_negative(x, tail, subtract(repeat(1.0), tail)), multiply(power, repeat(_DENSITY))
 
 
 @_inline
 def _sigmoid(x: Any) -> Any:
-    return divide(_every(1.0), add(_every(1.0), exponential(subtract(zeros(), x))))
+    return divide(repeat(1.0), add(repeat(1.0), exponential(subtract(zeros(), x))))
 
 
 @_inline
 def _steepened(x: Any, kind: int) -> Any:
     """Return the number whose sigmoid multiplies x: x itself for SiLU, a cubic of it for GELU by tanh."""
-    return x if kind == 2 else multiply(x, fused(multiply(x, x), _every(_STEEP * _CUBE), _every(_STEEP)))
+    return x if kind == 2 else multiply(x, fused(multiply(x, x), repeat(_STEEP * _CUBE), repeat(_STEEP)))
 
 
 @_inline
@@ -192,8 +95,8 @@ def _slope(x: Any, kind: int) -> Any:
     share = _sigmoid(_steepened(x, kind))
     rise = multiply(x, share)
     if kind == 1:
-        rise = multiply(rise, fused(multiply(x, x), _every(3 * _STEEP * _CUBE), _every(_STEEP)))
-    return fused(rise, subtract(_every(1.0), share), share)
+        rise = multiply(rise, fused(multiply(x, x), repeat(3 * _STEEP * _CUBE), repeat(_STEEP)))
+    return fused(rise, subtract(repeat(1.0), share), share)
 
 
 @_loop
@@ -265,7 +168,7 @@ def normalize_rows(block: Any) -> None:
         for place in range(row * length, (row + 1) * length, LANES):
             sums = add(sums, _read(source, place, size))
         mean = total(sums) / np.float32(length)
-        center, squares = spread(mean), zeros()
+        center, squares = repeat(mean), zeros()
         for place in range(row * length, (row + 1) * length, LANES):
             distance = subtract(_read(source, place, size), center)
             squares = fused(distance, distance, squares)
@@ -273,7 +176,7 @@ def normalize_rows(block: Any) -> None:
         moments[row, 0], moments[row, 1] = mean, inverse
         for begin in range(row * length, (row + 1) * length, channels):
             for channel in range(0, channels, LANES):
-                x = multiply(subtract(_read(source, begin + channel, size), center), spread(inverse))
+                x = multiply(subtract(_read(source, begin + channel, size), center), repeat(inverse))
                 if gamma != 0:
                     x = multiply(x, load(gamma + 4 * channel))
                 if beta != 0:
@@ -299,7 +202,7 @@ def normalize_rows_back(block: Any) -> None:
         for channel in range(0, 2 * channels, LANES):
             store(scaled + 4 * channel, zeros())
         for row in range(part * each, min((part + 1) * each, rows)):
-            center, inverse = spread(moments[row, 0]), spread(moments[row, 1])
+            center, inverse = repeat(moments[row, 0]), repeat(moments[row, 1])
             first_sum, second_sum = zeros(), zeros()
             for begin in range(row * length, (row + 1) * length, channels):
                 for channel in range(0, channels, LANES):
@@ -311,8 +214,8 @@ def normalize_rows_back(block: Any) -> None:
                     if gamma != 0:
                         gradient = multiply(gradient, load(gamma + 4 * channel))
                     first_sum, second_sum = add(first_sum, gradient), fused(gradient, x, second_sum)
-            mean_gradient = spread(total(first_sum) / np.float32(length))
-            mean_product = spread(total(second_sum) / np.float32(length))
+            mean_gradient = repeat(total(first_sum) / np.float32(length))
+            mean_product = repeat(total(second_sum) / np.float32(length))
             for begin in range(row * length, (row + 1) * length, channels):
                 for channel in range(0, channels, LANES):
                     gradient = _read(gradients, begin + channel, gradient_size)

@@ -6,8 +6,12 @@ it what the processor has: one register of sixteen numbers, two of eight, or fou
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -15,9 +19,8 @@ from numba.extending import intrinsic, models, register_model
 
 from convscope.lowering.cpu import LANES
 
-_FLOATS = ir.VectorType(ir.FloatType(), LANES)
-_WORDS = ir.VectorType(ir.IntType(32), LANES)
-_HALVES = ir.VectorType(ir.IntType(16), LANES)
+_BYTE, _HALF, _WORD, _LONG, _FLOAT = *map(ir.IntType, (8, 16, 32, 64)), ir.FloatType()
+_FLOATS, _WORDS, _HALVES = (ir.VectorType(kind, LANES) for kind in (_FLOAT, _WORD, _HALF))
 
 
 class Vector(types.Type):
@@ -33,7 +36,23 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(manager, kind, _FLOATS)
 
 
-_VECTOR = Vector()
+_VECTOR, _ADDRESS = Vector(), types.int64
+
+
+def _instruction(result: Any, *given: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Make an intrinsic of these types of a function that takes LLVM's builder and the values."""
+
+    def decorate(build: Callable[..., Any]) -> Any:
+        def generate(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+            made = build(builder, *values)
+            return context.get_dummy_value() if result is types.void else made
+
+        def define(_typing: Any, *_types: Any) -> Any:
+            return result(*given), generate
+
+        return intrinsic(functools.wraps(build)(define))
+
+    return decorate
 
 
 def _at(builder: Any, address: Any, kind: Any) -> Any:
@@ -54,276 +73,225 @@ def _all(value: float, kind: Any = _WORDS) -> Any:
     return ir.Constant(kind, [value] * LANES)
 
 
-@intrinsic
-def call(_typing: Any, _address: Any) -> Any:
+_ZERO = _all(0.0, _FLOATS)
+
+
+def _repeat(builder: Any, number: Any) -> Any:
+    return builder.shuffle_vector(builder.insert_element(_ZERO, number, _WORD(0)), _ZERO, _all(0))
+
+
+def _multiply_add(builder: Any, first: Any, second: Any, total: Any) -> Any:
+    # Without such an instruction, ``llvm.fma`` would call a function for each number.
+    kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
+    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32")
+    return builder.call(function, [first, second, total])
+
+
+@_instruction(types.int32, _ADDRESS)
+def call(builder: Any, address: Any) -> Any:
     """Call a C function without arguments at an address; it returns an int."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        function = ir.FunctionType(ir.IntType(32), [])
-        return builder.call(_at(builder, arguments[0], function), [])
-
-    return types.int32(types.int64), generate
+    return builder.call(_at(builder, address, ir.FunctionType(_WORD, [])), [])
 
 
-@intrinsic
-def pointer(_typing: Any, _address: Any) -> Any:
+@_instruction(types.voidptr, _ADDRESS)
+def pointer(builder: Any, address: Any) -> Any:
     """Take an integer for an address, for ``numba.carray``."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return _at(builder, arguments[0], ir.IntType(8))
-
-    return types.voidptr(types.int64), generate
+    return _at(builder, address, _BYTE)
 
 
-@intrinsic
-def number_at(_typing: Any, _address: Any) -> Any:
+@_instruction(types.float32, _ADDRESS)
+def number_at(builder: Any, address: Any) -> Any:
     """Read one float32 number."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return _load(builder, arguments[0], ir.FloatType(), align=4)
-
-    return types.float32(types.int64), generate
+    return _load(builder, address, _FLOAT, align=4)
 
 
-@intrinsic
-def byte_at(_typing: Any, _address: Any) -> Any:
+@_instruction(types.int64, _ADDRESS)
+def byte_at(builder: Any, address: Any) -> Any:
     """Read one byte."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.zext(_load(builder, arguments[0], ir.IntType(8), align=1), ir.IntType(64))
-
-    return types.int64(types.int64), generate
+    return builder.zext(_load(builder, address, _BYTE, align=1), _LONG)
 
 
-@intrinsic
-def offset_at(_typing: Any, _address: Any) -> Any:
+@_instruction(types.int64, _ADDRESS)
+def offset_at(builder: Any, address: Any) -> Any:
     """Read the offset of an entry, an integer of 32 bits."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.sext(_load(builder, arguments[0], ir.IntType(32), align=4), ir.IntType(64))
-
-    return types.int64(types.int64), generate
+    return builder.sext(_load(builder, address, _WORD, align=4), _LONG)
 
 
-@intrinsic
-def store_entry(_typing: Any, _address: Any, _offset: Any, _number: Any) -> Any:
+@_instruction(types.void, _ADDRESS, types.int64, types.float32)
+def store_entry(builder: Any, address: Any, offset: Any, number: Any) -> None:
     """Write an integer of 32 bits, and a float32 number behind it."""
-
-    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        address, offset, number = arguments
-        half = ir.IntType(32)
-        _store(builder, builder.trunc(offset, half), address, half, align=4)
-        behind = builder.add(address, ir.Constant(ir.IntType(64), 4))
-        _store(builder, number, behind, ir.FloatType(), align=4)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.float32), generate
+    _store(builder, builder.trunc(offset, _WORD), address, _WORD, align=4)
+    _store(builder, number, builder.add(address, _LONG(4)), _FLOAT, align=4)
 
 
-@intrinsic
-def load(_typing: Any, _address: Any) -> Any:
+@_instruction(_VECTOR, _ADDRESS)
+def load(builder: Any, address: Any) -> Any:
     """Read sixteen float32 numbers."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return _load(builder, arguments[0], _FLOATS, align=4)
-
-    return _VECTOR(types.int64), generate
+    return _load(builder, address, _FLOATS, align=4)
 
 
-@intrinsic
-def load_bfloat16(_typing: Any, _address: Any) -> Any:
+@_instruction(_VECTOR, _ADDRESS)
+def load_bfloat16(builder: Any, address: Any) -> Any:
     """Read sixteen bfloat16 numbers: the upper halves of float32 numbers."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        halves = builder.zext(_load(builder, arguments[0], _HALVES, align=2), _WORDS)
-        return builder.bitcast(builder.shl(halves, _all(16)), _FLOATS)
-
-    return _VECTOR(types.int64), generate
+    halves = builder.zext(_load(builder, address, _HALVES, align=2), _WORDS)
+    return builder.bitcast(builder.shl(halves, _all(16)), _FLOATS)
 
 
-@intrinsic
-def store(_typing: Any, _address: Any, _vector: Any) -> Any:
+@_instruction(types.void, _ADDRESS, _VECTOR)
+def store(builder: Any, address: Any, vector: Any) -> None:
     """Write sixteen float32 numbers."""
-
-    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        _store(builder, arguments[1], arguments[0], _FLOATS, align=4)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, _VECTOR), generate
+    _store(builder, vector, address, _FLOATS, align=4)
 
 
-@intrinsic
-def store_bfloat16(_typing: Any, _address: Any, _vector: Any) -> Any:
+@_instruction(types.void, _ADDRESS, _VECTOR)
+def store_bfloat16(builder: Any, address: Any, vector: Any) -> None:
     """Write sixteen numbers rounded to bfloat16, halves to even; what is not a number stays none."""
-
-    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        bits = builder.bitcast(arguments[1], _WORDS)
-        odd = builder.and_(builder.lshr(bits, _all(16)), _all(1))
-        rounded = builder.add(bits, builder.add(odd, _all(0x7FFF)))
-        # Rounding could carry out of what is not a number, and make one of it.
-        nothing = builder.fcmp_unordered("uno", arguments[1], arguments[1])
-        rounded = builder.select(nothing, _all(0x7FC00000), rounded)
-        halves = builder.trunc(builder.lshr(rounded, _all(16)), _HALVES)
-        _store(builder, halves, arguments[0], _HALVES, align=2)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, _VECTOR), generate
+    bits = builder.bitcast(vector, _WORDS)
+    odd = builder.and_(builder.lshr(bits, _all(16)), _all(1))
+    rounded = builder.add(bits, builder.add(odd, _all(0x7FFF)))
+    # Rounding could carry out of what is not a number, and make one of it.
+    nothing = builder.fcmp_unordered("uno", vector, vector)
+    rounded = builder.select(nothing, _all(0x7FC00000), rounded)
+    _store(builder, builder.trunc(builder.lshr(rounded, _all(16)), _HALVES), address, _HALVES, align=2)
 
 
-@intrinsic
-def prefetch(_typing: Any, _address: Any) -> Any:
+@_instruction(types.void, _ADDRESS)
+def prefetch(builder: Any, address: Any) -> None:
     """Ask for a line of memory ahead of time; it may lie anywhere, in no memory even."""
-
-    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        address = builder.inttoptr(arguments[0], byte)
-        # To read, to be kept, data.
-        builder.call(function, [address, word(0), word(3), word(1)])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), generate
+    kind = ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), _WORD, _WORD, _WORD])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    # To read, to be kept, data.
+    builder.call(function, [_at(builder, address, _BYTE), _WORD(0), _WORD(3), _WORD(1)])
 
 
-@intrinsic
-def add(_typing: Any, _first: Any, _second: Any) -> Any:
-    """Add two vectors."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.fadd(*arguments)
-
-    return _VECTOR(_VECTOR, _VECTOR), generate
-
-
-@intrinsic
-def subtract(_typing: Any, _first: Any, _second: Any) -> Any:
-    """Subtract a vector from another."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.fsub(*arguments)
-
-    return _VECTOR(_VECTOR, _VECTOR), generate
-
-
-@intrinsic
-def zeros(_typing: Any) -> Any:
+@_instruction(_VECTOR)
+def zeros(_builder: Any) -> Any:
     """Make a vector of zeros."""
-
-    def generate(_context: Any, _builder: Any, _signature: Any, _arguments: Any) -> Any:
-        return _all(0.0, _FLOATS)
-
-    return _VECTOR(), generate
+    return _ZERO
 
 
-@intrinsic
-def repeat(_typing: Any, _number: Any) -> Any:
+@_instruction(_VECTOR, types.float64)
+def repeat(builder: Any, number: Any) -> Any:
     """Make a vector of one number, sixteen times."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        number = builder.fptrunc(arguments[0], ir.FloatType())
-        first = builder.insert_element(_all(0.0, _FLOATS), number, ir.Constant(ir.IntType(32), 0))
-        return builder.shuffle_vector(first, _all(0.0, _FLOATS), _all(0))
-
-    return _VECTOR(types.float64), generate
+    return _repeat(builder, builder.fptrunc(number, _FLOAT))
 
 
-@intrinsic
-def multiply_add(_typing: Any, _sum: Any, _address: Any, _vector: Any) -> Any:
-    """Add the product of one float32 number in memory and a vector to a sum; rounded once if possible."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        total, address, vector = arguments
-        number = builder.load(_at(builder, address, ir.FloatType()))
-        first = builder.insert_element(_all(0.0, _FLOATS), number, ir.Constant(ir.IntType(32), 0))
-        numbers = builder.shuffle_vector(first, _all(0.0, _FLOATS), _all(0))
-        # Without such an instruction, ``llvm.fma`` would call a function for each number.
-        kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
-        fused = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32")
-        return builder.call(fused, [numbers, vector, total])
-
-    return _VECTOR(_VECTOR, types.int64, _VECTOR), generate
+@_instruction(types.float32, _VECTOR)
+def total(builder: Any, vector: Any) -> Any:
+    """Sum the sixteen numbers of a vector, by halves."""
+    half = LANES // 2
+    while half:
+        order = ir.Constant(_WORDS, [(lane + half) % LANES for lane in range(LANES)])
+        vector = builder.fadd(vector, builder.shuffle_vector(vector, vector, order))
+        half //= 2
+    return builder.extract_element(vector, _WORD(0))
 
 
-@intrinsic
-def relu(_typing: Any, _vector: Any) -> Any:
-    """Replace negative numbers by zero; what is not a number stays none."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        zero = _all(0.0, _FLOATS)
-        return builder.select(builder.fcmp_ordered("<=", arguments[0], zero), zero, arguments[0])
-
-    return _VECTOR(_VECTOR), generate
+@_instruction(_VECTOR, _VECTOR, _VECTOR)
+def add(builder: Any, first: Any, second: Any) -> Any:
+    """Add two vectors."""
+    return builder.fadd(first, second)
 
 
-@intrinsic
-def store_signs(_typing: Any, _address: Any, _vector: Any) -> Any:
-    """Write which of sixteen numbers are positive, as the bits of one 16-bit integer."""
-
-    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        positive = builder.fcmp_ordered(">", arguments[1], _all(0.0, _FLOATS))
-        half = ir.IntType(16)
-        _store(builder, builder.bitcast(positive, half), arguments[0], half, align=2)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, _VECTOR), generate
+@_instruction(_VECTOR, _VECTOR, _VECTOR)
+def subtract(builder: Any, first: Any, second: Any) -> Any:
+    """Subtract a vector from another."""
+    return builder.fsub(first, second)
 
 
-@intrinsic
-def where_signs(_typing: Any, _vector: Any, _address: Any) -> Any:
-    """Keep the numbers of a vector whose bits ``store_signs`` has set, zero elsewhere."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        bits = _load(builder, arguments[1], ir.IntType(16), align=2)
-        keep = builder.bitcast(bits, ir.VectorType(ir.IntType(1), LANES))
-        return builder.select(keep, arguments[0], _all(0.0, _FLOATS))
-
-    return _VECTOR(_VECTOR, types.int64), generate
-
-
-@intrinsic
-def fused(_typing: Any, _first: Any, _second: Any, _sum: Any) -> Any:
-    """Add the product of two vectors to a third; rounded once if possible."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
-        function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32")
-        return builder.call(function, list(arguments))
-
-    return _VECTOR(_VECTOR, _VECTOR, _VECTOR), generate
-
-
-@intrinsic
-def multiply(_typing: Any, _first: Any, _second: Any) -> Any:
+@_instruction(_VECTOR, _VECTOR, _VECTOR)
+def multiply(builder: Any, first: Any, second: Any) -> Any:
     """Multiply two vectors."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.fmul(*arguments)
-
-    return _VECTOR(_VECTOR, _VECTOR), generate
+    return builder.fmul(first, second)
 
 
-@intrinsic
-def clip(_typing: Any, _vector: Any, _ceiling: Any) -> Any:
+@_instruction(_VECTOR, _VECTOR, _VECTOR)
+def divide(builder: Any, first: Any, second: Any) -> Any:
+    """Divide a vector by another."""
+    return builder.fdiv(first, second)
+
+
+@_instruction(_VECTOR, _VECTOR, _VECTOR, _VECTOR)
+def fused(builder: Any, first: Any, second: Any, total: Any) -> Any:
+    """Add the product of two vectors to a third; rounded once if possible."""
+    return _multiply_add(builder, first, second, total)
+
+
+@_instruction(_VECTOR, _VECTOR, _ADDRESS, _VECTOR)
+def multiply_add(builder: Any, total: Any, address: Any, vector: Any) -> Any:
+    """Add the product of one float32 number in memory and a vector to a sum; rounded once if possible."""
+    number = builder.load(_at(builder, address, _FLOAT))
+    return _multiply_add(builder, _repeat(builder, number), vector, total)
+
+
+@_instruction(_VECTOR, _VECTOR)
+def magnitude(builder: Any, vector: Any) -> Any:
+    """Take the numbers of a vector without their signs."""
+    return builder.bitcast(builder.and_(builder.bitcast(vector, _WORDS), _all(0x7FFFFFFF)), _FLOATS)
+
+
+@_instruction(_VECTOR, _VECTOR)
+def relu(builder: Any, vector: Any) -> Any:
+    """Replace negative numbers by zero; what is not a number stays none."""
+    return builder.select(builder.fcmp_ordered("<=", vector, _ZERO), _ZERO, vector)
+
+
+@_instruction(_VECTOR, _VECTOR, _VECTOR)
+def clip(builder: Any, vector: Any, ceiling: Any) -> Any:
     """Bring numbers between zero and those of a ceiling; what is not a number stays none."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        vector, ceiling = arguments
-        zero = _all(0.0, _FLOATS)
-        vector = builder.select(builder.fcmp_ordered("<=", vector, zero), zero, vector)
-        return builder.select(builder.fcmp_ordered(">=", vector, ceiling), ceiling, vector)
-
-    return _VECTOR(_VECTOR, _VECTOR), generate
+    vector = builder.select(builder.fcmp_ordered("<=", vector, _ZERO), _ZERO, vector)
+    return builder.select(builder.fcmp_ordered(">=", vector, ceiling), ceiling, vector)
 
 
-@intrinsic
-def where_between(_typing: Any, _vector: Any, _judged: Any, _ceiling: Any) -> Any:
+@_instruction(_VECTOR, _VECTOR, _VECTOR, _VECTOR)
+def where_between(builder: Any, vector: Any, judged: Any, ceiling: Any) -> Any:
     """Keep numbers where those of a second vector are not clipped to zero or a ceiling, zero elsewhere."""
+    low, high = builder.fcmp_ordered("<=", judged, _ZERO), builder.fcmp_ordered(">=", judged, ceiling)
+    return builder.select(builder.or_(low, high), _ZERO, vector)
 
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        vector, judged, ceiling = arguments
-        zero = _all(0.0, _FLOATS)
-        low, high = builder.fcmp_ordered("<=", judged, zero), builder.fcmp_ordered(">=", judged, ceiling)
-        return builder.select(builder.or_(low, high), zero, vector)
 
-    return _VECTOR(_VECTOR, _VECTOR, _VECTOR), generate
+@_instruction(_VECTOR, _VECTOR, _VECTOR, _VECTOR)
+def where_negative(builder: Any, judged: Any, first: Any, second: Any) -> Any:
+    """Take numbers of the second vector where those of the first are negative, else of the third."""
+    return builder.select(builder.fcmp_ordered("<", judged, _ZERO), first, second)
+
+
+@_instruction(types.void, _ADDRESS, _VECTOR)
+def store_signs(builder: Any, address: Any, vector: Any) -> None:
+    """Write which of sixteen numbers are positive, as the bits of one 16-bit integer."""
+    positive = builder.fcmp_ordered(">", vector, _ZERO)
+    _store(builder, builder.bitcast(positive, _HALF), address, _HALF, align=2)
+
+
+@_instruction(_VECTOR, _VECTOR, _ADDRESS)
+def where_signs(builder: Any, vector: Any, address: Any) -> Any:
+    """Keep the numbers of a vector whose bits ``store_signs`` has set, zero elsewhere."""
+    bits = _load(builder, address, _HALF, align=2)
+    return builder.select(builder.bitcast(bits, ir.VectorType(ir.IntType(1), LANES)), vector, _ZERO)
+
+
+_SHIFT = 1.5 * 2.0**23  # added to a number of moderate size, it leaves the nearest whole number in its bits
+
+
+@_instruction(_VECTOR, _VECTOR)
+def exponential(builder: Any, x: Any) -> Any:
+    """Compute e to the power of numbers, −87 and 88 at most: a power of 2 times a series."""
+
+    def every(number: float) -> Any:
+        return _all(float(np.float32(number)), _FLOATS)
+
+    def times_plus(one: Any, other: Any, third: Any) -> Any:
+        return builder.fadd(builder.fmul(one, other, flags=("contract",)), third, flags=("contract",))
+
+    x = builder.select(builder.fcmp_ordered("<", x, every(-87.0)), every(-87.0), x)
+    x = builder.select(builder.fcmp_ordered(">", x, every(88.0)), every(88.0), x)
+    shifted = builder.fadd(builder.fmul(x, every(1 / math.log(2))), every(_SHIFT))
+    whole = builder.fsub(shifted, every(_SHIFT))
+    upper = 0.693359375  # of the logarithm of 2: its product with a whole number is exact
+    rest = times_plus(whole, every(-upper), x)
+    rest = times_plus(whole, every(upper - math.log(2)), rest)
+    series = every(1 / 720)
+    for factor in (1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
+        series = times_plus(series, rest, every(factor))
+    power = builder.shl(builder.bitcast(shifted, _WORDS), _all(23))
+    return builder.bitcast(builder.add(builder.bitcast(series, _WORDS), power), _FLOATS)
