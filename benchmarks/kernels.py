@@ -24,8 +24,7 @@ import torch
 
 from convscope.lowering import processor
 from convscope.lowering.convolutions import Order, PooledConvolution, torch_kernel
-from convscope.lowering.cpu import compiled
-from convscope.lowering.cpu.memory import keep_memory
+from convscope.lowering.cpu import compiled, keep_memory
 from convscope.lowering.kernels import Epilogue, TileMaxPool, apply
 
 Work = Callable[[], object]

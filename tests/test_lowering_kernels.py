@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812  the name that torch's own documentation uses
 from lowering_cases import require_precision_here
 
+from convscope.lowering import cpu
 from convscope.lowering.convolutions import Convolution, FewChannelConvolution, Geometry, Order
-from convscope.lowering.cpu import compiled, memory
+from convscope.lowering.cpu import compiled
 from convscope.lowering.cpu.compiled import PackedMask
 from convscope.lowering.kernels import (
     Drop,
@@ -338,12 +339,12 @@ def test_frozen_weights_cost_no_gradient():
 
 def test_memory_is_kept_where_glibc_is():
     expected = platform.system() == "Linux" and platform.libc_ver()[0] == "glibc"
-    assert memory.keep_memory() == expected
+    assert cpu.keep_memory() == expected
 
 
 def test_memory_is_left_alone_elsewhere(monkeypatch):
-    monkeypatch.setattr(memory.platform, "system", lambda: "Darwin")
-    assert memory.keep_memory.__wrapped__() is False
+    monkeypatch.setattr(cpu.platform, "system", lambda: "Darwin")
+    assert cpu.keep_memory.__wrapped__() is False
 
 
 @pytest.mark.parametrize("shape", [(128, 48, 48, 8), (3, 5, 7, 2), (1, 1, 1, 3), (64, 10)], ids=str)

@@ -651,8 +651,9 @@ def test_the_damage_reaches_the_inside_of_archives(digits_run):
 
 def test_a_configuration_is_rehearsed_once(tmp_path, monkeypatch, digits_run):
     monkeypatch.setenv("CONVSCOPE_CACHE", str(tmp_path))
-    rehearsed, rehearse = [], models._rehearse
-    monkeypatch.setattr(models, "_rehearse", lambda config: rehearsed.append(1) or rehearse(config))
+    rehearsed, rehearse = [], models._build_without_memory
+    noted = lambda config: rehearsed.append(1) or rehearse(config)  # noqa: E731
+    monkeypatch.setattr(models, "_build_without_memory", noted)
     first, second = (load_bundle(digits_run).model for _ in range(2))
     assert len(rehearsed) == 1
     assert [one.shape for one in first.get_weights()] == [one.shape for one in second.get_weights()]

@@ -112,15 +112,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Failure:
-    """An input that could not be predicted.
-
-    Attributes
-    ----------
-    name : str
-        Its path, printable.
-    reason : str
-        What was expected, and what was found.
-    """
+    """An input that could not be predicted: its path, printable; what was expected and what was found."""
 
     name: str
     reason: str
@@ -207,22 +199,7 @@ def predict_files(
 
 
 def require_threshold(value: float | None) -> None:
-    """Refuse a probability below which to abstain that is none.
-
-    Parameters
-    ----------
-    value : float or None
-        None for a prediction that never abstains.
-
-    Raises
-    ------
-    UsageError
-        If it is not above 0 and up to 1.
-
-    Examples
-    --------
-    >>> require_threshold(0.8)
-    """
+    """Refuse a probability below which to abstain that is none; with None a prediction never abstains."""
     if value is not None and not 0 < value <= 1:
         raise UsageError(expected_got("a threshold above 0 and up to 1", value, "0.8 is a common choice."))
 
@@ -234,16 +211,16 @@ def predict_sources(
     waiting = iter(sources)
     while chunk := list(islice(waiting, CHUNK)):
         with quiet_pillow():
-            read = [source if isinstance(source, Failure) else _read(source, bundle) for source in chunk]
+            read = [_read(source, bundle) for source in chunk]
         predictions = iter(judge(bundle, [one for one in read if not isinstance(one, Failure)], threshold))
         for one in read:
             yield one if isinstance(one, Failure) else next(predictions)
 
 
-def _read(source: ImageSource, bundle: Bundle) -> Input | Failure:
+def _read(source: ImageSource | Failure, bundle: Bundle) -> Input | Failure:
     """Read one image and bring it to size."""
     try:
-        return read_input(source.read(), source.name, bundle)
+        return source if isinstance(source, Failure) else read_input(source.read(), source.name, bundle)
     except ImageError as error:
         return Failure(source.name, str(error))
 
@@ -329,19 +306,7 @@ def _from_path(path: Path) -> Iterator[ImageSource | Failure]:
 
 
 def draw_sheet(bundle: Bundle, predictions: Sequence[Prediction]) -> Figure:
-    """Draw what the network sees: the images after preprocessing, with what it makes of them.
-
-    Parameters
-    ----------
-    bundle : Bundle
-        Gives the preprocessing.
-    predictions : sequence of Prediction
-        The first 60 are drawn.
-
-    Returns
-    -------
-    Figure
-    """
+    """Draw what the network sees: the first 60 images after preprocessing, with what it makes of them."""
     from convscope.plotting.images import as_pictures, image_grid, message_figure
     from convscope.plotting.style import BLUE, GREY, RED, shorten
 

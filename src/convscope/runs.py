@@ -21,6 +21,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from datetime import datetime
 from itertools import count
 from pathlib import Path
@@ -471,6 +472,11 @@ def _remove_empty(folders: Sequence[Path]) -> None:
             folder.rmdir()
         except OSError:
             return
+
+
+def as_json(record: Any) -> dict[str, Any]:
+    """Give the fields of a dataclass, and of those in it, as JSON values."""
+    return {name: _plain(value) for name, value in asdict(record).items()}
 
 
 def _plain(value: Any) -> Any:

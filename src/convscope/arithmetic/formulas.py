@@ -73,13 +73,7 @@ def show(number: Length) -> str:
 
 
 def show_shape(shape: Iterable[Length]) -> str:
-    """Write a shape with multiplication signs between its lengths.
-
-    Examples
-    --------
-    >>> show_shape((26, 26, 32))
-    '26×26×32'
-    """
+    """Write a shape with multiplication signs between its lengths."""
     return "×".join("n" if length is None else str(length) for length in shape)
 
 
@@ -217,18 +211,7 @@ def conv_macs(
 def check_strides_and_dilation(
     strides: Sequence[int], dilation: Sequence[int], layer: str = "Conv2D"
 ) -> None:
-    """Refuse a stride together with a dilation: Keras has no such convolution. ``layer`` is for the message.
-
-    Examples
-    --------
-    >>> check_strides_and_dilation((2, 2), (1, 1))
-    >>> check_strides_and_dilation((2, 2), (3, 3))
-    Traceback (most recent call last):
-    ...
-    convscope.errors.ArchitectureError: Expected strides of 1 or a dilation_rate of 1 for Conv2D, \
-got strides=(2, 2) with dilation_rate=(3, 3). \
-Dilate with strides=1 and shrink the image in a layer of its own, for example MaxPooling2D.
-    """
+    """Refuse a stride together with a dilation: Keras has no such convolution."""
     if max(strides) > 1 and max(dilation) > 1:
         raise ArchitectureError(
             expected_got(

@@ -7,7 +7,7 @@ hand, in float64, from what enters the layer and its weights (`ActivationContext
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -183,24 +183,8 @@ class Recomputed:
 
     def to_json(self) -> dict[str, Any]:
         """Give everything as plain lists, numbers and strings."""
-        return {
-            "layer": self.layer,
-            "type": self.type,
-            "position": None if self.position is None else list(self.position),
-            "channel": self.channel,
-            "inputs": self.inputs.tolist(),
-            "weights": None if self.weights is None else self.weights.tolist(),
-            "bias": self.bias,
-            "total": self.total,
-            "activation": self.activation,
-            "value": self.value,
-            "network_value": self.network_value,
-            "rows": None if self.rows is None else list(self.rows),
-            "columns": None if self.columns is None else list(self.columns),
-            "inside": None if self.inside is None else self.inside.tolist(),
-            "sums": None if self.sums is None else self.sums.tolist(),
-            "lines": list(self.lines),
-        }
+        fields = asdict(self).items()
+        return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in fields}
 
 
 @dataclass(frozen=True, eq=False)

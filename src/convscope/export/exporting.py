@@ -38,7 +38,7 @@ from convscope.export.formats import FORMATS, ExportFormat
 from convscope.export.onnx_files import INPUT, OUTPUT
 from convscope.model_files.models import CONFIG, WEIGHTS_FILE, write_weights
 from convscope.preprocessing import resize_to_input
-from convscope.runs import RUN_FILE, RunDirectory, create_run, open_run
+from convscope.runs import RUN_FILE, RunDirectory, as_json, create_run, open_run
 
 _PROGRESS = logging.getLogger("convscope.progress")
 
@@ -270,17 +270,9 @@ class ExportReport:
 
     def to_json(self) -> dict[str, Any]:
         """Give the report as JSON values."""
-        networks = [
-            {**vars(one), "milliseconds": {str(batch): time for batch, time in one.milliseconds.items()}}
-            for one in self.networks
-        ]
-        return {
-            "path": str(self.path),
-            "format": self.format,
-            "images": self.images,
-            "networks": networks,
-            "notes": list(self.notes),
-        }
+        found = as_json(replace(self, uncounted=None))
+        del found["uncounted"]
+        return found
 
 
 def export_run(

@@ -203,7 +203,8 @@ def _name_tensors(module: GraphModule, bundle: Bundle) -> dict[str, torch.Tensor
     known: dict[int, str] = {}
     for weight in bundle.model.weights:
         # A network that was loaded does not begin its weights' paths with its own name.
-        name = _identifier(weight.path.removeprefix(f"{bundle.model.name}/"))
+        path = weight.path.removeprefix(f"{bundle.model.name}/")
+        name = re.sub(r"\W+|^(?=\d)", "_", path)  # conv2d_1/kernel as a name that Python knows
         while name in known.values():  # nested networks may have layers of the same name
             name += "_"
         known[weight.value.data_ptr()] = name
@@ -217,11 +218,6 @@ def _name_tensors(module: GraphModule, bundle: Bundle) -> dict[str, torch.Tensor
                 named[name] = value
             node.target = names[node.target]
     return named
-
-
-def _identifier(path: str) -> str:
-    """Write ``conv2d_1/kernel`` as a name that Python knows."""
-    return re.sub(r"\W+|^(?=\d)", "_", path)
 
 
 def _simplify(module: GraphModule) -> None:

@@ -169,12 +169,8 @@ def integrated_gradients(
 
     Parameters
     ----------
-    model : keras.Model
-        A built classifier.
-    image : array of shape (height, width, channels), float32
-        One preprocessed image.
-    class_index : int, optional
-        The class asked about; the predicted one when left out.
+    model, image, class_index
+        As for `grad_cam`.
     baseline : array of the image's shape, optional
         An image that says nothing; zeros when left out.
     steps : int
@@ -247,12 +243,8 @@ def occlusion(
 
     Parameters
     ----------
-    model : keras.Model
-        A built classifier.
-    image : array of shape (height, width, channels), float32
-        One preprocessed image.
-    class_index : int, optional
-        The class asked about; the predicted one when left out.
+    model, image, class_index
+        As for `grad_cam`.
     window, stride : int, optional
         Side of the patch, and how far it moves, in pixels; a seventh of the image's shorter side (at least
         4), and half the window, when left out.
@@ -399,14 +391,10 @@ def deletion(
 
     Parameters
     ----------
-    model : keras.Model
-        A built classifier.
-    image : array of shape (height, width, channels), float32
-        One preprocessed image.
+    model, image, class_index
+        As for `grad_cam`.
     attribution : array of shape (height, width)
         The importance of each pixel, e.g. ``Attribution.values``.
-    class_index : int, optional
-        The class; the predicted one when left out.
     baseline : array of the image's shape, optional
         What pixels are replaced by; zeros when left out.
     steps : int

@@ -10,6 +10,7 @@ from convscope import _keras_internals as internals
 from convscope.arithmetic import Fields, LayerArithmetic, Shape, analyse, show_shape
 from convscope.arithmetic.layers import as_image
 from convscope.lowering.graph import Call, Graph, read_graph
+from convscope.runs import as_json
 
 if TYPE_CHECKING:
     import keras
@@ -44,19 +45,9 @@ class LayerDescription:
 
     def to_json(self) -> dict[str, Any]:
         """Give the description as plain lists, numbers and strings."""
-        return {
-            "name": self.name,
-            "type": self.type,
-            "input_shape": _plain(self.input_shape),
-            "output_shape": _plain(self.output_shape),
-            "weight_names": list(self.weight_names),
-            "weight_shapes": _plain(self.weight_shapes),
-            "parameters": self.parameters,
-            "trainable_parameters": self.trainable_parameters,
-            "macs": self.macs,
-            "receptive_field": _plain(self.receptive_field),
-            "arithmetic": list(self.arithmetic),
-        }
+        found = as_json(self)
+        del found["fields"]
+        return found
 
 
 @dataclass(frozen=True)
@@ -78,7 +69,7 @@ class NetworkDescription:
         """Give the description as plain lists, numbers and strings."""
         return {
             "name": self.name,
-            "input_shape": _plain(self.input_shape),
+            "input_shape": self.input_shape,
             "data_format": "channels_first" if self.channels_first else "channels_last",
             "layers": [layer.to_json() for layer in self.layers],
             "parameters": self.parameters,
@@ -209,23 +200,11 @@ def _one_or_all(shapes: tuple[Shape, ...]) -> Any:
     return shapes[0] if len(shapes) == 1 else shapes
 
 
-def _plain(value: Any) -> Any:
-    """Turn tuples into lists, as JSON would."""
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
-
-
 def explain_kernel_layouts(description: NetworkDescription) -> tuple[str, ...]:
     """Explain how Keras and torch (or Theano) lay out the kernels of a network.
 
     Lines: the rule, then each layer's shapes in both layouts and the transposition between them. Empty for a
     network without convolutions and dense layers.
-
-    Examples
-    --------
-    >>> from convscope.networks import build
-    >>> lines = explain_kernel_layouts(describe(build("deep")))
-    >>> print(lines[2])
-    conv2d_1: Keras (3, 3, 1, 32), torch (32, 1, 3, 3); keras_kernel.transpose(3, 2, 0, 1)
     """
     layers = [layer for layer in description.layers if layer.type in _KERNELS and layer.weight_shapes]
     if not layers:

@@ -24,6 +24,7 @@ from convscope.inspection.forward import (
     to_float64,
 )
 from convscope.lowering.graph import Call, Graph, read_graph
+from convscope.runs import as_json
 
 if TYPE_CHECKING:
     import keras
@@ -60,20 +61,7 @@ class LayerHealth:
 
     def to_json(self) -> dict[str, Any]:
         """Give everything as plain numbers and strings; a number that is not finite as None."""
-        numbers = {
-            "activation_mean": self.activation_mean,
-            "activation_std": self.activation_std,
-            "zero_share": self.zero_share,
-            "weight_scale": self.weight_scale,
-            "gradient_scale": self.gradient_scale,
-        }
-        return {
-            "layer": self.layer,
-            "type": self.type,
-            "units": self.units,
-            "dead": None if self.dead is None else list(self.dead),
-            **{name: n if n is not None and math.isfinite(n) else None for name, n in numbers.items()},
-        }
+        return as_json(self)
 
 
 @dataclass

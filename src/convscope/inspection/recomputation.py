@@ -70,25 +70,7 @@ _PLACES_TRIED = 64
 
 
 class Recomputation:
-    """A network run once on one image, any of whose numbers can then be recomputed.
-
-    Parameters
-    ----------
-    model : keras.Model
-        A built model.
-    image : array of shape (height, width, channels), float32
-        One preprocessed image, in the network's own order of axes.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from convscope.networks import build
-    >>> numbers = Recomputation(build("simple"), np.ones((28, 28, 1)))
-    >>> numbers.layers
-    ('conv2d_1', 'flatten_1', 'dense_1')
-    >>> all(numbers("dense_1", channel=unit).agrees for unit in range(10))
-    True
-    """
+    """A built model run once on one preprocessed image, any of whose numbers can then be recomputed."""
 
     def __init__(self, model: keras.Model, image: npt.ArrayLike) -> None:
         self._graph = read_graph(model)

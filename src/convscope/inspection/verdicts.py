@@ -20,6 +20,7 @@ from convscope.errors import UsageError, expected_got
 from convscope.inspection.forward import fitting_batch, in_batches, scores, to_batch, to_numpy
 from convscope.inspection.layer_health import LayerHealth, class_indices, layer_health
 from convscope.lowering.graph import read_graph
+from convscope.runs import as_json
 
 if TYPE_CHECKING:
     import keras
@@ -67,14 +68,7 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         """Give the verdict as plain numbers and strings; a number that is not finite as None."""
-        return {
-            "subject": self.subject,
-            "level": self.level,
-            "text": self.text,
-            "number": self.number if math.isfinite(self.number) else None,
-            "threshold": self.threshold,
-            "source": self.source,
-        }
+        return as_json(self)
 
 
 def level_of(number: float, note: float, warning: float) -> Level:
@@ -94,11 +88,7 @@ class TrainingHealth:
 
     def to_json(self) -> dict[str, Any]:
         """Give everything as plain lists, numbers and strings."""
-        return {
-            "layers": [layer.to_json() for layer in self.layers],
-            "verdicts": [verdict.to_json() for verdict in self.verdicts],
-            "images": self.images,
-        }
+        return as_json(self)
 
 
 def training_health(
@@ -232,15 +222,6 @@ def judge_curves(history: Mapping[str, Sequence[float]], chance: float | None = 
 
     On stability always; on overfitting, underfitting, the gap between training and validation, and learning
     (against ``chance``, the accuracy of always guessing the most frequent class) where the history allows it.
-
-    Examples
-    --------
-    >>> history = {"loss": [1.0, 0.5, 0.2, 0.1], "val_loss": [1.1, 0.6, 0.7, 0.9]}
-    >>> for verdict in judge_curves(history):
-    ...     print(verdict.level, verdict.subject, round(verdict.number, 2))
-    good stability 0.0
-    note overfitting 50.0
-    good underfitting 0.0
     """
     columns = {name: [float(number) for number in column] for name, column in history.items()}
     _check(columns)

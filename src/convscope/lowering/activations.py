@@ -46,18 +46,6 @@ def _relu(negative_slope: float = 0.0, max_value: float | None = None, threshold
     return function
 
 
-def _leaky_relu(negative_slope: float = 0.2) -> Function:
-    return lambda x: F.leaky_relu(x, negative_slope)
-
-
-def _elu(alpha: float = 1.0) -> Function:
-    return lambda x: F.elu(x, alpha)
-
-
-def _celu(alpha: float = 1.0) -> Function:
-    return lambda x: F.celu(x, alpha)
-
-
 def _gelu(approximate: bool = False) -> Function:
     name, form = ("gelu_tanh", "tanh") if approximate else ("gelu", "none")
     return lambda x: _smooth(name, x) if compiled.suits_vectors(x) else F.gelu(x, approximate=form)
@@ -71,34 +59,14 @@ def _smooth(name: str, x: torch.Tensor) -> torch.Tensor:
     return kernels.apply(kernels.Smooth, x, name)
 
 
-def _softmax(axis: int = -1) -> Function:
-    return lambda x: torch.softmax(x, dim=axis)
-
-
-def _log_softmax(axis: int = -1) -> Function:
-    return lambda x: torch.log_softmax(x, dim=axis)
-
-
-def _squareplus(x: torch.Tensor) -> torch.Tensor:
-    return (x + torch.sqrt(x * x + 4.0)) / 2
-
-
-def _sparse_plus(x: torch.Tensor) -> torch.Tensor:
-    return torch.where(x <= -1, 0.0, torch.where(x < 1, (x + 1) ** 2 / 4, x))
-
-
-def _sparse_sigmoid(x: torch.Tensor) -> torch.Tensor:
-    return torch.where(x <= -1, 0.0, torch.where(x >= 1, 1.0, 0.5 * (x + 1)))
-
-
 _MAKERS: dict[str, Callable[..., Function]] = {
     "relu": _relu,
-    "leaky_relu": _leaky_relu,
-    "elu": _elu,
-    "celu": _celu,
+    "leaky_relu": lambda negative_slope=0.2: lambda x: F.leaky_relu(x, negative_slope),
+    "elu": lambda alpha=1.0: lambda x: F.elu(x, alpha),
+    "celu": lambda alpha=1.0: lambda x: F.celu(x, alpha),
     "gelu": _gelu,
-    "softmax": _softmax,
-    "log_softmax": _log_softmax,
+    "softmax": lambda axis=-1: lambda x: torch.softmax(x, dim=axis),
+    "log_softmax": lambda axis=-1: lambda x: torch.log_softmax(x, dim=axis),
 }
 
 _PLAIN: dict[str, Any] = {
@@ -109,8 +77,8 @@ _PLAIN: dict[str, Any] = {
     "softplus": F.softplus,
     "softsign": F.softsign,
     "soft_shrink": F.softshrink,
-    "sparse_plus": _sparse_plus,
-    "squareplus": _squareplus,
+    "sparse_plus": lambda x: torch.where(x <= -1, 0.0, torch.where(x < 1, (x + 1) ** 2 / 4, x)),
+    "squareplus": lambda x: (x + torch.sqrt(x * x + 4.0)) / 2,
     "tanh": torch.tanh,
     "tanh_shrink": F.tanhshrink,
     "hard_tanh": F.hardtanh,
@@ -118,7 +86,7 @@ _PLAIN: dict[str, Any] = {
     "sigmoid": torch.sigmoid,
     "hard_sigmoid": F.hardsigmoid,
     "log_sigmoid": F.logsigmoid,
-    "sparse_sigmoid": _sparse_sigmoid,
+    "sparse_sigmoid": lambda x: torch.where(x <= -1, 0.0, torch.where(x >= 1, 1.0, 0.5 * (x + 1))),
     "hard_silu": F.hardswish,
     "exponential": torch.exp,
 }

@@ -148,17 +148,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Program:
-    """What a Keras model computes: inputs, ops in an order in which they can run, outputs.
-
-    Examples
-    --------
-    >>> from convscope.lowering.layers import Affine
-    >>> image = Value("image", (None, 4))
-    >>> double = Affine(name="d", layer="d", inputs=("image",), output="y", scale=(2.0,), offset=(0.0,))
-    >>> program = Program("tiny", (image,), (double,), (Output("y"),), {"y": Value("y", (None, 4))})
-    >>> [op.kind for op in program], program.value("y").shape
-    (['Affine'], (None, 4))
-    """
+    """What a Keras model computes: inputs, ops in an order in which they can run, outputs."""
 
     name: str
     inputs: tuple[Value, ...]
@@ -239,16 +229,11 @@ def _check_shapes(op: Op, program: Program, after: str) -> None:
     if computed is None:
         return
     recorded = program.value(op.output).shape
-    if not _agree(computed, recorded):
-        raise _wrong(op, after, f"from {_show(shapes)} it gives {computed}, but {recorded} is recorded")
-
-
-def _agree(one: Shape, other: Shape) -> bool:
-    return len(one) == len(other) and all(None in (a, b) or a == b for a, b in zip(one, other, strict=True))
-
-
-def _show(shapes: list[Shape]) -> str:
-    return " and ".join(map(str, shapes))
+    if len(computed) != len(recorded) or not all(
+        None in (a, b) or a == b for a, b in zip(computed, recorded, strict=True)
+    ):
+        given = " and ".join(map(str, shapes))
+        raise _wrong(op, after, f"from {given} it gives {computed}, but {recorded} is recorded")
 
 
 def _wrong(op: Op, after: str, what: str) -> LoweringError:

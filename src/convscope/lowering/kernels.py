@@ -238,8 +238,12 @@ class SharedBatchNormalization(torch.autograd.Function):
         """Compute from these rows' images (n, ..., c); the batch's mean and biased variance are (c,)."""
         channels = images.shape[-1]
         count = images.numel() // channels
-        own = batch_statistics if _suits_statistics(images) else _plain_statistics
-        mean, variance = (numbers.double() for numbers in own(images))
+        if images.is_contiguous() and images.device.type == "cpu" and images.dtype is torch.float32:
+            mean, variance = batch_statistics(images)
+        else:
+            axes = tuple(range(images.dim() - 1))
+            variance, mean = torch.var_mean(images.float(), dim=axes, correction=0)
+        mean, variance = mean.double(), variance.double()
         sums = shard.sum_up(torch.stack([mean, variance + mean.square()]) * count)  # (2, c)
         whole = count // shard.rows * shard.total
         mean = sums[0] / whole
@@ -282,15 +286,6 @@ def shared_batch_normalization(
     arguments = shard, images, gamma, beta, epsilon
     result: tuple[Tensor, Tensor, Tensor] = SharedBatchNormalization.apply(*arguments)  # type: ignore[no-untyped-call]
     return result
-
-
-def _suits_statistics(images: Tensor) -> bool:
-    return images.is_contiguous() and images.device.type == "cpu" and images.dtype is torch.float32
-
-
-def _plain_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    variance, mean = torch.var_mean(images.float(), dim=tuple(range(images.dim() - 1)), correction=0)
-    return mean, variance
 
 
 def batch_statistics(images: Tensor) -> tuple[Tensor, Tensor]:

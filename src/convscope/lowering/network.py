@@ -34,14 +34,6 @@ def emit(program: Program, model: Any, plan: Mapping[str, Any] | None = None) ->
     On Keras's torch back end it uses the storage of the model's variables: what trains here is in the model
     at once. A ``plan``, as `LoweredNetwork.plan` gives it, is used in place of the program's own choices.
     LoweringError where it belongs to another program, or a variable is not float32.
-
-    Examples
-    --------
-    >>> import keras
-    >>> from convscope.lowering.reader import lower
-    >>> model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
-    >>> emit(lower(model), model)(torch.zeros(3, 8, 8, 1)).shape
-    torch.Size([3, 2])
     """
     if plan is not None:
         program = apply_plan(program, plan)
@@ -157,7 +149,10 @@ class LoweredNetwork:
         self.activity_loss = (
             torch.stack([loss.reshape(()) for loss in step.losses]).sum() if step.losses else None
         )
-        results = [self._finish(slots[name], activate, logits) for name, activate in self._outputs]
+        results = []
+        for name, activate in self._outputs:
+            result = slots[name].float() if slots[name].is_floating_point() else slots[name]
+            results.append(result if logits or activate is None else activate(result))
         return self._pack(results)
 
     def tensor(self, path: str) -> Tensor:
@@ -232,7 +227,7 @@ class LoweredNetwork:
             tensors = list(inputs)
         device = self.device
         return [
-            None if tensor is None else self._as_declared(tensor, value, device)  # an optional input
+            None if tensor is None else _as_declared(tensor, value, device)  # an optional input
             for tensor, value in zip(tensors, self.program.inputs, strict=True)
         ]
 
@@ -243,23 +238,18 @@ class LoweredNetwork:
             return [by_tensor[value.name] for value in self.program.inputs]
         return self._input_names
 
-    @staticmethod
-    def _as_declared(tensor: Tensor, value: Value, device: torch.device) -> Tensor:
-        wanted = value.dtype.startswith(("float", "bfloat"))
-        # First the type: Apple's mps takes no float64.
-        typed = tensor.float() if wanted and tensor.dtype is not torch.float32 else tensor
-        return typed.to(device)
-
-    @staticmethod
-    def _finish(result: Tensor, activate: Callable[[Tensor], Tensor] | None, logits: bool) -> Tensor:
-        result = result.float() if result.is_floating_point() else result
-        return result if logits or activate is None else activate(result)
-
     def _pack(self, results: list[Tensor]) -> Any:
         structure = self.program.output_structure
         if structure is None or (isinstance(structure, list | tuple) and len(structure) == 1):
             return results[0]
         return _fill(structure, results)
+
+
+def _as_declared(tensor: Tensor, value: Value, device: torch.device) -> Tensor:
+    wanted = value.dtype.startswith(("float", "bfloat"))
+    # First the type: Apple's mps takes no float64.
+    typed = tensor.float() if wanted and tensor.dtype is not torch.float32 else tensor
+    return typed.to(device)
 
 
 def _fill(structure: Any, results: list[Tensor]) -> Any:
@@ -306,20 +296,7 @@ def _collect(program: Program, model: Any) -> tuple[dict[str, Tensor], dict[str,
 
 
 def restore(network: LoweredNetwork, model: Any) -> None:
-    """Write a network's weights and state into the variables of its model, where the two do not share them.
-
-    Examples
-    --------
-    >>> import keras
-    >>> from convscope.lowering import emit, lower
-    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, name="d")], name="m")
-    >>> network = emit(lower(model), model)
-    >>> with torch.no_grad():
-    ...     _ = network.weights["m/d/bias"].fill_(2.0)
-    >>> restore(network, model)
-    >>> model.get_layer("d").bias.value.detach().tolist()
-    [2.0]
-    """
+    """Write weights and state into the variables of the model, where the two do not share them."""
     variables = named_variables(model)
     for path, tensor in {**network.weights, **network.state}.items():
         variable = variables[path]

@@ -67,16 +67,6 @@ def read_config(content: bytes, source: str) -> dict[str, Any]:
 
     DataError where it is no JSON, too large or too deep, or names an object that is not on the list. What is
     returned is for ``keras.saving.deserialize_keras_object``; how the model was compiled is left out.
-
-    Examples
-    --------
-    >>> trap = {"module": "keras.layers", "class_name": "Lambda", "config": {"name": "trap"}}
-    >>> model = {"module": "keras", "class_name": "Sequential", "config": {"layers": [trap]}}
-    >>> read_config(json.dumps(model).encode(), "model.keras")
-    Traceback (most recent call last):
-        ...
-    convscope.errors.DataError: Expected only layers of image classifiers in model.keras, got \
-keras.layers.Lambda 'trap'. Load it with Keras itself if you trust whoever made it.
     """
     try:
         config = json.loads(content)

@@ -261,21 +261,17 @@ def _count_needed(config: dict[str, Any]) -> int:
     file = cache_folder() / "networks" / hashlib.sha256(known.encode()).hexdigest()
     with suppress(OSError, ValueError):
         return int(file.read_text())
-    needed = _rehearse(config)
+    # What Keras notes down while it builds is known to one thread only, and goes with it.
+    with ThreadPoolExecutor(1) as thread:
+        needed = thread.submit(_build_without_memory, copy.deepcopy(config)).result()  # Keras changes it
     with suppress(OSError):  # a cache that cannot be written costs only time
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(str(needed))
     return needed
 
 
-def _rehearse(config: dict[str, Any]) -> int:
-    """Build the network with tensors that have shapes and no memory; count its weights."""
-    # What Keras notes down while it builds is known to one thread only, and goes with it.
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(_build_without_memory, copy.deepcopy(config)).result()  # Keras changes it
-
-
 def _build_without_memory(config: dict[str, Any]) -> int:
+    """Build the network with tensors that have shapes and no memory; count its weights."""
     import keras
 
     # Weights without values need no arithmetic; to do it without memory torch would import its compiler.

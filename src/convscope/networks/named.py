@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 LayerSpec = tuple[str, dict[str, Any]]
 
+_POOL: LayerSpec = ("MaxPooling2D", {"pool_size": 2})
+_FLATTEN: LayerSpec = ("Flatten", {})
+_AVERAGE: LayerSpec = ("GlobalAveragePooling2D", {})
+
 
 def _convolution(filters: int, kernel_size: int = 3, padding: str = "valid") -> LayerSpec:
     settings = {"filters": filters, "kernel_size": kernel_size, "padding": padding, "activation": "relu"}
     return "Conv2D", settings
-
-
-def _pool() -> LayerSpec:
-    return "MaxPooling2D", {"pool_size": 2}
 
 
 def _dropout(rate: float) -> LayerSpec:
@@ -39,30 +39,26 @@ def _dense(units: int, activation: str = "relu") -> LayerSpec:
     return "Dense", {"units": units, "activation": activation}
 
 
-def _flatten() -> LayerSpec:
-    return "Flatten", {}
-
-
 def _simple(classes: int) -> list[LayerSpec]:
-    return [_convolution(32), _flatten(), _dense(classes, "softmax")]
+    return [_convolution(32), _FLATTEN, _dense(classes, "softmax")]
 
 
 def _dense_layers(classes: int) -> list[LayerSpec]:
-    return [_convolution(32), _dropout(0.25), _flatten(), *_classifier(128, classes)]
+    return [_convolution(32), _dropout(0.25), _FLATTEN, *_classifier(128, classes)]
 
 
 def _deep(classes: int) -> list[LayerSpec]:
-    features = [_convolution(32), _convolution(64), _pool(), _dropout(0.25)]
-    return [*features, _flatten(), *_classifier(128, classes)]
+    features = [_convolution(32), _convolution(64), _POOL, _dropout(0.25)]
+    return [*features, _FLATTEN, *_classifier(128, classes)]
 
 
 def _stages(classes: int) -> list[LayerSpec]:
-    return [*_stage(32), *_stage(64), _flatten(), *_classifier(512, classes)]
+    return [*_stage(32), *_stage(64), _FLATTEN, *_classifier(512, classes)]
 
 
 def _swift(classes: int) -> list[LayerSpec]:
-    features = [_convolution(16, kernel_size=5), _pool(), _convolution(32), _pool()]
-    return [*features, _flatten(), _dense(256), _dense(classes, "softmax")]
+    features = [_convolution(16, kernel_size=5), _POOL, _convolution(32), _POOL]
+    return [*features, _FLATTEN, _dense(256), _dense(classes, "softmax")]
 
 
 def _normalized(classes: int) -> list[LayerSpec]:
@@ -72,10 +68,10 @@ def _normalized(classes: int) -> list[LayerSpec]:
     the mean instead of a flattened map (Lin et al., "Network in Network", 2014, section 3.2) leaves no large
     dense layer to learn few images by heart with.
     """
-    features = [*_normalized_convolution(32, "valid"), _pool()]
+    features = [*_normalized_convolution(32, "valid"), _POOL]
     for filters in (64, 128):
-        features += [*_normalized_convolution(filters), _pool()]
-    return [*features, *_normalized_convolution(256), _average(), _dropout(0.25), _dense(classes, "softmax")]
+        features += [*_normalized_convolution(filters), _POOL]
+    return [*features, *_normalized_convolution(256), _AVERAGE, _dropout(0.25), _dense(classes, "softmax")]
 
 
 def _normalized_convolution(filters: int, padding: str = "same") -> list[LayerSpec]:
@@ -85,12 +81,8 @@ def _normalized_convolution(filters: int, padding: str = "same") -> list[LayerSp
     return [("Conv2D", settings), normalization, ("Activation", {"activation": "relu"})]
 
 
-def _average() -> LayerSpec:
-    return "GlobalAveragePooling2D", {}
-
-
 def _stage(filters: int) -> list[LayerSpec]:
-    return [_convolution(filters, padding="same"), _convolution(filters), _pool(), _dropout(0.25)]
+    return [_convolution(filters, padding="same"), _convolution(filters), _POOL, _dropout(0.25)]
 
 
 def _classifier(units: int, classes: int) -> list[LayerSpec]:

@@ -152,14 +152,7 @@ sample_weight, initial_epoch, steps_per_epoch, validation_steps, validation_batc
     >>> sorted(history.history)
     ['accuracy', 'loss']
     """
-    _check_arguments(
-        model,
-        engine=engine,
-        precision=precision,
-        on_divergence=on_divergence,
-        epochs=epochs,
-        initial_epoch=initial_epoch,
-    )
+    _check_arguments(model, engine, precision, on_divergence, epochs, initial_epoch)
     group = _group()
     seed_in_use = resolve_seed(seed, resume_from)
     if group is not None:
@@ -392,7 +385,7 @@ def require_torch() -> None:
 
 
 def _check_arguments(
-    model: keras.Model, *, engine: str, precision: str, on_divergence: str, epochs: int, initial_epoch: int
+    model: keras.Model, engine: str, precision: str, on_divergence: str, epochs: int, initial_epoch: int
 ) -> None:
     """Refuse what no engine can work with, before any work is done."""
     if not isinstance(model, keras.Model):

@@ -60,38 +60,23 @@ class CallbackBridge:
 
     def __call__(self, event: Event) -> None:
         """Make the call that belongs to an event."""
-        if not self._calls.get(type(event), True):
-            return
-        if self._dispatch(event):
+        call = _HOOKS.get(type(event))
+        if call is not None and self._calls.get(type(event), True):
+            call(self._list, event)
             self._refresh()
 
-    def _dispatch(self, event: Event) -> bool:
-        """Call the hooks; say whether there are any for this event."""
-        callbacks = self._list
-        match event:
-            case StepBegin():
-                callbacks.on_train_batch_begin(event.step)
-            case StepEnd():
-                callbacks.on_train_batch_end(event.step, event.read_logs())
-            case EpochBegin():
-                callbacks.on_epoch_begin(event.epoch)
-            case EpochEnd():
-                callbacks.on_epoch_end(event.epoch, dict(event.logs))
-            case ValidationBegin():
-                callbacks.on_test_begin()
-            case ValidationStepBegin():
-                callbacks.on_test_batch_begin(event.step)
-            case ValidationStepEnd():
-                callbacks.on_test_batch_end(event.step, event.read_logs())
-            case ValidationEnd():
-                callbacks.on_test_end(dict(event.logs))
-            case TrainEnd():
-                callbacks.on_train_end(logs=dict(event.logs))
-            case _:
-                return False
-        return True
 
-
+_HOOKS: dict[type[Event], Callable[[Any, Any], Any]] = {
+    StepBegin: lambda hooks, event: hooks.on_train_batch_begin(event.step),
+    StepEnd: lambda hooks, event: hooks.on_train_batch_end(event.step, event.read_logs()),
+    EpochBegin: lambda hooks, event: hooks.on_epoch_begin(event.epoch),
+    EpochEnd: lambda hooks, event: hooks.on_epoch_end(event.epoch, dict(event.logs)),
+    ValidationBegin: lambda hooks, event: hooks.on_test_begin(),  # noqa: ARG005
+    ValidationStepBegin: lambda hooks, event: hooks.on_test_batch_begin(event.step),
+    ValidationStepEnd: lambda hooks, event: hooks.on_test_batch_end(event.step, event.read_logs()),
+    ValidationEnd: lambda hooks, event: hooks.on_test_end(dict(event.logs)),
+    TrainEnd: lambda hooks, event: hooks.on_train_end(logs=dict(event.logs)),
+}
 _OF_BATCHES: dict[type[Event], tuple[str, ...]] = {
     StepBegin: ("on_train_batch_begin", "on_batch_begin"),
     StepEnd: ("on_train_batch_end", "on_batch_end"),

@@ -189,7 +189,9 @@ def preflight(
     """
     targets = np.asarray(y)
     rows = spread_rows(targets, IMAGES)
-    _require_something_to_train(model)
+    if not model.trainable_variables:
+        hint = "Every layer is frozen, or has no weights: set trainable to True."
+        raise UsageError(expected_got("a network with weights to train", "none", hint))
     images = np.asarray(x[rows])
     require_fitting_outputs(model, images, preprocess=preprocess, engine=engine)
     warning = _warn_of_unscaled(model, images if preprocess is None else preprocess.apply(images))
@@ -225,12 +227,6 @@ def spread_rows(y: NDArray[Any], count: int) -> NDArray[np.int64]:
         mine = np.flatnonzero(labels == label)
         turns[mine] = np.arange(len(mine))
     return np.sort(np.argsort(turns, kind="stable")[:count])
-
-
-def _require_something_to_train(model: keras.Model) -> None:
-    if not model.trainable_variables:
-        hint = "Every layer is frozen, or has no weights: set trainable to True."
-        raise UsageError(expected_got("a network with weights to train", "none", hint))
 
 
 def require_fitting_outputs(
@@ -453,7 +449,9 @@ def choose_rate(rates: Sequence[float], losses: Sequence[float]) -> RateSearch:
         raise DivergedError(expected_got(expected, f"{count} steps", hint))
     chosen = np.asarray(rates[:count], np.float64), np.asarray(losses[:count], np.float64)
     smoothed = _averaged(chosen[1])
-    return RateSearch(*chosen, smoothed, _rounded(float(chosen[0][np.argmin(smoothed)]) / _SAFETY))
+    found = float(chosen[0][np.argmin(smoothed)]) / _SAFETY
+    # Two digits: nobody can tell rates apart that lie closer.
+    return RateSearch(*chosen, smoothed, float(f"{found:.1e}"))
 
 
 def _averaged(losses: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -467,8 +465,3 @@ def _is_behind(losses: list[float]) -> bool:
     if not math.isfinite(losses[-1]):
         return True
     return len(losses) > _FEWEST_FINITE and min(losses[-3:]) > _HOPELESS * min(losses)
-
-
-def _rounded(rate: float) -> float:
-    """Round to two digits: nobody can tell rates apart that lie closer."""
-    return float(f"{rate:.1e}")

@@ -23,15 +23,14 @@ import torch
 from convscope import _keras_internals as internals
 from convscope.errors import LoweringError, UsageError, expected_got
 from convscope.lowering import LoweredNetwork, emit, lower, optimise, restore
-from convscope.lowering.cpu.memory import keep_memory
+from convscope.lowering.cpu import keep_memory
 from convscope.lowering.devices import current_device, device_of, forked_generators
 from convscope.lowering.planner import PlanContext, adapt_plan, describe_precision, plan_of
 from convscope.lowering.structure import ModelStructure
 from convscope.training import capture
-from convscope.training.callbacks import CallbackBridge, CallbackMemory, looks_at_batches
+from convscope.training.callbacks import CallbackBridge, CallbackMemory
 from convscope.training.checkpoint import load_state
 from convscope.training.distributed import require_apart
-from convscope.training.engine_keras import seed_layers
 from convscope.training.events import (
     EngineChange,
     EpochBegin,
@@ -125,19 +124,7 @@ class FastEngine:
         self._structure, self._compiled = ModelStructure(model, self._network.program), _compiled(model)
         self._memory = CallbackMemory(request.callbacks)
         self._trainer = Trainer(
-            model,
-            self._network,
-            seed=request.seed,
-            history=request.history.history,
-            memory=self._memory,
-            strict=request.strict,
-            rate_factors=request.rate_factors,
-            prepare=self._follow_changes,
-            give_up=self._give_up,
-            seed_layers=partial(seed_layers, model, request.seed) if request.seeded else None,
-            notify=lambda text: request.notify(Notice(text)),
-            watcher=looks_at_batches(request.callbacks),
-            group=request.group,
+            request, self._network, self._memory, prepare=self._follow_changes, give_up=self._give_up
         )
         self._is_due, self._reason = False, ""
         self._leave = ExitStack()
@@ -374,15 +361,11 @@ def _train_steps(
         trainer.train_step(batch, number)
         if span.stop_on_divergence and (step + 1) % LOGGING_INTERVAL == 0:
             _require_finite(trainer, epoch, step)
-        yield _step_end(trainer, epoch, step, steps)
+        yield StepEnd(epoch, step, steps, trainer.read_logs, partial(trainer.snapshot, epoch, step + 1))
         if trainer.model.stop_training:
             break
     if span.stop_on_divergence:
         _require_finite(trainer, epoch, step)
-
-
-def _step_end(trainer: Trainer, epoch: int, step: int, steps: int | None) -> StepEnd:
-    return StepEnd(epoch, step, steps, trainer.read_logs, lambda: trainer.snapshot(epoch, step + 1))
 
 
 def _validate(trainer: Trainer, feed: ArrayFeed | StreamFeed) -> Generator[Event, None, dict[str, float]]:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -44,6 +45,7 @@ def run(request: FitRequest) -> keras.callbacks.History:
     train = _training_batches(request, first_epoch)
     setup = _EpochSetup(request, train, first_epoch)
     stopped = request.resume_from is not None and request.resume_from.stopped
+    validation, steps = request.validation_plan, request.validation_steps
     if isinstance(train, PreparedDataset):
         internals.build(request.model, _look(train, request.class_weight))
     with _own_randomness(request.seeded):
@@ -57,7 +59,7 @@ def run(request: FitRequest) -> keras.callbacks.History:
             class_weight=request.class_weight,
             initial_epoch=first_epoch,
             steps_per_epoch=request.steps_per_epoch,
-            validation_steps=_validation_steps(request),
+            validation_steps=steps if validation is None else validation.steps_per_epoch,
             validation_freq=request.validation_freq,
         )
 
@@ -212,11 +214,6 @@ def _validation_batches(request: FitRequest) -> Any:
     return PlannedBatches(request.validation, request.validation_plan)
 
 
-def _validation_steps(request: FitRequest) -> int | None:
-    plan = request.validation_plan
-    return request.validation_steps if plan is None else plan.steps_per_epoch
-
-
 def predict(
     model: keras.Model,
     x: Any,
@@ -235,12 +232,8 @@ def predict(
     else:
         batches = prepare_stream(with_checks(model, data, "input", training=False), None)
     outputs = model.predict(batches, verbose=verbose, steps=steps, callbacks=callbacks)
-    arrays: NDArray[np.float32] = keras.tree.map_structure(_as_float32, outputs)
+    arrays: NDArray[np.float32] = keras.tree.map_structure(partial(np.asarray, dtype=np.float32), outputs)
     return arrays
-
-
-def _as_float32(output: Any) -> NDArray[np.float32]:
-    return np.asarray(output, np.float32)
 
 
 def seed_layers(model: keras.Model, seed: int, epoch: int) -> None:

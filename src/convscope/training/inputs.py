@@ -46,15 +46,6 @@ class BatchPlan:
     Where an epoch is shorter than a pass over the rows (``steps_per_epoch`` was given), epochs follow each
     other through the pass; as in Keras, the one that reaches its end stops there, and the next one begins a
     pass with an order of its own.
-
-    Examples
-    --------
-    >>> plan = BatchPlan(rows=5, batch_size=2, shuffle=False, seed=0)
-    >>> [plan.rows_of(0, step).tolist() for step in range(plan.steps)]
-    [[0, 1], [2, 3], [4]]
-    >>> plan = BatchPlan(rows=5, batch_size=2, shuffle=False, seed=0, steps_per_epoch=2)
-    >>> [plan.steps_of(epoch) for epoch in range(4)]
-    [2, 1, 2, 1]
     """
 
     rows: int

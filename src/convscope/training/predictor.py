@@ -98,7 +98,8 @@ class Predictor:
         self.reason = None
         self._require_new_weights_seen()
         if preprocess is None and steps is None and not (verbose or callbacks) and self._is_ready(x):
-            batches, count = _slices(as_tensor(x), batch_size or self._batch_size), None
+            # Views: a single image should not wait for more than its network.
+            batches, count = iter(torch.split(as_tensor(x), batch_size or self._batch_size)), None
         else:
             default = None if steps or callbacks or verbose else self._batch_size
             batches, count = self._prepared(x, batch_size or default, preprocess, steps)
@@ -239,11 +240,6 @@ def predictor_of(
     if key not in known or not known[key].is_current:
         known[key] = Predictor(model, precision, strict, features)
     return known[key]
-
-
-def _slices(x: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
-    """Cut prepared input into views: a single image should not wait for more than its network."""
-    return (x[first : first + size] for first in range(0, len(x), size))
 
 
 def _joined(outputs: list[Any]) -> Any:

@@ -90,19 +90,6 @@ class OneCycle:
 
     Smith and Topin, Super-Convergence (2018), section 2; the last part runs far below the start.
 
-    Parameters
-    ----------
-    peak : float
-        The highest learning rate.
-    steps : int
-        Steps of the whole training.
-    rising : float
-        Share of the steps that rise, between 0 and 1.
-    start_divisor, end_divisor : float
-        The peak divided by these is the first and the last learning rate.
-    momenta : pair of float or None
-        The lowest momentum (at the peak) and the highest (at both ends); None leaves the optimizer's own.
-
     Examples
     --------
     >>> cycle = OneCycle(peak=0.01, steps=100, momenta=(0.7, 0.9))
@@ -114,10 +101,10 @@ class OneCycle:
 
     peak: float
     steps: int
-    rising: float = 0.25
-    start_divisor: float = 25.0
-    end_divisor: float = 1e4
-    momenta: tuple[float, float] | None = None
+    rising: float = 0.25  # the share of the steps that rise
+    start_divisor: float = 25.0  # the peak divided by it is the first rate
+    end_divisor: float = 1e4  # and the last
+    momenta: tuple[float, float] | None = None  # at the peak and at both ends; None for the optimizer's own
 
     def __post_init__(self) -> None:
         """Refuse a schedule that cannot be."""
@@ -146,12 +133,7 @@ class OneCycle:
 class Plateau:
     """A rate that falls each time that the loss has not fallen for a while; see :func:`plateau_rate`.
 
-    Parameters
-    ----------
-    learning_rate : float
-        The rate of the first epoch.
-    history : mapping of str to list of float
-        Grows while the network trains; ``val_loss`` is watched, or ``loss`` where there is no validation.
+    The history grows while the network trains; ``val_loss`` is watched, or ``loss`` without validation.
 
     Examples
     --------

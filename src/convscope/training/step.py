@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import numpy as np
@@ -17,19 +17,17 @@ from convscope.lowering.graph import named_variables
 from convscope.lowering.kernels import Shard
 from convscope.lowering.masks import mix, signed
 from convscope.training import capture
-from convscope.training.callbacks import CallbackMemory
+from convscope.training.callbacks import CallbackMemory, looks_at_batches
 from convscope.training.capture import StepRunner
 from convscope.training.checkpoint import TrainingState, snapshot
-from convscope.training.events import is_mistake
+from convscope.training.engine_keras import seed_layers
+from convscope.training.events import Notice, is_mistake
 from convscope.training.feeds import Batch, PlannedBatch, planned
 from convscope.training.inputs import ArrayInput, first_leaf, map_leaves
 from convscope.training.objective import MetricsPlan, Penalties, find_cross_entropy
 from convscope.training.optimizers import KerasStep, OptimizerStep, RuleStep, has_rule, plan_step
-from convscope.training.request import require_fitting
+from convscope.training.request import FitRequest, require_fitting
 from convscope.training.update_rules import Numbers
-
-if TYPE_CHECKING:
-    from convscope.training.distributed import Group
 
 _ACTIVATIONS: dict[str | None, Callable[[torch.Tensor], torch.Tensor]] = {
     "softmax": lambda logits: torch.softmax(logits, dim=-1),
@@ -38,40 +36,25 @@ _ACTIVATIONS: dict[str | None, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 class Trainer:
-    """Trains a compiled Keras model through the network lowered from it, whose weights are the model's own.
+    """Trains a request's model through the network lowered from it, whose weights are the model's own.
 
-    Dropout masks follow the ``seed``; ``history`` and ``memory`` are for snapshots; ``strict`` stops
-    gradients where Keras clips probabilities; ``rate_factors`` are by the names of layers. ``prepare`` is
-    called before every batch and may hand over another network (:meth:`use`). ``give_up`` is called with the
-    error where a network fails at its first batch, which then has changed nothing: it raises, or Keras's own
-    steps go on (:meth:`use_keras`), for which ``seed_layers`` is called with the number of each epoch.
-    ``notify`` is told why steps are not captured, where others are; ``watcher`` names the callback that is
-    called for each batch. Of a ``group`` of processes that share each batch, this one has its own rows of x.
+    ``prepare`` is called before every batch and may hand over another network (:meth:`use`). ``give_up`` is
+    called with the error where a network fails at its first batch, which then has changed nothing: it raises,
+    or Keras's own steps go on (:meth:`use_keras`). Of a group of processes that share each batch, this one
+    has its own rows of x.
     """
 
     def __init__(
         self,
-        model: keras.Model,
+        request: FitRequest,
         network: LoweredNetwork,
-        *,
-        seed: int,
-        history: Mapping[str, list[float]],
         memory: CallbackMemory,
-        strict: bool,
-        rate_factors: Mapping[str, float] | None,
         prepare: Callable[[], None],
         give_up: Callable[[Exception], None],
-        seed_layers: Callable[[int], None] | None,
-        notify: Callable[[str], None] = lambda _text: None,
-        watcher: str | None = None,
-        group: Group | None = None,
     ) -> None:
-        self._group = group
-        self.model, self._seed, self._history = model, seed, history
-        self._memory, self._strict, self._epoch = memory, strict, 0
-        self._rate_factors = rate_factors
-        self._prepare, self._give_up, self._seed_layers = prepare, give_up, seed_layers
-        self._notify, self._watcher, self._said = notify, watcher, ""
+        self._request, self._group, self.model = request, request.group, request.model
+        self._memory, self._prepare, self._give_up = memory, prepare, give_up
+        self._epoch, self._said = 0, ""
         self._captured_with: tuple[Any, ...] = ()
         self.use(network)
 
@@ -84,7 +67,7 @@ class Trainer:
         weights = [network.weights[paths[id(variable)]] for variable in variables]
         self._weights = weights
         self._sum = None if self._group is None else self._group.sum_of(weights)
-        factors = _factors_of(model, variables, self._rate_factors)
+        factors = _factors_of(model, variables, self._request.rate_factors)
         self.optimizer: OptimizerStep = plan_step(model.optimizer, variables, weights, factors)
         self._penalties = Penalties(variables, weights)
         self._find_loss()
@@ -97,8 +80,8 @@ class Trainer:
         """Train and validate by Keras's own steps from now on; they compute on the same variables."""
         self._in_keras = True
         self.optimizer = KerasStep(self.model.optimizer, self.model.trainable_variables, [])
-        if self._seed_layers is not None:
-            self._seed_layers(self._epoch)
+        if self._request.seeded:
+            seed_layers(self.model, self._request.seed, self._epoch)
 
     def refresh(self) -> None:
         """Follow what a callback may have set in the optimizer, the loss and the metrics."""
@@ -130,8 +113,9 @@ class Trainer:
         self._testing = StepRunner(device, graphs, changed, self._say)
         self._captured_with = self._settings()
         reason = self._network.obstacle
-        if self._watcher is not None:
-            reason = f"the callback {self._watcher} looks at every batch"
+        watcher = looks_at_batches(self._request.callbacks)
+        if watcher is not None:
+            reason = f"the callback {watcher} looks at every batch"
         if reason is not None:
             self._testing.give_up(reason)
         if reason is None and isinstance(self.optimizer, KerasStep):
@@ -148,12 +132,12 @@ class Trainer:
         """Say why steps are not captured, once where training and validation have the same reason."""
         if text != self._said:
             self._said = text
-            self._notify(text)
+            self._request.notify(Notice(text))
 
     def _find_loss(self) -> None:
         activation = self._network.output_activation
         self._cross_entropy = find_cross_entropy(
-            self.model, self._network.output_shapes, activation, self._strict
+            self.model, self._network.output_shapes, activation, self._request.strict
         )
         self._loss_by_keras = False
         self._folded = self._cross_entropy is not None and self._cross_entropy.folded
@@ -166,8 +150,8 @@ class Trainer:
     def begin_epoch(self, epoch: int, sums: Sequence[Any] = ()) -> None:
         """Reset the metrics, or continue from the sums of an epoch that was interrupted."""
         self._epoch = epoch
-        if self._in_keras and self._seed_layers is not None:
-            self._seed_layers(epoch)
+        if self._in_keras and self._request.seeded:
+            seed_layers(self.model, self._request.seed, epoch)
         self.model.reset_metrics()
         for variable, value in zip(self.model.metrics_variables, sums, strict=bool(sums)):
             variable.assign(value)
@@ -221,10 +205,10 @@ class Trainer:
             }
         return snapshot(
             self.model,
-            seed=self._seed,
+            seed=self._request.seed,
             epoch=epoch,
             step=step,
-            history=self._history,
+            history=self._request.history.history,
             metrics=sums,
             callbacks=self._memory.read(),
         )
@@ -252,7 +236,7 @@ class Trainer:
         optimizer = self.optimizer
         if self._learning is None:
             whole = self._whole(batch)
-            self._network.begin_step(self._seed, number, shard=self._shard(whole[1]))
+            self._network.begin_step(self._request.seed, number, shard=self._shard(whole[1]))
             self._learn(whole, optimizer.numbers(), optimizer.step)
         else:
             self._train_captured(self._learning, planned(batch), number)
@@ -261,7 +245,7 @@ class Trainer:
     def _train_captured(self, runner: StepRunner, batch: PlannedBatch, number: int) -> None:
         """Train on tensors alone: no number in Python that changes from step to step is part of the step."""
         streams = self._network.streams
-        keys = [signed(mix(self._seed, number, stream)) for stream in streams]
+        keys = [signed(mix(self._request.seed, number, stream)) for stream in streams]
         values = {
             **batch.values,
             "keys": torch.tensor(keys, dtype=torch.int64),
@@ -270,9 +254,10 @@ class Trainer:
 
         def learn(tensors: Mapping[str, torch.Tensor]) -> None:
             keys = dict(zip(streams, tensors["keys"].unbind(), strict=True))
-            self._network.begin_step(self._seed, number, keys)
-            self._learn(batch.make(_only(tensors, batch)), tensors["numbers"].unbind())
-            self._network.begin_step(self._seed, number)
+            self._network.begin_step(self._request.seed, number, keys)
+            own = {name: tensors[name] for name in batch.values}
+            self._learn(batch.make(own), tensors["numbers"].unbind())
+            self._network.begin_step(self._request.seed, number)
             self._network.activity_loss = None  # it would keep the step's graph of gradients
 
         runner(self.optimizer.phase, values, learn)
@@ -355,11 +340,6 @@ class Trainer:
         self._metrics.update_loss(loss, len(first_leaf(y)))
         if self._metrics:
             self._metrics.update(y, self._outputs(map_leaves(torch.Tensor.detach, scores)), weight)
-
-
-def _only(tensors: Mapping[str, torch.Tensor], batch: PlannedBatch) -> dict[str, torch.Tensor]:
-    """Leave out the tensors that are not the batch's."""
-    return {name: tensors[name] for name in batch.values}
 
 
 def _factors_of(

@@ -29,20 +29,22 @@ _SWEEP_EVERY = 32
 
 
 class Rule:
-    """One optimizer's update of all weights in place.
+    """One optimizer's update of all weights in place; a slot has a tensor for each weight, or none at all.
 
-    ``moves`` says that a schedule sets the momentum at each step, too.
+    ``moves`` says that a schedule sets the momentum at each step, too; ``sweeps`` that moments may vanish.
     """
 
-    moves = False
+    moves = sweeps = False
+
+    def __init__(self, optimizer: Any, *slots: Tensors) -> None:
+        self._optimizer, self._slots = optimizer, slots
 
     def refresh(self) -> None:
         """Read anew what a callback may have set in the optimizer's variables."""
 
     def numbers(self, rate: float, step: int) -> tuple[float, ...]:
         """Compute what an update takes that changes from step to step; updates are counted from 1."""
-        del step
-        return (rate,)
+        raise NotImplementedError
 
     def advance(self, step: int) -> None:
         """Note that an update is done."""
@@ -51,6 +53,13 @@ class Rule:
         self, chosen: Chosen, weights: Tensors, grads: Tensors, numbers: Numbers, step: int | None
     ) -> None:
         """Update these weights by gradients in float32, or in bfloat16 where the rule takes those too."""
+        if self.sweeps:
+            for slot in self._slots:
+                sweep(slot, step)
+        self._update(weights, grads, numbers, *(pick(slot, chosen) if slot else [] for slot in self._slots))
+
+    def _update(self, weights: Tensors, grads: Tensors, numbers: Numbers, *slots: Tensors) -> None:
+        """Update by the slots of these weights."""
         raise NotImplementedError
 
 
@@ -75,22 +84,20 @@ def sweep(moments: Tensors, step: int | None) -> None:
 class SGD(Rule):
     """Stochastic gradient descent, with momentum or Nesterov's (Sutskever et al. 2013, section 2)."""
 
+    sweeps = True
+
     def __init__(self, optimizer: Any, slots: Slots) -> None:
-        self._optimizer = optimizer
-        self._velocities = slots("momentums") if optimizer.momentum != 0 else []
+        super().__init__(optimizer, slots("momentums") if optimizer.momentum != 0 else [])
 
     def numbers(self, rate: float, step: int) -> tuple[float, ...]:  # noqa: ARG002, D102
         return -rate, self._optimizer.momentum
 
-    def __call__(  # noqa: D102
-        self, chosen: Chosen, weights: Tensors, grads: Tensors, numbers: Numbers, step: int | None
-    ) -> None:
+    def _update(self, weights: Tensors, grads: Tensors, numbers: Numbers, *slots: Tensors) -> None:
         fall, momentum = numbers
-        if not self._velocities:
+        (velocities,) = slots
+        if not velocities:
             add_scaled(weights, grads, fall)
             return
-        sweep(self._velocities, step)
-        velocities = pick(self._velocities, chosen)
         torch_internals.foreach_mul_(velocities, momentum)
         add_scaled(velocities, grads, fall)
         if self._optimizer.nesterov:
@@ -113,7 +120,7 @@ class Adam(Rule):
     _LEAST_EPSILON = 1e-9
 
     def __init__(self, optimizer: Any, slots: Slots) -> None:
-        self._optimizer = optimizer
+        super().__init__(optimizer)
         self._moments, self._squares = slots("_momentums"), slots("_velocities")
         self._largest = slots("_velocity_hats") if optimizer.amsgrad else []
         self._in_loops = not self._largest and all(map(_is_plain, [*self._moments, *self._squares]))
@@ -193,8 +200,7 @@ class Nadam(Rule):
     """Adam with Nesterov's momentum (Dozat 2016, algorithm 2, with the schedule of its section 3)."""
 
     def __init__(self, optimizer: Any, slots: Slots) -> None:
-        self._optimizer = optimizer
-        self._moments, self._squares = slots("_momentums"), slots("_velocities")
+        super().__init__(optimizer, slots("_momentums"), slots("_velocities"))
         self._product = internals.slots_of(optimizer, "_u_product").value
         self.refresh()
 
@@ -219,13 +225,10 @@ class Nadam(Rule):
     def advance(self, step: int) -> None:  # noqa: D102
         self._known = self._known * self._momenta(step)[0]
 
-    def __call__(  # noqa: D102
-        self, chosen: Chosen, weights: Tensors, grads: Tensors, numbers: Numbers, step: int | None
-    ) -> None:
-        del step
+    def _update(self, weights: Tensors, grads: Tensors, numbers: Numbers, *slots: Tensors) -> None:
         now, of_moments, of_grads, scale = numbers
         self._product.mul_(now)
-        moments, squares = pick(self._moments, chosen), pick(self._squares, chosen)
+        moments, squares = slots
         _decay_towards(moments, grads, self._optimizer.beta_1)
         _decay_towards_squares(squares, grads, self._optimizer.beta_2)
         steps = torch_internals.foreach_mul(moments, of_moments)
@@ -238,32 +241,26 @@ class RMSprop(Rule):
     """RMSprop, centered and with momentum on request (Tieleman and Hinton 2012; Graves 2013, section 4.2)."""
 
     def __init__(self, optimizer: Any, slots: Slots) -> None:
-        self._optimizer = optimizer
-        self._squares = slots("_velocities")
-        self._means = slots("_average_gradients") if optimizer.centered else []
-        self._velocities = slots("_momentums") if optimizer.momentum > 0 else []
+        means = slots("_average_gradients") if optimizer.centered else []
+        velocities = slots("_momentums") if optimizer.momentum > 0 else []
+        super().__init__(optimizer, slots("_velocities"), means, velocities)
 
     def numbers(self, rate: float, step: int) -> tuple[float, ...]:  # noqa: ARG002, D102
         return rate, -rate, self._optimizer.momentum
 
-    def __call__(  # noqa: D102
-        self, chosen: Chosen, weights: Tensors, grads: Tensors, numbers: Numbers, step: int | None
-    ) -> None:
-        del step
+    def _update(self, weights: Tensors, grads: Tensors, numbers: Numbers, *slots: Tensors) -> None:
         rate, fall, momentum = numbers
+        squares, means, velocities = slots
         rho = self._optimizer.rho
-        squares = pick(self._squares, chosen)
         _decay_towards_squares(squares, grads, rho)
         scales = torch_internals.foreach_add(squares, self._optimizer.epsilon)
-        if self._means:
-            means = pick(self._means, chosen)
+        if means:
             _decay_towards(means, grads, rho)
             torch_internals.foreach_addcmul_(scales, means, means, value=-1.0)
         torch_internals.foreach_sqrt_(scales)
-        if not self._velocities:
+        if not velocities:
             _add_quotient(weights, grads, scales, fall)
             return
-        velocities = pick(self._velocities, chosen)
         torch_internals.foreach_mul_(velocities, momentum)
         _add_quotient(velocities, grads, scales, rate)
         torch_internals.foreach_sub_(weights, velocities)
@@ -273,17 +270,13 @@ class Adagrad(Rule):
     """Adagrad (Duchi et al. 2011), with epsilon under the root as Keras has it."""
 
     def __init__(self, optimizer: Any, slots: Slots) -> None:
-        self._optimizer = optimizer
-        self._squares = slots("_accumulators")
+        super().__init__(optimizer, slots("_accumulators"))
 
     def numbers(self, rate: float, step: int) -> tuple[float, ...]:  # noqa: ARG002, D102
         return (-rate,)
 
-    def __call__(  # noqa: D102
-        self, chosen: Chosen, weights: Tensors, grads: Tensors, numbers: Numbers, step: int | None
-    ) -> None:
-        del step
-        squares = pick(self._squares, chosen)
+    def _update(self, weights: Tensors, grads: Tensors, numbers: Numbers, *slots: Tensors) -> None:
+        (squares,) = slots
         torch_internals.foreach_addcmul_(squares, grads, grads)
         scales = torch_internals.foreach_add(squares, self._optimizer.epsilon)
         torch_internals.foreach_sqrt_(scales)
@@ -294,19 +287,15 @@ class Lion(Rule):
     """Lion: the sign of an interpolated momentum (Chen et al. 2023, algorithm 2)."""
 
     def __init__(self, optimizer: Any, slots: Slots) -> None:
-        self._optimizer = optimizer
-        self._moments = slots("_momentums")
+        super().__init__(optimizer, slots("_momentums"))
 
     def numbers(self, rate: float, step: int) -> tuple[float, ...]:  # noqa: ARG002, D102
         beta = self._optimizer.beta_1
         return -rate, beta, 1 - beta
 
-    def __call__(  # noqa: D102
-        self, chosen: Chosen, weights: Tensors, grads: Tensors, numbers: Numbers, step: int | None
-    ) -> None:
-        del step
+    def _update(self, weights: Tensors, grads: Tensors, numbers: Numbers, *slots: Tensors) -> None:
         fall, beta, rest = numbers
-        moments = pick(self._moments, chosen)
+        (moments,) = slots
         directions = torch_internals.foreach_mul(moments, beta)
         add_scaled(directions, grads, rest)
         torch_internals.foreach_sign_(directions)

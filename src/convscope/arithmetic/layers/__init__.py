@@ -62,14 +62,6 @@ def analyse(
     ``channels_first`` is the order of the axes where the settings have none. None for a layer whose
     arithmetic is not known; ArchitectureError, with the arithmetic that fails, for one that cannot stand
     behind these inputs.
-
-    Examples
-    --------
-    >>> conv = analyse("Conv2D", {"filters": 32, "kernel_size": 3}, [(28, 28, 1)])
-    >>> conv.output_shape, conv.parameters
-    ((26, 26, 32), 320)
-    >>> conv.lines[0]
-    'height and width: ⌊(28 − 3)/1⌋ + 1 = 26'
     """
     kind = LAYERS.get(layer_type)
     if kind is None or kind.analyse is None:
@@ -92,12 +84,6 @@ def analyse_chain(
     """Analyse layers one behind the other, as in a Sequential model: class name and settings of each.
 
     Gives None from the first layer on whose arithmetic is not known; ArchitectureError at one that cannot be.
-
-    Examples
-    --------
-    >>> chain = [("Conv2D", {"filters": 32, "kernel_size": 3}), ("Flatten", {}), ("Dense", {"units": 10})]
-    >>> [layer.parameters for layer in analyse_chain(chain, (28, 28, 1))]
-    [320, 0, 216330]
     """
     listed = list(layers)
     formats = [settings["data_format"] for _, settings in listed if settings.get("data_format")]

@@ -74,14 +74,12 @@ def suits(tensor: Tensor) -> bool:
 def hash_counters(words: Tensor, key: int, bits: int, threshold: int) -> None:
     """Fill int64 words with hashed counters; with ``bits``, decide over their fields (see ``masks.py``)."""
     signed = key - (1 << 64) if key >= 1 << 63 else key
-    _run(_loops().hash_counters, words.numel(), words.data_ptr(), signed, bits, threshold, work=words.numel())
+    _run(_loops().hash_counters, words.numel(), words, signed, bits, threshold, work=words.numel())
 
 
 def drop(source: Tensor, target: Tensor, mask: PackedMask) -> None:
     """Write to ``target`` (or in place) what a mask keeps of ``source``, zero elsewhere; both lie alike."""
-    loop = _loop_for("drop", source)
-    addresses = source.data_ptr(), target.data_ptr()
-    _run(loop, source.numel(), *addresses, *mask.arguments, work=source.numel())
+    _run(_loop_for("drop", source), source.numel(), source, target, *mask.arguments, work=source.numel())
 
 
 def tile_max(images: Tensor, relu: bool, mask: PackedMask | None) -> tuple[Tensor, Tensor]:
@@ -93,11 +91,12 @@ def tile_max(images: Tensor, relu: bool, mask: PackedMask | None) -> tuple[Tenso
     count, height, width, channels = images.shape
     results = images.new_empty((count, height // 2, width // 2, channels))
     places = torch.empty_like(results, dtype=torch.uint8)
-    addresses = (tensor.data_ptr() for tensor in (images, results, places))
     lanes = (0, 0, 0) if mask is None else mask.arguments
     rows = count * (height // 2)
-    loop = _loop_for("tile_max", images)
-    _run(loop, rows, height, width, channels, *addresses, int(relu), *lanes, work=images.numel())
+    _run(
+        _loop_for("tile_max", images), rows, height, width, channels, images, results, places, relu, *lanes,
+        work=images.numel(),
+    )  # fmt: skip
     return results, places
 
 
@@ -107,9 +106,10 @@ def tile_max_back(gradient: Tensor, places: Tensor, shape: torch.Size) -> Tensor
     images = gradient.new_empty(shape)
     if height % 2 or width % 2:
         images.zero_()
-    addresses = (tensor.data_ptr() for tensor in (gradient, places, images))
-    loop = _loop_for("tile_max_back", gradient)
-    _run(loop, count * (height // 2), height, width, channels, *addresses, work=images.numel())
+    _run(
+        _loop_for("tile_max_back", gradient), count * (height // 2), height, width, channels, gradient,
+        places, images, work=images.numel(),
+    )  # fmt: skip
     return images
 
 
@@ -171,9 +171,8 @@ def few_channel_convolution(
     signs = images.new_empty((count, high, wide, filters // LANES), dtype=torch.int16) if signed else None
     _run(
         _loops().few_channel_convolution, count * high, windows.height, windows.line, high, wide, filters,
-        windows.down, windows.along, images.data_ptr(), windows.taps.data_ptr(), windows.count,
-        kernel.data_ptr(), bias.data_ptr(), result.data_ptr(), result.element_size(), int(relu),
-        0 if signs is None else signs.data_ptr(), work=result.numel() * windows.count,
+        windows.down, windows.along, images, windows.taps, windows.count, kernel, bias, result,
+        result.element_size(), relu, signs, work=result.numel() * windows.count,
     )  # fmt: skip
     return result, signs
 
@@ -195,11 +194,10 @@ def few_channel_gradient(
     sums = images.new_empty((parts, windows.taps.numel() + 1, filters))
     rows = images.new_empty((parts, wide * filters))
     _run(
-        _loops().few_channel_gradient, parts, images_of_part * high, count * high,
-        windows.height, windows.line, high, wide, filters, windows.down, windows.along,
-        images.data_ptr(), windows.taps.data_ptr(), windows.taps.numel(), gradient.data_ptr(),
-        0 if signs is None else signs.data_ptr(), gradient.element_size(),
-        sums.data_ptr(), rows.data_ptr(), work=gradient.numel() * windows.count,
+        _loops().few_channel_gradient, parts, images_of_part * high, count * high, windows.height,
+        windows.line, high, wide, filters, windows.down, windows.along, images, windows.taps,
+        windows.taps.numel(), gradient, signs, gradient.element_size(), sums, rows,
+        work=gradient.numel() * windows.count,
     )  # fmt: skip
     total = sums.sum(0)
     return total[: windows.count], total[-1]
@@ -222,12 +220,11 @@ def winograd_tile_max(
     pieces = -(-high * wide // _PIECE)
     room = 16 * _PIECE * (channels + filters) + 4 * filters
     rooms = images.new_empty((torch.get_num_threads(), room))
-    addresses = (tensor.data_ptr() for tensor in (images, kernel, bias, results, places))
     lanes = (0, 0, 0) if mask is None else mask.arguments
-    loop = _more_loops("winograd").winograd_tile_max
     _run(
-        loop, count * pieces, _PIECE, height, width, channels, high, wide, filters, *addresses, int(relu),
-        *lanes, rooms.data_ptr(), 4 * room, work=results.numel() * 9 * channels,
+        _more_loops("winograd").winograd_tile_max, count * pieces, _PIECE, height, width, channels, high,
+        wide, filters, images, kernel, bias, results, places, relu, *lanes, rooms, 4 * room,
+        work=results.numel() * 9 * channels,
     )  # fmt: skip
     return results, places
 
@@ -244,9 +241,10 @@ def winograd_kernel(kernel: Tensor) -> Tensor:
     kernel = kernel.contiguous()
     panels = kernel.new_empty((36, filters // LANES, channels, LANES))
     rooms = kernel.new_empty((torch.get_num_threads(), 36 * LANES))
-    addresses = kernel.data_ptr(), panels.data_ptr(), rooms.data_ptr(), 4 * 36 * LANES
-    loop = _more_loops("convolution").transform_kernel
-    _run(loop, channels, channels, filters, *addresses, work=kernel.numel())
+    _run(
+        _more_loops("convolution").transform_kernel, channels, channels, filters, kernel, panels, rooms,
+        4 * 36 * LANES, work=kernel.numel(),
+    )  # fmt: skip
     return panels
 
 
@@ -267,8 +265,8 @@ def winograd_convolution(
     rooms = images.new_empty((torch.get_num_threads(), room))
     _run(
         _more_loops("convolution").winograd_convolution, -(-tiles // length), length, tiles, height, width,
-        channels, *padding, high, wide, filters, images.data_ptr(), kernel.data_ptr(), bias.data_ptr(),
-        results.data_ptr(), int(relu), rooms.data_ptr(), 4 * room, work=results.numel() * 9 * channels,
+        channels, *padding, high, wide, filters, images, kernel, bias, results, relu, rooms, 4 * room,
+        work=results.numel() * 9 * channels,
     )  # fmt: skip
     return results
 
@@ -288,13 +286,14 @@ def winograd_kernel_gradient(images: Tensor, gradient: Tensor, padding: tuple[in
     rooms = images.new_empty((torch.get_num_threads(), room))
     _run(
         _more_loops("convolution").winograd_kernel_gradient, parts, each, length, tiles, height, width,
-        channels, *padding, high, wide, filters, images.data_ptr(), gradient.data_ptr(), sums.data_ptr(),
-        rooms.data_ptr(), 4 * room, work=gradient.numel() * 9 * channels,
+        channels, *padding, high, wide, filters, images, gradient, sums, rooms, 4 * room,
+        work=gradient.numel() * 9 * channels,
     )  # fmt: skip
     found = images.new_empty((3, 3, channels, filters))
-    addresses = sums.data_ptr(), found.data_ptr(), rooms.data_ptr(), 4 * room
-    loop = _more_loops("convolution").finish_kernel_gradient
-    _run(loop, channels, parts, channels, filters, *addresses, work=sums.numel())
+    _run(
+        _more_loops("convolution").finish_kernel_gradient, channels, parts, channels, filters, sums, found,
+        rooms, 4 * room, work=sums.numel(),
+    )  # fmt: skip
     return found
 
 
@@ -327,9 +326,10 @@ def dense_product(rows: Tensor, kernel: Tensor) -> Tensor:
     parts = -(-inputs // each)
     sums = rows.new_empty((parts, count, outputs))
     panels = rows.new_empty((parts, _DEEP, outputs))
-    addresses = (tensor.data_ptr() for tensor in (rows, kernel, sums, panels))
-    loop = _more_loops("products").dense_product
-    _run(loop, parts, each, inputs, count, outputs, *addresses, _DEEP, work=rows.numel() * outputs)
+    _run(
+        _more_loops("products").dense_product, parts, each, inputs, count, outputs, rows, kernel, sums,
+        panels, _DEEP, work=rows.numel() * outputs,
+    )  # fmt: skip
     return (sums[0] if parts == 1 else sums.sum(0))[:, :few]
 
 
@@ -344,9 +344,10 @@ def dense_input_gradient(gradient: Tensor, kernel: Tensor) -> Tensor:
     inputs = kernel.shape[0]
     found = gradient.new_empty((count, inputs))
     panels = gradient.new_empty((inputs // LANES, outputs, LANES))
-    addresses = (tensor.data_ptr() for tensor in (gradient, kernel, found, panels))
-    loop = _more_loops("products").dense_input_gradient
-    _run(loop, inputs // LANES, inputs, count, outputs, *addresses, work=kernel.numel() * count)
+    _run(
+        _more_loops("products").dense_input_gradient, inputs // LANES, inputs, count, outputs, gradient,
+        kernel, found, panels, work=kernel.numel() * count,
+    )  # fmt: skip
     return found
 
 
@@ -359,9 +360,10 @@ def dense_kernel_gradient(rows: Tensor, gradient: Tensor) -> Tensor:
     panels = gradient.view(count, outputs // LANES, LANES).transpose(0, 1).contiguous()
     parts = -(-inputs // _TALL)
     copied = rows.new_empty((parts, count, _TALL))
-    addresses = (tensor.data_ptr() for tensor in (rows, panels, found, copied))
-    loop = _more_loops("products").dense_kernel_gradient
-    _run(loop, parts, inputs, count, outputs, *addresses, work=found.numel() * count)
+    _run(
+        _more_loops("products").dense_kernel_gradient, parts, inputs, count, outputs, rows, panels, found,
+        copied, work=found.numel() * count,
+    )  # fmt: skip
     return found if few == outputs else found[:, :few].contiguous()
 
 
@@ -415,11 +417,10 @@ def _pooled_kernel_gradient(
     bias = images.new_empty((tiles.parts, filters))
     at_once = tiles.rows_at_once(2 * line, spare=(rows - 1) * line)
     entries = images.new_empty((tiles.parts, at_once * wide, 2))
-    addresses = (tensor.data_ptr() for tensor in (images, gradient, places, sums, bias))
-    loop = _more_loops("pooled").pooled_kernel_gradient
     _run(
-        loop, tiles.parts, tiles.each, *tiles.sizes, *addresses, at_once, entries.data_ptr(), work=tiles.work
-    )
+        _more_loops("pooled").pooled_kernel_gradient, tiles.parts, tiles.each, *tiles.sizes, images, gradient,
+        places, sums, bias, at_once, entries, work=tiles.work,
+    )  # fmt: skip
     return sums.sum(0).permute(1, 2, 3, 0).contiguous(), bias.sum(0)
 
 
@@ -432,10 +433,10 @@ def _pooled_image_gradient(
     at_once = tiles.rows_at_once(8 * wide * filters)
     entries = images.new_empty((tiles.parts, at_once * wide * filters + 1, 2))
     begins = images.new_empty((tiles.parts, 4 * at_once * wide + 1), dtype=torch.int64)
-    addresses = (tensor.data_ptr() for tensor in (found, gradient, places, by_filter))
-    rooms = entries.data_ptr(), begins.data_ptr()
-    loop = _more_loops("pooled").pooled_image_gradient
-    _run(loop, tiles.parts, tiles.each, *tiles.sizes, *addresses, at_once, *rooms, work=tiles.work)
+    _run(
+        _more_loops("pooled").pooled_image_gradient, tiles.parts, tiles.each, *tiles.sizes, found, gradient,
+        places, by_filter, at_once, entries, begins, work=tiles.work,
+    )  # fmt: skip
     return found
 
 
@@ -479,20 +480,17 @@ def normalize(
     channels, loops = images.shape[-1], _more_loops("normalization")
     statistics = images.new_empty((blocks, 2, line))
     inverses = _inverses(each, lines - (blocks - 1) * each)
-    _run(
-        loops.block_statistics, blocks, each, lines, line, images.data_ptr(), statistics.data_ptr(),
-        inverses.data_ptr(), work=images.numel(),
-    )  # fmt: skip
+    _run(loops.block_statistics, blocks, each, lines, line, images, statistics, inverses, work=images.numel())
     moments, columns = images.new_empty((3, channels)), images.new_empty((6, line))
     small = ctypes.c_double(epsilon)
     _run(
-        loops.finish_statistics, 1, each, lines, line, channels, statistics.data_ptr(), _address(gamma),
-        _address(beta), ctypes.addressof(small), moments.data_ptr(), columns.data_ptr(), work=0,
+        loops.finish_statistics, 1, each, lines, line, channels, statistics, gamma, beta,
+        ctypes.addressof(small), moments, columns, work=0,
     )  # fmt: skip
     results = torch.empty_like(images)
     _run(
-        loops.normalize, blocks, each, lines, line, images.data_ptr(), results.data_ptr(), columns.data_ptr(),
-        _address(residual), 0 if ceiling is None else _ceilings(ceiling).data_ptr(), work=images.numel(),
+        loops.normalize, blocks, each, lines, line, images, results, columns, residual,
+        None if ceiling is None else _ceilings(ceiling), work=images.numel(),
     )  # fmt: skip
     return results, moments, columns
 
@@ -515,38 +513,25 @@ def normalize_back(
     blocks, each, lines, line = _cut(images)
     channels, loops = images.shape[-1], _more_loops("normalization")
     sums = images.new_empty((blocks, 2, line))
-    limit = 0 if ceiling is None else _ceilings(ceiling).data_ptr()
-    addresses = images.data_ptr(), gradient.data_ptr(), _address(results), columns.data_ptr()
-    common = each, lines, line, *addresses
-    _run(loops.gradient_sums, blocks, *common, limit, sums.data_ptr(), work=images.numel())
+    limit = None if ceiling is None else _ceilings(ceiling)
+    common = each, lines, line, images, gradient, results, columns
+    _run(loops.gradient_sums, blocks, *common, limit, sums, work=images.numel())
     weight_gradients = images.new_empty((2, channels))
     _run(
-        loops.finish_gradients, 1, each, lines, line, channels, sums.data_ptr(), _address(gamma),
-        moments.data_ptr(), weight_gradients.data_ptr(), columns.data_ptr(), work=0,
+        loops.finish_gradients, 1, each, lines, line, channels, sums, gamma, moments, weight_gradients,
+        columns, work=0,
     )  # fmt: skip
     if not (wanted or split):
         return None, weight_gradients, None
     found = torch.empty_like(images)
     through = torch.empty_like(images) if split else None
-    _run(
-        loops.image_gradients,
-        blocks,
-        *common,
-        limit,
-        found.data_ptr(),
-        _address(through),
-        work=images.numel(),
-    )
+    _run(loops.image_gradients, blocks, *common, limit, found, through, work=images.numel())
     return found, weight_gradients, through
 
 
 @functools.cache
 def _inverses(*counts: int) -> Tensor:
     return torch.tensor(counts, dtype=torch.float32, device="cpu").reciprocal().repeat_interleave(LANES)
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def adam(
@@ -562,20 +547,24 @@ def adam(
     ``numbers``: the learning rate with both bias corrections in it, β₁, 1 − β₁, β₂, 1 − β₂ and epsilon.
     """
     constants = (ctypes.c_float * 6)(*numbers)
-    addresses = weights.data_ptr(), gradient.data_ptr(), gradient.element_size(), moments.data_ptr()
-    rest = squares.data_ptr(), ctypes.addressof(constants), 0 if copy is None else copy.data_ptr()
-    _run(_loops().adam, weights.numel(), *addresses, *rest, work=weights.numel())
+    _run(
+        _loops().adam, weights.numel(), weights, gradient, gradient.element_size(), moments, squares,
+        ctypes.addressof(constants), copy, work=weights.numel(),
+    )  # fmt: skip
 
 
-def _run(loop: Any, items: int, *rest: int, work: int) -> None:
-    """Run a loop over some items, on torch's threads where there is work for more than one."""
+def _run(loop: Any, items: int, *rest: int | Tensor | None, work: int) -> None:
+    """Run a loop over some items, on torch's threads where there is work for more than one.
+
+    The rest is that of its block: numbers, and tensors, of which it gets the addresses, 0 for none.
+    """
+    numbers = [0 if one is None else one.data_ptr() if isinstance(one, Tensor) else one for one in rest]
     team = openmp()
     threads = torch.get_num_threads() if team is not None and work > _ALONE else 1
     if team is None or threads == 1:
-        block = (ctypes.c_int64 * (3 + len(rest)))(0, 0, items, *rest)
-        loop.ctypes(block)
+        loop.ctypes((ctypes.c_int64 * (3 + len(numbers)))(0, 0, items, *numbers))
     else:
-        block = (ctypes.c_int64 * (3 + len(rest)))(team.number, team.size, items, *rest)
+        block = (ctypes.c_int64 * (3 + len(numbers)))(team.number, team.size, items, *numbers)
         team.parallel(loop.address, ctypes.addressof(block), threads, 0)
 
 
@@ -651,8 +640,8 @@ def activate(name: str, x: Tensor, bias: Tensor | None = None) -> Tensor:
     loops, result = _more_loops("rows"), torch.empty_like(x)
     columns = LANES if bias is None else len(bias)
     _run(
-        loops.activate, x.numel() // columns, columns, loops.FUNCTIONS.index(name), x.data_ptr(),
-        x.element_size(), _address(bias), result.data_ptr(), result.element_size(), work=4 * x.numel(),
+        loops.activate, x.numel() // columns, columns, loops.FUNCTIONS.index(name), x, x.element_size(), bias,
+        result, result.element_size(), work=4 * x.numel(),
     )  # fmt: skip
     return result
 
@@ -667,9 +656,8 @@ def activate_back(
     parts, each = _parted(rows)
     sums = None if bias is None else x.new_empty((parts, columns), dtype=torch.float32)
     _run(
-        loops.activate_back, parts, each, rows, columns, loops.FUNCTIONS.index(name), x.data_ptr(),
-        x.element_size(), _address(bias), gradient.data_ptr(), gradient.element_size(), found.data_ptr(),
-        found.element_size(), _address(sums), work=4 * x.numel(),
+        loops.activate_back, parts, each, rows, columns, loops.FUNCTIONS.index(name), x, x.element_size(),
+        bias, gradient, gradient.element_size(), found, found.element_size(), sums, work=4 * x.numel(),
     )  # fmt: skip
     return found, None if sums is None else sums.sum(0)
 
@@ -688,9 +676,8 @@ def normalize_rows(
     rows = x.numel() // length
     moments = x.new_empty((rows, 2), dtype=torch.float32)
     _run(
-        _more_loops("rows").normalize_rows, rows, length, x.shape[-1], x.data_ptr(), x.element_size(),
-        _address(gamma), _address(beta), ctypes.addressof(small), moments.data_ptr(), result.data_ptr(),
-        result.element_size(), work=x.numel(),
+        _more_loops("rows").normalize_rows, rows, length, x.shape[-1], x, x.element_size(), gamma, beta,
+        ctypes.addressof(small), moments, result, result.element_size(), work=x.numel(),
     )  # fmt: skip
     return result, moments
 
@@ -703,8 +690,8 @@ def normalize_rows_back(
     parts, each = _parted(rows)
     sums = x.new_empty((parts, 2, channels), dtype=torch.float32)
     _run(
-        _more_loops("rows").normalize_rows_back, parts, each, rows, x.numel() // rows, channels, x.data_ptr(),
-        x.element_size(), _address(gamma), moments.data_ptr(), gradient.data_ptr(), gradient.element_size(),
-        found.data_ptr(), found.element_size(), sums.data_ptr(), work=x.numel(),
+        _more_loops("rows").normalize_rows_back, parts, each, rows, x.numel() // rows, channels, x,
+        x.element_size(), gamma, moments, gradient, gradient.element_size(), found, found.element_size(),
+        sums, work=x.numel(),
     )  # fmt: skip
     return found, sums.sum(0)
