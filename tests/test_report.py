@@ -126,6 +126,13 @@ def reports(tmp_path_factory):
     return get
 
 
+@pytest.fixture
+def no_charts(monkeypatch):
+    """Spare a report the second that its charts take, in tests of something else."""
+    monkeypatch.setattr(formatting, "as_svg", lambda *_: "<svg></svg>")
+
+
+without_charts = pytest.mark.usefixtures("no_charts")
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -222,6 +229,7 @@ def test_the_summary_comes_first_and_is_that_of_the_evaluation(reports):
     assert f"between {low:.2%} and {high:.2%}".replace("%", " %") in first
 
 
+@without_charts
 def test_a_published_result_is_compared_with_and_the_epochs_told(tmp_path):
     path, dataset = make_run(tmp_path / "run", record={"data": {"name": "mnist"}})
     text = Page(render_report(path, dataset=dataset)).text
@@ -346,6 +354,7 @@ def test_without_a_right_answer_only_errors_are_looked_at():
 # Runs whose data are gone, and runs that are damaged.
 
 
+@without_charts
 def test_without_its_data_a_run_gets_a_report_without_images_that_says_why(tmp_path):
     path, _ = make_run(tmp_path / "run")
     report = Page(render_report(path))
@@ -356,6 +365,7 @@ def test_without_its_data_a_run_gets_a_report_without_images_that_says_why(tmp_p
     assert {"evaluation", "errors", "calibration"} <= {section["id"] for section in report.all("section")}
 
 
+@without_charts
 def test_other_data_are_not_taken_for_the_runs_own(tmp_path):
     path, _ = make_run(tmp_path / "run")
     report = Page(render_report(path, dataset=make_dataset(seed=5)))
@@ -381,6 +391,7 @@ def test_a_section_that_cannot_be_made_says_why_and_the_others_stay(tmp_path):
     assert "Which class is taken for which" in report.text
 
 
+@without_charts
 def test_an_unforeseen_failure_costs_only_its_section(tmp_path, monkeypatch):
     path, dataset = make_run(tmp_path / "run")
     monkeypatch.setattr(rendering, "attribution", lambda *_: 1 / 0)
@@ -421,6 +432,7 @@ def test_a_directory_without_a_run_is_refused(tmp_path):
         write_report(tmp_path)
 
 
+@without_charts
 def test_the_report_is_written_into_the_run_and_looking_again_is_counted(tmp_path):
     path, dataset = make_run(tmp_path / "run")
     assert write_report(path, dataset=dataset) == path / "report.html"
@@ -431,6 +443,7 @@ def test_the_report_is_written_into_the_run_and_looking_again_is_counted(tmp_pat
     assert len(json.loads((path / TEST_SET_LOG).read_text())["consultations"]) == 2
 
 
+@without_charts
 def test_a_run_without_a_log_of_test_set_uses_says_so(tmp_path):
     path, dataset = make_run(tmp_path / "run")
     (path / TEST_SET_LOG).unlink()
@@ -505,6 +518,7 @@ def test_pictures_are_png_where_small_and_run_out():
     assert formatting.Album(None).picture(0) is None
 
 
+@without_charts
 def test_labels_are_not_accused_by_a_network_that_is_often_wrong(tmp_path):
     path, dataset = make_run(tmp_path / "run", right=0.4)
     page = render_report(path, dataset=dataset)
@@ -528,6 +542,7 @@ def test_settings_are_written_as_a_person_reads_them(tmp_path):
     assert found["device"] == [("instruction sets", "avx, avx2")]
 
 
+@without_charts
 def test_an_even_map_has_its_reason(tmp_path, monkeypatch):
     even = np.linspace(0.6, 1, 144).reshape(12, 12)
     grad_cam = inside.grad_cam
@@ -536,6 +551,7 @@ def test_an_even_map_has_its_reason(tmp_path, monkeypatch):
     assert "much the same everywhere, because no place" in render_report(path, dataset=dataset)
 
 
+@without_charts
 def test_images_that_were_not_looked_into_are_counted(tmp_path, monkeypatch):
     path, dataset = make_run(tmp_path / "run")
     assert "would stand here" not in render_report(path, dataset=dataset)
@@ -569,6 +585,7 @@ def test_the_numbers_of_the_reliability_chart_are_a_table_below_it(reports):
     ]
 
 
+@without_charts
 @pytest.mark.parametrize("use_bias", [True, False], ids=["bias", "no bias"])
 def test_a_kernel_without_a_bias_is_recomputed_without_one(tmp_path, use_bias):
     layers = [keras.layers.Conv2D(4, 3, use_bias=use_bias), keras.layers.Flatten(), keras.layers.Dense(10)]

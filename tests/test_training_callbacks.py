@@ -3,6 +3,7 @@
 # The hooks have Keras's own signatures.
 # ruff: noqa: ARG002
 
+import itertools
 import json
 import math
 
@@ -336,16 +337,24 @@ MOMENTS = {
 }
 
 
+# Each change between two batches, and one of them at each moment; the others take long.
+CHANGED = [
+    pytest.param(
+        change, moment, marks=() if moment == "batch-end" or change == "frozen" else pytest.mark.slow
+    )
+    for change, moment in itertools.product(CHANGES, MOMENTS)
+]
+
+
 @pytest.mark.filterwarnings("ignore:The model does not have any trainable weights")
 @pytest.mark.filterwarnings("ignore:Gradients do not exist for variables")
-@pytest.mark.parametrize("moment", MOMENTS.values(), ids=MOMENTS.keys())
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+@pytest.mark.parametrize(("change", "moment"), CHANGED)
 def test_what_a_callback_changes_counts_from_then_on(change, moment):
-    hook, at = moment
+    hook, at = MOMENTS[moment]
     histories, found = [], []
     for engine in ENGINES:
         model = with_every_part()
-        histories.append(fit(model, engine, [Changing(change, hook, at)]).history)
+        histories.append(fit(model, engine, [Changing(CHANGES[change], hook, at)]).history)
         found.append(weights(model))
     assert histories[0].keys() == histories[1].keys()
     for name, values in histories[1].items():
