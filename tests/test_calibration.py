@@ -15,7 +15,7 @@ from convscope.errors import UsageError
 from convscope.evaluation import Calibration, Evaluation, apply_temperature, fit_temperature
 from convscope.evaluation.calibration import FEWEST_ERRORS, FEWEST_IMAGES, reliability
 from convscope.export import load_bundle, load_calibration
-from convscope.report import render_report
+from convscope.report.rendering import render_report
 from convscope.runs import RunDirectory
 
 # float64 sums in another order

@@ -20,8 +20,9 @@ from convscope.errors import RunError
 from convscope.evaluation import Evaluation
 from convscope.inspection import feature_maps
 from convscope.networks import build
-from convscope.report import formatting, inside, render_report, rendering, write_report
+from convscope.report import formatting, inside, rendering
 from convscope.report.explorer import chosen_images, walk
+from convscope.report.rendering import render_report, write_report
 from convscope.report.summary import reproduction
 
 HOSTILE = ["<script>alert(1)</script>", "</script><!--", '"><img src=x onerror=alert(1)>']

@@ -7,7 +7,8 @@ from report_runs import make_dataset, make_run
 
 from convscope.arithmetic.activations import ACTIVATIONS
 from convscope.networks import NETWORKS, build
-from convscope.report import explorer, write_report
+from convscope.report import explorer
+from convscope.report.rendering import write_report
 
 pytestmark = pytest.mark.browser
 

@@ -293,10 +293,7 @@ def embed_to_table(
 
 
 def nearest_to(embedding: Embedding, asked: Embedding, count: int) -> Neighbours:
-    """Find, for each image asked about, the most similar ones; itself is not counted as one.
-
-    An image is itself where its name says so.
-    """
+    """Find, for each image asked about, the most similar ones but itself, told by its name."""
     from convscope.inspection import Neighbours, nearest
 
     found = nearest(embedding.features, asked.features, min(count + 1, len(embedding.names)))

@@ -235,7 +235,7 @@ def report(
     """
     file = run / "report.html"
     if not open or data is not None or not file.is_file():
-        from convscope.report import write_report
+        from convscope.report.rendering import write_report
 
         file = write_report(run, data=data, consulted_by="convscope report")
     if open:

@@ -40,10 +40,7 @@ def thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def perceptual_hash(thumbnails: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """Condense thumbnails (n, 32, 32, c) into 64 bits each, few of which differ between copies of an image.
-
-    Images that are one flat colour have the hash 0.
-    """
+    """Condense thumbnails (n, 32, 32, c) into 64 bits each, few of which differ between copies; 0 if flat."""
     grey = _grey(thumbnails)  # (n, 32, 32)
     frequencies, positions = np.arange(8)[:, None], np.arange(SIDE)
     basis = np.cos(np.pi * (2 * positions + 1) * frequencies / (2 * SIDE)).astype(np.float32)  # (8, 32)

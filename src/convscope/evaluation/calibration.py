@@ -65,10 +65,7 @@ def reliability(probabilities: FloatArray, labels: IntArray, bins: int = BINS) -
 
 
 def apply_temperature(probabilities: FloatArray, temperature: float) -> FloatArray:
-    """Soften (above 1) or sharpen (below 1) probabilities (n, k); the predicted class stays the same.
-
-    softmax(ln p / T), which equals softmax(logits / T).
-    """
+    """Soften (above 1) or sharpen (below 1) probabilities (n, k): softmax(ln p / T) = softmax(logits / T)."""
     if not temperature > 0:
         raise UsageError(expected_got("a temperature above 0", temperature))
     # In NumPy, as scipy.special.log_softmax does it: a prediction needs nothing else of SciPy.
@@ -106,11 +103,8 @@ def _logits(probabilities: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The temperature that a run uses, decided by its validation images alone.
+    """The temperature that a run uses, decided by its validation images alone, once for all who predict.
 
-    Prediction, exports, evaluation and report all read this decision; none of them makes one of its own.
-
-    Scores are divided by the temperature before the softmax; 1 leaves the probabilities as they are.
     ``fitted`` is the one with the smallest log loss, whether it is used or not (None where none was fitted),
     and ``reason`` says why it is used or not, as the end of a sentence.
     """

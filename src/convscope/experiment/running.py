@@ -47,7 +47,7 @@ from convscope.export import load_statistics
 from convscope.lowering.devices import current_device, device_of
 from convscope.lowering.processor import takes_bfloat16
 from convscope.model_files import WEIGHTS_FILE, open_model
-from convscope.report import write_report
+from convscope.report.rendering import write_report
 from convscope.runs import (
     HISTORY_FILE,
     LOG_FILE,

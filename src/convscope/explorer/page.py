@@ -35,7 +35,8 @@ PAGE = Path(__file__).parent / "page"
 FILE = "explorer.html"
 MAIN, WORKER = "main.js", "worker.js"
 COLOURS = PAGE / "colours.css"  # of the report and a server's pages too
-STYLES = ("colours.css", "style.css", "walk.css", "train.css")
+BASE = PAGE / "base.css"  # of the report too
+STYLES = ("colours.css", "base.css", "style.css", "walk.css", "train.css")
 
 IMAGES, WORST = 200, 24
 # Bytes of test images; more of them are compressed as photographs.
@@ -88,10 +89,7 @@ def write_page(
     data: str | Path | None = None,
     consulted_by: str = "",
 ) -> Written:
-    """Write a run's page into its directory, or to a file; whole or not at all.
-
-    `consulted_by` names the command that looks at the test set, which is counted.
-    """
+    """Write a run's page into its directory or a file; ``consulted_by`` counts the look at the test set."""
     contents = run if isinstance(run, Contents) else read_contents(run, data=data)
     if consulted_by and contents.images is not None:
         test_set_log.log_use(RunDirectory(contents.path), "inspection", by=consulted_by)

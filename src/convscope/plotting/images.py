@@ -155,10 +155,7 @@ def plot_predictions(
 
 
 def as_pictures(images: ArrayLike, count: int | None = None) -> NDArray[Any]:
-    """Bring images of any order of axes into the form that matplotlib draws: (n, h, w), or (n, h, w, 3 or 4).
-
-    ``count`` is how many there must be.
-    """
+    """Bring ``count`` images of any order of axes into the form to draw: (n, h, w), or (n, h, w, 3 or 4)."""
     pictures = np.asarray(images)
     if pictures.ndim not in (3, 4):
         hint = "A single image x becomes x[None]."

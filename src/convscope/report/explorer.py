@@ -55,10 +55,7 @@ class Carried:
 
 
 def walk(contents: Contents, evaluation: Evaluation) -> dict[str, Any] | None:
-    """Gather what the page needs for walking through the network.
-
-    Gives ``network``, ``weights``, ``images``; None when the run's images are not at hand.
-    """
+    """Gather what the page needs for walking through the network; None when the images are not at hand."""
     if contents.images is None:
         return None
     model, preprocess = contents.bundle.model, contents.bundle.preprocess

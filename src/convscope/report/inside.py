@@ -26,10 +26,7 @@ LONG = 24
 
 
 def architecture(contents: Contents) -> dict[str, Any]:
-    """Describe the network of a run.
-
-    Gives ``layers``, ``parameters``, ``macs``, ``layouts`` and whether the table is ``long``.
-    """
+    """Describe the network of a run: its layers, its totals, the layouts of its kernels."""
     network = describe(contents.bundle.model)
     layers = [
         {
@@ -57,10 +54,7 @@ def architecture(contents: Contents) -> dict[str, Any]:
 
 
 def first_filters(contents: Contents) -> dict[str, Any] | None:
-    """Draw the kernels of the first convolution, averaged over its input channels.
-
-    Gives ``layer``, ``shape``, ``kernels`` (pictures), ``all``; None for a network without a convolution.
-    """
+    """Draw the kernels of the first convolution, averaged over its input channels; None without one."""
     try:
         found = filters(contents.bundle.model)
     except UsageError:
@@ -81,11 +75,7 @@ LARGEST_WINDOW = 7
 
 
 def example(contents: Contents, evaluation: Evaluation) -> dict[str, Any] | None:
-    """Recompute the strongest activation of the first convolution for one test image.
-
-    Gives ``grids`` (patch, kernel, products of the input channel that adds most) and the sums; None without
-    images, or for a network without a convolution.
-    """
+    """Recompute the strongest activation of the first convolution for one test image; None without either."""
     if contents.images is None:
         return None
     index = chosen_images(evaluation, 1)[0]
@@ -129,11 +119,7 @@ EVEN = 0.5
 
 
 def attribution(contents: Contents, evaluation: Evaluation) -> dict[str, Any] | None:
-    """Show what the network looks at in a few test images.
-
-    Gives ``images`` with their ``maps``, ``left_out`` (how many more were not looked into, for lack of time),
-    ``lacking`` (what to install for more of them); None when the run's images are not at hand.
-    """
+    """Show what the network looks at in a few test images; None when the run's images are not at hand."""
     if contents.images is None:
         return None
     model, preprocess = contents.bundle.model, contents.bundle.preprocess

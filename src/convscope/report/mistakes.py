@@ -27,10 +27,7 @@ DIAGONAL_CLASSES = 12
 
 
 def confusion(evaluation: Evaluation, album: Album) -> dict[str, Any]:
-    """Lay out the confusion matrix.
-
-    Gives ``table`` (rows of cells) or ``drawing`` (an SVG), ``pairs`` with their ``pictures``.
-    """
+    """Lay out the confusion matrix: rows of cells or, of many classes, an SVG; and the frequent pairs."""
     few = evaluation.classes <= LARGEST_TABLE
     pairs = _pairs(evaluation, album)
     return {
@@ -42,10 +39,7 @@ def confusion(evaluation: Evaluation, album: Album) -> dict[str, Any]:
 
 
 def cells(evaluation: Evaluation, album: Album) -> dict[str, Any]:
-    """Gather the images behind the cells, for the page's script.
-
-    Gives ``classes``, ``support``, ``counts`` (cell → images in it) and ``images`` (cell → examples).
-    """
+    """Gather the images behind the cells, for the page's script, by ``true,predicted``."""
     counts, images, room = {}, {}, MOST_EXAMPLES
     for true, predicted in np.argwhere(evaluation.confusion).tolist():
         key = f"{true},{predicted}"
@@ -174,12 +168,7 @@ CLASSES = 12
 
 
 def mistakes(evaluation: Evaluation, album: Album) -> dict[str, Any]:
-    """Gather the images that say where the network fails.
-
-    Gives ``errors``, ``worst``, ``suspected`` (a number of labels; None where it would mean nothing),
-    ``unsearched`` (why they were not looked for), ``accuracy``, ``classes``; see `image` for what is known
-    of each image.
-    """
+    """Gather the images that say where the network fails: the worst errors, and labels that may be wrong."""
     order = (
         np.argsort(evaluation.f1, kind="stable")
         if evaluation.classes > CLASSES
@@ -200,10 +189,7 @@ def mistakes(evaluation: Evaluation, album: Album) -> dict[str, Any]:
 
 
 def image(evaluation: Evaluation, index: int, album: Album) -> dict[str, Any]:
-    """Describe one image and what the network says about it.
-
-    Gives ``name``, ``true``, ``predicted``, ``p_true``, ``p_predicted``, ``right``, ``picture``.
-    """
+    """Describe one image and what the network says about it."""
     true, predicted = int(evaluation.labels[index]), int(evaluation.predictions[index])
     return {
         "index": index,

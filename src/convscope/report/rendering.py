@@ -59,10 +59,9 @@ def write_report(
 ) -> Path:
     """Write a run's report into its directory, as ``report.html``, replaced whole if it was there.
 
-    ``dataset`` are the run's data where they are at hand, ``data`` says where they are now; the report of a
-    run whose data are gone shows no images and says so. ``consulted_by`` is the command that looks at the
-    finished run's test set once more, which is counted; empty for the report of the run's own final
-    evaluation.
+    ``dataset`` are the run's data where they are at hand, ``data`` says where they are now; without them no
+    images are shown. ``consulted_by`` is the command that looks at a finished run's test set once more,
+    which is counted.
     """
     _PROGRESS.info("Writing the report")
     run = RunDirectory(run_path)
@@ -115,7 +114,7 @@ def fill_page(
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     return web_page.fill(
         environment.get_template(template),
-        web_page.read_joined([explorer_page.COLOURS, *(PAGE / name for name in styles)]),
+        web_page.read_joined([explorer_page.COLOURS, explorer_page.BASE, *(PAGE / name for name in styles)]),
         web_page.read_joined(PAGE / name for name in scripts) + bundled,
         written=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
         **facts,

@@ -31,11 +31,7 @@ CURVES = 3
 
 
 def scores(evaluation: Evaluation) -> dict[str, Any]:
-    """Gather the numbers of an evaluation.
-
-    Gives ``summary`` (name, value, meaning), ``classes`` (rows, the weakest first where there are many),
-    ``charts`` (title, svg).
-    """
+    """Gather single numbers with their meaning, those of each class (the weakest first), and curves."""
     order = np.argsort(evaluation.f1, kind="stable")
     many = evaluation.classes > SHORT_TABLE
     rows = [_class_row(evaluation, int(index)) for index in (order if many else range(evaluation.classes))]
@@ -131,11 +127,7 @@ TARGETS = (0.95, 0.99, 0.995, 0.999)
 
 
 def calibration(contents: Contents, part: str, evaluation: Evaluation) -> dict[str, Any]:
-    """Compare confidence with accuracy, before and after temperature scaling, and accuracy with coverage.
-
-    Gives ``charts`` (title, svg, and the ``bins`` that it draws), ``rows`` before and after, ``sentences``,
-    ``coverage`` (a chart) and ``abstaining``.
-    """
+    """Compare confidence with accuracy, before and after temperature scaling, and accuracy with coverage."""
     own = contents.uncalibrated.get(part, evaluation)
     charts = [_reliability("Confidence against accuracy", own.reliability)]
     rows = [_row("as predicted", own)]

@@ -26,11 +26,7 @@ OUTCOMES = {
 
 
 def summary(contents: Contents) -> dict[str, Any]:
-    """Say how good the network is.
-
-    Gives ``headline`` (a share and its interval, or None), ``sentences``, ``rows`` of the comparison, its
-    ``chart`` and ``facts``.
-    """
+    """Say how good the network is, how sure that is, and against what it was compared."""
     judged = contents.judged
     if judged is None:
         return {
@@ -218,10 +214,7 @@ FILES = {
 
 
 def data(contents: Contents, album: Album) -> dict[str, Any]:
-    """Describe the data of a run.
-
-    Gives ``counts``, ``preparation``, ``fingerprint``, ``classes`` with examples, ``images_missing``.
-    """
+    """Describe the data of a run: parts, preparation, and classes with examples."""
     record = contents.record["data"]
     judged = contents.judged
     classes = []
@@ -256,10 +249,7 @@ def data(contents: Contents, album: Album) -> dict[str, Any]:
 
 
 def reproduction(contents: Contents) -> dict[str, Any]:
-    """Gather what somebody needs to repeat the run.
-
-    Gives ``command``, ``settings``, ``versions``, ``device``, ``files``, ``plan``.
-    """
+    """Gather what somebody needs to repeat the run."""
     record = contents.record
     config = dict(record["config"])
     training = config.pop("training", {})

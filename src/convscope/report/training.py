@@ -23,10 +23,7 @@ from convscope.report.formatting import chart, number, percent, plural
 
 
 def learning(contents: Contents) -> dict[str, Any]:
-    """Draw the history of the training.
-
-    Gives ``charts`` (title, svg), ``columns`` and ``rows`` of all numbers, ``sentences``.
-    """
+    """Draw the history of the training, list all its numbers, and say what they mean."""
     history = contents.history
     epochs = max((len(values) for values in history.values()), default=0)
     rows = [
@@ -144,11 +141,7 @@ SEED = 0
 
 
 def health(contents: Contents) -> dict[str, Any] | None:
-    """Judge the training of a run.
-
-    Gives ``raised`` (the worst first) and ``good`` verdicts, ``layers`` and on how many ``images``; None
-    when there is nothing to judge by.
-    """
+    """Judge the training of a run, the worst verdict first; None when there is nothing to judge by."""
     judged = contents.judged
     usable = contents.history if contents.history.get("loss") else None
     if judged is None:
