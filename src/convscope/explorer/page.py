@@ -101,15 +101,9 @@ def write_page(
     return Written(file, len(layers), shown_only, payload["weights"]["bits"])
 
 
-def render_page(
-    run: str | Path | Contents,
-    *,
-    images: int = IMAGES,
-    data: str | Path | None = None,
-    served: bool = False,
-) -> str:
+def render_page(run: str | Path | Contents, *, served: bool = False) -> str:
     """Make a run's page: HTML that needs nothing but itself; one that is ``served`` may ask its server."""
-    return fill(make_payload(run, images=images, data=data), served)
+    return fill(make_payload(run), served)
 
 
 def fill(payload: dict[str, Any], served: bool = False) -> str:

@@ -304,11 +304,11 @@ def plot_examples(
     return figure
 
 
-def plot_contact_sheet(sheet: ContactSheet, title: str = "") -> Figure:
+def plot_contact_sheet(sheet: ContactSheet) -> Figure:
     """Draw images of a dataset class by class, a row for each."""
     classes, columns = sheet.images.shape[:2]
     with new_figure(1.2 + 1.1 * columns, 0.5 + 1.25 * classes) as figure:
-        figure.suptitle(title or "A random choice of the images of each class", wrap=True)
+        figure.suptitle("A random choice of the images of each class", wrap=True)
         for row in range(classes):
             for column in range(columns):
                 axes = figure.add_subplot(classes, columns, 1 + row * columns + column)

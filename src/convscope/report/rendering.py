@@ -75,15 +75,10 @@ def write_report(
     return run.path / REPORT_FILE
 
 
-def render_report(
-    run_path: str | Path,
-    *,
-    dataset: Dataset | None = None,
-    data: str | Path | None = None,
-) -> str:
+def render_report(run_path: str | Path, *, dataset: Dataset | None = None) -> str:
     """Make a run's report, a whole HTML page that needs nothing but itself."""
     with log_into(RunDirectory(run_path)):
-        return _render(read_contents(run_path, dataset, data))
+        return _render(read_contents(run_path, dataset))
 
 
 def _render(contents: Contents) -> str:

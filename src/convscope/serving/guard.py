@@ -234,10 +234,10 @@ class Reply:
         await self.send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def busy(seconds: int = 1) -> Refusal:
+def busy() -> Refusal:
     """Refuse for now."""
     return Refusal(
-        503, "Expected fewer requests at once, got too many. Try again soon.", {"retry-after": str(seconds)}
+        503, "Expected fewer requests at once, got too many. Try again soon.", {"retry-after": "1"}
     )
 
 
