@@ -4,6 +4,7 @@ import errno
 import os
 from dataclasses import replace
 
+import keras
 import numpy as np
 import pytest
 from run_cases import assert_same_training, interrupt_at
@@ -403,3 +404,21 @@ def test_a_network_with_other_outputs_is_refused(digits, tmp_path):
     with pytest.raises(UsageError, match="a network with 10 outputs"):
         run_experiment(replace(SHORT, network=str(tmp_path / "mine.keras")), digits, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("outputs", ["logits", "sigmoid", "one logit"])
+def test_what_a_compiled_loss_takes_is_evaluated_as_keras_does(outputs):
+    generator = np.random.default_rng(5)
+    x, y = generator.normal(size=(40, 6, 6, 1)).astype(np.float32), np.arange(40) % 2
+    units, activation = (2, None) if outputs == "logits" else (1, None if "logit" in outputs else "sigmoid")
+    model = keras.Sequential(
+        [keras.Input((6, 6, 1)), keras.layers.Flatten(), keras.layers.Dense(units, activation)]
+    )
+    binary, logits = units == 1, "logit" in outputs
+    kind = keras.losses.BinaryCrossentropy if binary else keras.losses.SparseCategoricalCrossentropy
+    metric = keras.metrics.BinaryAccuracy(threshold=0.0 if logits else 0.5) if binary else "accuracy"
+    model.compile("sgd", kind(from_logits=logits), metrics=[metric])
+    loss, accuracy = model.evaluate(x, y, verbose=0)
+    found = convscope.evaluate(model, x, y).evaluation
+    assert found.loss == pytest.approx(loss, abs=1e-5)
+    assert found.accuracy == pytest.approx(accuracy)

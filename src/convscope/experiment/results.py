@@ -249,7 +249,8 @@ def evaluate(
     Parameters
     ----------
     model : keras.Model
-        Ends in probabilities.
+        Ends in probabilities, in logits where its compiled loss takes these, or in one number for the second
+        of two classes.
     x : ndarray
         Preprocessed float32 images in the model's input shape, or uint8 images with ``preprocess``.
     y : ndarray of shape (n,) or (n, k)
@@ -277,11 +278,26 @@ def evaluate(
     """
     from convscope.training.api import predict
 
-    probabilities = predict(model, x, preprocess=preprocess)
+    probabilities = _as_probabilities(model, predict(model, x, preprocess=preprocess))
     uncounted = _count_use(model, probabilities)
     evaluation = Evaluation.from_probabilities(probabilities, y, class_names, names)
     with plotting.embedded():
         return Assessment(evaluation, draw_figures(evaluation, x), uncounted)
+
+
+def _as_probabilities(model: keras.Model, outputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Turn logits, which the compiled loss says they are, and the one number of a sigmoid, into (n, k)."""
+    from scipy.special import expit, softmax
+
+    from convscope import _keras_internals as internals
+    from convscope.training.request import loss_name
+
+    loss = getattr(model, "loss", None)
+    if loss is not None and outputs.ndim == 2 and internals.settings_of(loss).get("from_logits"):
+        outputs = expit(outputs) if loss_name(model) == "binary_crossentropy" else softmax(outputs, axis=1)
+    if outputs.ndim == 2 and outputs.shape[1] == 1:
+        outputs = np.column_stack([1 - outputs, outputs])
+    return outputs
 
 
 def _count_use(model: keras.Model, probabilities: NDArray[np.float32]) -> RunError | None:
