@@ -8,6 +8,7 @@ be recorded runs as it is, by the same operations, so that both give the same bi
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -59,6 +60,8 @@ class CudaGraphs:
         """Record a step; other threads may go on using the device meanwhile."""
         graph = torch.cuda.CUDAGraph()
         current = torch.cuda.current_stream(self._device)
+        collects = gc.isenabled()
+        gc.disable()  # it might free what CUDA must not be asked about while it records
         try:
             with torch.cuda.graph(
                 graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
@@ -66,6 +69,8 @@ class CudaGraphs:
                 function()
         finally:
             torch.cuda.set_stream(current)  # after an error, torch stays on the other one
+            if collects:
+                gc.enable()
         replay: Callable[[], None] = graph.replay
         return replay
 
@@ -206,9 +211,13 @@ class StaticTensors:
             for name, value in values.items()
         }
         large = {name: tensor for name, tensor in self.named.items() if name not in self._places}
-        fetched = any(values[name].device.type == "cpu" for name in large)
-        self._stage = _Stage(large) if device.type == "cuda" and fetched else None
-        self._large = large
+        staged = {
+            name: tensor
+            for name, tensor in large.items()
+            if device.type == "cuda" and values[name].device.type == "cpu"
+        }
+        self._stage = _Stage(staged) if staged else None
+        self._large = {name: tensor for name, tensor in large.items() if name not in staged}
 
     def write(self, values: Tensors) -> None:
         """Take over the values of the coming step."""
@@ -220,9 +229,8 @@ class StaticTensors:
             self._block.copy_(block, non_blocking=True)
         if self._stage is not None:
             self._stage.write(values)
-        else:
-            for name, tensor in self._large.items():
-                tensor.copy_(values[name], non_blocking=True)
+        for name, tensor in self._large.items():  # on the device already: in the order of its stream
+            tensor.copy_(values[name], non_blocking=True)
 
     def _small(self, name: str, value: torch.Tensor) -> torch.Tensor:
         begin, end = self._places[name]

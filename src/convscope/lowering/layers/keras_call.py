@@ -100,7 +100,8 @@ class KerasRunner:
         """
         if training:
             for number, generator in enumerate(self._generators()):
-                generator.state.assign([mix(seed, number) & SEED_BITS, 0])
+                state = internals.value_of(generator.state)
+                state[0], state[1] = mix(seed, number) & SEED_BITS, 0
         args, kwargs = keras.tree.map_structure(
             lambda leaf: tensors[leaf.name] if isinstance(leaf, Value) else leaf, (self._args, self._kwargs)
         )
