@@ -1,6 +1,7 @@
 """Parts of much work: each done once, in order, by whatever number of processes, whoever is stopped."""
 
 import os
+import platform
 import threading
 from functools import partial
 from itertools import count
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from convscope.errors import RunError, UsageError
-from convscope.parts import in_parts, pack, part_file, parts_of, unpack
+from convscope.parts import in_parts, pack, part_file, part_size, parts_of, unpack
 
 JOBS = [f"part {number}" for number in range(9)]
 
@@ -20,6 +21,19 @@ def prepare():
 
 def threads():
     return lambda _job: os.environ["OMP_NUM_THREADS"].encode()
+
+
+def page_faults():
+    """How often a block as large as a photograph is taken anew from the system, page by page."""
+    import resource
+
+    def work(_job):
+        for _ in range(2):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            np.ones(20 << 20, np.uint8)
+        return str(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before).encode()
+
+    return work
 
 
 def fail():
@@ -97,3 +111,17 @@ def test_arrays_come_back_as_they_were():
     found = unpack(pack(arrays))
     assert all(found[name].dtype == arrays[name].dtype for name in arrays)
     assert all((found[name] == arrays[name]).all() for name in arrays)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "expected"), [(0, 32), (10, 32), (384, 32), (1000, 63), (8192, 512), (100_000, 512)]
+)
+def test_parts_of_few_inputs_are_small_so_that_all_processes_have_some(inputs, expected):
+    assert part_size(inputs, 512) == expected
+    assert part_size(inputs, 7) == 7
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
+def test_processes_keep_the_memory_of_one_photograph_for_the_next():
+    faults = [int(found) for found in in_parts(JOBS[:3], page_faults, workers=2)]
+    assert max(faults) < 500, "of 5,120 pages"

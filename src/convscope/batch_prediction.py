@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from convscope.data.dataset import printable
 from convscope.export import Bundle, load_bundle
 from convscope.export.bundle_files import digest_of_network
-from convscope.parts import file_stamp, in_parts, part_file, parts_of, require_new, require_workers
+from convscope.parts import file_stamp, in_parts, part_file, part_size, parts_of, require_new, require_workers
 from convscope.prediction import (
     COLUMNS,
     Failure,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 ENDINGS = (".parquet", ".csv")
-# Images in a part: predicted in some seconds, so that little is lost when a process dies.
+# Images in a part, at most: predicted in some seconds, so that little is lost when a process dies.
 PART = 512
 
 _Source = ImageSource | Failure
@@ -120,7 +120,8 @@ def predict_to_table(
     require_new(file, ENDINGS)
     require_workers(workers)
     sources = list(find_sources(inputs, standard_input))
-    parts = [sources[begin : begin + PART] for begin in range(0, len(sources), PART)] or [[]]
+    size = part_size(len(sources), PART)
+    parts = [sources[begin : begin + size] for begin in range(0, len(sources), size)] or [[]]
     counts: Counter[str] = Counter()
     failures = done = 0
 
@@ -161,7 +162,7 @@ def _plan(network: Path, sources: Sequence[_Source], abstain: float | None) -> d
         "network": digest_of_network(network),
         "inputs": digest.hexdigest(),
         "abstain": abstain,
-        "part": PART,
+        "part": part_size(len(sources), PART),
     }
 
 

@@ -38,6 +38,7 @@ from convscope.parts import (
     in_parts,
     pack,
     part_file,
+    part_size,
     parts_of,
     require_new,
     require_workers,
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 _PROGRESS = logging.getLogger("convscope.progress")
 # Images that are decoded before the network is asked.
 CHUNK = 64
-# Images in a part of a table.
+# Images in a part of a table, at most.
 PART = 512
 # Longer features, of networks that end in a whole map, are kept as sums of random signs.
 LONGEST = 4_096
@@ -266,8 +267,9 @@ def embed_to_table(
     require_new(file, (".parquet",))
     require_workers(workers)
     images, name = _find(source, network)
-    plan = {"network": _digest_of(name, size, weights), "images": images.digest(), "part": PART}
-    parts = [range(start, min(start + PART, images.count)) for start in range(0, images.count, PART)]
+    step = part_size(images.count, PART)
+    plan = {"network": _digest_of(name, size, weights), "images": images.digest(), "part": step}
+    parts = [range(start, min(start + step, images.count)) for start in range(0, images.count, step)]
     failures: list[str] = []
 
     def tables(contents: Iterable[bytes]) -> Iterator[dict[str, NDArray[Any]]]:

@@ -28,6 +28,7 @@ from convscope.errors import RunError, UsageError, expected_got
 from convscope.runs import RunDirectory, locked, write_errors_named
 
 _PLAN = "plan.json"
+_SMALLEST_PART, _PARTS = 32, 16
 
 _Job = TypeVar("_Job")
 Work = Callable[[_Job], bytes]
@@ -66,6 +67,11 @@ def in_parts(
         raise RunError(expected_got("every process to go on", "one that ended", hint)) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def part_size(inputs: int, most: int) -> int:
+    """Say how many of the inputs are a part: fewer where they are few, so that all processes have some."""
+    return min(most, max(_SMALLEST_PART, -(-inputs // _PARTS)))
 
 
 def part_file(folder: Path, number: int) -> Path:

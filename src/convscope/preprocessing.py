@@ -293,7 +293,9 @@ def resize_to_input(
         found = f"{image.dtype} of shape {image.shape}"
         raise DataError(expected_got("an image as uint8 of shape (height, width, 1 or 3)", found))
     picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-    picture = picture.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    if picture.mode != mode:  # Pillow would copy it
+        picture = picture.convert(mode)
     if image.shape[:2] != size:
         picture = _resized(picture, size, resize)
     return np.asarray(picture).reshape(*size, channels)

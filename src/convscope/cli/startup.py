@@ -15,6 +15,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from convscope.environment import keep_freed_memory
+
 _LOG = logging.getLogger(__name__)
 
 # A module → what it imports where it finds it, and no command needs: together four seconds and 250 MB.
@@ -38,6 +40,7 @@ def own_this_process() -> None:
     """Let large modules be imported without what no command needs, and let the process end at once."""
     sys.meta_path.insert(0, _LeanImports())
     gc.set_threshold(_OBJECTS_BEFORE_A_COLLECTION)
+    keep_freed_memory()
     # What watches a program (a debugger, a profiler, a measurement of coverage) writes at its very end.
     if sys.gettrace() is None and sys.getprofile() is None and "coverage" not in sys.modules:
         atexit.register(_leave)  # the first one registered runs last

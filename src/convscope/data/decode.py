@@ -435,7 +435,8 @@ def _pixels(image: Image.Image, source: str, depth: int) -> NDArray[np.uint8]:
         canvas = Image.new("RGBA", clear.size, "white")
         canvas.alpha_composite(clear)
         image = canvas.convert("RGB")
-    pixels = np.asarray(image.convert("L" if grey else "RGB"))
+    mode = "L" if grey else "RGB"
+    pixels = np.asarray(image if image.mode == mode else image.convert(mode))  # Pillow would copy it
     return pixels[..., None] if grey else pixels  # (h, w, 1 or 3)
 
 

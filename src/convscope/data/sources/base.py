@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from convscope.data.dataset import Names, printable
 from convscope.data.decode import read_bytes
 from convscope.errors import DataError, expected_got
+from convscope.parts import part_size
 
 SPLITS = ("train", "validation", "test")
 # What people call the three splits.
@@ -39,7 +40,7 @@ UNUSABLE = (
     *("missing", "unreadable", "empty", "not_an_image", "unsupported", "truncated", "damaged", "too_large"),
     *("symlink_loop", "repeated_link", "no_class", "no_part", "astray", "link", "not_in_table"),
 )
-# Images handed to the decoders at a time.
+# Images handed to the decoders at a time, at most.
 CHUNK = 512
 # A file changed so lately may change again without its time telling.
 SETTLED_SECONDS = 2.0
@@ -150,8 +151,9 @@ def sign(root: Path, files: Iterable[str | Path]) -> str:
 
 def file_chunks(root: Path, files: Sequence[str], names: Sequence[str]) -> Iterator[list[Reader]]:
     """Iterate over files as the operating system names them, some at a time; ``names`` are for messages."""
-    for start in range(0, len(files), CHUNK):
-        stop = min(start + CHUNK, len(files))
+    step = part_size(len(files), CHUNK)
+    for start in range(0, len(files), step):
+        stop = min(start + step, len(files))
         yield [partial(read_bytes, os.path.join(root, files[i]), names[i]) for i in range(start, stop)]  # noqa: PTH118  as in sign
 
 
