@@ -239,10 +239,10 @@ def test_a_training_whose_processes_are_killed_goes_on_bit_for_bit(tmp_path: Pat
             _wait_for(lambda wanted=wanted: _epochs_in(tmp_path / "disturbed") >= wanted)
         else:
             time.sleep(rng.uniform(0, 15))
-        rank = (number + 1) % 2
         _wait_for(are_anew)
-        killed.update(_children(disturbed.pid))  # both end
-        os.kill(_children(disturbed.pid)[rank], signal.SIGKILL)
+        processes = _children(disturbed.pid)
+        os.kill(processes[(number + 1) % 2], signal.SIGKILL)
+        killed.update(processes)  # both end
     assert disturbed.wait(timeout=600) == 0
     assert len(killed) == 2 * kills
     assert "process 1" in (tmp_path / "log").read_text("utf-8"), "nobody said which process has ended"
@@ -367,8 +367,8 @@ def _epochs_in(out: Path) -> int:
 
 def _children(pid: int) -> list[int]:
     """The processes that a launcher has started, the first first."""
-    command = ["ps", "-o", "pid=", "--ppid", str(pid)]
-    return sorted(map(int, subprocess.run(command, capture_output=True, check=True).stdout.split()))
+    command = ["ps", "-o", "pid=", "--ppid", str(pid)]  # it fails where there are none
+    return sorted(map(int, subprocess.run(command, capture_output=True, check=False).stdout.split()))
 
 
 def test_what_keras_distributes_is_left_to_keras() -> None:
