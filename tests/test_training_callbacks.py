@@ -10,7 +10,7 @@ import math
 import keras
 import numpy as np
 import pytest
-from training_cases import assert_close, identical, images, network, optimizer_values, weights
+from training_cases import Diary, assert_close, identical, images, network, optimizer_values, weights
 
 import convscope
 from convscope.errors import RunError, UsageError
@@ -36,27 +36,6 @@ def trained(make_callbacks, **arguments):
         model, callbacks = network(optimizer=keras.optimizers.SGD(0.5)), make_callbacks()
         results.append((model, callbacks, fit(model, engine, callbacks, **arguments)))
     return results
-
-
-class Diary(keras.callbacks.Callback):
-    """Writes down every call that it gets."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = []
-
-    def __getattribute__(self, name):
-        if not name.startswith("on_"):
-            return super().__getattribute__(name)
-
-        def note(*arguments, logs=None, **_):
-            rounded = {key: round(float(value), 4) for key, value in (logs or {}).items()}
-            if arguments and isinstance(arguments[-1], dict):
-                *arguments, last = arguments
-                rounded = {key: round(float(value), 4) for key, value in last.items()}
-            self.calls.append((name, [a for a in arguments if a is not None], rounded))
-
-        return note
 
 
 def test_the_calls_are_those_of_keras():

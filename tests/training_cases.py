@@ -59,3 +59,24 @@ def assert_same_history(found, expected, tolerance=1e-5):
 def identical(first, second):
     """Whether all arrays agree bit for bit."""
     return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+class Diary(keras.callbacks.Callback):
+    """Writes down every call that it gets, with its arguments and its rounded logs."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __getattribute__(self, name):
+        if not name.startswith("on_"):
+            return super().__getattribute__(name)
+
+        def note(*arguments, logs=None, **_):
+            rounded = {key: round(float(value), 4) for key, value in (logs or {}).items()}
+            if arguments and isinstance(arguments[-1], dict):
+                *arguments, last = arguments
+                rounded = {key: round(float(value), 4) for key, value in last.items()}
+            self.calls.append((name, [a for a in arguments if a is not None], rounded))
+
+        return note
