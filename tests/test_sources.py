@@ -1,8 +1,12 @@
 """What names of files, folders and classes say, whatever the source is."""
 
+import os
+
 import numpy as np
 import pytest
 
+from convscope.cli.inspecting import _find
+from convscope.data.loading import load
 from convscope.data.sources.base import (
     count,
     encode_labels,
@@ -13,7 +17,7 @@ from convscope.data.sources.base import (
     split_in_name,
     words_of,
 )
-from convscope.errors import DataError
+from convscope.errors import DataError, RunError
 
 
 @pytest.mark.parametrize(
@@ -54,3 +58,11 @@ def test_numbers_are_written_with_their_nouns():
         "2,500 classes",
         "0 entries",
     ]
+
+
+def test_a_slash_makes_a_path_where_a_backslash_separates_folders_too(monkeypatch):
+    monkeypatch.setattr(os, "sep", "\\")  # as on Windows
+    with pytest.raises(DataError, match="got nothing at nowhere"):
+        load("./nowhere")
+    with pytest.raises(RunError, match=r"a run directory .*, got \./nowhere"):
+        _find("./nowhere")

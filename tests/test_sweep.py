@@ -258,6 +258,7 @@ def test_half_a_line_that_a_killed_process_left_is_taken_away(tmp_path):
     assert all(json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines())
 
 
+@pytest.mark.posix("/proc")
 @pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs"])
 def test_on_a_network_folder_sqlite_is_refused_and_the_journal_locks_with_a_file(tmp_path, monkeypatch, kind):
     mounts = f"/dev/sda1 / ext4 rw 0 0\nserver:/share {tmp_path} {kind} rw 0 0\n"

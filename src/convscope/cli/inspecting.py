@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -92,7 +91,7 @@ def _find(target: str) -> str:
     if target in NETWORKS or (is_file_name(target) and not Path(target).is_dir()):
         require_network(target)
         return target
-    word = os.sep not in target and target != "latest" and not Path(target).exists()
+    word = Path(target).name == target and target != "latest" and not Path(target).exists()
     if word and not matching_runs(target):
         raise unknown_name("network", target, NETWORKS)
     return str(find_run(target))

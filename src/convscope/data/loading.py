@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -107,7 +106,7 @@ def load(
         dataset = CATALOG[str(name)].loader(Path(path) if path else None, download)
     elif (found := load_mnist_like(Path(name))) is not None:
         dataset = found
-    elif isinstance(name, str) and os.sep not in name and not Path(name).exists():
+    elif isinstance(name, str) and Path(name).name == name and not Path(name).exists():
         raise unknown_name("dataset", name, CATALOG, "There is no file or folder of that name.")
     else:
         options = ReadOptions(size, channels, resize, workers)
