@@ -119,3 +119,9 @@ def test_an_alert_of_one_of_several_networks_is_shown_once(capsys):
             on_event(name, Alert("A tool cannot be told."))
     assert said == ["A tool cannot be told."]
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("encoding", "spinner"), [("utf-8", "⠋"), ("cp437", "-")])
+def test_a_console_is_shown_what_it_has_characters_for(encoding, spinner):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace")
+    assert waiting.Waiting(stream)._spinning("Busy").frames[0] == spinner

@@ -45,7 +45,7 @@ class Waiting(logging.Handler):
                 self._timer.daemon = True
                 self._timer.start()
             else:
-                self._spinner.update(_spinning(text))
+                self._spinner.update(self._spinning(text))
 
     def done(self) -> None:
         """Remove what is shown; something else is about to be."""
@@ -70,7 +70,7 @@ class Waiting(logging.Handler):
                     from rich.live import Live
 
                     self._spinner = Live(
-                        _spinning(text),
+                        self._spinning(text),
                         console=Console(file=self._stream),
                         transient=True,
                         redirect_stdout=False,
@@ -81,11 +81,10 @@ class Waiting(logging.Handler):
                     self._stream.write(f"{text}\n")
                     self._stream.flush()
 
+    def _spinning(self, text: str) -> Spinner:
+        from rich.spinner import Spinner
 
-def _spinning(text: str) -> Spinner:
-    from rich.spinner import Spinner
-
-    return Spinner("dots", text)
+        return Spinner("dots" if "utf" in str(self._stream.encoding).lower() else "line", text)
 
 
 _shown: Waiting | None = None
