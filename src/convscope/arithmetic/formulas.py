@@ -213,13 +213,10 @@ def check_strides_and_dilation(
 ) -> None:
     """Refuse a stride together with a dilation: Keras has no such convolution."""
     if max(strides) > 1 and max(dilation) > 1:
-        raise ArchitectureError(
-            expected_got(
-                f"strides of 1 or a dilation_rate of 1 for {layer}",
-                f"strides={tuple(strides)} with dilation_rate={tuple(dilation)}",
-                "Dilate with strides=1 and shrink the image in a layer of its own, for example MaxPooling2D.",
-            )
-        )
+        expected = f"strides of 1 or a dilation_rate of 1 for {layer}"
+        found = f"strides={tuple(strides)} with dilation_rate={tuple(dilation)}"
+        hint = "Dilate with strides=1 and shrink the image in a layer of its own, for example MaxPooling2D."
+        raise ArchitectureError(expected_got(expected, found, hint))
 
 
 def _result(value: Length, length: Length) -> str:

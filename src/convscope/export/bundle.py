@@ -102,9 +102,8 @@ class Bundle:
     def model(self) -> keras.Model:
         """The Keras model, which an ONNX export has not."""
         if self.network is None:
-            raise UsageError(
-                expected_got("a run or a Keras export", "an ONNX export", "It can only predict.")
-            )
+            expected = "a run or a Keras export"
+            raise UsageError(expected_got(expected, "an ONNX export", "It can only predict."))
         return self.network
 
     def predict(self, images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
@@ -193,9 +192,8 @@ class Bundle:
 def _finite(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
     """Refuse NaN."""
     if not np.isfinite(probabilities).all():
-        raise DataError(
-            expected_got("probabilities", "NaN", "The weights are damaged; train or export again.")
-        )
+        expected = "probabilities"
+        raise DataError(expected_got(expected, "NaN", "The weights are damaged; train or export again."))
     return probabilities
 
 

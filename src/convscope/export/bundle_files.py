@@ -194,9 +194,8 @@ def _verify_files(folder: RunDirectory, files: object) -> None:
         if Path(name).name != name:
             raise RunError(expected_got(f"files inside {folder.path}", repr(name)))
         if hashlib.sha256(folder.read_bytes(name)).hexdigest() != digest:
-            raise DataError(
-                expected_got(f"{folder.path / name} as it was exported", "other bytes", "Export it again.")
-            )
+            expected = f"{folder.path / name} as it was exported"
+            raise DataError(expected_got(expected, "other bytes", "Export it again."))
 
 
 def _checked_names(names: object, source: Path) -> tuple[str, ...]:

@@ -186,9 +186,8 @@ def write_module(
     try:
         network = runpy.run_path(str(source))["load"](str(weights))  # what was just written, to check it
     except Exception as error:  # an operator whose printed form is no Python
-        raise ExportError(
-            expected_got("a network that can be written as PyTorch source", reason(error))
-        ) from error
+        expected = "a network that can be written as PyTorch source"
+        raise ExportError(expected_got(expected, reason(error))) from error
 
     def forward(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         with torch.no_grad():

@@ -282,12 +282,8 @@ def occlusion(
     window = max(4, min(spatial) // 7) if window is None else window
     stride = max(1, window // 2) if stride is None else stride
     if not 1 <= window <= min(spatial) or not 1 <= stride <= window:
-        raise UsageError(
-            expected_got(
-                f"a window of 1 to {min(spatial)} pixels and a stride of 1 to the window",
-                f"window {window} and stride {stride}",
-            )
-        )
+        expected = f"a window of 1 to {min(spatial)} pixels and a stride of 1 to the window"
+        raise UsageError(expected_got(expected, f"window {window} and stride {stride}"))
     channels = channels_last(graph, batch).shape[-1]
     patch, moves = (
         (channels, side, side) if graph.channels_first else (side, side, channels)
@@ -500,9 +496,8 @@ def _importance(graph: Graph, batch: torch.Tensor, attribution: npt.ArrayLike) -
     importance = np.asarray(attribution, dtype=np.float64)
     size = tuple(batch.shape[2:] if graph.channels_first else batch.shape[1:3])
     if importance.shape != size:
-        raise UsageError(
-            expected_got(f"an attribution of {show_shape(size)}", show_shape(importance.shape) or "a number")
-        )
+        expected = f"an attribution of {show_shape(size)}"
+        raise UsageError(expected_got(expected, show_shape(importance.shape) or "a number"))
     return importance.ravel()
 
 

@@ -28,36 +28,23 @@ Values = dict[int, torch.Tensor]
 def to_batch(graph: Graph, images: npt.ArrayLike) -> torch.Tensor:
     """Turn preprocessed images into a batch for the network; a single image becomes a batch of one.
 
-    Raises
-    ------
-    UsageError
-        When Keras does not run on torch, the network has several inputs, or the shape is not its own.
+    UsageError when Keras does not run on torch, the network has several inputs, or the shape is not its own.
     """
     if keras.backend.backend() != "torch":
-        raise UsageError(
-            expected_got(
-                "Keras on torch for looking inside a network",
-                f"Keras on {keras.backend.backend()}",
-                "Set KERAS_BACKEND=torch before the start.",
-            )
-        )
+        hint, found = "Set KERAS_BACKEND=torch before the start.", f"Keras on {keras.backend.backend()}"
+        raise UsageError(expected_got("Keras on torch for looking inside a network", found, hint))
     if len(graph.input_shapes) != 1:
         raise UsageError(expected_got("a network with one input", f"{len(graph.input_shapes)} inputs"))
     array = np.asarray(images, dtype=np.float32)
-    expected = graph.input_shapes[0]
-    if array.ndim == len(expected):
+    shape = graph.input_shapes[0]
+    if array.ndim == len(shape):
         array = array[None]
-    fits = array.ndim == len(expected) + 1 and all(
-        length in (None, found) for length, found in zip(expected, array.shape[1:], strict=True)
-    )
-    if not fits:
-        raise UsageError(
-            expected_got(
-                f"preprocessed images of {show_shape(expected)}",
-                show_shape(array.shape[1:] if array.ndim == len(expected) + 1 else array.shape),
-                "Apply the network's own preprocessing first.",
-            )
-        )
+    is_batch = array.ndim == len(shape) + 1
+    own = array.shape[1:] if is_batch else array.shape
+    if not is_batch or any(length not in (None, other) for length, other in zip(shape, own, strict=True)):
+        hint = "Apply the network's own preprocessing first."
+        expected = f"preprocessed images of {show_shape(shape)}"
+        raise UsageError(expected_got(expected, show_shape(own), hint))
     return torch.tensor(array, device=graph.device)
 
 
@@ -132,11 +119,8 @@ def logits(graph: Graph, values: Values) -> torch.Tensor:
     else:
         found = values[graph.outputs[0]]
     if found.ndim != 2:
-        raise UsageError(
-            expected_got(
-                "a network that gives one score for each class", f"output of {show_shape(found.shape[1:])}"
-            )
-        )
+        expected = "a network that gives one score for each class"
+        raise UsageError(expected_got(expected, f"output of {show_shape(found.shape[1:])}"))
     return found.float()
 
 
@@ -191,19 +175,13 @@ def channels_last(graph: Graph, tensor: torch.Tensor) -> torch.Tensor:
 def image_call(graph: Graph, layer: str | int | None, kind: str = "an image") -> Call:
     """Find a layer that gives feature maps; without a name the last convolution, or else the last one.
 
-    Raises
-    ------
-    UsageError
-        When the layer does not give feature maps, or none does.
+    UsageError when the layer does not give feature maps, or none does.
     """
     if layer is not None:
         call = graph.call(layer)
         if len(call.output_shapes[0]) != 3:
-            raise UsageError(
-                expected_got(
-                    f"a layer whose output is {kind}", f"{call.name} with {show_shape(call.output_shapes[0])}"
-                )
-            )
+            expected = f"a layer whose output is {kind}"
+            raise UsageError(expected_got(expected, f"{call.name} with {show_shape(call.output_shapes[0])}"))
         return call
     maps = [call for call in graph.calls if len(call.output_shapes[0]) == 3]
     convolutions = [call for call in maps if hasattr(call.operation, "kernel_size")]

@@ -90,11 +90,8 @@ class Recomputation:
         compute = _rule(call)
         if compute is None:
             known = ", ".join(name for name, kind in LAYERS.items() if kind.recompute)
-            raise UsageError(
-                expected_got(
-                    "a layer whose arithmetic is known", f"{call.name} ({call.type})", f"Known are {known}."
-                )
-            )
+            expected = "a layer whose arithmetic is known"
+            raise UsageError(expected_got(expected, f"{call.name} ({call.type})", f"Known are {known}."))
         output = self._output(call)
         place = _check_place(call, output.shape, position, channel)
         return compute(
@@ -178,9 +175,8 @@ def _check_place(
     call: Call, shape: tuple[int, ...], position: tuple[int, int] | None, channel: int
 ) -> tuple[int, int] | None:
     if len(shape) not in (1, 3):
-        raise UsageError(
-            expected_got("a layer that gives feature maps or a row of numbers", f"{call.name}, {shape}")
-        )
+        expected = "a layer that gives feature maps or a row of numbers"
+        raise UsageError(expected_got(expected, f"{call.name}, {shape}"))
     if not 0 <= channel < shape[-1]:
         raise UsageError(expected_got(f"a channel of {call.name} from 0 to {shape[-1] - 1}", channel))
     if len(shape) == 1:
@@ -190,7 +186,6 @@ def _check_place(
     if position is None:
         return shape[0] // 2, shape[1] // 2
     if not (0 <= position[0] < shape[0] and 0 <= position[1] < shape[1]):
-        raise UsageError(
-            expected_got(f"a position in {call.name} from (0, 0) to {(shape[0] - 1, shape[1] - 1)}", position)
-        )
+        expected = f"a position in {call.name} from (0, 0) to {(shape[0] - 1, shape[1] - 1)}"
+        raise UsageError(expected_got(expected, position))
     return position

@@ -242,9 +242,8 @@ def judge_curves(history: Mapping[str, Sequence[float]], chance: float | None = 
 
 def _check(columns: dict[str, list[float]]) -> None:
     if not columns.get("loss"):
-        raise UsageError(
-            expected_got("a history with a loss for each epoch", ", ".join(columns) or "an empty one")
-        )
+        expected = "a history with a loss for each epoch"
+        raise UsageError(expected_got(expected, ", ".join(columns) or "an empty one"))
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
         shown = ", ".join(f"{name} {length}" for name, length in lengths.items())
@@ -335,11 +334,8 @@ def judge_confidence(probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> tup
     scores = np.asarray(probabilities, dtype=np.float64)
     truth = class_indices(labels)
     if scores.ndim != 2 or len(scores) == 0 or truth.shape != (len(scores),):
-        raise UsageError(
-            expected_got(
-                "probabilities of shape (n, classes) and n labels", f"{scores.shape} and {truth.shape}"
-            )
-        )
+        expected = "probabilities of shape (n, classes) and n labels"
+        raise UsageError(expected_got(expected, f"{scores.shape} and {truth.shape}"))
     if scores.shape[1] == 1:
         scores = np.column_stack([1 - scores[:, 0], scores[:, 0]])  # one sigmoid: the second class
     confidence, correct = scores.max(1), scores.argmax(1) == truth

@@ -116,11 +116,7 @@ class LoweredNetwork:
         return random_streams(self.program)
 
     def begin_step(
-        self,
-        seed: int,
-        step: int,
-        keys: Mapping[int, Tensor] | None = None,
-        shard: Shard | None = None,
+        self, seed: int, step: int, keys: Mapping[int, Tensor] | None = None, shard: Shard | None = None
     ) -> None:
         """Say which step of the run comes: masks depend on seed, step and layer alone.
 

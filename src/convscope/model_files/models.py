@@ -67,9 +67,8 @@ def read_arrays(content: bytes, name: str) -> dict[str, NDArray[Any]]:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             size = sum(member.file_size for member in archive.infolist())
         if size > ARRAY_BYTES:
-            raise DataError(
-                expected_got(f"{name} to hold at most {_megabytes(ARRAY_BYTES)}", _megabytes(size))
-            )
+            expected = f"{name} to hold at most {_megabytes(ARRAY_BYTES)}"
+            raise DataError(expected_got(expected, _megabytes(size)))
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             read = {key: arrays[key] for key in arrays.files}
         for key, value in read.items():  # NumPy gives the bytes of what does not begin as an array
@@ -279,9 +278,8 @@ def _build_without_memory(config: dict[str, Any]) -> int:
         model = keras.saving.deserialize_keras_object(config, safe_mode=True)
     if not model.built:
         hint = "Begin it with keras.Input((64, 64, 3)), or call model.build(...), and save it again."
-        raise DataError(
-            expected_got("a network that has been built", "one without the shape of its input", hint)
-        )
+        expected = "a network that has been built"
+        raise DataError(expected_got(expected, "one without the shape of its input", hint))
     for shape in _output_shapes(model):
         _require_size(shape, math.prod(length or 1 for length in shape), MOST_VALUES)
     return int(model.count_params())

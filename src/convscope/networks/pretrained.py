@@ -333,9 +333,8 @@ def _read(file: Path, published: bool) -> dict[str, NDArray[Any]]:
     try:
         if published and (found := hashlib.sha256(file.read_bytes()).hexdigest()) != _SHA256:
             hint = "Install the package again."
-            raise DataError(
-                expected_got(f"{file} to have the SHA-256 {_SHA256[:12]}…", f"{found[:12]}…", hint)
-            )
+            expected = f"{file} to have the SHA-256 {_SHA256[:12]}…"
+            raise DataError(expected_got(expected, f"{found[:12]}…", hint))
         state = torch.load(file, map_location="cpu", weights_only=True)
         return {name: value.numpy() for name, value in state.items()}
     except DataError:
@@ -358,9 +357,8 @@ def _assign(model: keras.Model, names: dict[str, str], state: dict[str, NDArray[
             if name not in state:
                 raise DataError(expected_got(f"{name} in the weights of {DEFAULT}", "none"))
             value = state[name]
-            if (
-                value.ndim == 4
-            ):  # (out, in, k, k) → (k, k, in, out); of a depthwise one (c, 1, k, k) → (k, k, c, 1)
+            # (out, in, k, k) → (k, k, in, out); of a depthwise one (c, 1, k, k) → (k, k, c, 1)
+            if value.ndim == 4:
                 value = value.transpose(2, 3, 0, 1) if value.shape[1] == 1 else value.transpose(2, 3, 1, 0)
             if value.shape != tuple(weight.shape):
                 raise DataError(expected_got(f"{name} of shape {tuple(weight.shape)}", value.shape))

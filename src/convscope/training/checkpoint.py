@@ -42,9 +42,8 @@ class TrainingState:
     step: int  # done inside the epoch that has begun; 0 between two epochs
     weights: Mapping[str, np.ndarray] = field(repr=False)  # moving statistics included
     optimizer: Mapping[str, np.ndarray] = field(repr=False)
-    metrics: Mapping[str, np.ndarray] = field(
-        default_factory=dict, repr=False
-    )  # running sums inside the epoch
+    # Running sums inside the epoch.
+    metrics: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
     history: Mapping[str, list[float]] = field(default_factory=dict)  # one value for each epoch
     callbacks: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)  # what they remember
     stopped: bool = False  # whether model.stop_training was set: no further step is to be done
@@ -65,9 +64,8 @@ class TrainingState:
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> TrainingState:
         """Rebuild a state from what :meth:`to_arrays` gave."""
         if "position" not in arrays:
-            raise RunError(
-                expected_got("a training state with its position", f"the keys {sorted(arrays)[:3]}")
-            )
+            expected = "a training state with its position"
+            raise RunError(expected_got(expected, f"the keys {sorted(arrays)[:3]}"))
         parts: dict[str, dict[str, np.ndarray]] = {part: {} for part in _PARTS}
         history: dict[str, list[float]] = {}
         for key in sorted(arrays):

@@ -245,9 +245,8 @@ def require_fitting_outputs(
     shares = inside and bool(np.abs(sums - 1).max() <= _TOLERANCE * outputs.shape[-1])
     if from_logits and shares:
         hint = "Leave out its softmax, or from_logits=True."
-        raise UsageError(
-            expected_got(f"a network without softmax for {loss} from logits", "probabilities", hint)
-        )
+        expected = f"a network without softmax for {loss} from logits"
+        raise UsageError(expected_got(expected, "probabilities", hint))
     if not from_logits and not shares:
         found = f"numbers from {outputs.min():.3g} to {outputs.max():.3g} that add up to {sums.mean():.3g}"
         hint = "End the network with softmax over the classes."
@@ -386,12 +385,7 @@ class RateSearch:
     found: float
 
 
-def find_learning_rate(
-    model: keras.Model,
-    x: Any,
-    y: Any,
-    **arguments: Any,
-) -> RateSearch:
+def find_learning_rate(model: keras.Model, x: Any, y: Any, **arguments: Any) -> RateSearch:
     """Find a learning rate by a range test on a copy of the network.
 
     Parameters

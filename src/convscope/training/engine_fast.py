@@ -51,7 +51,7 @@ from convscope.training.events import (
 )
 from convscope.training.feeds import ArrayFeed, StreamFeed, make_feed
 from convscope.training.inputs import ArrayInput
-from convscope.training.request import FitRequest, own_method, require_fitting
+from convscope.training.request import METHODS_THAT_TRAIN, FitRequest, own_method, require_fitting
 from convscope.training.step import Trainer
 
 if TYPE_CHECKING:
@@ -61,18 +61,7 @@ if TYPE_CHECKING:
 _NO_FURTHER_STEP = 1 << 62
 LOGGING_INTERVAL = 50  # steps between two looks at whether the loss is finite
 _STEPS_OF_AN_UNKNOWN_EPOCH = 1_000_000  # keeps the numbers of steps apart where nobody knows how many come
-_OWN_METHODS = (
-    "fit",
-    "train_step",
-    "test_step",
-    "compute_loss",
-    "compute_metrics",
-    "make_train_function",
-    "make_test_function",
-    "train_function",
-    "test_function",
-    "evaluate",
-)
+_OWN_METHODS = ("fit", *METHODS_THAT_TRAIN, "evaluate")
 
 
 def obstacle(model: keras.Model) -> str | None:
@@ -241,9 +230,8 @@ class FastEngine:
 def _require_no_obstacle(model: keras.Model) -> None:
     reason = obstacle(model)
     if reason is not None:
-        raise LoweringError(
-            expected_got("a model whose training can be lowered", f"one that cannot: {reason}")
-        )
+        expected = "a model whose training can be lowered"
+        raise LoweringError(expected_got(expected, f"one that cannot: {reason}"))
 
 
 def _compiled(model: keras.Model) -> tuple[Any, ...]:

@@ -186,15 +186,13 @@ def _first_epoch(request: FitRequest) -> int:
         return request.initial_epoch
     if state.step:
         hint = "Resume it with the fast engine, or from the end of an epoch."
-        raise UsageError(
-            expected_got("a state between two epochs for Keras's own fit", f"step {state.step}", hint)
-        )
+        expected = "a state between two epochs for Keras's own fit"
+        raise UsageError(expected_got(expected, f"step {state.step}", hint))
     if request.plan is not None and request.plan.offset_of(state.epoch):
         hint = "Resume it with the fast engine."
         found = f"step {request.plan.offset_of(state.epoch)} of a pass"
-        raise UsageError(
-            expected_got("a state between two passes over the data for Keras's own fit", found, hint)
-        )
+        expected = "a state between two passes over the data for Keras's own fit"
+        raise UsageError(expected_got(expected, found, hint))
     return state.epoch
 
 

@@ -90,12 +90,7 @@ class BatchPlan:
 
 
 def plan_batches(
-    rows: int,
-    batch_size: int | None,
-    steps: int | None,
-    shuffle: Shuffle,
-    seed: int,
-    first_epoch: int = 0,
+    rows: int, batch_size: int | None, steps: int | None, shuffle: Shuffle, seed: int, first_epoch: int = 0
 ) -> BatchPlan:
     """Plan the batches as Keras's ``fit`` reads its arguments."""
     if rows < 1:
@@ -131,9 +126,8 @@ class ArrayInput:
         """Refuse images, targets and weights of different numbers."""
         counts = {len(leaf) for part in self._parts() for leaf in leaves_of(part)}
         if len(counts) > 1:
-            raise UsageError(
-                expected_got("the same number of rows in x, y and sample_weight", sorted(counts))
-            )
+            expected = "the same number of rows in x, y and sample_weight"
+            raise UsageError(expected_got(expected, sorted(counts)))
 
     def split(self, share: float) -> tuple[ArrayInput, ArrayInput]:
         """Set the last rows apart, as Keras does for ``validation_split``."""

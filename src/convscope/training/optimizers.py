@@ -332,9 +332,8 @@ def require_settable(optimizer: keras.optimizers.Optimizer, rate: Rate) -> None:
         raise UsageError(expected_got("Keras on torch beside this schedule", keras.backend.backend(), hint))
     if rate.momentum is not None and not getattr(optimizer, momentum_name(optimizer), 0.0):
         hint = "Compile it with a momentum, or use a schedule without one."
-        raise UsageError(
-            expected_got("an optimizer with momentum beside this schedule", optimizer.name, hint)
-        )
+        found = optimizer.name
+        raise UsageError(expected_got("an optimizer with momentum beside this schedule", found, hint))
 
 
 def momentum_name(optimizer: keras.optimizers.Optimizer) -> str:

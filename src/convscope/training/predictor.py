@@ -22,7 +22,13 @@ from convscope.training.capture import StepRunner
 from convscope.training.events import is_mistake, reason_of
 from convscope.training.feeds import ArrayFeed, PlannedBatch, StreamFeed, as_tensor, planned
 from convscope.training.inputs import ArrayInput, StreamInput, leaves_of, map_leaves, plan_batches, read_input
-from convscope.training.request import input_shape, own_method, require_fitting_images, with_checks
+from convscope.training.request import (
+    METHODS_THAT_PREDICT,
+    input_shape,
+    own_method,
+    require_fitting_images,
+    with_checks,
+)
 from convscope.training.step import with_rank
 
 if TYPE_CHECKING:
@@ -34,7 +40,7 @@ MOST_WAITING = 1 << 25  # elements of outputs that stay on a GPU until they are 
 # The largest tensor of a batch: for one of 32 MB and more, glibc asks the system for new memory each time.
 MOST_ELEMENTS = 5_000_000
 KERAS_BATCH_SIZE = 32
-_OWN_METHODS = ("predict", "predict_step", "make_predict_function", "predict_function")
+_OWN_METHODS = ("predict", *METHODS_THAT_PREDICT)
 _ATTRIBUTE = "_convscope_predictors"
 _LOG = logging.getLogger(__name__)
 

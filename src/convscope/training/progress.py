@@ -103,10 +103,8 @@ class _Bar:
         elif isinstance(event, EpochBegin):
             self._began = self._looked = time.perf_counter()
         elif isinstance(event, StepEnd):
-            now = time.perf_counter()
-            if (
-                now - self._looked >= _SECONDS_BETWEEN_LOOKS
-            ):  # reading a number makes the step wait for its device
+            now = time.perf_counter()  # reading a number makes the step wait for its device
+            if now - self._looked >= _SECONDS_BETWEEN_LOOKS:
                 self._looked = now
                 self._screen.draw(self._line(event, now - self._began))
         elif isinstance(event, EpochEnd):

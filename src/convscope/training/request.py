@@ -151,32 +151,21 @@ def plan_validation(data: Input | None, batch_size: int | None, steps: int | Non
     return plan
 
 
-_METHODS_THAT_PREDICT = ("predict_step", "make_predict_function", "predict_function")
-_METHODS_THAT_TRAIN = (
-    *("train_step", "test_step", "make_train_function", "make_test_function"),
-    *("train_function", "test_function", "compute_loss", "compute_metrics"),
-)
+METHODS_THAT_PREDICT = ("predict_step", "make_predict_function", "predict_function")
+METHODS_THAT_TRAIN = (
+    "train_step", "test_step", "make_train_function", "make_test_function", "train_function",
+    "test_function", "compute_loss", "compute_metrics",
+)  # fmt: skip
 _NO_NUMBERS = tuple("OSU")  # kinds of NumPy's types: objects, bytes, text
 _CATEGORICAL = "categorical_crossentropy"
 _SPARSE = "sparse_categorical_crossentropy"
 _BINARY = ("binary_crossentropy", "binary_focal_crossentropy")
 _PROBABILITIES = (*_BINARY, _CATEGORICAL, "categorical_focal_crossentropy")  # what their targets are
 _ELEMENTWISE = (  # these compare each target with its output, and take the mean over the last axis
-    *_BINARY,
-    "categorical_focal_crossentropy",
-    "categorical_hinge",
-    "cosine_similarity",
-    "hinge",
-    "huber",
-    "kl_divergence",
-    "log_cosh",
-    "mean_absolute_error",
-    "mean_absolute_percentage_error",
-    "mean_squared_error",
-    "mean_squared_logarithmic_error",
-    "poisson",
-    "squared_hinge",
-)
+    *_BINARY, "categorical_focal_crossentropy", "categorical_hinge", "cosine_similarity", "hinge", "huber",
+    "kl_divergence", "log_cosh", "mean_absolute_error", "mean_absolute_percentage_error",
+    "mean_squared_error", "mean_squared_logarithmic_error", "poisson", "squared_hinge",
+)  # fmt: skip
 
 Shape = tuple[int | None, ...]
 Looked = TypeVar("Looked", bound=Input | None)
@@ -224,7 +213,7 @@ def with_checks(model: keras.Model, data: Looked, part: str, *, training: bool =
 
     A model that trains or predicts in a way of its own knows what it takes.
     """
-    methods = _METHODS_THAT_TRAIN if training else _METHODS_THAT_PREDICT
+    methods = METHODS_THAT_TRAIN if training else METHODS_THAT_PREDICT
     if not isinstance(data, StreamInput) or own_method(model, methods) is not None:
         return data
     return replace(data, check=partial(_require_fitting_batch, model, data.preprocess, part, training))
@@ -313,9 +302,8 @@ def _require_fitting_loss(loss: Any, y: Any, shape: Shape | None) -> None:
         lowest, highest = float(y.min()), float(y.max())
         if not (lowest >= 0 and highest <= 1):
             hint = "Give 0 and 1 for the two classes, or their probabilities." if name in _BINARY else ""
-            raise UsageError(
-                expected_got(f"targets from 0 to 1 for {name}", f"{lowest:g} to {highest:g}", hint)
-            )
+            expected = f"targets from 0 to 1 for {name}"
+            raise UsageError(expected_got(expected, f"{lowest:g} to {highest:g}", hint))
     if name == _SPARSE and classes is not None:
         ignored = settings.get("ignore_class")
         _require_class_numbers(y if ignored is None else y[y != ignored], classes)
@@ -326,14 +314,12 @@ def _require_fitting_shape(name: str, found: tuple[int, ...], shape: Shape) -> N
     elements = shape[:-1]
     if name == _CATEGORICAL and not _matches(found[1:], shape):
         hint = f"One-hot encode the labels, or compile with {_SPARSE}."
-        raise UsageError(
-            expected_got(f"one-hot targets of shape {_with_rows(shape)} for {name}", found, hint)
-        )
+        expected = f"one-hot targets of shape {_with_rows(shape)} for {name}"
+        raise UsageError(expected_got(expected, found, hint))
     if name == _SPARSE and not any(_matches(found[1:], fit) for fit in (elements, (*elements, 1))):
         hint = f"Give the class numbers, or compile with {_CATEGORICAL}."
-        raise UsageError(
-            expected_got(f"class numbers of shape {_with_rows(elements)} for {name}", found, hint)
-        )
+        expected = f"class numbers of shape {_with_rows(elements)} for {name}"
+        raise UsageError(expected_got(expected, found, hint))
 
 
 def _require_fitting_weight(loss: Any, y: Any, weight: Any, shape: Shape) -> None:
@@ -342,9 +328,8 @@ def _require_fitting_weight(loss: Any, y: Any, weight: Any, shape: Shape) -> Non
     if name not in (*_ELEMENTWISE, _CATEGORICAL, _SPARSE) or settings.get("axis", -1) != -1:
         return
     if not _combine(tuple(weight.shape[1:]), shape[:-1]):
-        raise UsageError(
-            expected_got(f"sample_weight of shape {_with_rows(shape[:-1])}", tuple(weight.shape))
-        )
+        expected = f"sample_weight of shape {_with_rows(shape[:-1])}"
+        raise UsageError(expected_got(expected, tuple(weight.shape)))
 
 
 def _combine(found: tuple[int, ...], shape: Shape) -> bool:

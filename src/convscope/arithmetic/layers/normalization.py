@@ -174,16 +174,10 @@ KINDS = (
         "BatchNormalization", batch_normalization, _recompute_batch_normalization, page="normalization"
     ),
     LayerKind(
-        "LayerNormalization",
-        layer_normalization,
-        _recompute_layer_normalization,
-        page="layer_normalization",
+        "LayerNormalization", layer_normalization, _recompute_layer_normalization, page="layer_normalization"
     ),
     LayerKind(
-        "GroupNormalization",
-        group_normalization,
-        _recompute_group_normalization,
-        page="group_normalization",
+        "GroupNormalization", group_normalization, _recompute_group_normalization, page="group_normalization"
     ),
     LayerKind("Normalization", normalization, page="scale"),
 )

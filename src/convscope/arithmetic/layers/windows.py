@@ -379,10 +379,7 @@ class _Patch:
     def mark(self, answer: Recomputed) -> Recomputed:
         """Note on the answer where the window lies."""
         return replace(
-            answer,
-            rows=tuple(self.rows.tolist()),
-            columns=tuple(self.columns.tolist()),
-            inside=self.inside,
+            answer, rows=tuple(self.rows.tolist()), columns=tuple(self.columns.tolist()), inside=self.inside
         )
 
 

@@ -393,11 +393,8 @@ def few_channel_gradient(block: Any) -> None:
             )
             corner = images + 4 * (row // high * height * line + row % high * down)
             for tap in range(0, len(taps), 3):
-                at_a, at_b, at_c = (
-                    corner + 4 * taps[tap],
-                    corner + 4 * taps[tap + 1],
-                    corner + 4 * taps[tap + 2],
-                )
+                at_a, at_b = corner + 4 * taps[tap], corner + 4 * taps[tap + 1]
+                at_c = corner + 4 * taps[tap + 2]
                 for group in range(0, filters, LANES):
                     target = total + 4 * (tap * filters + group)
                     sum_a, sum_b, sum_c = load(target), load(target + 4 * filters), load(target + 8 * filters)

@@ -117,9 +117,8 @@ def finish_statistics(block: Any) -> None:
         moments[channel], moments[channels + channel] = total[channel], variance
         moments[2 * channels + channel] = inverse
         scale = inverse * (_array(block[8], channels)[channel] if block[8] != 0 else np.float32(1))
-        offset = (_array(block[9], channels)[channel] if block[9] != 0 else np.float32(0)) - total[
-            channel
-        ] * scale
+        beta = _array(block[9], channels)[channel] if block[9] != 0 else np.float32(0)
+        offset = beta - total[channel] * scale
         for repeat in range(repeats):
             place = repeat * channels + channel
             columns[place], columns[line + place], columns[2 * line + place] = scale, offset, total[channel]

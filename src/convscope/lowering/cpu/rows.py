@@ -126,13 +126,8 @@ def activate_back(block: Any) -> None:
     bias or 0; gradients, bytes of an element; results, bytes of an element; sums (parts, columns) or 0.
     """
     each, rows, columns, kind, source, size = block[3], block[4], block[5], block[6], block[7], block[8]
-    bias, gradients, gradient_size, results, result_size = (
-        block[9],
-        block[10],
-        block[11],
-        block[12],
-        block[13],
-    )
+    bias, gradients, gradient_size = block[9], block[10], block[11]
+    results, result_size = block[12], block[13]
     first, end = _share(block)
     for part in range(first, end):
         sums = block[14] + 4 * part * columns
