@@ -48,7 +48,14 @@ def _relu(negative_slope: float = 0.0, max_value: float | None = None, threshold
 
 def _gelu(approximate: bool = False) -> Function:
     name, form = ("gelu_tanh", "tanh") if approximate else ("gelu", "none")
-    return lambda x: _smooth(name, x) if compiled.suits_vectors(x) else F.gelu(x, approximate=form)
+    # In bfloat16 torch's exact one is faster forward (1.2 to 1.7 times), and as fast with its gradient.
+    only = torch.float32 if name == "gelu" else None
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        own = compiled.suits_vectors(x) and only in (None, x.dtype)
+        return _smooth(name, x) if own else F.gelu(x, approximate=form)
+
+    return function
 
 
 def _silu(x: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import keras
 import torch.nn.functional as F  # noqa: N812  the name that torch's own documentation uses
 
 from convscope.lowering.ir import (
@@ -109,6 +110,24 @@ class UpSample2D(Op):
         return with_axes(shape, self.data_format, enlarged)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Resize(Op):
+    """An image brought to another size, by Keras's own function of tensors."""
+
+    size: Pair
+    interpolation: str
+    crop_to_aspect_ratio: bool
+    pad_to_aspect_ratio: bool
+    fill_value: float
+    antialias: bool
+    data_format: DataFormat
+
+    def _output_shape(self, shapes: Sequence[Shape]) -> Shape:
+        (shape,) = shapes
+        require_image(self, shape)
+        return with_axes(shape, self.data_format, list(self.size))
+
+
 def _bordered(amounts: tuple[Pair, Pair], data_format: DataFormat, shape: Shape, sign: int) -> Shape:
     sizes = [shape[axis] for axis in spatial_axes(data_format)]
     changed = [
@@ -153,6 +172,16 @@ def _read_center_crop(builder: ProgramBuilder, layer: Any, inputs: Sequence[Valu
             return None  # Keras enlarges what is too small
         over.append(((size - length) // 2, size - length - (size - length) // 2))
     return builder.add(Crop2D, layer, inputs, amounts=tuple(over), data_format=layer.data_format)
+
+
+@reads("Resizing")
+def _read_resizing(builder: ProgramBuilder, layer: Any, inputs: Sequence[Value]) -> Value | None:
+    if inputs[0].rank != 4 or inputs[0].dtype != "float32" or layer.fill_mode != "constant":
+        return None  # Keras rounds whole numbers
+    names = ("interpolation", "crop_to_aspect_ratio", "pad_to_aspect_ratio", "antialias", "data_format")
+    settings = {name: getattr(layer, name) for name in names}
+    settings["fill_value"] = float(layer.fill_value)
+    return builder.add(Resize, layer, inputs, size=(layer.height, layer.width), **settings)
 
 
 @reads("UpSampling2D")
@@ -214,3 +243,9 @@ def _run_up_sample2d(op: UpSample2D, _network: WeightSource) -> Runner:
         return to_keras_order(F.interpolate(image, size=size, **settings), op.data_format)
 
     return run
+
+
+@runs(Resize)
+def _run_resize(op: Resize, _network: WeightSource) -> Runner:
+    settings = op.settings()
+    return lambda _step, x: keras.ops.image.resize(x.float(), **settings)
