@@ -152,6 +152,16 @@ def test_an_output_that_cannot_be_written_is_no_success():
     assert done.stderr
 
 
+@pytest.mark.posix("/dev/full")
+@pytest.mark.parametrize("arguments", [["data", "list"], ["data", "list", "--json"]], ids=["table", "json"])
+def test_a_full_disk_behind_the_output_is_named_in_a_line(arguments):
+    with Path("/dev/full").open("wb") as full:
+        command = [sys.executable, "-m", "convscope", *arguments]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 3
+    assert "write to standard output" in done.stderr and "foresaw" not in done.stderr
+
+
 def test_the_process_of_a_caller_is_left_alone(typed, tmp_path):
     hooks = list(sys.meta_path)
     typed("--version", cwd=tmp_path)

@@ -31,7 +31,7 @@ from convscope.cli import (
 )
 from convscope.cli.output import fail, say, show_help
 from convscope.environment import is_one_of_several, leads
-from convscope.errors import ConvscopeError, RunError, UsageError, expected_got
+from convscope.errors import ConvscopeError, RunError, UsageError, expected_got, reason
 
 UNFORESEEN, NO_DISK = 1, 3
 _FOR_SEVERAL = ("train", "resume")  # what several processes do together
@@ -138,12 +138,27 @@ def run() -> int:
             raise KeyboardInterrupt from error  # standard input ended where an answer was expected
         except BrokenPipeError:
             return 0  # whoever read our output has seen enough
+        except OSError as error:
+            if error.filename is not None or not _output_is_refused():
+                raise
+            fail(expected_got("to be able to write to standard output", reason(error)))
+            return NO_DISK
         except Exception as error:
             _LOG.debug("The error below was raised here:", exc_info=error)
             raise
         if code == INTERRUPTED:  # that is how typer says it
             raise KeyboardInterrupt
         return code or 0
+
+
+def _output_is_refused() -> bool:
+    """Say whether it is standard output that cannot be written, such as a file on a full disk."""
+    try:
+        sys.stdout.write("\n")  # what could not be written is not tried again by itself
+        sys.stdout.flush()
+    except OSError:
+        return True
+    return False
 
 
 def _typed_command() -> str:

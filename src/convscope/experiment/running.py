@@ -17,6 +17,7 @@ import numpy as np
 from convscope.contents import read_record
 from convscope.data.dataset import Dataset
 from convscope.data.loading import load_again
+from convscope.data.sources.base import count
 from convscope.errors import ConvscopeError, DivergedError, InterruptedRunError, RunError, expected_got
 from convscope.evaluation import Evaluation, test_set_log
 from convscope.experiment.config import ExperimentConfig
@@ -470,7 +471,7 @@ def _how_to_go_on(run: RunDirectory) -> str:
     if state is None:
         return f"{command} begins again: it had not come far enough to go on from there."
     steps = f" and {state.step} steps" if state.step else ""
-    return f"{command} goes on after {state.epoch} epochs{steps}."
+    return f"{command} goes on after {count(state.epoch, 'epoch')}{steps}."
 
 
 def _refuse_differences(recorded: dict[str, Any], now: dict[str, Any]) -> None:
