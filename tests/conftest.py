@@ -185,7 +185,7 @@ def read_only(monkeypatch):
 @pytest.fixture
 def no_figures(monkeypatch):
     """Spare each run the seconds that figures and report take, in tests of something else."""
-    monkeypatch.setattr("convscope.experiment.running.write_figures", lambda *_, **__: None)
+    monkeypatch.setattr("convscope.experiment.running.write_figures_of", lambda *_, **__: None)
     monkeypatch.setattr(
         "convscope.experiment.running.write_report", lambda run, **_: (Path(run) / "report.html").touch()
     )

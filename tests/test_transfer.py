@@ -274,7 +274,7 @@ def on_backbone(
     config = suggest(dataset, network=pretrained.DEFAULT)
     config = replace(config, size=32, training=replace(config.training, epochs=2, batch_size=8))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("convscope.experiment.running.write_figures", lambda *_, **__: None)
+        patch.setattr("convscope.experiment.running.write_figures_of", lambda *_, **__: None)
         patch.setattr("convscope.experiment.planning.LEAST_TO_FINE_TUNE", 10)
         patch.setattr("convscope.experiment.running.load_again", lambda _recorded: dataset)
         yield dataset, config, run_experiment(config, dataset, folder / "whole", with_report=False)
@@ -380,7 +380,7 @@ def test_features_of_an_image_are_computed_once(tmp_path: Path, monkeypatch: pyt
 
 @needs_weights
 def test_a_deadline_leaves_out_what_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("convscope.experiment.running.write_figures", lambda *_, **__: None)
+    monkeypatch.setattr("convscope.experiment.running.write_figures_of", lambda *_, **__: None)
     monkeypatch.setattr("convscope.experiment.planning.LEAST_TO_FINE_TUNE", 10)
     monkeypatch.setenv("CONVSCOPE_CACHE", str(tmp_path / "cache"))
     dataset = load(write_photographs(tmp_path / "photographs", 12), size=32, channels=3, resize="crop")
@@ -398,7 +398,7 @@ def test_a_deadline_leaves_out_what_does_not_fit(tmp_path: Path, monkeypatch: py
 
 @needs_weights
 def test_kerass_own_engine_fine_tunes_with_one_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("convscope.experiment.running.write_figures", lambda *_, **__: None)
+    monkeypatch.setattr("convscope.experiment.running.write_figures_of", lambda *_, **__: None)
     monkeypatch.setattr("convscope.experiment.planning.LEAST_TO_FINE_TUNE", 10)
     dataset = load(write_photographs(tmp_path / "photographs", 12), size=32, channels=3, resize="crop")
     config = suggest(dataset, network=pretrained.DEFAULT)

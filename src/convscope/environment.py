@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import importlib
 import importlib.util
 import multiprocessing
 import os
@@ -11,16 +13,20 @@ import signal
 import subprocess
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import platformdirs
 
 from convscope import __version__
 from convscope.errors import UsageError, expected_got
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 
 # Every library that has threads of its own reads one of these when it is loaded.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -29,6 +35,9 @@ PACKAGES = ("keras", "torch", "numpy", "scipy", "scikit-learn", "matplotlib")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt, from glibc's malloc.h
 
 _filters_in_use = threading.RLock()
+_T = TypeVar("_T")
+_helper: Executor | None = None
+_MOST_SENT = 64 * 2**20
 
 
 def versions() -> dict[str, str]:
@@ -95,6 +104,50 @@ def keep_freed_memory() -> None:
         set_option = ctypes.CDLL(None).mallopt
         set_option(_MMAP_THRESHOLD, 32 << 20)
         set_option(_TRIM_THRESHOLD, 512 << 20)
+
+
+def begin_helper(*modules: str) -> None:
+    """Begin a second process that loads modules and then computes what `beside` gives it.
+
+    Only for a process that is the program's own and may use two cores or more.
+    """
+    global _helper  # noqa: PLW0603  one of a process
+    if _helper is None and share_of_threads(1) > 1:
+        # The command line asks this module before it shows its help.
+        from concurrent.futures import ProcessPoolExecutor
+
+        _helper = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), begin_worker, (1,))
+        _helper.submit(_load, modules)
+
+
+def _load(modules: tuple[str, ...]) -> None:
+    atexit.register(os._exit, 0)  # to take modules apart takes longer than to end
+    for name in modules:
+        importlib.import_module(name)
+
+
+def beside(function: Callable[..., _T], *arguments: Any, size: int = 0) -> Callable[[], _T]:
+    """Compute in the helper while this process does something else; the result is waited for when asked for.
+
+    Without a helper, with arguments of too large a ``size`` in bytes to be sent there, or where it has died,
+    all is computed here when it is asked for.
+    """
+    if _helper is None or size > _MOST_SENT:
+        return partial(function, *arguments)
+    from concurrent.futures import BrokenExecutor
+
+    try:
+        future = _helper.submit(function, *arguments)
+    except BrokenExecutor:
+        return partial(function, *arguments)
+
+    def result() -> _T:
+        try:
+            return future.result()
+        except BrokenExecutor:  # it may have been killed for its memory
+            return function(*arguments)
+
+    return result
 
 
 def source_commit() -> str | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from convscope.cli import waiting
+from convscope.cli import startup, waiting
 from convscope.cli.output import explain, say, show_json, table, warn
 from convscope.cli.parsing import DataNow, Device, Json, Run, find_run, require_inputs
 from convscope.errors import DataError, RunError, UsageError, expected_got
@@ -235,6 +235,7 @@ def report(
     """
     file = run / "report.html"
     if not open or data is not None or not file.is_file():
+        startup.draw_beside()
         from convscope.report.rendering import write_report
 
         file = write_report(run, data=data, consulted_by="convscope report")

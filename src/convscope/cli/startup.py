@@ -15,7 +15,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from convscope.environment import keep_freed_memory
+from convscope.environment import begin_helper, keep_freed_memory
 
 _LOG = logging.getLogger(__name__)
 
@@ -44,6 +44,12 @@ def own_this_process() -> None:
     # What watches a program (a debugger, a profiler, a measurement of coverage) writes at its very end.
     if sys.gettrace() is None and sys.getprofile() is None and "coverage" not in sys.modules:
         atexit.register(_leave)  # the first one registered runs last
+
+
+def draw_beside() -> None:
+    """Begin a process that draws figures and makes parts of a report beside this one; it loads no torch."""
+    if any(isinstance(finder, _LeanImports) for finder in sys.meta_path):  # else somebody else's process
+        begin_helper("convscope.report.evaluated", "convscope.plotting.exercise", "cleanlab.filter")
 
 
 def ends_with(code: int) -> None:

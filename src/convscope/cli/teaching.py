@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from convscope.cli import waiting
+from convscope.cli import startup, waiting
 from convscope.cli.output import say, show_json, table, warn
 from convscope.cli.parsing import Device, Json
 from convscope.cli.settings import findable
@@ -90,6 +90,7 @@ def exercise(
         warn(notice)
     if not json:
         show_data(dataset)
+    startup.draw_beside()
     results = exercises.run_exercise(
         networks,
         config,

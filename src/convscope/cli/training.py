@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from convscope.cli import waiting
+from convscope.cli import startup, waiting
 from convscope.cli.output import explain, say, show_json, table, warn
 from convscope.cli.parsing import DataNow, Device, Json, Run, Track
 from convscope.cli.settings import SETTINGS, refuse_both, settle
@@ -195,6 +195,8 @@ def train(
     if is_one_of_several():
         _train_together(config, dataset, out, json, options)
         return
+    if report and options["workers"] == 1:
+        startup.draw_beside()
     with waiting.SideBySide(json, several, warn) as on_event:
         options |= {"on_event": on_event, "track": list(map(str, targets))}
         if folds is None:

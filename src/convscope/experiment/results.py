@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from convscope import plotting
 from convscope.data.dataset import Split
 from convscope.data.drift import TrainingStatistics
+from convscope.environment import beside
 from convscope.errors import LoweringError, RunError
 from convscope.evaluation import Calibration, Evaluation, test_set_log
 from convscope.evaluation.novelty import SAMPLE, Novelty, reduce
 from convscope.experiment.preparation import Prepared
 from convscope.export import CALIBRATION_FILE, NOVELTY_FILE, STATISTICS_FILE
 from convscope.model_files import WEIGHTS_FILE, run_of, write_weights
+from convscope.plotting.exercise import LARGE_FIGURES, SMALL_FIGURES, draw_figures, draw_png_files, png_files
 from convscope.preprocessing import Preprocess
 from convscope.runs import RunDirectory, write_history
 
@@ -132,20 +134,6 @@ def calibrate(evaluations: Mapping[str, Evaluation]) -> tuple[Calibration, dict[
     return calibration, {part: one.calibrated(calibration.temperature) for part, one in evaluations.items()}
 
 
-def draw_figures(
-    evaluation: Evaluation, images: NDArray[Any], history: dict[str, list[float]] | None = None
-) -> dict[str, Figure]:
-    """Draw the figures of the exercise for images (n, h, w, c) in the evaluation's order."""
-    probabilities, labels, names = evaluation.probabilities, evaluation.labels, evaluation.class_names
-    figures = {
-        "probability": plotting.plot_probability(probabilities, labels, class_names=names),
-        "confusion_matrix": plotting.plot_confusion_matrix(evaluation.confusion, names),
-        "worst_errors": plotting.plot_errors(images, labels, probabilities, names, names=evaluation.names),
-        "predictions": plotting.plot_predictions(images, probabilities, labels, names),
-    }
-    return figures if history is None else {"history": plotting.plot_history(history), **figures}
-
-
 def write_training(
     run: RunDirectory, model: keras.Model, preprocess: Preprocess, history: dict[str, list[float]]
 ) -> None:
@@ -198,10 +186,23 @@ def write_evaluation(
 
 def write_figures(run: RunDirectory, figures: Mapping[str, Figure], subject: str) -> None:
     """Write figures, with the subject (such as ``deep on mnist``) in every title."""
-    for name, figure in figures.items():
-        own = figure.get_suptitle()
-        figure.suptitle(f"{subject}: {own}" if own else subject)
-        run.write_bytes(f"figures/{name}.png", plotting.png_bytes(figure))
+    for name, content in png_files(figures, subject).items():
+        run.write_bytes(f"figures/{name}.png", content)
+
+
+def write_figures_of(
+    run: RunDirectory,
+    evaluation: Evaluation,
+    images: NDArray[np.uint8],
+    history: dict[str, list[float]],
+    subject: str,
+) -> None:
+    """Draw and write the exercise's figures of an evaluation, half of them in a helper where there is one."""
+    facts = evaluation, images, history, subject
+    others = beside(draw_png_files, LARGE_FIGURES, *facts, size=images.nbytes)
+    drawn = draw_png_files(SMALL_FIGURES, *facts)
+    for name, content in (drawn | others()).items():
+        run.write_bytes(f"figures/{name}.png", content)
 
 
 @dataclass(frozen=True, eq=False)

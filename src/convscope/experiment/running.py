@@ -34,11 +34,10 @@ from convscope.experiment.planning import try_out
 from convscope.experiment.preparation import Session, begin_session
 from convscope.experiment.results import (
     calibrate,
-    draw_figures,
     evaluate_parts,
     examine_parts,
     write_evaluation,
-    write_figures,
+    write_figures_of,
     write_novelty,
     write_statistics,
     write_training,
@@ -420,8 +419,7 @@ def _evaluate(
         evaluations = write_evaluation(run, raw, distances)
         if part == "test":
             _PROGRESS.info("Drawing figures")
-            figures = draw_figures(evaluations["test"], prepared.test.images, training.history)
-            write_figures(run, figures, subject)
+            write_figures_of(run, evaluations["test"], prepared.test.images, training.history, subject)
         run.write_json(RUN_FILE, record | {"status": "completed"})
         with write_errors_named(run.path):
             run.publish()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,26 +17,22 @@ from PIL import Image
 from convscope import web_page
 from convscope.contents import Contents, read_contents
 from convscope.data.dataset import Dataset
-from convscope.errors import ConvscopeError
+from convscope.environment import beside
 from convscope.evaluation import test_set_log
 from convscope.explorer import page as explorer_page
 from convscope.glossary import GLOSSARY
 from convscope.plotting import embedded
+from convscope.report.evaluated import Problem, attempt, evaluated_sections
 from convscope.report.explorer import walk
-from convscope.report.formatting import FILTERS, Album, chart, data_address
+from convscope.report.formatting import FILTERS, chart, data_address
 from convscope.report.formatting import name as shown
 from convscope.report.inside import architecture, attribution, example, first_filters
-from convscope.report.mistakes import cells, confusion, mistakes
-from convscope.report.scores import calibration, scores
-from convscope.report.summary import data, reproduction, summary
 from convscope.report.training import health, learning
-from convscope.runs import LOG_FILE, RunDirectory, log_into
+from convscope.runs import RunDirectory, log_into
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
-_LOG = logging.getLogger(__name__)
 _PROGRESS = logging.getLogger("convscope.progress")
 PAGE = Path(__file__).parent / "page"
 SCRIPTS = ("theme.js", "page.js", "confusion.js")
@@ -46,8 +42,6 @@ REPORT_FILE = "report.html"
 # Bytes of a page, and what is left out first where it would have more.
 LARGEST = 2_900_000
 HEAVIEST = ("walk", "cells")
-# Bytes of pictures: those that everybody sees, and those behind the cells of the confusion matrix.
-GALLERY, BEHIND_CELLS = 500_000, 500_000
 
 
 def write_report(
@@ -146,59 +140,24 @@ def render_sweep(
 
 def _sections(contents: Contents) -> dict[str, Any]:
     """Gather what each section shows; a section that cannot be made says why, and the others stay."""
-    gallery = Album(contents.images, GALLERY)
+    size = 0 if contents.images is None else contents.images.nbytes
+    evaluated = beside(evaluated_sections, contents, size=size)
     sections = {
         "run": contents,
         "test_set_uses": _test_set_uses(contents),
-        "summary": _attempt(summary, contents),
-        "data": _attempt(data, contents, gallery),
-        "network": _attempt(architecture, contents),
-        "learning": _attempt(learning, contents),
-        "health": _attempt(health, contents),
-        "filters": _attempt(first_filters, contents),
-        "reproduction": _attempt(reproduction, contents),
-        **dict.fromkeys(("scores", "confusion", "cells", "mistakes", "calibration")),
+        "network": attempt(architecture, contents),
+        "health": attempt(health, contents),
+        "learning": attempt(learning, contents),
+        "filters": attempt(first_filters, contents),
         **dict.fromkeys(("attribution", "example", "walk")),
     }
-    if contents.judged is None:
-        return sections
-    part, evaluation = contents.judged
-    behind = Album(contents.images, BEHIND_CELLS)
-    if part != "test":
-        gallery = behind = Album(None)
-    sections |= {
-        "scores": _attempt(scores, evaluation),
-        "mistakes": _attempt(mistakes, evaluation, gallery),
-        "confusion": _attempt(confusion, evaluation, gallery),
-        "cells": _attempt(cells, evaluation, behind),
-        "calibration": _attempt(calibration, contents, part, evaluation),
-    }
-    if part == "test":
+    if contents.test is not None:
         sections |= {
-            "attribution": _attempt(attribution, contents, evaluation),
-            "example": _attempt(example, contents, evaluation),
-            "walk": _attempt(walk, contents, evaluation),
+            "attribution": attempt(attribution, contents, contents.test),
+            "example": attempt(example, contents, contents.test),
+            "walk": attempt(walk, contents, contents.test),
         }
-    return sections
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Why a section is missing."""
-
-    problem: str
-
-
-def _attempt(make: Callable[..., Any], *arguments: Any) -> Any:
-    """Make a section, or the reason why it is missing."""
-    try:
-        return make(*arguments)
-    except ConvscopeError as error:
-        return Problem(str(error))
-    # A network that nobody foresaw may break a probe in any way; the rest of the report is worth having.
-    except Exception as error:
-        _LOG.warning("A section of the report could not be made.", exc_info=error)
-        return Problem(f"{type(error).__name__}: {error} (see {LOG_FILE} in the run)")
+    return sections | evaluated()
 
 
 def _test_set_uses(contents: Contents) -> str:
