@@ -213,7 +213,7 @@ def test_the_last_layers_gradients_are_sent_while_the_first_ones_are_computed(
 @pytest.mark.timeout(3600)
 def test_a_training_whose_processes_are_killed_goes_on_bit_for_bit(tmp_path: Path) -> None:
     # Two kills by default; CONVSCOPE_FULL=1 kills thirty times, every other time whenever it may be.
-    kills, epochs = (30, 40) if os.environ.get("CONVSCOPE_FULL") else (2, 6)
+    kills, epochs = (30, 400) if os.environ.get("CONVSCOPE_FULL") else (2, 6)
     rng = np.random.default_rng(0)
 
     def launch(out: Path) -> subprocess.Popen[bytes]:
