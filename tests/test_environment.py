@@ -29,6 +29,17 @@ def test_without_a_helper_all_is_computed_here(monkeypatch):
     assert beside(os.getpid)() == os.getpid()
 
 
+def test_where_no_process_can_be_begun_all_is_computed_here(monkeypatch):
+    def refuse(*arguments):
+        raise PermissionError(13, "no semaphores here")
+
+    monkeypatch.setattr(environment, "_helper", None)
+    monkeypatch.setattr(environment, "share_of_threads", lambda workers: 2 // workers)
+    monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", refuse)
+    begin_helper()
+    assert beside(os.getpid)() == os.getpid()
+
+
 def test_a_helper_gives_the_same_figures_from_another_process_until_it_dies(helper):
     assert beside(os.getpid)() != os.getpid()
     assert beside(os.getpid, size=2**30)() == os.getpid()

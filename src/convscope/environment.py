@@ -116,8 +116,10 @@ def begin_helper(*modules: str) -> None:
         # The command line asks this module before it shows its help.
         from concurrent.futures import ProcessPoolExecutor
 
-        _helper = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), begin_worker, (1,))
-        _helper.submit(_load, modules)
+        with suppress(OSError, ImportError, NotImplementedError):  # no shared memory or semaphores here
+            helper = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), begin_worker, (1,))
+            helper.submit(_load, modules)
+            _helper = helper
 
 
 def _load(modules: tuple[str, ...]) -> None:
