@@ -288,7 +288,7 @@ def _on_this_machine(
     if any(before.get(name) != device[name] for name in decisive):
         record.setdefault("resumed_on", []).append(device)
         places = " and goes on with ".join(
-            f"{one.get('processor')} ({one.get('torch_device')}, {one.get('torch_threads')} threads)"
+            f"{one.get('processor')} ({one.get('torch_device')}, threads: {one.get('torch_threads')})"
             for one in (before, device)
         )
         text = f"This run began with {places}: its last bits may differ from those of one machine."
