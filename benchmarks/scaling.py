@@ -4,8 +4,9 @@
 
 Each process has one thread. Two of them measure the parts, always both at once: steps of some local batches,
 each by itself; an all-reduce of some sizes; and what a step does more where it is shared, with the network's
-own gradients and outputs. ``predict`` puts the parts together for any number of processes and any link; what
-1, 2 and 4 processes really take stands beside it.
+own gradients and outputs: as here, where gradients may lie in memory that all see, and sent. ``predict`` puts
+the parts together for any number of processes and any link; what 1, 2 and 4 processes really take stands
+beside it.
 """
 
 from __future__ import annotations
@@ -186,7 +187,10 @@ def _measure(name: str, batch: int, size: int) -> dict[str, Any]:
             floats: _time(partial(dist.all_reduce, torch.zeros(floats))) for floats in MEASURED_FLOATS
         }
         model = build(name)
+        found["seen"] = int(group.shared_memory(1) is not None)
         found["shared"] = _sharing(model, batch, group)
+        group.shared_memory = lambda _: None  # as between machines
+        found["sent"] = _sharing(model, batch, group)
         found["weights"] = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
         kinds = [type(layer).__name__ for layer in model.layers]
         found["collectives"] = 2 + 2 * kinds.count("BatchNormalization")
@@ -247,17 +251,21 @@ def main() -> None:
     link = wire[0] / 2, 1 / max(wire[1], 1e-15)  # two processes: two words, and all bytes once
     gradients = 4 * parts["weights"]
     # Of the two sums in a step, the gradients' has all the bytes; what is left is work of the process itself.
-    over_the_link = predict(2, 0, (0.0, 0.0), gradients, link)
-    sharing = max(0.0, parts["shared"] - over_the_link)
+    moved = 0 if parts["seen"] else gradients
+    sharing = max(0.0, parts["shared"] - predict(2, 0, (0.0, 0.0), moved, link))
+    sharing_sent = max(0.0, parts["sent"] - predict(2, 0, (0.0, 0.0), gradients, link))
     print(
         f"{name}, batches of {batch}: a step takes {1e3 * step[0]:.1f} ms and {1e3 * step[1]:.3f} an image;"
     )
     print(f"{gradients / 1e6:.1f} MB of gradients; {1e6 * link[0]:.0f} µs, {link[1] / 1e6:.0f} MB/s")
-    print(f"where it is shared, {1e3 * sharing:.1f} ms more; the slower of two takes "
-          f"{np.quantile(parts['spread'], 0.5 ** 0.5):.2f} of a step")  # fmt: skip
+    slower = np.quantile(parts["spread"], 0.5**0.5)
+    print(
+        f"where it is shared, {1e3 * sharing:.1f} ms more, {1e3 * sharing_sent:.1f} where gradients are sent; "
+        f"the slower of two takes {slower:.2f} of a step"
+    )
     for size, one in found.items():
         expected = predict(
-            size, batch, step, gradients, link, parts["collectives"], _cores(), sharing, parts["spread"]
+            size, batch, step, moved, link, parts["collectives"], _cores(), sharing, parts["spread"]
         )
         ratio, faster = one["together"] / expected, found[options.processes[0]]["together"] / one["together"]
         print(
@@ -274,7 +282,7 @@ def main() -> None:
                 (50e-6, speed),
                 parts["collectives"],
                 None,
-                sharing,
+                sharing_sent,
                 parts["spread"],
             )
             for size in (1, 2, 4, 8, 16, 32, 64)
