@@ -260,7 +260,7 @@ def main() -> None:
     print(f"{gradients / 1e6:.1f} MB of gradients; {1e6 * link[0]:.0f} µs, {link[1] / 1e6:.0f} MB/s")
     slower = np.quantile(parts["spread"], 0.5**0.5)
     print(
-        f"where it is shared, {1e3 * sharing:.1f} ms more, {1e3 * sharing_sent:.1f} where gradients are sent; "
+        f"shared, it takes {1e3 * sharing:.1f} ms more, {1e3 * sharing_sent:.1f} where gradients are sent; "
         f"the slower of two takes {slower:.2f} of a step"
     )
     for size, one in found.items():
