@@ -208,7 +208,9 @@ def _launch(name: str, batch: int, size: int) -> dict[str, Any]:
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "KERAS_BACKEND": "torch"}
         command = [sys.executable, __file__, name, "--batch", str(batch), "--into", str(file)]
         workers = [
-            subprocess.Popen(command, env={**os.environ, **shared, **place, "RANK": str(rank)})
+            subprocess.Popen(
+                command, env={**os.environ, **shared, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            )
             for rank in range(size)
         ]
         if max(worker.wait() for worker in workers):

@@ -158,6 +158,31 @@ def test_threads_are_a_share_of_the_cores(
     assert distributed.threads_of(local_size) == expected
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity of threads")
+@pytest.mark.parametrize(
+    ("processes", "place", "expected"),
+    [(2, "1", {6, 7}), (1, "0", {2, 3, 6, 7}), (2, None, {2, 3, 6, 7})],
+    ids=["all cores in use", "cores to spare", "no launcher"],
+)
+def test_each_process_stays_on_its_cores_where_they_use_all(monkeypatch, processes, place, expected):
+    """Else two on one machine would all be bound to the first core."""
+    cores = {2, 3, 6, 7}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: cores)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, chosen: bound.append(set(chosen)))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if place is not None:
+        monkeypatch.setenv("LOCAL_RANK", place)
+    bound: list[set[int]] = []
+    group = object.__new__(distributed.Group)
+    group.local_size, group._threads = processes, 2
+    before = torch.get_num_threads()
+    with group.threads():
+        assert torch.get_num_threads() == 2
+        assert (bound or [cores])[-1] == expected
+    assert (bound or [cores])[-1] == cores
+    assert torch.get_num_threads() == before
+
+
 @pytest.mark.parametrize("rate", [0.5, 0.25, 0.3, 1 / 256])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_part_of_a_mask_is_that_of_the_whole(rate: float, dtype: torch.dtype) -> None:

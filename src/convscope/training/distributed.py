@@ -11,6 +11,7 @@ between processes are torch.distributed's: gloo on CPUs, nccl on GPUs.
 
 from __future__ import annotations
 
+import atexit
 import mmap
 import os
 import socket
@@ -82,6 +83,7 @@ class Group:
     def __init__(self) -> None:
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self._threads = threads_of(self.local_size)
         on_gpus = torch.cuda.is_available() and torch.cuda.device_count() >= self.local_size
         if on_gpus:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -109,6 +111,7 @@ class Group:
             ) from error
         self._places: list[Any] = [None] * self.size
         dist.all_gather_object(self._places, (socket.gethostname(), os.getpid()))
+        atexit.register(_leave)
         self.wish: Callable[[], bool] = lambda: False  # to stop, of this process
         self.asked = torch.zeros(1)  # how many wished it at the last step
 
@@ -255,13 +258,26 @@ class Group:
 
     @contextmanager
     def threads(self) -> Iterator[None]:
-        """Compute on this process's share of the machine's cores."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads_of(self.local_size))
+        """Compute on this process's share of the machine's cores.
+
+        Where together they use all of them, each stays on its own: no step then waits for one that moved.
+        """
+        before, threads = torch.get_num_threads(), self._threads
+        torch.set_num_threads(threads)
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        place = os.environ.get("LOCAL_RANK", "")
+        own = place.isdigit() and len(cores) == threads * self.local_size
+        first = threads * int(place) if own else 0
         try:
+            with suppress(OSError):  # a container may forbid it
+                if own:
+                    os.sched_setaffinity(0, cores[first : first + threads])
             yield
         finally:
             torch.set_num_threads(before)
+            with suppress(OSError):
+                if own:
+                    os.sched_setaffinity(0, cores)
 
     def refused(self, reason: Exception | str) -> UsageError:
         """Make the error for what several processes cannot train."""
@@ -269,8 +285,7 @@ class Group:
 
     def describe(self) -> str:
         """Say in a sentence who trains."""
-        threads = threads_of(self.local_size)
-        each = "1 thread" if threads == 1 else f"{threads} threads"
+        each = "1 thread" if self._threads == 1 else f"{self._threads} threads"
         return f"{self.size} processes share each batch, over {self.backend}, with {each} each."
 
     def _call(self, function: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
@@ -441,6 +456,12 @@ def _obstacle() -> str:
 def attempt() -> int:
     """Say how often the launcher has restarted these processes."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def _leave() -> None:
+    """End what connects this process with the others before what gloo's threads use is gone."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def threads_of(local_size: int) -> int:
