@@ -134,6 +134,21 @@ def test_importing_the_package_loads_neither_torch_nor_keras():
     assert heavy.strip() == "set()"
 
 
+def test_what_an_interpreter_without_libraries_is_tried_with_needs_none():
+    script = (SOURCE.parents[1] / ".ci/run").read_text(encoding="utf-8")
+    (code,) = re.findall(r"-W error -c '(import convscope[^']*)'", script)
+    alone = [
+        sys.executable,
+        "-I",
+        "-S",
+        "-W",
+        "error",
+        "-c",
+        f"import sys; sys.path.insert(0, {str(SOURCE.parent)!r}); {code}",
+    ]
+    subprocess.run(alone, check=True)
+
+
 def test_showing_help_loads_neither_torch_nor_keras():
     code = (
         "import sys; sys.argv = ['convscope', '--help']\n"

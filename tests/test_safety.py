@@ -126,7 +126,9 @@ def test_only_layers_of_image_classifiers_are_built(small_file, tmp_path, name, 
 
 def test_code_in_a_lambda_never_runs(tmp_path):
     mark = tmp_path / "it-ran"
-    mark_it = layers.Lambda(lambda x, file=str(mark): (os.close(os.open(file, os.O_CREAT)), x)[1])
+    mark_it = layers.Lambda(
+        lambda x, file=str(mark): (os.close(os.open(file, os.O_CREAT)), x)[1], name="lambda"
+    )
     model = keras.Sequential([keras.Input((2,)), mark_it])
     mark.unlink()  # building the model ran it
     model.save(tmp_path / "trap.keras")
