@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 
+BEFORE = "convscope-before-float32"
 PEERS = {
     "convscope": "convscope, precision auto",
     "convscope-float32": "convscope, float32",
@@ -23,6 +24,7 @@ PEERS = {
     "pytorch": "PyTorch loop, float32",
     "pytorch-bfloat16": "PyTorch loop, bfloat16 autocast, channels_last",
     "floor": "convolutions and matrix products alone",
+    BEFORE: "convscope, float32, an earlier commit",
 }
 
 

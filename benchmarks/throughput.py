@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from models import NETWORKS
-from peer import PEERS
+from peer import BEFORE, PEERS
 
 HERE = Path(__file__).parent
 
@@ -29,11 +30,13 @@ HERE = Path(__file__).parent
 class Peer:
     """A process that trains on demand."""
 
-    def __init__(self, name: str, network: str, steps: int) -> None:
+    def __init__(self, name: str, network: str, steps: int, before: Path | None) -> None:
         self.name = name
+        sources = {"PYTHONPATH": str(before / "src")} if before and name == BEFORE else {}
         self.process = subprocess.Popen(
             [sys.executable, HERE / "peer.py", name, network, str(steps)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=HERE,
+            env={**os.environ, **sources},
         )  # fmt: skip
         self._expect("ready")
 
@@ -63,13 +66,15 @@ class Peer:
         self.process.wait()
 
 
-def measure(network: str, names: list[str], rounds: int, steps: int) -> dict[str, list[float]]:
+def measure(
+    network: str, names: list[str], rounds: int, steps: int, before: Path | None = None
+) -> dict[str, list[float]]:
     """Let the peers take turns; return milliseconds per step of each round."""
     peers: list[Peer] = []
     try:
         for name in names:
             try:
-                peers.append(Peer(name, network, steps))
+                peers.append(Peer(name, network, steps, before))
                 peers[-1].train(steps)  # compiles, measures, warms up
                 print(f"  {network}: {name} is ready", file=sys.stderr, flush=True)
             except RuntimeError as error:
@@ -150,6 +155,7 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, help="steps of one measurement; set for each network when left out"
     )
+    parser.add_argument("--before", type=Path, help="a checkout of an earlier commit: one more peer, in float32")
     parser.add_argument("--name", default="throughput", help="the name of the files in benchmarks/results/")
     arguments = parser.parse_args()
 
@@ -160,12 +166,14 @@ def main() -> None:
     results.mkdir(exist_ok=True)
     file = results / f"{arguments.name}.json"
     names = ["convscope", *(name for name in available(arguments.peers) if name != "convscope")]
+    names = [name for name in names if name != BEFORE] + [BEFORE] * bool(arguments.before)
     record: dict[str, Any] = {**describe(), "device": describe_device()}
     record["networks"] = known_networks(file, record["device"])
     for network in arguments.networks:
         leave_out = {"pytorch", "pytorch-bfloat16"} if network == "mobilenet" else set()
         steps = arguments.steps or NETWORKS[network][3]
-        times = measure(network, [name for name in names if name not in leave_out], arguments.rounds, steps)
+        peers = [name for name in names if name not in leave_out]
+        times = measure(network, peers, arguments.rounds, steps, arguments.before)
         record["networks"][network] = {
             "date": str(date.today()), "steps": steps, "milliseconds_per_step": times,
         }  # fmt: skip
