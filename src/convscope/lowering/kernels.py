@@ -126,7 +126,7 @@ def tile_max(images: Tensor, epilogue: Epilogue) -> tuple[Tensor, Tensor]:
     """Pool contiguous images (n, h, w, c) by tiles of two by two; return where each gradient goes, too."""
     count, height, width, channels = images.shape
     mask = epilogue.mask((count, height // 2, width // 2, channels), images)
-    result, places = compiled.tile_max(images, epilogue.relu, None if mask is None else mask.lanes)
+    result, places = compiled.tile_max(images, epilogue.relu, mask)
     return epilogue.scaled(result), places
 
 

@@ -16,13 +16,16 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  the name that torch's own documentation uses
 
 from convscope.lowering.cpu import LANES
 from convscope.lowering.processor import openmp
+
+if TYPE_CHECKING:
+    from convscope.lowering.masks import Mask
 
 _log = logging.getLogger(__name__)
 _PROGRESS = logging.getLogger("convscope.progress")
@@ -45,23 +48,6 @@ _TALL = 48  # as in products.py
 _NEAREST = 28 << 10
 
 
-@dataclass(frozen=True, eq=False)
-class PackedMask:
-    """A packed mask: element i of a tensor's memory is kept if a bit of a lane says so.
-
-    ``lanes`` are integers as wide as the elements, n of them; bit ``bits · (i // n)`` of lane ``i % n``
-    decides.
-    """
-
-    lanes: Tensor
-    bits: int
-
-    @property
-    def arguments(self) -> tuple[int, int, int]:
-        """Return address, number and bits as the loops take them."""
-        return self.lanes.data_ptr(), self.lanes.numel(), self.bits
-
-
 def suits(tensor: Tensor) -> bool:
     """Say whether the loops can work on a tensor: on a CPU, of a known type, without gaps."""
     if tensor.device.type != "cpu" or tensor.dtype not in (torch.bfloat16, torch.float32) or not available():
@@ -77,12 +63,12 @@ def hash_counters(words: Tensor, key: int, bits: int, threshold: int) -> None:
     _run(_loops().hash_counters, words.numel(), words, signed, bits, threshold, work=words.numel())
 
 
-def drop(source: Tensor, target: Tensor, mask: PackedMask) -> None:
+def drop(source: Tensor, target: Tensor, mask: Mask) -> None:
     """Write to ``target`` (or in place) what a mask keeps of ``source``, zero elsewhere; both lie alike."""
-    _run(_loop_for("drop", source), source.numel(), source, target, *mask.arguments, work=source.numel())
+    _run(_loop_for("drop", source), source.numel(), source, target, *mask.packed, work=source.numel())
 
 
-def tile_max(images: Tensor, relu: bool, mask: PackedMask | None) -> tuple[Tensor, Tensor]:
+def tile_max(images: Tensor, relu: bool, mask: Mask | None) -> tuple[Tensor, Tensor]:
     """Take the largest of each tile of two by two of contiguous images (n, h, w, c), then ReLU and dropout.
 
     Returns the results (n, h/2, w/2, c), and for each in uint8 which of the four its gradient goes to,
@@ -91,7 +77,7 @@ def tile_max(images: Tensor, relu: bool, mask: PackedMask | None) -> tuple[Tenso
     count, height, width, channels = images.shape
     results = images.new_empty((count, height // 2, width // 2, channels))
     places = torch.empty_like(results, dtype=torch.uint8)
-    lanes = (0, 0, 0) if mask is None else mask.arguments
+    lanes = (0, 0, 0) if mask is None else mask.packed
     rows = count * (height // 2)
     _run(
         _loop_for("tile_max", images), rows, height, width, channels, images, results, places, relu, *lanes,
@@ -204,7 +190,7 @@ def few_channel_gradient(
 
 
 def winograd_tile_max(
-    images: Tensor, kernel: Tensor, bias: Tensor | None, relu: bool, mask: PackedMask | None
+    images: Tensor, kernel: Tensor, bias: Tensor | None, relu: bool, mask: Mask | None
 ) -> tuple[Tensor, Tensor]:
     """Compute what ``tile_max`` makes of images (n, h, w, c) ∗ a kernel of three by three + bias.
 
@@ -220,7 +206,7 @@ def winograd_tile_max(
     pieces = -(-high * wide // _PIECE)
     room = 16 * _PIECE * (channels + filters) + 4 * filters
     rooms = images.new_empty((torch.get_num_threads(), room))
-    lanes = (0, 0, 0) if mask is None else mask.arguments
+    lanes = (0, 0, 0) if mask is None else mask.packed
     _run(
         _more_loops("winograd").winograd_tile_max, count * pieces, _PIECE, height, width, channels, high,
         wide, filters, images, kernel, bias, results, places, relu, *lanes, rooms, 4 * room,

@@ -25,7 +25,7 @@ from convscope.lowering.ir import Activation, Op, Shape, Value, broadcast, chann
 from convscope.lowering.kernels import Epilogue
 from convscope.lowering.layers.base import ProgramBuilder, Runner, Step, Tensor, WeightSource, reads, runs
 from convscope.lowering.layers.operations import Random
-from convscope.lowering.masks import Mask, MaskSource, bits_type, keep_probability
+from convscope.lowering.masks import Mask, bits_type, keep_probability, make_mask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,7 +328,6 @@ class Dropper:
 
     def __init__(self, op: Dropout) -> None:
         self._op = op
-        self._sources: dict[tuple[Any, ...], MaskSource] = {}
         self.scale = 1.0 / keep_probability(op.rate) if op.scaled and op.rate < 1.0 else 1.0
 
     def of(self, step: Step) -> Callable[[kernels.Shape, torch.dtype, torch.device], Mask]:
@@ -340,19 +339,13 @@ class Dropper:
             fixed = self._op.noise_shape and self._op.noise_shape[0] is not None
             shard = None if fixed else step.shard  # one mask for all rows is the same everywhere
             if shard is None:
-                return self._source(wanted, device).mask(key, bits_type(dtype))
+                return make_mask(self._op.rate, wanted, key, bits_type(dtype), device)
             begin, end = shard.elements(math.prod(wanted))
             whole = (wanted[0] * shard.total // shard.rows, *wanted[1:])
-            return self._source(whole, device).mask(key, bits_type(dtype)).part(begin, end, wanted)
+            return make_mask(self._op.rate, whole, key, bits_type(dtype), device).part(begin, end, wanted)
 
         return make
 
     def _wanted(self, shape: kernels.Shape) -> tuple[int, ...]:
         noise = self._op.noise_shape or (None,) * len(shape)
         return tuple(size if fixed is None else fixed for size, fixed in zip(shape, noise, strict=True))
-
-    def _source(self, wanted: tuple[int, ...], device: torch.device) -> MaskSource:
-        known = (wanted, device)
-        if known not in self._sources:
-            self._sources[known] = MaskSource(self._op.rate, wanted, device)
-        return self._sources[known]
