@@ -14,13 +14,14 @@ from convscope.lowering.cpu import compiled
 from convscope.lowering.kernels import (
     Drop,
     Epilogue,
+    FusedNormalization,
     MatrixProduct,
     RowNormalization,
     Smooth,
     TileMaxPool,
     apply,
     batch_statistics,
-    fused_normalization,
+    normalize,
 )
 from convscope.lowering.masks import Mask, bits_type
 
@@ -364,7 +365,7 @@ def test_normalization_in_loops_is_that_of_float64(shape, ceiling, with_residual
     images, gamma, beta = random(*shape), random(shape[-1], seed=1), random(shape[-1], seed=2)
     residual = random(*shape, seed=3) if with_residual else None
     assert compiled.suits_normalization(images)
-    result, mean, variance = fused_normalization(images, gamma, beta, 1e-3, residual, ceiling)
+    result, mean, variance = normalize(FusedNormalization, images, gamma, beta, 1e-3, residual, ceiling)
 
     def reference(x, gamma, beta, residual):
         axes = tuple(range(x.dim() - 1))
@@ -380,7 +381,7 @@ def test_normalization_in_loops_is_that_of_float64(shape, ceiling, with_residual
 
 def test_normalization_in_loops_keeps_its_digits_far_from_zero():
     images = random(32, 16, 16, 16).detach() + 1000
-    _, mean, variance = fused_normalization(images, None, None, 1e-3)
+    _, mean, variance = normalize(FusedNormalization, images, None, None, 1e-3, None, None)
     wide = images.double().reshape(-1, 16)
     assert (mean - wide.mean(0)).abs().max() < 1e-4
     assert ((variance - wide.var(0, correction=0)).abs() / wide.var(0, correction=0)).max() < 1e-5
@@ -390,6 +391,6 @@ def test_normalization_in_loops_keeps_its_digits_far_from_zero():
 def test_what_is_not_a_number_stays_visible_behind_normalization(ceiling):
     images = random(4, 6, 6, 16).detach()
     images[0, 0, 0, 3] = float("nan")
-    result, *_ = fused_normalization(images, None, None, 1e-3, None, ceiling)
+    result, *_ = normalize(FusedNormalization, images, None, None, 1e-3, None, ceiling)
     assert result[..., 3].isnan().all()
     assert result.isnan().sum() == 4 * 6 * 6
