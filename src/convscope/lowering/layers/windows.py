@@ -177,14 +177,14 @@ class GlobalPool2D(Op):
 @reads("Conv2D")
 def _read_conv2d(builder: ProgramBuilder, layer: Any, inputs: Sequence[Value]) -> Value:
     value = _convolved(
-        builder, layer, inputs, layer.kernel, layer.use_bias, **_windows(layer), groups=layer.groups
+        builder, layer, inputs, layer.kernel, layer.use_bias, **_window_settings(layer), groups=layer.groups
     )
     return read_fused_activation(builder, layer, value)
 
 
 @reads("DepthwiseConv2D")
 def _read_depthwise_conv2d(builder: ProgramBuilder, layer: Any, inputs: Sequence[Value]) -> Value:
-    settings = {**_windows(layer), "groups": layer.kernel.shape[2], "depthwise": True}
+    settings = {**_window_settings(layer), "groups": layer.kernel.shape[2], "depthwise": True}
     value = _convolved(builder, layer, inputs, layer.kernel, layer.use_bias, **settings)
     return read_fused_activation(builder, layer, value)
 
@@ -192,13 +192,13 @@ def _read_depthwise_conv2d(builder: ProgramBuilder, layer: Any, inputs: Sequence
 @reads("SeparableConv2D")
 def _read_separable_conv2d(builder: ProgramBuilder, layer: Any, inputs: Sequence[Value]) -> Value:
     first, second = layer.depthwise_kernel, layer.pointwise_kernel
-    settings = {**_windows(layer), "groups": first.shape[2], "depthwise": True}
+    settings = {**_window_settings(layer), "groups": first.shape[2], "depthwise": True}
     middle = _convolved(builder, layer, inputs, first, False, part="depthwise", **settings)
     value = _convolved(builder, layer, [middle], second, layer.use_bias, part="pointwise")
     return read_fused_activation(builder, layer, value)
 
 
-def _windows(layer: Any) -> dict[str, Any]:
+def _window_settings(layer: Any) -> dict[str, Any]:
     strides, dilation = tuple(layer.strides), tuple(layer.dilation_rate)
     return {"strides": strides, "padding": layer.padding, "dilation": dilation}
 
