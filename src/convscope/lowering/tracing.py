@@ -170,11 +170,11 @@ def _traced(layer: Any, args: Any, kwargs: dict[str, Any], values: Sequence[Valu
                 raise  # a part may change more than its variables while the record is tried
             larger = _record(layer, args, kwargs, values, _BATCHES[1], True)
             _require_same(twin, larger, (True, True))
-            _require_same_outputs(layer, args, kwargs, values, twin, training=True)
+            _require_same_outputs(layer, args, kwargs, twin, training=True)
             in_training = _merged(twin, larger)
     if any(call.makes_mask for call in small.calls):
         raise _DiffersError("it makes a mask")
-    _require_same_outputs(layer, args, kwargs, values, small)
+    _require_same_outputs(layer, args, kwargs, small)
     return dataclasses.replace(_merged(small, large), in_training=in_training)
 
 
@@ -395,16 +395,12 @@ def _only_repeats(call: Call) -> bool:
 
 
 def _require_same_outputs(
-    layer: Any,
-    args: Any,
-    kwargs: dict[str, Any],
-    values: Sequence[Value],
-    record: Trace,
-    training: bool = False,
+    layer: Any, args: Any, kwargs: dict[str, Any], record: Trace, training: bool = False
 ) -> None:
     """Compare the calls with the layer itself, on random inputs, and on the same draws."""
     device = device_of(layer) or current_device()
     generator = torch.Generator().manual_seed(0)
+    values = record.values
     shapes = [_sizes(value, _BATCHES[0]) for value in values]
     inputs = [
         torch.randn(shape, generator=generator).to(device)
