@@ -7,9 +7,8 @@ networks or optimizers, so that it can be drawn, tested and resumed anywhere.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from convscope.errors import UsageError, expected_got, unknown_name
 
@@ -27,12 +26,8 @@ class Rate:
     momentum: float | None = None
 
 
-class Schedule(Protocol):
-    """A step, counted from 0 over the whole training, gives a rate."""
-
-    def __call__(self, step: int) -> Rate:
-        """Give the rate of one step."""
-        ...
+# A step, counted from 0 over the whole training, gives a rate.
+Schedule = Callable[[int], Rate]
 
 
 @dataclass(frozen=True)
