@@ -108,9 +108,7 @@ class FastEngine:
         self._feed.reset()
         self._structure, self._compiled = ModelStructure(model, self._network.program), _compiled(model)
         self._memory = CallbackMemory(request.callbacks)
-        self._trainer = Trainer(
-            request, self._network, self._memory, prepare=self._follow_changes, give_up=self._give_up
-        )
+        self._trainer = Trainer(request, self._network, self._memory, self._give_up)
         self._is_due, self._reason = False, ""
         self._leave = ExitStack()
 
@@ -184,6 +182,7 @@ class FastEngine:
             number = epoch * (steps or _STEPS_OF_AN_UNKNOWN_EPOCH) + step
             if request.schedule is not None:
                 trainer.optimizer.set_rate(request.schedule(number))
+            self._follow_changes()
             trainer.train_step(batch, number)
             if request.stop_on_divergence and (step + 1) % LOGGING_INTERVAL == 0:
                 _require_finite(trainer, epoch, step)
@@ -196,9 +195,25 @@ class FastEngine:
         every = request.validation_freq  # so many epochs, or after these, counted from 1
         validates = (epoch + 1) % every == 0 if isinstance(every, int) else epoch + 1 in every
         if validation is not None and validates:
-            validation_logs = yield from _validate(trainer, validation)
+            validation_logs = yield from self._validate(validation)
             logs |= {f"val_{name}": value for name, value in validation_logs.items()}
         yield EpochEnd(epoch, logs, time.perf_counter() - began, lambda: trainer.snapshot(epoch + 1, 0))
+        return logs
+
+    def _validate(self, feed: ArrayFeed | StreamFeed) -> Generator[Event, None, dict[str, float]]:
+        """Evaluate the validation data; returns the logs."""
+        trainer = self._trainer
+        yield ValidationBegin()
+        trainer.begin_validation()
+        for step, batch in enumerate(feed.epoch(0)):
+            yield ValidationStepBegin(step)
+            self._follow_changes()
+            trainer.test_step(batch)
+            yield ValidationStepEnd(step, trainer.read_logs)
+            if trainer.model.stop_evaluating:
+                break
+        logs = trainer.read_logs()
+        yield ValidationEnd(logs)
         return logs
 
     def _validation_feed(self) -> ArrayFeed | StreamFeed | None:
@@ -312,21 +327,6 @@ def _lowered(
     if earlier is None:
         request.notify(Notice(describe_precision(network.program, context)))
     return network
-
-
-def _validate(trainer: Trainer, feed: ArrayFeed | StreamFeed) -> Generator[Event, None, dict[str, float]]:
-    """Evaluate the validation data; returns the logs."""
-    yield ValidationBegin()
-    trainer.begin_validation()
-    for step, batch in enumerate(feed.epoch(0)):
-        yield ValidationStepBegin(step)
-        trainer.test_step(batch)
-        yield ValidationStepEnd(step, trainer.read_logs)
-        if trainer.model.stop_evaluating:
-            break
-    logs = trainer.read_logs()
-    yield ValidationEnd(logs)
-    return logs
 
 
 def _require_finite(trainer: Trainer, epoch: int, step: int) -> None:
