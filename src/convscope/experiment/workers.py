@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any, NoReturn, cast
+from typing import IO, Any, NoReturn
 
 from convscope.environment import THREADS
 
@@ -41,7 +41,6 @@ class Worker:
                 env=os.environ | dict.fromkeys(THREADS, str(threads)),
                 **own,
             )
-        self._stdin, self._stdout = cast(IO[bytes], self.process.stdin), cast(IO[bytes], self.process.stdout)
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Send a line."""
@@ -53,6 +52,18 @@ class Worker:
         """Let it end: at once if it has nothing to do, otherwise after a checkpoint."""
         with suppress(OSError):
             self._stdin.close()
+
+    @property
+    def _stdin(self) -> IO[bytes]:
+        if self.process.stdin is None:
+            raise ValueError("a worker without standard input")
+        return self.process.stdin
+
+    @property
+    def _stdout(self) -> IO[bytes]:
+        if self.process.stdout is None:
+            raise ValueError("a worker without standard output")
+        return self.process.stdout
 
     def listen(self, into: queue.SimpleQueue[tuple[Worker, dict[str, Any] | None]]) -> None:
         """Put what it says into a queue, and None when it has ended."""
