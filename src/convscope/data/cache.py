@@ -497,10 +497,22 @@ def map_pixels(
     They come into memory where they are few, else into a file that vanishes with the last reference.
     """
     whole = (len(images), *shape)
-    stretches = (np.stack([change(image) for image in images[rows]]) for rows in _stretches(whole))
-    if math.prod(whole) > IN_MEMORY:
-        return _write_unnamed(stretches, whole)
-    return np.concatenate([np.empty((0, *shape), np.uint8), *stretches])
+    return _gathered(
+        (np.stack([change(image) for image in images[rows]]) for rows in _stretches(whole)), whole
+    )
+
+
+def join_pixels(arrays: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Put images of one shape, of several arrays, behind one another; in memory or not, as ``map_pixels``."""
+    whole = (sum(map(len, arrays)), *arrays[0].shape[1:])
+    return _gathered((array[rows] for array in arrays for rows in _stretches(array.shape)), whole)
+
+
+def _gathered(stretches: Iterable[NDArray[np.uint8]], shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Put stretches of rows into memory where they are few, else into a file of their own."""
+    if math.prod(shape) > IN_MEMORY:
+        return _write_unnamed(stretches, shape)
+    return np.concatenate([np.empty((0, *shape[1:]), np.uint8), *stretches])
 
 
 def _stretches(shape: tuple[int, ...]) -> Iterator[slice]:
