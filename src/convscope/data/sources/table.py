@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from convscope.data.dataset import printable
 from convscope.data.decode import FORMATS, HEAD, SUFFIXES, sniff
-from convscope.data.sources.arrays import SAMPLE, Layout, ValueRange, find_layout
+from convscope.data.sources.arrays import Layout, ValueRange, find_layout, look_through
 from convscope.data.sources.base import (
     SPLITS,
     Finding,
@@ -551,11 +551,8 @@ def _pixel_layouts(columns: dict[Table, _PixelColumns]) -> list[Layout]:
     """Look at the range of all rows of all tables, and at the order of some of each."""
     samples, value_range = [], ValueRange()
     for table, found in columns.items():
-        sample = None
-        for _, values in _values(table, found):
-            sample = values[:SAMPLE] if sample is None else sample
-            value_range.add(values)
-        if sample is None or not sample.size:
+        sample = look_through((values for _, values in _values(table, found)), value_range)
+        if sample is None:
             raise DataError(expected_got(f"pixels in {table.file}", "none"))
         samples.append(sample)
     return [
