@@ -117,13 +117,15 @@ class Table:
 
     def splits_in(self, column: int | None) -> dict[str, int]:
         """Read the words of a column of splits; what it says in another word may be meant for the test."""
+        if column is None:
+            return {}
         found: dict[str, int] = {}
-        for number, row in enumerate(self.rows(1 + (column or 0)) if column is not None else (), 1):
-            word = row[column or 0]
+        for number, row in enumerate(self.rows(1 + column), 1):
+            word = row[column]
             if word not in found:
                 split = split_in_name(word, entirely=True)
                 if split is None:
-                    where = f"in column {self.header[column or 0]!r} in row {number:,} of {self.name}"
+                    where = f"in column {self.header[column]!r} in row {number:,} of {self.name}"
                     hint = "Use these words, or give the column another name if it is no column of parts."
                     raise DataError(expected_got(f"train, validation or test {where}", repr(word), hint))
                 found[word] = split
