@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import json
 import logging
 import math
@@ -32,6 +31,7 @@ from numpy.typing import NDArray
 
 from convscope.environment import cache_folder
 from convscope.errors import DataError, RunError, UsageError, expected_got
+from convscope.parts import pack
 from convscope.runs import is_lock_left, locked, write_file
 
 _PROGRESS = logging.getLogger("convscope.progress")
@@ -322,12 +322,12 @@ def read_rows(key: str) -> tuple[dict[bytes, NDArray[np.float32]], float]:
 
 def add_rows(key: str, names: Sequence[bytes], rows: NDArray[np.float32], seconds: float) -> None:
     """Keep rows ``(n, d)`` under a key, named by digests; all took so many ``seconds``."""
-    folder, content = store_folder() / key, io.BytesIO()
+    folder = store_folder() / key
     table = np.frombuffer(b"".join(names), np.uint8).reshape(len(names), -1)
-    np.savez(content, allow_pickle=False, names=table, rows=rows, seconds=np.float64(seconds))
+    content = pack({"names": table, "rows": rows, "seconds": np.array(seconds)})
     with disk_errors_named():
         write_file(folder / NOTES_FILE, b"{}")
-        write_file(folder / f"{hashlib.sha256(table.data).hexdigest()}.npz", content.getvalue())
+        write_file(folder / f"{hashlib.sha256(table.data).hexdigest()}.npz", content)
         evict(store_folder(), keep=key)
 
 
