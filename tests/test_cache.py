@@ -17,13 +17,12 @@ from convscope.data.cache import (
     add_rows,
     cache_limit,
     evict,
-    known_store,
+    open_known,
     open_or_write,
     open_pixels,
     open_store,
     read_pixels,
     read_rows,
-    remember_store,
     scratch_folder,
     store_folder,
     write_store,
@@ -102,12 +101,20 @@ def test_nothing_that_is_not_ours_is_removed(two_stores, monkeypatch, tmp_path):
 
 
 def test_an_evicted_store_is_forgotten_and_made_anew(two_stores, monkeypatch):
-    remember_store(["files"], KEYS[0])
+    made = []
+
+    def make():
+        made.append(KEYS[0])
+        write(KEYS[0])
+        return KEYS[0], open_store(KEYS[0])
+
+    for _ in range(2):
+        assert open_known(["files"], make).images.shape == IMAGES.shape
+    assert len(made) == 1
     limit_to(monkeypatch, 0)
     evict(store_folder(), keep="")
-    assert known_store(["files"]) is None
-    write(KEYS[0])
-    assert open_store(KEYS[0]).images.shape == IMAGES.shape
+    assert open_known(["files"], make).images.shape == IMAGES.shape
+    assert len(made) == 2
 
 
 @pytest.mark.parametrize("text", ["-1", "much", "inf", "nan"])
