@@ -251,7 +251,10 @@ class _Service:
 
     async def correct(self, request: Request) -> Response:
         """Keep what an image really shows, for the next training."""
-        corrections = self._required()
+        corrections = self._corrections
+        if corrections is None:
+            found = "one started without --keep"
+            raise Refusal(404, expected_got("a server that keeps corrections", found))
         value = await _read_json(request)
         label, image = value.get("label"), _decoded(value.get("image"))
         if label not in self._names:
@@ -281,12 +284,6 @@ class _Service:
     def _kept(self, status: int) -> Response:
         kept = self._corrections.count if self._corrections else None
         return JSONResponse({"kept": kept, "labels": list(self._names)}, status)
-
-    def _required(self) -> CorrectionStore:
-        if self._corrections is None:
-            found = "one started without --keep"
-            raise Refusal(404, expected_got("a server that keeps corrections", found))
-        return self._corrections
 
 
 async def _refused(request: Request, error: Exception) -> Response:
@@ -353,7 +350,7 @@ class _InMemory(MultiPartParser):
 
 async def _read_uploads(request: Request, most: int) -> list[Upload]:
     """Read the images of a request, as files of a form or as JSON."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = _content_type(request)
     if kind == "multipart/form-data":
         parser = _InMemory(
             request.headers, request.stream(), max_files=most, max_fields=most, max_part_size=_TEXT
@@ -382,9 +379,12 @@ async def _read_uploads(request: Request, most: int) -> list[Upload]:
     return uploads
 
 
+def _content_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 async def _read_json(request: Request) -> dict[str, Any]:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
+    if _content_type(request) != "application/json":
         raise Refusal(415, "Expected application/json, got another content type.")
     body = await request.body()
     if sum(map(body.count, (b"[", b"{", b","))) > _VALUES:
