@@ -191,12 +191,16 @@ def _train_in_workers(study: Study, workers: int, until: float, display: _Displa
 
 def _check_space(space: Space, data: str, file: Path) -> None:
     """Refuse values that no training can have, each with the setting that it is of."""
-    single = [({name: end}, f"{file}, {name}") for name, one in space.searched.items() for end in one.ends]
-    for chosen, where in [*single, ({}, str(file))]:
-        try:
-            check_settings(data, space.settings(chosen))
-        except UsageError as error:
-            raise UsageError(f"{where}: {error}") from error
+    for name, one in space.searched.items():
+        for value in one.ends:
+            try:
+                check_settings(data, space.settings({name: value}))
+            except UsageError as error:
+                raise UsageError(f"{file}, {name}: {error}") from error
+    try:
+        check_settings(data, space.settings({}))
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}") from error
 
 
 class _Display:

@@ -120,8 +120,8 @@ def _kind(call: Call, graph: Graph) -> str:
     known = LAYERS.get(call.type)
     is_own = is_of_a_library(kind) and not is_altered(operation)
     _require(is_own and hasattr(operation, "get_weights"), "reason_own_code")
-    if known is None or known.page is None:
-        raise _NotLive("reason_unknown_layer")
+    _require(known is not None and known.page is not None, "reason_unknown_layer")
+    assert known is not None and known.page is not None  # noqa: S101  for mypy
     order = getattr(operation, "data_format", None)
     # Flatten brings the channels behind the places where it is told that they come first.
     if call.type != "Flatten" and len(call.input_shapes[0]) == 3:
@@ -205,8 +205,8 @@ def _activation(call: Call) -> tuple[str | None, dict[str, Any]]:
     if call.type == "ELU":
         return "elu", {"alpha": float(layer.alpha)}
     if call.type == "Softmax":
-        last = isinstance(layer.axis, int) and layer.axis in (-1, len(call.output_shapes[0]))
-        _require(last, "reason_axis_order")
+        _require(isinstance(layer.axis, int), "reason_axis_order")
+        _require(layer.axis in (-1, len(call.output_shapes[0])), "reason_axis_order")
         return "softmax", {}
     function = getattr(layer, "activation", None)
     if function is None:
@@ -274,28 +274,9 @@ def _same(call: Call, graph: Graph) -> dict[str, Any]:
 
 
 def _scale(call: Call, graph: Graph) -> dict[str, Any]:
-    """Read scale and offset of the last axis: one number, or one for each channel."""
-    layer = call.operation
-    if call.type == "Rescaling":
-        given = layer.scale, layer.offset
-    else:
-        mean, variance = (np.asarray(value, np.float64) for value in _numbers(layer))
-        scale = 1 / np.maximum(np.sqrt(variance), 1e-7)
-        given = scale, -mean * scale
-    arrays = [np.asarray(value, np.float64) for value in given]
-    channels = call.input_shapes[0][-1]
-    _require(all(array.size in (1, array.shape[-1:] and channels) for array in arrays), "reason_axis_order")
-    _require(all(array.size == 1 for array in arrays) or not _is_first(call, graph), "reason_axis_order")
-    return dict(zip(("scale", "offset"), (array.ravel().tolist() for array in arrays), strict=True))
-
-
-def _numbers(layer: Any) -> tuple[Any, Any]:
-    """Read mean and variance of a Normalization that was adapted or told them."""
-    own = dict(zip((one.name for one in layer.weights), layer.get_weights(), strict=True))
-    if "mean" in own:
-        return own["mean"], own["variance"]
-    _require(layer.input_mean is not None and not getattr(layer, "invert", False), "reason_setting")
-    return layer.input_mean, layer.input_variance
+    scale, offset = _scaling(call)
+    _require(not (_is_first(call, graph) and max(len(scale), len(offset)) > 1), "reason_axis_order")
+    return {"scale": scale, "offset": offset}
 
 
 def _merge(call: Call, _graph: Graph) -> dict[str, Any]:
@@ -352,8 +333,8 @@ def _strided(call: Call, graph: Graph) -> dict[str, Any]:
     found = None
     with suppress(Exception):  # whatever it does not take, such as a batch of two
         found = call_alone(graph, call, turned)
-    if found is None or found.ndim != len(made) + 1:
-        raise _NotLive("reason_setting")
+    _require(found is not None and found.ndim == len(made) + 1, "reason_setting")
+    assert found is not None  # noqa: S101  for mypy
     moved = np.moveaxis(found, 1, -1) if graph.channels_first and len(made) == 3 else found
     _require(moved.shape == (2, *made), "reason_setting")
     first = moved[0]
@@ -404,6 +385,31 @@ def _attention(call: Call, _graph: Graph) -> dict[str, Any]:
 _OVER_ROW = tuple(
     function for function, name in KERAS_FUNCTIONS.items() if name in ("softmax", "log_softmax")
 )
+
+
+def _scaling(call: Call) -> tuple[list[float], list[float]]:
+    """Read scale and offset of the last axis: one number, or one for each channel."""
+    layer = call.operation
+    if call.type == "Rescaling":
+        pair = (np.asarray(value, np.float64) for value in (layer.scale, layer.offset))
+    else:
+        mean, variance = (np.asarray(value, np.float64) for value in _numbers(layer))
+        scale = 1 / np.maximum(np.sqrt(variance), 1e-7)
+        pair = (one for one in (scale, -mean * scale))
+    arrays = list(pair)
+    channels = call.input_shapes[0][-1]
+    _require(all(array.size in (1, array.shape[-1:] and channels) for array in arrays), "reason_axis_order")
+    first, second = ([float(value) for value in array.ravel()] for array in arrays)
+    return first, second
+
+
+def _numbers(layer: Any) -> tuple[Any, Any]:
+    """Read mean and variance of a Normalization that was adapted or told them."""
+    own = dict(zip((one.name for one in layer.weights), layer.get_weights(), strict=True))
+    if "mean" in own:
+        return own["mean"], own["variance"]
+    _require(layer.input_mean is not None and not getattr(layer, "invert", False), "reason_setting")
+    return layer.input_mean, layer.input_variance
 
 
 def _weights(call: Call, kind: str) -> dict[str, Array]:

@@ -251,10 +251,7 @@ class _Service:
 
     async def correct(self, request: Request) -> Response:
         """Keep what an image really shows, for the next training."""
-        corrections = self._corrections
-        if corrections is None:
-            found = "one started without --keep"
-            raise Refusal(404, expected_got("a server that keeps corrections", found))
+        corrections = self._required()
         value = await _read_json(request)
         label, image = value.get("label"), _decoded(value.get("image"))
         if label not in self._names:
@@ -284,6 +281,12 @@ class _Service:
     def _kept(self, status: int) -> Response:
         kept = self._corrections.count if self._corrections else None
         return JSONResponse({"kept": kept, "labels": list(self._names)}, status)
+
+    def _required(self) -> CorrectionStore:
+        if self._corrections is None:
+            found = "one started without --keep"
+            raise Refusal(404, expected_got("a server that keeps corrections", found))
+        return self._corrections
 
 
 async def _refused(request: Request, error: Exception) -> Response:
@@ -350,7 +353,7 @@ class _InMemory(MultiPartParser):
 
 async def _read_uploads(request: Request, most: int) -> list[Upload]:
     """Read the images of a request, as files of a form or as JSON."""
-    kind = _content_type(request)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         parser = _InMemory(
             request.headers, request.stream(), max_files=most, max_fields=most, max_part_size=_TEXT
@@ -379,12 +382,9 @@ async def _read_uploads(request: Request, most: int) -> list[Upload]:
     return uploads
 
 
-def _content_type(request: Request) -> str:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
 async def _read_json(request: Request) -> dict[str, Any]:
-    if _content_type(request) != "application/json":
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
         raise Refusal(415, "Expected application/json, got another content type.")
     body = await request.body()
     if sum(map(body.count, (b"[", b"{", b","))) > _VALUES:
