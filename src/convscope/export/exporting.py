@@ -325,7 +325,7 @@ def _write(
     first = FORMATS["onnx"] if form is eight else form
     name = first.files[0]
     _PROGRESS.info("Writing %s", name)
-    forward = first.write(bundle, scratch.path)
+    forward = first.write(bundle, *(scratch.path / one for one in first.files))
     _PROGRESS.info("Holding %s against the run", name)
     reference = bundle.predict(images.pixels)
     checked = str(require_agreement(forward, images.pixels, reference, name))
@@ -333,7 +333,8 @@ def _write(
     notes = [require_same_resizing(forward, bundle, images.pixels, form.files[0])] if form.resizes else []
     if eight.quantize and (int8 or form is eight):
         _PROGRESS.info("Quantizing it, and holding %s against the run", eight.files[0])
-        forwards[eight.files[0]], note = eight.quantize(bundle, scratch.path, images)
+        small = scratch.path / eight.files[0]
+        forwards[small.name], note = eight.quantize(scratch.path / name, small, bundle, images)
         notes.append(note)
     sizes = {one: (scratch.path / one).stat().st_size for one in forwards if one != SOURCE}
     if form is eight:
