@@ -349,10 +349,12 @@ def _write(
     _require_same_distances(bundle, load_bundle(scratch.path), sample)
     latency = measure_latency(forwards, images.pixels[:64])
     sizes[SOURCE] = (run.path / WEIGHTS_FILE).stat().st_size
-    networks = [
-        _measure(name, sizes[name], forward, images, reference, latency[name])
-        for name, forward in forwards.items()
-    ]
+    networks = []
+    for one, forward in forwards.items():
+        predicted = reference if one == SOURCE else forward(images.pixels)
+        same = float(np.mean(predicted.argmax(axis=1) == reference.argmax(axis=1)))
+        apart = compare(reference, predicted).largest_difference
+        networks.append(Measured(one, sizes[one], images.accuracy(predicted), same, apart, latency[one]))
     return ExportReport(folder, format, images.origin, tuple(networks), tuple(notes), images.uncounted)
 
 
@@ -364,22 +366,6 @@ def _require_same_distances(bundle: Bundle, exported: Bundle, pixels: NDArray[np
         if not apart <= FARTHEST:
             expected = "an export with the features of its source"
             raise ExportError(expected_got(expected, f"distances up to {apart:.1e} apart"))
-
-
-def _measure(
-    name: str,
-    size: int,
-    forward: Forward,
-    images: CheckImages,
-    reference: NDArray[np.float32],
-    milliseconds: dict[int, float],
-) -> Measured:
-    """Sum one network up."""
-    predicted = reference if name == SOURCE else forward(images.pixels)
-    same = float(np.mean(predicted.argmax(axis=1) == reference.argmax(axis=1)))
-    difference = compare(reference, predicted).largest_difference
-    accuracy = images.accuracy(predicted)
-    return Measured(name, size, accuracy, same, difference, milliseconds)
 
 
 def _write_companions(

@@ -71,11 +71,11 @@ def _curves(history: Any) -> dict[str, list[float]]:
     if not len(table.get("loss", ())):
         found = f"the names {', '.join(map(str, table))}" if table else "an empty history"
         raise UsageError(expected_got("a history with a loss for each epoch", found))
-    return {name: [float(value) for value in values] for name, values in table.items() if _is_curve(values)}
-
-
-def _is_curve(values: Any) -> bool:
-    return isinstance(values, Sequence) or hasattr(values, "__array__")
+    return {
+        name: [float(value) for value in values]
+        for name, values in table.items()
+        if isinstance(values, Sequence) or hasattr(values, "__array__")
+    }
 
 
 def _epochs(history: Any, count: int) -> list[int]:
