@@ -322,11 +322,11 @@ def test_every_named_network_exports(name, data_format, tmp_path):
     model = convscope.build(name, preprocess.input_shape, 5, data_format)
     bundle = Bundle.from_model(model, preprocess, tuple("abcde"), 1.5)
     reference = bundle.predict(pixels)
-    onnx_files.write_onnx(torch_files.trace(bundle), bundle, tmp_path / "model.onnx")
+    onnx_files.write_onnx(bundle, tmp_path / "model.onnx")
     files = tmp_path / "network.safetensors", tmp_path / "network.py"
     for forward in (
-        torch_files.write_program(torch_files.trace(bundle), tmp_path / "model.pt2"),
-        torch_files.write_module(torch_files.trace(bundle), bundle, *files),
+        torch_files.write_program(bundle, tmp_path / "model.pt2"),
+        torch_files.write_module(bundle, *files),
         open_session(tmp_path / "model.onnx", (28, 28, 3), 5),
     ):
         require_agreement(forward, pixels, reference, name)
