@@ -13,7 +13,8 @@ import convscope
 from convscope.errors import ConvscopeError, DataError, RunError, UnknownNameError, UsageError
 from convscope.evaluation import apply_temperature, fit_temperature
 from convscope.export import Bundle, load_bundle
-from convscope.model_files import load_model, load_run_model, open_model, read_weights, write_weights
+from convscope.model_files import load_model, open_model
+from convscope.model_files.models import load_run_model, read_weights, write_weights
 from convscope.preprocessing import Preprocess
 from convscope.runs import RunDirectory
 

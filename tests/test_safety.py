@@ -19,10 +19,9 @@ from bundle_cases import copy_of, read_zip, rewrite_config, small_network, write
 from keras import layers
 
 import convscope
-from convscope import model_files
 from convscope.errors import ConvscopeError, DataError
 from convscope.export import load_bundle
-from convscope.model_files import allowed, hdf5, load_model
+from convscope.model_files import allowed, hdf5, load_model, models
 from convscope.model_files.allowed import read_config
 
 SOURCE = Path(convscope.__file__).parent
@@ -345,12 +344,12 @@ def test_a_flipped_bit_is_noticed(small_file, tmp_path):
 
 
 def test_arrays_that_would_fill_the_memory_are_refused(monkeypatch):
-    monkeypatch.setattr(model_files, "ARRAY_BYTES", 2**20)
+    monkeypatch.setattr(models, "ARRAY_BYTES", 2**20)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
-        file.writestr("scale.npy", b"\0" * (model_files.ARRAY_BYTES + 1))
+        file.writestr("scale.npy", b"\0" * (models.ARRAY_BYTES + 1))
     with pytest.raises(DataError, match=r"Expected preprocess\.npz to hold at most 1 MB"):
-        model_files.read_arrays(buffer.getvalue(), "preprocess.npz")
+        models.read_arrays(buffer.getvalue(), "preprocess.npz")
 
 
 def test_an_array_that_declares_more_than_it_has_is_refused():
@@ -360,7 +359,7 @@ def test_an_array_that_declares_more_than_it_has_is_refused():
     with zipfile.ZipFile(buffer, "w") as file:
         file.writestr("scale.npy", header.getvalue() + b"\0" * 16)
     with pytest.raises(DataError, match=r"Expected preprocess\.npz to hold NumPy arrays"):
-        model_files.read_arrays(buffer.getvalue(), "preprocess.npz")
+        models.read_arrays(buffer.getvalue(), "preprocess.npz")
 
 
 def test_a_member_that_is_no_array_is_refused():
@@ -368,7 +367,7 @@ def test_a_member_that_is_no_array_is_refused():
     with zipfile.ZipFile(buffer, "w") as file:
         file.writestr("known.npy", b"no array")
     with pytest.raises(DataError, match=r"Expected novelty\.npz to hold NumPy arrays, got known"):
-        model_files.read_arrays(buffer.getvalue(), "novelty.npz")
+        models.read_arrays(buffer.getvalue(), "novelty.npz")
 
 
 # HDF5 -----------------------------------------------------------------------------------------------------
@@ -460,8 +459,8 @@ def test_a_reader_that_dies_takes_nobody_with_it(small_file, tmp_path, monkeypat
     code, message = READERS[name]
     script = tmp_path / "reader.py"
     script.write_text(code)
-    monkeypatch.setattr(model_files, "HDF5_READER", script)
-    monkeypatch.setattr(model_files, "READ_SECONDS", 1)
+    monkeypatch.setattr(models, "HDF5_READER", script)
+    monkeypatch.setattr(models, "READ_SECONDS", 1)
     refuse(small_file, message)
 
 
@@ -654,9 +653,9 @@ def test_the_damage_reaches_the_inside_of_archives(digits_run):
 
 def test_a_configuration_is_rehearsed_once(tmp_path, monkeypatch, digits_run):
     monkeypatch.setenv("CONVSCOPE_CACHE", str(tmp_path))
-    rehearsed, rehearse = [], model_files._build_without_memory
+    rehearsed, rehearse = [], models._build_without_memory
     noted = lambda config: rehearsed.append(1) or rehearse(config)  # noqa: E731
-    monkeypatch.setattr(model_files, "_build_without_memory", noted)
+    monkeypatch.setattr(models, "_build_without_memory", noted)
     first, second = (load_bundle(digits_run).model for _ in range(2))
     assert len(rehearsed) == 1
     assert [one.shape for one in first.get_weights()] == [one.shape for one in second.get_weights()]

@@ -16,7 +16,7 @@ from convscope.evaluation import Calibration, Evaluation
 from convscope.evaluation.novelty import Novelty
 from convscope.export.bundle import Bundle
 from convscope.export.formats import FORMATS
-from convscope.model_files import load_run_model, read_arrays
+from convscope.model_files.models import load_run_model, read_arrays
 from convscope.preprocessing import DATA_FORMATS, RESIZES, SCALINGS, Preprocess
 from convscope.runs import RUN_FILE, RunDirectory, open_run
 

@@ -36,7 +36,7 @@ from convscope.export.bundle_files import (
 )
 from convscope.export.formats import FORMATS, ExportFormat
 from convscope.export.onnx_files import INPUT, OUTPUT
-from convscope.model_files import CONFIG, WEIGHTS_FILE, write_weights
+from convscope.model_files.models import CONFIG, WEIGHTS_FILE, write_weights
 from convscope.preprocessing import resize_to_input
 from convscope.runs import RUN_FILE, RunDirectory, as_json, create_run, open_run
 

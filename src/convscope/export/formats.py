@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from convscope.export.bundle import Bundle, Forward
 from convscope.export.onnx_files import Session, open_session, write_int8, write_onnx
-from convscope.model_files import MODEL_FILE, load_model
+from convscope.model_files.models import MODEL_FILE, load_model
 
 if TYPE_CHECKING:  # it brings all that reads data, which a prediction needs not
     from convscope.export.exporting import CheckImages
