@@ -1,15 +1,16 @@
 """The datasets that have a name, MNIST and scikit-learn's digits, and the only outbound network.
 
 A file is looked for in this order: a path given by the user; the folder named in ``CONVSCOPE_DATA``; the
-user's cache; then a download. The decompressed content of a download is held against a SHA-256; then it goes
-into a temporary folder inside the cache and is renamed into place, so that several processes may fetch at
-once and a broken download is never mistaken for the data.
+user's cache; then a download. A download goes into a temporary folder inside the cache, its decompressed
+content is held against a SHA-256, and only then it is renamed into place, so that several processes may fetch
+at once and a broken download is never mistaken for the data.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 
 from convscope.data.cache import disk_errors_named, scratch_folder
 from convscope.data.dataset import Dataset, Split, fingerprint, split_indices
-from convscope.data.sources.arrays import decompress, read_decompressed, read_idx
+from convscope.data.sources.arrays import read_decompressed, read_idx
 from convscope.environment import cache_folder
 from convscope.errors import DataError, DataNotFoundError, expected_got
 
@@ -153,18 +154,33 @@ def fetch(filename: str, mirrors: Sequence[str], sha256: str, folder: Path) -> P
         folder.mkdir(parents=True, exist_ok=True)
         for mirror in mirrors:
             try:
-                answer = requests.get(mirror + filename, timeout=CONNECT_AND_READ_SECONDS)
-                answer.raise_for_status()
-                # The hash is that of the content, which the compressed bytes do not determine.
-                verify(decompress(answer.content, filename), sha256, filename)
+                return _fetch_once(mirror + filename, sha256, scratch, folder / filename)
             except requests.ConnectionError:
                 failures.append(f"{mirror}: no connection")
             except requests.Timeout:
                 failures.append(f"{mirror}: no answer in time")
             except (requests.RequestException, DataError) as error:
                 failures.append(f"{mirror}: {str(error).splitlines()[0]}")
-            else:
-                (scratch / filename).write_bytes(answer.content)
-                return (scratch / filename).replace(folder / filename)
     expected = f"{filename} from one of {len(mirrors)} mirrors"
     raise DataNotFoundError(expected_got(expected, "; ".join(failures), "Is there a network?"))
+
+
+def _fetch_once(url: str, sha256: str, scratch: Path, target: Path) -> Path:
+    """Download, verify, and rename into place."""
+    with warnings.catch_warnings():
+        # In a notebook without widgets, pooch's progress bar complains as it loads; it is never shown.
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        import pooch
+
+    pooch.get_logger().setLevel("ERROR")  # progress and failures are told by our own messages
+    downloader = pooch.HTTPDownloader(timeout=CONNECT_AND_READ_SECONDS)
+    # The hash is that of the content, which the compressed bytes do not determine: it is checked below.
+    arrived = Path(
+        pooch.retrieve(url, known_hash=None, fname=target.name, path=scratch, downloader=downloader)
+    )
+    try:
+        verify(read_decompressed(arrived), sha256, target.name)
+        arrived.replace(target)
+    finally:
+        arrived.unlink(missing_ok=True)
+    return target
