@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, help="steps of one measurement; set for each network when left out"
     )
-    parser.add_argument("--before", type=Path, help="a checkout of an earlier commit: one more peer, in float32")
+    parser.add_argument("--before", type=Path, help="checkout of an earlier commit: a peer, in float32")
     parser.add_argument("--name", default="throughput", help="the name of the files in benchmarks/results/")
     arguments = parser.parse_args()
 
