@@ -342,8 +342,8 @@ def quick(monkeypatch):
 
 
 def test_an_export_that_disagrees_is_refused_and_leaves_nothing(own_run, tmp_path, monkeypatch, quick):
-    def forgetful(bundle, folder):
-        (folder / "model.keras").write_bytes(b"something")
+    def forgetful(bundle, file):
+        file.write_bytes(b"something")
         return lambda pixels: bundle.forward(255 - pixels)
 
     monkeypatch.setitem(FORMATS, "keras", replace(FORMATS["keras"], write=forgetful))
@@ -355,8 +355,8 @@ def test_an_export_that_disagrees_is_refused_and_leaves_nothing(own_run, tmp_pat
 
 
 def test_an_export_that_resizes_otherwise_is_refused(own_run, tmp_path, monkeypatch, quick):
-    def careless(bundle, folder):
-        (folder / "model.onnx").write_bytes(b"something")
+    def careless(bundle, file):
+        file.write_bytes(b"something")
         return lambda pixels: bundle.predict(pixels[:, :28, :28])
 
     monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], write=careless))

@@ -204,7 +204,7 @@ def _all_findings(collection: Collection, counts: NDArray[np.int64], quick: bool
     yield from _classes(collection.class_names, counts)
     yield from _order(collection)
     if not quick:
-        statistics = _measure(collection.images)
+        statistics = measure(collection.images)
         yield from _outliers(statistics, collection.names)
         yield from _shortcuts(collection, statistics)
 
@@ -435,13 +435,13 @@ def _leaks_and_conflicts(collection: Collection) -> Iterator[Finding]:
 # Outliers, and what betrays the class
 
 
-def _measure(images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+def measure(images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
     """Measure images (n, h, w, c), in memory or not: a few numbers about each, a row for each."""
-    chunks = [_measure_some(images[start : start + _CHUNK]) for start in range(0, len(images), _CHUNK)]
+    chunks = [_measure(images[start : start + _CHUNK]) for start in range(0, len(images), _CHUNK)]
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
-def _measure_some(images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+def _measure(images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
     """Measure images (k, h, w, c) that lie in memory."""
     values = images.astype(np.float32)
     grey = values.mean(axis=3)  # (k, h, w)

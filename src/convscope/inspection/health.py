@@ -118,7 +118,7 @@ def _measure(
     wanted = [kernel for group in kernels.values() for kernel in group if kernel.requires_grad]
     sums = [torch.zeros_like(kernel) for kernel in wanted]
     size = fitting_batch(graph, _BATCH)
-    for start, part in zip(range(0, len(images), size), images.split(size), strict=True):
+    for start, part in zip(range(0, len(images), size), torch.split(images, size), strict=True):
         values = run(graph, part)
         loss = _loss(graph, values, targets[start : start + size])
         if wanted:
@@ -316,7 +316,7 @@ def training_health(
 def _probabilities(model: keras.Model, images: npt.ArrayLike) -> npt.NDArray[np.float32]:
     graph = read_graph(model)
     with torch.no_grad():
-        parts = to_batch(graph, images).split(fitting_batch(graph, 256))
+        parts = torch.split(to_batch(graph, images), fitting_batch(graph, 256))
         found = torch.cat([scores(graph, part) for part in parts])
     return to_numpy(found.sigmoid() if found.shape[1] == 1 else found.softmax(1))
 

@@ -148,7 +148,7 @@ def embeddings(model: keras.Model, images: npt.ArrayLike, batch_size: int = 256)
     deciding = _deciding_call(graph)
     entering, rows = deciding.inputs[0], []
     with torch.no_grad():
-        for batch in to_batch(graph, images).split(fitting_batch(graph, batch_size)):
+        for batch in torch.split(to_batch(graph, images), fitting_batch(graph, batch_size)):
             rows.append(run(graph, batch, until=deciding, keep=[entering])[entering].flatten(1))
     return to_numpy(torch.cat(rows))
 
