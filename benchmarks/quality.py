@@ -23,8 +23,7 @@ import convscope
 from convscope.environment import versions
 from convscope.experiment.config import ExperimentConfig, TrainingConfig
 from convscope.experiment.fitting import train
-from convscope.experiment.model import build_model
-from convscope.experiment.preparation import prepare
+from convscope.experiment.preparation import build_model, prepare
 from convscope.lowering.devices import describe_device
 from convscope.training.api import predict
 

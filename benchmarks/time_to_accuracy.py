@@ -22,8 +22,7 @@ import convscope
 from convscope.environment import describe
 from convscope.experiment.config import ExperimentConfig, TrainingConfig
 from convscope.experiment.fitting import train
-from convscope.experiment.model import build_model
-from convscope.experiment.preparation import prepare
+from convscope.experiment.preparation import build_model, prepare
 from convscope.experiment.results import evaluate_parts
 from convscope.lowering.devices import describe_device
 from convscope.recipes import recipe

@@ -24,7 +24,7 @@ import convscope
 from convscope.errors import DataError
 from convscope.experiment import together
 from convscope.experiment.config import ExperimentConfig
-from convscope.lowering.masks import MaskSource, bits_type
+from convscope.lowering.masks import bits_type, make_mask
 from convscope.runs import open_run
 from convscope.training import distributed
 
@@ -186,7 +186,7 @@ def test_each_process_stays_on_its_cores_where_they_use_all(monkeypatch, process
 @pytest.mark.parametrize("rate", [0.5, 0.25, 0.3, 1 / 256])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_part_of_a_mask_is_that_of_the_whole(rate: float, dtype: torch.dtype) -> None:
-    whole = MaskSource(rate, (13, 5, 7, 16), torch.device("cpu")).mask(12345, bits_type(dtype))
+    whole = make_mask(rate, (13, 5, 7, 16), 12345, bits_type(dtype), torch.device("cpu"))
     for first, last in ((0, 4), (4, 8), (8, 13)):
         shape = (last - first, 5, 7, 16)
         part = whole.part(first * 560, last * 560, shape)

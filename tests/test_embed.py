@@ -187,6 +187,7 @@ def test_a_table_goes_on_where_it_was_and_a_bad_file_is_a_row(mixed, digits_run,
     compute = embedding_module._features_of
 
     def until_tenth(network, images):
+        images = list(images)
         gone_through.append([image.name for image in images])
         if len(gone_through) == 10:
             raise KeyboardInterrupt

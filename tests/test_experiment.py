@@ -15,8 +15,7 @@ from convscope.data.dataset import Dataset, Split, fingerprint
 from convscope.errors import DataError, DivergedError, InterruptedRunError, RunError, UsageError
 from convscope.experiment import running
 from convscope.experiment.config import ExperimentConfig, TrainingConfig
-from convscope.experiment.model import build_model
-from convscope.experiment.preparation import prepare
+from convscope.experiment.preparation import build_model, prepare
 from convscope.experiment.running import resume_experiment, run_experiment
 from convscope.runs import RunDirectory, describe_runs, open_run, write_errors_named
 from convscope.training.events import EpochEnd, Notice, StepEnd, TrainBegin

@@ -11,7 +11,7 @@ import pytest
 from convscope.data.loading import load
 from convscope.errors import DataError, UnknownNameError, UsageError
 from convscope.experiment.config import ExperimentConfig, TrainingConfig
-from convscope.experiment.model import adapt_network, image_shape_of, settle_input
+from convscope.experiment.preparation import adapt_network, image_shape_of, settle_input
 from convscope.experiment.running import run_experiment
 from convscope.export import load_bundle
 from convscope.model_files import load_model

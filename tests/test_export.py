@@ -322,11 +322,11 @@ def test_every_named_network_exports(name, data_format, tmp_path):
     model = convscope.build(name, preprocess.input_shape, 5, data_format)
     bundle = Bundle.from_model(model, preprocess, tuple("abcde"), 1.5)
     reference = bundle.predict(pixels)
-    onnx_files.write_onnx(torch_files.trace(bundle), bundle, tmp_path / "model.onnx")
+    onnx_files.write_onnx(bundle, tmp_path / "model.onnx")
     files = tmp_path / "network.safetensors", tmp_path / "network.py"
     for forward in (
-        torch_files.write_program(torch_files.trace(bundle), tmp_path / "model.pt2"),
-        torch_files.write_module(torch_files.trace(bundle), bundle, *files),
+        torch_files.write_program(bundle, tmp_path / "model.pt2"),
+        torch_files.write_module(bundle, *files),
         open_session(tmp_path / "model.onnx", (28, 28, 3), 5),
     ):
         require_agreement(forward, pixels, reference, name)
@@ -342,8 +342,8 @@ def quick(monkeypatch):
 
 
 def test_an_export_that_disagrees_is_refused_and_leaves_nothing(own_run, tmp_path, monkeypatch, quick):
-    def forgetful(bundle, folder):
-        (folder / "model.keras").write_bytes(b"something")
+    def forgetful(bundle, file):
+        file.write_bytes(b"something")
         return lambda pixels: bundle.forward(255 - pixels)
 
     monkeypatch.setitem(FORMATS, "keras", replace(FORMATS["keras"], write=forgetful))
@@ -355,8 +355,8 @@ def test_an_export_that_disagrees_is_refused_and_leaves_nothing(own_run, tmp_pat
 
 
 def test_an_export_that_resizes_otherwise_is_refused(own_run, tmp_path, monkeypatch, quick):
-    def careless(bundle, folder):
-        (folder / "model.onnx").write_bytes(b"something")
+    def careless(bundle, file):
+        file.write_bytes(b"something")
         return lambda pixels: bundle.predict(pixels[:, :28, :28])
 
     monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], write=careless))

@@ -10,7 +10,7 @@ from onnx import numpy_helper
 
 import convscope
 from convscope.errors import DataError, ExportError
-from convscope.export import Bundle, exporting, load_bundle, onnx_files, torch_files
+from convscope.export import Bundle, exporting, load_bundle, onnx_files
 from convscope.export.exporting import CheckImages, export_run, find_images
 from convscope.export.onnx_files import open_session, to_resizing, write_int8
 from convscope.networks import NETWORKS
@@ -91,7 +91,7 @@ def test_a_network_in_a_file_predicts_images_of_any_size_as_the_bundle_does(tmp_
         [generator.uniform(0.1, 0.3, value.shape).astype(np.float32) for value in model.get_weights()]
     )
     bundle = Bundle.from_model(model, settings, ("a", "b", "c"), 1.5)
-    onnx_files.write_onnx(torch_files.trace(bundle), bundle, tmp_path / "model.onnx")
+    onnx_files.write_onnx(bundle, tmp_path / "model.onnx")
     forward = open_session(tmp_path / "model.onnx", (12, 10, 3), 3)
     kinds = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
     assert not kinds & {"Sub", "BatchNormalization"}  # the normalizations are part of the convolutions
@@ -110,7 +110,7 @@ def test_the_normalization_of_a_wide_depthwise_convolution_is_part_of_it(tmp_pat
     model = keras.Model(given, keras.layers.Dense(2, activation="softmax")(values))
     images = noise(generator, (4, 5, 5, 3))
     bundle = Bundle.from_model(model, Preprocess.fit(images, "unit"), ("a", "b"))
-    onnx_files.write_onnx(torch_files.trace(bundle), bundle, tmp_path / "model.onnx")
+    onnx_files.write_onnx(bundle, tmp_path / "model.onnx")
     kinds = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
     assert not kinds & {"Sub", "Reshape"}
     found = open_session(tmp_path / "model.onnx", (5, 5, 3), 2)(images)
@@ -120,7 +120,7 @@ def test_the_normalization_of_a_wide_depthwise_convolution_is_part_of_it(tmp_pat
 @pytest.mark.slow
 def test_a_thousand_images_of_any_size_get_the_labels_of_the_run(digits_run, tmp_path):
     bundle = load_bundle(digits_run)
-    onnx_files.write_onnx(torch_files.trace(bundle), bundle, tmp_path / "model.onnx")
+    onnx_files.write_onnx(bundle, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     generator = np.random.default_rng(5)
     digits = convscope.load("digits").test.images
@@ -195,7 +195,7 @@ def quantized(network, folder, images=None):
 
 def written(bundle, folder):
     """Give a bundle and its ONNX file."""
-    onnx_files.write_onnx(torch_files.trace(bundle), bundle, folder / "model.onnx")
+    onnx_files.write_onnx(bundle, folder / "model.onnx")
     return bundle, folder / "model.onnx"
 
 

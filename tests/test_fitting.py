@@ -14,9 +14,8 @@ from convscope.data.dataset import Dataset, Split, fingerprint
 from convscope.errors import InterruptedRunError, UnknownNameError, UsageError
 from convscope.experiment.config import ExperimentConfig, TrainingConfig
 from convscope.experiment.fitting import say_how_it_ended, schedule_and_callbacks
-from convscope.experiment.model import build_model
 from convscope.experiment.planning import divide_time
-from convscope.experiment.preparation import prepare
+from convscope.experiment.preparation import build_model, prepare
 from convscope.experiment.running import resume_experiment, run_experiment
 from convscope.recipes import RECIPES, suggest, with_small_batches
 from convscope.runs import open_run

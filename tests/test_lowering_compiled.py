@@ -26,9 +26,9 @@ from convscope.lowering.cpu import (
     vectors,
     winograd,
 )
-from convscope.lowering.cpu.compiled import PackedMask, WindowGeometry
+from convscope.lowering.cpu.compiled import WindowGeometry
 from convscope.lowering.kernels import bfloat16_copy, copy_of, declare_copy_current
-from convscope.lowering.masks import Mask, MaskSource, hashed_fields, mix, threshold_of
+from convscope.lowering.masks import Mask, hashed_fields, make_mask, mix, threshold_of
 from convscope.lowering.processor import openmp
 
 L = keras.layers
@@ -56,7 +56,7 @@ def numbers(*shape, dtype=torch.float32, seed=0):
 def lanes(count, dtype, seed=1):
     generator = torch.Generator().manual_seed(seed)
     integers = torch.randint(-(2**15), 2**15, (count,), generator=generator, dtype=torch.int32)
-    return PackedMask(integers.to(WIDTHS[dtype]), 2)
+    return Mask(integers.to(WIDTHS[dtype]), 2, ())
 
 
 # One thread or many
@@ -246,7 +246,7 @@ def test_words_are_those_that_other_devices_make(rate, key):
 @pytest.mark.parametrize("rate", [0.5, 0.25, 1 / 256, 0.3], ids=str)
 @pytest.mark.parametrize("shape", [(7,), (5, 9), (3, 4, 5, 6), (64, 12, 12, 16)], ids=str)
 def test_a_mask_drops_what_it_says(rate, shape, dtype):
-    mask = MaskSource(rate, shape, CPU).mask(mix(5, 6, 7), WIDTHS[dtype])
+    mask = make_mask(rate, shape, mix(5, 6, 7), WIDTHS[dtype], CPU)
     x = numbers(*shape, dtype=dtype)
     expected = x * mask.unpack()
     assert torch.equal(mask.apply(x), expected)
@@ -256,13 +256,13 @@ def test_a_mask_drops_what_it_says(rate, shape, dtype):
 
 def test_a_mask_of_another_shape_is_spread(dtype):
     keep = torch.tensor([1, 0, 1], dtype=WIDTHS[dtype])
-    mask = Mask(PackedMask(keep, 1), (1, 1, 3))
+    mask = Mask(keep, 1, (1, 1, 3))
     x = numbers(4, 5, 3, dtype=dtype)
     assert torch.equal(mask.apply(x), x * keep)
 
 
 def test_no_elements_are_no_hindrance(dtype):
-    mask = MaskSource(0.5, (0, 1, 1, 4), CPU).mask(1, WIDTHS[dtype])
+    mask = make_mask(0.5, (0, 1, 1, 4), 1, WIDTHS[dtype], CPU)
     assert mask.apply(numbers(0, 3, 3, 4, dtype=dtype)).shape == (0, 3, 3, 4)
 
 
@@ -271,7 +271,7 @@ def test_no_elements_are_no_hindrance(dtype):
 def test_the_gradient_loses_what_the_tensor_lost(order, spread, dtype):
     """However the gradient lies in memory."""
     x = numbers(4, 6, 5, 3, dtype=dtype).contiguous(memory_format=order).requires_grad_()
-    mask = MaskSource(0.5, x.shape, CPU).mask(9, WIDTHS[dtype])
+    mask = make_mask(0.5, x.shape, 9, WIDTHS[dtype], CPU)
     result = kernels.apply(kernels.Drop, x, mask, 1.0)
     gradient = {
         "expanded": torch.ones(4, 6, 1, 1, dtype=dtype).expand(4, 6, 5, 3),
@@ -284,7 +284,7 @@ def test_the_gradient_loses_what_the_tensor_lost(order, spread, dtype):
 
 
 def test_gaps_in_memory_are_no_hindrance(dtype):
-    mask = MaskSource(0.5, (6, 4), CPU).mask(3, WIDTHS[dtype])
+    mask = make_mask(0.5, (6, 4), 3, WIDTHS[dtype], CPU)
     x = numbers(6, 8, dtype=dtype)[:, ::2]
     assert not compiled.suits(x)
     assert torch.equal(mask.apply(x), x * mask.unpack())
@@ -299,7 +299,7 @@ def test_tile_max_takes_the_largest_and_says_where_it_was(size, relu, dtype):
     x = numbers(3, *size, 5, dtype=dtype, seed=3)
     mask = lanes(90, dtype)
     result, places = compiled.tile_max(x, relu, mask)
-    kept = Mask(mask, tuple(result.shape)).unpack() if result.numel() else 1
+    kept = Mask(mask.lanes, mask.bits, tuple(result.shape)).unpack() if result.numel() else 1
     expected = F.max_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1) if min(size) > 1 else result
     expected = torch.relu(expected) if relu else expected
     assert torch.equal(result, expected * kept)

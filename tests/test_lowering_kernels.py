@@ -11,17 +11,17 @@ from lowering_cases import require_precision_here
 from convscope.lowering import cpu
 from convscope.lowering.convolutions import Convolution, FewChannelConvolution, Geometry, Order
 from convscope.lowering.cpu import compiled
-from convscope.lowering.cpu.compiled import PackedMask
 from convscope.lowering.kernels import (
     Drop,
     Epilogue,
+    FusedNormalization,
     MatrixProduct,
     RowNormalization,
     Smooth,
     TileMaxPool,
     apply,
     batch_statistics,
-    fused_normalization,
+    normalize,
 )
 from convscope.lowering.masks import Mask, bits_type
 
@@ -105,7 +105,7 @@ def test_few_channel_convolution(dtype, epilogue, strides, channels, filters, bi
 def test_a_first_convolution_needs_no_gradient_of_its_images(dtype, epilogue, scale):
     if scale and epilogue.relu:
         keep = (torch.arange(3 * 7 * 7 * 16) % 4 > 0).to(bits_type(dtype))
-        epilogue = Epilogue(relu=True, keep=lambda *_: Mask(PackedMask(keep, 1), (3, 7, 7, 16)), scale=scale)
+        epilogue = Epilogue(relu=True, keep=lambda *_: Mask(keep, 1, (3, 7, 7, 16)), scale=scale)
     image = random(3, 9, 8, 1).detach()
     kernel, bias = random(3, 2, 1, 16, seed=1), random(16, seed=2)
     result = apply(FewChannelConvolution, image, kernel, bias, Geometry(), epilogue, dtype)
@@ -160,7 +160,7 @@ def test_tile_max_pool(dtype, epilogue, size):
 def test_tile_max_pool_with_a_dropout_that_scales(dtype):
     images = random(2, 6, 4, 16, dtype=dtype)
     keep = (torch.arange(2 * 3 * 2 * 16) % 4 > 0).to(bits_type(dtype))
-    epilogue = Epilogue(relu=True, keep=lambda *_: Mask(PackedMask(keep, 1), (2, 3, 2, 16)), scale=2.0)
+    epilogue = Epilogue(relu=True, keep=lambda *_: Mask(keep, 1, (2, 3, 2, 16)), scale=2.0)
 
     def reference(x):
         pooled = torch.relu(F.max_pool2d(x.permute(0, 3, 1, 2), 2)).permute(0, 2, 3, 1)
@@ -311,14 +311,14 @@ def test_a_matrix_product_wider_than_its_input_rounds_nothing_forward():
 def test_drop(dtype):
     x = random(4, 6, dtype=dtype)
     keep = (torch.arange(24).view(4, 6) % 3 > 0).to(bits_type(dtype))
-    mask = Mask(PackedMask(keep.flatten(), 1), (4, 6))
+    mask = Mask(keep.flatten(), 1, (4, 6))
     compare(apply(Drop, x, mask, 1.5), [x], lambda x: x * keep * 1.5, dtype)
 
 
 def test_a_tail_drops_behind_relu(dtype):
     keep = (torch.arange(24).view(4, 6) % 4 > 0).to(bits_type(dtype))
     x, kernel = random(4, 8, dtype=dtype), random(8, 6, seed=1)
-    epilogue = Epilogue(relu=True, keep=lambda *_: Mask(PackedMask(keep.flatten(), 1), (4, 6)), scale=2.0)
+    epilogue = Epilogue(relu=True, keep=lambda *_: Mask(keep.flatten(), 1, (4, 6)), scale=2.0)
     result = apply(MatrixProduct, x, kernel, None, 1.0, epilogue, x.dtype)
     compare(result, [x, kernel], lambda x, k: torch.relu(x @ k) * keep * 2.0, dtype)
 
@@ -365,7 +365,7 @@ def test_normalization_in_loops_is_that_of_float64(shape, ceiling, with_residual
     images, gamma, beta = random(*shape), random(shape[-1], seed=1), random(shape[-1], seed=2)
     residual = random(*shape, seed=3) if with_residual else None
     assert compiled.suits_normalization(images)
-    result, mean, variance = fused_normalization(images, gamma, beta, 1e-3, residual, ceiling)
+    result, mean, variance = normalize(FusedNormalization, images, gamma, beta, 1e-3, residual, ceiling)
 
     def reference(x, gamma, beta, residual):
         axes = tuple(range(x.dim() - 1))
@@ -381,7 +381,7 @@ def test_normalization_in_loops_is_that_of_float64(shape, ceiling, with_residual
 
 def test_normalization_in_loops_keeps_its_digits_far_from_zero():
     images = random(32, 16, 16, 16).detach() + 1000
-    _, mean, variance = fused_normalization(images, None, None, 1e-3)
+    _, mean, variance = normalize(FusedNormalization, images, None, None, 1e-3, None, None)
     wide = images.double().reshape(-1, 16)
     assert (mean - wide.mean(0)).abs().max() < 1e-4
     assert ((variance - wide.var(0, correction=0)).abs() / wide.var(0, correction=0)).max() < 1e-5
@@ -391,6 +391,6 @@ def test_normalization_in_loops_keeps_its_digits_far_from_zero():
 def test_what_is_not_a_number_stays_visible_behind_normalization(ceiling):
     images = random(4, 6, 6, 16).detach()
     images[0, 0, 0, 3] = float("nan")
-    result, *_ = fused_normalization(images, None, None, 1e-3, None, ceiling)
+    result, *_ = normalize(FusedNormalization, images, None, None, 1e-3, None, ceiling)
     assert result[..., 3].isnan().all()
     assert result.isnan().sum() == 4 * 6 * 6

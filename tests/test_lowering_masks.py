@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lowering_cases import built, image_batch, require_precision_here
 
 from convscope.lowering import emit, lower, optimise
-from convscope.lowering.masks import MaskSource, keep_probability, mix, threshold_of
+from convscope.lowering.masks import keep_probability, make_mask, mix, threshold_of
 
 L = keras.layers
 CPU = torch.device("cpu")
@@ -20,7 +20,7 @@ RATES = [0.5, 0.25, 0.75, 3 / 16, 15 / 16, 1 / 256, 0.1, 0.3, 1 / 3, 0.9]
 @pytest.mark.parametrize("dtype", [torch.int16, torch.int32], ids=str)
 @pytest.mark.parametrize("count", [1 << 14, 1 << 20], ids=["few", "many"])
 def test_a_mask_keeps_the_right_share(rate, dtype, count):
-    kept = MaskSource(rate, (count,), CPU).mask(mix(1, 2, 3), dtype).unpack()
+    kept = make_mask(rate, (count,), mix(1, 2, 3), dtype, CPU).unpack()
     assert kept.dtype is dtype
     assert set(kept.unique().tolist()) <= {0, 1}
     share = kept.double().mean().item()
@@ -32,11 +32,8 @@ def test_a_mask_keeps_the_right_share(rate, dtype, count):
 @pytest.mark.parametrize("rate", RATES, ids=lambda rate: f"{rate:.4f}")
 @pytest.mark.parametrize("dtype", [torch.int16, torch.int32], ids=str)
 def test_a_hundred_million_draws_have_the_right_share(rate, dtype):
-    source = MaskSource(rate, (10_000_000,), CPU)
-    dropped = (
-        sum(1 - source.mask(mix(11, step, 0), dtype).unpack().double().mean().item() for step in range(10))
-        / 10
-    )
+    masks = (make_mask(rate, (10_000_000,), mix(11, step, 0), dtype, CPU) for step in range(10))
+    dropped = sum(1 - mask.unpack().double().mean().item() for mask in masks) / 10
     assert abs(dropped - rate) < 1e-3
     assert abs(dropped - rate) < 5 * np.sqrt(rate * (1 - rate) / 1e8) + 2**-17
 
@@ -62,8 +59,10 @@ def test_the_key_tells_its_parts_apart(seed, step, stream):
 
 
 def test_neighbouring_masks_are_independent():
-    source = MaskSource(0.5, (1 << 18,), CPU)
-    masks = [source.mask(mix(3, step, 0), torch.int16).unpack().double() - 0.5 for step in range(4)]
+    masks = [
+        make_mask(0.5, (1 << 18,), mix(3, step, 0), torch.int16, CPU).unpack().double() - 0.5
+        for step in range(4)
+    ]
     limit = 5 * 0.25 / np.sqrt(1 << 18)
     for lag in (1, 2, 3, 7, 8, 64):
         assert abs((masks[0][lag:] * masks[0][:-lag]).mean().item()) < limit

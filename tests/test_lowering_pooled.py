@@ -13,7 +13,6 @@ from convscope.errors import UsageError
 from convscope.lowering import emit, lower, planner
 from convscope.lowering.convolutions import PooledConvolution
 from convscope.lowering.cpu import compiled
-from convscope.lowering.cpu.compiled import PackedMask
 from convscope.lowering.kernels import Epilogue, apply
 from convscope.lowering.masks import Mask
 from convscope.lowering.planner import PlanContext, adapt_plan, apply_plan, plan_of
@@ -71,7 +70,7 @@ def test_more_images_than_parts():
 def test_a_dropout_that_scales(winograd):
     images, kernel = random(2, 8, 6, 16), random(3, 3, 16, 16, seed=1)
     keep = (torch.arange(2 * 3 * 2 * 16) % 4 > 0).to(torch.int32)
-    epilogue = Epilogue(relu=True, keep=lambda *_: Mask(PackedMask(keep, 1), (2, 3, 2, 16)), scale=2.0)
+    epilogue = Epilogue(relu=True, keep=lambda *_: Mask(keep, 1, (2, 3, 2, 16)), scale=2.0)
 
     def reference(x, k):
         return torch.relu(pooled(x, k)) * keep.view(2, 3, 2, 16) * 2.0

@@ -25,4 +25,4 @@ def test_many_images_are_trained_on_in_little_memory(tmp_path):
     trained, imported, *_, peak = map(int, done.stdout.split())
     assert trained == count * 0.8 * 0.9
     assert peak < 1_500_000  # kB
-    assert peak - imported < 300_000  # the images take 3 kB each: 460 MB or 3 GB
+    assert peak - imported < 450_000  # 290 in all; the images take 3 kB each: 460 MB more, or 3 GB

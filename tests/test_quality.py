@@ -244,10 +244,10 @@ def test_measures_are_those_of_their_formulas():
     result = measure(image[None])
     grey = image.astype(np.float64).mean(axis=2)
     inner = 4 * grey[1:-1, 1:-1] - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]
-    assert result.brightness[0] == pytest.approx(grey.mean(), rel=1e-5)
-    assert result.contrast[0] == pytest.approx(grey.std(), rel=1e-5)
-    assert result.sharpness[0] == pytest.approx(np.log1p(inner.std()), rel=1e-5)
-    assert result.colour[0, :3] == pytest.approx(image.mean(axis=(0, 1)), rel=1e-5)
+    assert result["brightness"][0] == pytest.approx(grey.mean(), rel=1e-5)
+    assert result["contrast"][0] == pytest.approx(grey.std(), rel=1e-5)
+    assert result["sharpness"][0] == pytest.approx(np.log1p(inner.std()), rel=1e-5)
+    assert result["colour"][0, :3] == pytest.approx(image.mean(axis=(0, 1)), rel=1e-5)
 
 
 def test_rows_sorted_by_class_are_said_of_tables_only(tmp_path, photos):

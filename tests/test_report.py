@@ -130,7 +130,7 @@ def reports(tmp_path_factory):
 @pytest.fixture
 def no_charts(monkeypatch):
     """Spare a report the second that its charts take, in tests of something else."""
-    monkeypatch.setattr(formatting, "as_svg", lambda *_: "<svg></svg>")
+    monkeypatch.setattr("convscope.plotting.as_svg", lambda *_: "<svg></svg>")
 
 
 without_charts = pytest.mark.usefixtures("no_charts")

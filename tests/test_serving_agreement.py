@@ -15,7 +15,7 @@ from serving_cases import process
 
 import convscope
 from convscope.data.decode import decode, quiet_pillow
-from convscope.export import load_bundle, onnx_files, torch_files
+from convscope.export import load_bundle, onnx_files
 from convscope.preprocessing import Preprocess
 
 # A quarter of a thousand images by default; CONVSCOPE_FULL=1 asks about all of them.
@@ -67,7 +67,7 @@ def test_server_command_page_and_onnx_give_the_same_probabilities(
     coded = [base64.b64encode(content).decode() for content in files.values()]
     parts = [slice(start, start + TOGETHER) for start in range(0, count, TOGETHER)]
 
-    onnx_files.write_onnx(torch_files.trace(bundle), bundle, tmp_path / "model.onnx")
+    onnx_files.write_onnx(bundle, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     with quiet_pillow():
         pixels = [decode(content, name) for name, content in files.items()]

@@ -11,8 +11,9 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +97,15 @@ class _Images:
     count: int
     get: Callable[[int], _Image] = field(repr=False)
     digest: Callable[[], str] = field(repr=False)
+
+
+class _Computed(NamedTuple):
+    """What was computed of images: name, class and error of each ('' for none), features of the others."""
+
+    names: list[str]
+    classes: list[str]
+    errors: list[str]
+    features: NDArray[np.float32]  # (k, d)
 
 
 @dataclass(frozen=True, eq=False)
@@ -341,50 +351,41 @@ def _find(source: str | Path, network: str) -> tuple[_Images, str]:
 
 def _compute(network: _Network, images: _Images) -> Embedding:
     """Compute the features of all images that can be read."""
-    rows, seen, errors = [], list[tuple[str, str]](), list[str]()
-    for start in range(0, images.count, CHUNK):
-        some = [images.get(number) for number in range(start, min(start + CHUNK, images.count))]
-        features, found = _features_of(network, some)
-        seen += [(image.name, image.label) for image in some]
-        errors += found
-        if len(features):
-            rows.append(features)
-    return _embedding(network, images, np.concatenate(rows) if rows else None, seen, errors)
+    return _embedding(network, images, _features_of(network, map(images.get, range(images.count))))
 
 
-def _features_of(network: _Network, images: Sequence[_Image]) -> tuple[NDArray[np.float32], list[str]]:
-    """Compute the features (k, d) of those images that can be read; say of each what is wrong with it."""
-    read, errors = [], []
-    with quiet_pillow():
-        for image in images:
-            try:
-                read.append(image.read(network.preprocess))
-                errors.append("")
-            except ImageError as error:
-                errors.append(str(error))
-    if not read:
-        return np.empty((0, 0), np.float32), errors
-    features = network.features(np.stack(read))
-    return reduce(features) if features.shape[1] > LONGEST else features, errors
+def _features_of(network: _Network, images: Iterable[_Image]) -> _Computed:
+    """Compute the features of those images that can be read, some at a time."""
+    found, rows = _Computed([], [], [], np.empty((0, 0), np.float32)), []
+    waiting = iter(images)
+    while some := list(islice(waiting, CHUNK)):
+        read = []
+        with quiet_pillow():
+            for image in some:
+                found.names.append(image.name)
+                found.classes.append(image.label)
+                try:
+                    read.append(image.read(network.preprocess))
+                    found.errors.append("")
+                except ImageError as error:
+                    found.errors.append(str(error))
+        if read:
+            features = network.features(np.stack(read))
+            rows.append(reduce(features) if features.shape[1] > LONGEST else features)
+    return found._replace(features=np.concatenate(rows)) if rows else found
 
 
-def _embedding(
-    network: _Network,
-    images: _Images,
-    features: NDArray[np.float32] | None,
-    seen: Sequence[tuple[str, str]],
-    errors: Sequence[str],
-) -> Embedding:
-    """Put together what was computed of images, by name and class of each."""
-    failures = tuple(error for error in errors if error)
-    if features is None:
+def _embedding(network: _Network, images: _Images, found: _Computed) -> Embedding:
+    """Put together what was computed of images, without those that cannot be read."""
+    failures = tuple(error for error in found.errors if error)
+    if not len(found.features):
         raise _nothing(failures)
-    kept = [number for number, error in enumerate(errors) if not error]
+    kept = [number for number, error in enumerate(found.errors) if not error]
     return Embedding(
         network=network.name,
-        features=features,
-        names=tuple(seen[number][0] for number in kept),
-        classes=tuple(seen[number][1] for number in kept),
+        features=found.features,
+        names=tuple(found.names[number] for number in kept),
+        classes=tuple(found.classes[number] for number in kept),
         pixels=lambda row: images.get(kept[row]).read(network.preprocess),
         failures=failures,
     )
@@ -400,20 +401,8 @@ def _prepare(name: str, size: int | None, weights: str | None) -> Callable[[Sequ
     network = _open_network(name, size, weights)
 
     def work(images: Sequence[_Image]) -> bytes:
-        some = [
-            _features_of(network, images[start : start + CHUNK]) for start in range(0, len(images), CHUNK)
-        ]
-        errors = [error for _, found in some for error in found]
-        rows = [features for features, _ in some if len(features)]
-        return pack(
-            {
-                "network": np.array(network.name),
-                "names": np.array([image.name for image in images]),
-                "classes": np.array([image.label for image in images]),
-                "errors": np.array(errors),
-                "features": np.concatenate(rows) if rows else np.empty((0, 0), np.float32),
-            }
-        )
+        found = _features_of(network, images)._asdict()
+        return pack({"network": np.array(network.name)} | {name: np.array(found[name]) for name in found})
 
     return work
 
@@ -462,12 +451,12 @@ def _read_table(network: _Network, images: _Images, file: Path) -> Embedding:
     from pyarrow import parquet
 
     table = parquet.read_table(file)
-    errors, names, classes = (
-        [one or "" for one in table[column].to_pylist()] for column in ("error", "name", "class")
+    names, classes, errors = (
+        [one or "" for one in table[column].to_pylist()] for column in ("name", "class", "error")
     )
     column = table["features"].drop_null().combine_chunks()
     features = column.flatten().to_numpy().reshape(len(column), -1)
-    return _embedding(network, images, features, list(zip(names, classes, strict=True)), errors)
+    return _embedding(network, images, _Computed(names, classes, errors, features))
 
 
 def _run_at(source: str | Path) -> Path | None:

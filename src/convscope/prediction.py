@@ -294,7 +294,7 @@ def _from_path(path: Path) -> Iterator[ImageSource | Failure]:
         return
     images = [file for file in found.files if Path(file).suffix.lower() in SUFFIXES]
     for file in images:
-        yield from _from_path(path / file)
+        yield ImageSource(printable(str(path / file)), str(path / file))
     for finding in found.findings:
         if finding.kind != "repeated_link":  # what it leads to has been predicted
             for entry, detail in zip(finding.names, finding.details, strict=True):

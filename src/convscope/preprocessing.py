@@ -9,8 +9,9 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -360,16 +361,10 @@ def _fit_minmax(images: NDArray[np.uint8]) -> Fitted:
     )
 
 
-def _fit_unit(images: NDArray[np.uint8]) -> Fitted:
-    """Divide by 255."""
+def _fit_constant(factor: float, images: NDArray[np.uint8]) -> Fitted:
+    """Multiply every pixel by the same, whatever the images."""
     channels = images.shape[-1]
-    return np.full(channels, 1 / 255, np.float32), np.zeros(channels, np.float32), None
-
-
-def _fit_raw(images: NDArray[np.uint8]) -> Fitted:
-    """Leave the pixels as they are."""
-    channels = images.shape[-1]
-    return np.ones(channels, np.float32), np.zeros(channels, np.float32), None
+    return np.full(channels, factor, np.float32), np.zeros(channels, np.float32), None
 
 
 def _fit_standard(images: NDArray[np.uint8]) -> Fitted:
@@ -392,4 +387,9 @@ def _level_counts(images: NDArray[np.uint8], channel: int) -> NDArray[np.int64]:
     return counts
 
 
-_FITS = {"minmax": _fit_minmax, "unit": _fit_unit, "standard": _fit_standard, "raw": _fit_raw}
+_FITS: dict[str, Callable[[NDArray[np.uint8]], Fitted]] = {
+    "minmax": _fit_minmax,
+    "unit": partial(_fit_constant, 1 / 255),
+    "standard": _fit_standard,
+    "raw": partial(_fit_constant, 1.0),
+}

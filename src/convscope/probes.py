@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from convscope import inspection, plotting
 from convscope.data.dataset import hold_back
-from convscope.data.decode import ImageError, decode, read_bytes
+from convscope.data.decode import decode, read_bytes
 from convscope.data.loading import load_again
 from convscope.environment import missing, require_package
-from convscope.errors import DataError, UsageError, expected_got
+from convscope.errors import UsageError, expected_got
 from convscope.evaluation import test_set_log
 from convscope.export import load_bundle
 from convscope.runs import RUN_FILE, open_run
@@ -193,12 +193,7 @@ def _pixels(image: int | Path, test: Split, bundle: Bundle) -> NDArray[np.uint8]
             raise UsageError(expected_got(f"a test image from 0 to {len(test) - 1}", image))
         return test.images[image : image + 1]
     name = str(image)
-    try:
-        return bundle.preprocess.resize_to_input(
-            [decode(read_bytes(image, name), name, bundle.preprocess.depth)]
-        )
-    except ImageError as error:
-        raise DataError(str(error)) from error
+    return bundle.preprocess.resize_to_input([decode(read_bytes(image, name), name, bundle.preprocess.depth)])
 
 
 def _trained_on(dataset: Dataset, config: dict[str, Any]) -> NDArray[np.intp]:

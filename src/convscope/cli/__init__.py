@@ -5,9 +5,8 @@
     sweeping.py   sweep                            settings.py   from what is typed to what is trained
     judging.py    evaluate, compare, report, runs  startup.py    soon ready, soon gone
     inspecting.py inspect, doctor                  waiting.py    what is busy, until it is done
-    predicting.py predict, export                  datasets.py   data list | fetch | info | check | undo
-    embedding.py  embed                            teaching.py   exercise: notebooks, grading, quiz
-    serving.py    explore, serve
+    predicting.py predict, embed, export           datasets.py   data list | fetch | info | check | undo
+    serving.py    explore, serve                   teaching.py   exercise: notebooks, grading, quiz
 
 Exit codes: 0 done; 1 an error of the program's own; 2 a wrong command or argument; 3 data or run missing,
 unreadable or wrong, or a disk that refuses; 4 training diverged; 130 interrupted.

@@ -206,20 +206,10 @@ def _show_similar(probe: Probe) -> None:
 
 def show_description(description: NetworkDescription, title: str, arithmetic: bool = True) -> None:
     """Print a network's layers as a table, and below it the arithmetic of each."""
+    from convscope.report.formatting import layer_cells
+
     columns = ["layer", "type", "input", "output", "weights", "parameters", "multiply-adds", "sees"]
-    rows: list[list[Any]] = [
-        [
-            layer.name,
-            layer.type,
-            _shape(layer.input_shape),
-            _shape(layer.output_shape),
-            ", ".join(_shape(shape) for shape in layer.weight_shapes) or "–",
-            f"{layer.parameters:,}",
-            "?" if layer.macs is None else f"{layer.macs:,}",
-            _shape(layer.receptive_field) if layer.receptive_field else "–",
-        ]
-        for layer in description.layers
-    ]
+    rows = [list(layer_cells(layer).values()) for layer in description.layers]
     macs = "?" if description.macs is None else f"{description.macs:,}"
     rows.append(["all", "", "", "", "", f"{description.parameters:,}", macs, ""])
     # A layer's input is the output before it; weights and type are in the arithmetic below.
@@ -232,16 +222,10 @@ def show_description(description: NetworkDescription, title: str, arithmetic: bo
                 say(f"    {line}")
 
 
-def _shape(shape: Any) -> str:
-    """Write a shape as 26×26×32, several of them one after the other."""
-    if shape and isinstance(shape[0], list | tuple):
-        return ", ".join(_shape(one) for one in shape)
-    return "×".join("?" if length is None else str(length) for length in shape)
-
-
 def _show_program(model: Any, json: bool) -> None:
     from convscope.lowering import describe, lower, optimise
     from convscope.lowering.devices import current_device, device_of
+    from convscope.report.formatting import shape
 
     device = str(device_of(model) or current_device())
     program, reports = optimise(lower(model), training=True, deterministic=True, device=device)
@@ -258,8 +242,8 @@ def _show_program(model: Any, json: bool) -> None:
             [
                 row["op"],
                 row["kind"],
-                ", ".join(_shape(shape) for shape in row["input_shapes"]),
-                ", ".join(_shape(shape) for shape in row["output_shapes"]),
+                ", ".join(map(shape, row["input_shapes"])),
+                ", ".join(map(shape, row["output_shapes"])),
                 row["precision"] or "–",
                 row["algorithm"] or "–",
                 "the Keras layer" if row["keras"] else "torch",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convscope.cli import startup, waiting
-from convscope.cli.output import explain, say, show_json, table, warn
+from convscope.cli.output import SOME_FAILED, explain, say, show_json, table, warn
 from convscope.cli.parsing import DataNow, Device, Json, Run, find_run, require_inputs
 from convscope.errors import DataError, RunError, UsageError, expected_got
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from convscope.evaluation import Comparison, Evaluation
     from convscope.evaluation.novelty import UnknownCheck
 
-SOME_FAILED = 3
 # Below this probability --unknown abstains, unless told otherwise.
 ABSTAIN = 0.8
 SCORES = {"probability": "highest probability", "distance": "nearness to the training images"}

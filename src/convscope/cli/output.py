@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # A pipe has no width of its own; tables are then as wide as they need to be, up to this.
 PIPE_COLUMNS = 160
+# The exit code where some of several inputs could not be read.
+SOME_FAILED = 3
 
 
 def console(stderr: bool = False) -> Console:

@@ -20,7 +20,6 @@ import convscope
 from convscope.cli import (
     INTERRUPTED,
     datasets,
-    embedding,
     inspecting,
     judging,
     predicting,
@@ -57,7 +56,7 @@ app.command("explore")(serving.explore)
 app.command("runs")(judging.list_runs)
 app.command("inspect")(inspecting.inspect)
 app.command("predict")(predicting.predict)
-app.command("embed")(embedding.embed)
+app.command("embed")(predicting.embed)
 app.command("export")(predicting.export)
 app.command("serve")(serving.serve)
 app.command("doctor")(inspecting.doctor)

@@ -173,7 +173,7 @@ def _size_of_network(config: ExperimentConfig, data: str) -> dict[str, Any]:
         return {"size": config.size or pretrained.DEFAULT_SIZE, "channels": 3}
     if config.network_file is None or data in CATALOG:
         return {}
-    from convscope.experiment.model import image_shape_of, load_network, settle_input
+    from convscope.experiment.preparation import image_shape_of, load_network, settle_input
 
     network = load_network(config)
     if network is None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import json
 import logging
 import math
@@ -32,6 +31,7 @@ from numpy.typing import NDArray
 
 from convscope.environment import cache_folder
 from convscope.errors import DataError, RunError, UsageError, expected_got
+from convscope.parts import pack
 from convscope.runs import is_lock_left, locked, write_file
 
 _PROGRESS = logging.getLogger("convscope.progress")
@@ -90,12 +90,12 @@ def one_at_a_time(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def kept_parts(name: str) -> Iterator[Path]:
+def kept_parts(identity: Sequence[Any]) -> Iterator[Path]:
     """Give a folder for parts of a store that one process writes; it goes when the block ends well.
 
-    What a process leaves that is stopped is there for whoever comes next, for a day.
+    What a process leaves that is stopped is there for a day, for whoever comes with the same ``identity``.
     """
-    folder = cache_folder() / "parts" / name
+    folder = cache_folder() / "parts" / _digest(identity)
     with disk_errors_named():
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_left_behind(folder.parent, unless=is_recent)
@@ -268,32 +268,34 @@ def _publish(folder: Path, target: Path) -> None:
         folder.rename(target)
 
 
-def known_key(signature: Sequence[Any]) -> str:
-    """Condense the signature of files, and what is done with them."""
-    return hashlib.sha256(json.dumps(signature).encode()).hexdigest()
+def open_known(signature: Sequence[Any], write: Callable[[], tuple[str, Store]]) -> Store:
+    """Open the store of files that have not changed, without reading them; else write it, and give its key.
+
+    ``signature`` is that of the files, with what is done with them. One process writes, others wait for it.
+    """
+    file = cache_folder() / "known" / _digest(signature)
+
+    def known() -> Store | None:
+        try:
+            return open_store(file.read_text("ascii"))
+        except (OSError, ValueError):
+            return None
+
+    if (store := known()) is not None:
+        return store
+    with one_at_a_time(f"known/{file.name}"):
+        if (store := known()) is None:  # else another process has been faster
+            key, store = write()
+            with disk_errors_named():
+                temporary = file.with_name(f".{file.name}.{os.getpid()}")
+                temporary.write_text(key, "ascii")
+                temporary.replace(file)
+    return store
 
 
-def known_store(signature: Sequence[Any]) -> Store | None:
-    """Open the store that belongs to files that have not changed, without reading them."""
-    try:
-        return open_store(_known_file(signature).read_text("ascii"))
-    except (OSError, ValueError):
-        return None
-
-
-def remember_store(signature: Sequence[Any], key: str) -> None:
-    """Note which store belongs to these files, so that next time they need not be read."""
-    file = _known_file(signature)
-    with disk_errors_named():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{file.name}.{os.getpid()}")
-        temporary.write_text(key, "ascii")
-        temporary.replace(file)
-
-
-def _known_file(signature: Sequence[Any]) -> Path:
-    """Name the file that holds a key."""
-    return cache_folder() / "known" / known_key(signature)
+def _digest(values: Sequence[Any]) -> str:
+    """Condense what decides about the content of a file into its name."""
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 # Rows of numbers, one for each of many things: a folder under one key, to which more are added
@@ -320,12 +322,12 @@ def read_rows(key: str) -> tuple[dict[bytes, NDArray[np.float32]], float]:
 
 def add_rows(key: str, names: Sequence[bytes], rows: NDArray[np.float32], seconds: float) -> None:
     """Keep rows ``(n, d)`` under a key, named by digests; all took so many ``seconds``."""
-    folder, content = store_folder() / key, io.BytesIO()
+    folder = store_folder() / key
     table = np.frombuffer(b"".join(names), np.uint8).reshape(len(names), -1)
-    np.savez(content, allow_pickle=False, names=table, rows=rows, seconds=np.float64(seconds))
+    content = pack({"names": table, "rows": rows, "seconds": np.array(seconds)})
     with disk_errors_named():
         write_file(folder / NOTES_FILE, b"{}")
-        write_file(folder / f"{hashlib.sha256(table.data).hexdigest()}.npz", content.getvalue())
+        write_file(folder / f"{hashlib.sha256(table.data).hexdigest()}.npz", content)
         evict(store_folder(), keep=key)
 
 
@@ -497,10 +499,22 @@ def map_pixels(
     They come into memory where they are few, else into a file that vanishes with the last reference.
     """
     whole = (len(images), *shape)
-    stretches = (np.stack([change(image) for image in images[rows]]) for rows in _stretches(whole))
-    if math.prod(whole) > IN_MEMORY:
-        return _write_unnamed(stretches, whole)
-    return np.concatenate([np.empty((0, *shape), np.uint8), *stretches])
+    return _gathered(
+        (np.stack([change(image) for image in images[rows]]) for rows in _stretches(whole)), whole
+    )
+
+
+def join_pixels(arrays: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Put images of one shape, of several arrays, behind one another; in memory or not, as ``map_pixels``."""
+    whole = (sum(map(len, arrays)), *arrays[0].shape[1:])
+    return _gathered((array[rows] for array in arrays for rows in _stretches(array.shape)), whole)
+
+
+def _gathered(stretches: Iterable[NDArray[np.uint8]], shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Put stretches of rows into memory where they are few, else into a file of their own."""
+    if math.prod(shape) > IN_MEMORY:
+        return _write_unnamed(stretches, shape)
+    return np.concatenate([np.empty((0, *shape[1:]), np.uint8), *stretches])
 
 
 def _stretches(shape: tuple[int, ...]) -> Iterator[slice]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.data.cache import map_pixels
+from convscope.data.cache import join_pixels
 from convscope.errors import DataError, UsageError, expected_got
 
 FINGERPRINT_CHUNK = 4096
@@ -333,36 +333,17 @@ def join(parts: Sequence[Split]) -> Split:
     parts = [part for part in parts if len(part)]
     if len(parts) == 1:
         return parts[0]
-    images: Any = _Rows([part.images for part in parts])
     groups = [part.groups for part in parts if part.groups is not None]
     only = [
         np.zeros(len(part), np.bool_) if part.training_only is None else part.training_only for part in parts
     ]
     return Split(
-        map_pixels(images, lambda image: image, parts[0].images.shape[1:]),
+        join_pixels([part.images for part in parts]),
         np.concatenate([part.labels for part in parts]),
         Names(name for part in parts for name in part.names),
         np.concatenate(groups) if len(groups) == len(parts) else None,
         np.concatenate(only) if any(part.training_only is not None for part in parts) else None,
     )
-
-
-class _Rows:
-    """The rows of several arrays, one's behind the other's, without a copy of any."""
-
-    def __init__(self, arrays: Sequence[NDArray[np.uint8]]) -> None:
-        self._arrays = arrays
-
-    def __len__(self) -> int:
-        return sum(map(len, self._arrays))
-
-    def __getitem__(self, rows: slice) -> list[NDArray[np.uint8]]:
-        start, stop, _ = rows.indices(len(self))
-        found: list[NDArray[np.uint8]] = []
-        for array in self._arrays:
-            found.extend(array[max(start, 0) : max(stop, 0)])
-            start, stop = start - len(array), stop - len(array)
-        return found
 
 
 def balanced_class_weights(labels: NDArray[np.int64], classes: int) -> dict[int, float]:

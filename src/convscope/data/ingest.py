@@ -12,9 +12,9 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,11 +29,8 @@ from convscope.data.cache import (
     Store,
     StoreWriter,
     kept_parts,
-    known_key,
-    known_store,
-    one_at_a_time,
+    open_known,
     open_or_write,
-    remember_store,
     write_store,
 )
 from convscope.data.dataset import Names, take_names
@@ -148,28 +145,6 @@ class Survey:
         shapes = {name: (rows, 32) if name == "digests" else (rows,) for name in COLUMNS}
         return cls(**{name: np.zeros(shapes[name], dtype) for name, dtype in COLUMNS.items()}, problems={})
 
-    @classmethod
-    def from_arrays(
-        cls, arrays: Mapping[str, NDArray[Any]], problems: Iterable[tuple[int, str, str, str]]
-    ) -> Survey:
-        """Rebuild a survey from its columns and problems."""
-        reasons = {number: (kind, found, why) for number, kind, found, why in problems}
-        return cls(**{name: arrays[name] for name in COLUMNS}, problems=reasons)
-
-    def refuse(self, position: int, error: ImageError) -> None:
-        """Note why an image cannot be used."""
-        self.problems[position] = (error.kind, error.found, str(error))
-
-    def pack_problems(self) -> dict[str, NDArray[Any]]:
-        """Give the problems as an array beside others."""
-        rows = [[position, *why] for position, why in self.problems.items()]
-        return {"problems": np.array(json.dumps(rows))}
-
-    def take_problems(self, packed: Mapping[str, NDArray[Any]], begin: int) -> None:
-        """Take what ``pack_problems`` gave of images from a position on."""
-        for position, *why in json.loads(str(packed["problems"])):
-            self.problems[begin + position] = tuple(why)
-
     def has_trait(self, trait: str) -> NDArray[np.bool_]:
         """Tell which images have a trait."""
         return (self.traits >> TRAITS.index(trait) & 1).astype(bool)
@@ -236,18 +211,12 @@ def ingest(source: Source, options: ReadOptions, progress: Progress = no_progres
     are_files = source.index is not None
     version = [FILES_VERSION, PIL.__version__] if are_files else [PIXELS_VERSION, source.layout]
     settings = [*version, options.shape, options.channels, options.resize]
-    known = [source.signature, *settings]
-    store = known_store(known) if source.signature else None
-    if store is None:
-        with one_at_a_time(f"known/{known_key(known)}") if source.signature else nullcontext():
-            store = known_store(known) if source.signature else None  # another process may have been faster
-            if store is None:
-                write = _write_files if are_files else _write_pixels
-                key, store = write(source, options, settings, progress)
-                if source.signature:
-                    remember_store(known, key)
-    make = _collect_files if are_files else _collect_pixels
-    return make(source, store, options.resize)
+    if are_files:
+        write, collect = partial(_write_files, source, options, progress), _collect_files
+    else:
+        write, collect = partial(_write_pixels, source, options, settings), _collect_pixels
+    store = open_known([source.signature, *settings], write) if source.signature else write()[1]
+    return collect(source, store, options.resize)
 
 
 # Image files
@@ -274,9 +243,7 @@ def peek(source: Source) -> tuple[int, float, int] | None:
     return (len(source.index), float(np.median(sides)), max(channels)) if sides else None
 
 
-def _write_files(
-    source: Source, options: ReadOptions, _settings: list[Any], progress: Progress
-) -> tuple[str, Store]:
+def _write_files(source: Source, options: ReadOptions, progress: Progress) -> tuple[str, Store]:
     """Look at all files, and decode them unless that was done: the key stands for content and shape."""
     with _kept([source.signature, FILES_VERSION, PIL.__version__], source) as folder:
         survey = _survey(source, options, progress, folder)
@@ -292,8 +259,7 @@ def _write_files(
                 require_usable(survey, source.name)
                 writer.arrays.update({name: getattr(survey, name) for name in COLUMNS}, kept=kept)
                 writer.arrays["groups"] = near_duplicates(writer.so_far(), hashes)
-                problems = [[position, *why] for position, why in sorted(survey.problems.items())]
-                writer.notes["problems"] = problems
+                writer.notes["problems"] = [[row, *why] for row, why in sorted(survey.problems.items())]
 
         return key, open_or_write(key, write)
 
@@ -304,7 +270,7 @@ def _kept(identity: list[Any], source: Source) -> Iterator[Path | None]:
     if len(index_of(source)) < KEPT or not source.signature:
         yield None
         return
-    with kept_parts(known_key([*identity, __version__])) as folder:  # another one may cut other parts
+    with kept_parts([*identity, __version__]) as folder:  # another one may cut other parts
         yield folder
 
 
@@ -318,7 +284,7 @@ def _survey(source: Source, options: ReadOptions, progress: Progress, folder: Pa
         end = begin + len(found["heights"])
         for name in COLUMNS:
             getattr(survey, name)[begin:end] = found[name]
-        survey.take_problems(found, begin)
+        survey.problems |= _problems(json.loads(str(found["problems"])), begin)
         begin = end
         progress(begin, len(survey.heights))
     return survey
@@ -340,10 +306,8 @@ def _look_at(threads: int, job: _Job) -> bytes:
         if "sixteen_bit" in header.traits:
             survey.peaks[position] = read_peak(raw, name)
 
-    for position, answer in enumerate(_each_image(job, look, threads)):
-        if isinstance(answer, ImageError):
-            survey.refuse(position, answer)
-    return pack({name: getattr(survey, name) for name in COLUMNS} | survey.pack_problems())
+    _, problems = _each_image(job, look, threads)
+    return pack({name: getattr(survey, name) for name in COLUMNS} | {"problems": problems})
 
 
 def choose_shape(survey: Survey, options: ReadOptions, where: str) -> tuple[int, int, int]:
@@ -392,7 +356,7 @@ def _decode_into(
         writer.append(found["images"])
         kept.append(begin + found["kept"])
         hashes.append(found["hashes"])
-        survey.take_problems(found, begin)
+        survey.problems |= _problems(json.loads(str(found["problems"])), begin)
         begin += int(found["count"])
         progress(begin, len(survey.heights))
     return np.concatenate(kept), np.concatenate(hashes)
@@ -400,28 +364,24 @@ def _decode_into(
 
 def _decode(threads: int, shape: tuple[int, ...], resize: str, depth: int, job: _Job) -> bytes:
     """Decode some images."""
-    survey = Survey.empty(len(job))
     height, width, channels = shape
 
     def work(_position: int, name: str, read: Reader) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         pixels = resize_to_input(decode(read(), name, depth), (height, width), channels, resize)
         return pixels, thumbnail(pixels)
 
-    kept, images, thumbnails = [], [], []
-    for position, answer in enumerate(_each_image(job, work, threads)):
-        if isinstance(answer, ImageError):
-            survey.refuse(position, answer)
-        elif answer is not None:
-            kept.append(position)
-            images.append(answer[0])
-            thumbnails.append(answer[1])
-    arrays: dict[str, NDArray[Any]] = {
-        "count": np.array(len(job)),
-        "kept": np.array(kept, np.int64),
-        "images": np.stack(images) if images else np.empty((0, *shape), np.uint8),
-        "hashes": perceptual_hash(np.stack(thumbnails)) if images else np.empty(0, np.uint64),
-    }
-    return pack(arrays | survey.pack_problems())
+    answers, problems = _each_image(job, work, threads)
+    images = [pixels for pixels, _ in answers.values()]
+    thumbnails = [small for _, small in answers.values()]
+    return pack(
+        {
+            "count": np.array(len(job)),
+            "kept": np.array(list(answers), np.int64),
+            "images": np.stack(images) if images else np.empty((0, *shape), np.uint8),
+            "hashes": perceptual_hash(np.stack(thumbnails)) if images else np.empty(0, np.uint64),
+            "problems": problems,
+        }
+    )
 
 
 def _jobs(source: Source, skip: Container[int] = (), most: int | None = None) -> Iterator[_Job]:
@@ -440,10 +400,11 @@ def _jobs(source: Source, skip: Container[int] = (), most: int | None = None) ->
 
 def _each_image(
     job: _Job, work: Callable[[int, str, Reader], _Answer], threads: int
-) -> Iterator[_Answer | ImageError | None]:
-    """Do something with each image, in several threads; yield answers in order.
+) -> tuple[dict[int, _Answer], NDArray[Any]]:
+    """Do something with each image, in several threads; give the answers by position, and what has none.
 
-    An image that fails gives its ImageError, one that is passed over None.
+    Why images cannot be used is one array of text, as it is packed beside others; ``_problems`` reads it. An
+    image that is passed over is in neither.
     """
 
     def attempt(position: int, name: str, read: Reader | None) -> _Answer | ImageError | None:
@@ -456,17 +417,31 @@ def _each_image(
 
     pool = ThreadPoolExecutor(max(threads, 1))  # starts its threads with the first task
     positions, names, readers = range(len(job)), [name for name, _ in job], [read for _, read in job]
+    answers: dict[int, _Answer] = {}
+    problems: list[list[int | str]] = []
     try:
         with quiet_pillow():
-            yield from (pool.map if threads else map)(attempt, positions, names, readers)
+            found = (pool.map if threads else map)(attempt, positions, names, readers)
+            for position, answer in enumerate(found):
+                if isinstance(answer, ImageError):
+                    problems.append([position, answer.kind, answer.found, str(answer)])
+                elif answer is not None:
+                    answers[position] = answer
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the images in work, not for all of the part
+    return answers, np.array(json.dumps(problems))
+
+
+def _problems(rows: Iterable[Sequence[Any]], begin: int = 0) -> dict[int, tuple[str, str, str]]:
+    """Read why images cannot be used, by their positions, of which the first is ``begin``."""
+    return {begin + position: (kind, found, why) for position, kind, found, why in rows}
 
 
 def _collect_files(source: Source, store: Store, resize: str) -> Collection:
     """Put together what a store holds and what the source says."""
     index, kept = index_of(source), store.arrays["kept"]
-    survey = Survey.from_arrays(store.arrays, store.notes["problems"])
+    columns = {name: store.arrays[name] for name in COLUMNS}
+    survey = Survey(**columns, problems=_problems(store.notes["problems"]))
     return Collection(
         names=take_names(index.names, kept),
         labels=index.labels[kept],
@@ -486,9 +461,7 @@ def _collect_files(source: Source, store: Store, resize: str) -> Collection:
 # Images as numbers
 
 
-def _write_pixels(
-    source: Source, options: ReadOptions, settings: list[Any], _progress: Progress
-) -> tuple[str, Store]:
+def _write_pixels(source: Source, options: ReadOptions, settings: list[Any]) -> tuple[str, Store]:
     """Read the files unless that was done: the key stands for their content and what is done with it."""
     digests = [_digest(file) for file in source.files]
     key = hashlib.sha256(json.dumps([settings, digests]).encode()).hexdigest()

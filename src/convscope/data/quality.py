@@ -435,39 +435,29 @@ def _leaks_and_conflicts(collection: Collection) -> Iterator[Finding]:
 # Outliers, and what betrays the class
 
 
-@dataclass(frozen=True, eq=False)
-class PixelStatistics:
-    """A few numbers about each image, a row for each."""
-
-    brightness: NDArray[np.float64]  # mean grey level, 0 to 255
-    contrast: NDArray[np.float64]  # standard deviation of the grey levels
-    # Logarithm of one plus the standard deviation of the discrete Laplacian (Pech-Pacheco et al., "Diatom
-    # autofocusing in brightfield microscopy", 2000).
-    sharpness: NDArray[np.float64]
-    colour: NDArray[np.float64]  # (n, 2c), mean and standard deviation of each channel
-    border: NDArray[np.float64]  # (n, 2c), the same of the outermost pixels
-
-
-def measure(images: NDArray[np.uint8]) -> PixelStatistics:
-    """Measure brightness, contrast, sharpness and colours of images (n, h, w, c), in memory or not."""
+def measure(images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    """Measure images (n, h, w, c), in memory or not: a few numbers about each, a row for each."""
     chunks = [_measure(images[start : start + _CHUNK]) for start in range(0, len(images), _CHUNK)]
-    return PixelStatistics(*(np.concatenate(columns) for columns in zip(*chunks, strict=True)))
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
-def _measure(images: NDArray[np.uint8]) -> tuple[NDArray[Any], ...]:
-    """Measure some images."""
+def _measure(images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    """Measure images (k, h, w, c) that lie in memory."""
     values = images.astype(np.float32)
     grey = values.mean(axis=3)  # (k, h, w)
     pixels = values.reshape(len(values), -1, values.shape[3])  # (k, h·w, c)
     sides = [values[:, 0], values[:, -1], values[:, :, 0], values[:, :, -1]]
     frame = np.concatenate(sides, axis=1)  # (k, 2h + 2w, c)
-    return (
-        grey.mean(axis=(1, 2)),
-        grey.std(axis=(1, 2)),
-        np.log1p(_laplacian(grey).std(axis=(1, 2))),
-        np.concatenate([pixels.mean(axis=1), pixels.std(axis=1)], axis=1),
-        np.concatenate([frame.mean(axis=1), frame.std(axis=1)], axis=1),
-    )
+    return {
+        "brightness": grey.mean(axis=(1, 2)),
+        "contrast": grey.std(axis=(1, 2)),
+        # Logarithm of one plus the standard deviation of the discrete Laplacian (Pech-Pacheco et al., "Diatom
+        # autofocusing in brightfield microscopy", 2000).
+        "sharpness": np.log1p(_laplacian(grey).std(axis=(1, 2))),
+        # Mean and standard deviation of each channel, (k, 2c); then the same of the outermost pixels.
+        "colour": np.concatenate([pixels.mean(axis=1), pixels.std(axis=1)], axis=1),
+        "border": np.concatenate([frame.mean(axis=1), frame.std(axis=1)], axis=1),
+    }
 
 
 def _laplacian(grey: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -479,16 +469,16 @@ def _laplacian(grey: NDArray[np.float32]) -> NDArray[np.float32]:
     return laplacian
 
 
-def _outliers(statistics: PixelStatistics, names: Sequence[str]) -> Iterator[Finding]:
+def _outliers(statistics: Mapping[str, NDArray[Any]], names: Sequence[str]) -> Iterator[Finding]:
     """Report images that are blank, or far darker, brighter, blurrier or sharper than the rest."""
-    blank = statistics.contrast < BLANK
+    blank = statistics["contrast"] < BLANK
     flat, advice = _named(names, blank), "Remove it: there is nothing on it."
     yield from find("blank", "warning", flat, "image", "of one flat colour.", advice)
-    for kind, values, words in (
-        ("brightness", statistics.brightness, ("far darker", "far brighter")),
-        ("sharpness", statistics.sharpness, ("far blurrier", "far sharper")),
+    for kind, words in (
+        ("brightness", ("far darker", "far brighter")),
+        ("sharpness", ("far blurrier", "far sharper")),
     ):
-        scores = _robust_scores(values)
+        scores = _robust_scores(statistics[kind])
         odd = (np.abs(scores) > OUTLIER) & ~blank
         details, unlike = (words[int(score > 0)] for score in scores[odd]), f"unlike the rest in {kind}."
         yield from find(kind, "warning", _named(names, odd), "image", unlike, "Look at it.", details)
@@ -502,13 +492,13 @@ def _robust_scores(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return scores
 
 
-def _shortcuts(collection: Collection, statistics: PixelStatistics) -> Iterator[Finding]:
+def _shortcuts(collection: Collection, statistics: Mapping[str, NDArray[Any]]) -> Iterator[Finding]:
     """Report what betrays the class without a look at what is on the images.
 
     A small decision tree is given only a few numbers about each image, and tested on images that it has not
     seen. If it names the class nearly always, a network may learn these numbers and nothing else.
     """
-    features = {"colour": statistics.colour, "border": statistics.border}
+    features = {kind: statistics[kind] for kind in ("colour", "border")}
     if (survey := collection.survey) is not None:
         columns = (survey.heights, survey.widths, survey.formats, survey.channels, survey.traits)
         features = {"file": np.stack(columns, axis=1)[collection.kept].astype(np.float64), **features}

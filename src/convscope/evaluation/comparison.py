@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -337,7 +337,7 @@ def compare_seeds(
     "Variance components", 1992, chapter 4); Welch and Satterthwaite's degrees of freedom go with it. One
     side may have a single seed: its spread is then taken to be the other side's.
     """
-    from scipy.special import stdtrit
+    from scipy.special import stdtr, stdtrit
 
     if not a or not b or len(a) + len(b) < 3:
         found = f"{len(a)} and {len(b)}"
@@ -345,11 +345,16 @@ def compare_seeds(
         raise UsageError(expected_got(expected, found, "Compare two runs with compare."))
     for other in [*a[1:], *b]:
         check_same_test(a[0], other)
-    right_a, right_b = _right(a), _right(b)  # (seeds, images)
-    errors = _standard_errors(right_a, right_b)
+    right_a, right_b = (
+        np.stack([(run.predictions == run.labels).astype(np.float64) for run in runs]) for runs in (a, b)
+    )  # (seeds, images)
+    from_seeds, from_images, error, freedom = _standard_errors(right_a, right_b)
     difference = float(right_b.mean() - right_a.mean())
-    reach = float(stdtrit(errors.freedom, 1 - LEVEL / 2)) * errors.total
-    p_value = _p_value(difference, errors)
+    reach = float(stdtrit(freedom, 1 - LEVEL / 2)) * error
+    if error == 0:
+        p_value = 1.0 if difference == 0 else 0.0
+    else:
+        p_value = float(2 * stdtr(freedom, -abs(difference) / error))
     return SeedComparison(
         label_a=label_a,
         label_b=label_b,
@@ -360,29 +365,19 @@ def compare_seeds(
         spread_b=_spread(right_b),
         difference=difference,
         difference_interval=Interval(difference - reach, difference + reach),
-        error_from_seeds=errors.seeds,
-        error_from_images=errors.images,
+        error_from_seeds=from_seeds,
+        error_from_images=from_images,
         p_value=p_value,
         verdict=give_verdict(difference, p_value),
     )
-
-
-class _Errors(NamedTuple):
-    seeds: float
-    images: float
-    total: float
-    freedom: float
-
-
-def _right(runs: Sequence[Evaluation]) -> FloatArray:
-    return np.stack([(run.predictions == run.labels).astype(np.float64) for run in runs])
 
 
 def _spread(right: FloatArray) -> float:
     return float(right.mean(axis=1).std(ddof=1)) if len(right) > 1 else float("nan")
 
 
-def _standard_errors(right_a: FloatArray, right_b: FloatArray) -> _Errors:
+def _standard_errors(right_a: FloatArray, right_b: FloatArray) -> tuple[float, float, float, float]:
+    """Compute the standard errors from seeds, from images and from both, and the degrees of freedom."""
     sides = [right_a, right_b]
     variances = np.array([_spread(right) ** 2 for right in sides])
     known = np.isfinite(variances)
@@ -397,9 +392,7 @@ def _standard_errors(right_a: FloatArray, right_b: FloatArray) -> _Errors:
     total = max(from_seeds + from_images - counted_twice, from_seeds, from_images)
     squared = (parts**2 / freedoms).sum()
     freedom = total**2 / squared if squared > 0 else np.inf
-    return _Errors(
-        float(np.sqrt(from_seeds)), float(np.sqrt(from_images)), float(np.sqrt(total)), float(freedom)
-    )
+    return float(np.sqrt(from_seeds)), float(np.sqrt(from_images)), float(np.sqrt(total)), float(freedom)
 
 
 def _residual(right: FloatArray) -> float:
@@ -409,14 +402,6 @@ def _residual(right: FloatArray) -> float:
         return 0.0
     left: NDArray[np.float64] = right - right.mean(axis=0) - right.mean(axis=1, keepdims=True) + right.mean()
     return float((left**2).sum() / ((seeds - 1) * (images - 1)))
-
-
-def _p_value(difference: float, errors: _Errors) -> float:
-    from scipy.special import stdtr
-
-    if errors.total == 0:
-        return 1.0 if difference == 0 else 0.0
-    return float(2 * stdtr(errors.freedom, -abs(difference) / errors.total))
 
 
 def _side_json(label: str, accuracies: tuple[float, ...], spread: float) -> dict[str, Any]:

@@ -314,25 +314,21 @@ class Coverage(NamedTuple):
         return OperatingPoint(*(float(values[place]) for values in self))
 
 
-class _Counts(NamedTuple):
-    """At each distinct threshold: how many images reach it, and how many of them are hits."""
-
-    thresholds: FloatArray
-    called: IntArray
-    hits: IntArray
-
-
-def _count(scores: FloatArray, positive: NDArray[np.bool_]) -> _Counts:
+def _count(
+    scores: FloatArray, positive: NDArray[np.bool_]
+) -> tuple[FloatArray, NDArray[np.intp], NDArray[np.intp]]:
+    """Find the distinct thresholds, and at each how many images reach it and how many of them are hits."""
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
     last = np.append(np.flatnonzero(np.diff(ranked)), scores.size - 1)  # equal scores are called together
-    return _Counts(ranked[last], last + 1, np.cumsum(positive[order])[last])
+    return ranked[last], last + 1, np.cumsum(positive[order])[last]
 
 
 def coverage_curve(probabilities: FloatArray, labels: IntArray) -> Coverage:
     """Follow the accuracy of the answers while the network abstains from fewer and fewer images."""
-    counts = _count(probabilities.max(axis=1), np.argmax(probabilities, axis=1) == labels)
-    return Coverage(counts.thresholds, counts.called / labels.size, counts.hits / counts.called)
+    right = np.argmax(probabilities, axis=1) == labels
+    thresholds, called, hits = _count(probabilities.max(axis=1), right)
+    return Coverage(thresholds, called / labels.size, hits / called)
 
 
 def one_vs_rest_curve(probabilities: FloatArray, labels: IntArray, class_index: int) -> Curve:

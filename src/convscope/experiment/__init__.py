@@ -2,7 +2,7 @@
 
 - ``running``: the recipe, top-down; begin here.
 - ``config``: what decides the outcome.
-- ``preparation``: data and network of a training; ``model`` builds and adapts the network.
+- ``preparation``: data and network of a training.
 - ``planning``: what is found out first, on copies of the network: does it learn, at which rate, in what time?
 - ``fitting``: the training: schedule, stops, checkpoints, orderly ends.
 - ``several``: more than one of them, one after the other or side by side in ``workers``; one for each fold.

@@ -24,7 +24,6 @@ from typing import Any, Literal, cast
 import numpy as np
 import optuna
 from filelock import FileLock, Timeout
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -35,7 +34,6 @@ from convscope.experiment.space import Choice, Range, Space
 from convscope.runs import locked, write_errors_named
 
 _LOG = logging.getLogger(__name__)
-Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 
 JOURNAL_FILE = "journal.log"
 DEFAULTS = "defaults"
@@ -141,7 +139,6 @@ class Study:
         self.plan, self.folder = plan, plan.folder
         with write_errors_named(plan.folder, "Choose another --out."):
             plan.folder.mkdir(parents=True, exist_ok=True)
-        self._distributions = {name: to_distribution(one) for name, one in plan.space.searched.items()}
         direction, self.metric = OBJECTIVES[plan.objective]
         self.maximize = direction == "maximize"
         self.storage = open_storage(plan.storage, plan.folder)
@@ -267,7 +264,7 @@ class Study:
             self._study.sampler = make_sampler(self.plan.sampler, self.plan.space, number)
             trial = Trial(self._study, identity)
             trial.set_user_attr("place", self.place)
-            values = {name: suggest(trial, name, one) for name, one in self._distributions.items()}
+            values = {name: suggest(trial, name, one) for name, one in self.plan.space.searched.items()}
         epochs = len(frozen.intermediate_values)
         before = frozen.user_attrs.get("attempts", [0, 0])
         attempts = before[0] + 1 if epochs == before[1] else 1
@@ -359,21 +356,12 @@ def hold(path: Path, stack: ExitStack) -> bool:
     return True
 
 
-def to_distribution(one: Range | Choice) -> Distribution:
-    """Say in Optuna's words which values there are."""
-    if isinstance(one, Choice):
-        return CategoricalDistribution(one.values)
-    if one.whole:
-        return IntDistribution(int(one.low), int(one.high), log=one.log, step=int(one.step or 1))
-    return FloatDistribution(one.low, one.high, log=one.log, step=one.step)
-
-
-def suggest(trial: Trial, name: str, one: Distribution) -> Any:
+def suggest(trial: Trial, name: str, one: Range | Choice) -> Any:
     """Ask for a value of a setting; a trial that was begun before gives the same again."""
-    if isinstance(one, CategoricalDistribution):
-        return trial.suggest_categorical(name, one.choices)
-    if isinstance(one, IntDistribution):
-        return trial.suggest_int(name, one.low, one.high, step=one.step, log=one.log)
+    if isinstance(one, Choice):
+        return trial.suggest_categorical(name, one.values)
+    if one.whole:
+        return trial.suggest_int(name, int(one.low), int(one.high), step=int(one.step or 1), log=one.log)
     return trial.suggest_float(name, one.low, one.high, step=one.step, log=one.log)
 
 

@@ -8,7 +8,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,7 +29,7 @@ from convscope.export import Bundle
 from convscope.inspection import LayerDescription, describe, feature_maps
 from convscope.lowering.graph import read_graph
 from convscope.preprocessing import Preprocess
-from convscope.runs import RunDirectory
+from convscope.runs import RunDirectory, write_file
 
 PAGE = Path(__file__).parent / "page"
 FILE = "explorer.html"
@@ -95,7 +95,7 @@ def write_page(
         test_set_log.log_use(RunDirectory(contents.path), "inspection", by=consulted_by)
     payload = make_payload(contents, images=images)
     file = contents.path / FILE if out is None else Path(out)
-    RunDirectory(file.absolute().parent).write_bytes(file.name, fill(payload).encode())
+    write_file(file, fill(payload).encode())
     layers = payload["network"]["layers"]
     shown_only = tuple(layer["name"] for layer in layers if not layer["live"])
     return Written(file, len(layers), shown_only, payload["weights"]["bits"])
@@ -149,15 +149,13 @@ def _collect(name: str, modules: dict[str, str], above: tuple[str, ...]) -> None
 Array = NDArray[Any]
 
 
-def make_payload(
-    run: str | Path | Contents, *, images: int = IMAGES, data: str | Path | None = None
-) -> dict[str, Any]:
+def make_payload(run: str | Path | Contents, *, images: int = IMAGES) -> dict[str, Any]:
     """Gather what the page of a run carries, as JSON values; arrays are packed by `pack`.
 
     Of a network whose page would pass 8 MB, the kernels are rounded to float16 or int8, and everything
     that the page is held against is computed with these.
     """
-    contents = run if isinstance(run, Contents) else read_contents(run, data=data)
+    contents = run if isinstance(run, Contents) else read_contents(run)
     bundle = contents.bundle
     preprocess = bundle.preprocess
     chosen = _choose(contents, images, describe(bundle.model).macs or 0)
@@ -190,8 +188,7 @@ def describe_network(model: Any, bits: int = 32) -> dict[str, Any]:
     """
     graph = read_graph(model)
     layers = read_layers(graph)
-    rounded = _round_weights(layers, bits)
-    entries, packed = _pack_weights(layers, rounded, bits)
+    entries, packed = pack_weights(layers, _round_weights(layers, bits), bits)
     described = describe(model).layers
     return {
         "network": {
@@ -201,7 +198,7 @@ def describe_network(model: Any, bits: int = 32) -> dict[str, Any]:
                 for index, (layer, entry, one) in enumerate(zip(layers, entries, described, strict=True))
             ],
         },
-        "weights": {"bits": bits, **packed},
+        "weights": packed,
     }
 
 
@@ -347,15 +344,15 @@ def _quantize(array: Array) -> tuple[Array, Array]:
     return whole, scale
 
 
-def _pack_weights(
-    layers: Sequence[Layer], rounded: Sequence[dict[str, Array]], bits: int
+def pack_weights(
+    layers: Sequence[Layer], weights: Sequence[Mapping[str, Array]], bits: int = 32
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Put all weights behind each other; a layer's entries say where each of its own begins."""
     exact: list[Array] = []
     short: list[Array] = []
     entries: list[dict[str, Any]] = []
     position = 0
-    for layer, own in zip(layers, rounded, strict=True):
+    for layer, own in zip(layers, weights, strict=True):
         if layer.shares is not None:
             entries.append(entries[layer.shares])
             continue
@@ -378,7 +375,7 @@ def _pack_weights(
     packed = {"exact": pack(np.concatenate([np.zeros(0, np.float32), *exact]))}
     if short:
         packed["short"] = pack(np.concatenate(short))
-    return entries, {"count": position, **packed}
+    return entries, {"bits": bits, "count": position, **packed}
 
 
 def _rounding(bundle: Bundle, chosen: _Chosen | None) -> dict[str, Any] | None:

@@ -325,7 +325,7 @@ def _write(
     first = FORMATS["onnx"] if form is eight else form
     name = first.files[0]
     _PROGRESS.info("Writing %s", name)
-    forward = first.write(bundle, scratch.path)
+    forward = first.write(bundle, *(scratch.path / one for one in first.files))
     _PROGRESS.info("Holding %s against the run", name)
     reference = bundle.predict(images.pixels)
     checked = str(require_agreement(forward, images.pixels, reference, name))
@@ -333,7 +333,8 @@ def _write(
     notes = [require_same_resizing(forward, bundle, images.pixels, form.files[0])] if form.resizes else []
     if eight.quantize and (int8 or form is eight):
         _PROGRESS.info("Quantizing it, and holding %s against the run", eight.files[0])
-        forwards[eight.files[0]], note = eight.quantize(bundle, scratch.path, images)
+        small = scratch.path / eight.files[0]
+        forwards[small.name], note = eight.quantize(scratch.path / name, small, bundle, images)
         notes.append(note)
     sizes = {one: (scratch.path / one).stat().st_size for one in forwards if one != SOURCE}
     if form is eight:
@@ -348,10 +349,12 @@ def _write(
     _require_same_distances(bundle, load_bundle(scratch.path), sample)
     latency = measure_latency(forwards, images.pixels[:64])
     sizes[SOURCE] = (run.path / WEIGHTS_FILE).stat().st_size
-    networks = [
-        _measure(name, sizes[name], forward, images, reference, latency[name])
-        for name, forward in forwards.items()
-    ]
+    networks = []
+    for one, forward in forwards.items():
+        predicted = reference if one == SOURCE else forward(images.pixels)
+        same = float(np.mean(predicted.argmax(axis=1) == reference.argmax(axis=1)))
+        apart = compare(reference, predicted).largest_difference
+        networks.append(Measured(one, sizes[one], images.accuracy(predicted), same, apart, latency[one]))
     return ExportReport(folder, format, images.origin, tuple(networks), tuple(notes), images.uncounted)
 
 
@@ -363,22 +366,6 @@ def _require_same_distances(bundle: Bundle, exported: Bundle, pixels: NDArray[np
         if not apart <= FARTHEST:
             expected = "an export with the features of its source"
             raise ExportError(expected_got(expected, f"distances up to {apart:.1e} apart"))
-
-
-def _measure(
-    name: str,
-    size: int,
-    forward: Forward,
-    images: CheckImages,
-    reference: NDArray[np.float32],
-    milliseconds: dict[int, float],
-) -> Measured:
-    """Sum one network up."""
-    predicted = reference if name == SOURCE else forward(images.pixels)
-    same = float(np.mean(predicted.argmax(axis=1) == reference.argmax(axis=1)))
-    difference = compare(reference, predicted).largest_difference
-    accuracy = images.accuracy(predicted)
-    return Measured(name, size, accuracy, same, difference, milliseconds)
 
 
 def _write_companions(

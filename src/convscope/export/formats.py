@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # it brings all that reads data, which a prediction needs not
 class ExportFormat:
     """One way to write a trained network for use elsewhere.
 
-    ``write(bundle, folder)`` writes ``files`` and returns what they compute when they are read back.
+    ``write(bundle, *files)`` writes them and returns what they compute when they are read back.
     ``open(file, image shape, classes)`` is for formats that predict without Keras; beside a network of the
     others convscope keeps what it loads itself. The page of an export is made of ``holds`` and ``example``,
     where {height}, {width}, {channels} and {classes} stand for numbers.
@@ -28,29 +28,18 @@ class ExportFormat:
     files: tuple[str, ...]
     holds: str
     example: str
-    write: Callable[[Bundle, Path], Forward]
+    write: Callable[..., Forward]
     without_convscope: Callable[[Bundle], str] | None = None  # code that does the same with Keras alone
     open: Callable[[Path, tuple[int, int, int], int], Session] | None = None
     packages: tuple[str, ...] = ()
     resizes: bool = False  # whether the network in the file takes images of any size
-    # Writes ``files`` from what ``write`` has written, which is left out of the export then.
-    quantize: Callable[[Bundle, Path, CheckImages], tuple[Forward, str]] | None = None
+    # Writes its file from the one that ``write`` has written, which is left out of the export then.
+    quantize: Callable[[Path, Path, Bundle, CheckImages], tuple[Forward, str]] | None = None
 
 
-def _write_onnx(bundle: Bundle, folder: Path) -> Forward:
-    from convscope.export.torch_files import trace
-
-    write_onnx(trace(bundle), bundle, folder / ONNX.files[0])
-    return open_session(folder / ONNX.files[0], bundle.preprocess.image_shape, len(bundle.class_names))
-
-
-def _quantize(bundle: Bundle, folder: Path, images: CheckImages) -> tuple[Forward, str]:
-    return write_int8(folder / ONNX.files[0], folder / INT8.files[0], bundle, images)
-
-
-def _write_keras(bundle: Bundle, folder: Path) -> Forward:
-    bundle.model.save(folder / MODEL_FILE)
-    model = load_model(folder / MODEL_FILE)
+def _write_keras(bundle: Bundle, file: Path) -> Forward:
+    bundle.model.save(file)
+    model = load_model(file)
     return Bundle.from_model(model, bundle.preprocess, bundle.class_names, bundle.temperature).forward
 
 
@@ -99,17 +88,17 @@ def _with_keras_alone(bundle: Bundle) -> str:
     return "\n".join([*lines, ""])
 
 
-def _write_torch(bundle: Bundle, folder: Path) -> Forward:
-    from convscope.export.torch_files import trace, write_program
+# They load torch, which a prediction by ONNX needs not.
+def _write_torch(bundle: Bundle, file: Path) -> Forward:
+    from convscope.export.torch_files import write_program
 
-    return write_program(trace(bundle), folder / TORCH.files[0])
+    return write_program(bundle, file)
 
 
-def _write_module(bundle: Bundle, folder: Path) -> Forward:
-    from convscope.export.torch_files import on_cpu, trace, write_module
+def _write_module(bundle: Bundle, weights: Path, source: Path) -> Forward:
+    from convscope.export.torch_files import write_module
 
-    here = replace(bundle, network=on_cpu(bundle.model))
-    return write_module(trace(here), here, *(folder / name for name in MODULE.files))
+    return write_module(bundle, weights, source)
 
 
 _ONNX_EXAMPLE = """\
@@ -125,7 +114,7 @@ ONNX = ExportFormat(
     files=("model.onnx",),
     holds="`model.onnx` holds everything: resizing, scaling, network and calibration.",
     example=_ONNX_EXAMPLE.replace("FILE", "model.onnx"),
-    write=_write_onnx,
+    write=write_onnx,
     open=open_session,
     packages=("onnx", "onnxscript", "onnxruntime"),
     resizes=True,
@@ -135,7 +124,7 @@ INT8 = replace(
     files=("model-int8.onnx",),
     holds="`model-int8.onnx` holds everything: resizing, scaling, network (in 8 bits) and calibration.",
     example=_ONNX_EXAMPLE.replace("FILE", "model-int8.onnx"),
-    quantize=_quantize,
+    quantize=write_int8,
 )
 KERAS = ExportFormat(
     files=(MODEL_FILE,),

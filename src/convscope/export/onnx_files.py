@@ -21,8 +21,6 @@ from convscope.export.bundle import Bundle, Forward
 from convscope.preprocessing import Preprocess
 
 if TYPE_CHECKING:
-    import torch
-
     from convscope.export.exporting import CheckImages
 
 
@@ -236,14 +234,14 @@ LOG_ERRORS = 3
 NOWHERE = os.path.join(os.devnull, "nowhere")  # noqa: PTH118  a string for the runtime
 
 
-def write_onnx(program: torch.export.ExportedProgram, bundle: Bundle, file: Path) -> None:
-    """Write a traced bundle as an ONNX file for pixels of any size, (n, h, w, 1 or 3).
+def write_onnx(bundle: Bundle, file: Path) -> Session:
+    """Write a bundle as an ONNX file for pixels of any size, (n, h, w, 1 or 3), and open it.
 
     Its metadata carry class names and preprocessing.
     """
     onnx: Any = importlib.import_module("onnx")
     compose: Any = importlib.import_module("onnx.compose")
-    network = _to_network(program, bundle)
+    network = _to_network(bundle)
     resizing = to_resizing(bundle.preprocess)
     resizing.ir_version = network.ir_version
     resizing = compose.add_prefix(resizing, "resize_", rename_inputs=False, rename_outputs=False)
@@ -253,6 +251,7 @@ def write_onnx(program: torch.export.ExportedProgram, bundle: Bundle, file: Path
         _give_features(model.graph, bundle.novelty.features)
     onnx.helper.set_model_props(model, _metadata(bundle))
     file.write_bytes(model.SerializeToString())
+    return open_session(file, bundle.preprocess.image_shape, len(bundle.class_names))
 
 
 def _give_features(graph: Any, length: int) -> None:
@@ -265,12 +264,13 @@ def _give_features(graph: Any, length: int) -> None:
         graph.output.append(value)
 
 
-def _to_network(program: torch.export.ExportedProgram, bundle: Bundle) -> Any:
-    """Convert a traced bundle to an ONNX model, as yet for images of the network's size."""
+def _to_network(bundle: Bundle) -> Any:
+    """Convert a bundle to an ONNX model, as yet for images of the network's size."""
     import torch
 
-    from convscope.export.torch_files import TRACED_BATCH, quiet
+    from convscope.export.torch_files import TRACED_BATCH, quiet, trace
 
+    program = trace(bundle)
     shape = (TRACED_BATCH, *bundle.preprocess.image_shape)
     with quiet():
         try:

@@ -9,6 +9,7 @@ import runpy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,19 +88,24 @@ def on_cpu(model: keras.Model) -> keras.Model:
     return copy
 
 
-def write_program(program: torch.export.ExportedProgram, file: Path) -> Forward:
+def write_program(bundle: Bundle, file: Path) -> Forward:
     """Write a ``.pt2`` file (the graph as JSON, the weights as plain bytes, no pickle) and read it back.
 
     Others' files are never loaded so: torch evaluates expressions in them.
     """
+    program = trace(bundle)
     with quiet():
         torch.export.save(program, file)
         module = torch.export.load(file).module()
+    return _forward_of(module)
+
+
+def _forward_of(module: Callable[[torch.Tensor], torch.Tensor]) -> Forward:
+    """Make of a torch function one of arrays."""
 
     def forward(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         with torch.no_grad():
-            result: NDArray[np.float32] = module(torch.from_numpy(np.ascontiguousarray(pixels))).numpy()
-        return result
+            return module(torch.from_numpy(np.ascontiguousarray(pixels))).numpy()
 
     return forward
 
@@ -157,11 +163,10 @@ def load(file="network.safetensors"):
 _CHECKS = ("_assert_tensor_metadata", "_guards_fn", "sym_constrain", "_assert_scalar", "_assert_async")
 
 
-def write_module(
-    program: torch.export.ExportedProgram, bundle: Bundle, weights: Path, source: Path
-) -> Forward:
-    """Write weights and source of a traced bundle, whose model is on the CPU; return what the two compute."""
-    module: Any = program.module()
+def write_module(bundle: Bundle, weights: Path, source: Path) -> Forward:
+    """Write weights and source of a bundle; return what the two compute."""
+    bundle = replace(bundle, network=on_cpu(bundle.model))
+    module: Any = trace(bundle).module()
     _simplify(module)
     tensors = _name_tensors(module, bundle)
     learned = {weight.value.data_ptr() for weight in bundle.model.trainable_weights}
@@ -179,7 +184,7 @@ def write_module(
         classes=len(bundle.class_names),
         steps="\n".join(settings.describe()),
         tensors="\n".join(lines),
-        forward=_forward_of(module),
+        forward=_source_of(module),
     )
     source.write_text(text, encoding="utf-8")
     save_file({name: value.detach().contiguous().clone() for name, value in tensors.items()}, weights)
@@ -188,13 +193,7 @@ def write_module(
     except Exception as error:  # an operator whose printed form is no Python
         expected = "a network that can be written as PyTorch source"
         raise ExportError(expected_got(expected, reason(error))) from error
-
-    def forward(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        with torch.no_grad():
-            result: NDArray[np.float32] = network(torch.from_numpy(np.ascontiguousarray(pixels))).numpy()
-        return result
-
-    return forward
+    return _forward_of(network)
 
 
 def _name_tensors(module: GraphModule, bundle: Bundle) -> dict[str, torch.Tensor]:
@@ -243,7 +242,7 @@ def _convert(module: GraphModule, node: Node) -> None:
     module.graph.erase_node(node)
 
 
-def _forward_of(module: GraphModule) -> str:
+def _source_of(module: GraphModule) -> str:
     """Print the graph as a method, in the words of ``torch.ops.aten``."""
     [output] = [node for node in module.graph.nodes if node.op == "output"]
     [[result]] = output.args

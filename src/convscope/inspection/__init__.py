@@ -6,7 +6,7 @@
 - ``representations``: filters, feature maps, embeddings; images that the network finds alike.
 - ``attribution``: which pixels speak for a class, and whether that is true.
 - ``synthesis``: what a filter or a class responds to most.
-- ``layer_health``, ``verdicts``: scales and dead units; layers, curves and confidence judged in words.
+- ``health``: scales and dead units measured; layers, curves and confidence judged in words.
 """
 
 from convscope.arithmetic.kind import Recomputed
@@ -28,7 +28,16 @@ from convscope.inspection.description import (
     describe,
     explain_kernel_layouts,
 )
-from convscope.inspection.layer_health import LayerHealth, layer_health
+from convscope.inspection.health import (
+    LayerHealth,
+    TrainingHealth,
+    Verdict,
+    judge_confidence,
+    judge_curves,
+    judge_layers,
+    layer_health,
+    training_health,
+)
 from convscope.inspection.recomputation import Recomputation, recompute
 from convscope.inspection.representations import (
     FILTERED,
@@ -43,14 +52,6 @@ from convscope.inspection.representations import (
     nearest,
 )
 from convscope.inspection.synthesis import Synthesis, maximise_class, maximise_filter
-from convscope.inspection.verdicts import (
-    TrainingHealth,
-    Verdict,
-    judge_confidence,
-    judge_curves,
-    judge_layers,
-    training_health,
-)
 
 __all__ = [
     "FILTERED",

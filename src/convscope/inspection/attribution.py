@@ -319,7 +319,7 @@ def _class_activation_map(
     layer: str | int | None,
 ) -> Attribution:
     graph = read_graph(model)
-    call = image_call(graph, layer, "a set of feature maps")
+    call = image_call(graph, layer)
     batch = one_image(graph, image).requires_grad_()
     values = run(graph, batch)
     found = logits(graph, values)

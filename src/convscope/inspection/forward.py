@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any
 
 import keras
@@ -89,12 +89,6 @@ def fitting_batch(graph: Graph, most: int) -> int:
     return max(1, min(most, MOST_ELEMENTS // max(elements, 1)))
 
 
-def in_batches(images: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
-    """Cut a batch into smaller ones."""
-    for start in range(0, len(images), size):
-        yield images[start : start + size]
-
-
 def scores(graph: Graph, batch: torch.Tensor) -> torch.Tensor:
     """Compute what the classes score before a last softmax or sigmoid, keeping nothing else: (n, classes)."""
     last = last_call(graph)
@@ -172,7 +166,7 @@ def channels_last(graph: Graph, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.movedim(1, -1) if graph.channels_first and tensor.ndim == 4 else tensor
 
 
-def image_call(graph: Graph, layer: str | int | None, kind: str = "an image") -> Call:
+def image_call(graph: Graph, layer: str | int | None) -> Call:
     """Find a layer that gives feature maps; without a name the last convolution, or else the last one.
 
     UsageError when the layer does not give feature maps, or none does.
@@ -180,7 +174,7 @@ def image_call(graph: Graph, layer: str | int | None, kind: str = "an image") ->
     if layer is not None:
         call = graph.call(layer)
         if len(call.output_shapes[0]) != 3:
-            expected = f"a layer whose output is {kind}"
+            expected = "a layer whose output is a set of feature maps"
             raise UsageError(expected_got(expected, f"{call.name} with {show_shape(call.output_shapes[0])}"))
         return call
     maps = [call for call in graph.calls if len(call.output_shapes[0]) == 3]

@@ -15,7 +15,6 @@ from convscope.inspection.forward import (
     FloatArray,
     channels_last,
     fitting_batch,
-    in_batches,
     one_image,
     run,
     to_batch,
@@ -149,7 +148,7 @@ def embeddings(model: keras.Model, images: npt.ArrayLike, batch_size: int = 256)
     deciding = _deciding_call(graph)
     entering, rows = deciding.inputs[0], []
     with torch.no_grad():
-        for batch in in_batches(to_batch(graph, images), fitting_batch(graph, batch_size)):
+        for batch in torch.split(to_batch(graph, images), fitting_batch(graph, batch_size)):
             rows.append(run(graph, batch, until=deciding, keep=[entering])[entering].flatten(1))
     return to_numpy(torch.cat(rows))
 

@@ -101,7 +101,7 @@ def maximise_filter(
     (28, 28, 1)
     """
     graph = read_graph(model)
-    call = image_call(graph, layer, "a set of feature maps")
+    call = image_call(graph, layer)
     count = call.output_shapes[0][0 if graph.channels_first else -1] or 0
     if not 0 <= channel < count:
         raise UsageError(expected_got(f"a channel of {call.name} from 0 to {count - 1}", channel))

@@ -53,17 +53,13 @@ def _gelu(approximate: bool = False) -> Function:
 
     def function(x: torch.Tensor) -> torch.Tensor:
         own = compiled.suits_vectors(x) and only in (None, x.dtype)
-        return _smooth(name, x) if own else F.gelu(x, approximate=form)
+        return kernels.apply(kernels.Smooth, x, name) if own else F.gelu(x, approximate=form)
 
     return function
 
 
 def _silu(x: torch.Tensor) -> torch.Tensor:
-    return _smooth("silu", x) if compiled.suits_vectors(x) else F.silu(x)
-
-
-def _smooth(name: str, x: torch.Tensor) -> torch.Tensor:
-    return kernels.apply(kernels.Smooth, x, name)
+    return kernels.apply(kernels.Smooth, x, "silu") if compiled.suits_vectors(x) else F.silu(x)
 
 
 _MAKERS: dict[str, Callable[..., Function]] = {

@@ -289,8 +289,7 @@ def convolve_tiles(
     count, height, width, _ = images.shape
     shape = (count, (height - 2) // 2, (width - 2) // 2, transformed.shape[3])
     mask = epilogue.mask(shape, images)
-    lanes = None if mask is None else mask.lanes
-    result, places = compiled.winograd_tile_max(images, transformed, bias, epilogue.relu, lanes)
+    result, places = compiled.winograd_tile_max(images, transformed, bias, epilogue.relu, mask)
     return epilogue.scaled(result), places
 
 

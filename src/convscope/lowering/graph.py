@@ -113,21 +113,19 @@ def read_graph(model: keras.Model) -> Graph:
                 "write a subclassed one as keras.Model(inputs, outputs).",
             )
         )
-    reader = _Reader()
-    inputs = tuple(reader.number(_shape(tensor)) for tensor in functional.inputs)
-    outputs = reader.read(functional, inputs, prefix="")
+    calls, inputs, outputs = calls_of(functional)
     return Graph(
-        calls=tuple(reader.calls),
+        calls=calls,
         inputs=inputs,
         outputs=outputs,
         input_shapes=tuple(_shape(tensor) for tensor in functional.inputs),
-        channels_first=_channels_first(reader.calls),
+        channels_first=_channels_first(calls),
         device=device_of(model) or current_device(),
     )
 
 
 def calls_of(function: Any) -> tuple[tuple[Call, ...], tuple[int, ...], tuple[int, ...]]:
-    """Read the calls of a ``keras.Function``; the numbers of what enters it and what leaves it."""
+    """Read the calls of a graph, a model's or a ``keras.Function``; the numbers of what enters and leaves."""
     reader = _Reader()
     inputs = tuple(reader.number(_shape(tensor)) for tensor in function.inputs)
     outputs = reader.read(function, inputs, prefix="")

@@ -138,6 +138,15 @@ class Op:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in common}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Elementwise(Op):
+    """An op whose result has the shape of its only input."""
+
+    def _output_shape(self, shapes: Sequence[Shape]) -> Shape:
+        (shape,) = shapes
+        return shape
+
+
 @dataclass(frozen=True)
 class Output:
     """One output of the network: a value, and the activation behind it that was folded out of the program."""

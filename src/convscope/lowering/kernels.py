@@ -53,6 +53,12 @@ def apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
     return result
 
 
+def normalize(function: type[torch.autograd.Function], *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Call a batch normalization of those below, which gives the batch's mean and variance (c,) too."""
+    result: tuple[Tensor, Tensor, Tensor] = function.apply(*arguments)  # type: ignore[no-untyped-call]
+    return result
+
+
 @dataclass(frozen=True)
 class Epilogue:
     """What follows a convolution or product, on its result in place: a ReLU, and a dropout behind it.
@@ -126,7 +132,7 @@ def tile_max(images: Tensor, epilogue: Epilogue) -> tuple[Tensor, Tensor]:
     """Pool contiguous images (n, h, w, c) by tiles of two by two; return where each gradient goes, too."""
     count, height, width, channels = images.shape
     mask = epilogue.mask((count, height // 2, width // 2, channels), images)
-    result, places = compiled.tile_max(images, epilogue.relu, None if mask is None else mask.lanes)
+    result, places = compiled.tile_max(images, epilogue.relu, mask)
     return epilogue.scaled(result), places
 
 
@@ -137,7 +143,7 @@ class BatchNormalization(torch.autograd.Function):
     def forward(
         ctx: Context, images: Tensor, gamma: Tensor | None, beta: Tensor | None, epsilon: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute from images (n, ..., c), channels last in memory; mean and biased variance are (c,)."""
+        """Compute from images (n, ..., c), contiguous on a CPU; mean and biased variance are (c,)."""
         mean, variance = batch_statistics(images)
         moved = images.movedim(-1, 1)  # (n, c, ...)
         result = torch_internals.batch_norm(moved, gamma, beta, mean, variance, False, 0.0, epsilon, False)
@@ -161,14 +167,6 @@ class BatchNormalization(torch.autograd.Function):
         return image_gradient, gamma_gradient, beta_gradient, None
 
 
-def batch_normalization(
-    images: Tensor, gamma: Tensor | None, beta: Tensor | None, epsilon: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalize images (n, ..., c), contiguous on a CPU; return the batch's mean and variance (c,) too."""
-    result: tuple[Tensor, Tensor, Tensor] = BatchNormalization.apply(images, gamma, beta, epsilon)  # type: ignore[no-untyped-call]
-    return result
-
-
 class FusedNormalization(torch.autograd.Function):
     """clip(normalized images + residual, 0, ceiling) in compiled loops, the batch's statistics beside it."""
 
@@ -178,8 +176,8 @@ class FusedNormalization(torch.autograd.Function):
         images: Tensor,
         gamma: Tensor | None,
         beta: Tensor | None,
-        residual: Tensor | None,
         epsilon: float,
+        residual: Tensor | None,
         ceiling: float | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Compute from images and a residual (n, ..., c), channels last in memory; statistics are (c,)."""
@@ -198,30 +196,14 @@ class FusedNormalization(torch.autograd.Function):
         require_first_order()
         images, results, gamma, moments, columns = ctx.saved_tensors
         gradient = gradient.contiguous()
-        split = ctx.needs_input_grad[3] and ctx.ceiling is not None
+        wants_residual = ctx.needs_input_grad[4]
+        split = wants_residual and ctx.ceiling is not None
         found, weights, through = compiled.normalize_back(
             gradient, images, results, gamma, moments, columns, ctx.ceiling, ctx.needs_input_grad[0], split
         )
-        through = through if split or not ctx.needs_input_grad[3] else gradient
-        gamma_gradient, beta_gradient = (
-            weights[0] if ctx.has_gamma else None,
-            weights[1] if ctx.has_beta else None,
-        )
-        return found, gamma_gradient, beta_gradient, through, None, None
-
-
-def fused_normalization(
-    images: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    epsilon: float,
-    residual: Tensor | None = None,
-    ceiling: float | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalize as ``FusedNormalization`` does; return the batch's mean and variance (c,) too."""
-    arguments = images, gamma, beta, residual, epsilon, ceiling
-    result: tuple[Tensor, Tensor, Tensor] = FusedNormalization.apply(*arguments)  # type: ignore[no-untyped-call]
-    return result
+        through = through if split or not wants_residual else gradient
+        gamma_gradient = weights[0] if ctx.has_gamma else None
+        return found, gamma_gradient, weights[1] if ctx.has_beta else None, None, through, None
 
 
 class SharedBatchNormalization(torch.autograd.Function):
@@ -277,15 +259,6 @@ class SharedBatchNormalization(torch.autograd.Function):
             image_gradient = along.addcmul_(gradient.to(along.dtype), factor).to(images.dtype)
         own = scaled_sum if gamma is not None else None
         return None, image_gradient, own, plain_sum if ctx.has_beta else None, None
-
-
-def shared_batch_normalization(
-    shard: Shard, images: Tensor, gamma: Tensor | None, beta: Tensor | None, epsilon: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalize these rows' images (n, ..., c); return the whole batch's mean and variance (c,) too."""
-    arguments = shard, images, gamma, beta, epsilon
-    result: tuple[Tensor, Tensor, Tensor] = SharedBatchNormalization.apply(*arguments)  # type: ignore[no-untyped-call]
-    return result
 
 
 def batch_statistics(images: Tensor) -> tuple[Tensor, Tensor]:

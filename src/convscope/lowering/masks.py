@@ -8,6 +8,7 @@ does it in compiled loops, other devices with torch's operations; the masks are 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from dataclasses import dataclass
 import torch
 
 from convscope.lowering.cpu import compiled
-from convscope.lowering.cpu.compiled import PackedMask
 
 Key = int | torch.Tensor  # a tensor of shape (), int64, is read on its device, when the operation runs
 
@@ -51,12 +51,22 @@ def bits_type(dtype: torch.dtype) -> torch.dtype:
     return _INTEGERS[dtype]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mask:
-    """Says which elements of a tensor are kept; its shape is the tensor's, or broadcasts to it."""
+    """Says which elements of a tensor are kept; its shape is the tensor's, or broadcasts to it.
 
-    lanes: PackedMask
+    ``lanes`` are integers as wide as the elements, n of them; bit ``bits · (i // n)`` of lane ``i % n``
+    decides over element i, in the order of memory.
+    """
+
+    lanes: torch.Tensor
+    bits: int
     shape: tuple[int, ...]
+
+    @property
+    def packed(self) -> tuple[int, int, int]:
+        """Return address and number of the lanes, and bits, as the loops take them."""
+        return self.lanes.data_ptr(), self.lanes.numel(), self.bits
 
     @staticmethod
     def order_of(x: torch.Tensor) -> torch.memory_format:
@@ -68,7 +78,7 @@ class Mask:
         """Set to zero what is dropped, in ``out`` (``x`` for in place) or in new memory."""
         result = torch.empty_like(x) if out is None else out
         if self.shape == x.shape and compiled.suits(x) and result.stride() == x.stride():
-            compiled.drop(x, result, self.lanes)
+            compiled.drop(x, result, self)
         else:
             # Multiplying bits by zero or one is several times faster than torch.where on bfloat16.
             bits = bits_type(x.dtype)
@@ -77,23 +87,23 @@ class Mask:
 
     def part(self, begin: int, end: int, shape: tuple[int, ...]) -> Mask:
         """Take some of the elements, counted in memory's order, for a tensor of another shape."""
-        lanes = self.lanes.lanes
+        lanes = self.lanes
         kept = torch.empty(end - begin, dtype=lanes.dtype, device=lanes.device)
         while begin < end:  # the fields at one place of all lanes, then those at the next
             plane, lane = divmod(begin, lanes.numel())
             count = min(end - begin, lanes.numel() - lane)
             out = kept[len(kept) - (end - begin) :][:count]
-            torch.bitwise_right_shift(lanes[lane : lane + count], plane * self.lanes.bits, out=out)
+            torch.bitwise_right_shift(lanes[lane : lane + count], plane * self.bits, out=out)
             begin += count
-        return Mask(PackedMask(kept.bitwise_and_(1), self.lanes.bits), shape)
+        return Mask(kept.bitwise_and_(1), self.bits, shape)
 
     def unpack(self) -> torch.Tensor:
         """Return ones where elements are kept and zeros where they are dropped, in the lanes' type."""
-        lanes, count = self.lanes.lanes, math.prod(self.shape)
+        lanes, count = self.lanes, math.prod(self.shape)
         planes = -(-count // max(1, lanes.numel()))
         kept = torch.empty((planes, lanes.numel()), dtype=lanes.dtype, device=lanes.device)
         for plane in range(planes):
-            torch.bitwise_right_shift(lanes, plane * self.lanes.bits, out=kept[plane])
+            torch.bitwise_right_shift(lanes, plane * self.bits, out=kept[plane])
         return kept.bitwise_and_(1).view(-1)[:count].view(self.shape)
 
     def _laid_out_as(self, x: torch.Tensor) -> torch.Tensor:
@@ -108,33 +118,24 @@ def _is_dense(x: torch.Tensor) -> bool:
     return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
-class MaskSource:
-    """Makes the masks of one dropout for one shape; every device gives the same."""
-
-    def __init__(self, rate: float, shape: Sequence[int], device: torch.device) -> None:
-        self._bits, self._threshold = threshold_of(rate)
-        self._shape = tuple(shape)
-        self._count = math.prod(self._shape)
-        self._words = -(-self._count * self._bits // 64)
-        self._device = device
-
-    def mask(self, key: Key, integer: torch.dtype) -> Mask:
-        """Make the mask of a key, for elements as wide as an integer type."""
-        fields = self._bits if self._bits < 8 else 0  # wider ones are numbers that torch compares
-        words = torch.empty(self._words, dtype=torch.int64, device=self._device)
-        if isinstance(key, int) and words.device.type == "cpu" and compiled.available():
-            compiled.hash_counters(words, key, fields, self._threshold)
-        else:
-            words = hashed_fields(words, key, fields, self._threshold)
-        if fields:
-            return Mask(PackedMask(words.view(integer), self._bits), self._shape)
-        # As signed integers the numbers begin at −2¹⁵, and the threshold moves with them.
-        numbers, least = (
-            (words.view(torch.uint8), 0) if self._bits == 8 else (words.view(torch.int16), 1 << 15)
-        )
-        kept = torch.empty(numbers.shape, dtype=integer, device=numbers.device)
-        torch.ge(numbers, self._threshold - least, out=kept)
-        return Mask(PackedMask(kept, self._bits), self._shape)
+def make_mask(
+    rate: float, shape: Sequence[int], key: Key, integer: torch.dtype, device: torch.device
+) -> Mask:
+    """Make the mask of a key, for elements as wide as an integer type; every device gives the same."""
+    bits, threshold = threshold_of(rate)
+    fields = bits if bits < 8 else 0  # wider ones are numbers that torch compares
+    words = torch.empty(-(-math.prod(shape) * bits // 64), dtype=torch.int64, device=device)
+    if isinstance(key, int) and words.device.type == "cpu" and compiled.available():
+        compiled.hash_counters(words, key, fields, threshold)
+    else:
+        words = hashed_fields(words, key, fields, threshold)
+    if fields:
+        return Mask(words.view(integer), bits, tuple(shape))
+    # As signed integers the numbers begin at −2¹⁵, and the threshold moves with them.
+    numbers, least = (words.view(torch.uint8), 0) if bits == 8 else (words.view(torch.int16), 1 << 15)
+    kept = torch.empty(numbers.shape, dtype=integer, device=numbers.device)
+    torch.ge(numbers, threshold - least, out=kept)
+    return Mask(kept, bits, tuple(shape))
 
 
 def hashed_fields(like: torch.Tensor, key: Key, bits: int, threshold: int) -> torch.Tensor:
@@ -161,6 +162,7 @@ def _xor_shifted(words: torch.Tensor, shift: int) -> torch.Tensor:
     return words.bitwise_xor_((words >> shift).bitwise_and_((1 << (64 - shift)) - 1))
 
 
+@functools.cache
 def threshold_of(rate: float) -> tuple[int, int]:
     """Choose how many bits decide over an element, and below which number it is dropped."""
     for bits in (1, 2, 4, 8):

@@ -64,7 +64,13 @@ class LoweredNetwork:
         self._seed, self._number = 0, 0
         self._keys: Mapping[int, Tensor] | None = None
         self._shard: Shard | None = None
-        self._build()
+        self._input_names = [value.name for value in program.inputs]
+        runners = {op.name: runner_of(op, self) for op in program}
+        self._schedules = {training: self._schedule(runners, training) for training in (False, True)}
+        self._outputs = [
+            (output.value, activation_function(output.activation) if output.activation else None)
+            for output in program.outputs
+        ]
 
     @property
     def output_activation(self) -> str | None:
@@ -190,16 +196,6 @@ class LoweredNetwork:
         self._prepared.clear()
         for weight in self.weights.values():
             forget_copy(weight)
-
-    def _build(self) -> None:
-        program = self.program
-        self._input_names = [value.name for value in program.inputs]
-        runners = {op.name: runner_of(op, self) for op in program}
-        self._schedules = {training: self._schedule(runners, training) for training in (False, True)}
-        self._outputs = [
-            (output.value, activation_function(output.activation) if output.activation else None)
-            for output in program.outputs
-        ]
 
     def _schedule(self, runners: Mapping[str, Runner], training: bool) -> list[tuple[Any, ...]]:
         """Say what runs in a mode: a runner, what it reads and writes, and what nobody reads behind it."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from convscope.errors import LoweringError, UsageError, expected_got
 from convscope.lowering import layers as ops
-from convscope.lowering.ir import Activation, Op, Output, Program, Shape, Value, check
+from convscope.lowering.ir import Activation, Op, Output, Program, Value, check
 from convscope.lowering.masks import keep_probability
 from convscope.lowering.planner import PlanContext, choose
 from convscope.lowering.processor import require_precision
@@ -54,20 +54,10 @@ def optimise(
         raise UsageError(expected_got(f"precision {', '.join(PRECISIONS)}", repr(precision)))
     require_precision(precision, training, str(device))
     reports = []
-    for name, rewrite in _passes(PlanContext(training, deterministic, precision, batch_size, str(device))):
-        program, changes = rewrite(program)
-        check(program, after=name)
-        reports.append(PassReport(name, tuple(changes)))
-    return program, reports
-
-
-def _passes(context: PlanContext) -> list[tuple[str, Callable[[Program], Rewritten]]]:
-    return [
+    context = PlanContext(training, deterministic, precision, batch_size, str(device))
+    passes: list[tuple[str, Callable[[Program], Rewritten]]] = [
         ("activation behind max-pooling", move_activations),
-        (
-            "normalization folded into weights",
-            lambda program: fold_normalizations(program, context.training),
-        ),
+        ("normalization folded into weights", lambda program: fold_normalizations(program, training)),
         ("sum behind normalization", lambda program: fuse_sums(program, context)),
         ("activation fused", lambda program: fuse_activations(program, context)),
         ("output activation folded into the loss", fold_outputs),
@@ -76,6 +66,11 @@ def _passes(context: PlanContext) -> list[tuple[str, Callable[[Program], Rewritt
         ("max-pooling into the convolution", lambda program: fuse_poolings(program, context)),
         ("precision, layout and algorithm", lambda program: choose(program, context)),
     ]
+    for name, rewrite in passes:
+        program, changes = rewrite(program)
+        check(program, after=name)
+        reports.append(PassReport(name, tuple(changes)))
+    return program, reports
 
 
 def with_features(program: Program) -> Program:
@@ -120,10 +115,9 @@ def fold_normalizations(program: Program, training: bool) -> Rewritten:
     for op in program:
         if not (isinstance(op, ops.BatchNormalization) and (op.frozen or not training)):
             continue
-        before = program.producer(op.inputs[0])
+        before = _only_before(program, op)
         if (
             isinstance(before, ops.ConvOrDense)
-            and _only_reader(program, before.output) is op
             and before.activation is None
             and before.folded is None
             and op.axis == _last_written_axis(before, program)
@@ -181,12 +175,11 @@ def fuse_activations(program: Program, context: PlanContext) -> Rewritten:
     for op in program:
         if not isinstance(op, ops.Activate) or op.activation.name in ("softmax", "log_softmax"):
             continue
-        before = program.producer(op.inputs[0])
+        before = _only_before(program, op)
         if isinstance(before, ops.BatchNormalization) and not (clips and _is_clipping(op.activation)):
             continue
         if (
             isinstance(before, ops.ConvOrDense | ops.Pool2D | ops.BatchNormalization)
-            and _only_reader(program, before.output) is op
             and before.activation is None
             and not _is_folded_output(program, op)
         ):
@@ -259,10 +252,9 @@ def fuse_dropouts(program: Program) -> Rewritten:
     for op in program:
         if not (isinstance(op, ops.Dropout) and op.noise_shape is None and 0 < op.rate < 1):
             continue
-        before = program.producer(op.inputs[0])
+        before = _only_before(program, op)
         if (
             isinstance(before, ops.ConvOrDense | ops.Pool2D)
-            and _only_reader(program, before.output) is op
             and before.activation is not None
             and before.activation.is_plain_relu
             and before.drop is None
@@ -300,6 +292,12 @@ def _only_reader(program: Program, name: str) -> Op | None:
     return readers[0] if len(readers) == 1 and not program.is_output(name) else None
 
 
+def _only_before(program: Program, op: Op) -> Op | None:
+    """Return the op whose result this one alone reads, as its first input; None where there is none."""
+    before = program.producer(op.inputs[0])
+    return before if before is not None and _only_reader(program, op.inputs[0]) is op else None
+
+
 def describe(program: Program, reports: Sequence[PassReport] = ()) -> list[dict[str, Any]]:
     """Describe each op of a program (``keras``: Keras's own layer runs there), then what each pass did.
 
@@ -322,18 +320,14 @@ def _row(op: Op, program: Program) -> dict[str, Any]:
         "op": op.name,
         "kind": op.kind,
         "layer": op.layer,
-        "input_shapes": [_listed(program.value(name).shape) for name in op.inputs],
-        "output_shapes": [_listed(program.value(name).shape) for name in op.written],
+        "input_shapes": [list(program.value(name).shape) for name in op.inputs],
+        "output_shapes": [list(program.value(name).shape) for name in op.written],
         "precision": choice.precision if choice else "as its input",
         "layout": choice.layout if isinstance(op, ops.Conv2D) and choice else None,
         "algorithm": choice.algorithm if choice else None,
         "settings": _shown(op),
         "keras": isinstance(op, ops.KerasCall),
     }
-
-
-def _listed(shape: Shape) -> list[int | None]:
-    return list(shape)
 
 
 def _shown(op: Op) -> dict[str, Any]:

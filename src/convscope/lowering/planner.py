@@ -35,6 +35,8 @@ _BANDWIDTH = 20e9
 # How often a training step reads or writes a result again: activation, pooling, and both backward.
 _PASSES = 3
 _ROUNDS = 5
+# bfloat16 this much slower than float32 on a typical convolution is not worth a candidate's time.
+_WORTH_TRYING = 0.7
 # A candidate this many times slower than the fastest is not timed again.
 _HOPELESS = 3.0
 # The rule's choice stays unless another is faster by this factor.
@@ -75,7 +77,7 @@ class PlanContext:
             return ("float32",)
         if processor.multiplies_bfloat16(self.device):
             return ("bfloat16", "float32")
-        if self.measured and processor.bfloat16_is_worth_trying(self.training):
+        if self.measured and processor.bfloat16_speed(self.training) > _WORTH_TRYING:
             return ("float32", "bfloat16")
         return ("float32",)
 
@@ -84,14 +86,17 @@ def choose(program: Program, context: PlanContext) -> tuple[Program, list[str]]:
     """Choose how each convolution and matrix product computes; return a line for each, too."""
     if context.measured:
         _PROGRESS.info("Finding the fastest way to compute on this machine")
-    chosen, lines = {}, []
+    chosen: list[Op] = []
+    lines: list[str] = []
     learned = _values_with_gradient(program)
     for op in program:
         if isinstance(op, ConvOrDense):
             choice, why = _choose_one(op, program, context, op.inputs[0] in learned)
-            chosen[op.name] = dataclasses.asdict(choice)
+            chosen.append(dataclasses.replace(op, choice=choice))
             lines.append(f"{op.name}: {choice.precision}, {choice.layout}, {choice.algorithm} ({why})")
-    return apply_plan(program, chosen), lines
+        else:
+            chosen.append(op)
+    return program.replace(ops=tuple(chosen)), lines
 
 
 def plan_of(program: Program) -> dict[str, Any]:
@@ -112,13 +117,13 @@ def apply_plan(program: Program, plan: Mapping[str, Any]) -> Program:
         strange = ", ".join(sorted(set(planned).symmetric_difference(entries)))
         found = f"one that differs in {strange}"
         raise UsageError(expected_got(f"a plan for the ops of {program.name!r}", found))
-
-    def carried_out(op: Op) -> Op:
-        if not isinstance(op, ConvOrDense):
-            return op
-        return dataclasses.replace(op, choice=_choice_of(op, entries[op.name]))
-
-    return program.replace(ops=tuple(map(carried_out, program)))
+    carried_out = tuple(
+        dataclasses.replace(op, choice=_choice_of(op, entries[op.name]))
+        if isinstance(op, ConvOrDense)
+        else op
+        for op in program
+    )
+    return program.replace(ops=carried_out)
 
 
 def _unnumbered(name: str) -> str:
@@ -355,12 +360,9 @@ class _Bench:
         generator = torch.Generator().manual_seed(0)
         self._x = torch.randn([context.batch_size, *(size or 1 for size in shape[1:])], generator=generator)
 
+    @processor.one_thread()
     def seconds(self, candidates: Sequence[KernelChoice]) -> dict[KernelChoice, float]:
         """Return the shortest run of each candidate on one thread, in turns; one that raises is left out."""
-        with processor.one_thread():
-            return self._seconds(candidates)
-
-    def _seconds(self, candidates: Sequence[KernelChoice]) -> dict[KernelChoice, float]:
         runs = {}
         for choice in candidates:
             try:

@@ -30,8 +30,6 @@ from convscope.environment import cache_folder
 from convscope.errors import UsageError, expected_got, unknown_name
 
 OVERRIDE = "CONVSCOPE_PROCESSOR"
-# bfloat16 this much slower than float32 on a typical convolution is not worth a candidate's time.
-_WORTH_TRYING = 0.7
 _ROUNDS = 5
 # Of all that torch reports, what its kernels or the compiled loops make use of.
 _THAT_MATTER = re.compile(r"(sse4_2|avx|amx|fma3|f16c|neon|sve|bf16|i8mm|dot|sme)")
@@ -190,11 +188,6 @@ def multiplies_bfloat16(device: str = "cpu") -> bool:
     return device.startswith("cpu") and this_processor().kind.hardware
 
 
-def bfloat16_is_worth_trying(training: bool) -> bool:
-    """Say whether bfloat16 on the CPU is a candidate: accepted, and not slow on a typical convolution."""
-    return takes_bfloat16(training) and bfloat16_speed(training) > _WORTH_TRYING
-
-
 def bfloat16_speed(training: bool) -> float:
     """Return how fast a typical bfloat16 convolution is relative to float32: 2 for twice as fast, 0 for none.
 
@@ -329,14 +322,11 @@ def describe_bfloat16(training: bool, device: str = "cpu") -> str:
     return f"this processor ({kind.name}) has no instructions for bfloat16"
 
 
+@functools.cache
 def fused_convolution(device: str = "cpu") -> Any | None:
     """Return oneDNN's convolution with an activation fused behind it; None where there is none."""
-    return _pointwise_convolution() if device.startswith("cpu") else None
-
-
-@functools.cache
-def _pointwise_convolution() -> Any | None:
-    return torch_internals.onednn_operation("_convolution_pointwise")
+    on_cpu = device.startswith("cpu")
+    return torch_internals.onednn_operation("_convolution_pointwise") if on_cpu else None
 
 
 @dataclass(frozen=True)

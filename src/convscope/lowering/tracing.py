@@ -52,7 +52,8 @@ class Trace:
     """The calls that a layer makes, from ``inputs`` to ``outputs``, for a batch of any size.
 
     The inputs are the values that enter it, all as long as the first, then weights, constants and numbers
-    drawn at random. ``in_training`` is what it does there, if that is something else.
+    drawn at random. ``in_training`` is what it does there, if that is something else. While a trace is made,
+    it is a record for one size of a batch; ``flags`` are what its calls were told of training.
     """
 
     calls: tuple[Call, ...]
@@ -61,6 +62,7 @@ class Trace:
     values: tuple[Value, ...]
     constants: tuple[Any, ...]
     packed: Any  # the numbers of its outputs, from 0, in the structure that the layer gives
+    flags: Sequence[bool | None] = ()
     in_training: Trace | None = None
 
     def on(self, values: Sequence[Value]) -> Trace:
@@ -168,22 +170,19 @@ def _traced(layer: Any, args: Any, kwargs: dict[str, Any], values: Sequence[Valu
                 raise  # a part may change more than its variables while the record is tried
             larger = _record(layer, args, kwargs, values, _BATCHES[1], True)
             _require_same(twin, larger, (True, True))
-            _require_same_outputs(layer, args, kwargs, values, twin, training=True)
-            in_training = _merged(twin, larger, values)
+            _require_same_outputs(layer, args, kwargs, twin, training=True)
+            in_training = _merged(twin, larger)
     if any(call.makes_mask for call in small.calls):
         raise _DiffersError("it makes a mask")
-    _require_same_outputs(layer, args, kwargs, values, small)
-    return dataclasses.replace(_merged(small, large, values), in_training=in_training)
+    _require_same_outputs(layer, args, kwargs, small)
+    return dataclasses.replace(_merged(small, large), in_training=in_training)
 
 
-def _merged(small: _Record, large: _Record, values: Sequence[Value]) -> Trace:
-    return Trace(
+def _merged(small: Trace, large: Trace) -> Trace:
+    return dataclasses.replace(
+        small,
         calls=tuple(map(_merged_call, small.calls, large.calls)),
-        inputs=small.inputs,
-        outputs=small.outputs,
-        values=tuple(values),
         constants=tuple(map(_merged_constant, small.constants, large.constants)),
-        packed=small.packed,
     )
 
 
@@ -198,21 +197,10 @@ def _merged_constant(constant: Any, twin: Any) -> Any:
     return dataclasses.replace(constant, lengths=tuple(lengths))
 
 
-@dataclass(frozen=True, eq=False)
-class _Record:
-    """The calls of a layer at one size of a batch; ``constants`` are variables and tensors."""
-
-    calls: tuple[Call, ...]
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    constants: tuple[Any, ...]
-    flags: list[bool | None]
-    packed: Any
-
-
 def _record(
     layer: Any, args: Any, kwargs: dict[str, Any], values: Sequence[Value], batch: int, training: bool | None
-) -> _Record:
+) -> Trace:
+    """Record the calls of a layer at one size of a batch."""
     symbols = {value: _symbol(_sizes(value, batch), value.dtype) for value in values}
     args, kwargs = _filled((args, kwargs), symbols)
     if training is not None:
@@ -234,7 +222,8 @@ def _record(
         layer._modules.update(parts)
     function = keras.Function([*symbols.values(), *constants.symbols], outputs)
     packed = keras.tree.pack_sequence_as(outputs, list(range(len(function.outputs))))
-    return _Record(*calls_of(function), tuple(constants.things), training_flags(function), packed)
+    things, flags = tuple(constants.things), training_flags(function)
+    return Trace(*calls_of(function), tuple(values), things, packed, flags)
 
 
 class _Constants:
@@ -316,7 +305,7 @@ def _generators_kept() -> Iterator[None]:
         np.random.set_state(before[2])  # noqa: NPY002
 
 
-def _require_same(one: _Record, other: _Record, flags: tuple[bool | None, bool | None]) -> None:
+def _require_same(one: Trace, other: Trace, flags: tuple[bool | None, bool | None]) -> None:
     """Refuse records that differ in more than lengths; parts are told of training what the layer is told."""
     wiring, twin_wiring = ((len(record.calls), record.inputs, record.outputs) for record in (one, other))
     if wiring != twin_wiring or not _is_same(one.constants, other.constants):
@@ -406,16 +395,12 @@ def _only_repeats(call: Call) -> bool:
 
 
 def _require_same_outputs(
-    layer: Any,
-    args: Any,
-    kwargs: dict[str, Any],
-    values: Sequence[Value],
-    record: _Record,
-    training: bool = False,
+    layer: Any, args: Any, kwargs: dict[str, Any], record: Trace, training: bool = False
 ) -> None:
     """Compare the calls with the layer itself, on random inputs, and on the same draws."""
     device = device_of(layer) or current_device()
     generator = torch.Generator().manual_seed(0)
+    values = record.values
     shapes = [_sizes(value, _BATCHES[0]) for value in values]
     inputs = [
         torch.randn(shape, generator=generator).to(device)

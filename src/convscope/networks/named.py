@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,41 +38,6 @@ def _dense(units: int, activation: str = "relu") -> LayerSpec:
     return "Dense", {"units": units, "activation": activation}
 
 
-def _simple(classes: int) -> list[LayerSpec]:
-    return [_convolution(32), _FLATTEN, _dense(classes, "softmax")]
-
-
-def _dense_layers(classes: int) -> list[LayerSpec]:
-    return [_convolution(32), _dropout(0.25), _FLATTEN, *_classifier(128, classes)]
-
-
-def _deep(classes: int) -> list[LayerSpec]:
-    features = [_convolution(32), _convolution(64), _POOL, _dropout(0.25)]
-    return [*features, _FLATTEN, *_classifier(128, classes)]
-
-
-def _stages(classes: int) -> list[LayerSpec]:
-    return [*_stage(32), *_stage(64), _FLATTEN, *_classifier(512, classes)]
-
-
-def _swift(classes: int) -> list[LayerSpec]:
-    features = [_convolution(16, kernel_size=5), _POOL, _convolution(32), _POOL]
-    return [*features, _FLATTEN, _dense(256), _dense(classes, "softmax")]
-
-
-def _normalized(classes: int) -> list[LayerSpec]:
-    """Widen while the image shrinks, and end in one mean for each feature, whatever the image's size.
-
-    Batch normalization (Ioffe and Szegedy 2015, section 3) lets it learn at ten times the rate of the others;
-    the mean instead of a flattened map (Lin et al., "Network in Network", 2014, section 3.2) leaves no large
-    dense layer to learn few images by heart with.
-    """
-    features = [*_normalized_convolution(32, "valid"), _POOL]
-    for filters in (64, 128):
-        features += [*_normalized_convolution(filters), _POOL]
-    return [*features, *_normalized_convolution(256), _AVERAGE, _dropout(0.25), _dense(classes, "softmax")]
-
-
 def _normalized_convolution(filters: int, padding: str = "same") -> list[LayerSpec]:
     # The normalization has a shift of its own. Its moving means follow within a few epochs of few images.
     settings = {"filters": filters, "kernel_size": 3, "padding": padding, "use_bias": False}
@@ -85,25 +49,27 @@ def _stage(filters: int) -> list[LayerSpec]:
     return [_convolution(filters, padding="same"), _convolution(filters), _POOL, _dropout(0.25)]
 
 
-def _classifier(units: int, classes: int) -> list[LayerSpec]:
-    return [_dense(units), _dropout(0.5), _dense(classes, "softmax")]
-
-
-@dataclass(frozen=True)
-class Network:
-    """One line of the list of networks."""
-
-    layers: Callable[[int], list[LayerSpec]]
-    summary: str
-
-
-NETWORKS = {
-    "simple": Network(_simple, "one convolution, then the classes"),
-    "dense": Network(_dense_layers, "one convolution, a dense layer, dropout"),
-    "deep": Network(_deep, "two convolutions, pooling, a dense layer, dropout"),
-    "stages": Network(_stages, "two stages of two convolutions and pooling, a dense layer, dropout"),
-    "swift": Network(_swift, "a small network for the fastest way to a good accuracy"),
-    "normalized": Network(_normalized, "four normalized convolutions of growing width, for photographs"),
+# The layers before the last, a dense one with a softmax over the classes.
+NETWORKS: dict[str, list[LayerSpec]] = {
+    "simple": [_convolution(32), _FLATTEN],
+    "dense": [_convolution(32), _dropout(0.25), _FLATTEN, _dense(128), _dropout(0.5)],
+    "deep": [
+        *[_convolution(32), _convolution(64), _POOL, _dropout(0.25)],
+        *[_FLATTEN, _dense(128), _dropout(0.5)],
+    ],
+    "stages": [*_stage(32), *_stage(64), _FLATTEN, _dense(512), _dropout(0.5)],
+    # Small, for the fastest way to a good accuracy.
+    "swift": [_convolution(16, kernel_size=5), _POOL, _convolution(32), _POOL, _FLATTEN, _dense(256)],
+    # For photographs: it widens while the image shrinks, and ends in one mean for each feature, whatever the
+    # image's size. Batch normalization (Ioffe and Szegedy 2015, section 3) lets it learn at ten times the
+    # rate of the others; the mean instead of a flattened map (Lin et al., "Network in Network", 2014, section
+    # 3.2) leaves no large dense layer to learn few images by heart with.
+    "normalized": [
+        *[*_normalized_convolution(32, "valid"), _POOL],
+        *[*_normalized_convolution(64), _POOL],
+        *[*_normalized_convolution(128), _POOL],
+        *[*_normalized_convolution(256), _AVERAGE, _dropout(0.25)],
+    ],
 }
 
 
@@ -165,7 +131,7 @@ def layers_of(name: str, classes: int = 10) -> list[LayerSpec]:
         require_network(name)
         raise unknown_name("network", name, NETWORKS)  # a pretrained one is no list
     _require_classes(classes)
-    return NETWORKS[name].layers(classes)
+    return [*NETWORKS[name], _dense(classes, "softmax")]
 
 
 def _require_classes(classes: int) -> None:

@@ -1,24 +1,22 @@
 """Arrays → matplotlib Figures; nothing here loads data or computes a metric.
 
 Every function returns its Figure, works without a display, and shows it once in a notebook. A module is
-called after the package whose arrays it draws: training (and sweeps), evaluation, inspection; images and
-comparing draw those. The common look is in style, and how a figure becomes a part of a page.
+called after the package whose arrays it draws: training (and sweeps), evaluation, inspection; in images
+are those that show images. The common look is in style, and how a figure becomes a part of a page.
 """
 
-from convscope.plotting.comparing import (
+from convscope.plotting.evaluation import (
     plot_comparison,
     plot_confused_pairs,
-    plot_differences,
-    plot_intervals,
-    plot_seed_comparison,
-)
-from convscope.plotting.evaluation import (
     plot_confusion_matrix,
     plot_coverage,
+    plot_differences,
+    plot_intervals,
     plot_precision_recall,
     plot_probability,
     plot_reliability,
     plot_roc,
+    plot_seed_comparison,
 )
 from convscope.plotting.images import (
     plot_contact_sheet,

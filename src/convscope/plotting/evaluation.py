@@ -1,8 +1,13 @@
-"""How good predictions are: probabilities, reliability, curves of classes, coverage, the confusion matrix."""
+"""How good predictions are, and how those of two networks compare.
+
+Probabilities, reliability, curves of classes, coverage, the confusion matrix; shares with their intervals on
+one scale, two networks, several seeds, images that differ.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -13,8 +18,31 @@ from matplotlib.image import AxesImage
 from numpy.typing import ArrayLike, NDArray
 
 from convscope.errors import UsageError, expected_got
-from convscope.evaluation import Coverage, Curve, Evaluation, Reliability, as_labels, as_probabilities
-from convscope.plotting.style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, new_figure, shorten
+from convscope.evaluation import (
+    Comparison,
+    ConfusedPair,
+    Coverage,
+    Curve,
+    Evaluation,
+    Reliability,
+    SeedComparison,
+    as_labels,
+    as_probabilities,
+)
+from convscope.plotting.images import as_pictures, image_grid, message_figure, names_below
+from convscope.plotting.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PINK,
+    RED,
+    SKY,
+    name_rows,
+    new_figure,
+    shorten,
+)
 
 
 def plot_probability(
@@ -101,41 +129,33 @@ def plot_reliability(before: Reliability, after: Reliability | None = None) -> F
     with new_figure(4.6 * len(columns), 5.2) as figure:
         grid = figure.subplots(2, len(columns), height_ratios=[3, 1], squeeze=False, sharex=True)
         for (title, found), upper, lower in zip(columns.items(), grid[0], grid[1], strict=True):
-            _draw_reliability(upper, found)
+            _draw_reliability(upper, lower, found)
             upper.set_title(f"{title}\nexpected calibration error {found.expected_error:.2%}")
-            _draw_confidence_counts(lower, found)
         grid[0, 0].set_ylabel("accuracy (share of images)")
         grid[1, 0].set_ylabel("images")
     return figure
 
 
-def _draw_reliability(axes: Axes, found: Reliability) -> None:
+def _draw_reliability(upper: Axes, lower: Axes, found: Reliability) -> None:
+    """Draw the accuracy of each bin of confidence, and below it how many images it has."""
     filled = found.counts > 0
-    centres, width = _bins(found)
+    centres, width = (found.edges[:-1] + found.edges[1:]) / 2, float(found.edges[1] - found.edges[0])
     accuracy, confidence = found.accuracy[filled], found.confidence[filled]
     for which, colour, label in (
         (found.counts >= FEW, SKY, "accuracy of the bin"),
         (filled & (found.counts < FEW), PALE, f"of fewer than {FEW} images"),
     ):
         if which.any():
-            axes.bar(centres[which], found.accuracy[which], width, color=colour, label=label)
-    axes.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1.2, label="confidence = accuracy")
-    axes.plot(confidence, confidence, "o", color=RED, markersize=4, label="mean confidence of the bin")
-    axes.vlines(confidence, accuracy, confidence, color=RED, linewidth=1.2)
-    axes.set(xlim=(0, 1), ylim=(0, 1.02))
-    axes.legend(loc="upper left")
-
-
-def _draw_confidence_counts(axes: Axes, found: Reliability) -> None:
-    centres, width = _bins(found)
-    axes.bar(centres, found.counts, width, color=GREY, edgecolor="white")
-    axes.set_yscale("log", nonpositive="clip")
-    axes.set_ylim(bottom=0.5)
-    axes.set_xlabel("confidence (probability of the predicted class)")
-
-
-def _bins(found: Reliability) -> tuple[np.ndarray, float]:
-    return (found.edges[:-1] + found.edges[1:]) / 2, float(found.edges[1] - found.edges[0])
+            upper.bar(centres[which], found.accuracy[which], width, color=colour, label=label)
+    upper.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1.2, label="confidence = accuracy")
+    upper.plot(confidence, confidence, "o", color=RED, markersize=4, label="mean confidence of the bin")
+    upper.vlines(confidence, accuracy, confidence, color=RED, linewidth=1.2)
+    upper.set(xlim=(0, 1), ylim=(0, 1.02))
+    upper.legend(loc="upper left")
+    lower.bar(centres, found.counts, width, color=GREY, edgecolor="white")
+    lower.set_yscale("log", nonpositive="clip")
+    lower.set_ylim(bottom=0.5)
+    lower.set_xlabel("confidence (probability of the predicted class)")
 
 
 def plot_roc(result: Evaluation, classes: Sequence[int] | None = None) -> Figure:
@@ -149,8 +169,10 @@ def plot_roc(result: Evaluation, classes: Sequence[int] | None = None) -> Figure
         drawn = _draw_classes(
             panels, result, classes, result.areas.roc, lambda curve: (curve.false_positive_rate, curve.recall)
         )
-        x_end = _nice_end(max((_first_reach(x, y) for x, y in drawn), default=1.0))
-        y_start = 1 - _nice_end(1 - min((_at(x, y, x_end / 50) for x, y in drawn), default=0.0))
+        # As far as 99 % of every class is found, and down to where the curves are near the axis.
+        x_end = _nice_end(max((float(x[np.argmax(y >= 0.99)]) for x, y in drawn), default=1.0))
+        starts = [float(y[np.searchsorted(x, x_end / 50, side="right") - 1]) for x, y in drawn]
+        y_start = 1 - _nice_end(1 - min(starts, default=0.0))
         _frame(panels, whole, (0.0, x_end, y_start, 1.0))
         for axes in panels:
             axes.set(xlabel="false positive rate", ylabel="true positive rate (recall)")
@@ -175,7 +197,8 @@ def plot_precision_recall(result: Evaluation, classes: Sequence[int] | None = No
             result.areas.average_precision,
             lambda curve: (curve.recall, curve.precision),
         )
-        reach = [_balance(x, y) for x, y in drawn]
+        # The height at which precision and recall are closest to each other.
+        reach = [float(np.min([x, y], axis=0).max()) for x, y in drawn]
         start = 1 - _nice_end(min(1.0, 2.5 * (1 - min(reach, default=0.0))))
         _frame(panels, (0.0, 1.0, 0.0, 1.02), (start, 1.0, start, 1 + 0.02 * (1 - start)))
         for axes in panels:
@@ -195,9 +218,11 @@ def _draw_classes(
     coordinates: Callable[[Curve], tuple[np.ndarray, np.ndarray]],
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Draw the chosen classes in colour and return their curves."""
-    chosen = _smallest(areas) if classes is None else list(classes)
+    if classes is None:
+        smallest = np.argsort(areas, kind="stable")[: len(LINE_COLOURS)]  # NaN comes last
+        classes = [int(index) for index in smallest if np.isfinite(areas[index])]
     drawn = []
-    for place, index in enumerate(chosen):
+    for place, index in enumerate(classes):
         x, y = coordinates(result.curve(index))
         if not (np.isfinite(x).all() and np.isfinite(y).all()):
             continue
@@ -212,11 +237,6 @@ def _draw_classes(
     return drawn
 
 
-def _smallest(areas: np.ndarray) -> list[int]:
-    order = np.argsort(areas, kind="stable")  # NaN comes last
-    return [int(index) for index in order[: len(LINE_COLOURS)] if np.isfinite(areas[index])]
-
-
 def _frame(panels: Sequence[Axes], *limits: tuple[float, float, float, float]) -> None:
     for axes, (left, right, bottom, top) in zip(panels, limits, strict=True):
         axes.set(xlim=(left, right), ylim=(bottom, top))
@@ -227,20 +247,6 @@ def _frame(panels: Sequence[Axes], *limits: tuple[float, float, float, float]) -
 def _legend(axes: Axes, title: str, place: Literal["lower left", "lower right", "upper right"]) -> None:
     if axes.get_legend_handles_labels()[0]:
         axes.legend(title=title, loc=place)
-
-
-def _first_reach(x: np.ndarray, y: np.ndarray) -> float:
-    """Find the false positive rate at which 99 % of the class is found."""
-    return float(x[np.argmax(y >= 0.99)])
-
-
-def _at(x: np.ndarray, y: np.ndarray, place: float) -> float:
-    return float(y[np.searchsorted(x, place, side="right") - 1])
-
-
-def _balance(recall: np.ndarray, precision: np.ndarray) -> float:
-    """Find the height at which precision and recall are closest to each other."""
-    return float(np.min([recall, precision], axis=0).max())
 
 
 def _nice_end(value: float) -> float:
@@ -329,8 +335,14 @@ def plot_confusion_matrix(
     >>> [text.get_text() for text in figure.axes[0].texts]
     ['0.90', '0.10', '0.00', '1.00']
     """
-    counts = _as_counts(cm, classes)
-    shares = _row_shares(counts)
+    counts = np.asarray(cm)
+    if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
+        raise UsageError(expected_got("a square confusion matrix", f"shape {counts.shape}"))
+    if len(classes) != len(counts):
+        raise UsageError(expected_got(f"{len(counts)} class names, one for each row", len(classes)))
+    totals = counts.sum(axis=1, keepdims=True)  # (k, 1)
+    shares = np.zeros(counts.shape)  # a class without images stays 0
+    np.divide(counts, totals, out=shares, where=totals > 0)
     unit = "share of the true class" if normalize else "images"
     side = min(11.0, 3.4 + 0.42 * len(classes))
     with new_figure(side + 0.8, side) as figure:
@@ -344,23 +356,6 @@ def plot_confusion_matrix(
             )
         axes.set_title(f"Confusion matrix ({unit})" if title is None else title)
     return figure
-
-
-def _as_counts(cm: ArrayLike, classes: Sequence[str]) -> NDArray[Any]:
-    counts = np.asarray(cm)
-    if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
-        raise UsageError(expected_got("a square confusion matrix", f"shape {counts.shape}"))
-    if len(classes) != len(counts):
-        raise UsageError(expected_got(f"{len(counts)} class names, one for each row", len(classes)))
-    return counts
-
-
-def _row_shares(counts: NDArray[Any]) -> NDArray[np.float64]:
-    """Divide each row by its sum; a class without images stays 0."""
-    totals = counts.sum(axis=1, keepdims=True)  # (k, 1)
-    shares = np.zeros(counts.shape)
-    np.divide(counts, totals, out=shares, where=totals > 0)
-    return shares
 
 
 def _name_classes(axes: Axes, names: list[str]) -> None:
@@ -392,3 +387,141 @@ def readable_on(background: NDArray[np.float64]) -> str:
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     luminance = float(linear @ [0.2126, 0.7152, 0.0722])
     return "white" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "black"
+
+
+def plot_intervals(
+    names: Sequence[str],
+    shares: Sequence[float],
+    intervals: Sequence[tuple[float, float] | None],
+    baseline: tuple[str, float] | None = None,
+    what: str = "accuracy",
+) -> Figure:
+    """Draw shares such as accuracies with their 95 % intervals, None where there is none, from 0 to 100 %.
+
+    ``baseline``, a name and a share, is what a guess reaches: a dashed line. ``what`` names the axis.
+    """
+    if not len(names) == len(shares) == len(intervals) > 0:
+        expected = "a name, a share and an interval for each row"
+        raise UsageError(expected_got(expected, f"{len(names)}, {len(shares)} and {len(intervals)}"))
+    with new_figure(4.4, 0.85 + 0.3 * len(names)) as figure:
+        axes = figure.subplots()
+        for place, (share, interval) in enumerate(zip(shares, intervals, strict=True)):
+            if interval is not None:
+                axes.plot([100 * edge for edge in interval], [place, place], color=BLUE, linewidth=2.5)
+            axes.plot(100 * share, place, "o", color=BLUE, markersize=5)
+        label = f"{what} (%) with its 95 % interval"
+        if baseline is not None:
+            axes.axvline(100 * baseline[1], color=GREY, linestyle="--", linewidth=1.2)
+            label += f"\ndashed: {shorten(baseline[0], 30)}, {100 * baseline[1]:.1f} %"
+        name_rows(axes, [shorten(name, 32) for name in names])
+        axes.set(xlim=(-1, 101), xlabel=label)
+        axes.grid(visible=True, axis="x")
+    return figure
+
+
+def plot_comparison(found: Comparison) -> Figure:
+    """Draw both accuracies with their intervals, and the difference with its own: two panels."""
+    with _two_panels(found) as (figure, axes):
+        _whisker(axes, 0, found.accuracy_a, found.interval_a, BLUE)
+        _whisker(axes, 1, found.accuracy_b, found.interval_b, BLUE)
+        axes.set_xlabel("accuracy (%), 95 % interval")
+        axes.set_title(f"Accuracy on {found.images:,} images")
+    return figure
+
+
+def plot_seed_comparison(found: SeedComparison) -> Figure:
+    """Draw the accuracy of every seed, and the difference of the means with its interval: two panels."""
+    with _two_panels(found) as (figure, axes):
+        for place, accuracies in enumerate([found.accuracies_a, found.accuracies_b]):
+            spread = np.linspace(-0.18, 0.18, len(accuracies)) if len(accuracies) > 1 else np.zeros(1)
+            axes.plot(100 * np.array(accuracies), place + spread, "o", color=BLUE, alpha=0.7, markersize=5)
+            axes.plot([100 * np.mean(accuracies)] * 2, [place - 0.3, place + 0.3], color=BLACK)
+        axes.set_xlabel("accuracy (%); line: mean")
+        axes.set_title(f"Each seed on {found.images:,} images")
+    return figure
+
+
+@contextmanager
+def _two_panels(found: Comparison | SeedComparison) -> Iterator[tuple[Figure, Axes]]:
+    """Draw the difference and the verdict; the panel on the left is for both sides' accuracies."""
+    with new_figure(9.5, 2.6) as figure:
+        left, right = figure.subplots(1, 2)
+        names = [shorten(found.label_a), shorten(found.label_b)]
+        yield figure, left
+        name_rows(left, names)
+        _draw_difference(right, found, names)
+        title = f"{names[1]} is {found.verdict} than {names[0]}"
+        if found.verdict == "could be chance":
+            title = f"{names[0]} and {names[1]}: the difference could be chance"
+        figure.suptitle(title, wrap=True)
+
+
+def _whisker(axes: Axes, place: float, value: float, interval: Sequence[float], colour: str) -> None:
+    axes.plot([100 * interval[0], 100 * interval[1]], [place, place], color=colour)
+    axes.plot(100 * value, place, "o", color=colour)
+    axes.annotate(f"{100 * value:.2f}", (100 * value, place), (0, 6), textcoords="offset points", ha="center")
+
+
+def _draw_difference(axes: Axes, found: Comparison | SeedComparison, names: Sequence[str]) -> None:
+    colour = GREY if found.verdict == "could be chance" else RED
+    _whisker(axes, 0, found.difference, found.difference_interval, colour)
+    axes.axvline(0, color=BLACK, linewidth=1.0, linestyle="--")
+    axes.set(ylim=(0.8, -0.8), yticks=[], xlabel="difference in points, 95 % interval")
+    axes.set_title(f"{names[1]} minus {names[0]} (p = {found.p_value:.2g})")
+    axes.margins(x=0.15)
+
+
+def plot_differences(
+    images: ArrayLike, a: Evaluation, b: Evaluation, found: Comparison, *, count: int = 12
+) -> Figure:
+    """Draw images on which two networks differ, those that only one got right in equal parts.
+
+    At most ``count`` of (n, h, w, c), (n, c, h, w) or (n, h, w); where they differ on none, the figure says
+    so.
+    """
+    chosen = _share_out([found.only_b_right, found.only_a_right, found.both_wrong], count)
+    if not chosen:
+        return message_figure("No difference", "Both networks predict the same class for every image.")
+    total = found.only_a_right.size + found.only_b_right.size + found.both_wrong.size
+    captions = [
+        f"{_answer(found.label_a, a, index)}\n{_answer(found.label_b, b, index)}\n"
+        f"true {shorten(a.class_names[a.labels[index]], 14)}"
+        for index in chosen
+    ]
+    names = f"{shorten(found.label_a)} and {shorten(found.label_b)}"
+    title = f"{len(chosen)} of {total} images on which {names} differ"
+    below = names_below(a.names, chosen, a.images)
+    return image_grid(as_pictures(images, a.images)[chosen], captions, title, 6, below=below)
+
+
+def _share_out(groups: Sequence[np.ndarray], count: int) -> list[int]:
+    """Take from each group in turn, so that none crowds out the others."""
+    longest = max(group.size for group in groups)
+    turns = [int(group[place]) for place in range(longest) for group in groups if place < group.size]
+    return sorted(turns[:count])
+
+
+def _answer(label: str, result: Evaluation, index: int) -> str:
+    predicted = int(result.predictions[index])
+    sign = "✓" if predicted == result.labels[index] else "✗"
+    name = shorten(result.class_names[predicted], 14)
+    return f"{shorten(label, 12)}: {name} {sign} ({result.probabilities[index, predicted]:.2f})"
+
+
+def plot_confused_pairs(pairs: Sequence[ConfusedPair], class_names: Sequence[str]) -> Figure:
+    """Draw which class is most often taken for which other one; a figure that says so for none."""
+    if not pairs:
+        return message_figure("No confused classes", "No class was taken for another.")
+    names = [
+        f"{shorten(class_names[p.true], 18)} taken for {shorten(class_names[p.predicted], 18)}" for p in pairs
+    ]
+    counts = [pair.images for pair in pairs]
+    with new_figure(7.5, 1.1 + 0.32 * len(pairs)) as figure:
+        axes = figure.subplots()
+        bars = axes.barh(range(len(pairs)), counts, color=BLUE)
+        axes.bar_label(bars, [f"{pair.images} ({pair.share:.1%})" for pair in pairs], padding=3, fontsize=9)
+        name_rows(axes, names)
+        axes.set_xlabel("images (share of the true class)")
+        axes.set_title("Classes that are taken for one another")
+        axes.margins(x=0.15)
+    return figure

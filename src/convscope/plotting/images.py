@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -94,7 +94,7 @@ def plot_errors(
     total = int((predicted != truth).sum())
     title = f"The worst {len(worst)} of {total} errors" if total > len(worst) else f"All {total} errors"
     title = "The only error" if total == 1 else title
-    below = _names_below(names, worst, len(table))
+    below = names_below(names, worst, len(table))
     return image_grid(as_pictures(images, len(table))[worst], captions, title, columns=3, below=below)
 
 
@@ -241,7 +241,8 @@ def _class(class_names: Sequence[str] | None, index: int) -> str:
     return str(index) if class_names is None else shorten(class_names[index], 14)
 
 
-def _names_below(names: Sequence[str] | None, chosen: NDArray[np.int64], count: int) -> list[str] | None:
+def names_below(names: Sequence[str] | None, chosen: Iterable[int], count: int) -> list[str] | None:
+    """Shorten the names of the chosen ones of `count` images to what fits below them; None without names."""
     if names is None:
         return None
     if len(names) != count:
@@ -265,9 +266,10 @@ def plot_label_issues(images: ArrayLike, result: Evaluation, count: int = 24) ->
     chosen = check.ranking[: min(count, check.suspects)]
     if not chosen.size:
         return message_figure("No label looks wrong", f"{result.images:,} labels were checked.")
+    names = result.class_names
     captions = [
-        f"labelled {_name(result, result.labels[index])}\n"
-        f"looks like {_name(result, result.predictions[index])} ({result.probabilities[index].max():.2f})"
+        f"labelled {_class(names, result.labels[index])}\n"
+        f"looks like {_class(names, result.predictions[index])} ({result.probabilities[index].max():.2f})"
         for index in chosen
     ]
     title = f"{chosen.size} of {check.suspects} labels that may be wrong, the likeliest first"
@@ -300,7 +302,7 @@ def plot_examples(
                 draw_picture(axes, pictures[image])
                 axes.set_title(_probability(result, int(image)), fontsize=8)
                 if column == 0:
-                    axes.set_ylabel(_name(result, index), rotation=0, ha="right", va="center")
+                    axes.set_ylabel(_class(result.class_names, index), rotation=0, ha="right", va="center")
     return figure
 
 
@@ -323,11 +325,7 @@ def _probability(result: Evaluation, index: int) -> str:
     """Write the probability of the true class, and what the image was taken for."""
     true, predicted = int(result.labels[index]), int(result.predictions[index])
     text = f"{result.probabilities[index, true]:.2f}"
-    return text if predicted == true else f"{_name(result, predicted)}? {text}"
-
-
-def _name(result: Evaluation, index: int) -> str:
-    return shorten(result.class_names[index], 14)
+    return text if predicted == true else f"{_class(result.class_names, predicted)}? {text}"
 
 
 COLOURS = (BLUE, RED, GREEN, ORANGE, SKY, PINK, BLACK, GREY)

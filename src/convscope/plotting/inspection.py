@@ -449,7 +449,10 @@ def plot_recomputed(found: Recomputed) -> Figure:
             _draw_window(upper, found)
         elif found.inputs.size > 1:
             _draw_row(upper.subplots(), found)
-        _write(lower.subplots(), lines)
+        words = lower.subplots()
+        hide_axes(words)
+        text = "\n".join(map(plain, lines))
+        words.text(0, 1, text, fontsize=8, va="top", family="monospace", transform=words.transAxes)
         figure.suptitle(f"{plain(found.layer)} ({found.type}) {_place(found)}: {found.value:.6g}", wrap=True)
     return figure
 
@@ -469,16 +472,11 @@ def _arithmetic(found: Recomputed) -> list[str]:
     return lines
 
 
-def _write(axes: Axes, lines: list[str]) -> None:
-    hide_axes(axes)
-    text = "\n".join(map(plain, lines))
-    axes.text(0, 1, text, fontsize=8, va="top", family="monospace", transform=axes.transAxes)
-
-
 def _draw_window(figure: SubFigure, found: Recomputed) -> None:
     """Draw input, weights and products of the channels that contribute most, a row for each."""
     products = None if found.weights is None else found.inputs * found.weights
-    shown = _largest_channels(found.inputs if products is None else products)
+    sums = (found.inputs if products is None else products).sum(axis=(0, 1))  # (c,)
+    shown = np.argsort(-np.abs(sums), kind="stable")[:MOST_CHANNELS].tolist()
     grid = figure.subplots(len(shown), 1 if products is None else 3, squeeze=False)
     ranges = [_limit(found.inputs[..., shown])]
     if found.weights is not None and products is not None:
@@ -494,11 +492,6 @@ def _draw_window(figure: SubFigure, found: Recomputed) -> None:
     if rest > 0 and products is not None:
         others = _number(products.sum() - products[..., shown].sum(), 4)
         figure.supxlabel(f"and {rest} more input channels, whose products sum to {others}", fontsize=8)
-
-
-def _largest_channels(values: Array) -> list[int]:
-    order = np.argsort(-np.abs(values.sum(axis=(0, 1))), kind="stable")
-    return [int(channel) for channel in order[:MOST_CHANNELS]]
 
 
 def _limit(values: Array) -> float:

@@ -153,6 +153,12 @@ def hide_frame(axes: Axes) -> None:
     axes.spines[:].set_visible(False)
 
 
+def name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Name the rows 0, 1, … of a chart, the first at its top."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+
+
 def png_bytes(figure: Figure) -> bytes:
     """Draw a figure as PNG, at 144 dots per inch; the same figure always gives the same bytes."""
     buffer = io.BytesIO()

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from convscope.errors import UsageError, expected_got
 from convscope.plotting.images import message_figure
-from convscope.plotting.style import BLACK, BLUE, GREEN, GREY, ORANGE, RED, new_figure, shorten
+from convscope.plotting.style import BLACK, BLUE, GREEN, GREY, ORANGE, RED, name_rows, new_figure, shorten
 
 if TYPE_CHECKING:
     from convscope.inspection import LayerHealth
@@ -71,11 +71,11 @@ def _curves(history: Any) -> dict[str, list[float]]:
     if not len(table.get("loss", ())):
         found = f"the names {', '.join(map(str, table))}" if table else "an empty history"
         raise UsageError(expected_got("a history with a loss for each epoch", found))
-    return {name: [float(value) for value in values] for name, values in table.items() if _is_curve(values)}
-
-
-def _is_curve(values: Any) -> bool:
-    return isinstance(values, Sequence) or hasattr(values, "__array__")
+    return {
+        name: [float(value) for value in values]
+        for name, values in table.items()
+        if isinstance(values, Sequence) or hasattr(values, "__array__")
+    }
 
 
 def _epochs(history: Any, count: int) -> list[int]:
@@ -159,8 +159,7 @@ def plot_health(layers: Sequence[LayerHealth]) -> Figure:
         names = [shorten(layer.layer, 20) for layer in layers]
         _draw_scales(panels[0], [layer.activation_std for layer in layers], BLUE)
         panels[0].set(title="Activations", xlabel="standard deviation")
-        panels[0].set_yticks(range(len(layers)), names)
-        panels[0].set_ylim(len(layers) - 0.4, -0.6)
+        name_rows(panels[0], names)
         _draw_scales(panels[1], [layer.relative_gradient for layer in layers], GREEN)
         panels[1].set(title="Gradients", xlabel="gradient's scale / weights' scale")
         _draw_silence(panels[2], layers)
@@ -319,7 +318,7 @@ def plot_importances(importances: Mapping[str, float]) -> Figure:
         shares = [100 * share for _, share in ranked]
         bars = axes.barh(range(len(ranked)), shares, color=ORANGE)
         axes.bar_label(bars, [f"{share:.0f} %" for share in shares], padding=3, fontsize=9)
-        axes.set_yticks(range(len(ranked)), [shorten(name, 24) for name, _ in ranked])
-        axes.set(ylim=(len(ranked) - 0.4, -0.6), xlim=(0, 110), xlabel="share of the differences (%)")
+        name_rows(axes, [shorten(name, 24) for name, _ in ranked])
+        axes.set(xlim=(0, 110), xlabel="share of the differences (%)")
         figure.suptitle("Which settings matter")
     return figure

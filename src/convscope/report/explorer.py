@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from convscope.contents import Contents
 from convscope.evaluation import Evaluation
 from convscope.explorer.layers import Layer, read_layers
-from convscope.explorer.page import describe_layer, pack
+from convscope.explorer.page import describe_layer, pack, pack_weights
 from convscope.inspection import describe
 from convscope.inspection.representations import FeatureMaps, feature_maps
 from convscope.lowering.graph import read_graph
@@ -73,13 +73,14 @@ def walk(contents: Contents, evaluation: Evaluation) -> dict[str, Any] | None:
     room = ALL_IMAGES
     for place, image, made in zip(chosen, inputs, maps, strict=True):
         first = np.moveaxis(image, 0, -1) if graph.channels_first else image  # (h, w, c)
-        values = _join([first, *(made[index].values for index in carried), *_checks(made, supply)])
+        arrays = [first, *(made[index].values for index in carried), *_checks(made, supply)]
+        values = pack(np.concatenate([array.ravel() for array in arrays]).astype(np.float32))
         if images and len(values["data"]) > room:
             break
         room -= len(values["data"])
         described_image = _image(evaluation, place, album)
         images.append({**described_image, "values": values, "scores": _scores(layers, made)})
-    entries, packed = _entries(weights)
+    entries, packed = pack_weights(layers, [one.weights for one in weights])
     shape = np.moveaxis(inputs[0], 0, -1).shape if graph.channels_first else inputs[0].shape
     return {
         "network": {
@@ -89,7 +90,7 @@ def walk(contents: Contents, evaluation: Evaluation) -> dict[str, Any] | None:
                 for index, (layer, entry, one) in enumerate(zip(layers, entries, described, strict=True))
             ],
         },
-        "weights": {"exact": packed},
+        "weights": packed,
         "images": images,
         "classes": [name(label) for label in evaluation.class_names],
     }
@@ -108,11 +109,6 @@ def chosen_images(evaluation: Evaluation, most: int) -> list[int]:
     right = [index for index in surest if evaluation.predictions[index] == evaluation.labels[index]]
     errors = list(wrong.values())[: max(most // 2, most - len(right))]
     return [*errors, *right[: most - len(errors)]]
-
-
-def _join(arrays: Sequence[FloatArray]) -> dict[str, Any]:
-    """Put arrays behind each other as float32, packed."""
-    return pack(np.concatenate([np.zeros(0), *(array.ravel() for array in arrays)]).astype(np.float32))
 
 
 def _supply(
@@ -168,7 +164,11 @@ def _units(evaluation: Evaluation, chosen: Sequence[int]) -> list[int]:
 
 def _weights(layers: Sequence[Layer], units: Sequence[int]) -> list[Carried]:
     """Choose the weights that are carried: small layers' whole, of large ones those of a few units."""
-    sizes = {index: _size(layer) for index, layer in enumerate(layers) if layer.shares is None}
+    sizes = {
+        index: sum(array.size for array in layer.weights.values())
+        for index, layer in enumerate(layers)
+        if layer.shares is None
+    }
     room = WEIGHT_VALUES
     whole = set()
     for index in sorted(sizes, key=lambda index: sizes[index]):
@@ -192,26 +192,6 @@ def _weights(layers: Sequence[Layer], units: Sequence[int]) -> list[Carried]:
             room -= sum(array.size for array in own.values())
             carried.append(Carried(own, columns, missing=not columns))
     return carried
-
-
-def _size(layer: Layer) -> int:
-    return sum(array.size for array in layer.weights.values())
-
-
-def _entries(carried: Sequence[Carried]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Put all weights behind each other; a layer's entries say where each of its own begins."""
-    arrays: list[FloatArray] = []
-    entries: dict[int, dict[str, Any]] = {}
-    position = 0
-    for one in carried:
-        if id(one) in entries:  # a layer that is used again
-            continue
-        entries[id(one)] = {}
-        for key, array in one.weights.items():
-            entries[id(one)][key] = {"shape": list(array.shape), "start": position}
-            position += array.size
-            arrays.append(array)
-    return [entries[id(one)] for one in carried], _join(arrays)
 
 
 def _scores(layers: Sequence[Layer], maps: Sequence[FeatureMaps]) -> list[float] | None:

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convscope.data.dataset import printable
-from convscope.plotting import as_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from convscope.inspection import LayerDescription
 
 NO_VALUE = "–"
 # A thin space that does not break keeps a number and its unit together.
@@ -92,6 +92,20 @@ def shape(lengths: Any) -> str:
     return "×".join("?" if length is None else str(length) for length in lengths)
 
 
+def layer_cells(layer: LayerDescription) -> dict[str, str]:
+    """Write what a table says about a layer."""
+    return {
+        "name": layer.name,
+        "type": layer.type,
+        "input": shape(layer.input_shape),
+        "output": shape(layer.output_shape),
+        "weights": ", ".join(map(shape, layer.weight_shapes)) or NO_VALUE,
+        "parameters": count(layer.parameters),
+        "macs": "?" if layer.macs is None else count(layer.macs),
+        "sees": shape(layer.receptive_field) if layer.receptive_field else NO_VALUE,
+    }
+
+
 def name(text: Any) -> str:
     r"""Prepare a name that came from outside: whatever cannot be printed becomes an escape."""
     return printable(str(text))
@@ -103,6 +117,8 @@ FILTERS = {one.__name__: one for one in (percent, count, number, duration, plura
 
 def chart(figure: Figure, title: str, description: str, axes: Sequence[Axes] = ()) -> Markup:
     """Draw a figure, or some of its axes, for the page, which gives it its colours."""
+    from convscope.plotting import as_svg  # with matplotlib, which numbers and names do without
+
     return Markup(as_svg(figure, f"{title.rstrip('.')}. {description}", axes))  # noqa: S704  escaped there
 
 
@@ -138,14 +154,14 @@ class Album:
         return address
 
 
-def data_address(image: NDArray[np.uint8], drawn: bool = False) -> str:
-    """Encode an image of shape (h, w, c), uint8, as a data address; large ones are made smaller.
+def data_address(image: NDArray[np.uint8], drawn: bool = False, side: int = LARGEST_SIDE) -> str:
+    """Encode an image of shape (h, w, c), uint8, as a data address; one above a side is made smaller.
 
     What is `drawn` has edges that JPEG would blur.
     """
     picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image[:, :, :3])
-    if max(picture.size) > LARGEST_SIDE:
-        picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.LANCZOS)
+    if max(picture.size) > side:
+        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     lossless = LOSSLESS_SIDE if drawn or picture.mode == "L" else LOSSLESS_SIDE_IN_COLOUR
     kind = "png" if max(picture.size) <= lossless else "jpeg"
     buffer = io.BytesIO()

@@ -18,7 +18,7 @@ from convscope.lowering.graph import read_graph
 from convscope.plotting import attribution_picture, filter_pictures
 from convscope.plotting.inspection import METHOD_NAMES
 from convscope.report.explorer import chosen_images
-from convscope.report.formatting import Album, count, data_address, shape
+from convscope.report.formatting import Album, count, data_address, layer_cells, shape
 from convscope.report.mistakes import image as describe_image
 
 # A longer table is folded.
@@ -28,20 +28,7 @@ LONG = 24
 def architecture(contents: Contents) -> dict[str, Any]:
     """Describe the network of a run: its layers, its totals, the layouts of its kernels."""
     network = describe(contents.bundle.model)
-    layers = [
-        {
-            "name": layer.name,
-            "type": layer.type,
-            "input": shape(layer.input_shape),
-            "output": shape(layer.output_shape),
-            "weights": ", ".join(shape(weights) for weights in layer.weight_shapes) or "–",
-            "parameters": count(layer.parameters),
-            "macs": "?" if layer.macs is None else count(layer.macs),
-            "sees": shape(layer.receptive_field) if layer.receptive_field else "–",
-            "arithmetic": layer.arithmetic,
-        }
-        for layer in network.layers
-    ]
+    layers = [{**layer_cells(layer), "arithmetic": layer.arithmetic} for layer in network.layers]
     return {
         "layers": layers,
         "input": shape(network.input_shape),

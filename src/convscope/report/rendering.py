@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from convscope import web_page
 from convscope.contents import Contents, read_contents
@@ -203,7 +202,7 @@ def render_map(
     places = ((points - low) / span * room + EDGE).round(1).tolist()
     styles = [_style(index) for index in range(len(order))]
     images = [
-        [*places[row], numbers[classes[row]], shown(names[row]), _thumbnail(pixels(row), side)]
+        [*places[row], numbers[classes[row]], shown(names[row]), data_address(pixels(row), side=side)]
         for row in range(len(points))
     ]
     legend = [
@@ -232,13 +231,3 @@ def _style(index: int) -> dict[str, Any]:
     """Give a class a colour and a shape; two classes share both only beyond 64."""
     colour, turn = index % COLOURS, index // COLOURS
     return {"colour": colour, "shape": SHAPES[(colour + turn) % len(SHAPES)]}
-
-
-def _thumbnail(image: NDArray[np.uint8], side: int) -> str:
-    """Make a small picture of an image (h, w, c)."""
-    if max(image.shape[:2]) <= side:
-        return data_address(image)
-    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image[:, :, :3])
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-    small = np.asarray(picture)
-    return data_address(small[..., None] if small.ndim == 2 else small)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convscope.arithmetic import LayerArithmetic, Shape, analyse, show_shape
+from convscope.arithmetic import Shape, analyse_chain, show_shape
 from convscope.errors import ArchitectureError, UsageError, expected_got
 from convscope.teaching.lessons.notebooks import Lesson, parse_lesson
 
@@ -122,35 +122,24 @@ def _draw_convolution(generator: random.Random) -> dict[str, Any]:
 def _work_out_all(kinds: list[tuple[str, dict[str, Any]]], input_shape: Shape) -> list[QuizLayer]:
     counts: Counter[str] = Counter()
     layers, shape = [], input_shape
-    for kind, settings in kinds:
-        counts[kind] += 1
-        name = f"{_snake_case(kind)}_{counts[kind]}"
-        worked_out = analyse(kind, settings, [shape])
+    for (kind, settings), worked_out in zip(kinds, analyse_chain(kinds, input_shape), strict=True):
         if worked_out is None:
             raise LookupError(kind)  # the quiz draws only layers whose arithmetic is known
-        layers.append(_layer(name, kind, settings, shape, worked_out))
-        shape = worked_out.output_shape
+        counts[kind] += 1
+        unasked = ("multiply-accumulates", "receptive field")
+        layer = QuizLayer(
+            name=f"{re.sub(r'(?<=[a-z])(?=[A-Z])', '_', kind).lower()}_{counts[kind]}",
+            type=kind,
+            settings=settings,
+            input_shape=shape,
+            output_shape=worked_out.output_shape,
+            weight_shapes=tuple(weights for _, weights in worked_out.weight_shapes),
+            parameters=worked_out.parameters,
+            arithmetic=tuple(line for line in worked_out.lines if not line.startswith(unasked)),
+        )
+        layers.append(layer)
+        shape = layer.output_shape
     return layers
-
-
-def _snake_case(kind: str) -> str:
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind).lower()
-
-
-def _layer(
-    name: str, kind: str, settings: Mapping[str, Any], shape: Shape, worked_out: LayerArithmetic
-) -> QuizLayer:
-    unasked = ("multiply-accumulates", "receptive field")
-    return QuizLayer(
-        name=name,
-        type=kind,
-        settings=settings,
-        input_shape=shape,
-        output_shape=worked_out.output_shape,
-        weight_shapes=tuple(weights for _, weights in worked_out.weight_shapes),
-        parameters=worked_out.parameters,
-        arithmetic=tuple(line for line in worked_out.lines if not line.startswith(unasked)),
-    )
 
 
 def read_answer(text: str) -> tuple[int, ...]:

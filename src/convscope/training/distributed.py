@@ -206,10 +206,6 @@ class Group:
             os.close(file)
         return None if memory is None or missing else memory.view(2, self.size, floats)
 
-    def sum_of(self, weights: Sequence[Tensor]) -> GradientSum:
-        """Give what sums the gradients of weights over all processes."""
-        return GradientSum(self, weights)
-
     def stop_together(self, asked: Callable[[], bool]) -> Callable[[], bool]:
         """Turn a wish to stop, which may come at any time, into one that all hear after the same step."""
         self.wish, self.asked = asked, torch.zeros(1)

@@ -11,11 +11,11 @@ from __future__ import annotations
 import math
 import operator
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import torch
@@ -53,10 +53,6 @@ from convscope.training.feeds import ArrayFeed, StreamFeed, make_feed
 from convscope.training.inputs import ArrayInput
 from convscope.training.request import METHODS_THAT_TRAIN, FitRequest, own_method, require_fitting
 from convscope.training.step import Trainer
-
-if TYPE_CHECKING:
-    from convscope.training.schedules import Schedule
-
 
 _NO_FURTHER_STEP = 1 << 62
 LOGGING_INTERVAL = 50  # steps between two looks at whether the loss is finite
@@ -112,9 +108,7 @@ class FastEngine:
         self._feed.reset()
         self._structure, self._compiled = ModelStructure(model, self._network.program), _compiled(model)
         self._memory = CallbackMemory(request.callbacks)
-        self._trainer = Trainer(
-            request, self._network, self._memory, prepare=self._follow_changes, give_up=self._give_up
-        )
+        self._trainer = Trainer(request, self._network, self._memory, self._give_up)
         self._is_due, self._reason = False, ""
         self._leave = ExitStack()
 
@@ -141,7 +135,7 @@ class FastEngine:
                 model.stop_training = state.stopped
                 self._note_changes()
             self._follow_changes()
-            for event in train(self._trainer, self._feed, self._range()):
+            for event in self._train():
                 bridge(event)
                 request.notify(event)
                 if group is not None and isinstance(event, EpochEnd):
@@ -153,24 +147,74 @@ class FastEngine:
         request.history.reason = self._reason or None
         return request.history
 
-    def _range(self) -> LoopRange:
-        """Say where the loop begins and ends."""
-        request, state = self._request, self._request.resume_from
-        span = LoopRange(
-            epochs=request.epochs,
-            first_epoch=internals.initial_epoch(request.model) or request.initial_epoch,
-            validation=self._validation_feed(),
-            validation_freq=request.validation_freq,
-            schedule=request.schedule,
-            stop_on_divergence=request.stop_on_divergence,
-        )
-        if state is None:
-            return span
-        epochs, first_step = span.epochs, state.step
-        if state.stopped:  # only ends the epoch that it is in
-            epochs, first_step = state.epoch + bool(state.step), _NO_FURTHER_STEP
-        sums = list(state.metrics.values())
-        return replace(span, epochs=epochs, first_epoch=state.epoch, first_step=first_step, sums=sums)
+    def _train(self) -> Iterator[Event]:
+        """Train to the last epoch, or until somebody sets ``model.stop_training``; yields what happens."""
+        request, trainer, state = self._request, self._trainer, self._request.resume_from
+        epochs, first_epoch = request.epochs, internals.initial_epoch(request.model) or request.initial_epoch
+        first_step, sums = 0, list[Any]()
+        if state is not None:
+            first_epoch, first_step, sums = state.epoch, state.step, list(state.metrics.values())
+            if state.stopped:  # only ends the epoch that it is in
+                epochs, first_step = state.epoch + bool(state.step), _NO_FURTHER_STEP
+        validation = self._validation_feed()
+        began = time.perf_counter()
+        logs: Mapping[str, float] = {}
+        yield TrainBegin("fast", first_epoch, epochs, self._feed.steps, trainer.plan)
+        for epoch in range(first_epoch, epochs):
+            trainer.begin_epoch(epoch, sums if first_step else ())
+            logs = yield from self._train_epoch(epoch, first_step, validation)
+            first_step = 0
+            if trainer.model.stop_training:
+                break
+        trainer.finish()
+        yield TrainEnd(logs, time.perf_counter() - began)
+
+    def _train_epoch(
+        self, epoch: int, first_step: int, validation: ArrayFeed | StreamFeed | None
+    ) -> Generator[Event, None, dict[str, float]]:
+        """Train one epoch from one of its steps on, and validate; returns its logs."""
+        request, trainer = self._request, self._trainer
+        began = time.perf_counter()
+        yield EpochBegin(epoch)
+        steps, step = self._feed.steps, first_step - 1
+        for step, batch in enumerate(self._feed.epoch(epoch, first_step), first_step):
+            yield StepBegin(epoch, step)
+            number = epoch * (steps or _STEPS_OF_AN_UNKNOWN_EPOCH) + step
+            if request.schedule is not None:
+                trainer.optimizer.set_rate(request.schedule(number))
+            self._follow_changes()
+            trainer.train_step(batch, number)
+            if request.stop_on_divergence and (step + 1) % LOGGING_INTERVAL == 0:
+                _require_finite(trainer, epoch, step)
+            yield StepEnd(epoch, step, steps, trainer.read_logs, partial(trainer.snapshot, epoch, step + 1))
+            if trainer.model.stop_training:
+                break
+        if request.stop_on_divergence:
+            _require_finite(trainer, epoch, step)
+        logs = dict(trainer.read_logs())
+        every = request.validation_freq  # so many epochs, or after these, counted from 1
+        validates = (epoch + 1) % every == 0 if isinstance(every, int) else epoch + 1 in every
+        if validation is not None and validates:
+            validation_logs = yield from self._validate(validation)
+            logs |= {f"val_{name}": value for name, value in validation_logs.items()}
+        yield EpochEnd(epoch, logs, time.perf_counter() - began, lambda: trainer.snapshot(epoch + 1, 0))
+        return logs
+
+    def _validate(self, feed: ArrayFeed | StreamFeed) -> Generator[Event, None, dict[str, float]]:
+        """Evaluate the validation data; returns the logs."""
+        trainer = self._trainer
+        yield ValidationBegin()
+        trainer.begin_validation()
+        for step, batch in enumerate(feed.epoch(0)):
+            yield ValidationStepBegin(step)
+            self._follow_changes()
+            trainer.test_step(batch)
+            yield ValidationStepEnd(step, trainer.read_logs)
+            if trainer.model.stop_evaluating:
+                break
+        logs = trainer.read_logs()
+        yield ValidationEnd(logs)
+        return logs
 
     def _validation_feed(self) -> ArrayFeed | StreamFeed | None:
         request = self._request
@@ -283,92 +327,6 @@ def _lowered(
     if earlier is None:
         request.notify(Notice(describe_precision(network.program, context)))
     return network
-
-
-@dataclass(frozen=True)
-class LoopRange:
-    """Where a training begins and ends, counted from 0, and what else happens on the way."""
-
-    epochs: int  # the one before which it ends
-    first_epoch: int = 0
-    first_step: int = 0
-    sums: Sequence[Any] = ()  # of the metrics at first_step; empty at the beginning of an epoch
-    validation: ArrayFeed | StreamFeed | None = None
-    validation_freq: int | Sequence[int] = 1  # every so many epochs, or after these, counted from 1
-    schedule: Schedule | None = None
-    stop_on_divergence: bool = False
-
-    def validates(self, epoch: int) -> bool:
-        """Say whether an epoch ends with validation."""
-        if isinstance(self.validation_freq, int):
-            return (epoch + 1) % self.validation_freq == 0
-        return epoch + 1 in self.validation_freq
-
-
-def train(trainer: Trainer, feed: ArrayFeed | StreamFeed, span: LoopRange) -> Iterator[Event]:
-    """Train through the range, or until somebody sets ``model.stop_training``; yields what happens."""
-    began = time.perf_counter()
-    logs: Mapping[str, float] = {}
-    yield TrainBegin("fast", span.first_epoch, span.epochs, feed.steps, trainer.plan)
-    for epoch in range(span.first_epoch, span.epochs):
-        logs = yield from _train_epoch(trainer, feed, span, epoch)
-        if trainer.model.stop_training:
-            break
-    trainer.finish()
-    yield TrainEnd(logs, time.perf_counter() - began)
-
-
-def _train_epoch(
-    trainer: Trainer, feed: ArrayFeed | StreamFeed, span: LoopRange, epoch: int
-) -> Generator[Event, None, dict[str, float]]:
-    """Train one epoch and validate; returns its logs."""
-    began = time.perf_counter()
-    first_step = span.first_step if epoch == span.first_epoch else 0
-    trainer.begin_epoch(epoch, span.sums if first_step else ())
-    yield EpochBegin(epoch)
-    yield from _train_steps(trainer, feed, span, epoch, first_step)
-    logs = dict(trainer.read_logs())
-    if span.validation is not None and span.validates(epoch):
-        validation_logs = yield from _validate(trainer, span.validation)
-        logs |= {f"val_{name}": value for name, value in validation_logs.items()}
-    yield EpochEnd(epoch, logs, time.perf_counter() - began, lambda: trainer.snapshot(epoch + 1, 0))
-    return logs
-
-
-def _train_steps(
-    trainer: Trainer, feed: ArrayFeed | StreamFeed, span: LoopRange, epoch: int, first_step: int
-) -> Iterator[Event]:
-    """Do the steps of one epoch."""
-    steps = feed.steps
-    step = first_step - 1
-    for step, batch in enumerate(feed.epoch(epoch, first_step), first_step):
-        yield StepBegin(epoch, step)
-        number = epoch * (steps or _STEPS_OF_AN_UNKNOWN_EPOCH) + step
-        if span.schedule is not None:
-            trainer.optimizer.set_rate(span.schedule(number))
-        trainer.train_step(batch, number)
-        if span.stop_on_divergence and (step + 1) % LOGGING_INTERVAL == 0:
-            _require_finite(trainer, epoch, step)
-        yield StepEnd(epoch, step, steps, trainer.read_logs, partial(trainer.snapshot, epoch, step + 1))
-        if trainer.model.stop_training:
-            break
-    if span.stop_on_divergence:
-        _require_finite(trainer, epoch, step)
-
-
-def _validate(trainer: Trainer, feed: ArrayFeed | StreamFeed) -> Generator[Event, None, dict[str, float]]:
-    """Evaluate the validation data; returns the logs."""
-    yield ValidationBegin()
-    trainer.begin_validation()
-    for step, batch in enumerate(feed.epoch(0)):
-        yield ValidationStepBegin(step)
-        trainer.test_step(batch)
-        yield ValidationStepEnd(step, trainer.read_logs)
-        if trainer.model.stop_evaluating:
-            break
-    logs = trainer.read_logs()
-    yield ValidationEnd(logs)
-    return logs
 
 
 def _require_finite(trainer: Trainer, epoch: int, step: int) -> None:

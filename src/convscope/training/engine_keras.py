@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +48,8 @@ def run(request: FitRequest) -> keras.callbacks.History:
     validation, steps = request.validation_plan, request.validation_steps
     if isinstance(train, PreparedDataset):
         internals.build(request.model, _look(train, request.class_weight))
-    with _own_randomness(request.seeded):
+    # Training that seeds the caller's generators leaves them as they were.
+    with forked_generators(current_device()) if request.seeded else nullcontext():
         return request.model.fit(
             x=train,
             epochs=first_epoch if stopped else request.epochs,
@@ -162,16 +163,6 @@ class _Reporter(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is unt
             history=self._request.history.history,
             callbacks=self._memory.read(),
         )
-
-
-@contextmanager
-def _own_randomness(seeded: bool) -> Iterator[None]:
-    """Leave the caller's torch generators as they were, if training seeds them."""
-    if not seeded:
-        yield
-        return
-    with forked_generators(current_device()):
-        yield
 
 
 def _look(dataset: PreparedDataset, class_weight: Mapping[int, float] | None) -> Iterator[Any]:

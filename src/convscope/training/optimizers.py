@@ -88,11 +88,6 @@ class RuleStep:
         """Leave the loss: scaling and unscaling it cancel out in float32."""
         return loss
 
-    def __call__(self) -> None:
-        """Update the weights by their gradients, let the gradients go, and count."""
-        self.update(self.numbers(), self.step)
-        self.advance()
-
     @property
     def phase(self) -> tuple[bool, bool]:
         """What an update consists of: whether weights move, and whether they become their averages."""
@@ -269,9 +264,12 @@ class KerasStep:
         """Give nothing: Keras reads its own variables at each step."""
         return []
 
+    @torch.no_grad()
     def update(self, _numbers: Numbers, _step: int | None = None) -> None:
         """Update the weights by their gradients, and let the gradients go."""
-        self()
+        self._optimizer.apply([weight.grad for weight in self._weights], self._variables)
+        for weight in self._weights:
+            weight.grad = None
 
     def advance(self) -> None:
         """Do nothing: Keras has counted the step."""
@@ -280,13 +278,6 @@ class KerasStep:
         """Scale the loss as the optimizer asks for."""
         scaled: torch.Tensor = self._optimizer.scale_loss(loss)
         return scaled
-
-    @torch.no_grad()
-    def __call__(self) -> None:
-        """Update the weights by their gradients, and let the gradients go."""
-        self._optimizer.apply([weight.grad for weight in self._weights], self._variables)
-        for weight in self._weights:
-            weight.grad = None
 
 
 OptimizerStep = RuleStep | KerasStep

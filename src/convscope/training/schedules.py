@@ -7,9 +7,8 @@ networks or optimizers, so that it can be drawn, tested and resumed anywhere.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from convscope.errors import UsageError, expected_got, unknown_name
 
@@ -27,12 +26,8 @@ class Rate:
     momentum: float | None = None
 
 
-class Schedule(Protocol):
-    """A step, counted from 0 over the whole training, gives a rate."""
-
-    def __call__(self, step: int) -> Rate:
-        """Give the rate of one step."""
-        ...
+# A step, counted from 0 over the whole training, gives a rate.
+Schedule = Callable[[int], Rate]
 
 
 @dataclass(frozen=True)
@@ -115,18 +110,15 @@ class OneCycle:
     def __call__(self, step: int) -> Rate:
         """Give the rate of one step."""
         summit = self.rising * self.steps
-        low, high = self.momenta or (None, None)
+        at_peak, at_ends = self.momenta or (0.0, 0.0)
         if step < summit:
-            share, start, end, momentum_start, momentum_end = (
-                step / summit, self.peak / self.start_divisor, self.peak, high, low,
-            )  # fmt: skip
+            share = step / summit
+            rates, momenta = (self.peak / self.start_divisor, self.peak), (at_ends, at_peak)
         else:
-            share, start, end, momentum_start, momentum_end = (
-                (step - summit) / (self.steps - summit), self.peak, self.peak / self.end_divisor, low, high,
-            )  # fmt: skip
-        if momentum_start is None or momentum_end is None:
-            return Rate(_between(start, end, share))
-        return Rate(_between(start, end, share), _between(momentum_start, momentum_end, share))
+            share = (step - summit) / (self.steps - summit)
+            rates, momenta = (self.peak, self.peak / self.end_divisor), (at_peak, at_ends)
+        momentum = None if self.momenta is None else _between(*momenta, share)
+        return Rate(_between(*rates, share), momentum)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from convscope.training import capture
 from convscope.training.callbacks import CallbackMemory, looks_at_batches
 from convscope.training.capture import StepRunner
 from convscope.training.checkpoint import TrainingState, snapshot
+from convscope.training.distributed import GradientSum
 from convscope.training.engine_keras import seed_layers
 from convscope.training.events import Notice, is_mistake
 from convscope.training.feeds import Batch, PlannedBatch, planned
@@ -38,10 +39,9 @@ _ACTIVATIONS: dict[str | None, Callable[[torch.Tensor], torch.Tensor]] = {
 class Trainer:
     """Trains a request's model through the network lowered from it, whose weights are the model's own.
 
-    ``prepare`` is called before every batch and may hand over another network (:meth:`use`). ``give_up`` is
-    called with the error where a network fails at its first batch, which then has changed nothing: it raises,
-    or Keras's own steps go on (:meth:`use_keras`). Of a group of processes that share each batch, this one
-    has its own rows of x.
+    Between two batches it can be given another network (:meth:`use`). ``give_up`` is called with the error
+    where a network fails at its first batch, which then has changed nothing: it raises, or Keras's own steps
+    go on (:meth:`use_keras`). Of a group of processes that share each batch, this one has its own rows of x.
     """
 
     def __init__(
@@ -49,11 +49,10 @@ class Trainer:
         request: FitRequest,
         network: LoweredNetwork,
         memory: CallbackMemory,
-        prepare: Callable[[], None],
         give_up: Callable[[Exception], None],
     ) -> None:
         self._request, self._group, self.model = request, request.group, request.model
-        self._memory, self._prepare, self._give_up = memory, prepare, give_up
+        self._memory, self._give_up = memory, give_up
         self._epoch, self._said = 0, ""
         self._captured_with: tuple[Any, ...] = ()
         self.use(network)
@@ -66,7 +65,7 @@ class Trainer:
         variables = list(model.trainable_variables)
         weights = [network.weights[paths[id(variable)]] for variable in variables]
         self._weights = weights
-        self._sum = None if self._group is None else self._group.sum_of(weights)
+        self._sum = None if self._group is None else GradientSum(self._group, weights)
         factors = _factors_of(model, variables, self._request.rate_factors)
         self.optimizer: OptimizerStep = plan_step(model.optimizer, variables, weights, factors)
         self._penalties = Penalties(variables, weights)
@@ -159,7 +158,6 @@ class Trainer:
 
     def train_step(self, batch: Batch | PlannedBatch, number: int) -> None:
         """Do forward, loss, backward and update; dropout masks follow the step's absolute number."""
-        self._prepare()
         if not self._in_keras:
             self._attempt(batch, lambda: self._train(batch, number), training=True)
         if self._in_keras:
@@ -174,7 +172,6 @@ class Trainer:
 
     def test_step(self, batch: Batch | PlannedBatch) -> None:
         """Add one batch to the validation's means."""
-        self._prepare()
         if not self._in_keras:
             self._attempt(batch, lambda: self._test(batch), training=False)
         if self._in_keras:

@@ -12,7 +12,6 @@ from convscope.arithmetic.activations import Array
 from convscope.arithmetic.formulas import (
     Calculation,
     Length,
-    ReceptiveField,
     check_strides_and_dilation,
     conv_macs,
     conv_parameters,
@@ -195,19 +194,44 @@ def _check_groups(context: LayerContext, channels: int, filters: int, groups: in
 
 
 def _slide(context: LayerContext, lengths: tuple[Length, Length], window: _Window) -> _Slid:
-    height, width = (
+    """Slide a window along both axes: output lengths, what one output sees, and the formulas of each."""
+    axes = list(zip(lengths, window.size, window.strides, window.dilation, strict=True))
+    results = [
         output_length(length, size, stride, window.padding, dilation)
-        for length, size, stride, dilation in zip(
-            lengths, window.size, window.strides, window.dilation, strict=True
-        )
-    )
-    for result in (height, width):
+        for length, size, stride, dilation in axes
+    ]
+    for result in results:
         if result.value is not None and result.value < 1:
             raise _does_not_fit(context, lengths, window, result)
-    padding, padding_lines = _padding(lengths, window)
-    fields, seen = _fields(context, window, padding)
-    lines = (*by_axis("", height.text, width.text), *padding_lines)
-    return _Slid((height.value, width.value), fields, lines, seen)
+    lines = by_axis("", *map(str, results))
+    before = [0, 0]
+    if window.padding == "same":
+        # Where the image's size is open, so is its padding; the size of the field does not depend on it.
+        padded = [
+            None if length is None else same_padding(length, *window_along) for length, *window_along in axes
+        ]
+        before = [one[0] if one else 0 for one in padded]
+        texts = [
+            f"{one[2]}: {one[0]} before, {one[1]} after" if one else "depends on the length" for one in padded
+        ]
+        lines += by_axis("padding", *texts)
+    fields = context.fields[0]
+    seen: tuple[str, ...] = ()
+    if fields is not None:
+        spans = [effective_window(size, dilation) for _, size, _, dilation in axes]
+        height, width = (
+            field.through(span, stride, margin)
+            for field, span, stride, margin in zip(fields, spans, window.strides, before, strict=True)
+        )
+        seen = by_axis(
+            "receptive field",
+            *(
+                f"{field.size} + ({span} − 1)·{field.jump} = {grown.size}"
+                for field, span, grown in zip(fields, spans, (height, width), strict=True)
+            ),
+        )
+        fields = height, width
+    return _Slid((results[0].value, results[1].value), fields, lines, seen)
 
 
 def _does_not_fit(
@@ -222,46 +246,6 @@ def _does_not_fit(
         f"{show_shape(lengths)}: {result}",
         f"Use padding='same', a smaller {kind}, fewer layers before it, or a larger image.",
     )
-
-
-def _padding(
-    lengths: tuple[Length, Length], window: _Window
-) -> tuple[tuple[int | None, int | None], tuple[str, ...]]:
-    """Find the padding before each axis (None where a length is open), and its formulas."""
-    if window.padding == "valid":
-        return (0, 0), ()
-    before: list[int | None] = []
-    texts = []
-    for length, size, stride, dilation in zip(
-        lengths, window.size, window.strides, window.dilation, strict=True
-    ):
-        if length is None:
-            before.append(None)
-            texts.append("depends on the length")
-            continue
-        first, last, text = same_padding(length, size, stride, dilation)
-        before.append(first)
-        texts.append(f"{text}: {first} before, {last} after")
-    return (before[0], before[1]), by_axis("padding", texts[0], texts[1])
-
-
-def _fields(
-    context: LayerContext, window: _Window, padding: tuple[int | None, int | None]
-) -> tuple[Fields, tuple[str, ...]]:
-    fields = context.fields[0]
-    if fields is None:
-        return None, ()
-    grown: list[ReceptiveField] = []
-    texts = []
-    for field, size, stride, dilation, before in zip(
-        fields, window.size, window.strides, window.dilation, padding, strict=True
-    ):
-        span = effective_window(size, dilation)
-        # Where the image's size is open, so is its padding; the size of the field does not depend on it.
-        after = field.through(span, stride, before or 0)
-        grown.append(after)
-        texts.append(f"{field.size} + ({span} − 1)·{field.jump} = {after.size}")
-    return (grown[0], grown[1]), by_axis("receptive field", texts[0], texts[1])
 
 
 def _recompute_convolution(context: ActivationContext) -> Recomputed:

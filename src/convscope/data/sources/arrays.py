@@ -118,6 +118,17 @@ class Layout:
         return f"The numbers were read as images of {height}×{width}×{channels}{order}{scale}."
 
 
+def look_through(chunks: Iterable[NDArray[Any]], value_range: ValueRange) -> NDArray[Any] | None:
+    """Take in the range of all rows; give some of the first for ``find_layout``, None if there are none."""
+    sample = None
+    for chunk in chunks:
+        sample = chunk[:SAMPLE] if sample is None else sample
+        value_range.add(chunk)
+        if chunk.dtype == np.uint8 and value_range.high > 1:
+            break  # there is no more to know
+    return sample if sample is not None and sample.size else None
+
+
 def find_layout(sample: NDArray[Any], value_range: ValueRange, source: str) -> Layout:
     """Find out how rows of numbers become images, from some rows (k, …) and the range of all.
 
@@ -391,15 +402,10 @@ def _layouts(members: Sequence[_Array]) -> list[Layout]:
     for member in members:
         if member.dtype.kind not in "biuf":
             raise DataError(expected_got(f"numbers in {member.name}", str(member.dtype)))
-        sample = next(_rows(member), None)
-        if sample is None or not sample.size:
+        sample = look_through(_rows(member), ranges[member.dtype.kind == "f"])
+        if sample is None:
             raise DataError(expected_got(f"images in {member.name}", f"shape {member.shape}"))
-        samples.append(sample[:SAMPLE])
-        value_range = ranges[member.dtype.kind == "f"]
-        for chunk in _rows(member):
-            value_range.add(chunk)
-            if member.dtype == np.uint8 and value_range.high > 1:
-                break  # there is no more to know
+        samples.append(sample)
     return [
         find_layout(sample, ranges[member.dtype.kind == "f"], f"{member.file.name}/{member.name}")
         for sample, member in zip(samples, members, strict=True)

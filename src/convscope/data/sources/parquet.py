@@ -52,8 +52,7 @@ def read_parquet(files: Sequence[Path], name: str) -> Source:
     splits: list[int] = []
     split_of = settle_splits({_shown(file): _split(file, deep=len(files) > 1) for file in used})
     for file, labels in used.items():
-        with _opened(file) as parquet:
-            names += _row_names(parquet, _columns(parquet, file)[0], file)
+        names += labels.names
         splits += [split_of[_shown(file)]] * len(labels.values)
     numbers, class_names, united = _encode(used, names)
     require_classes(class_names, name)
@@ -75,9 +74,10 @@ def read_parquet(files: Sequence[Path], name: str) -> Source:
 
 @dataclass(frozen=True)
 class _Labels:
-    """The labels of one file, and the names that it gives its classes."""
+    """The labels of one file, the names of its rows, and those that it gives its classes."""
 
     values: list[Any]
+    names: list[str]
     class_names: tuple[str, ...] | None
 
     @property
@@ -90,8 +90,9 @@ class _Labels:
 def _labels(file: Path) -> _Labels:
     """Read the labels of one file, and no image."""
     with _opened(file) as parquet:
-        _, label = _columns(parquet, file)
-        return _Labels(parquet.read(columns=[label]).column(0).to_pylist(), _class_names(parquet, label))
+        image, label = _columns(parquet, file)
+        values = parquet.read(columns=[label]).column(0).to_pylist()
+        return _Labels(values, _row_names(parquet, image, file), _class_names(parquet, label))
 
 
 @contextmanager

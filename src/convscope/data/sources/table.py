@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from convscope.data.dataset import printable
 from convscope.data.decode import FORMATS, HEAD, SUFFIXES, sniff
-from convscope.data.sources.arrays import SAMPLE, Layout, ValueRange, find_layout
+from convscope.data.sources.arrays import Layout, ValueRange, find_layout, look_through
 from convscope.data.sources.base import (
     SPLITS,
     Finding,
@@ -117,13 +117,15 @@ class Table:
 
     def splits_in(self, column: int | None) -> dict[str, int]:
         """Read the words of a column of splits; what it says in another word may be meant for the test."""
+        if column is None:
+            return {}
         found: dict[str, int] = {}
-        for number, row in enumerate(self.rows(1 + (column or 0)) if column is not None else (), 1):
-            word = row[column or 0]
+        for number, row in enumerate(self.rows(1 + column), 1):
+            word = row[column]
             if word not in found:
                 split = split_in_name(word, entirely=True)
                 if split is None:
-                    where = f"in column {self.header[column or 0]!r} in row {number:,} of {self.name}"
+                    where = f"in column {self.header[column]!r} in row {number:,} of {self.name}"
                     hint = "Use these words, or give the column another name if it is no column of parts."
                     raise DataError(expected_got(f"train, validation or test {where}", repr(word), hint))
                 found[word] = split
@@ -551,11 +553,8 @@ def _pixel_layouts(columns: dict[Table, _PixelColumns]) -> list[Layout]:
     """Look at the range of all rows of all tables, and at the order of some of each."""
     samples, value_range = [], ValueRange()
     for table, found in columns.items():
-        sample = None
-        for _, values in _values(table, found):
-            sample = values[:SAMPLE] if sample is None else sample
-            value_range.add(values)
-        if sample is None or not sample.size:
+        sample = look_through((values for _, values in _values(table, found)), value_range)
+        if sample is None:
             raise DataError(expected_got(f"pixels in {table.file}", "none"))
         samples.append(sample)
     return [

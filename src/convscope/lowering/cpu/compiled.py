@@ -16,13 +16,16 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  the name that torch's own documentation uses
 
 from convscope.lowering.cpu import LANES
 from convscope.lowering.processor import openmp
+
+if TYPE_CHECKING:
+    from convscope.lowering.masks import Mask
 
 _log = logging.getLogger(__name__)
 _PROGRESS = logging.getLogger("convscope.progress")
@@ -45,23 +48,6 @@ _TALL = 48  # as in products.py
 _NEAREST = 28 << 10
 
 
-@dataclass(frozen=True, eq=False)
-class PackedMask:
-    """A packed mask: element i of a tensor's memory is kept if a bit of a lane says so.
-
-    ``lanes`` are integers as wide as the elements, n of them; bit ``bits · (i // n)`` of lane ``i % n``
-    decides.
-    """
-
-    lanes: Tensor
-    bits: int
-
-    @property
-    def arguments(self) -> tuple[int, int, int]:
-        """Return address, number and bits as the loops take them."""
-        return self.lanes.data_ptr(), self.lanes.numel(), self.bits
-
-
 def suits(tensor: Tensor) -> bool:
     """Say whether the loops can work on a tensor: on a CPU, of a known type, without gaps."""
     if tensor.device.type != "cpu" or tensor.dtype not in (torch.bfloat16, torch.float32) or not available():
@@ -77,12 +63,12 @@ def hash_counters(words: Tensor, key: int, bits: int, threshold: int) -> None:
     _run(_loops().hash_counters, words.numel(), words, signed, bits, threshold, work=words.numel())
 
 
-def drop(source: Tensor, target: Tensor, mask: PackedMask) -> None:
+def drop(source: Tensor, target: Tensor, mask: Mask) -> None:
     """Write to ``target`` (or in place) what a mask keeps of ``source``, zero elsewhere; both lie alike."""
-    _run(_loop_for("drop", source), source.numel(), source, target, *mask.arguments, work=source.numel())
+    _run(_loop_for("drop", source), source.numel(), source, target, *mask.packed, work=source.numel())
 
 
-def tile_max(images: Tensor, relu: bool, mask: PackedMask | None) -> tuple[Tensor, Tensor]:
+def tile_max(images: Tensor, relu: bool, mask: Mask | None) -> tuple[Tensor, Tensor]:
     """Take the largest of each tile of two by two of contiguous images (n, h, w, c), then ReLU and dropout.
 
     Returns the results (n, h/2, w/2, c), and for each in uint8 which of the four its gradient goes to,
@@ -91,7 +77,7 @@ def tile_max(images: Tensor, relu: bool, mask: PackedMask | None) -> tuple[Tenso
     count, height, width, channels = images.shape
     results = images.new_empty((count, height // 2, width // 2, channels))
     places = torch.empty_like(results, dtype=torch.uint8)
-    lanes = (0, 0, 0) if mask is None else mask.arguments
+    lanes = (0, 0, 0) if mask is None else mask.packed
     rows = count * (height // 2)
     _run(
         _loop_for("tile_max", images), rows, height, width, channels, images, results, places, relu, *lanes,
@@ -188,9 +174,7 @@ def few_channel_gradient(
     count, high, wide, filters = windows.result
     if count == 0:
         return images.new_zeros((windows.count, filters)), images.new_zeros(filters)
-    # The parts do not depend on the number of threads, so that the sums do not either.
-    images_of_part = -(-count // min(count, _PARTS))
-    parts = -(-count // images_of_part)
+    parts, images_of_part = _parted(count)
     sums = images.new_empty((parts, windows.taps.numel() + 1, filters))
     rows = images.new_empty((parts, wide * filters))
     _run(
@@ -204,7 +188,7 @@ def few_channel_gradient(
 
 
 def winograd_tile_max(
-    images: Tensor, kernel: Tensor, bias: Tensor | None, relu: bool, mask: PackedMask | None
+    images: Tensor, kernel: Tensor, bias: Tensor | None, relu: bool, mask: Mask | None
 ) -> tuple[Tensor, Tensor]:
     """Compute what ``tile_max`` makes of images (n, h, w, c) ∗ a kernel of three by three + bias.
 
@@ -220,7 +204,7 @@ def winograd_tile_max(
     pieces = -(-high * wide // _PIECE)
     room = 16 * _PIECE * (channels + filters) + 4 * filters
     rooms = images.new_empty((torch.get_num_threads(), room))
-    lanes = (0, 0, 0) if mask is None else mask.arguments
+    lanes = (0, 0, 0) if mask is None else mask.packed
     _run(
         _more_loops("winograd").winograd_tile_max, count * pieces, _PIECE, height, width, channels, high,
         wide, filters, images, kernel, bias, results, places, relu, *lanes, rooms, 4 * room,
@@ -278,9 +262,7 @@ def winograd_kernel_gradient(images: Tensor, gradient: Tensor, padding: tuple[in
     tiles, length = count * _quarters(high) * _quarters(wide), _tiles_at_once(channels + filters)
     if tiles == 0:
         return images.new_zeros((3, 3, channels, filters))
-    # The parts do not depend on the number of threads, so the sums do not either.
-    each = -(-tiles // _TILE_PARTS)
-    parts = -(-tiles // each)
+    parts, each = _parted(tiles, _TILE_PARTS)
     sums = images.new_empty((parts, 36, channels * filters))
     room = _winograd_room(length, channels, filters)
     rooms = images.new_empty((torch.get_num_threads(), room))
@@ -321,9 +303,7 @@ def dense_product(rows: Tensor, kernel: Tensor) -> Tensor:
     count, inputs = rows.shape
     few, kernel = kernel.shape[1], _widened(kernel)
     outputs = kernel.shape[1]
-    # The parts do not depend on the number of threads, so the sums do not either.
-    each = -(-inputs // min(_DENSE_PARTS, -(-inputs // _DEEP)))
-    parts = -(-inputs // each)
+    parts, each = _parted(inputs, min(_DENSE_PARTS, -(-inputs // _DEEP)))
     sums = rows.new_empty((parts, count, outputs))
     panels = rows.new_empty((parts, _DEEP, outputs))
     _run(
@@ -377,67 +357,50 @@ def pooled_gradients(
     """
     if images.shape[0] == 0:
         return torch.zeros_like(images), torch.zeros_like(kernel), images.new_zeros(kernel.shape[3])
-    tiles = _Tiles.of(images, kernel, gradient)
-    image_gradient = _pooled_image_gradient(tiles, images, kernel, gradient, places) if wanted[0] else None
+    image_gradient = _pooled_image_gradient(images, kernel, gradient, places) if wanted[0] else None
     if not wanted[1]:
         return image_gradient, None, None
-    return image_gradient, *_pooled_kernel_gradient(tiles, images, kernel, gradient, places)
-
-
-@dataclass(frozen=True)
-class _Tiles:
-    """How the work on a pooled convolution is divided."""
-
-    parts: int
-    each: int  # images of a part
-    sizes: tuple[int, ...]  # images, their height, width, channels; tiles in a column and a row; the kernel's
-    work: int
-
-    @staticmethod
-    def of(images: Tensor, kernel: Tensor, gradient: Tensor) -> _Tiles:
-        """Divide a batch; the parts do not depend on the number of threads, so the sums do not either."""
-        count = images.shape[0]
-        each = -(-count // min(count, _PARTS))
-        high, wide = gradient.shape[1:3]
-        rows, columns, _, filters = kernel.shape
-        sizes = (*images.shape, high, wide, filters, rows, columns)
-        return _Tiles(-(-count // each), each, sizes, gradient.numel() * kernel.numel() // filters)
-
-    def rows_at_once(self, bytes_of_row: int, spare: int = 0) -> int:
-        """Return how many rows of tiles fit the nearest cache, so that what they need is read from there."""
-        return max(1, min(self.sizes[4], (_NEAREST - spare) // bytes_of_row))
+    return image_gradient, *_pooled_kernel_gradient(images, kernel, gradient, places)
 
 
 def _pooled_kernel_gradient(
-    tiles: _Tiles, images: Tensor, kernel: Tensor, gradient: Tensor, places: Tensor
+    images: Tensor, kernel: Tensor, gradient: Tensor, places: Tensor
 ) -> tuple[Tensor, Tensor]:
     rows, columns, channels, filters = kernel.shape
-    wide, line = gradient.shape[2], 4 * images.shape[2] * channels
-    sums = images.new_empty((tiles.parts, filters, rows, columns, channels))
-    bias = images.new_empty((tiles.parts, filters))
-    at_once = tiles.rows_at_once(2 * line, spare=(rows - 1) * line)
-    entries = images.new_empty((tiles.parts, at_once * wide, 2))
+    _, high, wide, _ = gradient.shape
+    parts, each = _parted(len(images))
+    line = 4 * images.shape[2] * channels
+    at_once = _rows_at_once(high, 2 * line, spare=(rows - 1) * line)
+    sums = images.new_empty((parts, filters, rows, columns, channels))
+    bias = images.new_empty((parts, filters))
+    entries = images.new_empty((parts, at_once * wide, 2))
     _run(
-        _more_loops("pooled").pooled_kernel_gradient, tiles.parts, tiles.each, *tiles.sizes, images, gradient,
-        places, sums, bias, at_once, entries, work=tiles.work,
+        _more_loops("pooled").pooled_kernel_gradient, parts, each, *images.shape, high, wide, filters, rows,
+        columns, images, gradient, places, sums, bias, at_once, entries,
+        work=gradient.numel() * rows * columns * channels,
     )  # fmt: skip
     return sums.sum(0).permute(1, 2, 3, 0).contiguous(), bias.sum(0)
 
 
-def _pooled_image_gradient(
-    tiles: _Tiles, images: Tensor, kernel: Tensor, gradient: Tensor, places: Tensor
-) -> Tensor:
-    filters, wide = kernel.shape[3], gradient.shape[2]
-    found = torch.empty_like(images)
-    by_filter = kernel.permute(3, 0, 1, 2).contiguous()
-    at_once = tiles.rows_at_once(8 * wide * filters)
-    entries = images.new_empty((tiles.parts, at_once * wide * filters + 1, 2))
-    begins = images.new_empty((tiles.parts, 4 * at_once * wide + 1), dtype=torch.int64)
+def _pooled_image_gradient(images: Tensor, kernel: Tensor, gradient: Tensor, places: Tensor) -> Tensor:
+    rows, columns, channels, filters = kernel.shape
+    _, high, wide, _ = gradient.shape
+    parts, each = _parted(len(images))
+    at_once = _rows_at_once(high, 8 * wide * filters)
+    found, by_filter = torch.empty_like(images), kernel.permute(3, 0, 1, 2).contiguous()
+    entries = images.new_empty((parts, at_once * wide * filters + 1, 2))
+    begins = images.new_empty((parts, 4 * at_once * wide + 1), dtype=torch.int64)
     _run(
-        _more_loops("pooled").pooled_image_gradient, tiles.parts, tiles.each, *tiles.sizes, found, gradient,
-        places, by_filter, at_once, entries, begins, work=tiles.work,
+        _more_loops("pooled").pooled_image_gradient, parts, each, *images.shape, high, wide, filters, rows,
+        columns, found, gradient, places, by_filter, at_once, entries, begins,
+        work=gradient.numel() * rows * columns * channels,
     )  # fmt: skip
     return found
+
+
+def _rows_at_once(high: int, bytes_of_row: int, spare: int = 0) -> int:
+    """Return how many rows of tiles fit the nearest cache, so that what they need is read from there."""
+    return max(1, min(high, (_NEAREST - spare) // bytes_of_row))
 
 
 def suits_normalization(images: Tensor) -> bool:
@@ -568,6 +531,15 @@ def _run(loop: Any, items: int, *rest: int | Tensor | None, work: int) -> None:
         team.parallel(loop.address, ctypes.addressof(block), threads, 0)
 
 
+def _parted(count: int, most: int = _PARTS) -> tuple[int, int]:
+    """Divide work into parts: return their number, and what each has.
+
+    They do not depend on the number of threads, so that sums do not either.
+    """
+    each = -(-count // min(count, most))
+    return -(-count // each), each
+
+
 def _loop_for(name: str, tensor: Tensor) -> Any:
     return getattr(_loops(), f"{name}_{8 * tensor.element_size()}")
 
@@ -660,12 +632,6 @@ def activate_back(
         bias, gradient, gradient.element_size(), found, found.element_size(), sums, work=4 * x.numel(),
     )  # fmt: skip
     return found, None if sums is None else sums.sum(0)
-
-
-def _parted(rows: int) -> tuple[int, int]:
-    """Divide rows into parts: return their number, and rows of each; threads do not matter."""
-    each = -(-rows // min(rows, _PARTS))
-    return -(-rows // each), each
 
 
 def normalize_rows(

@@ -15,7 +15,7 @@ import torch
 
 from convscope import _keras_internals as internals
 from convscope.augmentation import warp
-from convscope.lowering.ir import DataFormat, Shape, Value
+from convscope.lowering.ir import DataFormat, Elementwise, Value
 from convscope.lowering.layers.base import ProgramBuilder, Runner, Step, Tensor, WeightSource, reads, runs
 from convscope.lowering.layers.keras_call import KerasRunner
 from convscope.lowering.layers.operations import Random, draw_evenly
@@ -25,15 +25,11 @@ Ranges = tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Augment(Random):
+class Augment(Elementwise, Random):
     """Changes each image in training, by a number drawn for it from each of ``ranges``."""
 
     ranges: Ranges
     data_format: DataFormat
-
-    def _output_shape(self, shapes: Sequence[Shape]) -> Shape:
-        (shape,) = shapes
-        return shape
 
     def change(self, images: Tensor, numbers: Tensor) -> Tensor:
         """Change images, float32, by numbers (n, k)."""

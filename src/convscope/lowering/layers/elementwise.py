@@ -21,20 +21,11 @@ from convscope.lowering.activations import (
     activation_function,
     smooth_name,
 )
-from convscope.lowering.ir import Activation, Op, Shape, Value, broadcast, channel_axis
+from convscope.lowering.ir import Activation, Elementwise, Op, Shape, Value, broadcast, channel_axis
 from convscope.lowering.kernels import Epilogue
 from convscope.lowering.layers.base import ProgramBuilder, Runner, Step, Tensor, WeightSource, reads, runs
 from convscope.lowering.layers.operations import Random
-from convscope.lowering.masks import Mask, MaskSource, bits_type, keep_probability
-
-
-@dataclass(frozen=True, kw_only=True)
-class Elementwise(Op):
-    """An op whose result has the shape of its only input."""
-
-    def _output_shape(self, shapes: Sequence[Shape]) -> Shape:
-        (shape,) = shapes
-        return shape
+from convscope.lowering.masks import Mask, bits_type, keep_probability, make_mask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,20 +105,19 @@ def read_activation(builder: ProgramBuilder, operation: Any, inputs: Sequence[Va
     return builder.add(Activate, operation, inputs, activation=activation_of(operation))
 
 
-def read_fused_activation(builder: ProgramBuilder, layer: Any, value: Value) -> Value:
+def read_fused_activation(
+    builder: ProgramBuilder, layer: Any, value: Value, part: str = "activation"
+) -> Value:
     """Append the activation that a layer computes on its own result."""
     name = "linear" if layer.activation is None else KERAS_FUNCTIONS[layer.activation]
     if name == "linear":
         return value
-    return builder.add(Activate, layer, [value], part="activation", activation=Activation(name))
+    return builder.add(Activate, layer, [value], part=part, activation=Activation(name))
 
 
 @reads("Activation")
 def _read_activation(builder: ProgramBuilder, layer: Any, inputs: Sequence[Value]) -> Value:
-    name = KERAS_FUNCTIONS[layer.activation]
-    return (
-        inputs[0] if name == "linear" else builder.add(Activate, layer, inputs, activation=Activation(name))
-    )
+    return read_fused_activation(builder, layer, inputs[0], part="")
 
 
 @reads("ReLU")
@@ -328,7 +318,6 @@ class Dropper:
 
     def __init__(self, op: Dropout) -> None:
         self._op = op
-        self._sources: dict[tuple[Any, ...], MaskSource] = {}
         self.scale = 1.0 / keep_probability(op.rate) if op.scaled and op.rate < 1.0 else 1.0
 
     def of(self, step: Step) -> Callable[[kernels.Shape, torch.dtype, torch.device], Mask]:
@@ -336,23 +325,13 @@ class Dropper:
         key = step.key(self._op.stream)
 
         def make(shape: kernels.Shape, dtype: torch.dtype, device: torch.device) -> Mask:
-            wanted = self._wanted(shape)
-            fixed = self._op.noise_shape and self._op.noise_shape[0] is not None
-            shard = None if fixed else step.shard  # one mask for all rows is the same everywhere
+            noise = self._op.noise_shape or (None,) * len(shape)
+            wanted = tuple(size if fixed is None else fixed for size, fixed in zip(shape, noise, strict=True))
+            shard = step.shard if noise[0] is None else None  # one mask for all rows is the same everywhere
             if shard is None:
-                return self._source(wanted, device).mask(key, bits_type(dtype))
+                return make_mask(self._op.rate, wanted, key, bits_type(dtype), device)
             begin, end = shard.elements(math.prod(wanted))
             whole = (wanted[0] * shard.total // shard.rows, *wanted[1:])
-            return self._source(whole, device).mask(key, bits_type(dtype)).part(begin, end, wanted)
+            return make_mask(self._op.rate, whole, key, bits_type(dtype), device).part(begin, end, wanted)
 
         return make
-
-    def _wanted(self, shape: kernels.Shape) -> tuple[int, ...]:
-        noise = self._op.noise_shape or (None,) * len(shape)
-        return tuple(size if fixed is None else fixed for size, fixed in zip(shape, noise, strict=True))
-
-    def _source(self, wanted: tuple[int, ...], device: torch.device) -> MaskSource:
-        known = (wanted, device)
-        if known not in self._sources:
-            self._sources[known] = MaskSource(self._op.rate, wanted, device)
-        return self._sources[known]

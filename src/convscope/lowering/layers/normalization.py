@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -104,18 +103,18 @@ def _run_batch_normalization(op: BatchNormalization, network: WeightSource) -> R
             return finish(apply(images, mean, variance, gamma, beta, op.epsilon), residual)
         # In narrower types, the images' own rounding hides that of their statistics.
         suits_kernel = images.is_contiguous() and x.device.type == "cpu" and x.dtype is torch.float32
-        normalize = kernels.batch_normalization if suits_kernel else _normalize_by_torch
-        if x.device.type == "mps":
-            normalize = normalize_elementwise
-        if step.shard is not None:
-            normalize = partial(kernels.shared_batch_normalization, step.shard)
         other = None if residual is None else residual.movedim(op.axis, -1)
         fused = step.shard is None and compiled.suits_normalization(images)
         fused = fused and (other is None or other.dtype is images.dtype)
+        given = images, gamma, beta, op.epsilon
         if fused:
-            found = kernels.fused_normalization(images, gamma, beta, op.epsilon, other, ceiling)
+            found = kernels.normalize(kernels.FusedNormalization, *given, other, ceiling)
+        elif step.shard is not None:
+            found = kernels.normalize(kernels.SharedBatchNormalization, step.shard, *given)
+        elif suits_kernel:
+            found = kernels.normalize(kernels.BatchNormalization, *given)
         else:
-            found = normalize(images, gamma, beta, op.epsilon)
+            found = normalize_elementwise(*given) if x.device.type == "mps" else _normalize_by_torch(*given)
         result, *statistics = found
         with torch.no_grad():
             for moving, of_batch in zip((mean, variance), statistics, strict=True):

@@ -15,7 +15,7 @@ import torch
 from convscope import _keras_internals as internals
 from convscope.arithmetic.formulas import known_lengths
 from convscope.errors import LoweringError, expected_got
-from convscope.lowering.ir import Op, Shape, Value, require
+from convscope.lowering.ir import Elementwise, Op, Shape, Value, require
 from convscope.lowering.layers.base import ProgramBuilder, Runner, Step, Tensor, WeightSource, runs
 from convscope.lowering.layers.keras_call import KerasOp
 from convscope.lowering.masks import hashed_fields
@@ -82,7 +82,7 @@ class Constant(Op):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given(Op):
+class Given(Elementwise):
     """What enters a subclassed model, as float32: of the shape that its ``call`` was read with.
 
     ``whole_numbers`` says whether all that read them are layers, which make float32 of them first.
@@ -90,10 +90,6 @@ class Given(Op):
 
     shape: Shape
     whole_numbers: bool
-
-    def _output_shape(self, shapes: Sequence[Shape]) -> Shape:
-        (shape,) = shapes
-        return shape
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import keras
 import torch.nn.functional as F  # noqa: N812  the name that torch's own documentation uses
@@ -67,29 +67,36 @@ class Reshape(Op):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZeroPad2D(Op):
-    """Zeros around an image: ``((top, bottom), (left, right))``."""
+class Border2D(Op):
+    """What adds or takes the border of an image: ``((top, bottom), (left, right))``."""
 
+    sign: ClassVar[int]
     amounts: tuple[Pair, Pair]
     data_format: DataFormat = "channels_last"
 
     def _output_shape(self, shapes: Sequence[Shape]) -> Shape:
         (shape,) = shapes
         require_image(self, shape)
-        return _bordered(self.amounts, self.data_format, shape, sign=1)
+        sizes = [shape[axis] for axis in spatial_axes(self.data_format)]
+        changed = [
+            None if size is None else size + self.sign * sum(border)
+            for size, border in zip(sizes, self.amounts, strict=True)
+        ]
+        is_left = all(size is None or size > 0 for size in changed)
+        require(is_left, f"nothing is left of {shape} after {self.amounts}")
+        return with_axes(shape, self.data_format, changed)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Crop2D(Op):
-    """An image without its border: ``((top, bottom), (left, right))``."""
+class ZeroPad2D(Border2D):
+    """Zeros around an image."""
 
-    amounts: tuple[Pair, Pair]
-    data_format: DataFormat = "channels_last"
+    sign = 1
 
-    def _output_shape(self, shapes: Sequence[Shape]) -> Shape:
-        (shape,) = shapes
-        require_image(self, shape)
-        return _bordered(self.amounts, self.data_format, shape, sign=-1)
+
+class Crop2D(Border2D):
+    """An image without its border."""
+
+    sign = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,16 +133,6 @@ class Resize(Op):
         (shape,) = shapes
         require_image(self, shape)
         return with_axes(shape, self.data_format, list(self.size))
-
-
-def _bordered(amounts: tuple[Pair, Pair], data_format: DataFormat, shape: Shape, sign: int) -> Shape:
-    sizes = [shape[axis] for axis in spatial_axes(data_format)]
-    changed = [
-        None if size is None else size + sign * sum(border)
-        for size, border in zip(sizes, amounts, strict=True)
-    ]
-    require(all(size is None or size > 0 for size in changed), f"nothing is left of {shape} after {amounts}")
-    return with_axes(shape, data_format, changed)
 
 
 @reads("Flatten")

@@ -83,16 +83,7 @@ class Pool2D(Op):
     def pooled_shape(self, shape: Shape) -> Shape:
         """Compute the shape of its result from that of its images."""
         require_image(self, shape)
-        sizes = [
-            window_positions(shape[axis], window, stride, self.padding)
-            for axis, window, stride in zip(
-                spatial_axes(self.data_format), self.pool, self.strides, strict=True
-            )
-        ]
-        require(
-            all(size is None or size > 0 for size in sizes), f"the pool {self.pool} is larger than {shape}"
-        )
-        return with_axes(shape, self.data_format, sizes)
+        return _slid_over(self, shape, self.pool, (1, 1), f"the pool {self.pool}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,19 +141,21 @@ class Conv2D(ConvOrDense):
             self.filters % self.groups == 0,
             f"{self.filters} filters cannot be shared by {self.groups} groups",
         )
-        sizes = [
-            window_positions(shape[axis], window, stride, self.padding, dilation)
-            for axis, window, stride, dilation in zip(
-                spatial_axes(self.data_format), (height, width), self.strides, self.dilation, strict=True
-            )
-        ]
-        require(
-            all(size is None or size > 0 for size in sizes),
-            f"the kernel {height}×{width} is larger than {shape}",
-        )
-        result = list(with_axes(shape, self.data_format, sizes))
+        result = list(_slid_over(self, shape, (height, width), self.dilation, f"the kernel {height}×{width}"))
         result[channel_axis(self.data_format)] = self.filters
         return tuple(result) if self.pooling is None else self.pooling.pooled_shape(tuple(result))
+
+
+def _slid_over(op: Pool2D | Conv2D, shape: Shape, window: Pair, dilation: Pair, what: str) -> Shape:
+    """Compute how many positions a window has on images of a shape; raise ShapeError where it has none."""
+    sizes = [
+        window_positions(shape[axis], size, stride, op.padding, spread)
+        for axis, size, stride, spread in zip(
+            spatial_axes(op.data_format), window, op.strides, dilation, strict=True
+        )
+    ]
+    require(all(size is None or size > 0 for size in sizes), f"{what} is larger than {shape}")
+    return with_axes(shape, op.data_format, sizes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,66 +176,45 @@ class GlobalPool2D(Op):
 
 @reads("Conv2D")
 def _read_conv2d(builder: ProgramBuilder, layer: Any, inputs: Sequence[Value]) -> Value:
-    value = builder.add(
-        Conv2D,
-        layer,
-        inputs,
-        kernel=builder.path(layer.kernel),
-        kernel_shape=tuple(layer.kernel.shape),
-        bias=builder.path(layer.bias) if layer.use_bias else None,
-        strides=tuple(layer.strides),
-        padding=layer.padding,
-        dilation=tuple(layer.dilation_rate),
-        groups=layer.groups,
-        data_format=layer.data_format,
+    value = _convolved(
+        builder, layer, inputs, layer.kernel, layer.use_bias, **_window_settings(layer), groups=layer.groups
     )
     return read_fused_activation(builder, layer, value)
 
 
 @reads("DepthwiseConv2D")
 def _read_depthwise_conv2d(builder: ProgramBuilder, layer: Any, inputs: Sequence[Value]) -> Value:
-    bias = builder.path(layer.bias) if layer.use_bias else None
-    return read_fused_activation(builder, layer, _read_depthwise(builder, layer, inputs, layer.kernel, bias))
+    settings = {**_window_settings(layer), "groups": layer.kernel.shape[2], "depthwise": True}
+    value = _convolved(builder, layer, inputs, layer.kernel, layer.use_bias, **settings)
+    return read_fused_activation(builder, layer, value)
 
 
 @reads("SeparableConv2D")
 def _read_separable_conv2d(builder: ProgramBuilder, layer: Any, inputs: Sequence[Value]) -> Value:
-    middle = _read_depthwise(builder, layer, inputs, layer.depthwise_kernel, None, part="depthwise")
-    value = builder.add(
-        Conv2D,
-        layer,
-        [middle],
-        part="pointwise",
-        kernel=builder.path(layer.pointwise_kernel),
-        kernel_shape=tuple(layer.pointwise_kernel.shape),
-        bias=builder.path(layer.bias) if layer.use_bias else None,
-        data_format=layer.data_format,
-    )
+    first, second = layer.depthwise_kernel, layer.pointwise_kernel
+    settings = {**_window_settings(layer), "groups": first.shape[2], "depthwise": True}
+    middle = _convolved(builder, layer, inputs, first, False, part="depthwise", **settings)
+    value = _convolved(builder, layer, [middle], second, layer.use_bias, part="pointwise")
     return read_fused_activation(builder, layer, value)
 
 
-def _read_depthwise(
-    builder: ProgramBuilder,
-    layer: Any,
-    inputs: Sequence[Value],
-    kernel: Any,
-    bias: str | None,
-    part: str = "",
+def _window_settings(layer: Any) -> dict[str, Any]:
+    strides, dilation = tuple(layer.strides), tuple(layer.dilation_rate)
+    return {"strides": strides, "padding": layer.padding, "dilation": dilation}
+
+
+def _convolved(
+    builder: ProgramBuilder, layer: Any, inputs: Sequence[Value], kernel: Any, biased: bool, **settings: Any
 ) -> Value:
     return builder.add(
         Conv2D,
         layer,
         inputs,
-        part=part,
         kernel=builder.path(kernel),
         kernel_shape=tuple(kernel.shape),
-        bias=bias,
-        strides=tuple(layer.strides),
-        padding=layer.padding,
-        dilation=tuple(layer.dilation_rate),
-        groups=kernel.shape[2],
-        depthwise=True,
+        bias=builder.path(layer.bias) if biased else None,
         data_format=layer.data_format,
+        **settings,
     )
 
 

@@ -12,7 +12,6 @@ import time
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from PIL import Image
@@ -87,50 +86,39 @@ async def _end_all() -> None:
 
 
 async def execute_async(
-    notebook: Any,
-    time_limit: float,
-    environment: Mapping[str, str] | None = None,
-    folder: Path | None = None,
+    notebook: Any, time_limit: float, environment: Mapping[str, str] | None = None
 ) -> Execution:
     """Run all cells of a notebook in a fresh kernel; a cell that fails does not stop those behind it.
 
     The limit counts seconds of the whole, the start of the kernel included; ``environment`` is set beside
-    this process's; the code runs in ``folder``, a temporary one unless given.
+    this process's; the code runs in a temporary folder.
     """
     if time_limit <= 0:
         raise UsageError(expected_got("a time limit of more than 0 seconds", time_limit))
     require_tool("nbclient")
-    with tempfile.TemporaryDirectory() as scratch:
-        variables = {**os.environ, **_QUIET, **(environment or {})}
-        return await _execute(notebook, time_limit, variables, str(folder or scratch))
-
-
-async def _execute(
-    notebook: Any, time_limit: float, environment: Mapping[str, str], folder: str
-) -> Execution:
-    import nbformat
     from nbclient.exceptions import DeadKernelError
 
-    copy: Any = nbformat.from_dict(notebook)  # type: ignore[no-untyped-call]
+    copy: Any = require_tool("nbformat").from_dict(notebook)
     for cell in copy.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     manager = _kernel_manager()
-    client = _client(copy, manager, folder)
+    variables = {**os.environ, **_QUIET, **(environment or {})}
     began = time.perf_counter()
     timed_out, died = False, ""
-    try:
-        running = client.async_execute(env=dict(environment), cleanup_kc=True)
-        await asyncio.wait_for(running, time_limit)
-    except TimeoutError:
-        timed_out = True
-    except DeadKernelError as error:
-        # A kernel that the limit ends may look dead to its client first.
-        timed_out = time.perf_counter() - began >= time_limit
-        died = "" if timed_out else str(error)
-    finally:
-        if await manager.is_alive():
-            await manager.shutdown_kernel(now=True)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            running = _client(copy, manager, folder).async_execute(env=variables, cleanup_kc=True)
+            await asyncio.wait_for(running, time_limit)
+        except TimeoutError:
+            timed_out = True
+        except DeadKernelError as error:
+            # A kernel that the limit ends may look dead to its client first.
+            timed_out = time.perf_counter() - began >= time_limit
+            died = "" if timed_out else str(error)
+        finally:
+            if await manager.is_alive():
+                await manager.shutdown_kernel(now=True)
     return Execution(copy, time.perf_counter() - began, timed_out, died)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from convscope.errors import ConvscopeError, DataError, DataNotFoundError, UsageError, expected_got
 from convscope.runs import write_file
-from convscope.teaching.grading import MIME_TYPE, TASKS, sign, tasks_of
+from convscope.teaching.grading import MIME_TYPE, TASKS, Verdict, sign, tasks_of
 from convscope.teaching.grading.execution import CellError, Execution, cell_errors, execute_async, wait_for
 from convscope.teaching.lessons.data import LessonSettings
 from convscope.teaching.lessons.notebooks import CHECK, require_tool
@@ -321,13 +321,4 @@ def _without_points(task: str, reason: str) -> dict[str, Any]:
     """Make the verdict of a check that gave none."""
     message = expected_got(f"the check of task {task} to be reached", reason)
     entry = TASKS[task]
-    return {
-        "task": task,
-        "title": entry.title,
-        "points": 0,
-        "out_of": entry.points,
-        "message": message,
-        "hint": "",
-        "answered": False,
-        "state": "open",
-    }
+    return Verdict(task, entry.title, 0, entry.points, message, answered=False).to_json()

@@ -262,10 +262,7 @@ def band_of(network: str, dataset: str, images: int, epochs: int) -> Band:
         return Band(0.8, 1.0)
     nearest = min(measured, key=lambda entry: abs(entry["images"] - images))
     epoch = min(epochs, len(nearest["low"])) - 1
-    return _widened(nearest["low"][epoch], nearest["high"][epoch])
-
-
-def _widened(low: float, high: float) -> Band:
+    low, high = nearest["low"][epoch], nearest["high"][epoch]
     spread = WIDENING * (high - low)
     slack = ERROR_SLACK * (1 - (low + high) / 2)
     return Band(max(0.0, low - spread - slack), min(1.0, high + spread + slack))

@@ -187,8 +187,7 @@ def seal(name: str) -> None:
         del sys.modules[loaded]
     parent, _, own = package.rpartition(".")
     vars(sys.modules[parent]).pop(own, None)
-    sealed = _Sealed()  # what it imports, it imports for the notebook, too
-    sys.modules[name] = sealed  # type: ignore[assignment]  # anything may stand there
+    sys.modules[name] = _sealed_check()  # type: ignore[assignment]  # anything may stand there
 
 
 # What judges compute with; a kernel itself changes some of the built-in functions.
@@ -196,22 +195,22 @@ _INSTRUMENTS = ("convscope.training.api", "convscope.arithmetic", "numpy", "buil
 _CHANGED_BY_KERNELS = frozenset({"builtins.input", "builtins.print"})
 
 
-class _Sealed:
-    """Checks an answer and signs the verdict with a key that is known to the grader and this call alone."""
+def _sealed_check() -> Callable[[str, str, Mapping[str, Any]], SignedVerdict]:
+    """Make what checks an answer and signs the verdict with a key known to the grader and this call alone."""
+    for name in _INSTRUMENTS:  # what it imports, it imports for the notebook, too
+        importlib.import_module(name)
+    functions = _functions()
 
-    def __init__(self) -> None:
-        for name in _INSTRUMENTS:
-            importlib.import_module(name)
-        self._functions = _functions()
-
-    def __call__(self, task: str, key: str, answers: Mapping[str, Any]) -> SignedVerdict:
+    def check_and_sign(task: str, key: str, answers: Mapping[str, Any]) -> SignedVerdict:
         now = _functions()
-        changed = [name for name, function in self._functions.items() if now.get(name) is not function]
+        changed = [name for name, function in functions.items() if now.get(name) is not function]
         if changed:
             entry = TASKS[task]
             message = expected_got(f"`{changed[0]}` as it is installed", "one that the notebook changed")
             return SignedVerdict(Verdict(task, entry.title, 0, entry.points, message), key)
         return SignedVerdict(check(task, **answers), key)
+
+    return check_and_sign
 
 
 def _functions() -> dict[str, Any]:

@@ -86,29 +86,19 @@ def read_lesson(name: str) -> Lesson:
 
 def parse_lesson(name: str, text: str) -> Lesson:
     """Read a lesson from the text of its source."""
-    notebook = require_tool("jupytext").reads(text, fmt="py:percent")
-    cells = [_cell(cell) for cell in notebook.cells]
-    return Lesson(name, tuple(_with_tasks(name, cells)))
-
-
-def _cell(cell: Any) -> Cell:
-    roles = [tag for tag in cell.metadata.get("tags", ()) if tag in ROLES]
-    return Cell(cell.cell_type, roles[0] if roles else "given", cell.source.strip())
-
-
-def _with_tasks(name: str, cells: list[Cell]) -> list[Cell]:
-    """Write into each answer the number of the task that the next check names."""
-    task, numbered = "", []
-    for cell in reversed(cells):
-        if cell.role == "check":
-            found = CHECK.match(cell.source)
+    task, cells = "", list[Cell]()
+    for cell in reversed(require_tool("jupytext").reads(text, fmt="py:percent").cells):
+        role = next((tag for tag in cell.metadata.get("tags", ()) if tag in ROLES), "given")
+        source = cell.source.strip()
+        if role == "check":
+            found = CHECK.match(source)
             if found is None:
                 hint = "A check cell holds nothing else."
-                raise UsageError(expected_got(f'convscope.check("…") in {name}', repr(cell.source), hint))
+                raise UsageError(expected_got(f'convscope.check("…") in {name}', repr(source), hint))
             task = found["task"]
-        own = task if cell.role in ("answer", "check") else ""
-        numbered.append(Cell(cell.kind, cell.role, cell.source, own))
-    return numbered[::-1]
+        # An answer has the number of the task that the next check names.
+        cells.append(Cell(cell.cell_type, role, source, task if role in ("answer", "check") else ""))
+    return Lesson(name, tuple(reversed(cells)))
 
 
 def require_tool(name: str) -> Any:
@@ -175,19 +165,16 @@ def _build_cell(cell: Cell, version: str, identity: str, title: str) -> Any:
     v4 = require_tool("nbformat").v4
     metadata: dict[str, Any] = {"convscope": {"role": cell.role, "task": cell.task}} if cell.task else {}
     if cell.kind == "markdown":
-        return v4.new_markdown_cell(_text(cell, title), id=identity, metadata=metadata)
+        text = cell.source
+        if cell.role == "hint":
+            text = f"<details>\n<summary>{title}</summary>\n\n{text}\n\n</details>"
+        return v4.new_markdown_cell(text, id=identity, metadata=metadata)
     if cell.role == "check":
         metadata |= {"editable": False, "deletable": False}
     source = cell.source
     if cell.role == "answer":
         source = without_marks(source) if version == "solution" else without_solution(source)
     return v4.new_code_cell(source, id=identity, metadata=metadata)
-
-
-def _text(cell: Cell, title: str) -> str:
-    if cell.role == "hint":
-        return f"<details>\n<summary>{title}</summary>\n\n{cell.source}\n\n</details>"
-    return cell.source
 
 
 def solution_notebook(lesson: Lesson) -> Any:
