@@ -497,6 +497,7 @@ def test_numbers_and_names_are_written_as_a_person_would():
         formatting.number(-0.0): "0.0000",
         formatting.number(1234567.0): "1.2·10⁶",
         formatting.number(None): "–",
+        formatting.number(6.0, 0): "6",
         formatting.duration(0.42): "0.42 s",
         formatting.duration(75): "1 min 15 s",
         formatting.duration(7300): "2 h 1 min",

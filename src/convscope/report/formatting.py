@@ -55,7 +55,7 @@ def number(value: float | None, digits: int = 4) -> str:
     """Write a number of any size with so many significant or decimal places, and a real minus sign."""
     if value is None or not math.isfinite(value):
         return NO_VALUE
-    small = value != 0 and abs(value) < 10.0 ** (1 - digits)
+    small = value != 0 and abs(value) < min(1.0, 10.0 ** (1 - digits))
     text = _scientific(value) if small or abs(value) >= 1e6 else f"{value + 0.0:.{digits}f}"  # no −0
     return text.replace("-", MINUS)
 
