@@ -150,9 +150,11 @@ def _sharing(model: Any, batch: int, group: Any) -> float:
     """Do what a step does more where it is shared: gather outputs, and sum gradients."""
     import torch
 
+    from convscope.training.distributed import GradientSum
+
     weights = [torch.nn.Parameter(torch.zeros(tuple(v.shape))) for v in model.trainable_variables]
     own = [torch.zeros_like(weight) for weight in weights]
-    shard, summed = group.shard(batch), group.sum_of(weights)
+    shard, summed = group.shard(batch), GradientSum(group, weights)
     outputs = torch.zeros((shard.rows, *model.output_shape[1:]))
 
     def share() -> None:

@@ -414,3 +414,14 @@ def test_windows_is_not_asked_by_what_is_ctrl_c_there(monkeypatch):
     monkeypatch.setattr(distributed.sys, "platform", "win32")
     monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("sends Ctrl-C on Windows"))
     assert distributed._is_there(1)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_several_processes_runs():
+    script = Path(__file__).parents[1] / "benchmarks" / "scaling.py"
+    command = [sys.executable, script, "simple", "--batch", "32", "--processes", "1", "2", "--rounds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    parts = json.loads(done.stdout.splitlines()[-1])["measured"]["2"]
+    assert parts["shared"] > 0 < parts["sent"]
+    assert "2 processes:" in done.stdout

@@ -88,7 +88,7 @@ def _with_keras_alone(bundle: Bundle) -> str:
     return "\n".join([*lines, ""])
 
 
-# They load torch, which a prediction by ONNX needs not.
+# These two load torch, which a prediction with ONNX does without.
 def _write_torch(bundle: Bundle, file: Path) -> Forward:
     from convscope.export.torch_files import write_program
 

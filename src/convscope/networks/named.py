@@ -54,8 +54,13 @@ NETWORKS: dict[str, list[LayerSpec]] = {
     "simple": [_convolution(32), _FLATTEN],
     "dense": [_convolution(32), _dropout(0.25), _FLATTEN, _dense(128), _dropout(0.5)],
     "deep": [
-        *[_convolution(32), _convolution(64), _POOL, _dropout(0.25)],
-        *[_FLATTEN, _dense(128), _dropout(0.5)],
+        _convolution(32),
+        _convolution(64),
+        _POOL,
+        _dropout(0.25),
+        _FLATTEN,
+        _dense(128),
+        _dropout(0.5),
     ],
     "stages": [*_stage(32), *_stage(64), _FLATTEN, _dense(512), _dropout(0.5)],
     # Small, for the fastest way to a good accuracy.
@@ -65,10 +70,15 @@ NETWORKS: dict[str, list[LayerSpec]] = {
     # rate of the others; the mean instead of a flattened map (Lin et al., "Network in Network", 2014, section
     # 3.2) leaves no large dense layer to learn few images by heart with.
     "normalized": [
-        *[*_normalized_convolution(32, "valid"), _POOL],
-        *[*_normalized_convolution(64), _POOL],
-        *[*_normalized_convolution(128), _POOL],
-        *[*_normalized_convolution(256), _AVERAGE, _dropout(0.25)],
+        *_normalized_convolution(32, "valid"),
+        _POOL,
+        *_normalized_convolution(64),
+        _POOL,
+        *_normalized_convolution(128),
+        _POOL,
+        *_normalized_convolution(256),
+        _AVERAGE,
+        _dropout(0.25),
     ],
 }
 
