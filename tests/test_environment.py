@@ -1,5 +1,6 @@
 """A helper process computes beside this one, and whether there is one changes no result."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -8,16 +9,19 @@ import numpy as np
 import pytest
 
 from convscope import environment
+from convscope.data.dataset import split_indices
 from convscope.environment import begin_helper, beside
+from convscope.errors import DataError
 from convscope.evaluation import Evaluation
 from convscope.plotting.exercise import LARGE_FIGURES, SMALL_FIGURES, draw_figures, draw_png_files
+from convscope.preprocessing import Preprocess
 
 
 @pytest.fixture
 def helper(monkeypatch):
     monkeypatch.setattr(environment, "_helper", None)
     monkeypatch.setattr(environment, "share_of_threads", lambda workers: 2 // workers)
-    begin_helper("convscope.plotting.exercise")
+    begin_helper(gc.collect)
     yield environment._helper
     environment._helper.shutdown()
 
@@ -25,7 +29,7 @@ def helper(monkeypatch):
 def test_without_a_helper_all_is_computed_here(monkeypatch):
     monkeypatch.setattr(environment, "_helper", None)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    begin_helper()  # one thread leaves no room for it
+    begin_helper(gc.collect)  # one thread leaves no room for it
     assert beside(os.getpid)() == os.getpid()
 
 
@@ -36,7 +40,7 @@ def test_where_no_process_can_be_begun_all_is_computed_here(monkeypatch):
     monkeypatch.setattr(environment, "_helper", None)
     monkeypatch.setattr(environment, "share_of_threads", lambda workers: 2 // workers)
     monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", refuse)
-    begin_helper()
+    begin_helper(gc.collect)
     assert beside(os.getpid)() == os.getpid()
 
 
@@ -50,10 +54,16 @@ def test_a_helper_gives_the_same_figures_from_another_process_until_it_dies(help
     assert beside(draw_png_files, *facts)() == draw_png_files(*facts)
     with pytest.raises(ZeroDivisionError):
         beside(divmod, 1, 0)()
+    labels = rng.integers(0, 3, 50)
+    in_helper = [*split_indices(labels, 0.3, 1), Preprocess.fit(images).scale]
+    with pytest.raises(DataError, match="Expected enough examples to split, got 1"):
+        split_indices(labels[:1], 0.3, 1, stratify=False)
     beside(os._exit, 1)
     assert beside(divmod, 7, 2)() == (3, 1)
     assert beside(os.getpid)() == os.getpid()
     assert helper is environment._helper
+    here = [*split_indices(labels, 0.3, 1), Preprocess.fit(images).scale]
+    assert all(map(np.array_equal, in_helper, here))
 
 
 def test_every_figure_is_drawn_in_one_of_the_halves():

@@ -247,6 +247,8 @@ class TestProbability:
         assert own[0].get_facecolor() == to_rgba(RED)
         assert others[0].get_facecolor() == to_rgba(BLUE)
         assert axes.get_yscale() == "log"
+        whole, between = axes.yaxis.get_major_formatter(), axes.yaxis.get_minor_formatter()
+        assert [whole(1), whole(10_000), between(2), between(0.6)] == ["1", "10,000", "2", ""]
         assert [text.get_text() for text in figure.legends[0].texts] == ["truly cat (2)", "others (2)"]
 
     @pytest.mark.parametrize("classes", [2, 100], ids=str)
@@ -275,6 +277,18 @@ class TestPictures:
     def test_channels_first_is_recognised(self):
         images = np.arange(2 * 3 * 5 * 6).reshape(2, 3, 5, 6)
         np.testing.assert_array_equal(as_pictures(images)[1, 2, 1], images[1, :, 2, 1])
+
+    @pytest.mark.parametrize("channels", [1, 2])
+    def test_a_dark_picture_stays_dark(self, channels):
+        images = np.full((3, 4, 4, channels), 65_535 // 5, np.uint16)
+        axes = plot_predictions(images, np.full((3, 2), 0.5)).axes[0]
+        np.testing.assert_allclose(axes.images[0].get_array(), 0.2)
+
+    def test_only_those_that_are_drawn_are_converted(self):
+        images = np.zeros((1_000, 5, 5, 2), np.uint8)
+        assert as_pictures(images, 1_000, np.array([7, 3])).shape == (2, 5, 5)
+        with pytest.raises(UsageError, match="Expected 999 images"):
+            as_pictures(images, 999, slice(2))
 
     def test_a_single_image_is_refused_with_the_cure(self):
         with pytest.raises(UsageError, match=r"got \(28, 28\)\. A single image x becomes x\[None\]\."):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import importlib
 import importlib.util
 import multiprocessing
 import os
@@ -106,8 +105,8 @@ def keep_freed_memory() -> None:
         set_option(_TRIM_THRESHOLD, 512 << 20)
 
 
-def begin_helper(*modules: str) -> None:
-    """Begin a second process that loads modules and then computes what `beside` gives it.
+def begin_helper(load: Callable[[], None]) -> None:
+    """Begin a second process that loads what it will need and then computes what `beside` gives it.
 
     Only for a process that is the program's own and may use two cores or more.
     """
@@ -118,14 +117,13 @@ def begin_helper(*modules: str) -> None:
 
         with suppress(OSError, ImportError, NotImplementedError):  # no shared memory or semaphores here
             helper = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), begin_worker, (1,))
-            helper.submit(_load, modules)
+            helper.submit(_load, load)
             _helper = helper
 
 
-def _load(modules: tuple[str, ...]) -> None:
+def _load(load: Callable[[], None]) -> None:
     atexit.register(os._exit, 0)  # to take modules apart takes longer than to end
-    for name in modules:
-        importlib.import_module(name)
+    load()
 
 
 def beside(function: Callable[..., _T], *arguments: Any, size: int = 0) -> Callable[[], _T]:

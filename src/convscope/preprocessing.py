@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from convscope.environment import beside
 from convscope.errors import DataError, UsageError, expected_got, unknown_name
 
 if TYPE_CHECKING:
@@ -346,19 +347,20 @@ Fitted = tuple[NDArray[np.float32], NDArray[np.float32], tuple[float, float] | N
 
 
 def _fit_minmax(images: NDArray[np.uint8]) -> Fitted:
-    """Fit scikit-learn's MinMaxScaler per pixel, as the exercise does."""
-    from sklearn.preprocessing import MinMaxScaler
-
-    scaler = MinMaxScaler(feature_range=(0, 1))
-    for start in range(0, len(images), FIT_CHUNK):
-        chunk = images[start : start + FIT_CHUNK]
-        scaler.partial_fit(chunk.reshape(len(chunk), -1).astype(np.float32))  # (n, h·w·c)
+    """Fit scikit-learn's MinMaxScaler per pixel, as the exercise does: the extremes are all that it uses."""
+    chunks = (images[start : start + FIT_CHUNK] for start in range(0, len(images), FIT_CHUNK))
+    extremes = [bound for chunk in chunks for bound in (chunk.min(axis=0), chunk.max(axis=0))]
+    rows = np.stack(extremes).reshape(len(extremes), -1).astype(np.float32)  # (bounds, h·w·c)
+    scale, offset = beside(_scale_of, rows)()
     shape = images.shape[1:]
-    return (
-        scaler.scale_.reshape(shape).astype(np.float32),  # (h, w, c)
-        scaler.min_.reshape(shape).astype(np.float32),  # (h, w, c)
-        (0.0, 1.0),
-    )
+    return scale.reshape(shape), offset.reshape(shape), (0.0, 1.0)
+
+
+def _scale_of(rows: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    from sklearn.preprocessing import MinMaxScaler  # it takes a second to load
+
+    scaler = MinMaxScaler(feature_range=(0, 1)).fit(rows)
+    return scaler.scale_.astype(np.float32), scaler.min_.astype(np.float32)
 
 
 def _fit_constant(factor: float, images: NDArray[np.uint8]) -> Fitted:

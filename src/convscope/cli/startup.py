@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import importlib
 import importlib.util
 import logging
 import os
@@ -27,9 +28,17 @@ _NOT_NEEDED = {
         *("IPython", "matplotlib", "matplotlib.pyplot", "pandas", "requests", "sklearn"),
         "torch._dynamo",
     ),
+    # To know data frames where it is given some.
+    "sklearn": ("pandas",),
     # For linear algebra and calls of C in loops that numba compiles; ours have neither.
     "convscope.lowering.cpu.loops": ("cffi", "scipy", "scipy.linalg"),
 }
+_HELPER = (
+    "sklearn.model_selection",
+    "convscope.report.evaluated",
+    "convscope.plotting.exercise",
+    "cleanlab.filter",
+)
 # Modules and networks are a million objects that stay: to look for garbage after every 700 of them, as Python
 # does, takes a fifth of the time of a prediction.
 _OBJECTS_BEFORE_A_COLLECTION = 10_000
@@ -38,18 +47,32 @@ _ended: list[int] = []
 
 def own_this_process() -> None:
     """Let large modules be imported without what no command needs, and let the process end at once."""
-    sys.meta_path.insert(0, _LeanImports())
-    gc.set_threshold(_OBJECTS_BEFORE_A_COLLECTION)
+    _load_lean()
     keep_freed_memory()
     # What watches a program (a debugger, a profiler, a measurement of coverage) writes at its very end.
     if sys.gettrace() is None and sys.getprofile() is None and "coverage" not in sys.modules:
         atexit.register(_leave)  # the first one registered runs last
 
 
+def _load_lean() -> None:
+    sys.meta_path.insert(0, _LeanImports())
+    gc.set_threshold(_OBJECTS_BEFORE_A_COLLECTION)
+
+
 def draw_beside() -> None:
-    """Begin a process that draws figures and makes parts of a report beside this one; it loads no torch."""
+    """Begin a process that splits data, draws figures and makes parts of a report beside this one.
+
+    It loads no torch, and this one no scikit-learn, which takes most of a second.
+    """
     if any(isinstance(finder, _LeanImports) for finder in sys.meta_path):  # else somebody else's process
-        begin_helper("convscope.report.evaluated", "convscope.plotting.exercise", "cleanlab.filter")
+        begin_helper(_load_helper)
+
+
+def _load_helper() -> None:
+    """Load in the helper what it is for; what is needed first comes first."""
+    _load_lean()
+    for name in _HELPER:
+        importlib.import_module(name)
 
 
 def ends_with(code: int) -> None:

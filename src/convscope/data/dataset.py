@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope.data.cache import join_pixels
+from convscope.environment import beside
 from convscope.errors import DataError, UsageError, expected_got
 
 FINGERPRINT_CHUNK = 4096
@@ -237,9 +238,6 @@ def split_indices(
         return _split_groups(labels, fraction, seed, stratify, groups)
     if not 0 < fraction < 1:
         raise UsageError(expected_got("a fraction between 0 and 1 for the split", fraction))
-    # Loading scikit-learn takes a second, which a wrong command should not cost.
-    from sklearn.model_selection import train_test_split
-
     if stratify:
         counts = np.bincount(labels)
         if (counts[counts > 0] < 2).any():
@@ -249,15 +247,21 @@ def split_indices(
                 expected_got(expected, f"1 of class {lone}", "Add examples or leave the class out.")
             )
     try:
-        first, second = train_test_split(
-            np.arange(len(labels)),
-            test_size=fraction,
-            random_state=seed,
-            stratify=labels if stratify else None,
-        )
+        return beside(_shuffle_and_split, len(labels), fraction, seed, labels if stratify else None)()
     except ValueError as error:
         message = expected_got("enough examples to split", f"{len(labels)} ({error})", "Add examples.")
         raise DataError(message) from error
+
+
+def _shuffle_and_split(
+    count: int, fraction: float, seed: int, classes: NDArray[np.int64] | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    # Loading scikit-learn takes a second, which a wrong command should not cost.
+    from sklearn.model_selection import train_test_split
+
+    first, second = train_test_split(
+        np.arange(count), test_size=fraction, random_state=seed, stratify=classes
+    )
     return first, second
 
 

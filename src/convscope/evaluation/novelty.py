@@ -8,6 +8,7 @@ its softmax is. The distance is that from the nearest training images (Y. Sun, Y
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -178,12 +179,15 @@ def reduce(features: FloatArray) -> FloatArray:
     return unit
 
 
+@functools.lru_cache(maxsize=4)
 def signs_of(length: int) -> FloatArray:
-    """Give the signs of features that are added up, the same ones everywhere: (sums, 512)."""
+    """Give the signs of features that are added up, the same ones everywhere: (sums, 512), read-only."""
     rows = math.ceil(length / DIMENSIONS)
     # A bit generator's own numbers stay the same in all versions of NumPy.
     bits = np.random.PCG64(_SEED).random_raw(rows * DIMENSIONS) & 1
-    return bits.astype(np.float32).reshape(rows, DIMENSIONS) * 2 - 1
+    signs: FloatArray = bits.astype(np.float32).reshape(rows, DIMENSIONS) * 2 - 1
+    signs.flags.writeable = False
+    return signs
 
 
 def _beyond(distances: NDArray[np.float64], share: float) -> float:

@@ -34,11 +34,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LOG = logging.getLogger(__name__)
-# Images that are predicted at a time: a multiple of what the predictor takes.
-STRETCH = 256
+# Images that are predicted at a time: what the predictor takes, so that their features, which may be long,
+# need not be put together.
+STRETCH = 128
 # Images whose distances are measured at a time. The libraries behind torch and NumPy keep their threads awake
 # for a while, in each other's way: the fewer turns they take, the better.
-BLOCK = 16 * STRETCH
+BLOCK = 32 * STRETCH
 # Two answers of a network to the same image differ by rounding alone, in the logarithms of a few classes.
 _SMALLEST, _COLUMNS, _SAME = np.finfo(np.float32).tiny, 8, 1e-4
 
@@ -115,10 +116,7 @@ def _stretches(
     preprocess: Preprocess,
     places: NDArray[np.int64] | None = None,
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """Predict images some at a time, those in some places or all: probabilities and features of each stretch.
-
-    Features may be long, and there may be many images.
-    """
+    """Predict images some at a time, those in some places or all: give probabilities and features."""
     from convscope.training.api import predict_with_features
 
     count = len(images) if places is None else len(places)

@@ -352,7 +352,7 @@ class MatrixProduct(torch.autograd.Function):
 
     Where x is bfloat16 and ``precision`` is not (in front of the logits), so is the backward pass: its
     gradient would be rounded to that anyway, and x is the largest tensor here. ``scale`` is that of a dropout
-    before: multiplying the few outputs costs less than the many inputs. ``tiled``: in loops, on a CPU, all
+    before: multiplying the few outputs costs less than the many inputs. ``tiled``: in loops, on a CPU, in
     float32. ``smooth`` names an activation function that a loop computes while it adds the bias.
     """
 
@@ -373,7 +373,7 @@ class MatrixProduct(torch.autograd.Function):
         computed = bfloat16_copy(kernel) if lasting else kernel.to(precision)
         if tiled:
             x, computed = x.contiguous(), computed.contiguous()
-            result = compiled.dense_product(x, computed).contiguous()
+            result = compiled.dense_product(x.float(), computed).contiguous()
         else:
             result = x.to(precision) @ computed
         if scale != 1.0:
@@ -385,7 +385,8 @@ class MatrixProduct(torch.autograd.Function):
         else:
             result = epilogue.finish(result if bias is None else result.add_(bias.to(precision)))
             ctx.save_for_backward(x, computed, result if epilogue.relu else None, None)
-        ctx.scale, ctx.epilogue, ctx.tiled, ctx.smooth = scale, epilogue, tiled, smooth
+        ctx.scale, ctx.epilogue, ctx.smooth = scale, epilogue, smooth
+        ctx.tiled = tiled and x.dtype is torch.float32
         # None where the weight takes gradients of any type: an optimizer that reads bfloat16 asks for it.
         ctx.kernel_type = kernel.grad_dtype if kernel.is_leaf else kernel.dtype
         return result

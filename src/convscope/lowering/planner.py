@@ -219,8 +219,6 @@ def _choose_one(
     if isinstance(op, ops.Dense) and program.is_output(op.output):
         # Logits are few, and their rounding would go straight into the loss.
         context = dataclasses.replace(context, precision="float32")
-        if len(_candidates(op, context)) == 1:
-            return KernelChoice("float32"), "output"
     if None in shape[1:] or not context.measured:
         return _by_rule(op, context), "rule"
     candidates = _candidates(op, context)
@@ -248,7 +246,8 @@ def _choose_one(
 def _by_rule(op: ConvOrDense, context: PlanContext) -> KernelChoice:
     """Choose without measuring: bfloat16 where it is multiplied in hardware, loops for a single channel.
 
-    In float32 the loops for a convolution with max-pooling behind it are the rule: they multiply less.
+    In float32 the loops for a convolution with max-pooling behind it are the rule: they multiply less; and
+    those for products of few columns, for which a library reads every input several times.
     """
     on_cpu = context.device.startswith("cpu")
     shallow = on_cpu and _has_few_channels(op, channels=1)
@@ -258,6 +257,8 @@ def _by_rule(op: ConvOrDense, context: PlanContext) -> KernelChoice:
     pooled = on_cpu and precision == "float32" and isinstance(op, ops.Conv2D) and op.pooling is not None
     loops = _algorithms_in_loops(op) if pooled else []
     algorithm = "shallow" if shallow else next(iter(loops), "direct")
+    if on_cpu and precision == "float32" and isinstance(op, ops.Dense) and op.has_few_columns:
+        algorithm = "tiled" if _suits_tiles(op, context) else algorithm
     return KernelChoice(precision, layout, algorithm)
 
 
@@ -279,14 +280,16 @@ def _algorithms_in_loops(op: ConvOrDense) -> list[str]:
     return found if math.prod(op.kernel_shape) <= _MANY_WEIGHTS else []
 
 
-def _fits_tiles(op: ConvOrDense) -> bool:
-    """Say whether the loops for matrix products can compute this op."""
-    return (
-        isinstance(op, ops.Dense)
-        and op.kernel_shape[0] % LANES == 0
-        and (op.filters < LANES or op.filters % LANES == 0)
-        and compiled.available()
-    )
+def _suits_tiles(op: ConvOrDense, context: PlanContext) -> bool:
+    """Say whether the loops for matrix products pay for this op on this machine.
+
+    Torch's products are MKL's, which is made for the processors of another maker, and for more than a few
+    columns.
+    """
+    if not isinstance(op, ops.Dense) or math.prod(op.kernel_shape) * context.batch_size <= _MUCH_WORK:
+        return False
+    slow = op.has_few_columns or (context.training and "AMD" in processor.this_processor().name)
+    return slow and op.suits_tiles and compiled.available()
 
 
 def _candidates(op: ConvOrDense, context: PlanContext) -> list[KernelChoice]:
@@ -299,11 +302,7 @@ def _candidates(op: ConvOrDense, context: PlanContext) -> list[KernelChoice]:
             found.append(KernelChoice(precision, "channels_last", "shallow"))
         if precision == "float32":
             found += [KernelChoice(precision, "channels_last", name) for name in _algorithms_in_loops(op)]
-            work = math.prod(op.kernel_shape) * context.batch_size
-            # Torch's products are MKL's, which is made for the processors of another maker, and for more
-            # than a few columns.
-            slow = "AMD" in processor.this_processor().name or op.filters < LANES
-            if slow and context.training and work > _MUCH_WORK and _fits_tiles(op):
+            if _suits_tiles(op, context):
                 found.append(KernelChoice(precision, "channels_last", "tiled"))
         found += [KernelChoice(precision, layout, "direct") for layout in layouts]
     return found

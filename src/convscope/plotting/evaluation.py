@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.ticker import LogFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from convscope.errors import UsageError, expected_got
@@ -100,14 +101,26 @@ def plot_probability(
             color=[RED, BLUE],
             label=[f"truly {name} ({own.sum()})", f"others ({(~own).sum()})"],
         )
-        axes.set_yscale("log", nonpositive="clip")
-        axes.set_ylim(bottom=0.5)  # a bar for a single image is visible
+        _count_logarithmically(axes)
         axes.set_xlim(0, 1)
         axes.grid(visible=True, axis="y")
         axes.set(xlabel=f"predicted probability of {name}", ylabel="images (logarithmic)")
         axes.set_title(f"Predicted probability of {name}")
         figure.legend(loc="outside lower center", ncols=2)
     return figure
+
+
+def _count_logarithmically(axes: Axes) -> None:
+    """Give an axis of numbers of images, written out, on which a bar for a single one is visible."""
+    axes.set_yscale("log", nonpositive="clip")
+    axes.set_ylim(bottom=0.5)
+    axes.yaxis.set_major_formatter(_WholeNumbers())
+    axes.yaxis.set_minor_formatter(_WholeNumbers(minor_thresholds=(1, 0.4)))
+
+
+class _WholeNumbers(LogFormatter):
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:,.0f}" if x >= 1 and super().__call__(x, pos) else ""
 
 
 # More coloured lines than these cannot be told apart.
@@ -153,8 +166,7 @@ def _draw_reliability(upper: Axes, lower: Axes, found: Reliability) -> None:
     upper.set(xlim=(0, 1), ylim=(0, 1.02))
     upper.legend(loc="upper left")
     lower.bar(centres, found.counts, width, color=GREY, edgecolor="white")
-    lower.set_yscale("log", nonpositive="clip")
-    lower.set_ylim(bottom=0.5)
+    _count_logarithmically(lower)
     lower.set_xlabel("confidence (probability of the predicted class)")
 
 
@@ -491,7 +503,7 @@ def plot_differences(
     names = f"{shorten(found.label_a)} and {shorten(found.label_b)}"
     title = f"{len(chosen)} of {total} images on which {names} differ"
     below = names_below(a.names, chosen, a.images)
-    return image_grid(as_pictures(images, a.images)[chosen], captions, title, 6, below=below)
+    return image_grid(as_pictures(images, a.images, chosen), captions, title, 6, below=below)
 
 
 def _share_out(groups: Sequence[np.ndarray], count: int) -> list[int]:

@@ -95,7 +95,7 @@ def plot_errors(
     title = f"The worst {len(worst)} of {total} errors" if total > len(worst) else f"All {total} errors"
     title = "The only error" if total == 1 else title
     below = names_below(names, worst, len(table))
-    return image_grid(as_pictures(images, len(table))[worst], captions, title, columns=3, below=below)
+    return image_grid(as_pictures(images, len(table), worst), captions, title, columns=3, below=below)
 
 
 def plot_predictions(
@@ -137,7 +137,7 @@ def plot_predictions(
     true cat
     """
     table = as_probabilities(probabilities)  # (n, k)
-    pictures = as_pictures(images, len(table))[:count]
+    pictures = as_pictures(images, len(table), slice(count))
     shown = table[: len(pictures)]
     predicted = np.argmax(shown, axis=1)  # (n, k) → (n,)
     pairs = zip(predicted, shown, strict=True)
@@ -154,21 +154,30 @@ def plot_predictions(
     return image_grid(pictures, captions, title, columns=5, colours=[BLUE if hit else RED for hit in right])
 
 
-def as_pictures(images: ArrayLike, count: int | None = None) -> NDArray[Any]:
-    """Bring ``count`` images of any order of axes into the form to draw: (n, h, w), or (n, h, w, 3 or 4)."""
+def as_pictures(
+    images: ArrayLike, count: int | None = None, places: NDArray[np.integer] | Sequence[int] | slice = slice(None)
+) -> NDArray[Any]:
+    """Bring some of ``count`` images of any order of axes into the form to draw, their type as it was.
+
+    Returns (n, h, w), or (n, h, w, 3 or 4).
+    """
     pictures = np.asarray(images)
     if pictures.ndim not in (3, 4):
         hint = "A single image x becomes x[None]."
         raise UsageError(expected_got("images of shape (n, h, w, c)", pictures.shape, hint))
     if count is not None and len(pictures) != count:
         raise UsageError(expected_got(f"{count} images, one for each row of probabilities", len(pictures)))
+    pictures = pictures[places]
     if pictures.ndim == 3:
         return pictures
     if pictures.shape[3] not in CHANNEL_COUNTS and pictures.shape[1] in CHANNEL_COUNTS:
         pictures = np.moveaxis(pictures, 1, 3)  # (n, c, h, w) → (n, h, w, c)
     if pictures.shape[3] in COLOUR_CHANNELS:
         return pictures
-    grey: NDArray[Any] = pictures.mean(axis=3)  # (n, h, w, c) → (n, h, w); the eye sees no two channels
+    if pictures.shape[3] == 1:
+        return pictures[..., 0]
+    # (n, h, w, c) → (n, h, w); the eye sees no two channels
+    grey: NDArray[Any] = pictures.mean(axis=3).astype(pictures.dtype)
     return grey
 
 
@@ -274,7 +283,7 @@ def plot_label_issues(images: ArrayLike, result: Evaluation, count: int = 24) ->
     ]
     title = f"{chosen.size} of {check.suspects} labels that may be wrong, the likeliest first"
     below = [shorten(result.name_of(int(index)), 26, keep_end=True) for index in chosen]
-    return image_grid(as_pictures(images, result.images)[chosen], captions, title, 6, below=below)
+    return image_grid(as_pictures(images, result.images, chosen), captions, title, 6, below=below)
 
 
 def plot_examples(

@@ -69,6 +69,16 @@ class Dense(ConvOrDense):
     kernel_shape: tuple[int, int]
     input_scale: float = 1.0
 
+    @property
+    def has_few_columns(self) -> bool:
+        """Whether the kernel has fewer columns than libraries make their products for."""
+        return self.filters < LANES
+
+    @property
+    def suits_tiles(self) -> bool:
+        """Whether the loops for matrix products can compute it."""
+        return self.kernel_shape[0] % LANES == 0 and (self.has_few_columns or self.filters % LANES == 0)
+
     def _output_shape(self, shapes: Sequence[Shape]) -> Shape:
         (shape,) = shapes
         require(
@@ -95,6 +105,7 @@ def _read_dense(builder: ProgramBuilder, layer: Any, inputs: Sequence[Value]) ->
 def _run_dense(op: Dense, network: WeightSource) -> Runner:
     fused = FusedEpilogue(op.activation, op.drop)
     dtype = getattr(torch, op.choice.precision)
+    in_tiles = op.choice.algorithm == "tiled"
     in_loops = fused.smooth is not None and op.filters % LANES == 0 and compiled.available()
 
     def prepare() -> Prepared:
@@ -108,8 +119,9 @@ def _run_dense(op: Dense, network: WeightSource) -> Runner:
         rows = x if x.dtype is torch.bfloat16 else x.to(dtype)
         rows = rows if x.dim() == 2 else rows.reshape(-1, op.kernel_shape[0])  # (n, in)
         scale = op.input_scale if step.training else 1.0
-        tiled = op.choice.algorithm == "tiled" and torch.is_grad_enabled() and x.device.type == "cpu"
-        tiled = tiled and rows.dtype is torch.float32 and kernel.device.type == "cpu"
+        tiled = in_tiles and dtype is torch.float32 and x.device.type == kernel.device.type == "cpu"
+        if not torch.is_grad_enabled():
+            tiled = tiled and op.has_few_columns and len(rows) >= LANES
         smooth = fused.smooth if in_loops and x.device.type == "cpu" else None
         result = kernels.apply(
             kernels.MatrixProduct, rows, kernel, bias, scale, fused.at(step), dtype, tiled, smooth
