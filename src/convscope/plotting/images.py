@@ -155,7 +155,9 @@ def plot_predictions(
 
 
 def as_pictures(
-    images: ArrayLike, count: int | None = None, places: NDArray[np.integer] | Sequence[int] | slice = slice(None)
+    images: ArrayLike,
+    count: int | None = None,
+    places: NDArray[np.integer] | Sequence[int] | slice = slice(None),
 ) -> NDArray[Any]:
     """Bring some of ``count`` images of any order of axes into the form to draw, their type as it was.
 
