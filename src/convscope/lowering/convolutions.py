@@ -287,7 +287,8 @@ def convolve_tiles(
 ) -> tuple[Tensor, Tensor]:
     """Convolve and pool as Winograd does, by a transformed kernel; return where each gradient goes, too."""
     count, height, width, _ = images.shape
-    shape = (count, (height - 2) // 2, (width - 2) // 2, transformed.shape[3])
+    filters = transformed.shape[1] * transformed.shape[3]
+    shape = (count, (height - 2) // 2, (width - 2) // 2, filters)
     mask = epilogue.mask(shape, images)
     result, places = compiled.winograd_tile_max(images, transformed, bias, epilogue.relu, mask)
     return epilogue.scaled(result), places

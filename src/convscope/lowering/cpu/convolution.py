@@ -13,7 +13,7 @@ from typing import Any
 
 from convscope.lowering.cpu import LANES
 from convscope.lowering.cpu.loops import _inline, _loop, _share
-from convscope.lowering.cpu.products import _tile
+from convscope.lowering.cpu.products import _ROWS, _tile
 from convscope.lowering.cpu.vectors import (
     add,
     call,
@@ -32,7 +32,6 @@ from convscope.lowering.cpu.vectors import (
 VECTORS = "631259124f7243fa"
 
 _BYTES = 4 * LANES  # of a vector
-_ROWS = 6  # of a product at a time, as in products.py
 _POSITIONS = 36
 _ROOT = 2.0**0.5
 
