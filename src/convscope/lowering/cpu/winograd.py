@@ -15,7 +15,7 @@ import numpy as np
 
 from convscope.lowering.cpu import LANES
 from convscope.lowering.cpu.loops import _drop_line, _inline, _largest_of_four, _loop, _share
-from convscope.lowering.cpu.products import _ROWS, _tile
+from convscope.lowering.cpu.products import _multiply
 from convscope.lowering.cpu.vectors import add, call, load, pointer, store, subtract
 
 # The beginning of the SHA-256 of vectors.py, as in loops.py.
@@ -115,14 +115,10 @@ def winograd_tile_max(block: Any) -> None:
             corner = images + image * height * line + 2 * row * line + 2 * column * pixel
             _transform_pixels(corner, line, pixel, channels, pixels + index * pixel, step)
         for position in range(16):
-            for row in range(0, count, _ROWS):
-                here = min(_ROWS, count - row)
-                for group in range(0, filters, LANES):
-                    _tile(
-                        pixels + position * step + row * pixel, here, pixel, 4,
-                        kernel + 4 * (position * filters + group) * channels, channels,
-                        products + position * product_step + 4 * (row * filters + group), 4 * filters, True,
-                    )  # fmt: skip
+            _multiply(
+                pixels + position * step, count, pixel, kernel + position * filters * pixel, channels,
+                filters, products + position * product_step, True,
+            )  # fmt: skip
         for index in range(count):
             tile = image * high * wide + begin + index
             _transform_products(products + 4 * index * filters, product_step, bias, filters, found)
