@@ -8,6 +8,7 @@ from convscope.evaluation import Evaluation, test_set_log
 from convscope.experiment.results import write_evaluation, write_training
 from convscope.networks import build
 from convscope.preprocessing import Preprocess
+from convscope.report.rendering import write_report
 from convscope.runs import RunDirectory
 
 HISTORY = {
@@ -115,3 +116,8 @@ def make_run(
         },
     )
     return folder, dataset
+
+
+def render_report(path, dataset=None):
+    """Write a run's report; return the page."""
+    return write_report(path, dataset=dataset).read_text(encoding="utf-8")

@@ -8,14 +8,13 @@ import scipy.special
 from hypothesis import given
 from hypothesis import strategies as st
 from prediction_cases import case, predictions, random_case
-from report_runs import make_dataset, make_evaluation, make_run
+from report_runs import make_dataset, make_evaluation, make_run, render_report
 
 from convscope.contents import read_record
 from convscope.errors import UsageError
 from convscope.evaluation import Calibration, Evaluation, apply_temperature, fit_temperature
 from convscope.evaluation.calibration import FEWEST_ERRORS, FEWEST_IMAGES, reliability
 from convscope.export import load_bundle, load_calibration
-from convscope.report.rendering import render_report
 from convscope.runs import RunDirectory
 
 # float64 sums in another order

@@ -13,7 +13,7 @@ from html.parser import HTMLParser
 import keras
 import numpy as np
 import pytest
-from report_runs import HISTORY, make_dataset, make_run
+from report_runs import HISTORY, make_dataset, make_run, render_report
 
 from convscope.contents import TEST_SET_LOG, read_contents, read_record
 from convscope.errors import RunError
@@ -22,7 +22,7 @@ from convscope.inspection import feature_maps
 from convscope.networks import build
 from convscope.report import formatting, inside, rendering
 from convscope.report.explorer import chosen_images, walk
-from convscope.report.rendering import render_report, write_report
+from convscope.report.rendering import write_report
 from convscope.report.summary import reproduction
 
 HOSTILE = ["<script>alert(1)</script>", "</script><!--", '"><img src=x onerror=alert(1)>']

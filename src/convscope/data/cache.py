@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from convscope.environment import cache_folder
 from convscope.errors import DataError, RunError, UsageError, expected_got
 from convscope.parts import pack
-from convscope.runs import is_lock_left, locked, write_file
+from convscope.runs import is_lock_left, locked, sync_file, write_file
 
 _PROGRESS = logging.getLogger("convscope.progress")
 
@@ -237,22 +237,16 @@ def write_store(key: str, shape: tuple[int, ...]) -> Iterator[StoreWriter]:
         with (folder / "pixels").open("wb") as file:
             writer = StoreWriter(file, shape)
             yield writer
-            _sync(file)
+            sync_file(file)
         with (folder / "arrays.npz").open("wb") as file:
             np.savez(file, allow_pickle=False, **writer.arrays)
-            _sync(file)
+            sync_file(file)
         with (folder / NOTES_FILE).open("wb") as file:
             notes = {"shape": [writer.count, *shape], "notes": writer.notes}
             file.write(json.dumps(notes).encode())
-            _sync(file)
+            sync_file(file)
         _publish(folder, store_folder() / key)
         evict(store_folder(), keep=key)
-
-
-def _sync(file: IO[bytes]) -> None:
-    """Make sure that the content is on the disk before its name is."""
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _publish(folder: Path, target: Path) -> None:

@@ -16,7 +16,7 @@ from convscope.data.corrections import add_corrections
 from convscope.data.dataset import Dataset, Split, fingerprint, fold_indices, join, split_indices, take_names
 from convscope.data.decode import DEPTH
 from convscope.data.ingest import Collection, ReadOptions, no_progress, open_path
-from convscope.data.sources.base import SPLITS, UNUSABLE, count
+from convscope.data.sources.base import SPLITS, count
 from convscope.errors import DataError, UsageError, expected_got, unknown_name
 
 _PROGRESS = logging.getLogger("convscope.progress")
@@ -226,7 +226,7 @@ def _left_out(collection: Collection) -> tuple[tuple[str, str], ...]:
     rows = [
         (name, finding.details[number] if finding.details else finding.kind.replace("_", " "))
         for finding in collection.findings
-        if finding.kind in UNUSABLE
+        if finding.is_unused
         for number, name in enumerate(finding.names)
     ]
     index = collection.source.index

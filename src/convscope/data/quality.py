@@ -28,7 +28,7 @@ from convscope.data.ingest import (
 )
 from convscope.data.similarity import BLANK, members_of
 from convscope.data.sources import find_source
-from convscope.data.sources.base import SPLITS, UNUSABLE, Finding, Index, Source, count, find, index_of
+from convscope.data.sources.base import PROBLEMS, SPLITS, Finding, Index, Source, count, find, index_of
 from convscope.errors import DataError, DataNotFoundError
 
 _PROGRESS = logging.getLogger("convscope.progress")
@@ -62,17 +62,6 @@ TELLING = {
 # Enough images to judge, and no more than are quick.
 FEWEST, MOST = 60, 5000
 _CHUNK = 1024
-# For each kind of unusable file: what was found, and what to do.
-PROBLEMS = {
-    "missing": ("missing", "Restore it, or take it off the table."),
-    "unreadable": ("unreadable", "Change its permissions, or copy it again."),
-    "empty": ("empty, zero bytes", "Copy or download it again."),
-    "not_an_image": ("no image, whatever it is called", "Remove it, or get the image that it should be."),
-    "unsupported": ("an image of a kind that is not read", "Save it as JPEG or PNG, 8 bits."),
-    "truncated": ("cut short", "Copy or download it again."),
-    "damaged": ("damaged", "Copy or download it again."),
-    "too_large": ("too large", "Make it smaller."),
-}
 # For each trait of an image that is used all the same: the weight of the finding, what is said, what to do.
 _TRAITS = {
     "animated": ("warning", "moving: the first frame is used", "Check that it shows the class."),
@@ -105,8 +94,7 @@ class DataReport:
     @property
     def left_out(self) -> tuple[str, ...]:
         """Every file that cannot be used, by name."""
-        kinds = (finding for finding in self.findings if finding.kind in UNUSABLE)
-        return tuple(name for finding in kinds for name in finding.names)
+        return tuple(name for finding in self.findings if finding.is_unused for name in finding.names)
 
     @property
     def verdict(self) -> str:

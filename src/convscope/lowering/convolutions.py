@@ -16,6 +16,16 @@ from convscope.lowering.kernels import Context, Epilogue, Tensor, require_first_
 from convscope.lowering.processor import fused_convolution
 
 
+def to_torch_order(x: Tensor, data_format: DataFormat) -> Tensor:
+    """View images in torch's axis order."""
+    return x if data_format == "channels_first" else x.permute(0, 3, 1, 2)  # (n, c, h, w)
+
+
+def to_keras_order(x: Tensor, data_format: DataFormat) -> Tensor:
+    """View images that are in torch's axis order in the model's."""
+    return x if data_format == "channels_first" else x.permute(0, 2, 3, 1)  # (n, h, w, c)
+
+
 @dataclass(frozen=True)
 class Geometry:
     """The settings of a convolution as torch takes them, with symmetric padding."""
@@ -41,12 +51,11 @@ class Order:
 
     def enter(self, images: Tensor) -> Tensor:
         """View images of the model in torch's order (n, c, h, w), copied only where they lie otherwise."""
-        viewed = images if self.data_format == "channels_first" else images.permute(0, 3, 1, 2)
-        return viewed.contiguous(memory_format=self.memory)
+        return to_torch_order(images, self.data_format).contiguous(memory_format=self.memory)
 
     def leave(self, images: Tensor) -> Tensor:
         """View images in torch's order in the model's."""
-        return images if self.data_format == "channels_first" else images.permute(0, 2, 3, 1)
+        return to_keras_order(images, self.data_format)
 
 
 def torch_kernel(
@@ -287,7 +296,8 @@ def convolve_tiles(
 ) -> tuple[Tensor, Tensor]:
     """Convolve and pool as Winograd does, by a transformed kernel; return where each gradient goes, too."""
     count, height, width, _ = images.shape
-    shape = (count, (height - 2) // 2, (width - 2) // 2, transformed.shape[3])
+    filters = transformed.shape[1] * transformed.shape[3]
+    shape = (count, (height - 2) // 2, (width - 2) // 2, filters)
     mask = epilogue.mask(shape, images)
     result, places = compiled.winograd_tile_max(images, transformed, bias, epilogue.relu, mask)
     return epilogue.scaled(result), places

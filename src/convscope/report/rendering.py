@@ -68,12 +68,6 @@ def write_report(
     return run.path / REPORT_FILE
 
 
-def render_report(run_path: str | Path, *, dataset: Dataset | None = None) -> str:
-    """Make a run's report, a whole HTML page that needs nothing but itself."""
-    with log_into(RunDirectory(run_path)):
-        return _render(read_contents(run_path, dataset))
-
-
 def _render(contents: Contents) -> str:
     """Make the page; what is not needed to judge the run is left out where it would become too heavy."""
     with embedded():

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope.errors import RunError, expected_got
-from convscope.runs import sync_folder
+from convscope.runs import sync_file, sync_folder
 
 if TYPE_CHECKING:
     import keras
@@ -217,5 +216,4 @@ def _is_whole(path: Path) -> bool:
 def _write_synced(file: Path, content: bytes) -> None:
     with file.open("xb") as stream:
         stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
+        sync_file(stream)

@@ -35,11 +35,19 @@ SPLIT_NAMES = {
     **dict.fromkeys(("test", "testing", "tst", "privatetest"), 2),
     **dict.fromkeys(("holdout", "heldout", "evaluation", "eval"), 2),
 }
-# Kinds of findings whose files are not used.
-UNUSABLE = (
-    *("missing", "unreadable", "empty", "not_an_image", "unsupported", "truncated", "damaged", "too_large"),
-    *("symlink_loop", "repeated_link", "no_class", "no_part", "astray", "link", "not_in_table"),
-)
+# For each kind of file that is no usable image, as ``ImageError`` calls it: what was found, and what to do.
+PROBLEMS = {
+    "missing": ("missing", "Restore it, or take it off the table."),
+    "unreadable": ("unreadable", "Change its permissions, or copy it again."),
+    "empty": ("empty, zero bytes", "Copy or download it again."),
+    "not_an_image": ("no image, whatever it is called", "Remove it, or get the image that it should be."),
+    "unsupported": ("an image of a kind that is not read", "Save it as JPEG or PNG, 8 bits."),
+    "truncated": ("cut short", "Copy or download it again."),
+    "damaged": ("damaged", "Copy or download it again."),
+    "too_large": ("too large", "Make it smaller."),
+}
+# What else keeps a file from being used.
+_OUT_OF_PLACE = ("symlink_loop", "repeated_link", "no_class", "no_part", "astray", "link", "not_in_table")
 # Images handed to the decoders at a time, at most.
 CHUNK = 512
 # A file changed so lately may change again without its time telling.
@@ -65,6 +73,11 @@ class Finding:
     advice: str = ""  # none where nothing need be done
     names: tuple[str, ...] = ()  # of every file that it is about
     details: tuple[str, ...] = ()  # what there is to say about each, or nothing
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether the files that it is about are left out."""
+        return self.kind in PROBLEMS or self.kind in _OUT_OF_PLACE
 
 
 @dataclass(frozen=True, eq=False)

@@ -161,6 +161,18 @@ function sumsOf(pass, layer, place) {
   });
 }
 
+/** @type {(unit: number, value: number, weight: number, spot?: Spot) => Product} */
+const productOf = (unit, value, weight, spot) => ({ unit, value, weight, product: value * weight, spot });
+
+/** @param {Product[]} products */
+const addUp = (products) => products.reduce((all, one) => all + one.product, 0);
+
+/** Adds up, then as above. @type {(pass: Pass, layer: Layer, place: Place, products: Product[], bias: number | null) => Found | null} */
+function weighted(pass, layer, place, products, bias) {
+  const found = activated(pass, layer, place, addUp(products), bias);
+  return found && { ...found, products };
+}
+
 /** @type {(pass: Pass, layer: Layer, place: Place) => {products: Product[], sum: number, bias: number | null}} */
 function productsOf(pass, layer, place) {
   const { shape, values: kernel } = pass.network.weightsOf(layer, pass.changes).kernel;
@@ -168,20 +180,17 @@ function productsOf(pass, layer, place) {
   const [input] = layer.inputs;
   const maps = pass.network.maps(input);
   const first = Math.floor(flatIndex(mapsOf(layer), place) / layer.shape[layer.shape.length - 1]) * shape[0];
-  let sum = 0;
-  const products = Array.from(entering(pass, layer).subarray(first, first + shape[0]), (value, unit) => {
-    const weight = kernel[unit * shape[1] + column];
-    sum += value * weight;
-    return { unit, value, weight, product: value * weight, spot: { layer: input, place: placeAt(maps, first + unit) } };
-  });
-  return { products, sum, bias: weightOf(pass, layer, "bias", column) };
+  const values = entering(pass, layer).subarray(first, first + shape[0]);
+  const products = Array.from(values, (value, unit) =>
+    productOf(unit, value, kernel[unit * shape[1] + column], { layer: input, place: placeAt(maps, first + unit) }),
+  );
+  return { products, sum: addUp(products), bias: weightOf(pass, layer, "bias", column) };
 }
 
 /** @type {(pass: Pass, layer: Layer, place: Place) => Found | null} */
 function dense(pass, layer, place) {
-  const { products, sum, bias } = productsOf(pass, layer, place);
-  const found = activated(pass, layer, place, sum, bias);
-  return found && { ...found, products };
+  const { products, bias } = productsOf(pass, layer, place);
+  return weighted(pass, layer, place, products, bias);
 }
 
 /**
@@ -236,7 +245,6 @@ function transposed(pass, layer, place) {
   const [down, across, filters] = shape;
   /** @type {Product[]} */
   const products = [];
-  let sum = 0;
   for (let ky = 0; ky < down; ky += 1) {
     for (let kx = 0; kx < across; kx += 1) {
       const [row, column] = [(place.row + crop[0] - ky * dilation[0]) / strides[0], (place.column + crop[1] - kx * dilation[1]) / strides[1]];
@@ -244,13 +252,11 @@ function transposed(pass, layer, place) {
       for (let channel = 0; channel < channels; channel += 1) {
         const value = entering(pass, layer)[(row * width + column) * channels + channel];
         const weight = kernel[((ky * across + kx) * filters + place.channel) * channels + channel];
-        sum += value * weight;
-        products.push({ unit: products.length, value, weight, product: value * weight, spot: { layer: input, place: { row, column, channel } } });
+        products.push(productOf(products.length, value, weight, { layer: input, place: { row, column, channel } }));
       }
     }
   }
-  const found = activated(pass, layer, place, sum, weightOf(pass, layer, "bias", place.channel));
-  return found && { ...found, products };
+  return weighted(pass, layer, place, products, weightOf(pass, layer, "bias", place.channel));
 }
 
 /** The four pixels around a place, by how near they are. @type {(pass: Pass, layer: Layer, place: Place) => Found} */
@@ -262,9 +268,9 @@ function resize(pass, layer, place) {
   const corners = [[top, left, (1 - down) * (1 - over)], [top, right, (1 - down) * over], [bottom, left, down * (1 - over)], [bottom, right, down * over]];
   const products = corners.map(([row, column, weight], unit) => {
     const value = entering(pass, layer)[(row * width + column) * channels + place.channel];
-    return { unit, value, weight, product: value * weight, spot: { layer: input, place: { row, column, channel: place.channel } } };
+    return productOf(unit, value, weight, { layer: input, place: { row, column, channel: place.channel } });
   });
-  const sum = products.reduce((all, one) => all + one.product, 0);
+  const sum = addUp(products);
   return { sum, result: sum, products };
 }
 
@@ -291,12 +297,10 @@ function attention(pass, layer, place) {
   const { values: kernel } = weights.output_kernel;
   const depth = kernel.length / units;
   const token = Math.floor(flatIndex(mapsOf(layer), place) / units);
-  let sum = 0;
-  const products = Array.from(mixed.subarray(token * depth, (token + 1) * depth), (value, unit) => {
-    const weight = kernel[unit * units + place.channel];
-    sum += value * weight;
-    return { unit, value, weight, product: value * weight };
-  });
+  const products = Array.from(mixed.subarray(token * depth, (token + 1) * depth), (value, unit) =>
+    productOf(unit, value, kernel[unit * units + place.channel]),
+  );
+  const sum = addUp(products);
   const bias = weightOf(pass, layer, "output_bias", place.channel);
   const { heads, roles } = layer.settings;
   const others = shapes[roles[2]][0];
@@ -314,14 +318,10 @@ function attention(pass, layer, place) {
 /** First a sum for each channel, then the weighted sum of those. @type {(pass: Pass, layer: Layer, place: Place) => Found | null} */
 function separable(pass, layer, place) {
   const { depthwise, pointwise } = pass.network.weightsOf(layer, pass.changes);
-  const products = Array.from({ length: depthwise.shape[2] * depthwise.shape[3] }, (_, unit) => {
-    const value = depthwiseTerm(pass, layer, place, unit).subtotal;
-    const weight = pointwise.values[unit * layer.shape[2] + place.channel];
-    return { unit, value, weight, product: value * weight };
-  });
-  const sum = products.reduce((all, one) => all + one.product, 0);
-  const found = activated(pass, layer, place, sum, weightOf(pass, layer, "bias", place.channel));
-  return found && { ...found, products };
+  const products = Array.from({ length: depthwise.shape[2] * depthwise.shape[3] }, (_, unit) =>
+    productOf(unit, depthwiseTerm(pass, layer, place, unit).subtotal, pointwise.values[unit * layer.shape[2] + place.channel]),
+  );
+  return weighted(pass, layer, place, products, weightOf(pass, layer, "bias", place.channel));
 }
 
 /** @type {(pass: Pass, layer: Layer, place: Place, unit: number) => Term} */

@@ -196,7 +196,7 @@ def winograd_tile_max(
     are multiples of sixteen.
     """
     count, height, width, channels = images.shape
-    filters = kernel.shape[3]
+    filters = kernel.shape[1] * LANES
     high, wide = (height - 2) // 2, (width - 2) // 2
     results = images.new_empty((count, high, wide, filters))
     places = torch.empty_like(results, dtype=torch.uint8)
@@ -214,9 +214,10 @@ def winograd_tile_max(
 
 
 def transformed_kernel(kernel: Tensor) -> Tensor:
-    """Transform a kernel (3, 3, c, filters) for Winograd's convolution, to (4, 4, c, filters)."""
-    rows = _halves(kernel[0], kernel[1], kernel[2])
-    return torch.stack([torch.stack(_halves(row[0], row[1], row[2])) for row in rows])
+    """Transform a kernel (3, 3, c, filters) into 16 positions, in panels (16, filters / 16, c, 16)."""
+    panels = kernel.reshape(*kernel.shape[:3], -1, LANES).transpose(2, 3)  # (3, 3, filters / 16, c, 16)
+    rows = _halves(panels[0], panels[1], panels[2])
+    return torch.stack([one for row in rows for one in _halves(row[0], row[1], row[2])])
 
 
 def winograd_kernel(kernel: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 
 from convscope.lowering.cpu import LANES
 from convscope.lowering.cpu.loops import _inline, _loop, _share
-from convscope.lowering.cpu.products import _tile
+from convscope.lowering.cpu.products import _ROWS, _multiply, _tile
 from convscope.lowering.cpu.vectors import (
     add,
     call,
@@ -32,7 +32,6 @@ from convscope.lowering.cpu.vectors import (
 VECTORS = "631259124f7243fa"
 
 _BYTES = 4 * LANES  # of a vector
-_ROWS = 6  # of a product at a time, as in products.py
 _POSITIONS = 36
 _ROOT = 2.0**0.5
 
@@ -272,14 +271,10 @@ def winograd_convolution(block: Any) -> None:
             )  # fmt: skip
             _transform_pixels(corner, line, channels, half, pixels + 4 * index * channels, step)
         for position in range(_POSITIONS):
-            for row in range(0, count, _ROWS):
-                here = min(_ROWS, count - row)
-                for group in range(0, filters, LANES):
-                    _tile(
-                        pixels + position * step + 4 * row * channels, here, 4 * channels, 4,
-                        kernel + 4 * (position * filters + group) * channels, channels,
-                        sums + position * sum_step + 4 * (row * filters + group), 4 * filters, True,
-                    )  # fmt: skip
+            _multiply(
+                pixels + position * step, count, 4 * channels, kernel + 4 * position * filters * channels,
+                channels, filters, sums + position * sum_step, True,
+            )  # fmt: skip
         for index in range(count):
             number, tile = (begin + index) // (down * along), (begin + index) % (down * along)
             results, top, side = block[16] + number * result_size, 4 * (tile // along), 4 * (tile % along)

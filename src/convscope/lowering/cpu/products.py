@@ -60,6 +60,20 @@ def _tile(
 
 
 @_inline
+def _multiply(
+    rows: int, count: int, row_step: int, panels: int, length: int, columns: int, target: int, fresh: bool
+) -> None:
+    """Add to results (count, columns), or write where ``fresh``, the products of rows and of all panels."""
+    for row in range(0, count, _ROWS):
+        here = min(_ROWS, count - row)
+        for group in range(0, columns, LANES):
+            _tile(
+                rows + row * row_step, here, row_step, 4, panels + 4 * group * length, length,
+                target + 4 * (row * columns + group), 4 * columns, fresh,
+            )  # fmt: skip
+
+
+@_inline
 def _copy_panels(source: int, line: int, length: int, columns: int, panels: int) -> None:
     """Copy lines into panels of sixteen columns: (columns / 16, length, 16)."""
     for index in range(length):
@@ -83,13 +97,8 @@ def dense_product(block: Any) -> None:
         for begin in range(part * each, stop, block[11]):
             length = min(block[11], stop - begin)
             _copy_panels(kernel + begin * line, line, length, outputs, panels)
-            for row in range(0, count, _ROWS):
-                here = min(_ROWS, count - row)
-                for group in range(0, outputs, LANES):
-                    _tile(
-                        rows + 4 * (row * inputs + begin), here, 4 * inputs, 4, panels + 4 * group * length,
-                        length, sums + row * line + 4 * group, line, begin == part * each,
-                    )  # fmt: skip
+            fresh = begin == part * each
+            _multiply(rows + 4 * begin, count, 4 * inputs, panels, length, outputs, sums, fresh)
 
 
 @_loop

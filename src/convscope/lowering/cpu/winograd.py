@@ -15,13 +15,13 @@ import numpy as np
 
 from convscope.lowering.cpu import LANES
 from convscope.lowering.cpu.loops import _drop_line, _inline, _largest_of_four, _loop, _share
-from convscope.lowering.cpu.vectors import add, call, load, multiply_add, pointer, store, subtract, zeros
+from convscope.lowering.cpu.products import _multiply
+from convscope.lowering.cpu.vectors import add, call, load, pointer, store, subtract
 
 # The beginning of the SHA-256 of vectors.py, as in loops.py.
 VECTORS = "631259124f7243fa"
 
 _BYTES = 4 * LANES  # of a vector
-_ROWS = 6  # of a product at a time: with two registers for each, AVX2's are full
 _INFINITY = np.int32(0x7F800000)
 
 
@@ -64,38 +64,6 @@ def _transform_pixels(corner: int, line: int, pixel: int, channels: int, target:
 
 
 @_inline
-def _multiply(pixels: int, kernel: int, products: int, count: int, channels: int, filters: int) -> None:
-    """Multiply rows of pixels (count, channels) and a kernel (channels, filters), all contiguous."""
-    for row in range(0, count, _ROWS):
-        # Behind the last row it is computed again.
-        row_b, row_c = min(row + 1, count - 1), min(row + 2, count - 1)
-        row_d, row_e, row_f = min(row + 3, count - 1), min(row + 4, count - 1), min(row + 5, count - 1)
-        line = 4 * channels
-        for group in range(0, filters, LANES):
-            at_a, at_b, at_c = pixels + row * line, pixels + row_b * line, pixels + row_c * line
-            at_d, at_e, at_f = pixels + row_d * line, pixels + row_e * line, pixels + row_f * line
-            sum_a = zeros()
-            sum_b, sum_c, sum_d, sum_e, sum_f = sum_a, sum_a, sum_a, sum_a, sum_a
-            weight = kernel + 4 * group
-            for place in range(0, line, 4):
-                weights = load(weight)
-                sum_a = multiply_add(sum_a, at_a + place, weights)
-                sum_b = multiply_add(sum_b, at_b + place, weights)
-                sum_c = multiply_add(sum_c, at_c + place, weights)
-                sum_d = multiply_add(sum_d, at_d + place, weights)
-                sum_e = multiply_add(sum_e, at_e + place, weights)
-                sum_f = multiply_add(sum_f, at_f + place, weights)
-                weight += 4 * filters
-            target = products + 4 * group
-            store(target + 4 * row * filters, sum_a)
-            store(target + 4 * row_b * filters, sum_b)
-            store(target + 4 * row_c * filters, sum_c)
-            store(target + 4 * row_d * filters, sum_d)
-            store(target + 4 * row_e * filters, sum_e)
-            store(target + 4 * row_f * filters, sum_f)
-
-
-@_inline
 def _transform_products(products: int, step: int, bias: int, filters: int, target: int) -> None:
     """Transform sixteen positions back to two by two results (4, filters), and add the bias."""
     for group in range(0, 4 * filters, _BYTES):
@@ -123,8 +91,8 @@ def winograd_tile_max(block: Any) -> None:
     """Convolve, take the largest of each tile of two by two, then ReLU if wanted, then dropout.
 
     The block: pieces of all images; tiles of a piece; height, width, channels of the images; rows and columns
-    of tiles, filters; images; the transformed kernel (16, channels, filters), bias; results, places; relu;
-    lanes, their number, bits of a field; memory for each thread, its size in bytes.
+    of tiles, filters; images; the transformed kernel (16, filters / 16, channels, 16), bias; results, places;
+    relu; lanes, their number, bits of a field; memory for each thread, its size in bytes.
     """
     length, height, width, channels = block[3], block[4], block[5], block[6]
     high, wide, filters = block[7], block[8], block[9]
@@ -148,8 +116,8 @@ def winograd_tile_max(block: Any) -> None:
             _transform_pixels(corner, line, pixel, channels, pixels + index * pixel, step)
         for position in range(16):
             _multiply(
-                pixels + position * step, kernel + 4 * position * channels * filters,
-                products + position * product_step, count, channels, filters,
+                pixels + position * step, count, pixel, kernel + position * filters * pixel, channels,
+                filters, products + position * product_step, True,
             )  # fmt: skip
         for index in range(count):
             tile = image * high * wide + begin + index

@@ -10,7 +10,7 @@ import keras
 import torch
 
 from convscope.errors import LoweringError
-from convscope.lowering.ir import DataFormat, Op, Shape, ShapeError, Value
+from convscope.lowering.ir import Op, Shape, ShapeError, Value
 from convscope.lowering.kernels import Shard
 from convscope.lowering.masks import Key, mix
 
@@ -194,13 +194,3 @@ class WeightSource(Protocol):
 
     def prepared(self, op: Op, prepare: Callable[[], Prepared]) -> Prepared:
         """Return an op's weights as it computes with them."""
-
-
-def to_torch_order(x: Tensor, data_format: DataFormat) -> Tensor:
-    """View images in torch's axis order."""
-    return x if data_format == "channels_first" else x.permute(0, 3, 1, 2)  # (n, c, h, w)
-
-
-def to_keras_order(x: Tensor, data_format: DataFormat) -> Tensor:
-    """View images that are in torch's axis order in the model's."""
-    return x if data_format == "channels_first" else x.permute(0, 2, 3, 1)  # (n, h, w, c)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import keras
 import torch.nn.functional as F  # noqa: N812  the name that torch's own documentation uses
 
+from convscope.lowering.convolutions import to_keras_order, to_torch_order
 from convscope.lowering.ir import (
     DataFormat,
     Op,
@@ -21,17 +22,7 @@ from convscope.lowering.ir import (
     spatial_axes,
     with_axes,
 )
-from convscope.lowering.layers.base import (
-    ProgramBuilder,
-    Runner,
-    Step,
-    Tensor,
-    WeightSource,
-    reads,
-    runs,
-    to_keras_order,
-    to_torch_order,
-)
+from convscope.lowering.layers.base import ProgramBuilder, Runner, Step, Tensor, WeightSource, reads, runs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,8 @@ from convscope.lowering.convolutions import (
     convolve_few_channels,
     convolve_tiles,
     convolve_winograd,
+    to_keras_order,
+    to_torch_order,
     torch_kernel,
 )
 from convscope.lowering.cpu import LANES, compiled
@@ -50,8 +52,6 @@ from convscope.lowering.layers.base import (
     WeightSource,
     reads,
     runs,
-    to_keras_order,
-    to_torch_order,
 )
 from convscope.lowering.layers.dense import ConvOrDense, folded
 from convscope.lowering.layers.elementwise import Dropout, FusedEpilogue, read_fused_activation
