@@ -91,7 +91,7 @@ def test_the_exercise_holds_no_more_than_a_step_needs(tmp_path):
     loaded = loaded_by("exercise", *options)
     assert 300 < loaded.peak < 1_200
     if share_of_threads(1) > 1:  # else there is no helper, which loads them
-        assert not {"sklearn", "pandas", "cleanlab", "scipy.stats"} & loaded
+        assert not {"sklearn", "pandas", "cleanlab", "scipy.stats", "scipy.optimize"} & loaded
 
 
 def test_an_error_of_keras_without_its_optional_packages_is_made_good_with_them(tmp_path):
