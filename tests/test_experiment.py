@@ -2,6 +2,7 @@
 
 import errno
 import os
+from contextlib import nullcontext
 from dataclasses import replace
 
 import keras
@@ -18,7 +19,7 @@ from convscope.experiment.config import ExperimentConfig, TrainingConfig
 from convscope.experiment.preparation import build_model, prepare
 from convscope.experiment.running import resume_experiment, run_experiment
 from convscope.runs import RunDirectory, describe_runs, open_run, write_errors_named
-from convscope.training.events import EpochEnd, Notice, StepEnd, TrainBegin
+from convscope.training.events import EpochEnd, Notice, RunEnd, StepEnd, TrainBegin
 
 SHORT = ExperimentConfig(
     "simple", data="digits", training=TrainingConfig(epochs=3, batch_size=64, deterministic=True)
@@ -186,6 +187,26 @@ def test_an_interrupted_report_leaves_a_completed_run(digits, tmp_path, monkeypa
     with pytest.raises(InterruptedRunError, match="is complete but for its report"):
         run_experiment(SHORT, digits, tmp_path / "run")
     assert open_run(tmp_path / "run").read_json("run.json")["status"] == "completed"
+
+
+@pytest.mark.parametrize("error", [None, BrokenPipeError(32, "nobody reads")], ids=["read", "not read"])
+def test_the_result_is_there_before_the_report_which_follows_whatever_becomes_of_it(digits, tmp_path, error):
+    told, seen = [], []
+
+    def show(result):
+        seen.append(
+            (result, (result.run / "evaluation.json").exists(), (result.run / "report.html").exists())
+        )
+        if error is not None:
+            raise error
+
+    with pytest.raises(BrokenPipeError) if error else nullcontext():
+        run_experiment(SHORT, digits, tmp_path / "run", [told.append], on_result=show)
+    ((result, *existed),) = seen
+    assert existed == [True, False]
+    assert (tmp_path / "run" / "report.html").exists()
+    assert result.test.accuracy == running.read_result(tmp_path / "run").test.accuracy
+    assert [event.status for event in told if isinstance(event, RunEnd)] == ["completed"]
 
 
 def test_a_report_that_cannot_be_made_leaves_its_traceback_in_the_run(digits, tmp_path, monkeypatch):

@@ -235,10 +235,9 @@ def _train_together(
     from convscope.experiment.together import train_together
 
     taken = {name: options[name] for name in ("listeners", "command", "with_report")}
-    result = train_together(config, dataset, out, **taken)
+    show: Callable[[Result], None] = (lambda _result: None) if json else show_result
+    result = train_together(config, dataset, out, **taken, on_result=show)
     if isinstance(result, Result):
-        if not json:
-            show_result(result)
         _show_all(dataset, [result], json)
 
 
@@ -304,8 +303,12 @@ def resume(
     from convscope.experiment.running import Result
     from convscope.experiment.together import resume_together
 
+    def show(result: Trained) -> None:
+        if isinstance(result, Result) and not json:
+            show_result(result)
+
     listeners = followed(json, targets)
-    result = resume_together(run, listeners, with_report=report, data=data)
+    result = resume_together(run, listeners, with_report=report, data=data, on_result=show)
     if result is None:
         return  # the first process speaks
     if not isinstance(result, Result):
@@ -313,7 +316,6 @@ def resume(
     elif json:
         show_json(_as_json(None, [result]))
     else:
-        show_result(result)
         show_next(result)
 
 

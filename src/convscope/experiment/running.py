@@ -91,6 +91,9 @@ class Result(Trained):
     test: Evaluation
 
 
+OnResult = Callable[[Any], None]
+
+
 def run_experiment(
     config: ExperimentConfig,
     dataset: Dataset,
@@ -100,6 +103,7 @@ def run_experiment(
     *,
     with_report: bool = True,
     began: float | None = None,
+    on_result: OnResult = lambda _result: None,
 ) -> Result:
     """Do a whole experiment and write its run directory.
 
@@ -119,6 +123,8 @@ def run_experiment(
         Write ``report.html`` too, which takes some seconds.
     began : float, optional
         When the time of a deadline began to count, by ``time.perf_counter``; now, unless given.
+    on_result : callable, optional
+        Receives the result as soon as it is known, before the report is written.
 
     Returns
     -------
@@ -135,7 +141,7 @@ def run_experiment(
         and can be resumed.
     """
     facts = {"command": shlex.join(command), "with_report": with_report}
-    return cast(Result, _run(config, dataset, target, listeners, facts, began))
+    return cast(Result, _run(config, dataset, target, listeners, facts, began, on_result))
 
 
 def run_trial(
@@ -160,6 +166,7 @@ def _run(
     listeners: Sequence[Listener],
     facts: Mapping[str, Any],
     began: float | None,
+    on_result: OnResult = lambda _result: None,
 ) -> Trained:
     """Do an experiment; ``facts`` are kept in its record."""
     began = time.perf_counter() if began is None else began
@@ -171,7 +178,7 @@ def _run(
             session = fit_head(session, record, listeners)
             session = try_out(session, run, record, listeners, began=began, with_report=with_report)
         with _announced(run, record, listeners):
-            return _train_and_finish(run, session, record, listeners, began=began)
+            return _train_and_finish(run, session, record, listeners, began=began, on_result=on_result)
 
 
 def evaluate_on_test(
@@ -227,6 +234,7 @@ def resume_experiment(
     *,
     with_report: bool | None = None,
     data: str | Path | None = None,
+    on_result: OnResult = lambda _result: None,
 ) -> Trained:
     """Go on with a training that was interrupted, as if nothing had happened.
 
@@ -253,7 +261,7 @@ def resume_experiment(
         if with_report is not None:
             record["with_report"] = with_report
         with _announced(run, record, listeners, state.epoch if state else 0):
-            return _train_and_finish(run, session, record, listeners, state, seconds)
+            return _train_and_finish(run, session, record, listeners, state, seconds, on_result=on_result)
 
 
 @contextmanager
@@ -273,7 +281,8 @@ def _announced(
         status = "interrupted"
         raise
     except Exception as error:
-        status = getattr(error, "run_status", status)
+        completed = run.published and run.read_json(RUN_FILE)["status"] == "completed"
+        status = "completed" if completed else getattr(error, "run_status", status)
         raise
     finally:
         notify(listeners, RunEnd(run, status))
@@ -310,8 +319,9 @@ def _train_and_finish(
     seconds: float = 0.0,
     *,
     began: float | None = None,
+    on_result: OnResult,
 ) -> Trained:
-    """Train to the end, keeping checkpoints; then evaluate and write everything."""
+    """Train to the end, keeping checkpoints; then evaluate and write everything, the report last."""
     try:
         training = _train(run, session, record, listeners, state, seconds)
         if training.interrupted:
@@ -346,9 +356,13 @@ def _train_and_finish(
             raise
         raise RunError(f"{error} {_how_to_go_on(run)}") from error
     remove_checkpoints(run.path)
-    if record.get("with_report", True):
-        _report(run, session, listeners)
-    return _result(run, record, training.history, evaluations)
+    result = _result(run, record, training.history, evaluations)
+    try:
+        on_result(result)
+    finally:  # whoever wanted to know may be gone
+        if record.get("with_report", True):
+            _report(run, session, listeners)
+    return result
 
 
 def _train(

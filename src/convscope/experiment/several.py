@@ -80,10 +80,11 @@ def run_several(
     """Run experiments, each under its name in a folder of their own below ``out``.
 
     The folder's name has time, ``kind`` and dataset. Where a configuration reads a fold, its run gets that
-    fold of the dataset. ``on_begin`` and ``on_result`` are called before and after each; a deadline counts
-    from ``began`` for the first one. What was finished stays when another one fails.
+    fold of the dataset. ``on_begin`` is called before each; a deadline counts from ``began`` for the first
+    one. What was finished stays when another one fails.
 
-    With one worker they are run one after the other, and ``listeners`` receive every event. With several
+    With one worker they are run one after the other, ``listeners`` receive every event, and ``on_result`` is
+    called once a run's numbers are known, before its report is written, else after it. With several workers
     they are run side by side, each worker a process with its share of the threads: ``on_event`` receives
     what begins a training, ends an epoch or is noted, with the run's name, and the first error is raised
     when all the others are finished. ``track`` names the tools that these processes send their runs to.
@@ -99,11 +100,11 @@ def run_several(
             fold = config.reading.get("fold")
             part = take_fold(dataset, *fold) if fold else dataset
             result = run_experiment(
-                config, part, folder / name, listeners, command, with_report=with_report, began=began
-            )
+                config, part, folder / name, listeners, command,
+                with_report=with_report, began=began, on_result=on_result,
+            )  # fmt: skip
             began = None
             results.append(result)
-            on_result(result)
     return results
 
 

@@ -13,7 +13,13 @@ from convscope.errors import DataError, UsageError, expected_got
 from convscope.experiment.config import ExperimentConfig
 from convscope.experiment.fitting import stop_on_signals, train
 from convscope.experiment.preparation import begin_session
-from convscope.experiment.running import Trained, read_result, resume_experiment, run_experiment
+from convscope.experiment.running import (
+    OnResult,
+    Trained,
+    read_result,
+    resume_experiment,
+    run_experiment,
+)
 from convscope.experiment.transfer import rate_factors
 from convscope.runs import RUN_FILE, RunDirectory, new_folder, open_unfinished
 from convscope.training.distributed import Group, attempt, join
@@ -30,6 +36,7 @@ def train_together(
     listeners: Sequence[Listener] = (),
     command: Sequence[str] = (),
     with_report: bool = True,
+    on_result: OnResult = lambda _result: None,
 ) -> Trained | None:
     """Train one network on all processes; the first gets what came out, the others None.
 
@@ -52,12 +59,17 @@ def train_together(
         return None
     begun = _begun(group)
     if begun is not None:
-        done = RunDirectory(begun).read_json(RUN_FILE).get("status") == "completed"
-        return read_result(begun) if done else resume_experiment(begun, listeners)
+        if RunDirectory(begun).read_json(RUN_FILE).get("status") != "completed":
+            return resume_experiment(begun, listeners, on_result=on_result)
+        result = read_result(begun)
+        on_result(result)
+        return result
     with new_folder(out, f"{datetime.now():%Y%m%d-%H%M%S}-train-{dataset.name}") as folder:
         target = folder / config.network_name
         group.memory.set(_RUN, str(target.resolve()))
-        return run_experiment(config, dataset, target, listeners, command, with_report=with_report)
+        return run_experiment(
+            config, dataset, target, listeners, command, with_report=with_report, on_result=on_result
+        )
 
 
 def resume_together(
@@ -66,13 +78,14 @@ def resume_together(
     *,
     with_report: bool | None = None,
     data: str | Path | None = None,
+    on_result: OnResult = lambda _result: None,
 ) -> Trained | None:
     """Go on with a training, on as many processes as there are now; arguments as for one process."""
     group = join()
     if group is not None:
         _refuse_deadline(ExperimentConfig.from_json(open_unfinished(path).read_json(RUN_FILE)["config"]))
     if group is None or group.leads:
-        return resume_experiment(path, listeners, with_report=with_report, data=data)
+        return resume_experiment(path, listeners, with_report=with_report, data=data, on_result=on_result)
     record = open_unfinished(path).read_json(RUN_FILE)
     if data is not None:
         record["data"]["source"] = str(Path(data).resolve() if Path(data).exists() else data)
