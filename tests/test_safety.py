@@ -88,6 +88,8 @@ TRAPS = {
     "a wrapper": layer("TimeDistributed", layer=layer("Lambda")),
     "a layer of another module": layer("Dense", module="os"),
     "a private module": layer("Dense", module="keras.src.layers.core.lambda_layer"),
+    "a Lambda of a private module": layer("Lambda", module="keras.src.layers.core.lambda_layer"),
+    "a function as a layer": layer("system", module="os"),
     "another package": layer("Preset", module="keras_hub.models"),
     "a registered class": layer("Dense") | {"registered_name": "evil>Dense"},
     "an unregistered class": layer("Evil", module=None),

@@ -43,6 +43,14 @@ def test_the_stored_record_stays_as_it_is():
     assert test_set_log.count(stored) == 1
 
 
+def test_no_use_is_forgotten_however_many_there_are():
+    log = None
+    for number in range(300):
+        log = test_set_log.add_use(log, "report", by=str(number))
+    assert [entry["by"] for entry in log["consultations"]] == [str(number) for number in range(300)]
+    assert "used 300 times" in test_set_log.describe(log)
+
+
 def test_moments_are_kept_in_universal_time():
     summer = datetime(2024, 7, 1, 12, 0, tzinfo=timezone(timedelta(hours=2)))
     assert (

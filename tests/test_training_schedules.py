@@ -54,6 +54,7 @@ def test_cosine_warms_up_and_falls_to_its_floor(peak, count, data):
     warmup = data.draw(st.integers(0, count - 1))
     schedule = Cosine(peak, count, warmup, floor=0.1)
     values = [schedule(step).learning_rate for step in range(count + 5)]
+    assert values[:warmup] == pytest.approx([peak * (step + 1) / warmup for step in range(warmup)])
     assert values[warmup] == pytest.approx(peak)
     assert values[count] == pytest.approx(peak * 0.1)
     assert values[count:] == [values[count]] * 5
