@@ -209,6 +209,15 @@ def test_the_result_is_there_before_the_report_which_follows_whatever_becomes_of
     assert [event.status for event in told if isinstance(event, RunEnd)] == ["completed"]
 
 
+def test_a_trial_whose_test_images_cannot_be_evaluated_has_failed(digits, tmp_path, monkeypatch):
+    run = running.run_trial(SHORT, digits, tmp_path / "run").run
+    once(monkeypatch, "examine_parts", ZeroDivisionError("nothing to divide by"))
+    told = []
+    with pytest.raises(ZeroDivisionError):
+        running.evaluate_on_test(run, [told.append], by="sweep")
+    assert [event.status for event in told if isinstance(event, RunEnd)] == ["failed"]
+
+
 def test_a_report_that_cannot_be_made_leaves_its_traceback_in_the_run(digits, tmp_path, monkeypatch):
     once(monkeypatch, "write_report", ZeroDivisionError("nothing to divide by"))
     told = []

@@ -348,11 +348,14 @@ Fitted = tuple[NDArray[np.float32], NDArray[np.float32], tuple[float, float] | N
 
 def _fit_minmax(images: NDArray[np.uint8]) -> Fitted:
     """Fit scikit-learn's MinMaxScaler per pixel, as the exercise does: the extremes are all that it uses."""
-    chunks = (images[start : start + FIT_CHUNK] for start in range(0, len(images), FIT_CHUNK))
-    extremes = [bound for chunk in chunks for bound in (chunk.min(axis=0), chunk.max(axis=0))]
-    rows = np.stack(extremes).reshape(len(extremes), -1).astype(np.float32)  # (bounds, h·w·c)
-    scale, offset = beside(_scale_of, rows)()
     shape = images.shape[1:]
+    low, high = np.full(shape, 255, np.uint8), np.zeros(shape, np.uint8)
+    for start in range(0, len(images), FIT_CHUNK):
+        chunk = images[start : start + FIT_CHUNK]
+        np.minimum(low, chunk.min(axis=0), out=low)
+        np.maximum(high, chunk.max(axis=0), out=high)
+    rows = np.stack([low, high]).reshape(2, -1).astype(np.float32)  # (2, h·w·c)
+    scale, offset = beside(_scale_of, rows, size=rows.nbytes)()
     return scale.reshape(shape), offset.reshape(shape), (0.0, 1.0)
 
 

@@ -33,6 +33,7 @@ _NOT_NEEDED = {
     # For linear algebra and calls of C in loops that numba compiles; ours have neither.
     "convscope.lowering.cpu.loops": ("cffi", "scipy", "scipy.linalg"),
 }
+# What the helper loads: it splits data, draws figures and looks for wrong labels, in this order.
 _HELPER = (
     "sklearn.model_selection",
     "convscope.report.evaluated",
@@ -69,7 +70,7 @@ def draw_beside() -> None:
 
 
 def _load_helper() -> None:
-    """Load in the helper what it is for; what is needed first comes first."""
+    """Load in the helper what it is for."""
     _load_lean()
     for name in _HELPER:
         importlib.import_module(name)

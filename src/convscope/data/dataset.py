@@ -247,7 +247,8 @@ def split_indices(
                 expected_got(expected, f"1 of class {lone}", "Add examples or leave the class out.")
             )
     try:
-        return beside(_shuffle_and_split, len(labels), fraction, seed, labels if stratify else None)()
+        classes = labels if stratify else None
+        return beside(_shuffle_and_split, len(labels), fraction, seed, classes, size=labels.nbytes)()
     except ValueError as error:
         message = expected_got("enough examples to split", f"{len(labels)} ({error})", "Add examples.")
         raise DataError(message) from error

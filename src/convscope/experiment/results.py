@@ -128,7 +128,9 @@ def _stretches(
 def calibrate(evaluations: Mapping[str, Evaluation]) -> tuple[Calibration, dict[str, Evaluation]]:
     """Decide by the validation images about a temperature, and evaluate every part with it."""
     validation = evaluations.get("validation")
-    calibration = beside(Calibration.fit, validation)() if validation else Calibration()
+    calibration = Calibration()
+    if validation:
+        calibration = beside(Calibration.fit, validation, size=validation.probabilities.nbytes)()
     return calibration, {part: one.calibrated(calibration.temperature) for part, one in evaluations.items()}
 
 

@@ -67,6 +67,8 @@ from convscope.training.events import Listener, Notice, RunBegin, RunEnd, notify
 _LOG = logging.getLogger(__name__)
 _PROGRESS = logging.getLogger("convscope.progress")
 
+OnResult = Callable[[Any], None]
+
 
 @dataclass(frozen=True, eq=False)
 class Trained:
@@ -89,9 +91,6 @@ class Result(Trained):
     """What came out of a whole experiment."""
 
     test: Evaluation
-
-
-OnResult = Callable[[Any], None]
 
 
 def run_experiment(
@@ -281,8 +280,7 @@ def _announced(
         status = "interrupted"
         raise
     except Exception as error:
-        completed = run.published and run.read_json(RUN_FILE)["status"] == "completed"
-        status = "completed" if completed else getattr(error, "run_status", status)
+        status = getattr(error, "run_status", status)
         raise
     finally:
         notify(listeners, RunEnd(run, status))
@@ -359,7 +357,10 @@ def _train_and_finish(
     result = _result(run, record, training.history, evaluations)
     try:
         on_result(result)
-    finally:  # whoever wanted to know may be gone
+    except Exception as error:  # whoever wanted to know may be gone
+        error.run_status = "completed"  # type: ignore[attr-defined]
+        raise
+    finally:
         if record.get("with_report", True):
             _report(run, session, listeners)
     return result

@@ -257,8 +257,9 @@ def _by_rule(op: ConvOrDense, context: PlanContext) -> KernelChoice:
     pooled = on_cpu and precision == "float32" and isinstance(op, ops.Conv2D) and op.pooling is not None
     loops = _algorithms_in_loops(op) if pooled else []
     algorithm = "shallow" if shallow else next(iter(loops), "direct")
-    if on_cpu and precision == "float32" and isinstance(op, ops.Dense) and op.has_few_columns:
-        algorithm = "tiled" if _suits_tiles(op, context) else algorithm
+    few = isinstance(op, ops.Dense) and op.has_few_columns
+    if on_cpu and precision == "float32" and few and _suits_tiles(op, context):
+        algorithm = "tiled"
     return KernelChoice(precision, layout, algorithm)
 
 

@@ -24,6 +24,9 @@ from convscope.lowering.layers.base import (
 from convscope.lowering.layers.elementwise import Dropout, FusedEpilogue, read_fused_activation
 from convscope.lowering.layers.normalization import BatchNormalization
 
+# Fewer rows are predicted sooner by torch's product.
+_FEWEST_ROWS = 16
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConvOrDense(Op):
@@ -105,7 +108,7 @@ def _read_dense(builder: ProgramBuilder, layer: Any, inputs: Sequence[Value]) ->
 def _run_dense(op: Dense, network: WeightSource) -> Runner:
     fused = FusedEpilogue(op.activation, op.drop)
     dtype = getattr(torch, op.choice.precision)
-    in_tiles = op.choice.algorithm == "tiled"
+    in_tiles = op.choice.algorithm == "tiled" and dtype is torch.float32
     in_loops = fused.smooth is not None and op.filters % LANES == 0 and compiled.available()
 
     def prepare() -> Prepared:
@@ -119,9 +122,8 @@ def _run_dense(op: Dense, network: WeightSource) -> Runner:
         rows = x if x.dtype is torch.bfloat16 else x.to(dtype)
         rows = rows if x.dim() == 2 else rows.reshape(-1, op.kernel_shape[0])  # (n, in)
         scale = op.input_scale if step.training else 1.0
-        tiled = in_tiles and dtype is torch.float32 and x.device.type == kernel.device.type == "cpu"
-        if not torch.is_grad_enabled():
-            tiled = tiled and op.has_few_columns and len(rows) >= LANES
+        pays = torch.is_grad_enabled() or (op.has_few_columns and len(rows) >= _FEWEST_ROWS)
+        tiled = in_tiles and pays and x.device.type == kernel.device.type == "cpu"
         smooth = fused.smooth if in_loops and x.device.type == "cpu" else None
         result = kernels.apply(
             kernels.MatrixProduct, rows, kernel, bias, scale, fused.at(step), dtype, tiled, smooth
